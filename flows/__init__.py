@@ -1,0 +1,1 @@
+"""When things happen: order, retries, schedules, events, and the command line."""

@@ -1,0 +1,1 @@
+"""Whether all is well: what people read about their models."""

@@ -1,0 +1,1 @@
+"""What Evergreen does: typed functions of files and params, without an orchestrator."""

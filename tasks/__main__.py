@@ -1,0 +1,76 @@
+"""`python -m tasks STEP [PROBLEM]`: run one step on the project around the current folder. This is what DVC and Prefect run.
+
+Progress goes to stderr, one line each; the result goes to stdout as one JSON object; what it cost goes to var/costs.
+"""
+
+import argparse
+import logging
+import os
+import resource
+import sys
+import time
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+
+STEPS = {"ingest": False, "validate": False, "features": True, "tune": True, "train": True, "evaluate": True}
+"""Step -> whether it works on one problem."""
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    for name in THREADS:
+        os.environ.setdefault(name, "1")
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    logging.captureWarnings(True)
+    from tasks.errors import EvergreenError
+
+    try:
+        return _run(options.step, options.problem, options.root)
+    except EvergreenError as error:
+        if options.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tasks", description="Run one step.")
+    parser.add_argument("step", choices=STEPS)
+    parser.add_argument("problem", nargs="?", help="a name under problems in params.yaml")
+    parser.add_argument("--root", type=Path, default=Path(), help="folder of params.yaml or below")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an expected error")
+    return parser
+
+
+def _run(step: str, problem: str | None, root: Path) -> int:
+    from tasks import layout, params
+    from tasks.errors import ParamsError
+
+    place = layout.find(root)
+    known = params.load(place.params)
+    if STEPS[step] != bool(problem):
+        raise ParamsError(f"{step}: {'needs a problem' if STEPS[step] else 'takes no problem'}; problems are {', '.join(known.problems)}")
+    if problem:
+        known.section(problem)
+    started, clock = datetime.now(UTC), time.perf_counter()
+    result = import_module(f"tasks.{step}").run(known, problem, place)
+    layout.write_json(place.cost(step, problem), {"started": started.isoformat(), "wall_seconds": round(time.perf_counter() - clock, 3), **usage()})
+    print(result.model_dump_json())
+    return 0
+
+
+def usage() -> dict[str, float]:
+    """CPU seconds (user and system) and peak memory in MB of this process, or its largest child, since it began."""
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return {
+        "cpu_seconds": round(sum(each.ru_utime + each.ru_stime for each in spent), 3),
+        "peak_mb": round(max(each.ru_maxrss for each in spent) / unit, 1),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""The errors Evergreen expects.
+
+    EvergreenError
+    ├── ParamsError        params.yaml is wrong: key, value, rule, nearest right name
+    ├── SourceError        a table cannot be read
+    ├── DataError          a table was read and breaks a rule that stops the run
+    │   └── LeakError      a feature uses what was not known at its cutoff
+    ├── StepError          a step failed in its own process
+    ├── BusyError          somebody else is at work on the same files
+    ├── SpaceError         a disk is full or a folder cannot be written
+    ├── ModelError         a model cannot be saved, trusted or loaded
+    └── ProjectError       the folder is not a project: no params.yaml, no git, no DVC
+
+Every message says where, which value, the rule, and what to do next, on one line. The command line prints it and exits with 1.
+"""
+
+
+class EvergreenError(Exception):
+    """Base of every error that a person can mend."""
+
+
+class ParamsError(EvergreenError): ...
+
+
+class SourceError(EvergreenError): ...
+
+
+class DataError(EvergreenError): ...
+
+
+class LeakError(DataError): ...
+
+
+class StepError(EvergreenError): ...
+
+
+class BusyError(EvergreenError): ...
+
+
+class SpaceError(EvergreenError): ...
+
+
+class ModelError(EvergreenError): ...
+
+
+class ProjectError(EvergreenError): ...

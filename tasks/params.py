@@ -1,0 +1,545 @@
+"""The typed, frozen view of params.yaml: every number a person may change, each with its unit and effect.
+
+`load` reads the file once. A wrong key or value is refused with file, key, value, rule and the nearest right name.
+"""
+
+import difflib
+import json
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from tasks.errors import ParamsError
+
+KindName = Literal["classification", "regression", "clustering", "recommendation"]
+
+T = TypeVar("T")
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+Options = Annotated[tuple[T, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+"""One value, or a list of values to search over."""
+
+
+class Section(BaseModel):
+    """A frozen part of params.yaml; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Project(Section):
+    name: str
+    """Names the project on its page and in the registry."""
+    seed: int = 0
+    """Seeds every random draw; the same seed and data give the same models."""
+    as_of: date | None = None
+    """Last day that counts as known (inclusive, local time). null: the newest day in the data."""
+
+
+class Source(Section):
+    """Where one table comes from. Exactly one of store, csv, parquet and sql."""
+
+    store: str | None = None
+    """Name of a table of the worked example's package."""
+    csv: str | None = None
+    """Path of a CSV file, relative to params.yaml."""
+    parquet: str | None = None
+    """Path or glob of parquet files, relative to params.yaml."""
+    sql: str | None = None
+    """A query; needs `address`."""
+    address: str | None = None
+    """SQLAlchemy address of the database, or env:NAME to read it from the environment (do so for passwords)."""
+    separator: str = ","
+    """CSV: the character between two fields."""
+    encoding: str = "utf8"
+    """CSV: the encoding of the file, for example latin-1."""
+    columns: tuple[str, ...] | None = None
+    """Columns to keep, in this order. null: all."""
+    types: dict[str, Literal["integer", "number", "text", "boolean", "date", "datetime"]] = {}
+    """Column types that must hold; a value that does not convert stops the run."""
+    time: str | None = None
+    """Column that says when a row became known; rows after `as_of` are left out. null: known from the start."""
+    stored_in: str | None = None
+    """Time zone that the time column is stored in, for example UTC. null: already local."""
+    local: str | None = None
+    """Time zone of the business, for example America/New_York; times are converted to it before anything else."""
+
+    @model_validator(mode="after")
+    def one_source(self) -> "Source":
+        named = [name for name in ("store", "csv", "parquet", "sql") if getattr(self, name) is not None]
+        if len(named) != 1:
+            raise ValueError(f"needs exactly one of store, csv, parquet, sql; has {', '.join(named) or 'none'}")
+        if (self.sql is None) != (self.address is None):
+            raise ValueError("sql and address go together")
+        if (self.stored_in is None) != (self.local is None):
+            raise ValueError("stored_in and local go together")
+        return self
+
+
+class Expectation(Section):
+    """One rule in the vocabulary of Great Expectations."""
+
+    type: str
+    """Expectation type, for example expect_column_values_to_be_between."""
+    kwargs: dict[str, Any] = {}
+    """Its arguments, for example {column: quantity, min_value: 0}."""
+    severity: Literal["error", "warning"] = "error"
+    """error: rows that break it go to quarantine (a row rule) or the run stops (a table rule). warning: reported only."""
+    name: str | None = None
+    """Short name in reports and in quarantine. null: type and column."""
+
+
+class Rules(Section):
+    """What must hold of one table before anything learns from it."""
+
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Largest share of rows (0 to 1) that may go to quarantine; above it the run stops."""
+    unique: tuple[str, ...] = ()
+    """Columns that together are unique; later duplicates go to quarantine. Empty: no such rule."""
+    drop_duplicates: bool = False
+    """Drop rows that repeat an earlier row in every column, before the rules; their number is reported."""
+    expectations: tuple[Expectation, ...] = ()
+    """The rules, checked in one pass."""
+
+
+class Aggregate(Section):
+    """One number per entity and window, computed from events."""
+
+    name: str
+    """Feature name; the window is appended, as in spend_28d."""
+    table: str
+    """Table of events; it needs `entity` and a time column (the one its source names)."""
+    column: str | None = None
+    """Column to aggregate. null with count."""
+    function: Literal["count", "sum", "mean", "min", "max", "std", "n_unique", "days_since_last", "days_since_first"] = "count"
+    """What to compute over the rows of a window; the two days_* ones look at all history and have no window."""
+    where: str | None = None
+    """SQL condition on the event's columns, for example coupon_disc > 0. null: every event."""
+    windows_days: tuple[int, ...] | None = None
+    """Windows for this aggregate. null: those of the features section."""
+
+
+class Ratio(Section):
+    name: str
+    """Feature name."""
+    numerator: str
+    """A feature."""
+    denominator: str
+    """A feature; where it is zero the ratio is missing."""
+
+
+class Share(Section):
+    """Which share of a total each of the largest categories has, per entity."""
+
+    name: str
+    """Prefix of the features, one per category."""
+    table: str
+    """Table of events."""
+    category: str
+    """Column of the category; it may come from `join`."""
+    value: str
+    """Column that is summed."""
+    join: tuple[str, str] | None = None
+    """Table and its key to join for the category, for example [products, product_id]."""
+    top: int = 10
+    """How many categories get a feature: the largest by value up to the first cutoff."""
+    window_days: int = 56
+    """Days before the cutoff, inclusive."""
+
+
+class Attributes(Section):
+    table: str
+    """Table of facts about the entity, one row each, known from the start."""
+    columns: tuple[str, ...]
+    """Columns to join by the entity."""
+
+
+class Population(Section):
+    table: str
+    """Table of events."""
+    within_days: int
+    """Only entities with an event in that many days before the cutoff, inclusive, get a row."""
+
+
+class Cutoffs(Section):
+    first: date
+    """Earliest cutoff: the last day (inclusive) that its features may use."""
+    every_days: int = 14
+    """Days between two cutoffs, counted backwards from the last day whose label is complete."""
+
+
+class Target(Section):
+    table: str
+    """Table of events after the cutoff."""
+    function: Literal["any", "none", "sum", "count"]
+    """any and none give 0 or 1; sum needs `column`."""
+    column: str | None = None
+    """Column to sum."""
+    where: str | None = None
+    """SQL condition on the event's columns."""
+
+
+class Features(Section):
+    """A point-in-time table: one row per entity and cutoff, nothing after the cutoff in it."""
+
+    entity: str
+    """Key of the things that rows are about."""
+    horizon_days: int
+    """The label looks at the days 1 to this after the cutoff."""
+    cutoffs: Cutoffs
+    """Which days rows are made for."""
+    population: Population | None = None
+    """Which entities get a row. null: all seen so far."""
+    target: Target | None = None
+    """What is predicted. null: nothing (clustering)."""
+    windows_days: tuple[int, ...] = (7, 28)
+    """Default windows before the cutoff, in days, inclusive."""
+    aggregates: tuple[Aggregate, ...] = ()
+    """Numbers per entity and window."""
+    ratios: tuple[Ratio, ...] = ()
+    """Quotients of features."""
+    shares: tuple[Share, ...] = ()
+    """Shares by category."""
+    calendar: tuple[Literal["month", "week_of_year", "day_of_year"], ...] = ()
+    """Facts about the cutoff itself; the two cyclic ones come as sine and cosine."""
+    attributes: tuple[Attributes, ...] = ()
+    """Facts about the entity."""
+    keep: tuple[str, ...] | None = None
+    """Features that the model sees, in this order. null: all."""
+
+
+class Interactions(Section):
+    """The events a recommender learns from: one line per user, basket and item."""
+
+    table: str
+    """Table of purchases; its source names the time column."""
+    user: str
+    """Key of the user."""
+    item: str
+    """Key of the item."""
+    basket: str
+    """Key of the basket."""
+    items: str | None = None
+    """Table of facts about items, one row each. null: none."""
+    category: str | None = None
+    """Column of `items` that groups them; used for features and rules."""
+    exclude: dict[str, tuple[str, ...]] = {}
+    """Column of `items` to values that are not goods; their events are left out."""
+    where: str | None = None
+    """SQL condition on the event's columns, for example quantity > 0."""
+    min_users: int = 5
+    """An item bought by fewer users is not in the catalogue; the truth is not restricted to it."""
+    horizon_days: int = 28
+    """The truth is what is bought in the days 1 to this after the cutoff."""
+
+
+class Pipeline(Section):
+    """What happens to features inside each fold. A list instead of one value makes it part of the search."""
+
+    impute: Options[Literal["median", "mean", "zero", "none"]] = ("median",)
+    """How missing numbers are filled; a missing category is a category of its own."""
+    scale: Options[Literal["standard", "robust", "quantile", "none"]] = ("standard",)
+    """How numbers are scaled."""
+    log: Options[bool] = (False,)
+    """Signed logarithm of numbers before scaling: for counts and money."""
+    encode: Options[Literal["onehot", "ordinal", "target"]] = ("onehot",)
+    """How categories of low cardinality become numbers."""
+    encode_high: Options[Literal["target", "frequency", "ordinal"]] = ("target",)
+    """How categories of high cardinality become numbers (target: cross-fitted)."""
+    high_cardinality: int = 20
+    """More distinct categories than this count as high."""
+    select: Options[Literal["none", "variance", "univariate", "model"]] = ("none",)
+    """Which features stay: all, those that vary, the best by a univariate test, the best by a linear model with l1."""
+    select_share: Options[Annotated[float, Field(gt=0, le=1)]] = (0.5,)
+    """Share of features that univariate and model keep."""
+    reduce: Options[Literal["none", "pca", "svd"]] = ("none",)
+    """Projection to fewer dimensions."""
+    components: Options[Annotated[int, Field(ge=1)]] = (10,)
+    """Dimensions after the projection."""
+    offset: Options[str | None] = (None,)
+    """regression: a feature whose value is a good first guess, so that models learn only the rest. null: none."""
+
+
+class Sources(Section):
+    """How a list is made. A list instead of one value makes it part of the search."""
+
+    k: Annotated[int, Field(ge=1)] = 10
+    """Length of a list; metrics are at this k."""
+    candidates: Annotated[int, Field(ge=10)] = 150
+    """Candidates per user and protocol that the ranker sorts."""
+    half_life_days: Options[Annotated[float, Field(gt=0)]] = (90.0,)
+    """Days after which a purchase counts half."""
+    ease_penalty: Options[Annotated[float, Field(gt=0)]] = (150.0,)
+    """Ridge penalty of the item-to-item model (EASE)."""
+    neighbours: Options[Annotated[int, Field(ge=1)]] = (100,)
+    """Similar users that TIFU-kNN blends in."""
+    popular_days: Annotated[int, Field(ge=1)] = 56
+    """Days before the cutoff that popularity counts."""
+
+
+class Range(Section):
+    """One dimension of the search: a list of values, or an interval."""
+
+    values: tuple[Any, ...] | None = None
+    """The values to try. null: an interval."""
+    low: float | None = None
+    """Smallest value (inclusive)."""
+    high: float | None = None
+    """Largest value (inclusive)."""
+    log: bool = False
+    """Search the interval on a logarithmic scale."""
+    integer: bool = False
+    """Whole numbers only."""
+
+    @model_validator(mode="after")
+    def values_or_interval(self) -> "Range":
+        if (self.values is None) == (self.low is None or self.high is None):
+            raise ValueError("needs either values, or low and high")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"low {self.low:g} is above high {self.high:g}")
+        return self
+
+
+class Tune(Section):
+    method: Literal["grid", "random", "tpe"] = "tpe"
+    """How configurations are chosen: all points of a grid, at random, or Bayesian (tree-structured Parzen estimator)."""
+    n_trials: Annotated[int, Field(ge=1)] = 20
+    """How many configurations are tried; the defaults of each model come first."""
+    timeout_seconds: float | None = None
+    """No trial starts after that many seconds. null: no limit."""
+    metric: str | None = None
+    """Metric to optimise. null: the kind's primary metric."""
+    models: tuple[str, ...] | None = None
+    """Models to try. null: all of the kind."""
+    space: dict[str, dict[str, Range]] = {}
+    """model -> hyper-parameter -> range, in place of the kind's own."""
+    folds: Annotated[int, Field(ge=1)] = 3
+    """Validation windows in time, each after its training rows."""
+    grid_points: Annotated[int, Field(ge=2)] = 3
+    """grid: points per interval."""
+
+
+class Train(Section):
+    history_days: int | None = None
+    """Learn from rows with a cutoff in that many days before the newest. null: from all."""
+
+
+class Evaluate(Section):
+    windows: Annotated[int, Field(ge=1)] = 3
+    """Test windows at the end of the data, one horizon each; scores are their mean."""
+    resamples: Annotated[int, Field(ge=50)] = 400
+    """Bootstrap resamples of entities."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Level of every interval."""
+    slices: tuple[str, ...] = ()
+    """Features by which scores are also shown; numbers are cut at their quartiles."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """classification: probability from which a row counts as positive. null: the base rate of the training rows."""
+
+
+class Gate(Section):
+    metric: str | None = None
+    """Metric that decides. null: the kind's primary metric."""
+    margin: Annotated[float, Field(ge=0)] = 0.0
+    """A challenger is better when the whole interval of its gain is above this (in the metric's unit)."""
+    tolerance: Annotated[float, Field(ge=0)] = 0.0
+    """It is not worse when the whole interval of its gain is above minus this."""
+    promote: Literal["better", "not worse"] = "better"
+    """The least verdict that promotes."""
+    resamples: Annotated[int, Field(ge=50)] = 1000
+    """Paired bootstrap resamples of entities."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Level of the interval."""
+
+
+class Tabular(Section):
+    """A problem with one row per entity and cutoff: classification, regression or clustering."""
+
+    question: str
+    """The question in one plain sentence; the page shows it."""
+    features: Features
+    pipeline: Pipeline = Pipeline()
+    tune: Tune = Tune()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    gate: Gate = Gate()
+
+
+class Recommend(Section):
+    """A recommendation problem: one list per user."""
+
+    question: str
+    """The question in one plain sentence; the page shows it."""
+    features: Interactions
+    pipeline: Sources = Sources()
+    tune: Tune = Tune()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    gate: Gate = Gate()
+
+
+Problem = Tabular | Recommend
+SECTIONS: dict[str, type[Tabular] | type[Recommend]] = {
+    "classification": Tabular,
+    "regression": Tabular,
+    "clustering": Tabular,
+    "recommendation": Recommend,
+}
+
+
+class Params(Section):
+    """All of params.yaml. Each name under `problems` has a section of its own at the top level of the file."""
+
+    project: Project
+    ingest: dict[str, Source]
+    """Table -> where it comes from."""
+    validate_: Annotated[dict[str, Rules], Field(alias="validate")] = {}
+    """Table -> what must hold of it."""
+    problems: dict[str, KindName]
+    """Problem -> kind."""
+    sections: dict[str, Problem] = {}
+    """Problem -> its section."""
+
+    def kind(self, problem: str) -> KindName:
+        self.section(problem)
+        return self.problems[problem]
+
+    def section(self, problem: str) -> Problem:
+        """The section of `problem`. Raises ParamsError, naming the nearest, for one that is not there."""
+        if problem not in self.sections:
+            raise ParamsError(f"{problem}: no such problem in params.yaml{_nearest(problem, self.sections)}")
+        return self.sections[problem]
+
+
+FIXED = ("project", "ingest", "validate", "problems")
+
+
+def load(path: Path) -> Params:
+    """Read and check params.yaml.
+
+    Raises ParamsError: for text that is not YAML, a key given twice, an unknown key, a value that breaks a rule, a problem
+    without a section, a section that is no problem, and a table that `ingest` does not name.
+    """
+    raw = _read(path)
+    names = raw.get("problems") or {}
+    if not isinstance(names, dict):
+        raise ParamsError(f"{path.name}: problems = {names!r}: needs a mapping of problem to kind, such as {{spend: regression}}")
+    for key in raw:
+        if key not in FIXED and key not in names:
+            raise ParamsError(f"{path.name}: {key}: unknown key{_nearest(key, [*FIXED, *names])}; a problem also needs a line under problems")
+    try:
+        params = Params.model_validate({key: raw[key] for key in FIXED if key in raw})
+        sections = {name: _section(path, name, kind, raw) for name, kind in params.problems.items()}
+    except ValidationError as error:
+        raise ParamsError(_explain(path.name, (), Params, error)) from None
+    params = params.model_copy(update={"sections": sections})
+    _check_tables(path.name, params)
+    return params
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf8"))
+    except MarkedYAMLError as error:
+        where = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ParamsError(f"{path.name}:{where}: {str(error.problem).splitlines()[0]}. Each name may stand once; indent with spaces.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path}: cannot be read: {error}. It must be UTF-8 text.") from None
+    if not isinstance(raw, dict):
+        raise ParamsError(f"{path.name}: needs the keys {', '.join(FIXED)} and a section per problem; found {type(raw).__name__}")
+    return raw
+
+
+def _section(path: Path, name: str, kind: str, raw: dict[str, Any]) -> Problem:
+    if name in FIXED:
+        raise ParamsError(f"{path.name}: problems.{name}: {name} is a key of Evergreen's own; give the problem another name")
+    if name not in raw:
+        raise ParamsError(f"{path.name}: problems.{name}: has no section {name} at the top level of the file; add one")
+    try:
+        return SECTIONS[kind].model_validate(raw[name])
+    except ValidationError as error:
+        raise ParamsError(_explain(path.name, (name,), SECTIONS[kind], error)) from None
+
+
+def _check_tables(file: str, params: Params) -> None:
+    for table in params.validate_:
+        if table not in params.ingest:
+            raise ParamsError(f"{file}: validate.{table}: no such table under ingest{_nearest(table, params.ingest)}")
+    for name, section in params.sections.items():
+        for table in tables_of(section):
+            if table not in params.ingest:
+                raise ParamsError(f"{file}: {name}.features: table {table} is not under ingest{_nearest(table, params.ingest)}")
+
+
+def tables_of(section: Problem) -> list[str]:
+    """The tables that a problem's features read, each once, in the order of the section."""
+    features = section.features
+    if isinstance(features, Interactions):
+        named = [features.table, features.items]
+    else:
+        named = [
+            features.population and features.population.table,
+            features.target and features.target.table,
+            *(part.table for part in (*features.aggregates, *features.shares, *features.attributes)),
+            *(share.join[0] for share in features.shares if share.join),
+        ]
+    return list(dict.fromkeys(name for name in named if name))
+
+
+def _explain(file: str, prefix: tuple[str, ...], model: type[Section], error: ValidationError) -> str:
+    """The first error as one line: file, key, value, rule, nearest right name."""
+    first = error.errors()[0]
+    place = [part for part in first["loc"] if not str(part).startswith("function-")]
+    key = ".".join(str(part) for part in (*prefix, *place))
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(model, place[:-1])
+        return f"{file}: {key} = {_short(first['input'])}: unknown key{_nearest(str(place[-1]), known)}{more}"
+    if first["type"] == "missing":
+        return f"{file}: {key}: is missing; add it{more}"
+    rule = first["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("should be", "must be")
+    return f"{file}: {key} = {_short(first['input'])}: {rule}{more}"
+
+
+def _fields_at(model: type[BaseModel], place: list[int | str]) -> list[str]:
+    """The field names of the section that `place` leads to from `model`."""
+    for part in place:
+        field = next((field for name, field in model.model_fields.items() if part in (name, field.alias)), None)
+        model = (field and _section_in(field.annotation)) or model
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
+
+
+def _nearest(name: str, known: Any) -> str:
+    found = difflib.get_close_matches(str(name), [str(each) for each in known], n=1, cutoff=0.5)
+    return f"; did you mean {found[0]}?" if found else f"; known are {', '.join(map(str, known)) or 'none'}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def schema() -> str:
+    """The JSON schema of params.yaml, for editors and for people."""
+    whole = Params.model_json_schema(by_alias=True, ref_template="#/$defs/{model}")
+    whole["properties"].pop("sections")
+    tabular, recommend = (part.model_json_schema(ref_template="#/$defs/{model}") for part in (Tabular, Recommend))
+    definitions = whole.setdefault("$defs", {})
+    for name, part in (("Tabular", tabular), ("Recommend", recommend)):
+        definitions.update(part.pop("$defs", {}))
+        definitions[name] = part
+    whole["additionalProperties"] = {"anyOf": [{"$ref": "#/$defs/Tabular"}, {"$ref": "#/$defs/Recommend"}]}
+    return json.dumps(whole, indent=2)

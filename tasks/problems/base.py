@@ -1,0 +1,94 @@
+"""What a kind of problem must answer, so that features, tune, train, evaluate and gate need not know which kind it is.
+
+Days: a cutoff is the last day whose events may be used. The truth of a cutoff lies in the `horizon_days` days after it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Protocol
+
+import polars as pl
+
+from tasks.params import KindName, Range
+
+Config = Mapping[str, Any]
+"""One point of the search: "model" names the model, the other keys are its hyper-parameters and pipeline choices."""
+Model = Any
+"""A fitted scikit-learn estimator, savable by tasks.models."""
+Data = Any
+"""What `load` gives; the kind alone looks inside."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    name: str
+    greater_is_better: bool = True
+    format: str = ".3f"
+
+    def gain(self, candidate: float, other: float) -> float:
+        """How much better `candidate` is than `other`: positive is better, in the metric's unit."""
+        return candidate - other if self.greater_is_better else other - candidate
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Learn from rows at the cutoffs `train`, judge on rows at the cutoff `test`; no label of `train` reaches past `test`."""
+
+    train: tuple[date, ...]
+    test: date
+
+
+class Kind(Protocol):
+    name: KindName
+    metrics: tuple[Metric, ...]
+    """The primary metric first."""
+    baseline: str
+    """Name of the model that needs no learning worth the name."""
+
+    def build(
+        self, tables: Mapping[str, pl.LazyFrame], times: Mapping[str, str | None], section: Any, as_of: date
+    ) -> dict[str, pl.DataFrame]:
+        """The features step: file name -> frame, from checked tables cut at `as_of`. `times`: table -> its time column."""
+        ...
+
+    def load(self, folder: Path, section: Any) -> Data:
+        """Read what `build` made."""
+        ...
+
+    def cutoffs(self, data: Data) -> list[date]:
+        """Cutoffs with complete labels, ascending."""
+        ...
+
+    def space(self, section: Any) -> dict[str, dict[str, Range]]:
+        """Model -> hyper-parameter -> range; simple models before complex ones, the baseline first."""
+        ...
+
+    def defaults(self, model: str, section: Any) -> Config:
+        """A sound configuration of `model`, tried before any other."""
+        ...
+
+    def fit(self, data: Data, cutoffs: Sequence[date], config: Config, section: Any, seed: int) -> Model:
+        """Learn from the rows at `cutoffs` and their labels, and nothing else."""
+        ...
+
+    def predict(self, model: Model, data: Data, cutoff: date, section: Any) -> pl.DataFrame:
+        """One row per entity at `cutoff`: `entity`, the model's answer and the truth, as `score` and `plots` need them."""
+        ...
+
+    def score(self, predictions: pl.DataFrame, section: Any) -> dict[str, float]:
+        """Every metric over rows of `predict` for one cutoff (or a resample of them), in the order of `metrics`."""
+        ...
+
+    def score_model(self, model: Model, data: Data, fold: Fold, config: Config, section: Any, seed: int) -> dict[str, float]:
+        """Metrics of the model as a whole that rows cannot give, such as stability; empty for most kinds."""
+        ...
+
+    def plots(self, predictions: pl.DataFrame, baseline: pl.DataFrame, model: Model, data: Data, section: Any) -> dict[str, pl.DataFrame]:
+        """Plot name -> tidy table: the curves of this kind on the test windows (`predictions` has a column `cutoff`)."""
+        ...
+
+    def example(self, data: Data, section: Any) -> Any:
+        """Up to five rows of the pandas frame that the model's own `predict` takes: the signature of the served model."""
+        ...

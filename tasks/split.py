@@ -1,0 +1,42 @@
+"""Splits in time: what is learned from always lies before what is judged, labels included."""
+
+from collections.abc import Sequence
+from datetime import date, timedelta
+
+from tasks.errors import DataError
+from tasks.problems.base import Fold
+
+
+def split_by_time(cutoffs: Sequence[date], horizon_days: int, folds: int) -> list[Fold]:
+    """The last `folds` windows that do not overlap, each judged by a model that learned only from labels complete at its cutoff.
+
+    `cutoffs`: ascending, with complete labels. Test cutoffs lie `horizon_days` or more apart, counted backwards from the newest;
+    the training cutoffs of a fold are those at least `horizon_days` before its test. Oldest fold first.
+    Raises DataError where there are too few cutoffs.
+    """
+    gap = timedelta(days=horizon_days)
+    tests: list[date] = []
+    for cutoff in reversed(cutoffs):
+        if len(tests) < folds and (not tests or cutoff <= tests[-1] - gap):
+            tests.append(cutoff)
+    found = [Fold(tuple(each for each in cutoffs if each <= test - gap), test) for test in reversed(tests)]
+    found = [fold for fold in found if fold.train]
+    if len(found) < folds:
+        raise DataError(
+            f"{len(cutoffs)} labelled cutoffs give {len(found)} of {folds} windows of {horizon_days} days with earlier rows to learn "
+            "from. Give more history, an earlier features.cutoffs.first, or fewer evaluate.windows and tune.folds."
+        )
+    return found
+
+
+def recent(cutoffs: Sequence[date], history_days: int | None) -> tuple[date, ...]:
+    """Those of `cutoffs` less than `history_days` before the newest; all of them for None."""
+    if history_days is None or not cutoffs:
+        return tuple(cutoffs)
+    return tuple(each for each in cutoffs if each > max(cutoffs) - timedelta(days=history_days))
+
+
+def before_tests(cutoffs: Sequence[date], horizon_days: int, windows: int) -> tuple[date, ...]:
+    """The cutoffs that tuning may see: their labels are complete at the first test cutoff."""
+    first = split_by_time(cutoffs, horizon_days, windows)[0]
+    return first.train
