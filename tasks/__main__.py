@@ -52,12 +52,17 @@ def _run(step: str, problem: str | None, root: Path) -> int:
     place = layout.find(root)
     known = params.load(place.params)
     if STEPS[step] != bool(problem):
-        raise ParamsError(f"{step}: {'needs a problem' if STEPS[step] else 'takes no problem'}; problems are {', '.join(known.problems)}")
+        raise ParamsError(
+            f"{step}: {'needs a problem' if STEPS[step] else 'takes no problem'}; problems are {', '.join(known.problems)}"
+        )
     if problem:
         known.section(problem)
     started, clock = datetime.now(UTC), time.perf_counter()
     result = import_module(f"tasks.{step}").run(known, problem, place)
-    layout.write_json(place.cost(step, problem), {"started": started.isoformat(), "wall_seconds": round(time.perf_counter() - clock, 3), **usage()})
+    layout.write_json(
+        place.cost(step, problem),
+        {"started": started.isoformat(), "wall_seconds": round(time.perf_counter() - clock, 3), **usage()},
+    )
     print(result.model_dump_json())
     return 0
 

@@ -91,14 +91,18 @@ def writing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
-        raise SpaceError(f"{path}: {error.strerror}. Free space or allow writing there, then run the same command again.") from error
+        raise SpaceError(
+            f"{path}: {error.strerror}. Free space or allow writing there, then run the same command again."
+        ) from error
     try:
         yield scratch / path.name
         _replace(scratch / path.name, path)
     except OSError as error:
         if error.errno is None:
             raise
-        raise SpaceError(f"{path}: {error.strerror}. Free space or allow writing there, then run the same command again.") from error
+        raise SpaceError(
+            f"{path}: {error.strerror}. Free space or allow writing there, then run the same command again."
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

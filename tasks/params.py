@@ -430,10 +430,14 @@ def load(path: Path) -> Params:
     raw = _read(path)
     names = raw.get("problems") or {}
     if not isinstance(names, dict):
-        raise ParamsError(f"{path.name}: problems = {names!r}: needs a mapping of problem to kind, such as {{spend: regression}}")
+        raise ParamsError(
+            f"{path.name}: problems = {names!r}: needs a mapping of problem to kind, such as {{spend: regression}}"
+        )
     for key in raw:
         if key not in FIXED and key not in names:
-            raise ParamsError(f"{path.name}: {key}: unknown key{_nearest(key, [*FIXED, *names])}; a problem also needs a line under problems")
+            raise ParamsError(
+                f"{path.name}: {key}: unknown key{_nearest(key, [*FIXED, *names])}; a problem also needs a line under problems"
+            )
     try:
         params = Params.model_validate({key: raw[key] for key in FIXED if key in raw})
         sections = {name: _section(path, name, kind, raw) for name, kind in params.problems.items()}
@@ -449,12 +453,25 @@ def _read(path: Path) -> dict[str, Any]:
         raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf8"))
     except MarkedYAMLError as error:
         where = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ParamsError(f"{path.name}:{where}: {str(error.problem).splitlines()[0]}. Each name may stand once; indent with spaces.") from None
+        raise ParamsError(
+            f"{path.name}:{where}: {str(error.problem).splitlines()[0]}. Each name may stand once; indent with spaces."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path}: cannot be read: {error}. It must be UTF-8 text.") from None
     if not isinstance(raw, dict):
-        raise ParamsError(f"{path.name}: needs the keys {', '.join(FIXED)} and a section per problem; found {type(raw).__name__}")
+        raise ParamsError(
+            f"{path.name}: needs the keys {', '.join(FIXED)} and a section per problem; found {type(raw).__name__}"
+        )
+    _refuse_bare_dates(path.name, raw)
     return raw
+
+
+def _refuse_bare_dates(file: str, value: Any, key: str = "") -> None:
+    """DVC reads the same file and knows no dates."""
+    if isinstance(value, date):
+        raise ParamsError(f'{file}: {key} = {value}: dates stand in quotes; write "{value}"')
+    for name, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        _refuse_bare_dates(file, inner, f"{key}.{name}".lstrip("."))
 
 
 def _section(path: Path, name: str, kind: str, raw: dict[str, Any]) -> Problem:

@@ -85,7 +85,9 @@ class Kind(Protocol):
         """Metrics of the model as a whole that rows cannot give, such as stability; empty for most kinds."""
         ...
 
-    def plots(self, predictions: pl.DataFrame, baseline: pl.DataFrame, model: Model, data: Data, section: Any) -> dict[str, pl.DataFrame]:
+    def plots(
+        self, predictions: pl.DataFrame, baseline: pl.DataFrame, model: Model, data: Data, section: Any
+    ) -> dict[str, pl.DataFrame]:
         """Plot name -> tidy table: the curves of this kind on the test windows (`predictions` has a column `cutoff`)."""
         ...
 
