@@ -1,0 +1,68 @@
+# The words that people and CI use. Each installs what is missing first, and each works from any folder:
+#   make demo                    here
+#   make -C /path/to/evergreen demo, make -f /path/to/evergreen/Makefile demo    from elsewhere
+
+ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
+
+ifneq ($(CURDIR),$(ROOT))
+
+install demo test check bench lock clean:
+	@$(MAKE) --no-print-directory -C "$(ROOT)" $@
+
+else
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+# Without compiled modules every import takes three times as long.
+unexport PYTHONDONTWRITEBYTECODE
+export PATH := $(ROOT)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := 1
+
+LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --group dev --generate-hashes -q \
+	--custom-compile-command "make lock"
+COMPILED := prefect mlflow great_expectations sklearn scipy numpy pandas polars lightgbm optuna matplotlib sqlalchemy pydantic fastapi dvc
+
+install: .venv/ready  ## the environment, pinned by requirements.lock with hashes
+
+# Each line can be run again on what an interrupted run left.
+.venv/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "Evergreen needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try make PYTHON=python3.11 $(MAKECMDGOALS)."; exit 1; }
+	@echo "installing into .venv (about a minute)"
+	@$(PYTHON) -m venv .venv
+	@awk '/^uv==/ {on = 1} on {print} on && !/\\$$/ {exit}' requirements.lock > .venv/uv.lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r .venv/uv.lock
+	@VIRTUAL_ENV=.venv $(BIN)/uv pip sync -q --require-hashes requirements.lock
+	@VIRTUAL_ENV=.venv $(BIN)/uv pip install -q --no-deps --no-build-isolation -e .
+	@cd .venv/lib/python3*/site-packages && "$(ROOT)/$(BIN)/python" -m compileall -q -j0 $(COMPILED)
+	@touch $@
+
+demo: install  ## the main job: four problems on a year of a real store, from raw tables to deployed champions and a page
+	@evergreen demo
+
+test: install  ## every test
+	@python -m pytest -n 2 --dist loadgroup
+
+check: install  ## style, types, direction of imports, lock
+	ruff check .
+	ruff format --check .
+	pyright
+	lint-imports
+	@cp requirements.lock .venv/again.lock && $(LOCK) -o .venv/again.lock && diff -q requirements.lock .venv/again.lock >/dev/null \
+	  || { echo "requirements.lock does not follow from pyproject.toml; run make lock"; exit 1; }
+	@echo "requirements.lock follows from pyproject.toml"
+
+bench: install  ## what things cost, as ratios of two things run in turn
+	@python -m bench
+
+lock: install  ## requirements.lock from pyproject.toml
+	$(LOCK) -o requirements.lock
+
+clean:  ## all that runs have made; the environment and git's files stay
+	rm -rf data models reports var .dvc/cache .dvc/tmp dvc.lock
+
+endif
+
+.PHONY: install demo test check bench lock clean
