@@ -1,0 +1,154 @@
+"""What is written in one place holds in the others: stages, params, kinds, imports, README."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tasks import params
+from tasks.__main__ import STEPS
+
+ROOT = Path(__file__).parents[2]
+DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+README = (ROOT / "README.md").read_text()
+PROBLEMS = PARAMS["problems"]
+HOMES = {
+    "great_expectations": {"tasks/validate.py"},
+    "optuna": {"tasks/tune.py"},
+    "mlflow": {"tasks/registry.py"},
+    "dvc": {"tasks/record.py"},
+    "matplotlib": {"monitoring/charts.py"},
+}
+
+
+def stages() -> list[tuple[str, str, str, dict]]:
+    """(name, problem, kind, stage) of every stage, the ones per problem filled in."""
+    found = []
+    for name, stage in DVC["stages"].items():
+        if "foreach" not in stage:
+            found.append((name, "", "", stage))
+        for problem, kind in PROBLEMS.items() if "foreach" in stage else ():
+            text = yaml.safe_dump(stage["do"]).replace("${key}", problem).replace("${item}", kind)
+            found.append((name, problem, kind, yaml.safe_load(text)))
+    return found
+
+
+@pytest.mark.parametrize(("name", "problem", "kind", "stage"), stages(), ids=lambda value: value if isinstance(value, str) else "")
+def test_a_stage_names_a_real_step_its_own_module_and_keys_that_exist(name, problem, kind, stage):
+    assert stage["cmd"] == f"python -m tasks {name} {problem}".strip()
+    assert STEPS[name] == bool(problem)
+    assert f"tasks/{name}.py" in stage["deps"]
+    for path in stage["deps"]:
+        assert not path.startswith("tasks/") or (ROOT / path).exists(), path
+    for key in stage["params"]:
+        section = PARAMS
+        for part in key.split("."):
+            assert part in section, f"{name}: params key {key} is not in params.yaml"
+            section = section[part]
+
+
+def test_the_stages_are_the_steps():
+    assert list(DVC["stages"]) == list(STEPS)
+
+
+def test_every_kind_has_a_file_a_contract_and_a_row_in_the_readme():
+    for kind in params.SECTIONS:
+        assert (ROOT / f"tasks/problems/{kind}.py").is_file()
+        tests = ast.parse((ROOT / f"tests/test_{kind}.py").read_text())
+        bases = [ast.unparse(base) for node in tests.body if isinstance(node, ast.ClassDef) for base in node.bases]
+        assert any("Contract" in base for base in bases), f"tests/test_{kind}.py inherits no contract"
+        assert re.search(rf"^\| `?{kind}`? ", README, re.M), f"README.md has no row for {kind}"
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages that a file imports, inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def sources() -> list[str]:
+    return [str(path.relative_to(ROOT)) for room in ("flows", "tasks", "serving", "monitoring") for path in (ROOT / room).rglob("*.py")]
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_a_heavy_library_has_one_home(library):
+    assert {path for path in sources() if library in imported(ROOT / path)} == HOMES[library]
+
+
+def test_prefect_lives_in_flows_alone():
+    assert {path.split("/")[0] for path in sources() if "prefect" in imported(ROOT / path)} == {"flows"}
+
+
+def test_imports_flow_one_way():
+    done = subprocess.run([Path(sys.executable).with_name("lint-imports")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_dependency_says_what_it_is_for():
+    text = (ROOT / "pyproject.toml").read_text()
+    for requirement in tomllib.loads(text)["project"]["dependencies"]:
+        assert re.search(rf'^\s*"{re.escape(requirement)}",\s+# \w', text, re.M), requirement
+
+
+def test_the_lock_pins_by_hash_and_names_no_address():
+    lock = (ROOT / "requirements.lock").read_text()
+    assert "://" not in lock
+    assert "index-url" not in lock
+    blocks = re.split(r"\n(?=[a-z0-9])", lock)[1:]
+    assert len(blocks) > 100
+    assert all("==" in block and "--hash=sha256:" in block for block in blocks)
+
+
+def commands() -> list[str]:
+    """Every command line in the README's shell blocks."""
+    blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", README, re.S)
+    lines = [re.sub(r"\s+#.*$", "", line).strip() for block in blocks for line in block.splitlines()]
+    return sorted({line for line in lines if line and not line.startswith("#")})
+
+
+def test_the_readme_names_commands():
+    assert {"make demo", "make test", "dvc repro"} <= set(commands())
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("make ")])
+def test_a_make_target_of_the_readme_exists(line):
+    assert re.search(rf"^{line.split()[1]}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("evergreen ")])
+def test_an_evergreen_command_of_the_readme_parses(line):
+    from typer.main import get_command
+
+    from flows.cli import app
+
+    command, words = get_command(app), shlex.split(line)[1:]
+    context = command.make_context("evergreen", words[:], resilient_parsing=False)
+    _, subcommand, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+    subcommand.make_context(subcommand.name, rest)
+
+
+def test_every_test_file_is_collected():
+    for path in (ROOT / "tests").rglob("*.py"):
+        has_tests = any(
+            (isinstance(node, ast.FunctionDef) and node.name.startswith("test_"))
+            or (isinstance(node, ast.ClassDef) and node.name.startswith("Test"))
+            for node in ast.parse(path.read_text()).body
+        )
+        assert not has_tests or path.name.startswith("test_"), f"{path}: holds tests that pytest does not collect"
+
+
+def test_no_file_names_this_machine():
+    for path in sources():
+        assert not re.search(r"/(root|home|work)/", (ROOT / path).read_text()), path
