@@ -1,5 +1,6 @@
 """Where every artefact lives, and how it gets there: whole or not at all."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import ProjectError, SpaceError
+from tasks.errors import BusyError, ProjectError, SpaceError
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,27 @@ def _replace(new: Path, path: Path) -> None:
     if new.is_dir() and path.exists():
         os.rename(path, new.parent / "old")
     os.replace(new, path)
+
+
+@contextmanager
+def locking(path: Path, what: str) -> Iterator[None]:
+    """Hold `path` as a lock among the processes of this machine until the block ends; a kill releases it too.
+
+    Raises BusyError at once where another process holds it; `what` says at what, as in "redeem: tune".
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise BusyError(
+                f"{what}: process {file.read().strip() or 'unknown'} is at work on it (lock {path}). Wait for it, or stop it first."
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -91,6 +91,21 @@ class Kind(Protocol):
         """Plot name -> tidy table: the curves of this kind on the test windows (`predictions` has a column `cutoff`)."""
         ...
 
+    def rows(self, data: Data, cutoffs: Sequence[date]) -> int:
+        """How many rows (recommendation: users) `fit` learns from at `cutoffs`."""
+        ...
+
+    def importance(self, model: Model) -> dict[str, float]:
+        """Feature -> how much the model leans on it, largest first; empty where that cannot be said."""
+        ...
+
+    def slices(self, data: Data, cutoff: date, names: Sequence[str], section: Any) -> pl.DataFrame:
+        """`entity` and one column per name in `names`: what scores are also shown by. One row per entity at `cutoff`.
+
+        Raises ParamsError, naming the nearest, for a name it does not know.
+        """
+        ...
+
     def example(self, data: Data, section: Any) -> Any:
         """Up to five rows of the pandas frame that the model's own `predict` takes: the signature of the served model."""
         ...
