@@ -27,6 +27,9 @@ def _as_tuple(value: Any) -> Any:
 Options = Annotated[tuple[T, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
 """One value, or a list of values to search over."""
 
+Days = Annotated[int, Field(ge=1)]
+"""A number of days."""
+
 
 class Section(BaseModel):
     """A frozen part of params.yaml; unknown keys are refused."""
@@ -115,15 +118,25 @@ class Aggregate(Section):
     name: str
     """Feature name; the window is appended, as in spend_28d."""
     table: str
-    """Table of events; it needs `entity` and a time column (the one its source names)."""
+    """Table of events; it needs `entity` and a time column (the one its source names, or that of `join`)."""
     column: str | None = None
     """Column to aggregate. null with count."""
     function: Literal["count", "sum", "mean", "min", "max", "std", "n_unique", "days_since_last", "days_since_first"] = "count"
     """What to compute over the rows of a window; the two days_* ones look at all history and have no window."""
     where: str | None = None
-    """SQL condition on the event's columns, for example coupon_disc > 0. null: every event."""
-    windows_days: tuple[int, ...] | None = None
+    """SQL condition on one event, for example coupon_disc > 0 or end_date > cutoff (the row's cutoff). null: every event."""
+    join: tuple[str, str] | None = None
+    """Table and its key that add columns to the event, for example [products, product_id]; an event counts from the day on
+    which both are known."""
+    windows_days: tuple[Days, ...] | None = None
     """Windows for this aggregate. null: those of the features section."""
+
+    @model_validator(mode="after")
+    def column_where_needed(self) -> "Aggregate":
+        counts = self.function in ("count", "days_since_last", "days_since_first")
+        if counts == (self.column is not None):
+            raise ValueError(f"{self.function} {'takes no column; use where' if counts else 'needs column'}")
+        return self
 
 
 class Ratio(Section):
@@ -131,8 +144,8 @@ class Ratio(Section):
     """Feature name."""
     numerator: str
     """A feature."""
-    denominator: str
-    """A feature; where it is zero the ratio is missing."""
+    denominator: str | float
+    """A feature, or a number; where it is zero the ratio is missing."""
 
 
 class Share(Section):
@@ -148,9 +161,9 @@ class Share(Section):
     """Column that is summed."""
     join: tuple[str, str] | None = None
     """Table and its key to join for the category, for example [products, product_id]."""
-    top: int = 10
+    top: Annotated[int, Field(ge=1)] = 10
     """How many categories get a feature: the largest by value up to the first cutoff."""
-    window_days: int = 56
+    window_days: Days = 56
     """Days before the cutoff, inclusive."""
 
 
@@ -164,14 +177,14 @@ class Attributes(Section):
 class Population(Section):
     table: str
     """Table of events."""
-    within_days: int
+    within_days: Days
     """Only entities with an event in that many days before the cutoff, inclusive, get a row."""
 
 
 class Cutoffs(Section):
     first: date
     """Earliest cutoff: the last day (inclusive) that its features may use."""
-    every_days: int = 14
+    every_days: Days = 14
     """Days between two cutoffs, counted backwards from the last day whose label is complete."""
 
 
@@ -185,13 +198,19 @@ class Target(Section):
     where: str | None = None
     """SQL condition on the event's columns."""
 
+    @model_validator(mode="after")
+    def column_where_needed(self) -> "Target":
+        if (self.function == "sum") == (self.column is None):
+            raise ValueError("sum needs column" if self.column is None else f"{self.function} takes no column; use where")
+        return self
+
 
 class Features(Section):
     """A point-in-time table: one row per entity and cutoff, nothing after the cutoff in it."""
 
     entity: str
     """Key of the things that rows are about."""
-    horizon_days: int
+    horizon_days: Days
     """The label looks at the days 1 to this after the cutoff."""
     cutoffs: Cutoffs
     """Which days rows are made for."""
@@ -199,7 +218,7 @@ class Features(Section):
     """Which entities get a row. null: all seen so far."""
     target: Target | None = None
     """What is predicted. null: nothing (clustering)."""
-    windows_days: tuple[int, ...] = (7, 28)
+    windows_days: tuple[Days, ...] = (7, 28)
     """Default windows before the cutoff, in days, inclusive."""
     aggregates: tuple[Aggregate, ...] = ()
     """Numbers per entity and window."""
@@ -414,7 +433,7 @@ class Params(Section):
     def section(self, problem: str) -> Problem:
         """The section of `problem`. Raises ParamsError, naming the nearest, for one that is not there."""
         if problem not in self.sections:
-            raise ParamsError(f"{problem}: no such problem in params.yaml{_nearest(problem, self.sections)}")
+            raise ParamsError(f"{problem}: no such problem in params.yaml{nearest(problem, self.sections)}")
         return self.sections[problem]
 
 
@@ -436,7 +455,7 @@ def load(path: Path) -> Params:
     for key in raw:
         if key not in FIXED and key not in names:
             raise ParamsError(
-                f"{path.name}: {key}: unknown key{_nearest(key, [*FIXED, *names])}; a problem also needs a line under problems"
+                f"{path.name}: {key}: unknown key{nearest(key, [*FIXED, *names])}; a problem also needs a line under problems"
             )
     try:
         params = Params.model_validate({key: raw[key] for key in FIXED if key in raw})
@@ -488,11 +507,11 @@ def _section(path: Path, name: str, kind: str, raw: dict[str, Any]) -> Problem:
 def _check_tables(file: str, params: Params) -> None:
     for table in params.validate_:
         if table not in params.ingest:
-            raise ParamsError(f"{file}: validate.{table}: no such table under ingest{_nearest(table, params.ingest)}")
+            raise ParamsError(f"{file}: validate.{table}: no such table under ingest{nearest(table, params.ingest)}")
     for name, section in params.sections.items():
         for table in tables_of(section):
             if table not in params.ingest:
-                raise ParamsError(f"{file}: {name}.features: table {table} is not under ingest{_nearest(table, params.ingest)}")
+                raise ParamsError(f"{file}: {name}.features: table {table} is not under ingest{nearest(table, params.ingest)}")
 
 
 def tables_of(section: Problem) -> list[str]:
@@ -505,7 +524,7 @@ def tables_of(section: Problem) -> list[str]:
             features.population and features.population.table,
             features.target and features.target.table,
             *(part.table for part in (*features.aggregates, *features.shares, *features.attributes)),
-            *(share.join[0] for share in features.shares if share.join),
+            *(part.join[0] for part in (*features.aggregates, *features.shares) if part.join),
         ]
     return list(dict.fromkeys(name for name in named if name))
 
@@ -518,7 +537,7 @@ def _explain(file: str, prefix: tuple[str, ...], model: type[Section], error: Va
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _fields_at(model, place[:-1])
-        return f"{file}: {key} = {_short(first['input'])}: unknown key{_nearest(str(place[-1]), known)}{more}"
+        return f"{file}: {key} = {_short(first['input'])}: unknown key{nearest(str(place[-1]), known)}{more}"
     if first["type"] == "missing":
         return f"{file}: {key}: is missing; add it{more}"
     rule = first["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("should be", "must be")
@@ -539,7 +558,7 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
     return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
 
 
-def _nearest(name: str, known: Any) -> str:
+def nearest(name: str, known: Any) -> str:
     found = difflib.get_close_matches(str(name), [str(each) for each in known], n=1, cutoff=0.5)
     return f"; did you mean {found[0]}?" if found else f"; known are {', '.join(map(str, known)) or 'none'}"
 
