@@ -29,7 +29,9 @@ def test_pandas_is_below_what_breaks_evidently():
     assert pd.__version__.startswith("3.0.")
 
 
-@pytest.mark.parametrize("library", ["prefect", "dvc", "mlflow", "great_expectations", "optuna", "sklearn", "lightgbm", "skops", "polars"])
+@pytest.mark.parametrize(
+    "library", ["prefect", "dvc", "mlflow", "great_expectations", "optuna", "sklearn", "lightgbm", "skops", "polars"]
+)
 def test_a_pinned_library_is_installed_at_its_pin(library):
     import re
     from importlib.metadata import version

@@ -40,7 +40,9 @@ def stages() -> list[tuple[str, str, str, dict]]:
     return found
 
 
-@pytest.mark.parametrize(("name", "problem", "kind", "stage"), stages(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "problem", "kind", "stage"), stages(), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_a_stage_names_a_real_step_its_own_module_and_keys_that_exist(name, problem, kind, stage):
     assert stage["cmd"] == f"python -m tasks {name} {problem}".strip()
     assert STEPS[name] == bool(problem)
@@ -79,7 +81,11 @@ def imported(path: Path) -> set[str]:
 
 
 def sources() -> list[str]:
-    return [str(path.relative_to(ROOT)) for room in ("flows", "tasks", "serving", "monitoring") for path in (ROOT / room).rglob("*.py")]
+    return [
+        str(path.relative_to(ROOT))
+        for room in ("flows", "tasks", "serving", "monitoring")
+        for path in (ROOT / room).rglob("*.py")
+    ]
 
 
 @pytest.mark.parametrize("library", HOMES)
