@@ -4,7 +4,7 @@ What a model can find, and what a test may hold it to:
 
 - **colour**: a household buys goods of aisles whose number is as even as its id (all but one line in forty), mostly its
   own eight favourites again and again. Popularity cannot see that.
-- **segment**: `household_id % 3`. 0: three baskets a week worth about 5; 1: one a week, about 50; 2: one in two weeks, about 15.
+- **segment**: `household_id % 3`. 0: three baskets a week worth about 5; 1: one a week, about 50; 2: one in two weeks, 15.
 - **spend**: each household has a level of its own (log-normal) that stays for the whole year.
 - **coupons**: a household is keen or not, and mostly stays so from week to week. Keen ones redeem in nearly every second week,
   others hardly ever; keen ones are also invited to campaigns and use coupons at the till.
@@ -185,7 +185,7 @@ def _transactions(draw: np.random.Generator, ids: np.ndarray, keen: np.ndarray, 
 
 
 def _baskets(draw: np.random.Generator, ids: np.ndarray, weeks: int) -> pl.DataFrame:
-    """One row per visit, between 7:00 and midnight local time: in UTC late ones lie in the next day, Sunday's in the next week."""
+    """One row per visit, between 7:00 and midnight local time: in UTC a late one lies in the next day or week."""
     rate = np.repeat(VISITS[ids % 3][:, None], weeks, axis=1)
     rate[:, 0] /= 7
     count = draw.poisson(rate)
