@@ -559,6 +559,7 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def nearest(name: str, known: Any) -> str:
+    """The end of a message about an unknown name: the nearest of the `known` ones, or all of them."""
     found = difflib.get_close_matches(str(name), [str(each) for each in known], n=1, cutoff=0.5)
     return f"; did you mean {found[0]}?" if found else f"; known are {', '.join(map(str, known)) or 'none'}"
 

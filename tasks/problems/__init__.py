@@ -2,10 +2,19 @@
 
 from importlib import import_module
 
-from tasks.params import KindName
-from tasks.problems.base import Kind
+from tasks.errors import ParamsError
+from tasks.params import KindName, nearest
+from tasks.problems.base import Kind, Metric
 
 
 def kind(name: KindName) -> Kind:
     """The kind called `name`; only its own module (and the libraries it owns) is imported."""
     return import_module(f"tasks.problems.{name}").KIND
+
+
+def metric(of: Kind, name: str | None, key: str) -> Metric:
+    """The metric called `name`, or the primary one for None. Raises ParamsError, naming `key`, for an unknown one."""
+    known = {each.name: each for each in of.metrics}
+    if name is not None and name not in known:
+        raise ParamsError(f"params.yaml: {key} = {name}: unknown metric{nearest(name, known)}")
+    return of.metrics[0] if name is None else known[name]
