@@ -121,8 +121,8 @@ def _reason(
 def run(params: Params, problem: str, layout: Layout, champion: Model | None, version: int | None) -> Verdict:
     """Judge the trained model of `problem` on its last test window against `champion`, or the baseline for None.
 
-    The champion, registered as `version`, predicts the same rows now. One that cannot (its features are no longer made) leads to "cannot tell".
-    Raises StepError where evaluate did not run before, ParamsError for a metric that predictions alone do not give.
+    The champion, registered as `version`, predicts the same rows now; "cannot tell" where it cannot, since its features are no
+    longer made. Raises StepError where evaluate did not run before, ParamsError for a metric that predictions do not give.
     """
     section, kind = params.section(problem), problems.kind(params.kind(problem))
     metric = problems.metric(kind, section.gate.metric, f"{problem}.gate.metric")

@@ -128,7 +128,7 @@ def locking(path: Path, what: str) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise BusyError(
-                f"{what}: process {file.read().strip() or 'unknown'} is at work on it (lock {path}). Wait for it, or stop it first."
+                f"{what}: process {file.read().strip() or 'unknown'} is at it (lock {path}). Wait for it, or stop it first."
             ) from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
