@@ -1,0 +1,350 @@
+"""The `evergreen` command. Its help imports no heavy library: each command imports what it needs."""
+
+import dataclasses
+import errno
+import getpass
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tasks.errors import EvergreenError, ParamsError, StepError
+
+if TYPE_CHECKING:
+    from flows.training import Outcome
+    from tasks.layout import Layout
+    from tasks.params import Params
+
+app = typer.Typer(
+    help="Keeps machine-learning models fresh: validate, tune, judge, deploy, watch, retrain.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Root = Annotated[Path, typer.Option("--root", help="Folder of params.yaml, or one below it.", show_default="here")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout, and nothing else there.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an expected error.")]
+Name = Annotated[str, typer.Argument(help="A name under problems in params.yaml.")]
+Names = Annotated[list[str] | None, typer.Argument(help="Names under problems in params.yaml; none: all.", show_default=False)]
+HERE = Path()
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line. Expected errors are one line on stderr and exit status 1."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        _fail("stopped. What was finished stays; the same command goes on from there.", INTERRUPTED)
+    except EvergreenError as error:
+        if "--debug" in sys.argv:
+            raise
+        _fail(f"error: {error}", 1)
+    except OSError as error:
+        if "--debug" in sys.argv or error.errno not in FULL:
+            raise
+        _fail(
+            f"error: {error.filename}: {error.strerror}. Free space or allow writing there, then run the same command again.", 1
+        )
+
+
+def _fail(line: str, code: int) -> None:
+    typer.echo(line, err=True)
+    sys.exit(code)
+
+
+@app.command()
+def train(
+    names: Names = None,
+    as_of: Annotated[
+        str | None, typer.Option(help="Live on that day (YYYY-MM-DD): sets project.as_of in params.yaml, where DVC sees it.")
+    ] = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Read the sources again though no param of them changed.")] = False,
+    no_deploy: Annotated[
+        bool, typer.Option("--no-deploy", help="Register the candidates, and leave the champions alone.")
+    ] = False,
+    root: Root = HERE,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train, judge, register and deploy. What is fresh is skipped; a run that was killed goes on where it was."""
+    _train(_find(root), names or [], as_of, refresh, not no_deploy, as_json)
+
+
+@app.command()
+def demo(root: Root = HERE, as_json: Json = False, debug: Debug = False) -> None:
+    """The whole story: train, judge and deploy every problem, and write the page about it."""
+    place = _find(root)
+    _train(place, [], None, False, True, as_json)
+    _say(f"The page: {place.page.as_uri()}")
+
+
+def _train(place: "Layout", names: Sequence[str], as_of: str | None, refresh: bool, deploy: bool, as_json: bool) -> None:
+    from flows import display, server
+    from tasks.layout import locking
+
+    params = _params(place)
+    problems = list(dict.fromkeys(names or params.problems))
+    for name in problems:
+        params.section(name)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    with locking(place.var / "train.lock", "train"):
+        if as_of:
+            _live_on(place, as_of)
+        with server.running(place, _say) as prefect:
+            from flows import steps, training
+
+            with display.shown(lambda: steps.here.get(None), problems):
+                outcomes = training.run(place, problems, prefect, refresh=refresh, deploy=deploy, by=_me())
+        from flows import results
+
+        rows = {row.problem: row for row in results.rows(place, problems)}
+    _report(outcomes, rows, place, as_json)
+
+
+def _report(outcomes: "Sequence[Outcome]", rows: dict[str, Any], place: "Layout", as_json: bool) -> None:
+    failed = [each.error for each in outcomes if each.error]
+    if as_json:
+        told = {
+            each.problem: {**dataclasses.asdict(each), "status": each.status, **dataclasses.asdict(rows[each.problem])}
+            for each in outcomes
+        }
+        _print_json({"ok": not failed, "page": str(place.page), "problems": told})
+    else:
+        _print_rows(rows.values())
+        if all(each.status == "unchanged" for each in outcomes):
+            _say("Nothing to do: all is fresh. --refresh reads the sources again.")
+    if failed:
+        raise StepError(" | ".join(failed))
+
+
+@app.command()
+def status(root: Root = HERE, as_json: Json = False, debug: Debug = False) -> None:
+    """Who is champion of each problem, since when, and the newest decision."""
+    from flows import results
+
+    place = _find(root)
+    rows = results.rows(place, _params(place).problems)
+    if as_json:
+        _print_json({row.problem: dataclasses.asdict(row) for row in rows})
+    else:
+        _print_rows(rows)
+
+
+@app.command()
+def history(
+    name: Name,
+    at: Annotated[str | None, typer.Option(help="Only what was decided up to then: YYYY-MM-DD, or with a time (UTC).")] = None,
+    root: Root = HERE,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Every decision about a problem, and who was champion at a moment."""
+    from flows import settings
+
+    place = _find(root)
+    _params(place).section(name)
+    moment = _moment(at) if at else None
+    _, deployments = settings.world(place)
+    decisions = sorted(deployments.history(name, moment), key=lambda each: each.at)
+    champion = deployments.champion(name, moment)
+    if as_json:
+        _print_json({"problem": name, "champion": champion, "decisions": [each.model_dump(mode="json") for each in decisions]})
+        return
+    cells = [(_short(each.at), each.action, f"v{each.version}", each.by, each.reason) for each in decisions]
+    _print_table(("when (UTC)", "action", "version", "by", "reason"), cells)
+    _say(f"{name}: champion {f'v{champion}' if champion else 'none'}{f' at {at}' if at else ''}")
+
+
+@app.command()
+def rollback(
+    name: Name,
+    reason: Annotated[str, typer.Option(help="Why; kept in the history.")],
+    to: Annotated[int | None, typer.Option(help="The version to go back to; none: the champion before this one.")] = None,
+    root: Root = HERE,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make an earlier version champion again."""
+    from flows import results, settings
+    from tasks.layout import locking
+
+    place = _find(root)
+    _params(place).section(name)
+    with locking(place.var / "train.lock", "rollback"):
+        registry, deployments = settings.world(place)
+        decision = deployments.rollback(registry, name, to, _me(), reason)
+        results.page(place)
+    if as_json:
+        _print_json(decision.model_dump(mode="json"))
+    else:
+        _print_table(
+            ("problem", "champion", "was", "reason"), [(name, f"v{decision.version}", f"v{decision.previous}", decision.reason)]
+        )
+
+
+@app.command()
+def params(
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema instead: what each key means.")] = False,
+    root: Root = HERE,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check params.yaml and print it with every default filled in."""
+    from tasks import params as tasks_params
+
+    if schema:
+        typer.echo(tasks_params.schema())
+        return
+    found = _params(_find(root))
+    whole = found.model_dump(mode="json", by_alias=True, exclude={"sections"})
+    whole.update({name: section.model_dump(mode="json") for name, section in found.sections.items()})
+    if as_json:
+        _print_json(whole)
+        return
+    from ruamel.yaml import YAML
+
+    YAML(typ="rt").dump(whole, sys.stdout)
+
+
+@app.command()
+def report(root: Root = HERE, as_json: Json = False, debug: Debug = False) -> None:
+    """Rebuild the page, reports/index.html."""
+    from flows import results
+
+    path = results.page(_find(root))
+    if as_json:
+        _print_json({"page": str(path)})
+    else:
+        typer.echo(path)
+
+
+@app.command()
+def doctor(root: Root = HERE, as_json: Json = False, debug: Debug = False) -> None:
+    """Check this machine and project, and say what to do."""
+    from flows.doctor import examine
+
+    findings = examine(root.resolve())
+    if as_json:
+        _print_json({each.subject: {"ok": each.ok, "found": each.found, "advice": each.advice} for each in findings})
+    else:
+        _print_table(
+            ("", "what", "found", "what to do"),
+            [("✓" if e.ok else "✗", e.subject, e.found, "" if e.ok else e.advice) for e in findings],
+        )
+    if not all(each.ok for each in findings):
+        raise typer.Exit(1)
+
+
+def _find(root: Path) -> "Layout":
+    from tasks.layout import find
+
+    return find(root)
+
+
+def _params(place: "Layout") -> "Params":
+    from tasks.params import load
+
+    return load(place.params)
+
+
+def _me() -> str:
+    with suppress(OSError, KeyError):
+        return getpass.getuser()
+    return "unknown"
+
+
+def _live_on(place: "Layout", text: str) -> None:
+    """Write project.as_of and say so: DVC and every step read it from params.yaml alone."""
+    from flows.asof import set_as_of
+
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        raise ParamsError(f"--as-of {text}: is not a day; write it as YYYY-MM-DD") from None
+    before = _params(place).project.as_of
+    if set_as_of(place.params, day):
+        _say(f"params.yaml: project.as_of = {day} (was {before or 'the newest day in the data'})")
+
+
+def _moment(text: str) -> datetime:
+    """The moment named, in UTC; of a day, its end."""
+    from datetime import UTC, time
+
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise ParamsError(f"--at {text}: is neither a day (YYYY-MM-DD) nor a time (YYYY-MM-DDTHH:MM)") from None
+    if len(text) == len("YYYY-MM-DD"):
+        found = datetime.combine(found, time.max)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(_finite(value), default=str))
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN: null."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def _print_rows(rows: Any) -> None:
+    cells = [
+        (
+            row.problem,
+            f"{row.model} v{row.version}" if row.version else "none",
+            f"{row.metric} {_number(row.score)} [{_number(row.low)}, {_number(row.high)}]" if row.score is not None else "",
+            _number(row.baseline),
+            row.verdict or "",
+            f"{row.cpu_seconds:.0f}" if row.cpu_seconds is not None else "",
+        )
+        for row in rows
+    ]
+    _print_table(("problem", "champion", "score", "baseline", "newest decision", "CPU s"), cells)
+
+
+def _number(value: float | None) -> str:
+    """Four significant digits, no exponent for what people read as money or as a share."""
+    return "" if value is None else f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def _short(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M}"
+
+
+def _print_table(names: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        table.add_column(name, justify="right" if name in ("baseline", "CPU s") else "left", overflow="fold")
+    for line in cells:
+        table.add_row(*(Text(cell) for cell in line))
+    console = Console()
+    console.width = console.width if console.is_terminal else 200
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

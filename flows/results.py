@@ -1,0 +1,128 @@
+"""What a project has to show: the champion of each problem, since when and why. Read from the registry and the deployments."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows import settings
+from tasks.layout import Layout, read_json
+from tasks.params import load
+
+if TYPE_CHECKING:
+    from tasks.deploy import Deployment
+    from tasks.registry import Version
+
+
+@dataclass(frozen=True)
+class Row:
+    """One problem in the table at the end; what is not known yet is None."""
+
+    problem: str
+    version: int | None = None
+    """The champion."""
+    model: str | None = None
+    metric: str | None = None
+    score: float | None = None
+    low: float | None = None
+    high: float | None = None
+    baseline: float | None = None
+    since: datetime | None = None
+    by: str | None = None
+    verdict: str | None = None
+    """The newest decision: its reason, also where it refused a challenger."""
+    cpu_seconds: float | None = None
+    """Of the last run of each of the problem's own steps."""
+
+
+def digest(origin: Mapping[str, str], problem: str) -> str:
+    """What a judgement rests on, as one short text: the model and its evaluation as DVC knows them, and the gate's policy."""
+    parts = {path: origin.get(f"dvc.{path}") for path in (f"models/{problem}/model", f"reports/{problem}/evaluation")}
+    text = json.dumps([parts, json.loads(origin["params"])["gate"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def standing(layout: Layout, problem: str) -> tuple[int | None, bool]:
+    """The version under which the model as it is now was registered, if it was, and whether it was decided on."""
+    from tasks.record import lineage
+
+    registry, deployments = settings.world(layout)
+    newest = max(registry.versions(problem), key=lambda each: each.version, default=None)
+    if newest is None or newest.tags.get("digest") != digest(lineage(layout, load(layout.params), problem), problem):
+        return None, False
+    return newest.version, any(each.version == newest.version for each in deployments.history(problem))
+
+
+def rows(layout: Layout, problems: Iterable[str]) -> list[Row]:
+    """One row per problem, in this order."""
+    registry, deployments = settings.world(layout)
+    return [_row(layout, problem, *_champion(registry, deployments, problem)) for problem in problems]
+
+
+def page(layout: Layout) -> Path:
+    """Rebuild the page of all problems."""
+    from monitoring.page import build
+
+    params = load(layout.params)
+    registry, deployments = settings.world(layout)
+    champions = {}
+    for problem in params.problems:
+        version, decisions = _champion(registry, deployments, problem)
+        if version:
+            champions[problem] = _told(version, decisions)
+    return build(params, layout, champions)
+
+
+def _champion(registry: Any, deployments: Any, problem: str) -> tuple["Version | None", list["Deployment"]]:
+    """The champion's version and all decisions, oldest first."""
+    decisions = sorted(deployments.history(problem), key=lambda each: each.at)
+    number = deployments.champion(problem)
+    return (registry.version(problem, number) if number else None), decisions
+
+
+def _arrival(version: "Version", decisions: list["Deployment"]) -> "Deployment | None":
+    """The decision that made `version` the champion it is now."""
+    return next((each for each in reversed(decisions) if each.version == version.version and each.action != "refuse"), None)
+
+
+def _told(version: "Version", decisions: list["Deployment"]) -> dict[str, Any]:
+    arrival = _arrival(version, decisions)
+    return {
+        "version": version.version,
+        "aliases": version.aliases,
+        "since": arrival and arrival.at,
+        "by": arrival and arrival.by,
+        "reason": arrival and arrival.reason,
+        "verdict": arrival.evidence if arrival else {},
+        "lineage": version.tags,
+    }
+
+
+def _row(layout: Layout, problem: str, version: "Version | None", decisions: list["Deployment"]) -> Row:
+    spent = [read_json(path)["cpu_seconds"] for path in sorted((layout.var / "costs").glob(f"*@{problem}.json"))]
+    cpu = round(math.fsum(spent), 1) if spent else None
+    newest = decisions[-1].reason if decisions else None
+    if version is None:
+        return Row(problem, verdict=newest, cpu_seconds=cpu)
+    arrival = _arrival(version, decisions)
+    metric = version.tags.get("metric")
+    numbers = {part: version.metrics.get(f"{metric}{end}") for part, end in SUFFIXES.items()}
+    return Row(
+        problem,
+        version.version,
+        version.tags.get("model"),
+        metric,
+        **numbers,
+        since=arrival and arrival.at,
+        by=arrival and arrival.by,
+        verdict=newest,
+        cpu_seconds=cpu,
+    )
+
+
+SUFFIXES = {"score": "", "low": "_low", "high": "_high", "baseline": "_baseline"}
+"""How the registry names the numbers of one metric."""

@@ -1,0 +1,44 @@
+"""Addresses, from the environment alone: EVERGREEN_MLFLOW_URI and its like. Without them everything lies under var/."""
+
+from typing import TYPE_CHECKING
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tasks.layout import Layout
+
+if TYPE_CHECKING:
+    from tasks.deploy import Deployments
+    from tasks.registry import Registry
+
+
+class Settings(BaseSettings):
+    """Where state lives that is neither data nor code. Passwords belong in these addresses, never in params.yaml."""
+
+    model_config = SettingsConfigDict(env_prefix="EVERGREEN_", frozen=True, use_attribute_docstrings=True)
+
+    mlflow_uri: str = ""
+    """Tracking and registry address of MLflow: sqlite:///FILE, or http://HOST:PORT of a server."""
+    artifacts: str = ""
+    """Where MLflow keeps files: a folder, or an address such as s3://BUCKET/PATH."""
+    database: str = ""
+    """SQLAlchemy address of the database of deployments."""
+
+
+def read(layout: Layout) -> Settings:
+    """The settings of the environment; what it does not name lies under the project's var/."""
+    found = Settings()
+    local = {
+        "mlflow_uri": f"sqlite:///{layout.var / 'mlflow.db'}",
+        "artifacts": str(layout.var / "artifacts"),
+        "database": f"sqlite:///{layout.var / 'evergreen.db'}",
+    }
+    return found.model_copy(update={name: value for name, value in local.items() if not getattr(found, name)})
+
+
+def world(layout: Layout) -> tuple["Registry", "Deployments"]:
+    """The registry of models and the deployments that the settings name."""
+    from tasks.deploy import Deployments
+    from tasks.registry import Registry
+
+    found = read(layout)
+    return Registry(found.mlflow_uri, found.artifacts), Deployments(found.database)

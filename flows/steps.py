@@ -1,0 +1,197 @@
+"""The steps as Prefect tasks: the only place for retries and timeouts.
+
+The steps of dvc.yaml run as processes of their own, as DVC runs them. Those that change the world run here, one at a time,
+since neither MLflow nor DVC is safe in threads. What goes between tasks is paths and numbers.
+"""
+
+import json
+import logging
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import IO, Any
+
+from prefect import Task
+from prefect.cache_policies import NO_CACHE
+
+from flows import results, settings, tied
+from tasks.errors import EvergreenError, StepError
+from tasks.layout import Layout
+from tasks.params import load
+
+log = logging.getLogger(__name__)
+
+WORLD = threading.RLock()
+"""Held by whoever uses MLflow or DVC in this process."""
+
+TIMEOUT_SECONDS = {"ingest": 3600, "validate": 3600, "features": 3600, "tune": 12 * 3600, "train": 3600, "evaluate": 3600}
+
+here: ContextVar[tuple[str, str | None]] = ContextVar("here")
+"""The step and the problem that this thread is at: what a log line is about."""
+
+_running: set[subprocess.Popen[str]] = set()
+_interrupted = threading.Event()
+
+
+class CrashError(StepError):
+    """A step ended without saying what a person could mend: a bug, a lack of memory, a lost connection."""
+
+
+@contextmanager
+def at(step: str, problem: str | None) -> Iterator[None]:
+    """Say that a step begins and how it ends, and mark the lines in between as its own."""
+    token = here.set((step, problem))
+    try:
+        log.info("started", extra={"event": "started"})
+        yield
+        log.info("done", extra={"event": "done"})
+    except BaseException as error:
+        log.error("failed: %s", error, extra={"event": "failed"})
+        raise
+    finally:
+        here.reset(token)
+
+
+def unchanged(step: str, problem: str | None) -> None:
+    """Say that a step has nothing to do."""
+    token = here.set((step, problem))
+    log.info("unchanged", extra={"event": "unchanged"})
+    here.reset(token)
+
+
+def work(step: str, root: str, problem: str | None = None) -> dict[str, Any]:
+    """Run a step as `python -m tasks` does, its progress going to the log, and return its result.
+
+    Raises StepError with the step's own line where the step refused, and CrashError where it ended in any other way.
+    """
+    layout = Layout(Path(root))
+    journal = layout.var / "logs" / f"{step}@{problem or 'all'}.log"
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    arguments = [step, *([problem] if problem else []), "--root", root]
+    with at(step, problem), tempfile.TemporaryFile("w+") as result, journal.open("w") as copy:
+        process = tied.start("tasks", *arguments, cwd=layout.root, stdout=result, stderr=subprocess.PIPE, bufsize=1)
+        last = _follow(process, copy, TIMEOUT_SECONDS[step])
+        if process.returncode:
+            raise _why(process.returncode, last, step, problem, journal)
+        result.seek(0)
+        return json.loads(result.read())
+
+
+def _follow(process: subprocess.Popen[str], copy: IO[str], timeout_seconds: float) -> str:
+    """Log each line of the process until it ends; the last one is returned."""
+    last, clock = "", threading.Timer(timeout_seconds, tied.end, [process, signal.SIGTERM])
+    clock.start()
+    _running.add(process)
+    try:
+        for line in process.stderr or ():
+            print(line, end="", file=copy, flush=True)
+            if line.strip():
+                last = line.strip()
+                log.info("%s", last, extra={"event": "line"})
+        process.wait()
+    finally:
+        clock.cancel()
+        tied.end(process)
+        _running.discard(process)
+        for pipe in (process.stdin, process.stderr):
+            if pipe:
+                pipe.close()
+    return last
+
+
+def _why(code: int, last: str, step: str, problem: str | None, journal: Path) -> StepError:
+    where = f"{problem}: {step}" if problem else step
+    if code == 1 and last.startswith("error: "):
+        return StepError(f"{where}: {last.removeprefix('error: ')}")
+    if code == -signal.SIGTERM:
+        return CrashError(f"{where}: stopped after {TIMEOUT_SECONDS[step]} s, its time limit. {journal} says how far it came.")
+    if code == -signal.SIGKILL:
+        return CrashError(f"{where}: killed, perhaps for lack of memory. {journal} says how far it came.")
+    return CrashError(f"{where}: ended with code {code}: {last}. {journal} says more.")
+
+
+def end_all() -> None:
+    """End every step that still runs, and try none again: for an interrupted flow."""
+    _interrupted.set()
+    for process in list(_running):
+        tied.end(process)
+
+
+def judge(root: str, problem: str) -> dict[str, Any]:
+    """The gate's verdict on the newest model of a problem, beside its champion or, where there is none, its baseline."""
+    from tasks import gate as gates
+
+    layout = Layout(Path(root))
+    with at("gate", problem):
+        with WORLD:
+            registry, deployments = settings.world(layout)
+            registry.finish_dead_runs()
+            deployments.settle(registry, problem)
+            version = deployments.champion(problem)
+            champion = registry.load(problem, version) if version else None
+        return gates.run(load(layout.params), problem, layout, champion, version).model_dump()
+
+
+def enter(root: str, problem: str, verdict: dict[str, Any]) -> int:
+    """Register the newest model with the verdict on it and where it comes from. Returns its version."""
+    from tasks.gate import Verdict
+    from tasks.record import lineage
+
+    layout = Layout(Path(root))
+    with at("register", problem), WORLD:
+        registry, _ = settings.world(layout)
+        params = load(layout.params)
+        origin = lineage(layout, params, problem)
+        found = registry.register(
+            params, problem, layout, Verdict.model_validate(verdict), {**origin, "digest": results.digest(origin, problem)}
+        )
+        log.info("version %d", found.version, extra={"event": "line"})
+        return found.version
+
+
+def release(root: str, problem: str, version: int, verdict: dict[str, Any], by: str) -> str:
+    """Act on the verdict: champion or not, who decided, when and why. Returns the action."""
+    from tasks.gate import Verdict
+
+    with at("deploy", problem), WORLD:
+        registry, deployments = settings.world(Layout(Path(root)))
+        found = deployments.deploy(registry, problem, version, Verdict.model_validate(verdict), by)
+        log.info("%s version %d: %s", found.action, found.version, found.reason, extra={"event": "line"})
+        return found.action
+
+
+def draw(root: str) -> str:
+    """Rebuild the page. Returns its path."""
+    with at("page", None), WORLD:
+        return str(results.page(Layout(Path(root))))
+
+
+def _may_pass(task: Any, run: Any, state: Any) -> bool:
+    """Whether a failure may be gone next time; what a person has to mend stays."""
+    error = state.result(raise_on_failure=False)
+    mendable = isinstance(error, EvergreenError) and not isinstance(error, CrashError)
+    return not mendable and not _interrupted.is_set()
+
+
+WORLDLY: dict[str, Any] = {"retries": 2, "retry_delay_seconds": [2, 20], "retry_condition_fn": _may_pass}
+
+ingest = Task(work, name="ingest", cache_policy=NO_CACHE, **WORLDLY)
+validate = Task(work, name="validate", cache_policy=NO_CACHE)
+features = Task(work, name="features", cache_policy=NO_CACHE)
+tune = Task(work, name="tune", cache_policy=NO_CACHE)
+train = Task(work, name="train", cache_policy=NO_CACHE)
+evaluate = Task(work, name="evaluate", cache_policy=NO_CACHE)
+gate = Task(judge, name="gate", cache_policy=NO_CACHE)
+register = Task(enter, name="register", cache_policy=NO_CACHE, **WORLDLY)
+deploy = Task(release, name="deploy", cache_policy=NO_CACHE, **WORLDLY)
+page = Task(draw, name="page", cache_policy=NO_CACHE)
+
+SHARED = {"ingest": ingest, "validate": validate}
+"""Once for all problems."""
+OWN = {"features": features, "tune": tune, "train": train, "evaluate": evaluate}
+"""Once per problem."""

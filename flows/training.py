@@ -1,0 +1,153 @@
+"""Training: ingest -> validate -> features -> tune -> train -> evaluate -> gate -> register -> deploy, and the page.
+
+The problems' branches run side by side; one that fails stops no other. What DVC finds fresh is not done again, and each
+finished step is recorded at once: a flow killed at any moment continues where it was.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect import flow
+from prefect.context import FlowRunContext
+from prefect.states import Failed
+
+from flows import results, runs, steps
+from flows.server import Server
+from tasks.errors import EvergreenError
+from tasks.layout import Layout
+from tasks.record import Stages
+
+log = logging.getLogger(__name__)
+
+BRANCHES = 2
+"""Problems at work at once; each step uses one core."""
+
+
+@dataclass
+class Outcome:
+    """What became of one problem in a flow."""
+
+    problem: str
+    done: list[str] = field(default_factory=list)
+    """The steps that ran, in order; the others had nothing to do."""
+    error: str | None = None
+
+    @property
+    def status(self) -> Literal["failed", "unchanged", "done"]:
+        return "failed" if self.error else "done" if self.done else "unchanged"
+
+
+def run(layout: Layout, problems: Sequence[str], server: Server, *, refresh: bool, deploy: bool, by: str) -> list[Outcome]:
+    """Train `problems`, in this order, and say what became of each. Hold the project's lock around it.
+
+    A run in which every step is fresh needs no flow and no server. `refresh` reads the sources again though no param changed.
+    Raises the error of a shared step; errors of single problems are in their outcomes.
+    """
+    if not refresh and _nothing_to_do(layout, problems, deploy):
+        return [Outcome(problem) for problem in problems]
+    server.wait()
+    for name in runs.sweep(layout):
+        log.warning("the run %s was killed; it is now marked as crashed", name)
+    state = training(str(layout.root), list(problems), refresh, deploy, by, return_state=True)
+    runs.forget(layout)
+    outcomes = state.result(raise_on_failure=False)
+    if isinstance(outcomes, BaseException):
+        raise outcomes
+    return outcomes
+
+
+@flow(name="training", log_prints=False)
+def training(root: str, problems: list[str], refresh: bool, deploy: bool, by: str) -> Any:
+    """The flow. It fails, after all branches ended, with one line per branch that failed."""
+    layout = Layout(Path(root))
+    context = FlowRunContext.get()
+    if context and context.flow_run:
+        runs.note(layout, context.flow_run.id)
+    branch = Branches(layout, refresh, deploy, by)
+    branch.share()
+    outcomes = _side_by_side(branch.grow, problems)
+    steps.page(root)
+    failed = [each.error for each in outcomes if each.error]
+    return Failed(message="\n".join(failed), data=outcomes) if failed else outcomes
+
+
+def _side_by_side(work: Callable[[str], Outcome], problems: Sequence[str]) -> list[Outcome]:
+    """`work` for each problem on `BRANCHES` threads, in order. An interrupt ends the steps that run, then goes on."""
+    with ThreadPoolExecutor(BRANCHES) as pool:
+        waiting = [pool.submit(copy_context().run, work, problem) for problem in problems]
+        try:
+            return [each.result() for each in waiting]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            steps.end_all()
+            raise
+
+
+class Branches:
+    """The way of one problem through the steps, and of all through those they share."""
+
+    def __init__(self, layout: Layout, refresh: bool, deploy: bool, by: str) -> None:
+        self.layout, self.root = layout, str(layout.root)
+        self.refresh, self.deploy, self.by = refresh, deploy, by
+        self.stages = Stages(layout)
+
+    def share(self) -> None:
+        """The steps before the branches. Raises what they raise."""
+        for name, task in steps.SHARED.items():
+            self._step(name, task, None)
+
+    def grow(self, problem: str) -> Outcome:
+        """The steps of one problem; an error ends its branch and is told in the outcome."""
+        outcome = Outcome(problem)
+        try:
+            for name, task in steps.OWN.items():
+                outcome.done += self._step(name, task, problem)
+            outcome.done += self._promote(problem)
+        except EvergreenError as error:
+            outcome.error = str(error)
+        except Exception as error:  # one branch's bug must not stop the others
+            log.debug("%s", problem, exc_info=error)
+            outcome.error = f"{problem}: {type(error).__name__}: {error}"
+        return outcome
+
+    def _step(self, name: str, task: Any, problem: str | None) -> list[str]:
+        """Do and record one step, unless it is fresh. Returns its name where it was done."""
+        stage = f"{name}@{problem}" if problem else name
+        with steps.WORLD:
+            fresh = self.stages.fresh(stage)
+        if fresh and not (self.refresh and name == "ingest"):
+            steps.unchanged(name, problem)
+            return []
+        task.with_options(task_run_name=f"{name} {problem or ''}".strip())(name, self.root, problem)
+        with steps.WORLD:
+            self.stages.commit(stage)
+        return [name]
+
+    def _promote(self, problem: str) -> list[str]:
+        """Judge, register and deploy what `evaluate` left, or what of this an earlier run did not come to."""
+        with steps.WORLD:
+            version, decided = results.standing(self.layout, problem)
+        if version and (decided or not self.deploy):
+            return []
+        verdict = steps.gate.with_options(task_run_name=f"gate {problem}")(self.root, problem)
+        if not version:
+            version = steps.register.with_options(task_run_name=f"register {problem}")(self.root, problem, verdict)
+        if not self.deploy:
+            return ["gate", "register"]
+        steps.deploy.with_options(task_run_name=f"deploy {problem}")(self.root, problem, version, verdict, self.by)
+        return ["gate", "register", "deploy"]
+
+
+def _nothing_to_do(layout: Layout, problems: Sequence[str], deploy: bool) -> bool:
+    stages = Stages(layout)
+    names = [*steps.SHARED, *(f"{name}@{problem}" for problem in problems for name in steps.OWN)]
+    if not all(stages.fresh(name) for name in names) or not layout.page.exists():
+        return False
+    return all(
+        version and (decided or not deploy) for version, decided in (results.standing(layout, each) for each in problems)
+    )
