@@ -1,0 +1,65 @@
+"""The features step: from checked tables to what a problem's kind learns from, nothing after the cutoff in it."""
+
+import logging
+from datetime import date
+
+import polars as pl
+
+from tasks import ingest
+from tasks.errors import DataError, ParamsError, SourceError
+from tasks.layout import Layout, writing
+from tasks.params import Params, Section, tables_of
+from tasks.problems import kind
+
+log = logging.getLogger(__name__)
+
+
+class Result(Section):
+    folder: str
+    """Where the frames are, one parquet file each, named as in `rows`."""
+    rows: dict[str, int]
+    """Frame -> number of rows."""
+    columns: dict[str, int]
+    """Frame -> number of columns."""
+    as_of: date
+    """Last day that counts as known."""
+
+
+def run(params: Params, problem: str, layout: Layout) -> Result:
+    """Build the features of `problem` from data/tables and put them in its folder, all of them or none.
+
+    Raises SourceError for a table that is missing, and what the kind's `build` raises, with the problem's name before it.
+    """
+    section, as_of = params.section(problem), ingest.resolve_as_of(params, layout)
+    tables = {name: _scan(layout, name) for name in tables_of(section)}
+    log.info("%s: features as of %s from %s", problem, as_of, ", ".join(tables))
+    try:
+        frames = kind(params.kind(problem)).build(tables, {name: params.ingest[name].time for name in tables}, section, as_of)
+    except ParamsError as error:
+        raise ParamsError(f"{layout.params.name}: {problem}.features.{error}") from error
+    except DataError as error:
+        raise type(error)(f"{problem}: {error}") from error
+    folder = layout.features(problem)
+    _write(layout, problem, frames)
+    for name, frame in frames.items():
+        log.info("%s: %s: %d rows, %d columns", problem, name, frame.height, frame.width)
+    return Result(
+        folder=str(folder),
+        rows={name: frame.height for name, frame in frames.items()},
+        columns={name: frame.width for name, frame in frames.items()},
+        as_of=as_of,
+    )
+
+
+def _scan(layout: Layout, table: str) -> pl.LazyFrame:
+    path = layout.table(table)
+    if not path.is_file():
+        raise SourceError(f"data/tables/{table}.parquet: is not there. Run the steps before this one: dvc repro validate")
+    return pl.scan_parquet(path)
+
+
+def _write(layout: Layout, problem: str, frames: dict[str, pl.DataFrame]) -> None:
+    with writing(layout.features(problem)) as scratch:
+        scratch.mkdir()
+        for name, frame in frames.items():
+            frame.write_parquet((scratch / name).with_suffix(".parquet"))

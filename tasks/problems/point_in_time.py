@@ -1,0 +1,520 @@
+"""Point-in-time tables: one row per entity and cutoff, made of events known by the cutoff and of nothing later.
+
+A day counts as a whole: the cutoff is the last day (inclusive) whose events may be used, a window of n days is that day and
+the n - 1 before it, and the label looks at the days 1 to `horizon_days` after it. Events are first summed up per
+entity and day and then per window, so that many cutoffs and windows cost little more than one.
+"""
+
+import json
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+
+import polars as pl
+from polars.exceptions import PolarsError
+
+from tasks.errors import DataError, LeakError, ParamsError
+from tasks.params import Aggregate, Attributes, Features, Ratio, Share, Target, nearest
+
+log = logging.getLogger(__name__)
+
+CUTOFF, TARGET = "cutoff", "target"
+DAY, AGE, NEXT = "__day", "__age", "__next"
+"""When an event became known; days from then to the cutoff; the entity's next day with the same value."""
+EVER = range(100_000)
+"""Ages of all history."""
+IN_ORDER = "in-memory"
+"""The engine that adds numbers up in one order, so that the same data give the same bytes; streaming does not."""
+PER_ROW = {"StringExpr", "TemporalExpr", "Boolean", "Sql", "Abs", "Coalesce", "FillNull", "MaxHorizontal", "MinHorizontal"}
+"""Polars' names of functions that look at one row only."""
+YEAR = {"week_of_year": 52.1775, "day_of_year": 365.2425}
+"""Mean length of a year, in the unit of each calendar fact that comes round."""
+
+
+def point_in_time(
+    tables: Mapping[str, pl.LazyFrame], times: Mapping[str, str | None], section: Features, as_of: date
+) -> pl.DataFrame:
+    """One row per entity and cutoff, sorted by cutoff and entity: the entity's key, `cutoff`, `target`, the features.
+
+    `times`: table -> its time column. Numbers are Float64, categories String. The cutoff `as_of` is among them, its `target`
+    null; every `target` is null where the section names none. No event after a row's cutoff has a part in its features.
+    Raises ParamsError for a column, feature or condition that cannot be, LeakError for one that looks past its cutoff, and
+    DataError for keys of two types, rows without entities, and labels that are incomplete or all the same.
+    """
+    known = Known(tables, times, section.entity, as_of)
+    cutoffs = list_cutoffs(section, as_of)
+    _refuse_mixed_keys(known)
+    measures = [_of_aggregate(known, each, section.windows_days) for each in section.aggregates]
+    shares = {each.name: _of_share(known, each, cutoffs[0]) for each in section.shares}
+    names = _names(section, measures, shares)
+    rows = _population(known, section, cutoffs)
+    log.info("%d rows at %d cutoffs from %s to %s", len(rows), len(cutoffs), cutoffs[0], as_of)
+    if section.target:
+        rows = _label(known, rows, section.target, section.horizon_days, cutoffs)
+    rows = _measure(known, rows, [*measures, *(part for parts in shares.values() for part in parts)], cutoffs)
+    rows = _divide(rows, section.ratios, shares)
+    rows = rows.with_columns(_calendar(section.calendar))
+    for each in section.attributes:
+        rows = _attach(known, rows, each)
+    rows = rows.with_columns(pl.col(names).exclude(pl.String).cast(pl.Float64))
+    target = pl.col(TARGET) if section.target else pl.lit(None, pl.Float64).alias(TARGET)
+    return rows.select(section.entity, CUTOFF, target, *(section.keep or names)).sort(CUTOFF, section.entity)
+
+
+def list_cutoffs(section: Features, as_of: date) -> list[date]:
+    """Ascending: every `every_days` back from the last day whose label is complete to `first`, and then `as_of` itself.
+
+    Raises DataError where not even one label is complete.
+
+    >>> from tasks.params import Cutoffs
+    >>> section = Features(entity="id", horizon_days=7, cutoffs=Cutoffs(first=date(2024, 1, 1), every_days=10))
+    >>> [str(each) for each in list_cutoffs(section, date(2024, 1, 31))]
+    ['2024-01-04', '2024-01-14', '2024-01-24', '2024-01-31']
+    """
+    newest, first, step = as_of - timedelta(days=section.horizon_days), section.cutoffs.first, section.cutoffs.every_days
+    if newest < first:
+        raise DataError(
+            f"no cutoff from {first} on has a complete label: the {section.horizon_days} days after it must end by {as_of}, "
+            f"the last known day. Set cutoffs.first to {newest} or earlier, or give newer data."
+        )
+    return [newest - timedelta(days=back * step) for back in range((newest - first).days // step, -1, -1)] + [as_of]
+
+
+# Events
+
+
+@dataclass(frozen=True)
+class Known:
+    """The tables as events of one entity, up to `as_of` (inclusive)."""
+
+    tables: Mapping[str, pl.LazyFrame]
+    times: Mapping[str, str | None]
+    entity: str
+    as_of: date
+
+    def events(self, table: str, join: tuple[str, str] | None = None) -> pl.LazyFrame:
+        """One row per event of an entity: the table's columns, those that `join` adds, and the day on which both were known."""
+        frame = self.dated(table)
+        _refuse_unknown("entity", self.entity, table, frame)
+        frame = self._joined(table, frame, *join) if join else frame
+        if DAY not in frame.collect_schema():
+            raise ParamsError(
+                f"{table}: has no time column, so its rows lie neither before nor after a cutoff; name one in "
+                f"ingest.{table}.time, or join a table that has one"
+            )
+        return self.keyed(frame).filter(pl.col(self.entity).is_not_null(), pl.col(DAY) <= self.as_of)
+
+    def is_events(self, table: str) -> bool:
+        return self.times.get(table) is not None and self.entity in self.tables[table].collect_schema()
+
+    def dated(self, table: str) -> pl.LazyFrame:
+        """The table, with its day where it has a time column."""
+        frame, time = self.tables[table], self.times.get(table)
+        if time is None:
+            return frame
+        kind = frame.collect_schema()[_refuse_unknown(f"ingest.{table}.time", time, table, frame)]
+        if kind != pl.Date and kind != pl.Datetime:
+            raise ParamsError(f"ingest.{table}.time = {time}: is {kind}, no time; set ingest.{table}.types.{time} to datetime")
+        return frame.with_columns(pl.col(time).cast(pl.Date).alias(DAY))
+
+    def keyed(self, frame: pl.LazyFrame) -> pl.LazyFrame:
+        """Whole numbers of any width are the same key."""
+        whole = frame.collect_schema()[self.entity].is_integer()
+        return frame.with_columns(pl.col(self.entity).cast(pl.Int64)) if whole else frame
+
+    def _joined(self, table: str, frame: pl.LazyFrame, other: str, key: str) -> pl.LazyFrame:
+        facts = self.dated(other)
+        for each, whole in ((table, frame), (other, facts)):
+            _refuse_unknown("join", key, each, whole)
+        _refuse_repeats(other, key, facts)
+        mine = frame.collect_schema().names()
+        facts = facts.drop(set(mine) - {key, DAY}, strict=False)
+        if DAY not in facts.collect_schema():
+            return frame.join(facts, on=key, how="left")
+        both = frame.join(facts, on=key, suffix="_joined")
+        return both.with_columns(pl.max_horizontal(DAY, f"{DAY}_joined")) if DAY in mine else both
+
+
+def _refuse_unknown(place: str, column: str, table: str, frame: pl.LazyFrame) -> str:
+    columns = [name for name in frame.collect_schema().names() if not name.startswith("__")]
+    if column not in columns:
+        raise ParamsError(f"{place} = {column}: no such column in {table}{nearest(column, columns)}")
+    return column
+
+
+def _refuse_repeats(table: str, key: str, frame: pl.LazyFrame) -> None:
+    repeated = frame.group_by(key).len().filter(pl.col("len") > 1).sort(key).collect()
+    if len(repeated):
+        raise DataError(
+            f"data/tables/{table}.parquet: {key}: {len(repeated):,} values stand in several rows (first {repeated[key][0]}); "
+            f"a joined table has one row per {key}. Add unique: [{key}] to validate.{table}, or join another table."
+        )
+
+
+def _refuse_mixed_keys(known: Known) -> None:
+    types: dict[str, str] = {}
+    for table, frame in known.tables.items():
+        kind = frame.collect_schema().get(known.entity)
+        if kind is not None:
+            types.setdefault("integer" if kind.is_integer() else "text" if kind == pl.String else str(kind), table)
+    if len(types) > 1:
+        (one, here), (two, there), *_ = types.items()
+        raise DataError(
+            f"{known.entity}: is {one} in {here} and {two} in {there}, so they do not match; "
+            f"set ingest.{there}.types.{known.entity} to {one}"
+        )
+
+
+# Measures
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """One number per entity and cutoff for each of `ages`: a function over the events that are that many days old."""
+
+    table: str
+    join: tuple[str, str] | None
+    function: str
+    column: str | None
+    where: pl.Expr
+    ages: tuple[range, ...]
+    names: tuple[str, ...]
+
+    @property
+    def late(self) -> bool:
+        """Whether the condition depends on the cutoff, so that days cannot be summed up once for all cutoffs."""
+        return CUTOFF in self.where.meta.root_names()
+
+    @property
+    def value(self) -> pl.Expr:
+        assert self.column is not None
+        return pl.col(self.column).cast(pl.Float64).fill_nan(None)
+
+
+def _of_aggregate(known: Known, each: Aggregate, windows: tuple[int, ...]) -> Measure:
+    place = f"aggregates.{each.name}"
+    events = known.events(each.table, each.join)
+    _refuse_column(f"{place}.column", each.column, each.table, events, numeric=each.function != "n_unique")
+    where = _condition(f"{place}.where", each.where, each.table, events, known.as_of)
+    if each.function.startswith("days_since"):
+        return Measure(each.table, each.join, each.function, None, where, (EVER,), (each.name,))
+    chosen = each.windows_days or windows
+    names = tuple(f"{each.name}_{days}d" for days in chosen)
+    return Measure(each.table, each.join, each.function, each.column, where, tuple(map(range, chosen)), names)
+
+
+def _of_share(known: Known, share: Share, first: date) -> list[Measure]:
+    """The total and one measure per category. Which categories are largest is decided by events up to the first cutoff."""
+    events = known.events(share.table, share.join)
+    _refuse_column(f"shares.{share.name}.value", share.value, share.table, events, numeric=True)
+    _refuse_column(f"shares.{share.name}.category", share.category, share.table, events, numeric=False)
+    sizes = events.filter(pl.col(DAY) <= first, pl.col(share.category).is_not_null()).group_by(share.category)
+    largest = sizes.agg(pl.col(share.value).sum().cast(pl.Float64)).sort(share.value, share.category, descending=[True, False])
+    found = largest.head(share.top).collect()[share.category].to_list()
+    if not found:
+        raise DataError(
+            f"shares.{share.name}: {share.table} has no {share.category} up to cutoff {first}; set cutoffs.first later"
+        )
+    return [
+        Measure(share.table, share.join, "sum", share.value, where, (range(share.window_days),), (name,))
+        for name, where in [
+            (f"__{share.name}", pl.lit(True)),
+            *((f"{share.name}_{_slug(each)}", pl.col(share.category) == each) for each in found),
+        ]
+    ]
+
+
+def _slug(value: Any) -> str:
+    return re.sub(r"\W+", "_", str(value).lower()).strip("_")
+
+
+def _refuse_column(place: str, column: str | None, table: str, events: pl.LazyFrame, numeric: bool) -> None:
+    if column is None:
+        return
+    kind = events.collect_schema()[_refuse_unknown(place, column, table, events)]
+    if numeric and not kind.is_numeric() and kind != pl.Boolean:
+        raise ParamsError(f"{place} = {column}: is {kind} in {table}; numbers are needed. Name another column, or use n_unique")
+
+
+def _condition(place: str, text: str | None, table: str, events: pl.LazyFrame, as_of: date) -> pl.Expr:
+    """`text` as an expression on one event and the cutoff; null counts as false."""
+    if text is None:
+        return pl.lit(True)
+    try:
+        where = pl.sql_expr(text)
+    except PolarsError as error:
+        raise ParamsError(f"{place} = {text}: is no SQL condition: {_first_line(error)}") from None
+    for column in where.meta.root_names():
+        if column != CUTOFF:
+            _refuse_unknown(place, column, table, events)
+    if _looks_at_other_rows(json.loads(where.meta.serialize(format="json"))):
+        raise LeakError(f"{place} = {text}: looks at other events, also those after the cutoff; a condition is on one event")
+    _refuse_other_than_yes_or_no(place, text, events.limit(0).with_columns(pl.lit(as_of).alias(CUTOFF)).select(where))
+    return where.fill_null(False)
+
+
+def _refuse_other_than_yes_or_no(place: str, text: str, answer: pl.LazyFrame) -> None:
+    try:
+        (kind,) = answer.collect().dtypes
+    except PolarsError as error:
+        raise ParamsError(f"{place} = {text}: does not fit the columns: {_first_line(error)}") from None
+    if kind != pl.Boolean:
+        raise ParamsError(f"{place} = {text}: gives {kind}; a condition gives true or false, for example {text} > 0")
+
+
+def _looks_at_other_rows(node: Any) -> bool:
+    """Whether an expression, as Polars serializes it, has an aggregate or a window function in it."""
+    if isinstance(node, list):
+        return any(map(_looks_at_other_rows, node))
+    if not isinstance(node, dict):
+        return node == "Len"
+    if not {"Agg", "Over"}.isdisjoint(node) or not PER_ROW.issuperset(_function_names(node)):
+        return True
+    return any(_looks_at_other_rows(inner) for name, inner in node.items() if name not in ("Column", "Literal", "dtype"))
+
+
+def _function_names(node: dict[str, Any]) -> Iterable[str]:
+    if "input" not in node:
+        return ()
+    named = node.get("function", ())
+    return [named] if isinstance(named, str) else named
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+# From events to rows
+
+
+def _measure(known: Known, rows: pl.DataFrame, measures: Sequence[Measure], cutoffs: Sequence[date]) -> pl.DataFrame:
+    """`rows` with the columns of `measures`. Counts and sums over no event are 0, everything else is missing."""
+    for source in dict.fromkeys((each.table, each.join) for each in measures):
+        mine = [each for each in measures if (each.table, each.join) == source]
+        log.info("%s: %d numbers from %s", known.entity, sum(len(each.names) for each in mine), " with ".join(_named(source)))
+        for found in _of_events(known.events(*source), known.entity, mine, cutoffs):
+            rows = rows.join(found, on=[known.entity, CUTOFF], how="left", maintain_order="left")
+    zero = [name for each in measures if each.function in ("count", "sum", "n_unique") for name in each.names]
+    return rows.with_columns(pl.col(zero).fill_null(0))
+
+
+def _named(source: tuple[str, tuple[str, str] | None]) -> list[str]:
+    return [source[0], source[1][0]] if source[1] else [source[0]]
+
+
+def _of_events(
+    events: pl.LazyFrame, entity: str, measures: Sequence[Measure], cutoffs: Sequence[date]
+) -> Iterator[pl.DataFrame]:
+    """Frames of one row per entity and cutoff that has events."""
+    daily = [each for each in measures if not each.late and each.function != "n_unique"]
+    if daily:
+        yield from _by_day(events, entity, daily, cutoffs)
+    for each in measures:
+        if each.late:
+            yield from _by_event(events, entity, each, cutoffs)
+        elif each.function == "n_unique":
+            yield from _distinct(events, entity, each, cutoffs)
+
+
+def _by_day(events: pl.LazyFrame, entity: str, measures: Sequence[Measure], cutoffs: Sequence[date]) -> Iterator[pl.DataFrame]:
+    parts = [part for number, each in enumerate(measures) for part in _parts(str(number), each)]
+    days = events.group_by(entity, DAY, maintain_order=True).agg(parts).collect(engine=IN_ORDER)
+    for ages in dict.fromkeys(ages for each in measures for ages in each.ages):
+        totals = [
+            _total(str(number), each.function).alias(name)
+            for number, each in enumerate(measures)
+            for window, name in zip(each.ages, each.names, strict=True)
+            if window == ages
+        ]
+        yield _spread(days, cutoffs, ages).group_by(entity, CUTOFF, maintain_order=True).agg(totals).collect(engine=IN_ORDER)
+
+
+def _parts(name: str, measure: Measure) -> list[pl.Expr]:
+    """What a day must remember of its events for `_total`: n(umber), s(um), m(ean or extreme), q: squared deviations."""
+    if measure.column is None:
+        return [measure.where.cast(pl.UInt32).sum().alias(f"n{name}")]
+    value = pl.when(measure.where).then(measure.value)
+    parts = {
+        "sum": {"s": value.sum()},
+        "mean": {"s": value.sum(), "n": value.count()},
+        "min": {"m": value.min()},
+        "max": {"m": value.max()},
+        "std": {"n": value.count(), "m": value.mean(), "q": value.var(ddof=0) * value.count()},
+    }
+    return [part.alias(f"{letter}{name}") for letter, part in parts[measure.function].items()]
+
+
+def _total(name: str, function: str) -> pl.Expr:
+    """The number for many days from the parts of each; deviations add up as in Chan, Golub and LeVeque (1979)."""
+    n, s, m, q = (pl.col(f"{letter}{name}") for letter in "nsmq")
+    number, mean = n.sum(), (n * m).sum() / n.sum()
+    totals = {
+        "count": number,
+        "sum": s.sum(),
+        "mean": pl.when(number > 0).then(s.sum() / number),
+        "min": m.min(),
+        "max": m.max(),
+        "std": pl.when(number > 1).then(((q + n * (m - mean) ** 2).sum() / (number - 1)).sqrt()),
+        "days_since_last": pl.col(AGE).filter(n > 0).min(),
+        "days_since_first": pl.col(AGE).filter(n > 0).max(),
+    }
+    return totals[function]
+
+
+def _by_event(events: pl.LazyFrame, entity: str, measure: Measure, cutoffs: Sequence[date]) -> Iterator[pl.DataFrame]:
+    """For conditions on the cutoff: every event is looked at for every cutoff that it counts for."""
+    found = events.drop(CUTOFF, strict=False).collect()
+    for ages, name in zip(measure.ages, measure.names, strict=True):
+        valid = _spread(found, cutoffs, ages).filter(measure.where)
+        yield valid.group_by(entity, CUTOFF, maintain_order=True).agg(_direct(measure).alias(name)).collect(engine=IN_ORDER)
+
+
+def _direct(measure: Measure) -> pl.Expr:
+    if measure.column is None:
+        ages = {"days_since_last": pl.col(AGE).min(), "days_since_first": pl.col(AGE).max()}
+        return ages.get(measure.function, pl.len())
+    if measure.function == "n_unique":
+        return pl.col(measure.column).drop_nulls().n_unique()
+    return getattr(measure.value, measure.function)()
+
+
+def _distinct(events: pl.LazyFrame, entity: str, measure: Measure, cutoffs: Sequence[date]) -> Iterator[pl.DataFrame]:
+    """A value counts on its last day up to the cutoff alone, so that counting values is counting rows."""
+    assert measure.column is not None
+    value = pl.col(measure.column).alias("value")
+    days = events.filter(measure.where, value.is_not_null()).select(entity, value, DAY).unique().sort(entity, "value", DAY)
+    same = (pl.col(entity) == pl.col(entity).shift(-1)) & (pl.col("value") == pl.col("value").shift(-1))
+    last = days.select(entity, DAY, pl.when(same).then(pl.col(DAY).shift(-1)).alias(NEXT)).collect()
+    for ages, name in zip(measure.ages, measure.names, strict=True):
+        counted = _spread(last, cutoffs, ages).filter(pl.col(NEXT).is_null() | (pl.col(NEXT) > pl.col(CUTOFF)))
+        yield counted.group_by(entity, CUTOFF).agg(pl.len().alias(name)).collect()
+
+
+def _spread(events: pl.DataFrame, cutoffs: Sequence[date], ages: range) -> pl.LazyFrame:
+    """Each event once for every cutoff at which its age is one of `ages`; negative ages lie after the cutoff."""
+    days = events.lazy().select(pl.col(DAY).unique()).join(pl.LazyFrame({CUTOFF: list(cutoffs)}), how="cross")
+    pairs = days.with_columns((pl.col(CUTOFF) - pl.col(DAY)).dt.total_days().alias(AGE))
+    return events.lazy().join(pairs.filter(pl.col(AGE).is_between(ages.start, ages.stop - 1)), on=DAY, maintain_order="left")
+
+
+def _population(known: Known, section: Features, cutoffs: Sequence[date]) -> pl.DataFrame:
+    """Which entities have a row at which cutoff."""
+    chosen = section.population
+    tables = [chosen.table] if chosen else [each for each in known.tables if known.is_events(each)]
+    ages = range(chosen.within_days) if chosen else EVER
+    seen = pl.concat([known.events(each).select(known.entity, DAY).unique() for each in tables]).collect()
+    rows = _spread(seen, cutoffs, ages).select(known.entity, CUTOFF).unique().collect()
+    if rows.filter(pl.col(CUTOFF) < known.as_of).is_empty():
+        when = f"in the {chosen.within_days} days up to" if chosen else "before"
+        raise DataError(
+            f"population: no {known.entity} has an event in {', '.join(tables)} {when} any of {len(cutoffs) - 1} cutoffs "
+            f"({cutoffs[0]} to {cutoffs[-2]}). Move cutoffs.first, or look further back with population.within_days."
+        )
+    return rows.sort(CUTOFF, known.entity)
+
+
+def _label(known: Known, rows: pl.DataFrame, target: Target, horizon_days: int, cutoffs: Sequence[date]) -> pl.DataFrame:
+    """`rows` with `target`, null where the days that it looks at are not all known."""
+    events = known.events(target.table)
+    _refuse_column("target.column", target.column, target.table, events, numeric=True)
+    where = _condition("target.where", target.where, target.table, events, known.as_of)
+    function = "sum" if target.function == "sum" else "count"
+    measure = Measure(target.table, None, function, target.column, where, (range(-horizon_days, 0),), (TARGET,))
+    number = pl.col(TARGET)
+    answer = {"any": number > 0, "none": number == 0}.get(target.function, number).cast(pl.Float64)
+    complete = pl.col(CUTOFF) <= known.as_of - timedelta(days=horizon_days)
+    rows = _measure(known, rows, [measure], cutoffs).with_columns(pl.when(complete).then(answer).alias(TARGET))
+    _refuse_one_answer(rows[TARGET].drop_nulls(), target)
+    return rows
+
+
+def _refuse_one_answer(labels: pl.Series, target: Target) -> None:
+    if labels.n_unique() < 2:
+        raise DataError(
+            f"target: {target.function} of {target.table} is {labels[0]:g} on all {len(labels):,} labelled rows, so there is "
+            "nothing to learn. Check target.where and horizon_days, or give more history."
+        )
+
+
+def _names(section: Features, measures: Sequence[Measure], shares: Mapping[str, Sequence[Measure]]) -> list[str]:
+    """The features in their order. Raises ParamsError for a name given twice and for a name used that is not there."""
+    names = [name for each in measures for name in each.names]
+    for ratio in section.ratios:
+        for role, used in (("numerator", ratio.numerator), ("denominator", ratio.denominator)):
+            if isinstance(used, str) and used not in names:
+                raise ParamsError(f"ratios.{ratio.name}.{role} = {used}: no such feature before it{nearest(used, names)}")
+        names.append(ratio.name)
+    names += [name for _, *parts in shares.values() for part in parts for name in part.names]
+    names += [each.meta.output_name() for each in _calendar(section.calendar)]
+    names += [column for each in section.attributes for column in each.columns]
+    for name, times in Counter([section.entity, CUTOFF, TARGET, *names]).items():
+        if times > 1:
+            raise ParamsError(f"{name}: {times} features have this name (or it is the key's, {CUTOFF} or {TARGET}); rename one")
+    for name in section.keep or ():
+        if name not in names:
+            raise ParamsError(f"keep = {name}: no such feature{nearest(name, names)}")
+    return names
+
+
+def _divide(rows: pl.DataFrame, ratios: Sequence[Ratio], shares: Mapping[str, Sequence[Measure]]) -> pl.DataFrame:
+    for each in ratios:
+        below = pl.col(each.denominator) if isinstance(each.denominator, str) else pl.lit(each.denominator)
+        rows = rows.with_columns(pl.when(below != 0).then(pl.col(each.numerator) / below).alias(each.name))
+    for whole, *parts in shares.values():
+        total = pl.col(*whole.names)
+        rows = rows.with_columns(pl.when(total != 0).then(pl.col(*part.names) / total).alias(*part.names) for part in parts)
+    return rows
+
+
+def _calendar(chosen: Sequence[str]) -> list[pl.Expr]:
+    """Facts about the cutoff; what comes round each year as sine and cosine."""
+    found = []
+    for name in chosen:
+        if name == "month":
+            found.append(pl.col(CUTOFF).dt.month().alias(name))
+        else:
+            day = pl.col(CUTOFF).dt
+            angle = (day.week() if name == "week_of_year" else day.ordinal_day()) * (2 * math.pi / YEAR[name])
+            found += [angle.sin().alias(f"{name}_sin"), angle.cos().alias(f"{name}_cos")]
+    return found
+
+
+def _attach(known: Known, rows: pl.DataFrame, attributes: Attributes) -> pl.DataFrame:
+    """`rows` with facts about the entity; an entity without any gets nulls.
+
+    Raises LeakError where the facts have a time and one of them is younger than the cutoff it would be used at.
+    """
+    table = attributes.table
+    facts = known.dated(table)
+    for column in (known.entity, *attributes.columns):
+        _refuse_unknown(f"attributes.{table}", column, table, facts)
+    _refuse_repeats(table, known.entity, facts)
+    schema = facts.collect_schema()
+    chosen = [_fact(table, column, schema[column]) for column in attributes.columns]
+    dated = [pl.col(DAY)] if DAY in schema else []
+    rows = rows.join(known.keyed(facts).select(known.entity, *chosen, *dated).collect(), on=known.entity, how="left")
+    if dated:
+        _refuse_leak(rows, attributes)
+    return rows.drop(DAY, strict=False)
+
+
+def _fact(table: str, column: str, kind: pl.DataType) -> pl.Expr:
+    if kind.is_numeric() or kind == pl.Boolean:
+        return pl.col(column).cast(pl.Float64).fill_nan(None)
+    if kind.is_temporal() or kind.is_nested():
+        raise ParamsError(f"attributes.{table} = {column}: is {kind}; a fact is a number, true or false, or text. Leave it out")
+    return pl.col(column).cast(pl.String)
+
+
+def _refuse_leak(rows: pl.DataFrame, attributes: Attributes) -> None:
+    later = rows.filter(pl.col(DAY) > pl.col(CUTOFF))
+    if len(later):
+        raise LeakError(
+            f"feature {attributes.columns[0]} uses rows of {attributes.table} from after cutoff {later[CUTOFF][0]} "
+            f"(latest {later[DAY].max()}); facts must be older than what uses them. Make it an aggregate or leave it out"
+        )
