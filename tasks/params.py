@@ -99,6 +99,19 @@ class Expectation(Section):
     """Short name in reports and in quarantine. null: type and column."""
 
 
+class Reference(Section):
+    """Values of a column that another table must know."""
+
+    to: Annotated[str, Field(pattern=r"^[^.]+\.[^.]+$")]
+    """Table and column that know them, for example products.product_id."""
+    where: str | None = None
+    """SQL condition on the rows that the rule is about. null: all; a missing value is never asked for."""
+    severity: Literal["error", "warning"] = "error"
+    """error: rows with an unknown value go to quarantine. warning: reported only."""
+    bring: tuple[str, ...] = ()
+    """Columns of that table that the other rules may look at; they are not kept."""
+
+
 class Rules(Section):
     """What must hold of one table before anything learns from it."""
 
@@ -108,6 +121,10 @@ class Rules(Section):
     """Columns that together are unique; later duplicates go to quarantine. Empty: no such rule."""
     drop_duplicates: bool = False
     """Drop rows that repeat an earlier row in every column, before the rules; their number is reported."""
+    references: dict[str, Reference] = {}
+    """Column -> the table and column that must know its values."""
+    derived: dict[str, str] = {}
+    """Name -> SQL expression on the columns: further columns that rules may look at; they are not kept."""
     expectations: tuple[Expectation, ...] = ()
     """The rules, checked in one pass."""
 
@@ -508,6 +525,10 @@ def _check_tables(file: str, params: Params) -> None:
     for table in params.validate_:
         if table not in params.ingest:
             raise ParamsError(f"{file}: validate.{table}: no such table under ingest{nearest(table, params.ingest)}")
+        for column, reference in params.validate_[table].references.items():
+            if (known := reference.to.split(".")[0]) not in params.ingest:
+                where = f"{file}: validate.{table}.references.{column}.to = {reference.to}"
+                raise ParamsError(f"{where}: no table {known} under ingest{nearest(known, params.ingest)}")
     for name, section in params.sections.items():
         for table in tables_of(section):
             if table not in params.ingest:
