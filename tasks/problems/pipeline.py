@@ -1,0 +1,231 @@
+"""From a table of features to a matrix: every step learns inside the fold, and the same object serves.
+
+Numbers are filled, logged and scaled; categories become numbers; then come selection and projection. Everything here can be
+saved by tasks.models.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.compose import ColumnTransformer
+from sklearn.decomposition import PCA, TruncatedSVD
+from sklearn.feature_selection import SelectPercentile, VarianceThreshold, f_classif, f_regression
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import Lasso, LogisticRegression
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import (
+    OneHotEncoder,
+    OrdinalEncoder,
+    QuantileTransformer,
+    RobustScaler,
+    StandardScaler,
+    TargetEncoder,
+)
+from sklearn.utils.validation import check_is_fitted
+
+from tasks import params
+from tasks.params import Range
+from tasks.problems.base import Config
+
+Task = Literal["binary", "multiclass", "continuous", "none"]
+"""What is learned: two classes, several, a number, or nothing (clustering)."""
+
+MISSING = "(missing)"
+"""The category of a missing category."""
+
+FOR_NUMBERS = ("impute", "scale", "log")
+FOR_ALL = ("encode", "encode_high", "select", "select_share", "reduce", "components")
+
+
+def space(pipeline: params.Pipeline, native: bool) -> dict[str, Range]:
+    """The dimensions of the search: the choices given as lists. A `native` model reads numbers as they are."""
+    fields = FOR_ALL if native and pipeline.reduce == ("none",) else FOR_NUMBERS + FOR_ALL
+    return {name: Range(values=options) for name in fields if len(options := getattr(pipeline, name)) > 1}
+
+
+def choose(pipeline: params.Pipeline, config: Config) -> dict[str, Any]:
+    """One value for each choice: that of `config`, else the first in params."""
+    return {name: config.get(name, getattr(pipeline, name)[0]) for name in FOR_NUMBERS + FOR_ALL}
+
+
+def preprocess(
+    pipeline: params.Pipeline,
+    config: Config,
+    numeric: Sequence[str],
+    low: Sequence[str],
+    high: Sequence[str],
+    task: Task,
+    seed: int,
+    native: bool = False,
+) -> Pipeline:
+    """The steps before the model, unfitted. They take a pandas frame and find its columns by name, in any order.
+
+    `numeric`: columns of numbers; `low`, `high`: columns of text with few and with many distinct values. A category never seen
+    counts as none of the known ones. `native`: the model understands missing values and does not care for scale, so numbers
+    pass as they are unless the selection or the projection needs them complete.
+    """
+    chosen = choose(pipeline, config)
+    raw = native and chosen["select"] in ("none", "variance") and chosen["reduce"] == "none"
+    scale = [] if raw else _scale(chosen["scale"], seed)
+    parts = [
+        ("numbers", Pipeline([("read", Numbers())] if raw else _numbers(chosen, seed)), list(numeric)),
+        ("low", Pipeline(_categories(chosen["encode"], task, seed, scale)), list(low)),
+        ("high", Pipeline(_categories(chosen["encode_high"], task, seed, scale)), list(high)),
+    ]
+    columns = ColumnTransformer([part for part in parts if part[2]], sparse_threshold=0)
+    outputs = max(1, int((len(numeric) + len(low) + len(high)) * chosen["select_share"]))
+    return Pipeline(
+        [("columns", columns), *_select(chosen, task), *_reduce(chosen["reduce"], min(chosen["components"], outputs), seed)]
+    )
+
+
+def _numbers(chosen: dict[str, Any], seed: int) -> list[tuple[str, Any]]:
+    strategy = chosen["impute"]
+    fill = SimpleImputer(strategy="constant" if strategy == "zero" else strategy, fill_value=0.0, keep_empty_features=True)
+    return [
+        ("read", Numbers()),
+        *([("impute", fill)] if strategy != "none" else []),
+        *([("log", SignedLog())] if chosen["log"] else []),
+        *_scale(chosen["scale"], seed),
+    ]
+
+
+def _scale(name: str, seed: int) -> list[tuple[str, Any]]:
+    scalers = {
+        "standard": StandardScaler(),
+        "robust": RobustScaler(),
+        "quantile": QuantileTransformer(n_quantiles=100, output_distribution="normal", random_state=seed),
+    }
+    return [("scale", scalers[name])] if name in scalers else []
+
+
+def _categories(name: str, task: Task, seed: int, scale: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Text to numbers. Without a target there is nothing to encode by, so frequency takes the place of target."""
+    if name == "onehot":
+        return [("read", Text()), ("encode", OneHotEncoder(handle_unknown="ignore", sparse_output=False))]
+    if name == "target" and task != "none":
+        choices: dict[str, Any] = {"target_type": task, "random_state": seed}
+        encoder: Any = TargetEncoder(**choices)
+    elif name == "ordinal":
+        encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
+    else:
+        encoder = Frequency()
+    return [("read", Text()), ("encode", encoder), *scale]
+
+
+def _select(chosen: dict[str, Any], task: Task) -> list[tuple[str, Any]]:
+    percentile = 100 * chosen["select_share"]
+    univariate = f_regression if task == "continuous" else f_classif
+    selectors = {
+        "variance": lambda: VarianceThreshold(),
+        "univariate": lambda: SelectPercentile(univariate, percentile=percentile),
+        "model": lambda: SelectPercentile(l1_weights, percentile=percentile),
+    }
+    return [("select", selectors[chosen["select"]]())] if chosen["select"] in selectors else []
+
+
+def _reduce(name: str, components: int, seed: int) -> list[tuple[str, Any]]:
+    reducers = {"pca": PCA, "svd": TruncatedSVD}
+    return [("reduce", reducers[name](n_components=components, random_state=seed))] if name in reducers else []
+
+
+def l1_weights(X: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The weight of each column in a linear model with l1 penalty, without sign: the score of `select: model`."""
+    if np.unique(y).size > 20 or not np.all(np.mod(y, 1) == 0):
+        centred = y - y.mean()
+        strongest = np.abs(X.T @ centred).max() / len(y)
+        return np.abs(Lasso(alpha=0.01 * strongest or 1.0, max_iter=2000, tol=1e-3).fit(X, centred).coef_)
+    model = LogisticRegression(l1_ratio=1.0, solver="saga", C=100 / len(y), max_iter=200, tol=1e-3)
+    return np.abs(model.fit(X, y).coef_).max(axis=0)
+
+
+class Numbers(TransformerMixin, BaseEstimator):
+    """Columns as one float matrix; None and NaN are both missing."""
+
+    def fit(self, X: pd.DataFrame, y: Any = None) -> "Numbers":
+        self.columns_ = X.shape[1]
+        return self
+
+    def transform(self, X: pd.DataFrame) -> np.ndarray:
+        check_is_fitted(self)
+        return X.to_numpy(dtype=float, na_value=np.nan)
+
+
+class SignedLog(TransformerMixin, BaseEstimator):
+    """sign(x) log(1 + |x|): tames counts and money, keeps zero and the sign."""
+
+    def fit(self, X: np.ndarray, y: Any = None) -> "SignedLog":
+        self.columns_ = X.shape[1]
+        return self
+
+    def transform(self, X: np.ndarray) -> np.ndarray:
+        check_is_fitted(self)
+        return np.sign(X) * np.log1p(np.abs(X))
+
+
+class Text(TransformerMixin, BaseEstimator):
+    """Columns as one matrix of text; a missing value becomes the category MISSING."""
+
+    def fit(self, X: pd.DataFrame, y: Any = None) -> "Text":
+        self.columns_ = X.shape[1]
+        return self
+
+    def transform(self, X: pd.DataFrame) -> np.ndarray:
+        check_is_fitted(self)
+        return np.where(X.isna().to_numpy(), MISSING, X.to_numpy(dtype=object)).astype(str)
+
+
+class Frequency(TransformerMixin, BaseEstimator):
+    """A category's share of the training rows; 0 for one never seen."""
+
+    def fit(self, X: np.ndarray, y: Any = None) -> "Frequency":
+        counted = [np.unique(column, return_counts=True) for column in X.T]
+        self.categories_ = [categories for categories, _ in counted]
+        self.shares_ = [counts / len(X) for _, counts in counted]
+        return self
+
+    def transform(self, X: np.ndarray) -> np.ndarray:
+        check_is_fitted(self)
+        return np.column_stack(
+            [_look_up(column, *known) for column, *known in zip(X.T, self.categories_, self.shares_, strict=True)]
+        )
+
+
+def _look_up(column: np.ndarray, categories: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    place = np.minimum(np.searchsorted(categories, column), len(categories) - 1)
+    return np.where(categories[place] == column, shares[place], 0.0)
+
+
+def fold_back(steps: Pipeline, weights: np.ndarray) -> dict[str, float]:
+    """Weights of the columns that the fitted `steps` give -> their share per input column, largest first, summing to 1.
+
+    A projection hands each weight to its inputs by the size of their loadings; a category gets the sum over its columns.
+    """
+    if "reduce" in steps.named_steps:
+        weights = weights @ np.abs(steps.named_steps["reduce"].components_)
+    if "select" in steps.named_steps:
+        kept, chosen = weights, steps.named_steps["select"].get_support()
+        weights = np.zeros(len(chosen))
+        weights[chosen] = kept
+    found: dict[str, float] = {}
+    columns = steps.named_steps["columns"]
+    for name, part, inputs in columns.transformers_:
+        if name != "remainder":
+            block = weights[columns.output_indices_[name]]
+            found |= dict(zip(inputs, (float(each.sum()) for each in np.split(block, _ends(part, inputs))), strict=True))
+    total = sum(found.values()) or 1.0
+    return {name: value / total for name, value in sorted(found.items(), key=lambda item: -item[1])}
+
+
+def _ends(part: Pipeline, inputs: Sequence[str]) -> list[int]:
+    """Where in a block of columns each input's columns end, the last left out."""
+    encoder = part.named_steps.get("encode")
+    widths = [1] * len(inputs)
+    if isinstance(encoder, OneHotEncoder):
+        widths = [len(categories) for categories in encoder.categories_]
+    elif isinstance(encoder, TargetEncoder) and encoder.target_type_ == "multiclass":
+        widths = [len(encoder.classes_)] * len(inputs)  # pyright: ignore[reportArgumentType]
+    return np.cumsum(widths)[:-1].tolist()

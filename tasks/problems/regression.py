@@ -1,0 +1,157 @@
+"""Regression: how much. A model may learn only what a first guess leaves over."""
+
+from collections.abc import Sequence
+from datetime import date
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import polars as pl
+from lightgbm import LGBMRegressor
+from sklearn.base import BaseEstimator, MetaEstimatorMixin, RegressorMixin, clone
+from sklearn.dummy import DummyRegressor
+from sklearn.linear_model import Ridge
+from sklearn.utils.validation import check_is_fitted
+
+from tasks.params import KindName, Range, Tabular
+from tasks.problems.base import Config, Kind, Metric, Model
+from tasks.problems.tabular import BOOSTING, BOOSTING_SPACE, LIGHTGBM, Family, Rows, TabularKind, require
+
+BINS = 10
+POINTS = 600
+
+
+class OffsetRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
+    """A first guess from one feature, and a model for what it leaves over.
+
+    The guess is the feature times one factor, which makes the sums of guesses and targets equal on the training rows (so that a
+    sum over eight weeks can guess one over four). Where the feature is missing the guess is zero.
+    """
+
+    def __init__(self, regressor: Any = None, offset: str = "") -> None:
+        self.regressor = regressor
+        self.offset = offset
+
+    def fit(self, X: pd.DataFrame, y: np.ndarray) -> "OffsetRegressor":
+        first = X[self.offset].fillna(0.0).to_numpy()
+        self.factor_ = float(y.sum() / first.sum()) if first.sum() else 0.0
+        rest: Any = clone(self.regressor)
+        self.regressor_ = rest.fit(X, y - self.factor_ * first)
+        return self
+
+    def predict(self, X: pd.DataFrame) -> np.ndarray:
+        check_is_fitted(self)
+        return self.factor_ * X[self.offset].astype(float).fillna(0.0).to_numpy() + self.regressor_.predict(X)
+
+
+class Regression(TabularKind):
+    name: KindName = "regression"
+    metrics = (
+        Metric("rmse", greater_is_better=False, format=".4g"),
+        Metric("mae", greater_is_better=False, format=".4g"),
+        Metric("r2"),
+    )
+    baseline = "naive"
+    families: ClassVar = {
+        "naive": Family(DummyRegressor, prepared=False),
+        "ridge": Family(Ridge, {}, {"alpha": 100.0}, {"alpha": Range(low=0.1, high=1e5, log=True)}),
+        "lightgbm": Family(LGBMRegressor, LIGHTGBM | {"subsample": 0.7}, BOOSTING, BOOSTING_SPACE, native=True),
+    }
+
+    def choices(self, model: str, section: Tabular) -> dict[str, Range]:
+        offsets = section.pipeline.offset
+        more = {"offset": Range(values=offsets)} if len(offsets) > 1 and model != self.baseline else {}
+        return more | super().choices(model, section)
+
+    def fit(self, data: Rows, cutoffs: Sequence[date], config: Config, section: Tabular, seed: int) -> Model:
+        """A regressor. The baseline is the first guess alone, or the mean where pipeline.offset names none."""
+        rows = self.training_rows(data, cutoffs)
+        naive = config["model"] == self.baseline
+        offset = _first(section.pipeline.offset) if naive else config.get("offset", section.pipeline.offset[0])
+        model = self.assemble(rows, config, section, "continuous", seed)
+        if offset is not None:
+            require(offset, rows.features, "pipeline.offset")
+            model = OffsetRegressor(DummyRegressor(strategy="constant", constant=0) if naive else model, offset)
+        return model.fit(rows.features, rows.target.to_numpy())
+
+    def predict(self, model: Model, data: Rows, cutoff: date, section: Tabular) -> pl.DataFrame:
+        """`entity`, `truth` (missing where unknown), `prediction`."""
+        rows = data.at([cutoff])
+        answers = model.predict(rows.features) if len(rows) else np.empty(0)
+        return pl.DataFrame({"entity": rows.entity, "truth": rows.target, "prediction": answers})
+
+    def score(self, predictions: pl.DataFrame, section: Tabular) -> dict[str, float]:
+        """All metrics; NaN without rows, and R² also where the truth does not vary."""
+        truth, answer = _known(predictions)
+        if not len(truth):
+            return {"rmse": np.nan, "mae": np.nan, "r2": np.nan}
+        error = truth - answer
+        squares, spread = float(error @ error), float(np.sum((truth - truth.mean()) ** 2))
+        return {
+            "rmse": float(np.sqrt(squares / len(truth))),
+            "mae": float(np.abs(error).mean()),
+            "r2": 1 - squares / spread if spread else np.nan,
+        }
+
+    def plots(
+        self, predictions: pl.DataFrame, baseline: pl.DataFrame, model: Model, data: Rows, section: Tabular
+    ) -> dict[str, pl.DataFrame]:
+        """Points, residuals and errors over the rows of all test windows; `series` is model or baseline."""
+        series = {"model": _known(predictions), "baseline": _known(baseline)}
+        return {
+            "predicted_actual": _sample(*series["model"]),
+            "residuals": _stack(series, _residuals),
+            "error_by_prediction": _stack(series, _deciles),
+        }
+
+
+KIND: Kind = Regression()
+
+
+def _first(offsets: tuple[str | None, ...]) -> str | None:
+    return next((offset for offset in offsets if offset is not None), None)
+
+
+def _known(predictions: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Truth and answer where the truth is known."""
+    if predictions["truth"].null_count():
+        predictions = predictions.filter(pl.col("truth").is_not_null())
+    return predictions["truth"].to_numpy(), predictions["prediction"].to_numpy()
+
+
+def _stack(series: dict[str, tuple[np.ndarray, np.ndarray]], draw: Any) -> pl.DataFrame:
+    edges = _edges(*series["model"])
+    return pl.concat(
+        pl.DataFrame(draw(truth, answer, edges)).select(pl.lit(name).alias("series"), pl.all())
+        for name, (truth, answer) in series.items()
+    )
+
+
+def _sample(truth: np.ndarray, answer: np.ndarray) -> pl.DataFrame:
+    """At most POINTS rows, evenly over the order of their predictions."""
+    order = np.argsort(answer, kind="stable")
+    kept = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), POINTS)).astype(int))]
+    return pl.DataFrame({"predicted": answer[kept], "actual": truth[kept]})
+
+
+def _edges(truth: np.ndarray, answer: np.ndarray) -> np.ndarray:
+    """Bins of residuals that leave out the widest hundredth, so that the middle can be seen."""
+    reach = float(np.quantile(np.abs(truth - answer), 0.99)) or 1.0
+    return np.linspace(-reach, reach, 4 * BINS + 1)
+
+
+def _residuals(truth: np.ndarray, answer: np.ndarray, edges: np.ndarray) -> dict[str, np.ndarray]:
+    """Share of rows in each bin of actual minus predicted."""
+    return {"low": edges[:-1], "high": edges[1:], "share": np.histogram(truth - answer, edges)[0] / len(truth)}
+
+
+def _deciles(truth: np.ndarray, answer: np.ndarray, edges: np.ndarray) -> dict[str, np.ndarray]:
+    """Tenths of the rows by prediction: means of predicted and actual, and the mean absolute error."""
+    parts = [part for part in np.array_split(np.argsort(answer, kind="stable"), BINS) if len(part)]
+    return {
+        "decile": np.arange(1, len(parts) + 1),
+        "predicted": np.array([answer[part].mean() for part in parts]),
+        "actual": np.array([truth[part].mean() for part in parts]),
+        "mae": np.array([np.abs(truth[part] - answer[part]).mean() for part in parts]),
+        "rows": np.array([len(part) for part in parts]),
+    }

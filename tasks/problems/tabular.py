@@ -1,0 +1,236 @@
+"""What classification, regression and clustering share: one row per entity and cutoff, features beside a target."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import polars as pl
+from sklearn.pipeline import Pipeline
+
+from tasks.errors import DataError, ParamsError
+from tasks.params import KindName, Range, Tabular, nearest
+from tasks.problems import pipeline
+from tasks.problems.base import Config, Fold, Metric, Model
+from tasks.problems.point_in_time import point_in_time
+
+LIGHTGBM = {"n_jobs": 1, "deterministic": True, "force_row_wise": True, "verbosity": -1, "subsample_freq": 1, "max_bin": 63}
+"""Settings of every LightGBM model: one thread, the same trees each time, and histograms coarse enough to be quick."""
+
+BOOSTING = {
+    "n_estimators": 200,
+    "learning_rate": 0.05,
+    "num_leaves": 8,
+    "min_child_samples": 50,
+    "colsample_bytree": 0.4,
+    "subsample": 0.7,
+    "reg_lambda": 5.0,
+}
+BOOSTING_SPACE = {
+    "n_estimators": Range(low=100, high=300, integer=True),
+    "learning_rate": Range(low=0.02, high=0.1, log=True),
+    "num_leaves": Range(low=4, high=24, integer=True, log=True),
+    "min_child_samples": Range(low=10, high=200, integer=True, log=True),
+    "colsample_bytree": Range(low=0.2, high=0.8),
+    "reg_lambda": Range(low=0.1, high=50.0, log=True),
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model of a kind: its estimator, what is fixed, what is searched and where the search begins."""
+
+    estimator: Callable[..., Any]
+    """A scikit-learn estimator class."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    space: Mapping[str, Range] = field(default_factory=dict)
+    native: bool = False
+    """It understands missing values and does not care for the scale of numbers."""
+    prepared: bool = True
+    """It needs the steps of the pipeline before it; a baseline may not."""
+
+    def make(self, config: Config, seed: int) -> Any:
+        """The unfitted estimator; keys of `config` that are no parameter of it belong to the pipeline."""
+        known = self.estimator().get_params()
+        given = {name: value for name, value in config.items() if name in known}
+        seeded = {"random_state": seed} if "random_state" in known else {}
+        return self.estimator(**{**self.fixed, **seeded, **given})
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One row per entity and cutoff, all parts in the same order."""
+
+    entity: pl.Series
+    cutoff: pl.Series
+    target: pl.Series
+    """Missing where the label is not complete, and everywhere for clustering."""
+    features: pd.DataFrame
+    """float64 numbers and text."""
+    horizon_days: int
+
+    def at(self, cutoffs: Iterable[date], labelled: bool = False) -> "Rows":
+        """The rows at `cutoffs`; only those with a target if `labelled`."""
+        chosen = self.cutoff.is_in(list(cutoffs))
+        mask = chosen & self.target.is_not_null() if labelled else chosen
+        picked = mask.to_numpy()
+        entity, cutoff, target = (part.filter(mask) for part in (self.entity, self.cutoff, self.target))
+        return Rows(entity, cutoff, target, self.features.loc[picked], self.horizon_days)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+class TabularKind:
+    """The part of the protocol that does not depend on what is predicted."""
+
+    name: KindName
+    metrics: tuple[Metric, ...]
+    baseline: str
+    supervised: ClassVar[bool] = True
+    """Whether there is a target to learn from."""
+    families: ClassVar[Mapping[str, Family]]
+    """Model -> family, the baseline first, simple ones before complex ones."""
+
+    def build(
+        self, tables: Mapping[str, pl.LazyFrame], times: Mapping[str, str | None], section: Tabular, as_of: date
+    ) -> dict[str, pl.DataFrame]:
+        """`rows`: one row per entity and cutoff, known at the cutoff; `as_of` itself comes with a missing target."""
+        return {"rows": point_in_time(tables, times, section.features, as_of)}
+
+    def load(self, folder: Path, section: Tabular) -> Rows:
+        """Read rows.parquet. Raises DataError where there is no row, no feature or an infinite number."""
+        frame = pl.read_parquet(folder / "rows.parquet")
+        entity = section.features.entity
+        named = [name for name in frame.columns if name not in (entity, "cutoff", "target")]
+        if frame.is_empty() or not named:
+            raise DataError(
+                f"{folder / 'rows.parquet'}: {frame.height} rows with {len(named)} features; needs at least one of each."
+            )
+        target = frame["target"] if "target" in frame.columns else pl.Series("target", [None] * frame.height, pl.Float64)
+        features = _features(frame.select(named), folder / "rows.parquet")
+        return Rows(frame[entity], frame["cutoff"], target, features, section.features.horizon_days)
+
+    def cutoffs(self, data: Rows) -> list[date]:
+        return data.cutoff.filter(data.target.is_not_null()).unique().sort().to_list()
+
+    def space(self, section: Tabular) -> dict[str, dict[str, Range]]:
+        """The ranges of each model, and before them the pipeline's choices that params gives as lists."""
+        return {model: {**self.choices(model, section), **family.space} for model, family in self.families.items()}
+
+    def choices(self, model: str, section: Tabular) -> dict[str, Range]:
+        family = self.families[model]
+        return pipeline.space(section.pipeline, family.native) if family.prepared else {}
+
+    def defaults(self, model: str, section: Tabular) -> Config:
+        """The family's defaults, and the first of each list of choices."""
+        first = {name: each.values[0] for name, each in self.choices(model, section).items() if each.values}
+        return {"model": model, **first, **self.families[model].defaults}
+
+    def rows(self, data: Rows, cutoffs: Sequence[date]) -> int:
+        return len(data.at(cutoffs, labelled=self.supervised))
+
+    def slices(self, data: Rows, cutoff: date, names: Sequence[str], section: Tabular) -> pl.DataFrame:
+        """`entity` and the features called `names`; raises ParamsError for a name that is no feature."""
+        rows = data.at([cutoff])
+        for name in names:
+            require(name, rows.features, "evaluate.slices")
+        return pl.DataFrame(
+            {"entity": rows.entity} | {name: pl.Series(rows.features[name]) for name in names}, nan_to_null=True
+        )
+
+    def training_rows(self, data: Rows, cutoffs: Sequence[date]) -> Rows:
+        """What there is to learn from. Raises DataError for nothing."""
+        rows = data.at(cutoffs, labelled=self.supervised)
+        if not len(rows):
+            days = ", ".join(map(str, cutoffs)) or "(none)"
+            raise DataError(
+                f"no {'labelled ' if self.supervised else ''}row to learn from at the cutoffs {days}. "
+                "Give more history or an earlier features.cutoffs.first."
+            )
+        return rows
+
+    def assemble(self, rows: Rows, config: Config, section: Tabular, task: pipeline.Task, seed: int) -> Any:
+        """The unfitted model: the steps of the pipeline, as the training rows call for them, and the estimator."""
+        family = self.families[config["model"]]
+        estimator = family.make(config, seed)
+        if not family.prepared:
+            return estimator
+        numeric, low, high = roles(rows.features, section.pipeline.high_cardinality)
+        if not family.native and pipeline.choose(section.pipeline, config)["impute"] == "none":
+            _refuse_missing(rows.features.loc[:, numeric], config["model"])
+        steps = pipeline.preprocess(section.pipeline, config, numeric, low, high, task, seed, family.native)
+        return Pipeline([("prepare", steps), ("model", estimator)])
+
+    def score_model(
+        self, model: Model, data: Rows, fold: Fold, config: Config, section: Tabular, seed: int
+    ) -> dict[str, float]:
+        return {}
+
+    def importance(self, model: Model) -> dict[str, float]:
+        return importance(model)
+
+    def example(self, data: Rows, section: Tabular) -> pd.DataFrame:
+        return data.features.tail(5).reset_index(drop=True)
+
+
+def roles(features: pd.DataFrame, high_cardinality: int) -> tuple[list[str], list[str], list[str]]:
+    """Columns that are numbers, text with few distinct values and text with more than `high_cardinality`."""
+    numeric = [name for name in features if pd.api.types.is_numeric_dtype(features[name])]
+    text = [name for name in features if name not in set(numeric)]
+    high = [name for name in text if features[name].nunique() > high_cardinality]
+    return numeric, [name for name in text if name not in set(high)], high
+
+
+def importance(model: Model) -> dict[str, float]:
+    """Each input feature's share, largest first: of the gain for boosted trees, of the weights without sign for a linear model.
+
+    Categories count with all their columns. Empty for a model that has neither.
+    """
+    inner = getattr(model, "estimator_", getattr(model, "regressor_", model))
+    if not isinstance(inner, Pipeline):
+        return {}
+    last = inner.named_steps["model"]
+    if hasattr(last, "booster_"):
+        weights = last.booster_.feature_importance("gain").astype(float)
+    elif hasattr(last, "coef_"):
+        weights = np.abs(np.atleast_2d(last.coef_)).sum(axis=0)
+    else:
+        return {}
+    return pipeline.fold_back(inner.named_steps["prepare"], weights)
+
+
+def _features(frame: pl.DataFrame, path: Path) -> pd.DataFrame:
+    """Numbers as float64, the rest as text. Raises DataError for an infinite number."""
+    columns = {}
+    for series in frame:
+        if series.dtype.is_numeric() or series.dtype == pl.Boolean:
+            values = series.cast(pl.Float64)
+            if rows := (values.is_infinite().fill_null(False)).sum():
+                raise DataError(
+                    f"{path}: {series.name}: {rows} of {frame.height:,} rows are infinite. Mend the feature's definition."
+                )
+            columns[series.name] = values.to_numpy()
+        else:
+            columns[series.name] = pd.Series(series.cast(pl.String).to_list(), dtype="str")
+    return pd.DataFrame(columns)
+
+
+def _refuse_missing(numbers: pd.DataFrame, model: str) -> None:
+    missing = numbers.isna().sum()
+    if missing.any():
+        raise DataError(
+            f"{missing.idxmax()}: {missing.max():,} of {len(numbers):,} rows are missing, and with pipeline.impute none "
+            f"{model} cannot learn from them. Set pipeline.impute to median, mean or zero, or tune.models to others."
+        )
+
+
+def require(name: str, known: Iterable[str], where: str) -> None:
+    """Raises ParamsError, with the nearest right name, for a `name` that is not among `known`."""
+    names = list(known)
+    if name not in names:
+        raise ParamsError(f"{where} = {name}: no such feature{nearest(name, names)}")
