@@ -23,7 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     for name in THREADS:
         os.environ.setdefault(name, "1")
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    logging.getLogger("tasks").setLevel(logging.INFO)
     logging.captureWarnings(True)
     from tasks.errors import EvergreenError
 
