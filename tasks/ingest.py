@@ -21,7 +21,7 @@ import polars as pl
 
 from tasks.errors import DataError, ParamsError, ProjectError, SourceError
 from tasks.layout import Layout, read_json, write_json, writing
-from tasks.params import Params, Section, Source
+from tasks.params import Params, Section, Source, nearest
 
 log = logging.getLogger(__name__)
 
@@ -318,17 +318,12 @@ def _chosen(name: str, source: Source, table: pl.LazyFrame) -> pl.LazyFrame:
     for key, columns in (("columns", source.columns), ("types", source.types), ("time", source.time and [source.time])):
         for column in columns or ():
             if column not in there:
-                raise SourceError(f"ingest.{name}.{key}: {describe(source)} has no column {column}{_nearest(column, there)}")
+                raise SourceError(f"ingest.{name}.{key}: {describe(source)} has no column {column}{nearest(column, there)}")
     if source.columns is None:
         return table
     if source.time and source.time not in source.columns:
         raise SourceError(f"ingest.{name}.columns: the time column {source.time} is not among them; add it")
     return table.select(source.columns)
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {found[0]}?" if found else f"; it has {', '.join(known)}"
 
 
 def _typed(name: str, source: Source, table: pl.LazyFrame) -> pl.LazyFrame:
