@@ -1,0 +1,533 @@
+"""Charts as small inline SVG: matplotlib draws, the page's style sheet colours. Text stays text, in the reader's own font.
+
+Drawings are made with stand-in colours that `_svg` turns into CSS variables, so that one drawing serves light, dark and print.
+"""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import matplotlib
+import polars as pl
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from monitoring import words
+
+MODEL, BASELINE, THIRD, FOURTH, FIFTH, SIXTH = (f"#0f00{n}0" for n in range(1, 7))
+SERIES = (MODEL, THIRD, FOURTH, FIFTH, SIXTH)
+INK, SOFT, GRID, PAPER = (f"#0e00{n}0" for n in range(1, 5))
+VARIABLES = {
+    MODEL: "--s1",
+    BASELINE: "--s0",
+    THIRD: "--s2",
+    FOURTH: "--s3",
+    FIFTH: "--s4",
+    SIXTH: "--s5",
+    INK: "--ink",
+    SOFT: "--soft",
+    GRID: "--grid",
+    PAPER: "--card",
+}
+"""Stand-in colour -> the style sheet's variable."""
+
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "evergreen",
+    "text.parse_math": False,
+    "font.size": 10.5,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": SOFT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": SOFT,
+    "ytick.labelcolor": SOFT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "legend.fontsize": 10,
+    "legend.handlelength": 1.4,
+    "lines.linewidth": 2,
+    "lines.solid_capstyle": "round",
+}
+
+WIDTH, HEIGHT = 4.3, 2.9
+"""Inches of a drawing; on the page it takes the room it is given."""
+POINTS = 700
+"""Most dots in one drawing; more are thinned evenly."""
+POSITIONS = 200
+"""Most places of a curve along x."""
+ROWS = 12
+"""Most rows of a table that stands in for a chart."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    name: str
+    title: str
+    caption: str
+    """How to read it, in one or two plain sentences."""
+    svg: Markup | None
+    header: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    """A table, where there is no drawing."""
+    more: int = 0
+    """Rows left out of the table."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How one of the kinds' tables is drawn."""
+
+    title: str
+    caption: str
+    needs: tuple[str, ...]
+    """Columns without which it cannot be drawn."""
+    draw: Callable[[Axes, pl.DataFrame], None]
+    height: Callable[[pl.DataFrame], float] = lambda _: HEIGHT
+    """Inches."""
+
+
+def draw(key: str, name: str, table: pl.DataFrame) -> Chart:
+    """The chart of the plot `name`, or a generic one for a name or columns that are not known. `key` is unique on the page."""
+    known = DRAWINGS.get(name)
+    if known and set(known.needs) <= set(table.columns):
+        return Chart(name, known.title, known.caption, _drawn(key, known.title, known.draw, table, known.height(table)))
+    return _generic(key, name, table)
+
+
+def order(name: str) -> int:
+    """The place of a plot among the others of its problem."""
+    return list(DRAWINGS).index(name) if name in DRAWINGS else len(DRAWINGS)
+
+
+def _drawn(
+    key: str, title: str, paint: Callable[[Axes, pl.DataFrame], None], table: pl.DataFrame, height: float = HEIGHT
+) -> Markup:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        axes = figure.add_subplot()
+        paint(axes, table)
+        return _svg(figure, key, title)
+
+
+def _svg(figure: Figure, key: str, title: str) -> Markup:
+    """The figure as an SVG element for inline use: no prolog, no style of its own, ids that start with `key`."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    drawn = text.getvalue()
+    drawn = drawn[drawn.index("<svg") :]
+    drawn = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<defs>\s*</defs>", "", drawn, flags=re.S)
+    drawn = re.sub(r' transform="rotate\(-0[^"]*\)"', "", drawn)
+    drawn = re.sub(r"font-family: [^;\"]*;? ?", "", drawn)
+    used = set(re.findall(r"#([\w.-]+)[)\"]", drawn))
+    drawn = re.sub(r' id="([^"]*)"', lambda found: f' id="{key}-{found[1]}"' if found[1] in used else "", drawn)
+    drawn = re.sub(r'xlink:href="#|url\(#', lambda found: ('href="#' if found[0][0] == "x" else "url(#") + key + "-", drawn)
+    for colour, variable in VARIABLES.items():
+        drawn = drawn.replace(colour, f"var({variable})")
+    drawn = re.sub(r"(\d+\.\d\d)\d+", r"\1", drawn)
+    drawn = re.sub(r"\s*\n\s*", " ", drawn).replace("> <", "><")
+    box = re.search(r'viewBox="[^"]*"', drawn)
+    inside = drawn[drawn.index(">") + 1 :].strip()
+    return Markup(f'<svg {box[0] if box else ""} role="img" aria-label="{Markup.escape(title)}">{inside}')
+
+
+# --- parts that drawings share ---------------------------------------------------------------------------------------------
+
+
+def _people(axes: Axes, x: str = "", y: str = "", percent: str = "") -> None:
+    """Labels, few ticks, and numbers as people write them; `percent` names the axes that show shares of 1."""
+    for name, axis, text in (("x", axes.xaxis, x), ("y", axes.yaxis, y)):
+        axis.set_label_text(text)
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_formatter(FuncFormatter(_per_cent if name in percent else _number))
+
+
+def _number(value: float, _: int | None = None) -> str:
+    return _short(words.number(round(float(value), 10)))
+
+
+def _per_cent(value: float, _: int | None = None) -> str:
+    return f"{_short(words.number(round(100 * float(value), 8)))} %"
+
+
+def _short(text: str) -> str:
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _colour(name: str, place: int) -> str:
+    return BASELINE if name.split(" ")[0] in ("baseline", "random") else SERIES[place % len(SERIES)]
+
+
+def _groups(table: pl.DataFrame, by: str | None) -> list[tuple[str, pl.DataFrame]]:
+    if by is None or by not in table.columns:
+        return [("", table)]
+    parts = table.partition_by(by, maintain_order=True)
+    return [(words.plain(part[by][0]), part) for part in parts]
+
+
+def _coloured(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Each name with its colour: baselines grey, the others in the order of the palette."""
+    others = [name for name in names if _colour(name, 0) != BASELINE]
+    return [(name, _colour(name, others.index(name) if name in others else 0)) for name in names]
+
+
+def _thin(table: pl.DataFrame, most: int) -> pl.DataFrame:
+    if table.height <= most:
+        return table
+    return table[[round(place * (table.height - 1) / (most - 1)) for place in range(most)]]
+
+
+def _legend(axes: Axes, **where: Any) -> None:
+    if len(axes.get_legend_handles_labels()[1]) > 1:
+        axes.legend(**({"loc": "best"} | where))
+
+
+def _lines(axes: Axes, table: pl.DataFrame, x: str, y: str, by: str | None = None, **style: Any) -> None:
+    groups = _groups(table, by)
+    for (name, part), (_, colour) in zip(groups, _coloured([name for name, _ in groups]), strict=True):
+        part = _thin(part, POSITIONS)
+        axes.plot(part[x].to_list(), part[y].to_list(), color=colour, label=name or "_", **style)
+
+
+def _diagonal(axes: Axes, text: str | None = None) -> None:
+    low, high = (f(f(axes.get_xlim()), f(axes.get_ylim())) for f in (min, max))
+    axes.axline((low, low), (high, high), color=BASELINE, linewidth=1.2, linestyle=(0, (4, 3)), label=text or "_", zorder=1)
+
+
+def _heat(
+    axes: Axes, shades: Sequence[Sequence[float]], texts: Sequence[Sequence[str]], rows: Sequence[str], columns: Sequence[str]
+) -> None:
+    """Cells with a text each; a shade from -1 (second colour) over 0 (paper) to 1 (first colour). Rows from the top."""
+    for down, (line, told) in enumerate(zip(shades, texts, strict=True)):
+        for across, (shade, text) in enumerate(zip(line, told, strict=True)):
+            colour = MODEL if shade >= 0 else THIRD
+            cell = Rectangle(
+                (across - 0.47, down - 0.46), 0.94, 0.92, facecolor=colour, alpha=round(0.6 * min(abs(shade), 1), 3)
+            )
+            axes.add_patch(cell)
+            axes.text(across, down, text, ha="center", va="center", fontsize=10)
+    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
+    axes.set_xticks(range(len(columns)), [words.plain(each) for each in columns])
+    axes.set_yticks(range(len(rows)), [words.plain(each) for each in rows])
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+
+
+def _bars(axes: Axes, labels: Sequence[Any], values: Sequence[float], colour: str = MODEL) -> None:
+    places = list(range(len(labels)))
+    axes.bar(places, list(values), color=colour, width=0.72, linewidth=0)
+    axes.grid(False, axis="x")
+    axes.set_xticks(places, [words.plain(each) for each in labels])
+
+
+# --- the search ------------------------------------------------------------------------------------------------------------
+
+
+def search(key: str, trials: pl.DataFrame, metric: str, greater_is_better: bool, baseline: str | None) -> Chart:
+    """Every trial by model, and the best so far. `trials`: number, model, score; one row per scored trial, in order."""
+    title = "The search"
+    best = trials["score"].cum_max() if greater_is_better else trials["score"].cum_min()
+
+    def paint(axes: Axes, table: pl.DataFrame) -> None:
+        numbers = (table["number"] + 1).to_list()
+        axes.step(numbers, best.to_list(), where="post", color=INK, linewidth=1.2, label="best so far")
+        others = iter(SERIES * table.height)
+        for part in table.partition_by("model", maintain_order=True):
+            name, x, y = part["model"][0], (part["number"] + 1).to_list(), part["score"].to_list()
+            colour = BASELINE if name == baseline else next(others)
+            axes.plot(x, y, "o", color=colour, markersize=6, label=name)
+        _people(axes, "trial", metric)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        _fit(axes, table["score"], greater_is_better)
+        _legend(axes, fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+
+    caption = "One dot per configuration tried, on validation windows before the test windows; the line is the best so far."
+    return Chart("search", title, caption, _drawn(key, title, paint, trials, 3.1))
+
+
+def _fit(axes: Axes, scores: pl.Series, greater_is_better: bool) -> None:
+    """Keep one hopeless trial from flattening all others: the axis ends a little beyond the worse quarter."""
+    worst, quarter = (scores.min(), scores.quantile(0.25)) if greater_is_better else (scores.max(), scores.quantile(0.75))
+    best = scores.max() if greater_is_better else scores.min()
+    if (
+        isinstance(worst, float)
+        and isinstance(best, float)
+        and quarter is not None
+        and abs(worst - best) > 4 * abs(quarter - best) > 0
+    ):
+        end = best + 2 * (quarter - best)
+        axes.set_ylim(bottom=end) if greater_is_better else axes.set_ylim(top=end)
+
+
+# --- a table we do not know ------------------------------------------------------------------------------------------------
+
+
+def _generic(key: str, name: str, table: pl.DataFrame) -> Chart:
+    """A line for two numbers, bars for a name and a number, else the first rows as they are."""
+    title = words.plain(name).capitalize()
+    texts = [column for column in table.columns if not table[column].dtype.is_numeric()]
+    numbers = [column for column in table.columns if table[column].dtype.is_numeric()]
+    if len(texts) <= 1 and len(numbers) == 2:
+        x, y = numbers
+
+        def paint(axes: Axes, table: pl.DataFrame) -> None:
+            _lines(axes, table, x, y, texts[0] if texts else None)
+            _people(axes, words.plain(x), words.plain(y))
+            _legend(axes)
+
+        return Chart(name, title, f"{words.plain(y).capitalize()} by {words.plain(x)}.", _drawn(key, title, paint, table))
+    if len(texts) == 1 and len(numbers) == 1 and table.height <= ROWS:
+
+        def paint_bars(axes: Axes, table: pl.DataFrame) -> None:
+            _people(axes, words.plain(texts[0]), words.plain(numbers[0]))
+            _bars(axes, table[texts[0]].to_list(), table[numbers[0]].to_list())
+
+        return Chart(
+            name,
+            title,
+            f"{words.plain(numbers[0]).capitalize()} by {words.plain(texts[0])}.",
+            _drawn(key, title, paint_bars, table),
+        )
+    return _table(name, title, table)
+
+
+def _table(name: str, title: str, table: pl.DataFrame) -> Chart:
+    rows = tuple(tuple(_cell(value) for value in row) for row in table.head(ROWS).iter_rows())
+    header = tuple(words.plain(column) for column in table.columns)
+    return Chart(name, title, "", None, header, rows, max(table.height - ROWS, 0))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return words.MISSING if value is None else value.isoformat() if isinstance(value, date) else str(value)
+    return words.number(value)
+
+
+# --- classification --------------------------------------------------------------------------------------------------------
+
+
+def _roc(axes: Axes, table: pl.DataFrame) -> None:
+    _lines(axes, table, "false_positive_rate", "true_positive_rate", "series")
+    _people(axes, "share of negatives called positive", "share of positives found", percent="xy")
+    _legend(axes, loc="lower right")
+
+
+def _precision_recall(axes: Axes, table: pl.DataFrame) -> None:
+    _lines(axes, table, "recall", "precision", "series")
+    axes.set_ylim(bottom=0)
+    _people(axes, "recall: share of positives found", "precision", percent="xy")
+    _legend(axes, loc="upper right")
+
+
+def _calibration(axes: Axes, table: pl.DataFrame) -> None:
+    _lines(axes, table, "predicted", "observed", "series", marker="o", markersize=5)
+    axes.set(xlim=(0, None), ylim=(0, None))
+    _diagonal(axes, "as often as said")
+    _people(axes, "probability given", "share that came true", percent="xy")
+    _legend(axes, loc="upper left")
+
+
+def _gain(axes: Axes, table: pl.DataFrame) -> None:
+    _lines(axes, table, "share_of_rows", "share_found", "series")
+    _people(axes, "share of cases asked, best first", "share of positives found", percent="xy")
+    _legend(axes, loc="lower right")
+
+
+def _scores(axes: Axes, table: pl.DataFrame) -> None:
+    table = table.filter(pl.col("series") == table["series"][0])
+    edges = [*table["low"].to_list(), table["high"][-1]]
+    for column, name, colour in (("share_of_negatives", "negatives", BASELINE), ("share_of_positives", "positives", MODEL)):
+        axes.stairs(table[column].to_list(), edges, color=colour, fill=True, alpha=0.45, label=name)
+    _people(axes, "probability given", "share of the class", percent="xy")
+    _legend(axes, loc="upper right")
+
+
+def _confusion(axes: Axes, table: pl.DataFrame) -> None:
+    names = sorted({*table["truth"].cast(pl.String).to_list(), *table["predicted"].cast(pl.String).to_list()})
+    found = {(str(truth), str(said)): rows for truth, said, rows in table.select("truth", "predicted", "rows").iter_rows()}
+    totals = {name: sum(found.get((name, said), 0) for said in names) or 1 for name in names}
+    shades = [[found.get((truth, said), 0) / totals[truth] for said in names] for truth in names]
+    texts = [[f"{found.get((truth, said), 0):,}" for said in names] for truth in names]
+    _heat(axes, shades, texts, names, names)
+    axes.set(xlabel="said", ylabel="true")
+
+
+# --- regression ------------------------------------------------------------------------------------------------------------
+
+
+def _predicted_actual(axes: Axes, table: pl.DataFrame) -> None:
+    shown = _thin(table.sort("predicted"), POINTS)
+    axes.plot(
+        shown["predicted"].to_list(), shown["actual"].to_list(), "o", color=MODEL, markersize=4, alpha=0.45, markeredgewidth=0
+    )
+    _diagonal(axes)
+    _people(axes, "predicted", "actual")
+
+
+def _residuals(axes: Axes, table: pl.DataFrame) -> None:
+    for name, part in sorted(_groups(table, "series"), key=lambda group: group[0] == "model"):
+        model = name == "model"
+        edges = [*part["low"].to_list(), part["high"][-1]]
+        colour, alpha = (MODEL, 0.45) if model else (BASELINE, 1.0)
+        axes.stairs(part["share"].to_list(), edges, color=colour, alpha=alpha, fill=model, linewidth=1.8, label=name)
+    axes.axvline(0, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
+    _people(axes, "actual minus predicted", "share of rows", percent="y")
+    _legend(axes, loc="upper right")
+
+
+def _error_by_prediction(axes: Axes, table: pl.DataFrame) -> None:
+    _lines(axes, table, "decile", "mae", "series", marker="o", markersize=5)
+    axes.set_ylim(bottom=0)
+    _people(axes, "tenth of the rows by prediction, smallest first", "mean absolute error")
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    _legend(axes, loc="upper left")
+
+
+# --- clustering ------------------------------------------------------------------------------------------------------------
+
+
+def _profile(axes: Axes, table: pl.DataFrame) -> None:
+    groups = table.unique("cluster", maintain_order=True).sort("cluster")
+    features = table["feature"].unique(maintain_order=True).to_list()
+    cells = {
+        (group, feature): (mean, far)
+        for group, feature, mean, far in table.select("cluster", "feature", "mean", "deviations").rows()
+    }
+    shown = [[cells.get((group, feature), (None, 0.0)) for group in groups["cluster"]] for feature in features]
+    names = [f"{group}\n{words.share(part)}" for group, part in groups.select("cluster", "share").rows()]
+    shades = [[(far or 0.0) / 1.5 for _, far in line] for line in shown]
+    _heat(axes, shades, [[words.number(mean) for mean, _ in line] for line in shown], features, names)
+    axes.set_xlabel("group and its size")
+
+
+def _projection(axes: Axes, table: pl.DataFrame) -> None:
+    for place, (name, part) in enumerate(_groups(_thin(table, POINTS).sort("cluster"), "cluster")):
+        colour = SERIES[place % len(SERIES)]
+        axes.plot(
+            part["first"].to_list(),
+            part["second"].to_list(),
+            "o",
+            color=colour,
+            markersize=3.6,
+            alpha=0.5,
+            markeredgewidth=0,
+            label=name,
+        )
+    _people(axes, "first direction", "second direction")
+    axes.legend(title="group", loc="best", markerscale=1.6)
+
+
+def _silhouettes(axes: Axes, table: pl.DataFrame) -> None:
+    for place, (name, part) in enumerate(_groups(_thin(table, 2 * POSITIONS), "cluster")):
+        axes.fill_between(
+            part["place"].to_list(),
+            0,
+            part["silhouette"].to_list(),
+            color=SERIES[place % len(SERIES)],
+            alpha=0.6,
+            linewidth=0,
+            label=name,
+        )
+    axes.axhline(sum(table["silhouette"]) / table.height, color=SOFT, linewidth=1.2, linestyle=(0, (4, 3)))
+    _people(axes, "rows of each group, the surest first", "silhouette")
+    axes.set_xticks([])
+    axes.legend(title="group", loc="lower left", ncols=4, fontsize=9)
+
+
+def _per_row(table: pl.DataFrame) -> float:
+    """Inches that a heat map of the table's features needs."""
+    return 1.0 + 0.34 * table["feature"].n_unique()
+
+
+DRAWINGS: dict[str, Drawing] = {
+    "gain": Drawing(
+        "Gain",
+        "Ask only the most likely share of all, and this many of the positives are among them.",
+        ("series", "share_of_rows", "share_found"),
+        _gain,
+    ),
+    "roc": Drawing(
+        "ROC",
+        "Positives found against false alarms, at every threshold; the further up and left, the better.",
+        ("series", "false_positive_rate", "true_positive_rate"),
+        _roc,
+    ),
+    "precision_recall": Drawing(
+        "Precision and recall",
+        "The more positives are to be found, the more of the calls are wrong.",
+        ("series", "recall", "precision"),
+        _precision_recall,
+    ),
+    "calibration": Drawing(
+        "Calibration",
+        "Tenths of the rows by probability: on the dashed line, what is said is what happens.",
+        ("series", "predicted", "observed"),
+        _calibration,
+    ),
+    "scores": Drawing(
+        "Probabilities",
+        "The less the two overlap, the better the model tells them apart.",
+        ("series", "low", "high", "share_of_negatives", "share_of_positives"),
+        _scores,
+    ),
+    "confusion": Drawing(
+        "Confusion",
+        "Rows by what is true and what is said at the threshold; the darker, the larger the share of its true class.",
+        ("truth", "predicted", "rows"),
+        _confusion,
+    ),
+    "predicted_actual": Drawing(
+        "Predicted and actual",
+        "One dot per row, evenly drawn from small to large predictions; on the dashed line both are the same.",
+        ("predicted", "actual"),
+        _predicted_actual,
+    ),
+    "residuals": Drawing(
+        "Errors",
+        "How far off, in the target’s unit; the narrower, the better. The widest hundredth is left out.",
+        ("series", "low", "high", "share"),
+        _residuals,
+    ),
+    "error_by_prediction": Drawing(
+        "Error by size",
+        "How far off predictions are, from the smallest tenth to the largest.",
+        ("series", "decile", "mae"),
+        _error_by_prediction,
+    ),
+    "profile": Drawing(
+        "What makes a group",
+        "Means by group. Green is above the mean of all, orange below; the stronger, the further away.",
+        ("cluster", "share", "feature", "mean", "deviations"),
+        _profile,
+        _per_row,
+    ),
+    "projection": Drawing(
+        "The map",
+        "Rows on the two directions in which they differ most; the colour is the group.",
+        ("cluster", "first", "second"),
+        _projection,
+    ),
+    "silhouettes": Drawing(
+        "How sure the groups are",
+        "One place per row: near 1 it sits deep in its group, below 0 it would fit another group better.",
+        ("place", "cluster", "silhouette"),
+        _silhouettes,
+    ),
+}
+"""Plot name -> how it is drawn, in the order of the page."""
