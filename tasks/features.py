@@ -36,7 +36,8 @@ def run(params: Params, problem: str, layout: Layout) -> Result:
     try:
         frames = kind(params.kind(problem)).build(tables, {name: params.ingest[name].time for name in tables}, section, as_of)
     except ParamsError as error:
-        raise ParamsError(f"{layout.params.name}: {problem}.features.{error}") from error
+        place = f"{problem}." if str(error).startswith("features") else ""
+        raise ParamsError(f"{layout.params.name}: {place}{error}") from error
     except DataError as error:
         raise type(error)(f"{problem}: {error}") from error
     folder = layout.features(problem)

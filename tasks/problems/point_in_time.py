@@ -48,7 +48,7 @@ def point_in_time(
     """
     known = Known(tables, times, section.entity, as_of)
     cutoffs = list_cutoffs(section, as_of)
-    _refuse_mixed_keys(known)
+    _refuse_mixed_keys(known.entity, tables)
     measures = [_of_aggregate(known, each, section.windows_days) for each in section.aggregates]
     shares = {each.name: _of_share(known, each, cutoffs[0]) for each in section.shares}
     names = _names(section, measures, shares)
@@ -100,14 +100,14 @@ class Known:
     def events(self, table: str, join: tuple[str, str] | None = None) -> pl.LazyFrame:
         """One row per event of an entity: the table's columns, those that `join` adds, and the day on which both were known."""
         frame = self.dated(table)
-        _refuse_unknown("entity", self.entity, table, frame)
+        _refuse_unknown("features.entity", self.entity, table, frame)
         frame = self._joined(table, frame, *join) if join else frame
         if DAY not in frame.collect_schema():
             raise ParamsError(
-                f"{table}: has no time column, so its rows lie neither before nor after a cutoff; name one in "
-                f"ingest.{table}.time, or join a table that has one"
+                f"ingest.{table}.time: is missing, so rows of {table} lie neither before nor after a cutoff; name the "
+                "column, or join a table that has one"
             )
-        return self.keyed(frame).filter(pl.col(self.entity).is_not_null(), pl.col(DAY) <= self.as_of)
+        return _keyed(frame, self.entity).filter(pl.col(self.entity).is_not_null(), pl.col(DAY) <= self.as_of)
 
     def is_events(self, table: str) -> bool:
         return self.times.get(table) is not None and self.entity in self.tables[table].collect_schema()
@@ -122,16 +122,13 @@ class Known:
             raise ParamsError(f"ingest.{table}.time = {time}: is {kind}, no time; set ingest.{table}.types.{time} to datetime")
         return frame.with_columns(pl.col(time).cast(pl.Date).alias(DAY))
 
-    def keyed(self, frame: pl.LazyFrame) -> pl.LazyFrame:
-        """Whole numbers of any width are the same key."""
-        whole = frame.collect_schema()[self.entity].is_integer()
-        return frame.with_columns(pl.col(self.entity).cast(pl.Int64)) if whole else frame
-
     def _joined(self, table: str, frame: pl.LazyFrame, other: str, key: str) -> pl.LazyFrame:
         facts = self.dated(other)
         for each, whole in ((table, frame), (other, facts)):
-            _refuse_unknown("join", key, each, whole)
+            _refuse_unknown(f"features: join of {table} with {other}", key, each, whole)
+        _refuse_mixed_keys(key, {table: frame, other: facts})
         _refuse_repeats(other, key, facts)
+        frame, facts = _keyed(frame, key), _keyed(facts, key)
         mine = frame.collect_schema().names()
         facts = facts.drop(set(mine) - {key, DAY}, strict=False)
         if DAY not in facts.collect_schema():
@@ -156,17 +153,22 @@ def _refuse_repeats(table: str, key: str, frame: pl.LazyFrame) -> None:
         )
 
 
-def _refuse_mixed_keys(known: Known) -> None:
+def _keyed(frame: pl.LazyFrame, key: str) -> pl.LazyFrame:
+    """Whole numbers of any width are the same key."""
+    whole = frame.collect_schema()[key].is_integer()
+    return frame.with_columns(pl.col(key).cast(pl.Int64)) if whole else frame
+
+
+def _refuse_mixed_keys(key: str, tables: Mapping[str, pl.LazyFrame]) -> None:
     types: dict[str, str] = {}
-    for table, frame in known.tables.items():
-        kind = frame.collect_schema().get(known.entity)
+    for table, frame in tables.items():
+        kind = frame.collect_schema().get(key)
         if kind is not None:
             types.setdefault("integer" if kind.is_integer() else "text" if kind == pl.String else str(kind), table)
     if len(types) > 1:
         (one, here), (two, there), *_ = types.items()
         raise DataError(
-            f"{known.entity}: is {one} in {here} and {two} in {there}, so they do not match; "
-            f"set ingest.{there}.types.{known.entity} to {one}"
+            f"{key}: is {one} in {here} and {two} in {there}, so they do not match; set ingest.{there}.types.{key} to {one}"
         )
 
 
@@ -197,7 +199,7 @@ class Measure:
 
 
 def _of_aggregate(known: Known, each: Aggregate, windows: tuple[int, ...]) -> Measure:
-    place = f"aggregates.{each.name}"
+    place = f"features.aggregates.{each.name}"
     events = known.events(each.table, each.join)
     _refuse_column(f"{place}.column", each.column, each.table, events, numeric=each.function != "n_unique")
     where = _condition(f"{place}.where", each.where, each.table, events, known.as_of)
@@ -211,8 +213,8 @@ def _of_aggregate(known: Known, each: Aggregate, windows: tuple[int, ...]) -> Me
 def _of_share(known: Known, share: Share, first: date) -> list[Measure]:
     """The total and one measure per category. Which categories are largest is decided by events up to the first cutoff."""
     events = known.events(share.table, share.join)
-    _refuse_column(f"shares.{share.name}.value", share.value, share.table, events, numeric=True)
-    _refuse_column(f"shares.{share.name}.category", share.category, share.table, events, numeric=False)
+    _refuse_column(f"features.shares.{share.name}.value", share.value, share.table, events, numeric=True)
+    _refuse_column(f"features.shares.{share.name}.category", share.category, share.table, events, numeric=False)
     sizes = events.filter(pl.col(DAY) <= first, pl.col(share.category).is_not_null()).group_by(share.category)
     largest = sizes.agg(pl.col(share.value).sum().cast(pl.Float64)).sort(share.value, share.category, descending=[True, False])
     found = largest.head(share.top).collect()[share.category].to_list()
@@ -368,7 +370,8 @@ def _total(name: str, function: str) -> pl.Expr:
 
 def _by_event(events: pl.LazyFrame, entity: str, measure: Measure, cutoffs: Sequence[date]) -> Iterator[pl.DataFrame]:
     """For conditions on the cutoff: every event is looked at for every cutoff that it counts for."""
-    found = events.drop(CUTOFF, strict=False).collect()
+    needed = {entity, DAY, measure.column, *measure.where.meta.root_names()} - {CUTOFF, None}
+    found = events.select(sorted(map(str, needed))).collect()
     for ages, name in zip(measure.ages, measure.names, strict=True):
         valid = _spread(found, cutoffs, ages).filter(measure.where)
         yield valid.group_by(entity, CUTOFF, maintain_order=True).agg(_direct(measure).alias(name)).collect(engine=IN_ORDER)
@@ -421,8 +424,8 @@ def _population(known: Known, section: Features, cutoffs: Sequence[date]) -> pl.
 def _label(known: Known, rows: pl.DataFrame, target: Target, horizon_days: int, cutoffs: Sequence[date]) -> pl.DataFrame:
     """`rows` with `target`, null where the days that it looks at are not all known."""
     events = known.events(target.table)
-    _refuse_column("target.column", target.column, target.table, events, numeric=True)
-    where = _condition("target.where", target.where, target.table, events, known.as_of)
+    _refuse_column("features.target.column", target.column, target.table, events, numeric=True)
+    where = _condition("features.target.where", target.where, target.table, events, known.as_of)
     function = "sum" if target.function == "sum" else "count"
     measure = Measure(target.table, None, function, target.column, where, (range(-horizon_days, 0),), (TARGET,))
     number = pl.col(TARGET)
@@ -447,17 +450,21 @@ def _names(section: Features, measures: Sequence[Measure], shares: Mapping[str, 
     for ratio in section.ratios:
         for role, used in (("numerator", ratio.numerator), ("denominator", ratio.denominator)):
             if isinstance(used, str) and used not in names:
-                raise ParamsError(f"ratios.{ratio.name}.{role} = {used}: no such feature before it{nearest(used, names)}")
+                raise ParamsError(
+                    f"features.ratios.{ratio.name}.{role} = {used}: no such feature before it{nearest(used, names)}"
+                )
         names.append(ratio.name)
     names += [name for _, *parts in shares.values() for part in parts for name in part.names]
     names += [each.meta.output_name() for each in _calendar(section.calendar)]
     names += [column for each in section.attributes for column in each.columns]
     for name, times in Counter([section.entity, CUTOFF, TARGET, *names]).items():
         if times > 1:
-            raise ParamsError(f"{name}: {times} features have this name (or it is the key's, {CUTOFF} or {TARGET}); rename one")
+            raise ParamsError(
+                f"features: {name}: {times} features have this name (or it is the key's, {CUTOFF} or {TARGET}); rename one"
+            )
     for name in section.keep or ():
         if name not in names:
-            raise ParamsError(f"keep = {name}: no such feature{nearest(name, names)}")
+            raise ParamsError(f"features.keep = {name}: no such feature{nearest(name, names)}")
     return names
 
 
@@ -492,12 +499,12 @@ def _attach(known: Known, rows: pl.DataFrame, attributes: Attributes) -> pl.Data
     table = attributes.table
     facts = known.dated(table)
     for column in (known.entity, *attributes.columns):
-        _refuse_unknown(f"attributes.{table}", column, table, facts)
+        _refuse_unknown(f"features.attributes.{table}", column, table, facts)
     _refuse_repeats(table, known.entity, facts)
     schema = facts.collect_schema()
     chosen = [_fact(table, column, schema[column]) for column in attributes.columns]
     dated = [pl.col(DAY)] if DAY in schema else []
-    rows = rows.join(known.keyed(facts).select(known.entity, *chosen, *dated).collect(), on=known.entity, how="left")
+    rows = rows.join(_keyed(facts, known.entity).select(known.entity, *chosen, *dated).collect(), on=known.entity, how="left")
     if dated:
         _refuse_leak(rows, attributes)
     return rows.drop(DAY, strict=False)
@@ -507,7 +514,9 @@ def _fact(table: str, column: str, kind: pl.DataType) -> pl.Expr:
     if kind.is_numeric() or kind == pl.Boolean:
         return pl.col(column).cast(pl.Float64).fill_nan(None)
     if kind.is_temporal() or kind.is_nested():
-        raise ParamsError(f"attributes.{table} = {column}: is {kind}; a fact is a number, true or false, or text. Leave it out")
+        raise ParamsError(
+            f"features.attributes.{table} = {column}: is {kind}; a fact is a number, true or false, or text. Leave it out"
+        )
     return pl.col(column).cast(pl.String)
 
 
