@@ -20,7 +20,7 @@ from typing import Any
 import polars as pl
 
 from tasks.errors import DataError, ParamsError, ProjectError, SourceError
-from tasks.layout import Layout, read_json, write_json, writing
+from tasks.layout import Layout, read_json, shortage, write_json, writing
 from tasks.params import Params, Section, Source, nearest
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def _today() -> date:
 
 def _table(name: str, source: Source, root: Path, staging: Path) -> pl.LazyFrame:
     """The rows of a source with its columns, types and local times; nothing is cut yet."""
-    with _explained(name, source):
+    with _explained(name, source, staging):
         log.info("ingest: %s from %s", name, describe(source))
         table = _read(name, source, root, staging)
         table = _typed(name, source, _chosen(name, source, table))
@@ -131,19 +131,15 @@ def describe(source: Source) -> str:
 
 
 @contextmanager
-def _explained(name: str, source: Source) -> Iterator[None]:
-    """A library's error on what was read becomes one line that names the table."""
+def _explained(name: str, source: Source, staging: Path) -> Iterator[None]:
+    """A library's error on what was read becomes one line that names the table; one on what was written stays."""
     try:
         yield
     except (pl.exceptions.PolarsError, OSError) as error:
-        if _is_about_space(error):
+        if shortage(error, staging):
             raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SourceError(f"ingest.{name}: {describe(source)} cannot be read: {first}{_advice(name, first)}") from error
-
-
-def _is_about_space(error: Exception) -> bool:
-    return "os error 28" in str(error) or getattr(error, "errno", None) == 28
 
 
 def _advice(name: str, message: str) -> str:

@@ -1,9 +1,13 @@
 """Where every artefact lives, and how it gets there: whole or not at all."""
 
+import errno
 import fcntl
+import glob
 import json
 import os
+import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,33 +90,75 @@ def writing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, moved onto it when the block ends well and removed when it does not.
 
     Works for a file and for a folder (make the temporary path a folder, and it replaces the old one). Readers see the old
-    artefact or the new one, never half of either. Raises SpaceError when the disk is full or the folder cannot be written.
+    artefact or the new one, never half of either. What a killed process left is cleared away by the next one that writes there.
+    Raises SpaceError when the disk is full or the folder cannot be written; any other error of the block stays what it is.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        _clear_dead(path)
+        scratch = Path(tempfile.mkdtemp(prefix=f"{_mark(path)}{os.getpid()}.", dir=path.parent))
     except OSError as error:
-        raise SpaceError(
-            f"{path}: {error.strerror}. Free space or allow writing there, then run the same command again."
-        ) from error
+        raise _no_space(path, error.strerror) from error
     try:
         yield scratch / path.name
         _replace(scratch / path.name, path)
-    except OSError as error:
-        if error.errno is None:
+    except Exception as error:
+        if (why := shortage(error, path.parent)) is None:
             raise
-        raise SpaceError(
-            f"{path}: {error.strerror}. Free space or allow writing there, then run the same command again."
-        ) from error
+        raise _no_space(path, why) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def shortage(error: BaseException, folder: Path) -> str | None:
+    """Why nothing could be written in `folder`: no space, no right, read-only. None for an error about anything else.
+
+    Polars reports the operating system's errors as its own, with the number in the text alone.
+    """
+    number = getattr(error, "errno", None)
+    if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(found[1])
+    name = getattr(error, "filename", None)
+    here = name is None or folder in Path(os.fsdecode(name)).parents
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) or (number in (errno.EACCES, errno.EPERM) and here):
+        return os.strerror(number)
+    return None
+
+
+def _no_space(path: Path, why: str | None) -> SpaceError:
+    return SpaceError(f"{path}: {why}. Free space or allow writing there, then run the same command again.")
+
+
+def _mark(path: Path) -> str:
+    """How the temporary folders beside `path` begin, for the processes of this machine."""
+    return f".{path.name}.{socket.gethostname()}."
+
+
+def _clear_dead(path: Path) -> None:
+    """Remove the temporary folders of processes that are no more; an old artefact one of them had set aside goes back."""
+    for left in path.parent.glob(f"{glob.escape(_mark(path))}*"):
+        pid = left.name.removeprefix(_mark(path)).split(".")[0]
+        if pid.isdigit() and not _lives(int(pid)):
+            if (left / "old").exists() and not path.exists():
+                (left / "old").replace(path)
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _replace(new: Path, path: Path) -> None:
     """Move `new` onto `path`; a folder that stands there is set aside first, since a rename does not replace one."""
     if new.is_dir() and path.exists():
-        os.rename(path, new.parent / "old")
-    os.replace(new, path)
+        path.rename(new.parent / "old")
+    new.replace(path)
 
 
 @contextmanager
