@@ -642,7 +642,8 @@ def _health(answers: Sequence[Answer], tables: Sequence[Table], stops: Sequence[
 
 
 def _told(names: Sequence[str], one: str, more: str) -> str:
-    return f"{', '.join(names)} {one if len(names) == 1 else more}" if names else ""
+    listed = " and ".join(part for part in (", ".join(names[:-1]), names[-1] if names else "") if part)
+    return f"{listed} {one if len(names) == 1 else more}" if names else ""
 
 
 def _glossary(answers: Sequence[Answer]) -> list[tuple[str, str]]:
