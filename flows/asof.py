@@ -22,9 +22,16 @@ def set_as_of(path: Path, day: date) -> bool:
         return False
     with writing(path) as scratch:
         scratch.write_text(_replaced(path.read_text(encoding="utf8"), day), encoding="utf8")
-        if load(scratch).project.as_of != day:
+        if _day(scratch) != day:
             raise ParamsError(f'{path.name}: project.as_of cannot be set here; write as_of: "{day}" into it by hand')
     return True
+
+
+def _day(path: Path) -> date | None:
+    try:
+        return load(path).project.as_of
+    except ParamsError:
+        return None
 
 
 def _replaced(text: str, day: date) -> str:

@@ -155,7 +155,7 @@ def history(
     place = _find(root)
     _params(place).section(name)
     moment = _moment(at) if at else None
-    _, deployments = settings.world(place)
+    deployments = settings.deployments(place)
     decisions = sorted(deployments.history(name, moment), key=lambda each: each.at)
     champion = deployments.champion(name, moment)
     if as_json:
@@ -182,7 +182,7 @@ def rollback(
     place = _find(root)
     _params(place).section(name)
     with locking(place.var / "train.lock", "rollback"):
-        registry, deployments = settings.world(place)
+        registry, deployments = settings.registry(place), settings.deployments(place)
         decision = deployments.rollback(registry, name, to, _me(), reason)
         results.page(place)
     if as_json:

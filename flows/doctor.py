@@ -43,8 +43,9 @@ def examine(root: Path) -> list[Finding]:
         _disk(layout),
         *_folders(layout),
         _store(layout),
-        _prefect(layout),
-        *_world(layout),
+        _prefect(),
+        _mlflow(layout),
+        _deployments(layout),
     ]
 
 
@@ -115,7 +116,7 @@ def _store(layout: Layout) -> Finding:
         )
 
 
-def _prefect(layout: Layout) -> Finding:
+def _prefect() -> Finding:
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         return Finding("prefect", True, "each run starts its own server", "")
@@ -123,20 +124,23 @@ def _prefect(layout: Layout) -> Finding:
     return Finding("prefect", ok, f"{url} {'answers' if ok else 'is silent'}", "start that server, or unset PREFECT_API_URL")
 
 
-def _world(layout: Layout) -> Iterator[Finding]:
-    found = settings.read(layout)
-    checks: dict[str, tuple[str, Callable[[str], object]]] = {
-        "mlflow": (found.mlflow_uri, lambda problem: settings.world(layout)[0].versions(problem)),
-        "deployments": (found.database, lambda problem: settings.world(layout)[1].champion(problem)),
-    }
+def _mlflow(layout: Layout) -> Finding:
     problem = next(iter(load(layout.params).problems))
-    for name, (address, ask) in checks.items():
-        try:
-            ask(problem)
-            yield Finding(name, True, f"{_without_password(address)} answers", "")
-        except Exception as error:  # noqa: BLE001  whatever it is, the person must see it
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            yield Finding(name, False, f"{_without_password(address)}: {first}", "start it, or mend the EVERGREEN_ variables")
+    return _reached("mlflow", settings.read(layout).mlflow_uri, lambda: settings.registry(layout).versions(problem))
+
+
+def _deployments(layout: Layout) -> Finding:
+    problem = next(iter(load(layout.params).problems))
+    return _reached("deployments", settings.read(layout).database, lambda: settings.deployments(layout).champion(problem))
+
+
+def _reached(subject: str, address: str, ask: Callable[[], object]) -> Finding:
+    try:
+        ask()
+    except Exception as error:  # noqa: BLE001  # whatever it is, the person must see it
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        return Finding(subject, False, f"{_without_password(address)}: {first}", "start it, or mend the EVERGREEN_ variables")
+    return Finding(subject, True, f"{_without_password(address)} answers", "")
 
 
 def _without_password(address: str) -> str:

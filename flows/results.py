@@ -50,7 +50,7 @@ def standing(layout: Layout, problem: str) -> tuple[int | None, bool]:
     """The version under which the model as it is now was registered, if it was, and whether it was decided on."""
     from tasks.record import lineage
 
-    registry, deployments = settings.world(layout)
+    registry, deployments = settings.registry(layout), settings.deployments(layout)
     newest = max(registry.versions(problem), key=lambda each: each.version, default=None)
     if newest is None or newest.tags.get("digest") != digest(lineage(layout, load(layout.params), problem), problem):
         return None, False
@@ -59,7 +59,7 @@ def standing(layout: Layout, problem: str) -> tuple[int | None, bool]:
 
 def rows(layout: Layout, problems: Iterable[str]) -> list[Row]:
     """One row per problem, in this order."""
-    registry, deployments = settings.world(layout)
+    registry, deployments = settings.registry(layout), settings.deployments(layout)
     return [_row(layout, problem, *_champion(registry, deployments, problem)) for problem in problems]
 
 
@@ -68,7 +68,7 @@ def page(layout: Layout) -> Path:
     from monitoring.page import build
 
     params = load(layout.params)
-    registry, deployments = settings.world(layout)
+    registry, deployments = settings.registry(layout), settings.deployments(layout)
     champions = {}
     for problem in params.problems:
         version, decisions = _champion(registry, deployments, problem)

@@ -1,5 +1,6 @@
 """Which Prefect runs this project has under way, so that one that was killed does not stay Running for ever."""
 
+import logging
 import os
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -7,6 +8,7 @@ from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.events.worker import EventsWorker
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
@@ -22,6 +24,14 @@ def forget(layout: Layout) -> None:
     """Remove the notes of runs that ended."""
     for path in (layout.var / "prefect" / "runs").glob("*.json"):
         path.unlink()
+
+
+def deliver() -> None:
+    """Send the log lines and events that Prefect still holds back; then its server may end."""
+    for name in ("flows", "prefect.flow_runs"):
+        for handler in logging.getLogger(name).handlers:
+            handler.flush()
+    EventsWorker.drain_all()
 
 
 def sweep(layout: Layout) -> list[str]:

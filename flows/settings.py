@@ -35,10 +35,16 @@ def read(layout: Layout) -> Settings:
     return found.model_copy(update={name: value for name, value in local.items() if not getattr(found, name)})
 
 
-def world(layout: Layout) -> tuple["Registry", "Deployments"]:
-    """The registry of models and the deployments that the settings name."""
-    from tasks.deploy import Deployments
+def registry(layout: Layout) -> "Registry":
+    """The registry of models that the settings name."""
     from tasks.registry import Registry
 
     found = read(layout)
-    return Registry(found.mlflow_uri, found.artifacts), Deployments(found.database)
+    return Registry(found.mlflow_uri, found.artifacts)
+
+
+def deployments(layout: Layout) -> "Deployments":
+    """The deployments that the settings name."""
+    from tasks.deploy import Deployments
+
+    return Deployments(read(layout).database)

@@ -129,7 +129,7 @@ def judge(root: str, problem: str) -> dict[str, Any]:
     layout = Layout(Path(root))
     with at("gate", problem):
         with WORLD:
-            registry, deployments = settings.world(layout)
+            registry, deployments = settings.registry(layout), settings.deployments(layout)
             registry.finish_dead_runs()
             deployments.settle(registry, problem)
             version = deployments.champion(problem)
@@ -144,7 +144,7 @@ def enter(root: str, problem: str, verdict: dict[str, Any]) -> int:
 
     layout = Layout(Path(root))
     with at("register", problem), WORLD:
-        registry, _ = settings.world(layout)
+        registry = settings.registry(layout)
         params = load(layout.params)
         origin = lineage(layout, params, problem)
         found = registry.register(
@@ -159,7 +159,8 @@ def release(root: str, problem: str, version: int, verdict: dict[str, Any], by: 
     from tasks.gate import Verdict
 
     with at("deploy", problem), WORLD:
-        registry, deployments = settings.world(Layout(Path(root)))
+        layout = Layout(Path(root))
+        registry, deployments = settings.registry(layout), settings.deployments(layout)
         found = deployments.deploy(registry, problem, version, Verdict.model_validate(verdict), by)
         log.info("%s version %d: %s", found.action, found.version, found.reason, extra={"event": "line"})
         return found.action

@@ -53,7 +53,10 @@ def run(layout: Layout, problems: Sequence[str], server: Server, *, refresh: boo
     server.wait()
     for name in runs.sweep(layout):
         log.warning("the run %s was killed; it is now marked as crashed", name)
-    state = training(str(layout.root), list(problems), refresh, deploy, by, return_state=True)
+    try:
+        state = training(str(layout.root), list(problems), refresh, deploy, by, return_state=True)
+    finally:
+        runs.deliver()
     runs.forget(layout)
     outcomes = state.result(raise_on_failure=False)
     if isinstance(outcomes, BaseException):

@@ -1,0 +1,37 @@
+"""Every command and option that a document shows is one that the command line has."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+from flows.cli import app
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+SHOWN = re.compile(r"^(?:\$ )?evergreen ([a-z].*?)(?:\s+#.*)?$", re.MULTILINE)
+
+
+def shown() -> list[tuple[str, str]]:
+    files = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
+    return [(path.name, line) for path in files if path.exists() for line in SHOWN.findall(path.read_text())]
+
+
+def test_the_readme_shows_commands():
+    assert len(shown()) > 3
+
+
+@pytest.mark.parametrize(("file", "line"), shown(), ids=lambda value: value)
+def test_a_command_in_a_document_exists_with_its_options(file: str, line: str):
+    name, *words = line.split()
+    assert name in COMMANDS, f"{file}: evergreen {name}"
+    known = {option for each in COMMANDS[name].params for option in each.opts}
+    assert {word.split("=")[0] for word in words if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_takes_root_json_and_debug_and_says_what_it_does(name: str):
+    known = {option for each in COMMANDS[name].params for option in each.opts}
+    assert {"--root", "--json", "--debug"} <= known
+    assert COMMANDS[name].help
