@@ -339,7 +339,7 @@ def _by_day(events: pl.LazyFrame, entity: str, measures: Sequence[Measure], cuto
 def _parts(name: str, measure: Measure) -> list[pl.Expr]:
     """What a day must remember of its events for `_total`: n(umber), s(um), m(ean or extreme), q: squared deviations."""
     if measure.column is None:
-        return [measure.where.cast(pl.UInt32).sum().alias(f"n{name}")]
+        return [pl.when(measure.where).then(pl.col(DAY)).count().alias(f"n{name}")]
     value = pl.when(measure.where).then(measure.value)
     parts = {
         "sum": {"s": value.sum()},
