@@ -170,6 +170,12 @@ def _short(text: str) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def _label(name: Any, most: int = 22) -> str:
+    """A name as it fits beside an axis or into a legend."""
+    text = words.plain(name)
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def _colour(name: str, place: int) -> str:
     return BASELINE if name.split(" ")[0] in ("baseline", "random") else SERIES[place % len(SERIES)]
 
@@ -178,7 +184,7 @@ def _groups(table: pl.DataFrame, by: str | None) -> list[tuple[str, pl.DataFrame
     if by is None or by not in table.columns:
         return [("", table)]
     parts = table.partition_by(by, maintain_order=True)
-    return [(words.plain(part[by][0]), part) for part in parts]
+    return [(_label(part[by][0]), part) for part in parts]
 
 
 def _coloured(names: Sequence[str]) -> list[tuple[str, str]]:
@@ -223,8 +229,8 @@ def _heat(
             axes.add_patch(cell)
             axes.text(across, down, text, ha="center", va="center", fontsize=10)
     axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
-    axes.set_xticks(range(len(columns)), [words.plain(each) for each in columns])
-    axes.set_yticks(range(len(rows)), [words.plain(each) for each in rows])
+    axes.set_xticks(range(len(columns)), [_label(each) for each in columns])
+    axes.set_yticks(range(len(rows)), [_label(each) for each in rows])
     axes.grid(False)
     axes.spines[:].set_visible(False)
 
@@ -233,7 +239,7 @@ def _bars(axes: Axes, labels: Sequence[Any], values: Sequence[float], colour: st
     places = list(range(len(labels)))
     axes.bar(places, list(values), color=colour, width=0.72, linewidth=0)
     axes.grid(False, axis="x")
-    axes.set_xticks(places, [words.plain(each) for each in labels])
+    axes.set_xticks(places, [_label(each) for each in labels])
 
 
 # --- the search ------------------------------------------------------------------------------------------------------------

@@ -43,9 +43,17 @@ METRICS: dict[str, Metrics] = {
         ("novel_ndcg", True, 0.0520, 0.0041, 0.0406),
         ("coverage", True, 0.21, 0.01, 0.0005),
     ],
-    "redeem": [("roc_auc", True, 0.8951, 0.013, 0.5), ("log_loss", False, 0.1392, 0.011, 0.193), ("brier", False, 0.0361, 0.003, 0.041)],
+    "redeem": [
+        ("roc_auc", True, 0.8951, 0.013, 0.5),
+        ("log_loss", False, 0.1392, 0.011, 0.193),
+        ("brier", False, 0.0361, 0.003, 0.041),
+    ],
     "spend": [("rmse", False, 107.62, 5.2, 110.49), ("mae", False, 73.41, 2.4, 75.9), ("r2", True, 0.672, 0.02, 0.651)],
-    "segments": [("silhouette", True, 0.2934, 0.006, 0.18), ("davies_bouldin", False, 1.09, 0.02, 1.62), ("stability", True, 0.914, 0.03, 0.93)],
+    "segments": [
+        ("silhouette", True, 0.2934, 0.006, 0.18),
+        ("davies_bouldin", False, 1.09, 0.02, 1.62),
+        ("stability", True, 0.914, 0.03, 0.93),
+    ],
 }
 MODELS = {
     "recommend": ("two_stage", "popularity"),
@@ -77,14 +85,31 @@ def evaluation(problem: str, kind: str) -> dict[str, Any]:
     first = metrics[0]
     slices = [
         {"feature": "income_band", "value": value, "rows": 311 + 7 * place}
-        | {"score": first["score"] * (0.95 + 0.05 * place), "low": first["low"] * (0.92 + 0.05 * place), "high": first["high"] * (0.97 + 0.05 * place)}
+        | {
+            "score": first["score"] * (0.95 + 0.05 * place),
+            "low": first["low"] * (0.92 + 0.05 * place),
+            "high": first["high"] * (0.97 + 0.05 * place),
+        }
         for place, value in enumerate(("under 35K", "35-74K", "75K and more"))
     ]
     model, baseline = MODELS[problem]
-    return {"problem": problem, "kind": kind, "question": "as in params", "model": model, "config": {"model": model, "leaves": 15}} | {
-        "baseline": baseline, "primary": first["name"], "confidence": 0.95, "rows": 6624, "entities": 2390,
-        "windows": windows, "metrics": metrics, "slices": slices, "cutoff": CUTOFFS[-1],
-    }  # fmt: skip
+    return {
+        "problem": problem,
+        "kind": kind,
+        "question": "as in params",
+        "model": model,
+        "config": {"model": model, "leaves": 15},
+    } | {
+        "baseline": baseline,
+        "primary": first["name"],
+        "confidence": 0.95,
+        "rows": 6624,
+        "entities": 2390,
+        "windows": windows,
+        "metrics": metrics,
+        "slices": slices,
+        "cutoff": CUTOFFS[-1],
+    }
 
 
 def plots(kind: str) -> dict[str, pl.DataFrame]:
@@ -97,7 +122,15 @@ def plots(kind: str) -> dict[str, pl.DataFrame]:
     edges = np.linspace(-300, 300, 41)
     residuals = {"low": edges[:-1], "high": edges[1:], "share": np.histogram(draw.normal(0, 100, 900), edges)[0] / 900}
     groups = [
-        {"cluster": group, "rows": 500, "share": 0.25, "feature": name, "mean": 10.0 * group, "overall": 15.0, "deviations": group - 1.5}
+        {
+            "cluster": group,
+            "rows": 500,
+            "share": 0.25,
+            "feature": name,
+            "mean": 10.0 * group,
+            "overall": 15.0,
+            "deviations": group - 1.5,
+        }
         for group in range(4)
         for name in ("baskets_56d", "spend_56d", "basket_value", "recency_days")
     ]
@@ -106,10 +139,18 @@ def plots(kind: str) -> dict[str, pl.DataFrame]:
         "classification": {
             "roc": both(false_positive_rate=place, true_positive_rate=place**0.2),
             "precision_recall": both(recall=place, precision=0.6 - 0.5 * place),
-            "calibration": pl.DataFrame({"series": "model", "predicted": place[::6] / 3, "observed": place[::6] / 3.1, "rows": 100}),
+            "calibration": pl.DataFrame(
+                {"series": "model", "predicted": place[::6] / 3, "observed": place[::6] / 3.1, "rows": 100}
+            ),
             "gain": both(share_of_rows=place, share_found=place**0.3, lift=1 + place),
             "scores": pl.DataFrame(
-                {"series": "model", "low": place[:-1], "high": place[1:], "share_of_negatives": 0.03, "share_of_positives": place[:-1] / 30}
+                {
+                    "series": "model",
+                    "low": place[:-1],
+                    "high": place[1:],
+                    "share_of_negatives": 0.03,
+                    "share_of_positives": place[:-1] / 30,
+                }
             ),
             "confusion": pl.DataFrame(
                 {"truth": ["0", "0", "1", "1"], "predicted": ["0", "1", "0", "1"], "rows": [5012, 1321, 71, 220]}
@@ -122,11 +163,15 @@ def plots(kind: str) -> dict[str, pl.DataFrame]:
         },
         "clustering": {
             "profile": pl.DataFrame(groups),
-            "projection": pl.DataFrame({"cluster": cluster, "first": draw.normal(cluster, 0.5), "second": draw.normal(0, 1, 400)}),
-            "silhouettes": pl.DataFrame({"place": np.arange(400), "cluster": cluster, "silhouette": np.tile(np.linspace(0.7, -0.1, 100), 4)}),
+            "projection": pl.DataFrame(
+                {"cluster": cluster, "first": draw.normal(cluster, 0.5), "second": draw.normal(0, 1, 400)}
+            ),
+            "silhouettes": pl.DataFrame(
+                {"place": np.arange(400), "cluster": cluster, "silhouette": np.tile(np.linspace(0.7, -0.1, 100), 4)}
+            ),
         },
         "recommendation": {},
-    }[kind]  # fmt: skip
+    }[kind]
 
 
 def fill(layout: Layout, problem: str, kind: str) -> None:
@@ -141,12 +186,25 @@ def fill(layout: Layout, problem: str, kind: str) -> None:
     card = {"problem": problem, "kind": kind, "config": {"model": model, "learning_rate": 0.05, "leaves": 15}}
     _write(
         layout.model(problem) / "model.json",
-        card | {"cutoff": CUTOFFS[-1], "trained_on": list(CUTOFFS), "rows": 24210, "features": list(importance), "importance": importance},
+        card
+        | {
+            "cutoff": CUTOFFS[-1],
+            "trained_on": list(CUTOFFS),
+            "rows": 24210,
+            "features": list(importance),
+            "importance": importance,
+        },
     )
-    greater, score, worse = judged["metrics"][0]["greater_is_better"], judged["metrics"][0]["score"], judged["metrics"][0]["baseline"]
+    greater, score, worse = (
+        judged["metrics"][0]["greater_is_better"],
+        judged["metrics"][0]["score"],
+        judged["metrics"][0]["baseline"],
+    )
     scores = [worse, score + (worse - score) * 0.1, score + (worse - score) * 0.2, score, None, score + (worse - score) * 0.05]
     best = {"model": model, "config": card["config"], "metric": judged["primary"], "score": score, "std": 0.01, "method": "tpe"}
-    _write(layout.tuning(problem) / "best.json", best | {"trials": 6, "seconds": 41.3, "models": {baseline: worse, model: score}})
+    _write(
+        layout.tuning(problem) / "best.json", best | {"trials": 6, "seconds": 41.3, "models": {baseline: worse, model: score}}
+    )
     started = datetime(2026, 1, 1, tzinfo=UTC)
     pl.DataFrame(
         {
@@ -159,7 +217,12 @@ def fill(layout: Layout, problem: str, kind: str) -> None:
     ).write_parquet(layout.tuning(problem) / "trials.parquet")
     assert greater in (True, False)
     for step, cpu in (("features", 3.2), ("tune", 64.0), ("train", 4.1), ("evaluate", 9.7)):
-        spent = {"started": "2026-01-01T10:00:00+00:00", "wall_seconds": cpu * 1.1, "cpu_seconds": cpu, "peak_mb": 412.0 + cpu * 10}
+        spent = {
+            "started": "2026-01-01T10:00:00+00:00",
+            "wall_seconds": cpu * 1.1,
+            "cpu_seconds": cpu,
+            "peak_mb": 412.0 + cpu * 10,
+        }
         _write(layout.cost(step, problem), spent)
 
 
@@ -168,22 +231,45 @@ def champion(problem: str) -> dict[str, Any]:
     metric = next(iter(first))
     verdict = {"decision": "better", "promote": True, "metric": metric, "candidate": first[metric]}
     return {
-        "version": 3, "aliases": ["champion"], "since": datetime(2026, 1, 1, 10, 30, tzinfo=UTC), "by": "training flow", "reason": "first",
+        "version": 3,
+        "aliases": ["champion"],
+        "since": datetime(2026, 1, 1, 10, 30, tzinfo=UTC),
+        "by": "training flow",
+        "reason": "first",
         "verdict": verdict | {"reason": f"promoted: {metric} beats baseline by much (2,209 rows)"},
         "lineage": {"git_commit": "0123abc", "dirty": "False", "cutoff": CUTOFFS[-1]},
-    }  # fmt: skip
+    }
 
 
 def validation(layout: Layout, category: str = "quantity at least 0") -> None:
     rules = [
-        {"name": category, "type": "expect_column_values_to_be_between", "columns": ["quantity"], "severity": "error", "level": "row"}
+        {
+            "name": category,
+            "type": "expect_column_values_to_be_between",
+            "columns": ["quantity"],
+            "severity": "error",
+            "level": "row",
+        }
         | {"checked": 1469307, "failed": 4836, "share": 0.0033, "examples": [{"row": 17, "quantity": -4}], "passed": False},
-        {"name": "sales are positive", "type": "expect_column_values_to_be_between", "columns": ["sales_value"], "severity": "warning"}
+        {
+            "name": "sales are positive",
+            "type": "expect_column_values_to_be_between",
+            "columns": ["sales_value"],
+            "severity": "warning",
+        }
         | {"level": "row", "checked": 1469307, "failed": 11226, "share": 0.0076, "examples": [], "passed": False},
         {"name": "household known", "type": "present", "columns": ["household_id"], "severity": "error", "level": "row"}
         | {"checked": 1469307, "failed": 0, "share": 0.0, "examples": [], "passed": True},
     ]
-    table = {"read": 1469307, "kept": 1464471, "quarantined": 4836, "duplicates": 0, "passed": True, "page": None, "rules": rules}
+    table = {
+        "read": 1469307,
+        "kept": 1464471,
+        "quarantined": 4836,
+        "duplicates": 0,
+        "passed": True,
+        "page": None,
+        "rules": rules,
+    }
     _write(layout.validation / "results.json", {"passed": True, "problems": [], "tables": {"transactions": table}})
     spent = {"started": "2026-01-01T09:58:00+00:00", "wall_seconds": 21.0, "cpu_seconds": 19.5, "peak_mb": 1480.0}
     _write(layout.cost("validate", None), spent)
@@ -198,3 +284,257 @@ def project(folder: Path, text: str = PARAMS, missing: tuple[str, ...] = ()) -> 
         fill(layout, name, params.problems[name])
     validation(layout)
     return params, layout, {name: champion(name) for name in there}
+
+
+class Tree(HTMLParser):
+    """Reads a page as a browser would: its tags must close in order; ids, links and text are collected."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "hr", "input"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[tuple[str, str, str]] = []
+        self.text: list[str] = []
+        self.tags: set[str] = set()
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        for name, value in attrs:
+            assert value is None or name != "id" or value not in self.ids, f"the id {value} is there twice"
+            if name == "id" and value:
+                self.ids.append(value)
+            if name in ("href", "src", "srcset", "data", "action", "xlink:href") and value:
+                self.links.append((tag, name, value))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.text.append(data)
+
+    @property
+    def said(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+def read(path: Path) -> Tree:
+    tree = Tree(path.read_text(encoding="utf8"))
+    assert tree.open == [], f"{tree.open} never close"
+    return tree
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return page.build(*project(tmp_path_factory.mktemp("whole")))
+
+
+def test_the_page_lies_where_the_layout_says_and_is_small(whole: Path):
+    assert whole.name == "index.html"
+    assert whole.stat().st_size < 1_500_000
+
+
+def test_each_question_its_champion_score_baseline_and_verdict_are_on_the_page(whole: Path):
+    said = read(whole).said
+    for text in (
+        "Which ten products come next?",
+        "Will this household redeem a coupon?",
+        "How much will this household spend?",
+    ):
+        assert text in said
+    for score in ("0.413", "0.895", "107.6", "0.2934"):
+        assert score in said
+    assert "[0.882, 0.908]" not in said, "the table draws the interval and tells it in the bar's title"
+    assert "ROC AUC 0.895, interval 0.882 to 0.908; baseline 0.500" in whole.read_text()
+    assert "lightgbm answers, as version 3, since 1 January 2026, 10:30 UTC, deployed by training flow" in said
+    assert "promoted: rmse beats baseline by much" in said
+    assert "Cannot be told from its baseline" in said, "the interval of spend's gain holds zero"
+    assert said.count("Better than its baseline") == 3
+
+
+def test_health_names_the_worst_first(whole: Path):
+    said = read(whole).said
+    assert "spend does not beat its baseline; 3 of 4 questions answered" in said.replace("Spend", "spend")
+    assert "4,836 rows set aside and 1 warning" in said
+
+
+def test_costs_search_slices_importance_and_lineage_are_on_the_page(whole: Path):
+    said = read(whole).said
+    for text in ("1 min 04 s", "1.0 GB", "Tuning bought", "75K and more", "spend 7d", "0123abc", "24210", "and 11 features"):
+        assert text in said, text
+
+
+def test_each_kind_has_its_own_charts(whole: Path):
+    said = read(whole).said
+    drawn = [name for kind in ("classification", "regression", "clustering") for name in plots(kind)]
+    for name in drawn:
+        assert charts.DRAWINGS[name].title in said
+    assert whole.read_text().count("<svg viewBox") == len(drawn) + 4, "one per plot and one per search"
+
+
+def test_validation_names_each_rule_and_what_became_of_it(whole: Path):
+    said = read(whole).said
+    for text in ("1,469,307", "1,464,471", "quantity at least 0", "set aside", "warned", "holds", "row 17, quantity -4"):
+        assert text in said, text
+
+
+def test_the_glossary_explains_the_metrics_on_the_page_and_no_other(whole: Path):
+    said = read(whole).said
+    assert words.METRICS["roc_auc"][1] in said
+    assert words.METRICS["ndcg"][1] in said
+    assert words.METRICS["average_precision"][1] not in said
+
+
+def test_the_page_asks_the_network_for_nothing(whole: Path):
+    tree, html = read(whole), whole.read_text()
+    assert all(value.startswith(("#", "data:")) for _, _, value in tree.links)
+    assert {value[1:] for _, _, value in tree.links if value.startswith("#")} <= set(tree.ids)
+    assert set(re.findall(r"url\(([^)]*)\)", html)) <= {f"#{name}" for name in tree.ids}
+    assert not {"script", "iframe", "object", "embed", "img"} & tree.tags
+    assert "@import" not in html
+
+
+def test_charts_take_their_colours_from_the_style_sheet(whole: Path):
+    html = whole.read_text()
+    drawn = "".join(re.findall(r"<svg viewBox.*?</svg>", html, re.S))
+    assert not re.findall(r"#[0-9a-f]{6}\b", drawn)
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert set(re.findall(r"var\((--\w+)\)", drawn)) <= set(re.findall(r"(--[\w-]+):", style))
+
+
+def test_numbers_are_never_powers_of_ten(whole: Path):
+    assert not re.search(r"\d[eE][-+−]\d", read(whole).said)
+
+
+def test_the_same_input_gives_the_same_page_but_for_the_time(tmp_path: Path):
+    given = project(tmp_path)
+    pages = [re.sub(r"<time.*?</time>", "", page.build(*given).read_text()) for _ in range(2)]
+    assert pages[0] == pages[1]
+
+
+HOSTILE = "</style><script>alert('x')</script> $a_b$ & \"quoted\""
+
+
+def test_hostile_names_stay_text(tmp_path: Path):
+    text = PARAMS.replace("How much will this household spend?", json.dumps(HOSTILE))
+    params, layout, champions = project(tmp_path, text)
+    validation(layout, category=HOSTILE)
+    judged = evaluation("spend", "regression")
+    judged["slices"][0] |= {"feature": HOSTILE, "value": HOSTILE}
+    judged["model"] = HOSTILE
+    _write(layout.report("spend") / "evaluation" / "evaluation.json", judged)
+    confusion = pl.DataFrame({"truth": [HOSTILE, "b"], "predicted": ["b", HOSTILE], "rows": [3, 4]})
+    confusion.write_csv(layout.report("redeem") / "plots" / "confusion.csv")
+    pl.DataFrame({HOSTILE: [HOSTILE], "x": ["y"]}).write_csv(
+        layout.report("redeem") / "plots" / f"odd{HOSTILE[:7].replace('/', '')}.csv"
+    )
+    champions["spend"]["lineage"] = {HOSTILE: HOSTILE}
+    tree = read(page.build(params, layout, champions))
+    assert "script" not in tree.tags
+    assert tree.said.count("<script>alert('x')</script> $a b$") >= 1
+    assert tree.said.count("<script>alert('x')</script> $a_b$") >= 5
+
+
+def test_a_project_without_a_single_run_says_so(tmp_path: Path):
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    said = read(page.build(known.load(tmp_path / "params.yaml"), Layout(tmp_path), {})).said
+    assert "Recommend, redeem, spend and segments have no evaluated model." in said
+    assert said.count("Not deployed yet: this problem has no evaluated model.") == 4
+    assert "the step validate has not run" in said
+
+
+def test_a_problem_that_failed_is_named_and_the_others_are_shown(tmp_path: Path):
+    said = read(page.build(*project(tmp_path, missing=("spend",)))).said
+    assert "Spend has no evaluated model; 3 of 4 questions answered by a deployed model" in said
+    assert "0.895" in said
+
+
+def test_a_trained_problem_without_champion_is_not_deployed_yet(tmp_path: Path):
+    params, layout, champions = project(tmp_path)
+    del champions["redeem"]
+    said = read(page.build(params, layout, champions)).said
+    assert "candidate: lightgbm , not deployed yet" in said
+    assert "redeem is not deployed yet" in said
+
+
+def test_scores_of_a_candidate_that_was_refused_are_not_passed_off_as_the_champions(tmp_path: Path):
+    params, layout, champions = project(tmp_path)
+    champions["redeem"]["verdict"]["candidate"] -= 0.01
+    tree = read(page.build(params, layout, champions))
+    assert tree.said.count("of the newest candidate, which is not the champion") == 1
+
+
+def test_validation_that_stopped_the_run_makes_the_health_bad(tmp_path: Path):
+    given = project(tmp_path)
+    results = {"passed": False, "problems": ["transactions: 9 of 10 rows break a rule."], "tables": {}}
+    _write(given[1].validation / "results.json", results)
+    path = page.build(*given)
+    assert "Validation stopped the run: transactions: 9 of 10 rows break a rule;" in read(path).said
+    assert '<div class="health bad">' in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "broken", ["evaluation.json", "results.json", "model.json", "best.json", "trials.parquet", "roc.csv", "tune@redeem.json"]
+)
+def test_a_damaged_or_empty_file_is_left_out_and_logged(tmp_path: Path, broken: str, caplog: pytest.LogCaptureFixture):
+    given = project(tmp_path)
+    path = next(each for each in sorted(tmp_path.rglob(broken)) if "redeem" in str(each) or broken == "results.json")
+    path.write_text("")
+    said = read(page.build(*given)).said
+    assert "Will this household redeem a coupon?" in said
+    assert f"{broken} cannot be read, so the page leaves it out" in caplog.text
+
+
+def test_metrics_without_interval_or_value_are_shown_as_such(tmp_path: Path):
+    given = project(tmp_path)
+    judged = evaluation("segments", "clustering")
+    for name in ("low", "high", "gain_low", "gain_high"):
+        judged["metrics"][2][name] = None
+    judged["metrics"][1] |= {"score": float("nan"), "low": None, "high": None, "gain": float("nan")}
+    _write(given[1].report("segments") / "evaluation" / "evaluation.json", judged)
+    path = page.build(*given)
+    assert "Stability 0.914; baseline 0.930" in path.read_text()
+    assert "nan" not in read(path).said.lower().replace("unanswered", "")
+
+
+@pytest.mark.parametrize(
+    ("table", "drawn"),
+    [
+        (pl.DataFrame({"day": [1, 2, 3], "rows": [5, 6, 9]}), True),
+        (pl.DataFrame({"who": ["a", "b"], "rows": [5, 6]}), True),
+        (pl.DataFrame({"who": ["a", "b"], "what": ["c", None], "rows": [5, 6]}), False),
+        (pl.DataFrame({"truth": ["a"], "rows": [1]}), True),
+    ],
+    ids=["two numbers", "a name and a number", "two names", "columns of another shape"],
+)
+def test_a_plot_that_is_not_known_is_drawn_from_its_columns(table: pl.DataFrame, drawn: bool):
+    chart = charts.draw("p-odd", "confusion" if "truth" in table.columns else "odd_one", table)
+    assert (chart.svg is not None) == drawn
+    assert bool(chart.rows) != drawn
+
+
+def test_a_number_keeps_the_digits_that_its_interval_supports():
+    assert words.number(0.41329, words.digits(0.41329, 0.42529)) == "0.413"
+    assert words.number(107.618, words.digits(107.618, 112.818)) == "107.6"
+    assert words.number(81083.4, words.digits(81083.4, 83083.4)) == "81,083"
+
+
+def test_the_bars_of_one_metric_lie_on_one_axis_in_order():
+    bar = page._bar(2.0, 3.0, 4.0, 1.0, page._span((1.0, 2.0, 3.0, 4.0)))
+    assert bar.reference is not None
+    assert bar.low is not None
+    assert bar.score is not None
+    assert bar.high is not None
+    assert 0 < bar.reference < bar.low < bar.score < bar.high < 100
