@@ -41,10 +41,10 @@ class Classification(TabularKind):
         "logistic": Family(
             LogisticRegression,
             {"max_iter": 300, "tol": 1e-4},
-            {"C": 0.01},
+            {"C": 0.003},
             {"C": Range(low=1e-4, high=10.0, log=True)},
         ),
-        "lightgbm": Family(LGBMClassifier, LIGHTGBM | {"subsample": 0.7}, BOOSTING, BOOSTING_SPACE, native=True),
+        "lightgbm": Family(LGBMClassifier, LIGHTGBM, BOOSTING, BOOSTING_SPACE, native=True),
     }
 
     def fit(self, data: Rows, cutoffs: Sequence[date], config: Config, section: Tabular, seed: int) -> Model:

@@ -54,8 +54,8 @@ class Regression(TabularKind):
     baseline = "naive"
     families: ClassVar = {
         "naive": Family(DummyRegressor, prepared=False),
-        "ridge": Family(Ridge, {}, {"alpha": 100.0}, {"alpha": Range(low=0.1, high=1e5, log=True)}),
-        "lightgbm": Family(LGBMRegressor, LIGHTGBM | {"subsample": 0.7}, BOOSTING, BOOSTING_SPACE, native=True),
+        "ridge": Family(Ridge, {}, {"alpha": 300.0}, {"alpha": Range(low=0.1, high=1e5, log=True)}),
+        "lightgbm": Family(LGBMRegressor, LIGHTGBM, BOOSTING, BOOSTING_SPACE, native=True),
     }
 
     def choices(self, model: str, section: Tabular) -> dict[str, Range]:

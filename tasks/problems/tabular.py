@@ -17,22 +17,29 @@ from tasks.problems import pipeline
 from tasks.problems.base import Config, Fold, Metric, Model
 from tasks.problems.point_in_time import point_in_time
 
-LIGHTGBM = {"n_jobs": 1, "deterministic": True, "force_row_wise": True, "verbosity": -1, "subsample_freq": 1, "max_bin": 63}
+LIGHTGBM = {
+    "n_jobs": 1,
+    "deterministic": True,
+    "force_row_wise": True,
+    "verbosity": -1,
+    "subsample": 0.7,
+    "subsample_freq": 1,
+    "max_bin": 63,
+}
 """Settings of every LightGBM model: one thread, the same trees each time, and histograms coarse enough to be quick."""
 
 BOOSTING = {
-    "n_estimators": 200,
+    "n_estimators": 150,
     "learning_rate": 0.05,
-    "num_leaves": 8,
+    "num_leaves": 6,
     "min_child_samples": 50,
-    "colsample_bytree": 0.4,
-    "subsample": 0.7,
+    "colsample_bytree": 0.3,
     "reg_lambda": 5.0,
 }
 BOOSTING_SPACE = {
-    "n_estimators": Range(low=100, high=300, integer=True),
+    "n_estimators": Range(low=80, high=250, integer=True),
     "learning_rate": Range(low=0.02, high=0.1, log=True),
-    "num_leaves": Range(low=4, high=24, integer=True, log=True),
+    "num_leaves": Range(low=3, high=16, integer=True, log=True),
     "min_child_samples": Range(low=10, high=200, integer=True, log=True),
     "colsample_bytree": Range(low=0.2, high=0.8),
     "reg_lambda": Range(low=0.1, high=50.0, log=True),
