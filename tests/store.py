@@ -305,6 +305,7 @@ recommend:
     min_users: 5
     horizon_days: 28
   pipeline: {k: 10, candidates: 40, neighbours: 20}
+  train: {}
   tune: {method: tpe, n_trials: 2, folds: 1}
   evaluate: {windows: WINDOWS, resamples: 50}
   gate: {resamples: 100}
@@ -326,6 +327,8 @@ redeem:
       - {name: baskets, table: transactions, column: basket_id, function: n_unique}
     attributes:
       - {table: demographics, columns: [income]}
+  pipeline: {}
+  train: {}
   tune: {method: tpe, n_trials: 3, folds: 1}
   evaluate: {windows: WINDOWS, resamples: 100, slices: [baskets_28d]}
   gate: {resamples: 100}
@@ -343,6 +346,8 @@ spend:
       - {name: spend, table: transactions, column: sales_value, function: sum}
       - {name: baskets, table: transactions, column: basket_id, function: n_unique}
       - {name: recency, table: transactions, function: days_since_last}
+  pipeline: {}
+  train: {}
   tune: {method: random, n_trials: 3, folds: 1}
   evaluate: {windows: WINDOWS, resamples: 100}
   gate: {resamples: 100}
