@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tasks.errors import EvergreenError, ParamsError, StepError
+from tasks.errors import EvergreenError, ParamsError
 
 if TYPE_CHECKING:
     from flows.training import Outcome
@@ -124,8 +124,10 @@ def _report(outcomes: "Sequence[Outcome]", rows: dict[str, Any], place: "Layout"
         _print_rows(rows.values())
         if all(each.status == "unchanged" for each in outcomes):
             _say("Nothing to do: all is fresh. --refresh reads the sources again.")
+    for line in failed:
+        typer.echo(f"error: {line}", err=True)
     if failed:
-        raise StepError(" | ".join(failed))
+        raise typer.Exit(1)
 
 
 @app.command()

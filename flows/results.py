@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -47,14 +48,19 @@ def digest(origin: Mapping[str, str], problem: str) -> str:
 
 
 def standing(layout: Layout, problem: str) -> tuple[int | None, bool]:
-    """The version under which the model as it is now was registered, if it was, and whether it was decided on."""
+    """The version under which the model as it is now was registered, if it was, and whether it was decided on last.
+
+    A rollback is no decision on what is there now: it stays in force until there is something new.
+    """
     from tasks.record import lineage
 
-    registry, deployments = settings.registry(layout), settings.deployments(layout)
-    newest = max(registry.versions(problem), key=lambda each: each.version, default=None)
-    if newest is None or newest.tags.get("digest") != digest(lineage(layout, load(layout.params), problem), problem):
+    wanted = digest(lineage(layout, load(layout.params), problem), problem)
+    known = [each.version for each in settings.registry(layout).versions(problem) if each.tags.get("digest") == wanted]
+    if not known:
         return None, False
-    return newest.version, any(each.version == newest.version for each in deployments.history(problem))
+    deployments = settings.deployments(layout)
+    judged = [each.version for each in deployments.history(problem) if each.action != "rollback"]
+    return max(known), max(known) in (deployments.champion(problem), *judged[-1:])
 
 
 def rows(layout: Layout, problems: Iterable[str]) -> list[Row]:
@@ -110,7 +116,8 @@ def _row(layout: Layout, problem: str, version: "Version | None", decisions: lis
         return Row(problem, verdict=newest, cpu_seconds=cpu)
     arrival = _arrival(version, decisions)
     metric = version.tags.get("metric")
-    numbers = {part: version.metrics.get(f"{metric}{end}") for part, end in SUFFIXES.items()}
+    known = {_plain(name): value for name, value in version.metrics.items()}
+    numbers = {part: known.get(_plain(f"{metric}{end}")) for part, end in SUFFIXES.items()}
     return Row(
         problem,
         version.version,
@@ -126,3 +133,8 @@ def _row(layout: Layout, problem: str, version: "Version | None", decisions: lis
 
 SUFFIXES = {"score": "", "low": "_low", "high": "_high", "baseline": "_baseline"}
 """How the registry names the numbers of one metric."""
+
+
+def _plain(name: str) -> str:
+    """MLflow takes no @ in a metric's name; whatever stands there instead."""
+    return re.sub(r"\W", "_", name)
