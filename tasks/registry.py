@@ -33,7 +33,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from tasks.errors import ModelError, SpaceError
+from tasks.errors import ModelError, SpaceError, StepError
 from tasks.layout import Layout, read_json, write_json
 from tasks.params import Params, Section
 from tasks.problems.base import Model
@@ -95,10 +95,11 @@ class Registry:
 
         Idempotent: the same model on the same features is the same version, whose evidence is then brought up to date. A
         registration that was killed leaves no version, or a whole one. The champion stays champion and is no challenger.
-        Raises ModelError for a model that holds a type outside tasks.models.TRUSTED.
+        Raises ModelError for a model that holds a type outside tasks.models.TRUSTED, StepError where a step did not run before.
         """
         from tasks import models
 
+        _require_steps(layout, problem)
         model = models.load(layout.model(problem) / FILE)
         card = read_json(layout.model(problem) / "model.json")
         evaluation = read_json(layout.report(problem) / "evaluation" / "evaluation.json")
@@ -134,6 +135,13 @@ class Registry:
                 raise
             return self._version(found, self._aliases(problem))
 
+    def require(self, problem: str, version: int) -> Version:
+        """The version of that number. Raises ModelError, naming those there are, where it is not registered."""
+        if found := self.version(problem, version):
+            return found
+        known = ", ".join(f"v{each.version}" for each in self.versions(problem))
+        raise ModelError(f"{problem} v{version}: no such version is registered; known are {known or 'none: train first'}")
+
     def versions(self, problem: str) -> list[Version]:
         """All versions, oldest first; none for a problem never registered."""
         with self._speaking():
@@ -148,9 +156,7 @@ class Registry:
         """
         from tasks import models
 
-        found = self.version(problem, version)
-        if found is None:
-            raise ModelError(self._no_version(problem, version))
+        found = self.require(problem, version)
         with tempfile.TemporaryDirectory() as folder, self._speaking():
             source = self._client.get_model_version_download_uri(problem, str(version))
             file = self._fetch(f"{source}/{FILE}", folder, f"{problem} v{version}")
@@ -163,13 +169,9 @@ class Registry:
 
     def set_alias(self, problem: str, alias: str, version: int) -> None:
         """Let `alias` name `version`, and no other. Raises ModelError for a version that is not there."""
+        self.require(problem, version)
         with self._speaking():
-            try:
-                self._client.set_registered_model_alias(problem, alias, str(version))
-            except MlflowException as error:
-                if _is_absent(error):
-                    raise ModelError(self._no_version(problem, version)) from None
-                raise
+            self._client.set_registered_model_alias(problem, alias, str(version))
 
     def drop_alias(self, problem: str, alias: str) -> None:
         """Let `alias` name nothing; one that names nothing already is fine."""
@@ -318,10 +320,6 @@ class Registry:
             metrics=metrics,
         )
 
-    def _no_version(self, problem: str, version: int) -> str:
-        known = ", ".join(f"v{each.version}" for each in self.versions(problem))
-        return f"{problem} v{version}: no such version is registered; known are {known or 'none: train first'}"
-
     @contextmanager
     def _ending(self, run_id: str) -> Iterator[None]:
         """Finish the run as it went; a killed process leaves it to `finish_dead_runs`."""
@@ -412,6 +410,20 @@ def _example(card: Mapping[str, Any], layout: Layout, problem: str) -> pd.DataFr
         elif empty or pd.api.types.is_numeric_dtype(frame[name]):
             frame[name] = frame[name].astype("float64")
     return frame
+
+
+def _require_steps(layout: Layout, problem: str) -> None:
+    report, model = layout.report(problem), layout.model(problem)
+    trials = layout.tuning(problem) / "trials.parquet"
+    for path in (
+        trials,
+        model / FILE,
+        model / "model.json",
+        report / "metrics.json",
+        report / "evaluation" / "evaluation.json",
+    ):
+        if not path.exists():
+            raise StepError(f"{path}: is missing. Tune, train and evaluate come before: evergreen train {problem}")
 
 
 def _candidate(layout: Layout, problem: str, lineage: Mapping[str, str]) -> str:
