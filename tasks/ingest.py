@@ -166,15 +166,12 @@ def _files(name: str, key: str, root: Path, pattern: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        path, pattern = path / f"*.{key}", f"{pattern}/*.{key}"
-    parent = path
-    while any(mark in str(parent.relative_to(parent.anchor)) for mark in "*?[") and parent != root:
-        parent = parent.parent
-    found = sorted(each for each in parent.glob(str(path.relative_to(parent))) if each.is_file()) if parent != path else []
+        found = sorted(path.glob(f"*.{key}"))
+    else:
+        start = Path(path.anchor) if Path(pattern).is_absolute() else root
+        found = sorted(each for each in start.glob(str(Path(pattern).relative_to(Path(pattern).anchor))) if each.is_file())
     if not found:
-        raise SourceError(
-            f"ingest.{name}.{key} = {pattern}: no such file{_nearest_file(path)}. Paths are relative to params.yaml."
-        )
+        raise SourceError(f"ingest.{name}.{key} = {pattern} (relative to params.yaml): no such file{_nearest_file(path)}")
     return found
 
 
