@@ -86,6 +86,11 @@ def run(params: Params, problem: str, layout: Layout) -> Result:
 
     Raises StepError where train did not run for these windows, ParamsError for an unknown slice.
     """
+    with problems.naming(problem):
+        return _run(params, problem, layout)
+
+
+def _run(params: Params, problem: str, layout: Layout) -> Result:
     section, kind, seed = params.section(problem), problems.kind(params.kind(problem)), params.project.seed
     data = kind.load(layout.features(problem), section)
     folds = windows(kind, data, section)

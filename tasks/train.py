@@ -34,6 +34,11 @@ def run(params: Params, problem: str, layout: Layout) -> Result:
 
     Raises StepError where tune did not run before, DataError for too few cutoffs, ModelError for a model that cannot be saved.
     """
+    with problems.naming(problem):
+        return _run(params, problem, layout)
+
+
+def _run(params: Params, problem: str, layout: Layout) -> Result:
     section, kind = params.section(problem), problems.kind(params.kind(problem))
     data = kind.load(layout.features(problem), section)
     fold = windows(kind, data, section)[-1]

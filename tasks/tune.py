@@ -102,6 +102,11 @@ def run(params: Params, problem: str, layout: Layout) -> Result:
     Raises ParamsError for an unknown model, hyper-parameter or metric; DataError for too few cutoffs; BusyError where another
     process tunes the same problem; StepError where every trial failed.
     """
+    with problems.naming(problem):
+        return _run(params, problem, layout)
+
+
+def _run(params: Params, problem: str, layout: Layout) -> Result:
     section, kind = params.section(problem), problems.kind(params.kind(problem))
     metric = problems.metric(kind, section.tune.metric, f"{problem}.tune.metric")
     space = narrow(kind, section, problem)

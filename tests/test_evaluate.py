@@ -137,7 +137,7 @@ def test_slices_show_where_the_model_fails(plain: Plain, tmp_path: Path) -> None
 
 def test_an_unknown_slice_is_refused_with_the_nearest(plain: Plain, tmp_path: Path) -> None:
     params, layout = trained(tmp_path, evaluate={"slices": ["twon"]})
-    with pytest.raises(ParamsError, match=r"evaluate\.slices: twon: unknown feature; did you mean town"):
+    with pytest.raises(ParamsError, match=r"params.yaml: pay\.evaluate\.slices: twon: unknown feature; did you mean town"):
         evaluate.run(params, "pay", layout)
     assert not (layout.report("pay") / "metrics.json").exists()
 

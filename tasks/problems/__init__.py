@@ -1,8 +1,10 @@
 """One file per kind of problem, behind the protocol in base.py."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
-from tasks.errors import ParamsError
+from tasks.errors import DataError, ParamsError
 from tasks.params import KindName, nearest
 from tasks.problems.base import Kind, Metric
 
@@ -18,3 +20,16 @@ def metric(of: Kind, name: str | None, key: str) -> Metric:
     if name is not None and name not in known:
         raise ParamsError(f"params.yaml: {key} = {name}: unknown metric{nearest(name, known)}")
     return of.metrics[0] if name is None else known[name]
+
+
+@contextmanager
+def naming(problem: str) -> Iterator[None]:
+    """Let errors of a kind, which does not know what its problem is called, say so."""
+    try:
+        yield
+    except ParamsError as error:
+        if str(error).startswith("params.yaml"):
+            raise
+        raise ParamsError(f"params.yaml: {problem}.{error}") from error
+    except DataError as error:
+        raise type(error)(f"{problem}: {str(error).removeprefix(f'{problem}: ')}") from error
