@@ -159,15 +159,13 @@ def _people(axes: Axes, x: str = "", y: str = "", percent: str = "") -> None:
 
 
 def _number(value: float, _: int | None = None) -> str:
-    return _short(words.number(round(float(value), 10)))
+    """A tick in full, so that evenly spaced ticks read evenly."""
+    text = f"{round(float(value), 8):,.8f}".rstrip("0").rstrip(".")
+    return words.minus(text)
 
 
 def _per_cent(value: float, _: int | None = None) -> str:
-    return f"{_short(words.number(round(100 * float(value), 8)))} %"
-
-
-def _short(text: str) -> str:
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    return f"{_number(100 * float(value))} %"
 
 
 def _label(name: Any, most: int = 22) -> str:
@@ -202,6 +200,13 @@ def _thin(table: pl.DataFrame, most: int) -> pl.DataFrame:
 def _legend(axes: Axes, **where: Any) -> None:
     if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(**({"loc": "best"} | where))
+
+
+def _legend_below(axes: Axes, title: str = "") -> None:
+    """In one row under the axes, where it hides nothing."""
+    axes.legend(
+        title=title, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4, fontsize=9, columnspacing=1.2, handletextpad=0.4
+    )
 
 
 def _lines(axes: Axes, table: pl.DataFrame, x: str, y: str, by: str | None = None, **style: Any) -> None:
@@ -261,7 +266,7 @@ def search(key: str, trials: pl.DataFrame, metric: str, greater_is_better: bool,
         _people(axes, "trial", metric)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         _fit(axes, table["score"], greater_is_better)
-        _legend(axes, fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+        _legend_below(axes)
 
     caption = "One dot per configuration tried, on validation windows before the test windows; the line is the best so far."
     return Chart("search", title, caption, _drawn(key, title, paint, trials, 3.1))
@@ -436,7 +441,7 @@ def _projection(axes: Axes, table: pl.DataFrame) -> None:
             label=name,
         )
     _people(axes, "first direction", "second direction")
-    axes.legend(title="group", loc="best", markerscale=1.6)
+    _legend_below(axes, "group")
 
 
 def _silhouettes(axes: Axes, table: pl.DataFrame) -> None:
@@ -453,7 +458,7 @@ def _silhouettes(axes: Axes, table: pl.DataFrame) -> None:
     axes.axhline(sum(table["silhouette"]) / table.height, color=SOFT, linewidth=1.2, linestyle=(0, (4, 3)))
     _people(axes, "rows of each group, the surest first", "silhouette")
     axes.set_xticks([])
-    axes.legend(title="group", loc="lower left", ncols=4, fontsize=9)
+    _legend_below(axes, "group")
 
 
 def _per_row(table: pl.DataFrame) -> float:
@@ -528,12 +533,14 @@ DRAWINGS: dict[str, Drawing] = {
         "Rows on the two directions in which they differ most; the colour is the group.",
         ("cluster", "first", "second"),
         _projection,
+        lambda _: HEIGHT + 0.4,
     ),
     "silhouettes": Drawing(
         "How sure the groups are",
         "One place per row: near 1 it sits deep in its group, below 0 it would fit another group better.",
         ("place", "cluster", "silhouette"),
         _silhouettes,
+        lambda _: HEIGHT + 0.4,
     ),
 }
 """Plot name -> how it is drawn, in the order of the page."""
