@@ -174,7 +174,6 @@ LEAKY = {
     "shares": [{"name": "share", "table": "sales", "category": "item", "value": "amount", "top": 2, "window_days": 9}],
     "calendar": ["month", "week_of_year", "day_of_year"],
     "attributes": [{"table": "people", "columns": ["age", "town"]}],
-    "target": {"table": "sales", "function": "sum", "column": "amount"},
     "cutoffs": {"first": str(day(6)), "every_days": 4},
 }
 GOODS = pl.LazyFrame({"item": ["a", "b", "c"], "price": [1.0, 2.0, 3.0]})
@@ -202,7 +201,7 @@ def test_moving_future_events_changes_no_feature(history, random, cutoff):
             moved.append((person, random.randint(cutoff + 1, 24), amount + random.randint(0, 9), random.choice("abcz")))
     moved.append((random.randint(1, 4), cutoff + 1, 1000.0, "z"))
     tables = leaky_tables(history), leaky_tables(moved, begins=(2, 5, 12 if cutoff >= 12 else 24))
-    before, after = (build(each, as_of=24, **LEAKY).filter(pl.col("cutoff") <= day(cutoff)).drop("target") for each in tables)
+    before, after = (build(each, as_of=24, **LEAKY).filter(pl.col("cutoff") <= day(cutoff)) for each in tables)
     assert len(before)
     assert_frame_equal(before, after)
 
@@ -276,6 +275,14 @@ def test_a_joined_table_gives_the_day_on_which_an_event_was_known():
     assert [at(rows, 10, person)["invited_9d"] for person in (1, 2, 3)] == [2, 1, 0]
     assert [at(rows, 10, person)["running_20d"] for person in (1, 2, 3)] == [1, 1, 0]
     assert [at(rows, 15, person)["running_20d"] for person in (1, 2, 3)] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(("sold", "begins", "counted"), [(9, 5, 1), (5, 9, 1), (9, 12, 0), (12, 5, 0)])
+def test_an_event_joined_to_dated_facts_counts_once_both_are_known(sold, begins, counted):
+    offers = pl.LazyFrame({"item": ["a"], "begins": [day(begins)]})
+    tables = {"sales": sales((1, 1, 1.0, "b"), (1, sold, 1.0, "a")), "offers": offers}
+    rows = build(tables, as_of=15, aggregates=[aggregate("count", join=["offers", "item"])])
+    assert at(rows, 10, 1)["count_3d"] == counted
 
 
 def test_an_unknown_item_keeps_its_event_and_an_unknown_person_gets_no_facts():

@@ -29,7 +29,8 @@ DAY, AGE, NEXT = "__day", "__age", "__next"
 EVER = range(100_000)
 """Ages of all history."""
 IN_ORDER = "in-memory"
-"""The engine that adds numbers up in one order, so that the same data give the same bytes; streaming does not."""
+"""The engine that adds numbers up in one order, so that the same data give the same bytes; streaming does not. Joins and groups
+may change the order of rows, hence the sorting before sums."""
 PER_ROW = {"StringExpr", "TemporalExpr", "Boolean", "Sql", "Abs", "Coalesce", "FillNull", "MaxHorizontal", "MinHorizontal"}
 """Polars' names of functions that look at one row only."""
 YEAR = {"week_of_year": 52.1775, "day_of_year": 365.2425}
@@ -132,8 +133,8 @@ class Known:
         mine = frame.collect_schema().names()
         facts = facts.drop(set(mine) - {key, DAY}, strict=False)
         if DAY not in facts.collect_schema():
-            return frame.join(facts, on=key, how="left")
-        both = frame.join(facts, on=key, suffix="_joined")
+            return frame.join(facts, on=key, how="left", maintain_order="left")
+        both = frame.join(facts, on=key, suffix="_joined", maintain_order="left")
         return both.with_columns(pl.max_horizontal(DAY, f"{DAY}_joined")) if DAY in mine else both
 
 
@@ -325,7 +326,7 @@ def _of_events(
 
 def _by_day(events: pl.LazyFrame, entity: str, measures: Sequence[Measure], cutoffs: Sequence[date]) -> Iterator[pl.DataFrame]:
     parts = [part for number, each in enumerate(measures) for part in _parts(str(number), each)]
-    days = events.group_by(entity, DAY, maintain_order=True).agg(parts).collect(engine=IN_ORDER)
+    days = events.group_by(entity, DAY, maintain_order=True).agg(parts).collect(engine=IN_ORDER).sort(entity, DAY)
     for ages in dict.fromkeys(ages for each in measures for ages in each.ages):
         totals = [
             _total(str(number), each.function).alias(name)
@@ -333,7 +334,13 @@ def _by_day(events: pl.LazyFrame, entity: str, measures: Sequence[Measure], cuto
             for window, name in zip(each.ages, each.names, strict=True)
             if window == ages
         ]
-        yield _spread(days, cutoffs, ages).group_by(entity, CUTOFF, maintain_order=True).agg(totals).collect(engine=IN_ORDER)
+        yield (
+            _spread(days, cutoffs, ages)
+            .sort(entity, CUTOFF, DAY)
+            .group_by(entity, CUTOFF, maintain_order=True)
+            .agg(totals)
+            .collect(engine=IN_ORDER)
+        )
 
 
 def _parts(name: str, measure: Measure) -> list[pl.Expr]:
@@ -373,7 +380,7 @@ def _by_event(events: pl.LazyFrame, entity: str, measure: Measure, cutoffs: Sequ
     needed = {entity, DAY, measure.column, *measure.where.meta.root_names()} - {CUTOFF, None}
     found = events.select(sorted(map(str, needed))).collect()
     for ages, name in zip(measure.ages, measure.names, strict=True):
-        valid = _spread(found, cutoffs, ages).filter(measure.where)
+        valid = _spread(found, cutoffs, ages).filter(measure.where).sort(entity, CUTOFF, DAY, maintain_order=True)
         yield valid.group_by(entity, CUTOFF, maintain_order=True).agg(_direct(measure).alias(name)).collect(engine=IN_ORDER)
 
 
