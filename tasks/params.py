@@ -24,7 +24,14 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
-Options = Annotated[tuple[T, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+class _OneOrMany:
+    def __get_pydantic_json_schema__(self, core: Any, make: Any) -> dict[str, Any]:
+        """In the schema too, one value may stand for a list of one."""
+        many = make(core)
+        return {"anyOf": [many["items"], many]}
+
+
+Options = Annotated[tuple[T, ...], BeforeValidator(_as_tuple), Field(min_length=1), _OneOrMany()]
 """One value, or a list of values to search over."""
 
 Days = Annotated[int, Field(ge=1)]
@@ -309,7 +316,7 @@ class Sources(Section):
     k: Annotated[int, Field(ge=1)] = 10
     """Length of a list; metrics are at this k."""
     candidates: Annotated[int, Field(ge=10)] = 150
-    """Candidates per user and protocol that the ranker sorts."""
+    """Candidates per user that the ranker sorts: so many bought before, and so many new ones."""
     half_life_days: Options[Annotated[float, Field(gt=0)]] = (90.0,)
     """Days after which a purchase counts half."""
     ease_penalty: Options[Annotated[float, Field(gt=0)]] = (150.0,)
@@ -318,6 +325,10 @@ class Sources(Section):
     """Similar users that TIFU-kNN blends in."""
     popular_days: Annotated[int, Field(ge=1)] = 56
     """Days before the cutoff that popularity counts."""
+    ranker_windows: Annotated[int, Field(ge=1)] = 2
+    """The ranker learns from the purchases after so many cutoffs, the newest with complete labels."""
+    ranker_users: Annotated[int, Field(ge=1)] = 1000
+    """Users per cutoff, drawn at random, that the ranker learns from."""
 
 
 class Range(Section):
@@ -494,6 +505,8 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path}: cannot be read: {error}. It must be UTF-8 text.") from None
+    except ValueError as error:
+        raise ParamsError(f"{path.name}: a date or number is none: {error}. Dates stand in quotes.") from None
     if not isinstance(raw, dict):
         raise ParamsError(
             f"{path.name}: needs the keys {', '.join(FIXED)} and a section per problem; found {type(raw).__name__}"
@@ -552,7 +565,7 @@ def tables_of(section: Problem) -> list[str]:
 
 def _explain(file: str, prefix: tuple[str, ...], model: type[Section], error: ValidationError) -> str:
     """The first error as one line: file, key, value, rule, nearest right name."""
-    first = error.errors()[0]
+    first = next((each for each in error.errors() if each["type"] == "extra_forbidden"), error.errors()[0])
     place = [part for part in first["loc"] if not str(part).startswith("function-")]
     key = ".".join(str(part) for part in (*prefix, *place))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""

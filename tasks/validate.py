@@ -458,9 +458,11 @@ def _results(name: str, view: pl.DataFrame, rules: Mapping[int, Expectation]) ->
 
 
 def _quieten() -> None:
-    """Great Expectations without telemetry and chatter; its import turns the chatter on again."""
+    """Great Expectations without telemetry and chatter. Some of its modules set a level of their own on import."""
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-    logging.getLogger("great_expectations").setLevel(logging.ERROR)
+    for name in ("great_expectations", *logging.root.manager.loggerDict):
+        if name.split(".")[0] == "great_expectations":
+            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @cache
