@@ -17,7 +17,7 @@ import typer
 from tasks.errors import EvergreenError, ParamsError
 
 if TYPE_CHECKING:
-    from flows.training import Outcome
+    from flows.results import Outcome
     from tasks.layout import Layout
     from tasks.params import Params
 
@@ -89,7 +89,7 @@ def demo(root: Root = HERE, as_json: Json = False, debug: Debug = False) -> None
 
 
 def _train(place: "Layout", names: Sequence[str], as_of: str | None, refresh: bool, deploy: bool, as_json: bool) -> None:
-    from flows import display, server
+    from flows import results
     from tasks.layout import locking
 
     params = _params(place)
@@ -101,15 +101,23 @@ def _train(place: "Layout", names: Sequence[str], as_of: str | None, refresh: bo
     with locking(place.var / "train.lock", "train"):
         if as_of:
             _live_on(place, as_of)
-        with server.running(place, _say) as prefect:
-            from flows import steps, training
-
-            with display.shown(lambda: steps.here.get(None), problems):
-                outcomes = training.run(place, problems, prefect, refresh=refresh, deploy=deploy, by=_me())
-        from flows import results
-
+        if not refresh and results.nothing_to_do(place, problems, deploy):
+            outcomes = [results.Outcome(problem) for problem in problems]
+        else:
+            outcomes = _flow(place, problems, refresh, deploy)
         rows = {row.problem: row for row in results.rows(place, problems)}
     _report(outcomes, rows, place, as_json)
+
+
+def _flow(place: "Layout", problems: list[str], refresh: bool, deploy: bool) -> "list[Outcome]":
+    """Run the training flow and show it. The server starts first: prefect is imported while it does."""
+    from flows import display, server
+
+    with server.running(place, _say) as prefect:
+        from flows import steps, training
+
+        with display.shown(lambda: steps.here.get(None), problems):
+            return training.run(place, problems, prefect, refresh=refresh, deploy=deploy, by=_me())
 
 
 def _report(outcomes: "Sequence[Outcome]", rows: dict[str, Any], place: "Layout", as_json: bool) -> None:

@@ -4,19 +4,34 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from flows import settings
+from tasks.__main__ import STEPS
 from tasks.layout import Layout, read_json
 from tasks.params import load
 
 if TYPE_CHECKING:
     from tasks.deploy import Deployment
     from tasks.registry import Version
+
+
+@dataclass
+class Outcome:
+    """What became of one problem in a flow."""
+
+    problem: str
+    done: list[str] = field(default_factory=list)
+    """The steps that ran, in order; the others had nothing to do."""
+    error: str | None = None
+
+    @property
+    def status(self) -> Literal["failed", "unchanged", "done"]:
+        return "failed" if self.error else "done" if self.done else "unchanged"
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,17 @@ def standing(layout: Layout, problem: str) -> tuple[int | None, bool]:
     deployments = settings.deployments(layout)
     judged = [each.version for each in deployments.history(problem) if each.action != "rollback"]
     return max(known), max(known) in (deployments.champion(problem), *judged[-1:])
+
+
+def nothing_to_do(layout: Layout, problems: Sequence[str], deploy: bool) -> bool:
+    """Whether every step of `problems` is fresh, their candidates are judged, and the page is there."""
+    from tasks.record import Stages
+
+    names = [f"{step}@{name}" if name else step for step, own in STEPS.items() for name in (problems if own else [None])]
+    stages = Stages(layout)
+    if not layout.page.exists() or not all(stages.fresh(name) for name in names):
+        return False
+    return all(version and (decided or not deploy) for version, decided in (standing(layout, each) for each in problems))
 
 
 def rows(layout: Layout, problems: Iterable[str]) -> list[Row]:

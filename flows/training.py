@@ -8,15 +8,15 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from prefect import flow
 from prefect.context import FlowRunContext
 from prefect.states import Failed
 
 from flows import results, runs, steps
+from flows.results import Outcome
 from flows.server import Server
 from tasks.errors import EvergreenError
 from tasks.layout import Layout
@@ -28,28 +28,12 @@ BRANCHES = 2
 """Problems at work at once; each step uses one core."""
 
 
-@dataclass
-class Outcome:
-    """What became of one problem in a flow."""
-
-    problem: str
-    done: list[str] = field(default_factory=list)
-    """The steps that ran, in order; the others had nothing to do."""
-    error: str | None = None
-
-    @property
-    def status(self) -> Literal["failed", "unchanged", "done"]:
-        return "failed" if self.error else "done" if self.done else "unchanged"
-
-
 def run(layout: Layout, problems: Sequence[str], server: Server, *, refresh: bool, deploy: bool, by: str) -> list[Outcome]:
     """Train `problems`, in this order, and say what became of each. Hold the project's lock around it.
 
-    A run in which every step is fresh needs no flow and no server. `refresh` reads the sources again though no param changed.
-    Raises the error of a shared step; errors of single problems are in their outcomes.
+    `refresh` reads the sources again though no param of them changed. Raises the error of a shared step; errors of single
+    problems are in their outcomes.
     """
-    if not refresh and _nothing_to_do(layout, problems, deploy):
-        return [Outcome(problem) for problem in problems]
     server.wait()
     for name in runs.sweep(layout):
         log.warning("the run %s was killed; it is now marked as crashed", name)
@@ -144,13 +128,3 @@ class Branches:
             return ["gate", "register"]
         steps.deploy.with_options(task_run_name=f"deploy {problem}")(self.root, problem, version, verdict, self.by)
         return ["gate", "register", "deploy"]
-
-
-def _nothing_to_do(layout: Layout, problems: Sequence[str], deploy: bool) -> bool:
-    stages = Stages(layout)
-    names = [*steps.SHARED, *(f"{name}@{problem}" for problem in problems for name in steps.OWN)]
-    if not all(stages.fresh(name) for name in names) or not layout.page.exists():
-        return False
-    return all(
-        version and (decided or not deploy) for version, decided in (results.standing(layout, each) for each in problems)
-    )

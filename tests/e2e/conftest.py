@@ -1,0 +1,43 @@
+"""Whole projects on the small store, each in its own git and DVC repository, in a folder with a space in its name."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import store
+
+BIN = Path(sys.executable).parent
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "EVERGREEN", "PYTHONDONTWRITE"))},
+    "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+    "DVC_NO_ANALYTICS": "1",
+    "GIT_AUTHOR_NAME": "ada", "GIT_AUTHOR_EMAIL": "ada@example.org", "GIT_COMMITTER_NAME": "ada", "GIT_COMMITTER_EMAIL": "ada@example.org",
+}  # fmt: skip
+
+
+class Shop:
+    """A project folder and what one does in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = store.project(root, households=120, weeks=24)
+        for line in ("git init -q", "dvc init -q", "git add -A", "git commit -qm begin"):
+            self.run(*line.split())
+
+    def run(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run a command here; its exit status must be `code`."""
+        done = subprocess.run(words, cwd=self.root, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+        assert done.returncode == code, f"{' '.join(words)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return done
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            words, cwd=self.root, env=ENVIRONMENT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    return Shop(tmp_path / "my shop")
