@@ -19,6 +19,8 @@ TRUSTED = (
     "numpy.dtype",
     "sklearn.feature_selection._univariate_selection.f_classif",
     "sklearn.feature_selection._univariate_selection.f_regression",
+    "sklearn.model_selection._split.KFold",
+    "sklearn.model_selection._split.StratifiedKFold",
     "tasks.problems.clustering.QuantileGroups",
     "tasks.problems.clustering.Segmenter",
     "tasks.problems.pipeline.Frequency",

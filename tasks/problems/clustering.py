@@ -54,6 +54,7 @@ class Segmenter(MetaEstimatorMixin, ClusterMixin, BaseEstimator):
         prepare: Any = clone(self.prepare)
         clusterer: Any = clone(self.clusterer)
         points = prepare.fit_transform(X)
+        self.dimensions_ = points.shape[1]
         self.prepare_, self.clusterer_ = prepare, clusterer.fit(points)
         found = self.clusterer_.predict(points)
         names = np.unique(found)
@@ -121,7 +122,7 @@ class Clustering(TabularKind):
     def predict(self, model: Model, data: Rows, cutoff: date, section: Tabular) -> pl.DataFrame:
         """`entity`, `truth` (always missing), `cluster`, `silhouette` of the row, coordinates `x0`, `x1`, ..."""
         rows = data.at([cutoff])
-        points = model.transform(rows.features) if len(rows) else np.empty((0, 1))
+        points = model.transform(rows.features) if len(rows) else np.empty((0, model.dimensions_))
         cluster = model.group(points) if len(rows) else np.empty(0, dtype=int)
         return pl.DataFrame(
             {"entity": rows.entity, "truth": rows.target, "cluster": cluster, "silhouette": silhouettes(points, cluster)}

@@ -15,6 +15,7 @@ from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.feature_selection import SelectPercentile, VarianceThreshold, f_classif, f_regression
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import Lasso, LogisticRegression
+from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import (
     OneHotEncoder,
@@ -107,8 +108,9 @@ def _categories(name: str, task: Task, seed: int, scale: list[tuple[str, Any]]) 
     if name == "onehot":
         return [("read", Text()), ("encode", OneHotEncoder(handle_unknown="ignore", sparse_output=False))]
     if name == "target" and task != "none":
-        choices: dict[str, Any] = {"target_type": task, "random_state": seed}
-        encoder: Any = TargetEncoder(**choices)
+        folds = KFold if task == "continuous" else StratifiedKFold
+        crossed: Any = folds(n_splits=5, shuffle=True, random_state=seed)
+        encoder: Any = TargetEncoder(target_type=task, cv=crossed)
     elif name == "ordinal":
         encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
     else:

@@ -1,0 +1,52 @@
+from importlib import import_module
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LinearRegression, LogisticRegression
+
+from tasks import models
+from tasks.errors import ModelError
+
+
+class Intruder(LinearRegression):
+    """An estimator that nobody listed."""
+
+
+def fitted(estimator):
+    return estimator.fit(np.arange(8.0).reshape(4, 2), np.array([0, 1, 0, 1]))
+
+
+def test_a_type_that_is_not_listed_is_not_saved_and_what_was_there_stays(tmp_path):
+    path = tmp_path / "model.skops"
+    models.save(fitted(LogisticRegression()), path)
+    before = path.read_bytes()
+    with pytest.raises(ModelError, match=r"model\.skops: holds .*test_models\.Intruder, which is not in TRUSTED"):
+        models.save(fitted(Intruder()), path)
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["model.skops"]
+
+
+def test_a_file_that_holds_a_type_not_listed_is_not_loaded(tmp_path):
+    path = tmp_path / "model.skops"
+    models.io.dump(fitted(Intruder()), path)
+    with pytest.raises(ModelError, match=r"holds .*Intruder, which is not in TRUSTED .*Do not load the file"):
+        models.load(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"\x80\x04K\x01."])
+def test_a_file_that_is_no_model_is_refused(tmp_path, content):
+    path = tmp_path / "model.skops"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"model\.skops: is no model that can be read: .*Train it again"):
+        models.load(path)
+
+
+def test_a_model_that_is_missing_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"model\.skops: is no model that can be read: .*No such file"):
+        models.load(tmp_path / "model.skops")
+
+
+def test_every_trusted_type_exists():
+    for name in models.TRUSTED:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(import_module(module), attribute), name
