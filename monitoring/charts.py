@@ -16,7 +16,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from monitoring import words
 
@@ -205,7 +205,14 @@ def _legend(axes: Axes, **where: Any) -> None:
 def _legend_below(axes: Axes, title: str = "") -> None:
     """In one row under the axes, where it hides nothing."""
     axes.legend(
-        title=title, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4, fontsize=9, columnspacing=1.2, handletextpad=0.4
+        title=title,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.2),
+        ncols=4,
+        fontsize=9,
+        columnspacing=1.2,
+        handletextpad=0.4,
+        markerscale=1.4,
     )
 
 
@@ -461,9 +468,51 @@ def _silhouettes(axes: Axes, table: pl.DataFrame) -> None:
     _legend_below(axes, "group")
 
 
+# --- recommendation --------------------------------------------------------------------------------------------------------
+
+
+def _by_history(metric: str, label: str) -> Callable[[Axes, pl.DataFrame], None]:
+    def paint(axes: Axes, table: pl.DataFrame) -> None:
+        _lines(axes, table, "visits", metric, "series", marker="o", markersize=5)
+        axes.set_ylim(bottom=0)
+        _people(axes, "visits before the cutoff", label)
+        _legend(axes)
+
+    return paint
+
+
+def _sources(axes: Axes, table: pl.DataFrame) -> None:
+    shown = table.sort("share")
+    places = list(range(shown.height))
+    axes.barh(places, shown["share"].to_list(), color=MODEL, alpha=0.85, height=0.66, linewidth=0)
+    axes.grid(False, axis="y")
+    _people(axes, "share of all places in the lists", percent="x")
+    axes.set_yticks(places, [_label(each) for each in shown["source"]])
+
+
+def _catalogue(axes: Axes, table: pl.DataFrame) -> None:
+    _lines(axes, table, "share_of_catalogue", "share_of_entries", "series")
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.02)
+    _people(axes, "share of the catalogue, most frequent first", "share of all places", percent="xy")
+    axes.xaxis.set_major_locator(LogLocator(numticks=6))
+    axes.xaxis.set_minor_locator(NullLocator())
+    _legend_below(axes)
+
+
+def _candidates(axes: Axes, table: pl.DataFrame) -> None:
+    """Each column shaded by its own best."""
+    metrics = ("ndcg", "recall", "ndcg_novel", "recall_novel")
+    best = {metric: max((value for value in table[metric] if value), default=1.0) for metric in metrics}
+    cells = [[row[metric] or 0.0 for metric in metrics] for row in table.iter_rows(named=True)]
+    shades = [[value / best[metric] for value, metric in zip(line, metrics, strict=True)] for line in cells]
+    columns = [words.label(metric).replace(", ", "\n") for metric in metrics]
+    _heat(axes, shades, [[words.number(value) for value in line] for line in cells], table["source"].to_list(), columns)
+
+
 def _per_row(table: pl.DataFrame) -> float:
-    """Inches that a heat map of the table's features needs."""
-    return 1.0 + 0.34 * table["feature"].n_unique()
+    """Inches that a heat map needs."""
+    return 1.0 + 0.34 * table["feature" if "feature" in table.columns else "source"].n_unique()
 
 
 DRAWINGS: dict[str, Drawing] = {
@@ -540,6 +589,46 @@ DRAWINGS: dict[str, Drawing] = {
         "One place per row: near 1 it sits deep in its group, below 0 it would fit another group better.",
         ("place", "cluster", "silhouette"),
         _silhouettes,
+        lambda _: HEIGHT + 0.4,
+    ),
+    "ndcg_by_history": Drawing(
+        "By length of history",
+        "How good the lists are for users with few and with many visits.",
+        ("series", "visits", "ndcg"),
+        _by_history("ndcg", "NDCG"),
+    ),
+    "ndcg_novel_by_history": Drawing(
+        "New items, by length of history",
+        "The same for lists of items that the user never bought.",
+        ("series", "visits", "ndcg_novel"),
+        _by_history("ndcg_novel", "NDCG, new items"),
+    ),
+    "candidates": Drawing(
+        "What each source is worth",
+        "The candidates of the last window, sorted by one source alone and by the whole model.",
+        ("source", "ndcg", "recall", "ndcg_novel", "recall_novel"),
+        _candidates,
+        _per_row,
+    ),
+    "sources": Drawing(
+        "Where the lists come from",
+        "Each place in a list is credited to the source that ranked its item highest.",
+        ("source", "share"),
+        _sources,
+        lambda table: 1.1 + 0.3 * table.height,
+    ),
+    "sources_novel": Drawing(
+        "Where new items come from",
+        "The same for lists of items that the user never bought.",
+        ("source", "share"),
+        _sources,
+        lambda table: 1.1 + 0.3 * table.height,
+    ),
+    "catalogue": Drawing(
+        "How wide the choice is",
+        "The lower the curve, the more of the catalogue the lists use.",
+        ("series", "share_of_catalogue", "share_of_entries"),
+        _catalogue,
         lambda _: HEIGHT + 0.4,
     ),
 }

@@ -652,5 +652,7 @@ def _glossary(answers: Sequence[Answer]) -> list[tuple[str, str]]:
     for score in (score for answer in answers for score in answer.scores):
         sentence = words.meaning(score.name)
         if sentence:
+            if words.is_novel(score.name):
+                found["novel"] = words.NOVEL
             found.setdefault(words.stem(score.name), (words.METRICS[words.stem(score.name)][0], sentence))
     return sorted(found.values(), key=lambda item: item[0].lower())

@@ -18,7 +18,7 @@ METRICS: dict[str, tuple[str, str]] = {
     ),
     "accuracy": ("Accuracy", "The share of cases that are put on the right side of the threshold."),
     "precision": ("Precision", "Of the cases called positive, the share that is."),
-    "recall": ("Recall", "Of the positive cases, the share that is found."),
+    "recall": ("Recall", "Of what is right (the positive cases, the items bought), the share that is found."),
     "f1": ("F1", "The harmonic mean of precision and recall: high only when both are."),
     "log_loss": (
         "Log loss",
@@ -44,44 +44,33 @@ METRICS: dict[str, tuple[str, str]] = {
 }
 """Metric -> its name for people and one plain sentence."""
 
-PROTOCOLS = {
-    "all": ("", "repeat purchases count"),
-    "novel": ("new items", "only items that the user never bought count"),
-}
-"""Prefix or suffix of a recommender's metric -> how it is said, and what it means."""
+NOVEL = ("New items", "Only items that the user never bought before count, and only such items are in the list.")
+"""What the suffix _novel of a recommender's metric means."""
 
 
 def label(metric: str) -> str:
     """The metric's name for people.
 
-    >>> label("roc_auc"), label("novel_ndcg"), label("top_share")
+    >>> label("roc_auc"), label("ndcg_novel"), label("top_share")
     ('ROC AUC', 'NDCG, new items', 'Top share')
     """
-    stem, protocol = _stem(metric)
-    said = METRICS[stem][0] if stem in METRICS else stem.replace("_", " ").capitalize()
-    suffix = PROTOCOLS[protocol][0] if protocol else ""
-    return f"{said}, {suffix}" if suffix else said
+    name = stem(metric)
+    said = METRICS[name][0] if name in METRICS else name.replace("_", " ").capitalize()
+    return f"{said}, new items" if is_novel(metric) else said
 
 
 def meaning(metric: str) -> str | None:
     """One plain sentence about the metric; None for one we do not know."""
-    stem, _ = _stem(metric)
-    return METRICS[stem][1] if stem in METRICS else None
+    return METRICS[stem(metric)][1] if stem(metric) in METRICS else None
+
+
+def is_novel(metric: str) -> bool:
+    return metric.endswith("_novel")
 
 
 def stem(metric: str) -> str:
-    """The metric without its protocol and list length."""
-    return _stem(metric)[0]
-
-
-def _stem(metric: str) -> tuple[str, str | None]:
-    parts = metric.replace("@", "_").split("_")
-    protocol = next((part for part in (parts[0], parts[-1]) if part in PROTOCOLS), None)
-    if protocol:
-        parts.remove(protocol)
-    if len(parts) > 1 and parts[-1].isdigit():
-        parts.pop()
-    return "_".join(parts), protocol
+    """The metric, whatever items it counts."""
+    return metric.removesuffix("_novel")
 
 
 def absent(value: Any) -> bool:

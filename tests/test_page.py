@@ -40,7 +40,7 @@ METRICS: dict[str, Metrics] = {
     "recommend": [
         ("ndcg", True, 0.4133, 0.012, 0.176),
         ("recall", True, 0.0985, 0.004, 0.036),
-        ("novel_ndcg", True, 0.0520, 0.0041, 0.0406),
+        ("ndcg_novel", True, 0.0520, 0.0041, 0.0406),
         ("coverage", True, 0.21, 0.01, 0.0005),
     ],
     "redeem": [
@@ -170,7 +170,21 @@ def plots(kind: str) -> dict[str, pl.DataFrame]:
                 {"place": np.arange(400), "cluster": cluster, "silhouette": np.tile(np.linspace(0.7, -0.1, 100), 4)}
             ),
         },
-        "recommendation": {},
+        "recommendation": {
+            "ndcg_by_history": both(visits=np.arange(4, 84, 10), ndcg=np.linspace(0.2, 0.5, 8)),
+            "ndcg_novel_by_history": both(visits=np.arange(4, 84, 10), ndcg_novel=np.linspace(0.07, 0.03, 8)),
+            "candidates": pl.DataFrame(
+                {"source": ["again", "similar", "popular", "two_stage"], "ndcg": [0.39, 0.4, 0.17, 0.41]}
+                | {
+                    "recall": [0.09, 0.1, 0.04, 0.1],
+                    "ndcg_novel": [0.0, 0.04, 0.04, 0.05],
+                    "recall_novel": [0.0, 0.02, 0.02, 0.03],
+                }
+            ),
+            "sources": pl.DataFrame({"source": ["again", "similar", "popular"], "share": [0.7, 0.25, 0.05]}),
+            "sources_novel": pl.DataFrame({"source": ["again", "similar", "popular"], "share": [0.0, 0.8, 0.2]}),
+            "catalogue": both(share_of_catalogue=place[1:], share_of_entries=place[1:] ** 0.2),
+        },
     }[kind]
 
 
@@ -378,7 +392,7 @@ def test_costs_search_slices_importance_and_lineage_are_on_the_page(whole: Path)
 
 def test_each_kind_has_its_own_charts(whole: Path):
     said = read(whole).said
-    drawn = [name for kind in ("classification", "regression", "clustering") for name in plots(kind)]
+    drawn = [name for kind in known.SECTIONS for name in plots(kind)]
     for name in drawn:
         assert charts.DRAWINGS[name].title in said
     assert whole.read_text().count("<svg viewBox") == len(drawn) + 4, "one per plot and one per search"
