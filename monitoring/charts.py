@@ -66,6 +66,7 @@ STYLE: dict[Any, Any] = {
     "lines.solid_capstyle": "round",
 }
 
+TAG = re.compile(r"<[^<>]+>")
 WIDTH, HEIGHT = 4.3, 2.9
 """Inches of a drawing; on the page it takes the room it is given."""
 POINTS = 700
@@ -133,18 +134,27 @@ def _svg(figure: Figure, key: str, title: str) -> Markup:
     drawn = text.getvalue()
     drawn = drawn[drawn.index("<svg") :]
     drawn = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<defs>\s*</defs>", "", drawn, flags=re.S)
-    drawn = re.sub(r' transform="rotate\(-0[^"]*\)"', "", drawn)
-    drawn = re.sub(r"font-family: [^;\"]*;? ?", "", drawn)
-    used = set(re.findall(r"#([\w.-]+)[)\"]", drawn))
-    drawn = re.sub(r' id="([^"]*)"', lambda found: f' id="{key}-{found[1]}"' if found[1] in used else "", drawn)
-    drawn = re.sub(r'xlink:href="#|url\(#', lambda found: ('href="#' if found[0][0] == "x" else "url(#") + key + "-", drawn)
-    for colour, variable in VARIABLES.items():
-        drawn = drawn.replace(colour, f"var({variable})")
-    drawn = re.sub(r"(\d+\.\d\d)\d+", r"\1", drawn)
-    drawn = re.sub(r"\s*\n\s*", " ", drawn).replace("> <", "><")
+    prefix = re.sub(r"[^\w-]", lambda odd: f"_{ord(odd[0]):x}_", key)
+    used = {name for tag in TAG.findall(drawn) for name in re.findall(r"#([\w.-]+)[)\"]", tag)}
+    drawn = TAG.sub(lambda tag: _tag(tag[0], prefix, used), drawn)
+    drawn = re.sub(r"(?<=>)\s*\n\s*|\s*\n\s*(?=<)", "", drawn)
     box = re.search(r'viewBox="[^"]*"', drawn)
     inside = drawn[drawn.index(">") + 1 :].strip()
     return Markup(f'<svg {box[0] if box else ""} role="img" aria-label="{Markup.escape(title)}">{inside}')
+
+
+def _tag(tag: str, prefix: str, used: set[str]) -> str:
+    """One tag for inline use: the style sheet's colours, the reader's font, ids that are unique on the page, short numbers.
+
+    Text between tags is not touched.
+    """
+    tag = re.sub(r' transform="rotate\(-0[^"]*\)"', "", tag)
+    tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag)
+    tag = re.sub(r' id="([^"]*)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in used else "", tag)
+    tag = tag.replace('xlink:href="#', f'href="#{prefix}-').replace("url(#", f"url(#{prefix}-")
+    for colour, variable in VARIABLES.items():
+        tag = tag.replace(colour, f"var({variable})")
+    return re.sub(r"\s+", " ", re.sub(r"(\d+\.\d\d)\d+", r"\1", tag))
 
 
 # --- parts that drawings share ---------------------------------------------------------------------------------------------

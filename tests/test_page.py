@@ -539,6 +539,23 @@ def test_a_plot_that_is_not_known_is_drawn_from_its_columns(table: pl.DataFrame,
     assert bool(chart.rows) != drawn
 
 
+def test_texts_of_a_chart_are_those_of_its_table():
+    table = pl.DataFrame(
+        {
+            "source": ['a id="b" #0f0010', "b"],
+            "ndcg": [0.4133, 0.0123],
+            "recall": 0.1,
+            "ndcg_novel": 0.0456,
+            "recall_novel": 0.2,
+        }
+    )
+    chart = charts.draw('odd "key" <1>', "candidates", table)
+    assert chart.svg is not None
+    said = Tree(str(chart.svg)).said
+    for text in ('a id="b" #0f0010', "0.413", "0.0123", "0.0456"):
+        assert text in said
+
+
 def test_a_number_keeps_the_digits_that_its_interval_supports():
     assert words.number(0.41329, words.digits(0.41329, 0.42529)) == "0.413"
     assert words.number(107.618, words.digits(107.618, 112.818)) == "107.6"
