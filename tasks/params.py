@@ -287,7 +287,8 @@ class Pipeline(Section):
     """What happens to features inside each fold. A list instead of one value makes it part of the search."""
 
     impute: Options[Literal["median", "mean", "zero", "none"]] = ("median",)
-    """How missing numbers are filled; a missing category is a category of its own."""
+    """How missing numbers are filled for models that need them all (boosted trees read gaps, and any scale, as they are); a missing
+    category is a category of its own."""
     scale: Options[Literal["standard", "robust", "quantile", "none"]] = ("standard",)
     """How numbers are scaled."""
     log: Options[bool] = (False,)
@@ -295,7 +296,7 @@ class Pipeline(Section):
     encode: Options[Literal["onehot", "ordinal", "target"]] = ("onehot",)
     """How categories of low cardinality become numbers."""
     encode_high: Options[Literal["target", "frequency", "ordinal"]] = ("target",)
-    """How categories of high cardinality become numbers (target: cross-fitted)."""
+    """How categories of high cardinality become numbers (target: cross-fitted; clustering has none and takes frequency)."""
     high_cardinality: int = 20
     """More distinct categories than this count as high."""
     select: Options[Literal["none", "variance", "univariate", "model"]] = ("none",)
