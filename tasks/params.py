@@ -287,8 +287,8 @@ class Pipeline(Section):
     """What happens to features inside each fold. A list instead of one value makes it part of the search."""
 
     impute: Options[Literal["median", "mean", "zero", "none"]] = ("median",)
-    """How missing numbers are filled for models that need them all (boosted trees read gaps, and any scale, as they are); a missing
-    category is a category of its own."""
+    """How missing numbers are filled for models that need them all (boosted trees read gaps, and any scale, as they are).
+    A missing category is a category of its own."""
     scale: Options[Literal["standard", "robust", "quantile", "none"]] = ("standard",)
     """How numbers are scaled."""
     log: Options[bool] = (False,)
