@@ -14,6 +14,7 @@ import socket
 import tempfile
 import threading
 import time
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads it while it is imported
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow.artifacts
 import mlflow.models
@@ -378,10 +380,16 @@ def _save(model: Model, path: Path, example: pd.DataFrame, location: str, run_id
         mlflow_model=mlflow.models.Model(artifact_path=location, run_id=run_id, model_uuid=model_id, model_id=model_id),
         serialization_format="skops",
         skops_trusted_types=list(models.TRUSTED),
-        signature=mlflow.models.infer_signature(example, model.predict(example)),
+        signature=_signature(example, model.predict(example)),
         input_example=example,
         pip_requirements=requirements(file),
     )
+
+
+def _signature(example: pd.DataFrame, answer: Any) -> mlflow.models.ModelSignature:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*integer column", category=UserWarning)  # such as an id, never missing
+        return mlflow.models.infer_signature(example, answer)
 
 
 def requirements(file: Path) -> list[str]:
@@ -396,19 +404,13 @@ def requirements(file: Path) -> list[str]:
 
 
 def _example(card: Mapping[str, Any], layout: Layout, problem: str) -> pd.DataFrame:
-    """The example of model.json as the model takes it: numbers as float64, since any may be missing later.
-
-    A column without any value says nothing of its type; the features do.
-    """
+    """The example of model.json as the model takes it. A column without any value says nothing of its type; the features do."""
     frame = pd.DataFrame(card["example"], columns=card["features"])
     rows = layout.features(problem) / "rows.parquet"
     known = pl.read_parquet_schema(rows) if rows.exists() else {}
     for name in card["features"]:
-        empty = bool(frame[name].isna().to_numpy().all())
-        if empty and known.get(name) == pl.String:
-            frame[name] = frame[name].astype("str")
-        elif empty or pd.api.types.is_numeric_dtype(frame[name]):
-            frame[name] = frame[name].astype("float64")
+        if frame[name].isna().to_numpy().all():
+            frame[name] = frame[name].astype("str" if known.get(name) == pl.String else "float64")
     return frame
 
 
