@@ -43,8 +43,6 @@ def main() -> None:
     """Run the command line. Expected errors are one line on stderr and exit status 1."""
     try:
         app()
-    except KeyboardInterrupt:
-        _fail("stopped. What was finished stays; the same command goes on from there.", INTERRUPTED)
     except EvergreenError as error:
         if "--debug" in sys.argv:
             raise
@@ -116,8 +114,12 @@ def _flow(place: "Layout", problems: list[str], refresh: bool, deploy: bool) -> 
     with server.running(place, _say) as prefect:
         from flows import steps, training
 
-        with display.shown(lambda: steps.here.get(None), problems):
-            return training.run(place, problems, prefect, refresh=refresh, deploy=deploy, by=_me())
+        try:
+            with display.shown(lambda: steps.here.get(None), problems):
+                return training.run(place, problems, prefect, refresh=refresh, deploy=deploy, by=_me())
+        except KeyboardInterrupt:
+            _say("stopped. What was finished stays; the same command goes on from there.")
+            raise typer.Exit(INTERRUPTED) from None
 
 
 def _report(outcomes: "Sequence[Outcome]", rows: dict[str, Any], place: "Layout", as_json: bool) -> None:

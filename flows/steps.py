@@ -106,6 +106,8 @@ def _follow(process: subprocess.Popen[str], copy: IO[str], timeout_seconds: floa
 
 def _why(code: int, last: str, step: str, problem: str | None, journal: Path) -> StepError:
     where = f"{problem}: {step}" if problem else step
+    if _interrupted.is_set():
+        return StepError(f"{where}: stopped")
     if code == 1 and last.startswith("error: "):
         return StepError(f"{where}: {last.removeprefix('error: ')}")
     if code == -signal.SIGTERM:
@@ -113,6 +115,12 @@ def _why(code: int, last: str, step: str, problem: str | None, journal: Path) ->
     if code == -signal.SIGKILL:
         return CrashError(f"{where}: killed, perhaps for lack of memory. {journal} says how far it came.")
     return CrashError(f"{where}: ended with code {code}: {last}. {journal} says more.")
+
+
+def check() -> None:
+    """Raise StepError where the flow was interrupted: no further step begins."""
+    if _interrupted.is_set():
+        raise StepError("stopped")
 
 
 def end_all() -> None:

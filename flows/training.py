@@ -104,6 +104,7 @@ class Branches:
 
     def _step(self, name: str, task: Any, problem: str | None) -> list[str]:
         """Do and record one step, unless it is fresh. Returns its name where it was done."""
+        steps.check()
         stage = f"{name}@{problem}" if problem else name
         with steps.WORLD:
             fresh = self.stages.fresh(stage)
@@ -121,6 +122,7 @@ class Branches:
             version, decided = results.standing(self.layout, problem)
         if version and (decided or not self.deploy):
             return []
+        steps.check()
         verdict = steps.gate.with_options(task_run_name=f"gate {problem}")(self.root, problem)
         if not version:
             version = steps.register.with_options(task_run_name=f"register {problem}")(self.root, problem, verdict)

@@ -220,6 +220,13 @@ def test_a_bug_in_one_branch_is_told_with_its_problem(branches: Callable):
     assert branch.grow("redeem").error == "redeem: ZeroDivisionError: division by zero"
 
 
+def test_after_an_interrupt_no_branch_begins_another_step(branches: Callable, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(steps, "_interrupted", threading.Event())
+    branch, ran = branches(set(), train=lambda *given: steps.end_all())
+    assert branch.grow("redeem").error == "stopped"
+    assert ran == ["features redeem", "tune redeem", "train redeem"]
+
+
 def test_at_most_two_branches_work_at_once_the_first_named_first():
     most, now, began, lock = 0, 0, [], threading.Lock()
 
