@@ -299,8 +299,7 @@ def _fit(axes: Axes, scores: pl.Series, greater_is_better: bool) -> None:
         and quarter is not None
         and abs(worst - best) > 4 * abs(quarter - best) > 0
     ):
-        end = best + 2 * (quarter - best)
-        axes.set_ylim(bottom=end) if greater_is_better else axes.set_ylim(top=end)
+        axes.set_ylim(*sorted((best + 2 * (quarter - best), best - 0.2 * (quarter - best))))
 
 
 # --- a table we do not know ------------------------------------------------------------------------------------------------

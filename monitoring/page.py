@@ -235,7 +235,7 @@ def _setting(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):
-        return words.number(value) if not isinstance(value, int) else str(value)
+        return words.number(value)
     if isinstance(value, list | tuple):
         return ", ".join(_setting(each) for each in value) or "none"
     return str(value)
