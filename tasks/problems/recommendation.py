@@ -1,0 +1,190 @@
+"""Recommendation: which items each user buys next. One model gives two lists: everything, and only what is new to the user.
+
+Protocol: histories up to the cutoff, the truth is what is bought in the days after it, ranked against the whole catalogue
+without sampling. Repeat purchases count in the metrics without suffix; those with `_novel` look at lists and purchases of items
+that the user never bought before. An item too rare for the catalogue stays in the truth. Judged are the users who bought
+something in the window (for `_novel`: something new to them), also those without any history.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+
+from tasks.errors import DataError
+from tasks.params import KindName, Range, Recommend
+from tasks.problems import recommendation_purchases as purchases
+from tasks.problems import recommendation_report as report
+from tasks.problems.base import Config, Fold, Metric
+from tasks.problems.recommendation_features import USER
+from tasks.problems.recommendation_histories import codes, to_date, to_day
+from tasks.problems.recommendation_metrics import per_user
+from tasks.problems.recommendation_models import MODELS, Frequency, Ranked, Recommender, TwoStage
+from tasks.problems.recommendation_purchases import Purchases
+from tasks.problems.recommendation_sources import SOURCES
+from tasks.problems.tabular import require
+
+RANKED = ("ndcg", "recall", "map", "hit_rate")
+LISTS = {"": False, "_novel": True}
+"""Suffix of metrics and columns -> whether the list holds new items only."""
+
+
+class Recommendation:
+    name: KindName = "recommendation"
+    metrics = (
+        *(Metric(f"{name}{suffix}", format=".4f") for suffix in LISTS for name in RANKED),
+        *(Metric(f"coverage{suffix}", format=".4f") for suffix in LISTS),
+    )
+    baseline = "popularity"
+
+    def build(
+        self, tables: Mapping[str, pl.LazyFrame], times: Mapping[str, str | None], section: Recommend, as_of: date
+    ) -> dict[str, pl.DataFrame]:
+        """`lines`: one row per user, basket and item with its day; `items`: item and category; `known`: the day `as_of`."""
+        return purchases.build(tables, times, section.features, as_of)
+
+    def load(self, folder: Path, section: Recommend) -> Purchases:
+        return purchases.load(folder, section.features)
+
+    def cutoffs(self, data: Purchases) -> list[date]:
+        """Every `horizon_days` days backwards from the newest day with a complete truth, as long as as many days lie before."""
+        step, found = timedelta(days=data.horizon_days), []
+        cutoff = data.as_of - step
+        while cutoff - data.first >= step - timedelta(days=1):
+            found.append(cutoff)
+            cutoff -= step
+        return found[::-1]
+
+    def space(self, section: Recommend) -> dict[str, dict[str, Range]]:
+        given = section.pipeline
+        decay = {"half_life_days": Range(values=given.half_life_days)}
+        stages = {"ease_penalty": Range(values=given.ease_penalty), "neighbours": Range(values=given.neighbours)}
+        ranker = {"leaves": Range(low=7, high=63, log=True, integer=True), "learning_rate": Range(low=0.03, high=0.2, log=True)}
+        return {"popularity": {}, "frequency": decay, "two_stage": {**decay, **stages, **ranker}}
+
+    def defaults(self, model: str, section: Recommend) -> Config:
+        first = {name: each.values[0] for name, each in self.space(section)[model].items() if each.values}
+        return {"model": model, **first, **({"leaves": 31, "learning_rate": 0.1} if model == "two_stage" else {})}
+
+    def fit(self, data: Purchases, cutoffs: Sequence[date], config: Config, section: Recommend, seed: int) -> Recommender:
+        """Learns from all lines up to the day on which the labels of `cutoffs` are complete: the newest plus the horizon.
+
+        Raises DataError where no item has enough users, or where no window gives the ranker a hit to learn from.
+        """
+        day = _known(data, cutoffs)
+        known = data.histories.until(day)
+        if not len(known.catalogue(section.features.min_users)):
+            raise DataError(
+                f"no item was bought by {section.features.min_users} users up to {to_date(day)}: nothing can be recommended. "
+                "Lower features.min_users, or give more history."
+            )
+        model = _unfitted(config, section, seed)
+        if not isinstance(model, TwoStage):
+            return model.learn(known, day)
+        learned = data.learned(day, model.settings)
+        windows = sorted(cutoffs)[-section.pipeline.ranker_windows :]
+        examples = [data.examples(each, model.settings, section.pipeline.ranker_users, seed) for each in windows]
+        return model.learn_ranker(learned, examples).read(known, day)
+
+    def predict(self, model: Recommender, data: Purchases, cutoff: date, section: Recommend) -> pl.DataFrame:
+        """One row per user who bought something in the window after `cutoff`.
+
+        `entity`; `visits`: days with a purchase before; `items`, `items_novel`: the lists; `sources`, `sources_novel`: whom
+        each entry is owed to; `bought`, `bought_novel`: number of items in the truth; each metric of the user, null where
+        nothing relevant was bought.
+        """
+        if (found := data.answer(model, cutoff)) is not None:
+            return found
+        truth, reader = data.truth(cutoff), model.reading(data.histories.until(to_day(cutoff)), to_day(cutoff))
+        ids = data.histories.users[truth.users]
+        positions = codes(ids, reader.histories_.users)
+        candidates = data.candidates(model.learned_, cutoff, model.settings) if isinstance(model, TwoStage) else None
+        columns: dict[str, Any] = {"entity": ids, "visits": data.visits(truth.users, cutoff)}
+        for suffix, novel in LISTS.items():
+            lists = reader.rank(positions, section.pipeline.k, novel, candidates)
+            columns |= _judged(lists, reader, data, truth, section.pipeline.k, suffix)
+        return data.keep(model, cutoff, pl.DataFrame(columns, nan_to_null=True))
+
+    def score(self, predictions: pl.DataFrame, section: Recommend) -> dict[str, float]:
+        """Means over users. Coverage is about the model, not about users: see `score_model`."""
+        names = [f"{name}{suffix}" for suffix in LISTS for name in RANKED]
+        means = predictions.select(pl.col(names).mean().fill_null(float("nan"))).row(0)
+        return dict(zip(names, means, strict=True))
+
+    def score_model(
+        self, model: Recommender, data: Purchases, fold: Fold, config: Config, section: Recommend, seed: int
+    ) -> dict[str, float]:
+        """Share of the catalogue that is in anybody's list at the test cutoff."""
+        rows, size = self.predict(model, data, fold.test, section), max(len(model.catalogue_), 1)
+        return {f"coverage{suffix}": report.entries(rows[f"items{suffix}"]).n_unique() / size for suffix in LISTS}
+
+    def plots(
+        self, predictions: pl.DataFrame, baseline: pl.DataFrame, model: Recommender, data: Purchases, section: Recommend
+    ) -> dict[str, pl.DataFrame]:
+        """How good the lists are by length of history, what they are made of, and what each source is worth alone."""
+        return report.plots(predictions, baseline, model, data, section.pipeline.k)
+
+    def rows(self, data: Purchases, cutoffs: Sequence[date]) -> int:
+        return len(data.histories.until(_known(data, cutoffs)).users)
+
+    def importance(self, model: Recommender) -> dict[str, float]:
+        return model.importance()
+
+    def slices(self, data: Purchases, cutoff: date, names: Sequence[str], section: Recommend) -> pl.DataFrame:
+        """`entity` and facts about the user at `cutoff`, those that the ranker knows, such as visits and days_since_visit."""
+        for name in names:
+            require(name, USER, "evaluate.slices")
+        users = data.truth(cutoff).users
+        facts = data.users(users, cutoff)
+        columns = {name: facts[:, USER.index(name)] for name in names}
+        return pl.DataFrame({"entity": data.histories.users[users], **columns})
+
+    def example(self, data: Purchases, section: Recommend) -> pd.DataFrame:
+        """The users of the newest lines."""
+        newest = data.histories.user[-1000:][::-1]
+        _, first = np.unique(newest, return_index=True)
+        return pd.DataFrame({section.features.user: data.histories.users[newest[np.sort(first)[:5]]]})
+
+
+def _known(data: Purchases, cutoffs: Sequence[date]) -> int:
+    """The day on which the labels of `cutoffs` are complete."""
+    return to_day(max(cutoffs)) + data.horizon_days
+
+
+def _unfitted(config: Config, section: Recommend, seed: int) -> Recommender:
+    given, columns = section.pipeline, section.features
+    shared = {"user": columns.user, "item": columns.item, "k": given.k}
+    shared |= {"min_users": columns.min_users, "popular_days": given.popular_days}
+    chosen = {name: value for name, value in config.items() if name != "model"}
+    kind = MODELS[config["model"]]
+    if kind is TwoStage:
+        return TwoStage(**shared, candidates=given.candidates, seed=seed, **chosen)
+    return Frequency(**shared, **chosen) if kind is Frequency else Recommender(**shared)
+
+
+def _judged(lists: Ranked, model: Recommender, data: Purchases, truth: purchases.Truth, k: int, suffix: str) -> dict[str, Any]:
+    """The columns of one kind of list."""
+    count = len(truth.users)
+    item = model.catalogue_[lists.item]
+    hits = np.zeros((count, k), bool)
+    hits[lists.row, lists.rank] = truth.holds(lists.row, codes(item, data.histories.items), bool(suffix))
+    relevant = truth.sizes(bool(suffix))
+    return {
+        f"items{suffix}": _per_row(lists.row, item, count),
+        f"sources{suffix}": _per_row(lists.row, np.array(SOURCES)[lists.source], count),
+        f"bought{suffix}": relevant,
+        **{f"{name}{suffix}": value for name, value in per_user(hits, relevant).items()},
+    }
+
+
+def _per_row(row: np.ndarray, values: np.ndarray, count: int) -> pl.Series:
+    """A list per row; `row` is sorted."""
+    rows = pl.DataFrame({"row": row, "value": values}).group_by("row", maintain_order=True).agg("value")
+    return pl.DataFrame({"row": np.arange(count)}).join(rows, on="row", how="left", maintain_order="left")["value"]
+
+
+KIND = Recommendation()
