@@ -33,6 +33,10 @@ segments:
   question: What kinds of households shop here?
   features: {entity: household, horizon_days: 28, cutoffs: {first: "2017-02-26"}}
 """
+ONE = (
+    re.sub(r"(?ms)^problems:.*?$|^(recommend|spend|segments):.*?(?=^\S|\Z)", "", PARAMS) + "problems: {redeem: classification}"
+)
+"""The same project with a single problem: its page is made in a moment."""
 CUTOFFS = ("2017-10-08", "2017-11-05", "2017-12-03")
 Metrics = list[tuple[str, bool, float, float, float]]
 """Name, whether more is better, score, half of its interval, baseline."""
@@ -433,7 +437,7 @@ def test_numbers_are_never_powers_of_ten(whole: Path):
 
 
 def test_the_same_input_gives_the_same_page_but_for_the_time(tmp_path: Path):
-    given = project(tmp_path)
+    given = project(tmp_path, ONE)
     pages = [re.sub(r"<time.*?</time>", "", page.build(*given).read_text()) for _ in range(2)]
     assert pages[0] == pages[1]
 
@@ -476,22 +480,22 @@ def test_a_problem_that_failed_is_named_and_the_others_are_shown(tmp_path: Path)
 
 
 def test_a_trained_problem_without_champion_is_not_deployed_yet(tmp_path: Path):
-    params, layout, champions = project(tmp_path)
+    params, layout, champions = project(tmp_path, ONE)
     del champions["redeem"]
     said = read(page.build(params, layout, champions)).said
     assert "candidate: lightgbm , not deployed yet" in said
-    assert "redeem is not deployed yet" in said
+    assert "Redeem is not deployed yet" in said
 
 
 def test_scores_of_a_candidate_that_was_refused_are_not_passed_off_as_the_champions(tmp_path: Path):
-    params, layout, champions = project(tmp_path)
+    params, layout, champions = project(tmp_path, ONE)
     champions["redeem"]["verdict"]["candidate"] -= 0.01
     tree = read(page.build(params, layout, champions))
     assert tree.said.count("of the newest candidate, which is not the champion") == 1
 
 
 def test_validation_that_stopped_the_run_makes_the_health_bad(tmp_path: Path):
-    given = project(tmp_path)
+    given = project(tmp_path, ONE)
     results = {"passed": False, "problems": ["transactions: 9 of 10 rows break a rule."], "tables": {}}
     _write(given[1].validation / "results.json", results)
     path = page.build(*given)
@@ -503,7 +507,7 @@ def test_validation_that_stopped_the_run_makes_the_health_bad(tmp_path: Path):
     "broken", ["evaluation.json", "results.json", "model.json", "best.json", "trials.parquet", "roc.csv", "tune@redeem.json"]
 )
 def test_a_damaged_or_empty_file_is_left_out_and_logged(tmp_path: Path, broken: str, caplog: pytest.LogCaptureFixture):
-    given = project(tmp_path)
+    given = project(tmp_path, ONE)
     path = next(each for each in sorted(tmp_path.rglob(broken)) if "redeem" in str(each) or broken == "results.json")
     path.write_text("")
     said = read(page.build(*given)).said
@@ -512,14 +516,14 @@ def test_a_damaged_or_empty_file_is_left_out_and_logged(tmp_path: Path, broken: 
 
 
 def test_metrics_without_interval_or_value_are_shown_as_such(tmp_path: Path):
-    given = project(tmp_path)
-    judged = evaluation("segments", "clustering")
+    given = project(tmp_path, ONE)
+    judged = evaluation("redeem", "classification")
     for name in ("low", "high", "gain_low", "gain_high"):
         judged["metrics"][2][name] = None
     judged["metrics"][1] |= {"score": float("nan"), "low": None, "high": None, "gain": float("nan")}
-    _write(given[1].report("segments") / "evaluation" / "evaluation.json", judged)
+    _write(given[1].report("redeem") / "evaluation" / "evaluation.json", judged)
     path = page.build(*given)
-    assert "Stability 0.914; baseline 0.930" in path.read_text()
+    assert "Brier score 0.0361; baseline 0.0410" in path.read_text()
     assert "nan" not in read(path).said.lower().replace("unanswered", "")
 
 
