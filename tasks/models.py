@@ -17,6 +17,7 @@ TRUSTED = (
     "lightgbm.sklearn.LGBMRanker",
     "lightgbm.sklearn.LGBMRegressor",
     "numpy.dtype",
+    "scipy.sparse._csr.csr_array",
     "sklearn.feature_selection._univariate_selection.f_classif",
     "sklearn.feature_selection._univariate_selection.f_regression",
     "sklearn.model_selection._split.KFold",
@@ -28,6 +29,13 @@ TRUSTED = (
     "tasks.problems.pipeline.SignedLog",
     "tasks.problems.pipeline.Text",
     "tasks.problems.pipeline.l1_weights",
+    "tasks.problems.recommendation_candidates.Learned",
+    "tasks.problems.recommendation_histories.Histories",
+    "tasks.problems.recommendation_models.Frequency",
+    "tasks.problems.recommendation_models.Recommender",
+    "tasks.problems.recommendation_models.TwoStage",
+    "tasks.problems.recommendation_sources.Ease",
+    "tasks.problems.recommendation_sources.Similar",
     "tasks.problems.regression.OffsetRegressor",
 )
 """Types a model may hold beyond those of scikit-learn and NumPy that skops trusts itself: by full name."""
