@@ -3,7 +3,7 @@
     python -m bench               all of them
     python -m bench validation    one: flow, validation
 
-Each works in clones of this repository in a temporary folder; nothing here is touched. A run takes minutes: the data is the real store.
+Each works in clones of this repository in a temporary folder; nothing here is touched. A run takes minutes, on the real store.
 """
 
 import json

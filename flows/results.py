@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,7 @@ from tasks.params import load
 
 if TYPE_CHECKING:
     from tasks.deploy import Deployment
-    from tasks.registry import Version
+    from tasks.registry import Registry, Version
 
 
 @dataclass
@@ -60,6 +60,12 @@ def digest(origin: Mapping[str, str], problem: str) -> str:
     parts = {path: origin.get(f"dvc.{path}") for path in (f"models/{problem}/model", f"reports/{problem}/evaluation")}
     text = json.dumps([parts, json.loads(origin["params"])["gate"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def cutoff(registry: "Registry", problem: str, version: int) -> date | None:
+    """The last day that a version learned from, as its lineage says; None where it does not."""
+    found = registry.version(problem, version)
+    return date.fromisoformat(found.tags["cutoff"]) if found and found.tags.get("cutoff", "none") != "none" else None
 
 
 def standing(layout: Layout, problem: str) -> tuple[int | None, bool]:

@@ -142,7 +142,8 @@ def judge(root: str, problem: str) -> dict[str, Any]:
             deployments.settle(registry, problem)
             version = deployments.champion(problem)
             champion = registry.load(problem, version) if version else None
-        return gates.run(load(layout.params), problem, layout, champion, version).model_dump()
+            seen = results.cutoff(registry, problem, version) if version else None
+        return gates.run(load(layout.params), problem, layout, champion, version, seen).model_dump()
 
 
 def enter(root: str, problem: str, verdict: dict[str, Any]) -> int:

@@ -11,6 +11,7 @@ The rule looks at the interval of the gain, from a paired bootstrap over entitie
 import logging
 import math
 from collections.abc import Callable
+from datetime import date
 from typing import Literal
 
 import polars as pl
@@ -118,11 +119,14 @@ def _reason(
     )
 
 
-def run(params: Params, problem: str, layout: Layout, champion: Model | None, version: int | None) -> Verdict:
+def run(
+    params: Params, problem: str, layout: Layout, champion: Model | None, version: int | None, seen: date | None = None
+) -> Verdict:
     """Judge the trained model of `problem` on its last test window against `champion`, or the baseline for None.
 
     The champion, registered as `version`, predicts the same rows now; "cannot tell" where it cannot, since its features are no
-    longer made. Raises StepError where evaluate did not run before, ParamsError for a metric that predictions do not give.
+    longer made, and where it learned from days up to `seen` that lie in the window: it would know the answers.
+    Raises StepError where evaluate did not run before, ParamsError for a metric that predictions do not give.
     """
     section, kind = params.section(problem), problems.kind(params.kind(problem))
     metric = problems.metric(kind, section.gate.metric, f"{problem}.gate.metric")
@@ -133,10 +137,14 @@ def run(params: Params, problem: str, layout: Layout, champion: Model | None, ve
         other, against = last_window(layout, problem, "baseline"), f"baseline {kind.baseline}"
     else:
         against = f"champion v{version}"
+        if seen and seen > cutoff:
+            why = f"it learned from days up to {seen}, and the window begins after {cutoff}"
+            return _unable(metric, against, candidate.height, why, "Train as of a later day.")
         try:
             other = kind.predict(champion, data, cutoff, section)
         except Exception as error:  # noqa: BLE001  # a model of another time may fail in any way; the present one stays
-            return _unable(metric, against, candidate.height, error)
+            advice = "Deploy the candidate by hand if features were changed on purpose."
+            return _unable(metric, against, candidate.height, f"{type(error).__name__}: {error}", advice)
     if metric.name not in kind.score(candidate, section):
         raise ParamsError(
             f"params.yaml: {problem}.gate.metric = {metric.name}: rows of predictions do not give it; choose another"
@@ -163,14 +171,12 @@ def last_window(layout: Layout, problem: str, name: str) -> pl.DataFrame:
     return frame.filter(pl.col("cutoff") == pl.col("cutoff").max())
 
 
-def _unable(metric: Metric, against: str, rows: int, error: Exception) -> Verdict:
-    """The verdict where the champion cannot predict the rows it would be judged on."""
+def _unable(metric: Metric, against: str, rows: int, why: str, advice: str) -> Verdict:
+    """The verdict where the champion cannot fairly predict the rows it would be judged on."""
     return Verdict(
         decision="cannot tell",
         promote=False,
-        reason=f"not promoted: {against} cannot predict the {rows:,} rows of the last window "
-        f"({type(error).__name__}: {error}). "
-        "Deploy the candidate by hand if features were changed on purpose.",
+        reason=f"not promoted: {against} cannot predict the {rows:,} rows of the last window ({why}). {advice}",
         metric=metric.name,
         candidate=math.nan,
         other=math.nan,

@@ -8,10 +8,10 @@ from tasks.problems.base import Fold
 
 
 def split_by_time(cutoffs: Sequence[date], horizon_days: int, folds: int) -> list[Fold]:
-    """The last `folds` windows that do not overlap, each judged by a model that learned only from labels complete at its cutoff.
+    """The last `folds` windows that do not overlap; what judges one was learned from labels that are complete at its cutoff.
 
-    `cutoffs`: ascending, with complete labels. Test cutoffs lie `horizon_days` or more apart, counted backwards from the newest;
-    the training cutoffs of a fold are those at least `horizon_days` before its test. Oldest fold first.
+    `cutoffs`: ascending, with complete labels. Test cutoffs lie `horizon_days` or more apart, counted backwards from the
+    newest; the training cutoffs of a fold are those at least `horizon_days` before its test. Oldest fold first.
     Raises DataError where there are too few cutoffs.
     """
     gap = timedelta(days=horizon_days)
@@ -23,8 +23,8 @@ def split_by_time(cutoffs: Sequence[date], horizon_days: int, folds: int) -> lis
     found = [fold for fold in found if fold.train]
     if len(found) < folds:
         raise DataError(
-            f"{len(cutoffs)} labelled cutoffs give {len(found)} of {folds} windows of {horizon_days} days with earlier rows to learn "
-            "from. Give more history, an earlier features.cutoffs.first, or fewer evaluate.windows and tune.folds."
+            f"{len(cutoffs)} labelled cutoffs give {len(found)} of {folds} windows of {horizon_days} days with earlier rows to "
+            "learn from. Give more history, an earlier features.cutoffs.first, or fewer evaluate.windows and tune.folds."
         )
     return found
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,16 @@ def test_a_champion_that_cannot_predict_these_rows_stays_and_the_reason_says_so(
     verdict = gate.run(finished[0], "pay", finished[1], object(), 2)
     assert (verdict.decision, verdict.promote) == ("cannot tell", False)
     assert "champion v2 cannot predict the 60 rows of the last window (AttributeError" in verdict.reason
+
+
+@pytest.mark.usefixtures("_plain")
+def test_a_champion_that_learned_from_the_window_is_not_judged_on_it(finished: tuple[Params, Layout]) -> None:
+    champion = models.load(finished[1].model("pay") / "model.skops")
+    cutoff = gate.last_window(finished[1], "pay", "predictions")["cutoff"][0]
+    assert gate.run(finished[0], "pay", finished[1], champion, 3, cutoff).decision == "not worse"
+    verdict = gate.run(finished[0], "pay", finished[1], champion, 3, cutoff + timedelta(days=1))
+    assert (verdict.decision, verdict.promote) == ("cannot tell", False)
+    assert f"it learned from days up to {cutoff + timedelta(days=1)}" in verdict.reason
 
 
 @pytest.mark.usefixtures("_plain")

@@ -60,7 +60,8 @@ class Classification(TabularKind):
         model = self.assemble(rows, config, section, "binary" if len(classes) == 2 else "multiclass", seed)
         if len(classes) > 2:
             return model.fit(rows.features, y)
-        threshold: Any = section.evaluate.threshold or float(counts[1] / len(y))
+        # a hair above the base rate: a model that knows nothing more says no
+        threshold: Any = section.evaluate.threshold or float(np.nextafter(counts[1] / len(y), 1))
         bound = FixedThresholdClassifier(model, threshold=threshold, pos_label=classes[1], response_method="predict_proba")
         return bound.fit(rows.features, y)
 

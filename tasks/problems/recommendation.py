@@ -63,12 +63,12 @@ class Recommendation:
         given = section.pipeline
         decay = {"half_life_days": Range(values=given.half_life_days)}
         stages = {"ease_penalty": Range(values=given.ease_penalty), "neighbours": Range(values=given.neighbours)}
-        ranker = {"leaves": Range(low=7, high=63, log=True, integer=True), "learning_rate": Range(low=0.03, high=0.2, log=True)}
+        ranker = {"leaves": Range(low=7, high=63, log=True, integer=True), "learning_rate": Range(low=0.02, high=0.2, log=True)}
         return {"popularity": {}, "frequency": decay, "two_stage": {**decay, **stages, **ranker}}
 
     def defaults(self, model: str, section: Recommend) -> Config:
         first = {name: each.values[0] for name, each in self.space(section)[model].items() if each.values}
-        return {"model": model, **first, **({"leaves": 31, "learning_rate": 0.1} if model == "two_stage" else {})}
+        return {"model": model, **first, **({"leaves": 31, "learning_rate": 0.05} if model == "two_stage" else {})}
 
     def fit(self, data: Purchases, cutoffs: Sequence[date], config: Config, section: Recommend, seed: int) -> Recommender:
         """Learns from all lines up to the day on which the labels of `cutoffs` are complete: the newest plus the horizon.

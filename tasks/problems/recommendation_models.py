@@ -187,9 +187,9 @@ class TwoStage(Recommender):
         half_life_days: float = 90.0,
         ease_penalty: float = 150.0,
         neighbours: int = 100,
-        trees: int = 100,
+        trees: int = 150,
         leaves: int = 31,
-        learning_rate: float = 0.1,
+        learning_rate: float = 0.05,
         seed: int = 0,
     ) -> None:
         super().__init__(user, item, k, novel, min_users, popular_days)
@@ -229,7 +229,7 @@ class TwoStage(Recommender):
             "learning_rate": self.learning_rate,
             "num_leaves": self.leaves,
             "min_data_in_leaf": 100,
-            "feature_fraction": 0.7,
+            "feature_fraction_bynode": 0.5,
             "bagging_fraction": 0.7,
             "bagging_freq": 1,
             "max_bin": 63,
