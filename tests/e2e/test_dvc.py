@@ -1,16 +1,19 @@
 """The pipeline as DVC drives it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Shop
+from tests.e2e.shop import Shop
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("dvc")]
-PROBLEMS = ["recommend", "redeem", "spend", "segments"]
+PROBLEMS = ("recommend", "redeem")
+"""A list per user and a table: the two ways through the steps. The flow's test takes all kinds."""
 
 
-def test_dvc_makes_every_model_and_report_and_repeats_only_the_branch_whose_number_changed(shop: Shop):
+def test_dvc_makes_every_model_and_report_and_repeats_only_the_branch_whose_number_changed(tmp_path: Path):
+    shop = Shop(tmp_path / "my shop", PROBLEMS)
     shop.run("dvc", "repro")
     for problem in PROBLEMS:
         metrics = json.loads((shop.root / "reports" / problem / "metrics.json").read_text())
@@ -20,10 +23,7 @@ def test_dvc_makes_every_model_and_report_and_repeats_only_the_branch_whose_numb
     assert json.loads(shop.run("dvc", "status", "--json").stdout) == {}
 
     params = shop.root / "params.yaml"
-    before, after = "tune: {method: tpe, n_trials: 3", "tune: {method: tpe, n_trials: 2"
     head, redeem, tail = params.read_text().partition("\nredeem:")
-    assert before in tail
-    params.write_text(head + redeem + tail.replace(before, after, 1))
+    assert "n_trials: 3" in tail
+    params.write_text(head + redeem + tail.replace("n_trials: 3", "n_trials: 2", 1))
     assert set(json.loads(shop.run("dvc", "status", "--json").stdout)) == {"tune@redeem"}
-    plan = shop.run("dvc", "repro", "--dry").stdout
-    assert [line.split("'")[1] for line in plan.splitlines() if line.startswith("Running stage")] == ["tune@redeem"]

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import BIN, Shop
+from tests.e2e.shop import BIN, PROBLEMS, Shop
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("training")]
-PROBLEMS = ["recommend", "redeem", "spend", "segments"]
 EVERGREEN = str(BIN / "evergreen")
 
 
@@ -41,7 +40,8 @@ def prefect_states(shop: Shop) -> list[str]:
         return [state for (state,) in link.execute("select state_type from flow_run order by start_time")]
 
 
-def test_a_killed_training_goes_on_where_it_was_and_leaves_nothing_half_done(shop: Shop):
+def test_a_killed_training_goes_on_where_it_was_and_leaves_nothing_half_done(tmp_path: Path):
+    shop = Shop(tmp_path / "my shop")
     flow = shop.start(EVERGREEN, "train")
     end = time.monotonic() + 300
     while not any(name.startswith("features@") for name in recorded(shop)):

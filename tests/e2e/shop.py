@@ -5,10 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from ruamel.yaml import YAML
 
 from tests import store
 
+PROBLEMS = ("recommend", "redeem", "spend", "segments")
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "EVERGREEN", "PYTHONDONTWRITE"))},
@@ -23,10 +24,19 @@ ENVIRONMENT = {
 class Shop:
     """A project folder and what one does in it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, problems: tuple[str, ...] = PROBLEMS) -> None:
         self.root = store.project(root, households=120, weeks=24)
+        self._keep(problems)
         for line in ("git init -q", "dvc init -q", "git add -A", "git commit -qm begin"):
             self.run(*line.split())
+
+    def _keep(self, problems: tuple[str, ...]) -> None:
+        path, yaml = self.root / "params.yaml", YAML()
+        whole = yaml.load(path.read_text())
+        for name in set(whole["problems"]) - set(problems):
+            del whole["problems"][name], whole[name]
+        with path.open("w") as file:
+            yaml.dump(whole, file)
 
     def run(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         """Run a command here; its exit status must be `code`."""
@@ -38,8 +48,3 @@ class Shop:
         return subprocess.Popen(
             words, cwd=self.root, env=ENVIRONMENT, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Shop:
-    return Shop(tmp_path / "my shop")
