@@ -20,7 +20,7 @@ from prefect import Task
 from prefect.cache_policies import NO_CACHE
 
 from flows import results, settings, tied
-from tasks.errors import EvergreenError, StepError
+from tasks.errors import AwayError, EvergreenError, StepError
 from tasks.layout import Layout
 from tasks.params import load
 
@@ -39,7 +39,7 @@ _interrupted = threading.Event()
 
 
 class CrashError(StepError):
-    """A step ended without saying what a person could mend: a bug, a lack of memory, a lost connection."""
+    """A step ended without saying what a person could mend: a bug, a lack of memory, a server that is away."""
 
 
 @contextmanager
@@ -108,8 +108,8 @@ def _why(code: int, last: str, step: str, problem: str | None, journal: Path) ->
     where = f"{problem}: {step}" if problem else step
     if _interrupted.is_set():
         return StepError(f"{where}: stopped")
-    if code == 1 and last.startswith("error: "):
-        return StepError(f"{where}: {last.removeprefix('error: ')}")
+    if code in (EvergreenError.code, AwayError.code) and last.startswith("error: "):
+        return (CrashError if code == AwayError.code else StepError)(f"{where}: {last.removeprefix('error: ')}")
     if code == -signal.SIGTERM:
         return CrashError(f"{where}: stopped after {TIMEOUT_SECONDS[step]} s, its time limit. {journal} says how far it came.")
     if code == -signal.SIGKILL:

@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.debug:
             raise
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return error.code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
     EvergreenError
     ├── ParamsError        params.yaml is wrong: key, value, rule, nearest right name
     ├── SourceError        a table cannot be read
+    │   └── AwayError      its server does not answer: the one error that may be gone at the next try
     ├── DataError          a table was read and breaks a rule that stops the run
     │   └── LeakError      a feature uses what was not known at its cutoff
     ├── StepError          a step failed in its own process
@@ -11,18 +12,26 @@
     ├── ModelError         a model cannot be saved, trusted or loaded
     └── ProjectError       the folder is not a project: no params.yaml, no git, no DVC
 
-Every message says where, which value, the rule, and what to do next, on one line. The command line prints it and exits with 1.
+Every message says where, which value, the rule, and what to do next, on one line. The command line prints it and exits with
+its `code`.
 """
 
 
 class EvergreenError(Exception):
     """Base of every error that a person can mend."""
 
+    code = 1
+    """Exit status of the process that it ends."""
+
 
 class ParamsError(EvergreenError): ...
 
 
 class SourceError(EvergreenError): ...
+
+
+class AwayError(SourceError):
+    code = 75
 
 
 class DataError(EvergreenError): ...

@@ -19,7 +19,7 @@ from typing import Any
 
 import polars as pl
 
-from tasks.errors import DataError, ParamsError, ProjectError, SourceError
+from tasks.errors import AwayError, DataError, ParamsError, ProjectError, SourceError
 from tasks.layout import Layout, read_json, shortage, write_json, writing
 from tasks.params import Params, Section, Source, nearest
 
@@ -255,7 +255,7 @@ def _check_header(name: str, source: Source, path: Path) -> None:
 def _read_sql(name: str, source: Source, staging: Path) -> pl.LazyFrame:
     """The rows of a query, fetched in batches by a server-side cursor where the driver has one. Decimals become numbers."""
     from sqlalchemy import create_engine
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
     try:
         engine = create_engine(_address(name, source))
@@ -274,8 +274,10 @@ def _read_sql(name: str, source: Source, staging: Path) -> pl.LazyFrame:
                 batch.write_parquet(parts[-1], compression="lz4")
                 log.info("ingest: %s: %s rows so far", name, f"{(len(parts) - 1) * BATCH_ROWS + len(batch):,}")
     except SQLAlchemyError as error:
-        raise SourceError(
-            f"ingest.{name}: {describe(source)} failed: {_first_line(getattr(error, 'orig', None) or error)}. Mend either."
+        away = isinstance(error, OperationalError) and engine.dialect.name != "sqlite"
+        raise (AwayError if away else SourceError)(
+            f"ingest.{name}: {describe(source)} failed: {_first_line(getattr(error, 'orig', None) or error)}. "
+            f"{'Start the server or correct the address' if away else 'Mend either'}."
         ) from None
     finally:
         engine.dispose()

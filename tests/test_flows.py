@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from flows import display, results, server, steps, training
-from tasks.errors import DataError, StepError
+from tasks.errors import AwayError, DataError, StepError
 from tasks.layout import Layout, write_json
 
 STEP = """
@@ -98,6 +98,12 @@ def test_a_step_that_breaks_names_its_log_and_may_be_tried_again(project: Path):
         steps.work("train", str(project), "redeem")
     assert "Traceback" in (project / "var" / "logs" / "train@redeem.log").read_text()
     assert steps._may_pass(None, None, SimpleNamespace(result=lambda **_: broken.value))
+
+
+def test_a_server_that_is_away_is_asked_again(tmp_path: Path):
+    away = steps._why(AwayError.code, "error: ingest.t: no answer", "ingest", None, tmp_path)
+    assert str(away) == "ingest: ingest.t: no answer"
+    assert steps._may_pass(None, None, SimpleNamespace(result=lambda **_: away))
 
 
 def test_what_a_person_must_mend_is_not_tried_again_and_a_lost_connection_is():

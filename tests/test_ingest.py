@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from tasks import ingest
-from tasks.errors import DataError, ParamsError, ProjectError, SourceError
+from tasks.errors import AwayError, DataError, ParamsError, ProjectError, SourceError
 from tasks.layout import Layout, read_json
 from tasks.params import Params
 from tests import store
@@ -192,6 +192,13 @@ def test_postgres_gives_types_zones_and_decimals(tmp_path, postgres, monkeypatch
     assert table["at"].max() == datetime(2024, 1, 5, 23)
     fact = read_json(tmp_path / "data" / "raw" / "sources.json")["tables"]["t"]
     assert (fact["rows_read"], fact["rows"] + fact["left_out"]) == (250, 250)
+
+
+def test_a_database_that_is_away_may_be_tried_again_and_its_password_is_not_told(tmp_path):
+    with pytest.raises(AwayError, match=r"ingest\.t: a query at postgresql\+psycopg://127.0.0.1/shop failed") as away:
+        read(tmp_path, sql="select 1", address="postgresql+psycopg://me:secret@127.0.0.1:1/shop?connect_timeout=2")
+    assert "secret" not in str(away.value)
+    assert away.value.code != SourceError.code
 
 
 @pytest.mark.postgres
