@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tasks.problems import recommendation_features as features
-from tasks.problems.recommendation_histories import Histories, Sparse
+from tasks.problems.recommendation_histories import Histories, Sparse, distinct
 from tasks.problems.recommendation_sources import Ease, Similar, decay, popularity
 
 OWN = 0.7
@@ -103,7 +103,7 @@ class Learned:
             *(best(old[name], round(size * share)) for name, share in BOUGHT.items()),
             *(best(np.where(bought, -np.inf, scores[name]), round(size * share)) for name, share in NEW.items()),
         ]
-        row, item = np.divmod(np.unique(np.concatenate(picks)), max(again.shape[1], 1))
+        row, item = np.divmod(distinct(np.concatenate(picks)), max(again.shape[1], 1))
         chosen = np.column_stack([score[row, item] for score in (again, together, similar, popular)])
         return row + first, item, bought[row, item], chosen
 

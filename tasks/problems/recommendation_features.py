@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.problems.recommendation_histories import Histories, codes
+from tasks.problems.recommendation_histories import Histories, codes, distinct
 from tasks.problems.recommendation_sources import SOURCES, decay, popularity
 
 USER = ("visits", "visits_28d", "visit_gap", "days_since_visit", "days_known", "lines_per_visit", "repeat_share")
@@ -58,18 +58,16 @@ def of_items(histories: Histories, catalogue: np.ndarray, category: np.ndarray, 
 
 def of_users(lines: Lines) -> np.ndarray:
     """users x USER; visits are days with a purchase."""
-    visit = np.unique(lines.row * 100_000 + lines.ago.astype(np.int64))
+    visit = distinct(lines.row * 100_000 + lines.ago.astype(np.int64))
     row, ago = visit // 100_000, (visit % 100_000).astype(float)
     visits = np.bincount(row, minlength=lines.rows)
     lately = np.bincount(row, ago < 28, minlength=lines.rows)
     last, first = _extremes(row, ago, lines.rows)
     inside = lines.column >= 0
     count = np.bincount(lines.row[inside], minlength=lines.rows)
-    distinct = np.bincount(np.unique(lines.row[inside] * 10**9 + lines.column[inside]) // 10**9, minlength=lines.rows)
+    items = np.bincount(distinct(lines.row[inside] * 10**9 + lines.column[inside]) // 10**9, minlength=lines.rows)
     gap = (first - last) / np.maximum(visits - 1, 1)
-    return np.column_stack(
-        [visits, lately, gap, last, first, count / np.maximum(visits, 1), 1 - distinct / np.maximum(count, 1)]
-    )
+    return np.column_stack([visits, lately, gap, last, first, count / np.maximum(visits, 1), 1 - items / np.maximum(count, 1)])
 
 
 def _extremes(group: np.ndarray, ago: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from tasks.errors import DataError, ParamsError
 from tasks.params import Interactions
 from tasks.problems import recommendation_features as features
 from tasks.problems.recommendation_candidates import Candidates, Learned, Settings
-from tasks.problems.recommendation_histories import Histories, codes, to_date, to_day
+from tasks.problems.recommendation_histories import Histories, codes, distinct, to_date, to_day
 from tasks.problems.tabular import require
 
 KEPT = 6
@@ -115,7 +115,7 @@ class Purchases:
     """Number of the category of each of `histories.items`."""
     as_of: date
     horizon_days: int
-    _kept: dict[Hashable, Any] = field(default_factory=dict)
+    _kept: dict[str, dict[Hashable, Any]] = field(default_factory=dict)
     _answers: WeakKeyDictionary[Any, dict[date, pl.DataFrame]] = field(default_factory=WeakKeyDictionary)
     _proposed: WeakKeyDictionary[Learned, dict[Hashable, Candidates]] = field(default_factory=WeakKeyDictionary)
 
@@ -125,12 +125,15 @@ class Purchases:
 
     def truth(self, cutoff: date) -> Truth:
         """What is bought in the days 1 to `horizon_days` after `cutoff`."""
+        return self._once("truth", cutoff, lambda: self._find_truth(cutoff))
+
+    def _find_truth(self, cutoff: date) -> Truth:
         day, size = to_day(cutoff), len(self.histories.items)
         after = self.histories.between(day + 1, day + self.horizon_days)
         before = self.histories.until_positions(day)
-        users = np.unique(after.user)
-        bought = np.unique(after.user.astype(np.int64) * size + after.item)
-        known = np.unique(before.user.astype(np.int64) * size + before.item)
+        users = distinct(after.user)
+        bought = distinct(after.user.astype(np.int64) * size + after.item)
+        known = distinct(before.user.astype(np.int64) * size + before.item)
         row = np.searchsorted(users, bought // size)
         return Truth(users, row * size + bought % size, codes(bought, known) < 0, size)
 
@@ -145,7 +148,7 @@ class Purchases:
 
     def learned(self, day: int, settings: Settings) -> Learned:
         """The first stage, learned from the lines up to `day`."""
-        return self._once(("learned", day, settings), lambda: self._learn(day, settings))
+        return self._once("learned", (day, settings), lambda: self._learn(day, settings))
 
     def _learn(self, day: int, settings: Settings) -> Learned:
         known = self.histories.until(day)
@@ -173,7 +176,7 @@ class Purchases:
 
     def known_rows(self, cutoff: date) -> np.ndarray:
         """The rows of the truth of `cutoff` whose user has a history; rows of `candidates` count these."""
-        seen = np.unique(self.histories.until_positions(to_day(cutoff)).user)
+        seen = distinct(self.histories.until_positions(to_day(cutoff)).user)
         return np.flatnonzero(np.isin(self.truth(cutoff).users, seen))
 
     def answer(self, model: Any, cutoff: date) -> pl.DataFrame | None:
@@ -184,9 +187,10 @@ class Purchases:
         self._answers.setdefault(model, {})[cutoff] = answer
         return answer
 
-    def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        if key not in self._kept:
-            while len(self._kept) >= KEPT:
-                del self._kept[next(iter(self._kept))]
-            self._kept[key] = make()
-        return self._kept[key]
+    def _once(self, what: str, key: Hashable, make: Callable[[], Any]) -> Any:
+        kept = self._kept.setdefault(what, {})
+        if key not in kept:
+            while len(kept) >= KEPT:
+                del kept[next(iter(kept))]
+            kept[key] = make()
+        return kept[key]

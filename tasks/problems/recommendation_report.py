@@ -41,10 +41,10 @@ def entries(lists: pl.Series) -> pl.Series:
 
 def _by_history(rows: dict[str, pl.DataFrame], metric: str) -> pl.DataFrame:
     """series, visits (median of the group), the mean metric: one row per series and group."""
-    visits = rows["model"]["visits"]
-    edges = np.unique(np.quantile(visits.to_numpy(), np.arange(1, GROUPS) / GROUPS)) if len(visits) else []
+    visits = rows["model"]["visits"].to_numpy()
+    edges = np.unique(np.quantile(visits, np.arange(1, GROUPS) / GROUPS)) if len(visits) else np.zeros(0)
     groups = [
-        frame.group_by(pl.col("visits").cut(list(edges)).alias("group"))
+        frame.group_by(pl.Series("group", np.searchsorted(edges, frame["visits"].to_numpy())))
         .agg(pl.col("visits").median(), pl.col(metric).mean())
         .sort("visits")
         .select(pl.lit(name).alias("series"), "visits", metric)
