@@ -5,6 +5,7 @@
 
 import difflib
 import json
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -591,6 +592,13 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
+
+
+def require(name: str, known: Iterable[str], where: str) -> None:
+    """Raises ParamsError, with the nearest right name, for a `name` that is not among `known`."""
+    names = list(known)
+    if name not in names:
+        raise ParamsError(f"{where} = {name}: no such feature{nearest(name, names)}")
 
 
 def nearest(name: str, known: Any) -> str:

@@ -12,7 +12,7 @@ from sklearn import metrics
 from tasks.errors import DataError
 from tasks.params import Tabular
 from tasks.problems.classification import KIND, PREFIX
-from tasks.problems.tabular import Rows
+from tasks.problems.tabular.kind import Rows
 from tests.contracts import SupervisedContract
 
 DAY = date(2024, 1, 1)

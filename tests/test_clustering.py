@@ -11,7 +11,7 @@ from tasks.params import Tabular
 from tasks.problems import clustering
 from tasks.problems.base import Fold
 from tasks.problems.clustering import KIND, davies_bouldin, silhouettes
-from tasks.problems.tabular import Rows
+from tasks.problems.tabular.kind import Rows
 from tests.contracts import TabularContract
 
 DAYS = (date(2024, 1, 1), date(2024, 2, 1))

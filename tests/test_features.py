@@ -15,8 +15,8 @@ from tasks import features, params
 from tasks.errors import DataError, LeakError, ParamsError, SourceError
 from tasks.layout import Layout
 from tasks.params import Features
-from tasks.problems import point_in_time as point_in_time_module
-from tasks.problems.point_in_time import list_cutoffs, point_in_time
+from tasks.problems.tabular import point_in_time as point_in_time_module
+from tasks.problems.tabular.point_in_time import list_cutoffs, point_in_time
 from tests import store
 
 D0 = date(2024, 1, 1)

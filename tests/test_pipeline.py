@@ -8,8 +8,9 @@ from sklearn.pipeline import Pipeline
 
 from tasks import models, params
 from tasks.errors import DataError
-from tasks.problems import pipeline, tabular
-from tasks.problems.pipeline import Frequency, SignedLog, Text, fold_back, preprocess, space
+from tasks.problems.tabular import kind as tabular
+from tasks.problems.tabular import pipeline
+from tasks.problems.tabular.pipeline import Frequency, SignedLog, Text, fold_back, preprocess, space
 
 NUMERIC, LOW, HIGH = ["spend", "visits", "noise"], ["colour"], ["street"]
 CHOICES = [

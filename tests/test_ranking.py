@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from tasks.problems.recommendation_candidates import best, decayed, order
-from tasks.problems.recommendation_features import NEVER, PAIR, USER, Lines, of_pairs, of_users
-from tasks.problems.recommendation_histories import Histories, codes
-from tasks.problems.recommendation_metrics import per_user
-from tasks.problems.recommendation_sources import Ease, Similar, popularity
+from tasks.problems.ranking.candidates import best, decayed, order
+from tasks.problems.ranking.features import NEVER, PAIR, USER, Lines, of_pairs, of_users
+from tasks.problems.ranking.histories import Histories, codes
+from tasks.problems.ranking.metrics import per_user
+from tasks.problems.ranking.sources import Ease, Similar, popularity
 
 
 def naive(ranked, relevant, k):

@@ -13,8 +13,8 @@ import pytest
 from tasks import models
 from tasks.errors import DataError, ParamsError
 from tasks.params import Recommend
+from tasks.problems.ranking.features import FEATURES
 from tasks.problems.recommendation import KIND
-from tasks.problems.recommendation_features import FEATURES
 from tests.contracts import Contract, World, build
 
 COLUMNS = ["household_id", "rank", "product_id", "score", "source"]

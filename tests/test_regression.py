@@ -10,7 +10,7 @@ from sklearn.dummy import DummyRegressor
 from tasks.errors import DataError, ParamsError
 from tasks.params import Tabular
 from tasks.problems.regression import KIND, OffsetRegressor
-from tasks.problems.tabular import Rows
+from tasks.problems.tabular.kind import Rows
 from tests.contracts import SupervisedContract
 
 DAY = date(2024, 1, 1)

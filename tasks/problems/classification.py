@@ -14,7 +14,7 @@ from sklearn.model_selection import FixedThresholdClassifier
 from tasks.errors import DataError
 from tasks.params import KindName, Range, Tabular
 from tasks.problems.base import Config, Kind, Metric, Model
-from tasks.problems.tabular import BOOSTING, BOOSTING_SPACE, LIGHTGBM, Family, Rows, TabularKind
+from tasks.problems.tabular.kind import BOOSTING, BOOSTING_SPACE, LIGHTGBM, Family, Rows, TabularKind
 
 PREFIX = "probability_"
 BINS = 10

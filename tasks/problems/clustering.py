@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from tasks.errors import DataError, ParamsError
 from tasks.params import KindName, Range, Tabular
 from tasks.problems.base import Config, Fold, Kind, Metric, Model
-from tasks.problems.tabular import Family, Rows, TabularKind
+from tasks.problems.tabular.kind import Family, Rows, TabularKind
 
 RESAMPLES = 20
 """Bootstrap fits behind `stability`."""

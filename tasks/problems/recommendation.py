@@ -16,17 +16,15 @@ import pandas as pd
 import polars as pl
 
 from tasks.errors import DataError
-from tasks.params import KindName, Range, Recommend
-from tasks.problems import recommendation_purchases as purchases
-from tasks.problems import recommendation_report as report
+from tasks.params import KindName, Range, Recommend, require
 from tasks.problems.base import Config, Fold, Metric
-from tasks.problems.recommendation_features import USER
-from tasks.problems.recommendation_histories import codes, to_date, to_day
-from tasks.problems.recommendation_metrics import per_user
-from tasks.problems.recommendation_models import MODELS, Frequency, Ranked, Recommender, TwoStage
-from tasks.problems.recommendation_purchases import Purchases
-from tasks.problems.recommendation_sources import SOURCES
-from tasks.problems.tabular import require
+from tasks.problems.ranking import purchases, report
+from tasks.problems.ranking.features import USER
+from tasks.problems.ranking.histories import codes, to_date, to_day
+from tasks.problems.ranking.metrics import per_user
+from tasks.problems.ranking.models import MODELS, Frequency, Ranked, Recommender, TwoStage
+from tasks.problems.ranking.purchases import Purchases
+from tasks.problems.ranking.sources import SOURCES
 
 RANKED = ("ndcg", "recall", "map", "hit_rate")
 LISTS = {"": False, "_novel": True}

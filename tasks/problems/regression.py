@@ -13,9 +13,9 @@ from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import Ridge
 from sklearn.utils.validation import check_is_fitted
 
-from tasks.params import KindName, Range, Tabular
+from tasks.params import KindName, Range, Tabular, require
 from tasks.problems.base import Config, Kind, Metric, Model
-from tasks.problems.tabular import BOOSTING, BOOSTING_SPACE, LIGHTGBM, Family, Rows, TabularKind, require
+from tasks.problems.tabular.kind import BOOSTING, BOOSTING_SPACE, LIGHTGBM, Family, Rows, TabularKind
 
 BINS = 10
 POINTS = 600

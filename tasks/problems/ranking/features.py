@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.problems.recommendation_histories import Histories, codes, distinct
-from tasks.problems.recommendation_sources import SOURCES, decay, popularity
+from tasks.problems.ranking.histories import Histories, codes, distinct
+from tasks.problems.ranking.sources import SOURCES, decay, popularity
 
 USER = ("visits", "visits_28d", "visit_gap", "days_since_visit", "days_known", "lines_per_visit", "repeat_share")
 ITEM = ("users_7d", "users_28d", "users_56d", "trend", "users", "lines_per_user", "loyal_share", "days_sold", "category_users")

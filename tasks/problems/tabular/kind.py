@@ -11,11 +11,11 @@ import pandas as pd
 import polars as pl
 from sklearn.pipeline import Pipeline
 
-from tasks.errors import DataError, ParamsError
-from tasks.params import KindName, Range, Tabular, nearest
-from tasks.problems import pipeline
+from tasks.errors import DataError
+from tasks.params import KindName, Range, Tabular, require
 from tasks.problems.base import Config, Fold, Metric, Model
-from tasks.problems.point_in_time import point_in_time
+from tasks.problems.tabular import pipeline
+from tasks.problems.tabular.point_in_time import point_in_time
 
 LIGHTGBM = {
     "n_jobs": 1,
@@ -234,10 +234,3 @@ def _refuse_missing(numbers: pd.DataFrame, model: str) -> None:
             f"{missing.idxmax()}: {missing.max():,} of {len(numbers):,} rows are missing, and with pipeline.impute none "
             f"{model} cannot learn from them. Set pipeline.impute to median, mean or zero, or tune.models to others."
         )
-
-
-def require(name: str, known: Iterable[str], where: str) -> None:
-    """Raises ParamsError, with the nearest right name, for a `name` that is not among `known`."""
-    names = list(known)
-    if name not in names:
-        raise ParamsError(f"{where} = {name}: no such feature{nearest(name, names)}")

@@ -12,11 +12,10 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 from tasks.errors import DataError, ParamsError
-from tasks.params import Interactions
-from tasks.problems import recommendation_features as features
-from tasks.problems.recommendation_candidates import Candidates, Learned, Settings
-from tasks.problems.recommendation_histories import Histories, codes, distinct, to_date, to_day
-from tasks.problems.tabular import require
+from tasks.params import Interactions, require
+from tasks.problems.ranking import features
+from tasks.problems.ranking.candidates import Candidates, Learned, Settings
+from tasks.problems.ranking.histories import Histories, codes, distinct, to_date, to_day
 
 KEPT = 6
 """Results of so many cutoffs are kept in memory (about 100 MB each for 2,000 users)."""

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.problems import recommendation_features as features
-from tasks.problems.recommendation_histories import Histories, Sparse, distinct
-from tasks.problems.recommendation_sources import Ease, Similar, decay, popularity
+from tasks.problems.ranking import features
+from tasks.problems.ranking.histories import Histories, Sparse, distinct
+from tasks.problems.ranking.sources import Ease, Similar, decay, popularity
 
 OWN = 0.7
 """Share of a user's own purchases beside those of similar users, where similar users propose what to buy again."""

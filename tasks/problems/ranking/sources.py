@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg, sparse
 
-from tasks.problems.recommendation_histories import Histories, Sparse, codes
+from tasks.problems.ranking.histories import Histories, Sparse, codes
 
 SOURCES = ("again", "together", "similar", "popular")
 """Own purchases with decay, EASE, TIFU-kNN, popularity: the order of the scores of a candidate."""

@@ -14,10 +14,10 @@ import pandas as pd
 import polars as pl
 from sklearn.base import BaseEstimator
 
-from tasks.problems.recommendation_candidates import Candidates, Learned, Settings, decayed, order
-from tasks.problems.recommendation_features import FEATURES
-from tasks.problems.recommendation_histories import Histories, codes
-from tasks.problems.recommendation_sources import SOURCES, popularity
+from tasks.problems.ranking.candidates import Candidates, Learned, Settings, decayed, order
+from tasks.problems.ranking.features import FEATURES
+from tasks.problems.ranking.histories import Histories, codes
+from tasks.problems.ranking.sources import SOURCES, popularity
 
 
 @dataclass(eq=False)

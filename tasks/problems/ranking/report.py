@@ -5,13 +5,13 @@ from datetime import date
 import numpy as np
 import polars as pl
 
-from tasks.problems.recommendation_candidates import OWN, order
-from tasks.problems.recommendation_features import FEATURES
-from tasks.problems.recommendation_histories import codes
-from tasks.problems.recommendation_metrics import per_user
-from tasks.problems.recommendation_models import Recommender, TwoStage
-from tasks.problems.recommendation_purchases import Purchases
-from tasks.problems.recommendation_sources import SOURCES
+from tasks.problems.ranking.candidates import OWN, order
+from tasks.problems.ranking.features import FEATURES
+from tasks.problems.ranking.histories import codes
+from tasks.problems.ranking.metrics import per_user
+from tasks.problems.ranking.models import Recommender, TwoStage
+from tasks.problems.ranking.purchases import Purchases
+from tasks.problems.ranking.sources import SOURCES
 
 LISTS = {"": False, "_novel": True}
 """Suffix of metrics and columns -> whether the list holds new items only."""

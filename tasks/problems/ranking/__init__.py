@@ -1,0 +1,1 @@
+"""What a recommender is made of: histories, sources of candidates, their features, the ranker, and how lists are judged."""
