@@ -206,6 +206,30 @@ def rollback(
 
 
 @app.command()
+def score(
+    name: Name,
+    data: Annotated[Path, typer.Option(help="csv or parquet: rows of features, or only the key of whom to answer for.")],
+    out: Annotated[Path, typer.Option(help="csv or parquet; written whole or not at all.")],
+    version: Annotated[int | None, typer.Option(help="The version that answers; none: the champion.")] = None,
+    root: Root = HERE,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Answer each row of a file; rows keep their order, and one without an answer says why."""
+    from flows import scoring
+
+    place = _find(root)
+    known = _params(place)
+    known.section(name)
+    result = scoring.run(place, known, name, data, out, version)
+    if as_json:
+        _print_json(result.model_dump())
+    else:
+        cells = (name, f"v{result.version}", f"{result.rows:,}", f"{result.not_scored:,}", result.out)
+        _print_table(("problem", "version", "rows", "not scored", "out"), [cells])
+
+
+@app.command()
 def params(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema instead: what each key means.")] = False,
     root: Root = HERE,

@@ -17,6 +17,8 @@ Config = Mapping[str, Any]
 """One point of the search: "model" names the model, the other keys are its hyper-parameters and pipeline choices."""
 Model = Any
 """A fitted scikit-learn estimator, savable by tasks.models."""
+NOT_SCORED = "not_scored"
+"""Column of answers: why a row has none; null where it has one."""
 Data = Any
 """What `load` gives; the kind alone looks inside."""
 
@@ -108,4 +110,12 @@ class Kind(Protocol):
 
     def example(self, data: Data, section: Any) -> Any:
         """Up to five rows of the pandas frame that the model's own `predict` takes: the signature of the served model."""
+        ...
+
+    def answer(self, model: Model, data: Data, asked: pl.DataFrame, section: Any) -> pl.DataFrame:
+        """What `model` says to each row of `asked`, in its order: features, or the entity's key alone.
+
+        Where rows and answers are one to one, the columns of `asked` come first and NOT_SCORED last.
+        Raises DataError for columns that are missing, or taken by the answer.
+        """
         ...

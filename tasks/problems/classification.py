@@ -5,6 +5,7 @@ from datetime import date
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import polars as pl
 from lightgbm import LGBMClassifier
 from sklearn.dummy import DummyClassifier
@@ -74,6 +75,12 @@ class Classification(TabularKind):
             {"entity": rows.entity, "truth": rows.target}
             | {f"{PREFIX}{name}": chances[:, place] for place, name in enumerate(model.classes_)}
         ).with_columns(threshold=pl.lit(threshold, pl.Float64))
+
+    def said(self, model: Model, features: pd.DataFrame) -> dict[str, np.ndarray]:
+        """`prediction`: the class at the model's threshold; `probability_<class>` of each class."""
+        chances = model.predict_proba(features)
+        named = {f"{PREFIX}{name}": chances[:, place] for place, name in enumerate(model.classes_)}
+        return super().said(model, features) | named
 
     def score(self, predictions: pl.DataFrame, section: Tabular) -> dict[str, float]:
         """All metrics; for more than two classes macro means, each class against the rest. NaN where one is not defined."""

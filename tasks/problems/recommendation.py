@@ -147,6 +147,17 @@ class Recommendation:
         _, first = np.unique(newest, return_index=True)
         return pd.DataFrame({section.features.user: data.histories.users[newest[np.sort(first)[:5]]]})
 
+    def answer(self, model: Recommender, data: Purchases, asked: pl.DataFrame, section: Recommend) -> pl.DataFrame:
+        """The list of each user of `asked`, from the newest histories: user, rank, item, score, source; best first.
+
+        A user asked for twice gets two lists; one without history gets what is popular.
+        """
+        user = section.features.user
+        if user not in asked.columns:
+            raise DataError(f"columns {', '.join(asked.columns) or '(none)'}: needs {user}, whom to recommend to")
+        reader = model.reading(data.histories, to_day(data.as_of))
+        return pl.from_pandas(reader.predict(asked.select(user).to_pandas()))
+
 
 def _known(data: Purchases, cutoffs: Sequence[date]) -> int:
     """The day on which the labels of `cutoffs` are complete."""

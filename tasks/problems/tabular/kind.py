@@ -13,7 +13,7 @@ from sklearn.pipeline import Pipeline
 
 from tasks.errors import DataError
 from tasks.params import KindName, Range, Tabular, require
-from tasks.problems.base import Config, Fold, Metric, Model
+from tasks.problems.base import NOT_SCORED, Config, Fold, Metric, Model
 from tasks.problems.tabular import pipeline
 from tasks.problems.tabular.point_in_time import point_in_time
 
@@ -184,6 +184,21 @@ class TabularKind:
     def example(self, data: Rows, section: Tabular) -> pd.DataFrame:
         return data.features.tail(5).reset_index(drop=True)
 
+    def said(self, model: Model, features: pd.DataFrame) -> dict[str, np.ndarray]:
+        """The columns of an answer: `prediction`, one per row of `features`."""
+        return {"prediction": model.predict(features)}
+
+    def answer(self, model: Model, data: Rows, asked: pl.DataFrame, section: Tabular) -> pl.DataFrame:
+        """`asked`, the columns of `said`, and why a row has no answer: its entity is unknown, or a number is none."""
+        features, why = _asked(data, asked, section.features.entity)
+        there = np.array([each is None for each in why], dtype=bool)
+        said = self.said(model, features.loc[there]) if there.any() else {"prediction": np.empty(0)}
+        if taken := [name for name in (*said, NOT_SCORED) if name in asked.columns]:
+            raise DataError(f"column {taken[0]}: the answer brings a column of that name; rename it in the file")
+        places = pl.DataFrame({"row": np.flatnonzero(there), **said})
+        answers = pl.DataFrame({"row": np.arange(len(why))}).join(places, on="row", how="left", maintain_order="left")
+        return asked.hstack(answers.drop("row")).with_columns(pl.Series(NOT_SCORED, why, pl.String))
+
 
 def roles(features: pd.DataFrame, high_cardinality: int) -> tuple[list[str], list[str], list[str]]:
     """Columns that are numbers, text with few distinct values and text with more than `high_cardinality`."""
@@ -234,3 +249,47 @@ def _refuse_missing(numbers: pd.DataFrame, model: str) -> None:
             f"{missing.idxmax()}: {missing.max():,} of {len(numbers):,} rows are missing, and with pipeline.impute none "
             f"{model} cannot learn from them. Set pipeline.impute to median, mean or zero, or tune.models to others."
         )
+
+
+def _asked(data: Rows, asked: pl.DataFrame, entity: str) -> tuple[pd.DataFrame, list[str | None]]:
+    """The features of each row of `asked`, given in it or looked up by its entity, and why a row has none.
+
+    Raises DataError where neither all features nor the entity are columns of `asked`.
+    """
+    missing = [name for name in data.features if name not in asked.columns]
+    if not missing:
+        return _given(data, asked)
+    if entity in asked.columns:
+        return _looked_up(data, asked[entity])
+    raise DataError(
+        f"columns {', '.join(asked.columns) or '(none)'}: needs {entity}, or every feature; {len(missing)} are missing "
+        f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''})"
+    )
+
+
+def _looked_up(data: Rows, wanted: pl.Series) -> tuple[pd.DataFrame, list[str | None]]:
+    """The newest features of each entity."""
+    day = data.cutoff.unique().sort()[-1]
+    newest = data.at([day])
+    places = pl.DataFrame({"entity": newest.entity, "place": np.arange(len(newest))})
+    keys = wanted.cast(newest.entity.dtype, strict=False).alias("entity").to_frame()
+    place = keys.join(places, on="entity", how="left", maintain_order="left")["place"]
+    unknown = place.is_null()
+    why = [f"{wanted.name} = {key}: no features at {day}" if lost else None for key, lost in zip(wanted, unknown, strict=True)]
+    return newest.features.iloc[place.fill_null(0).to_numpy()], why
+
+
+def _given(data: Rows, asked: pl.DataFrame) -> tuple[pd.DataFrame, list[str | None]]:
+    """The columns of the features, with the types they have in training."""
+    why: list[str | None] = [None] * asked.height
+    columns = {}
+    for name in data.features:
+        if not pd.api.types.is_numeric_dtype(data.features[name]):
+            columns[name] = pd.Series(asked[name].cast(pl.String).to_list(), dtype="str")
+            continue
+        numbers = asked[name].cast(pl.Float64, strict=False)
+        wrong = (numbers.is_null() & asked[name].is_not_null()) | numbers.is_infinite().fill_null(False)
+        for row in wrong.arg_true():
+            why[row] = why[row] or f"{name} = {asked[name][row]}: is no finite number"
+        columns[name] = numbers.to_numpy()
+    return pd.DataFrame(columns), why

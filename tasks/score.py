@@ -1,0 +1,71 @@
+"""Batch scoring: the rows of a file in, an answer for each of them out. No row is dropped, and their order stays."""
+
+import logging
+from pathlib import Path
+
+import polars as pl
+from polars.exceptions import PolarsError
+
+from tasks import problems
+from tasks.errors import ModelError, ParamsError, SourceError
+from tasks.layout import Layout, writing
+from tasks.params import Params, Section
+from tasks.problems.base import NOT_SCORED, Model
+
+log = logging.getLogger(__name__)
+
+
+class Result(Section):
+    problem: str
+    version: int
+    rows: int
+    """Rows read."""
+    not_scored: int
+    """Rows without an answer; the column `not_scored` says why."""
+    out: str
+
+
+def run(params: Params, problem: str, layout: Layout, model: Model, version: int, data: Path, out: Path) -> Result:
+    """Answer each row of `data` (csv or parquet) by `model`, registered as `version`, into `out` (either, whole or not at all).
+
+    A row holds the features of the problem, or only the key of its entity, whose newest features are then looked up.
+    Raises SourceError where the file cannot be read, DataError for columns that are missing or taken, ModelError where the
+    model wants other features than the project makes now.
+    """
+    kind, section = problems.kind(params.kind(problem)), params.section(problem)
+    if out.suffix not in WRITE:
+        raise ParamsError(f"{out}: unknown kind of file; give a name that ends in {' or '.join(WRITE)}")
+    asked = read(data)
+    if not layout.features(problem).exists():
+        raise ModelError(f"{problem}: has no features yet; run evergreen train {problem}")
+    try:
+        with problems.naming(problem):
+            answers = kind.answer(model, kind.load(layout.features(problem), section), asked, section)
+    except (ValueError, KeyError) as error:
+        raise ModelError(
+            f"{problem}: version {version} cannot score {data.name}: {error}. Train again, or name a --version."
+        ) from error
+    with writing(out) as scratch:
+        WRITE[out.suffix](answers, scratch)
+    refused = answers[NOT_SCORED].drop_nulls() if NOT_SCORED in answers.columns else pl.Series(dtype=pl.String)
+    if len(refused):
+        log.warning(
+            "%s: %s of %s rows are not scored; the first: %s", problem, f"{len(refused):,}", f"{asked.height:,}", refused[0]
+        )
+    return Result(problem=problem, version=version, rows=asked.height, not_scored=len(refused), out=str(out))
+
+
+def read(path: Path) -> pl.DataFrame:
+    """A csv or parquet file. Raises SourceError where it is neither, is not there or has no column."""
+    if path.suffix not in READ:
+        raise SourceError(f"{path}: unknown kind of file; give a name that ends in {' or '.join(READ)}")
+    if not path.is_file():
+        raise SourceError(f"{path}: no such file")
+    try:
+        return READ[path.suffix](path)
+    except (PolarsError, OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+
+
+READ = {".parquet": pl.read_parquet, ".csv": lambda path: pl.read_csv(path, infer_schema_length=None)}
+WRITE = {".parquet": pl.DataFrame.write_parquet, ".csv": pl.DataFrame.write_csv}
