@@ -196,7 +196,7 @@ def fingerprint(params: Params, problem: str, layout: Layout) -> str:
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     here = Path(__file__).parent
-    code = [Path(__file__), here / "split.py", *sorted((here / "problems").glob("*.py"))]
+    code = [Path(__file__), here / "split.py", *sorted((here / "problems").rglob("*.py"))]
     data = sorted(path for path in layout.features(problem).rglob("*") if path.is_file())
     for path in [*code, *data, *([layout.lock] if layout.lock.exists() else [])]:
         digest.update(path.name.encode())
