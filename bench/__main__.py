@@ -1,6 +1,6 @@
 """`make bench`: what things cost, as ratios of two things run in turn on the same machine.
 
-    python -m bench               all of them
+    make bench                    all of them
     python -m bench validation    one: flow, validation
 
 Each works in clones of this repository in a temporary folder; nothing here is touched. A run takes minutes, on the real store.
@@ -11,10 +11,15 @@ import logging
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from tasks import layout, params
 from tasks.__main__ import STEPS
@@ -46,27 +51,51 @@ def bare(project: Path) -> None:
 
 
 def flow(project: Path) -> None:
-    subprocess.run(
-        [Path(sys.executable).with_name("evergreen"), "train", "--root", str(project)],
-        check=True,
-        capture_output=True,
-        cwd=project,
-    )
+    command = [str(Path(sys.executable).with_name("evergreen")), "train", "--root", str(project)]
+    subprocess.run(command, check=True, capture_output=True, cwd=project)
 
 
-def seconds(work: Callable[[Path], None], project: Path) -> float:
-    clock = time.perf_counter()
-    work(project)
-    return time.perf_counter() - clock
+@dataclass
+class Cost:
+    seconds: float
+    """Wall time."""
+    peak_mb: float
+    """Most memory that all processes of the run held together, looked at twice a second; pages they share count each time."""
+
+
+def measure(work: Callable[[Path], None], project: Path) -> Cost:
+    done, peak, clock = threading.Event(), [0.0], time.perf_counter()
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            peak[0] = max(peak[0], _memory_mb())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work(project)
+    finally:
+        done.set()
+        watcher.join()
+    return Cost(time.perf_counter() - clock, peak[0])
+
+
+def _memory_mb() -> float:
+    """Of all that this process started."""
+    held = 0
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            held += child.memory_info().rss
+    return held / 2**20
 
 
 def bench_flow(folder: Path) -> None:
     """The whole flow against its bare steps; the aim is at most 1.15."""
-    took = {"bare steps": seconds(bare, clone(folder, "bare")), "flow": seconds(flow, clone(folder, "flow"))}
-    took["flow again, nothing changed"] = seconds(flow, folder / "flow")
-    for name, value in took.items():
-        log.info("%-28s %7.1f s wall", name, value)
-    log.info("flow / bare steps            %7.2f", took["flow"] / took["bare steps"])
+    costs = {"bare steps": measure(bare, clone(folder, "bare")), "flow": measure(flow, clone(folder, "flow"))}
+    costs["flow again, nothing changed"] = measure(flow, folder / "flow")
+    for name, cost in costs.items():
+        log.info("%-28s %7.1f s wall %7.0f MB", name, cost.seconds, cost.peak_mb)
+    log.info("flow / bare steps, wall      %7.2f", costs["flow"].seconds / costs["bare steps"].seconds)
 
 
 def bench_validation(folder: Path) -> None:
