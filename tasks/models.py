@@ -1,5 +1,6 @@
 """Fitted models on disk: skops files, no pickle. What may be loaded is listed here, never read from the file."""
 
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def save(model: Any, path: Path) -> None:
     with writing(path) as scratch:
         io.dump(model, scratch)
         _check(scratch, path)
+        _settle(scratch)
 
 
 def load(path: Path) -> Any:
@@ -55,6 +57,32 @@ def load(path: Path) -> Any:
     """
     _check(path, path)
     return io.load(path, trusted=list(TRUSTED))
+
+
+def _settle(file: Path) -> None:
+    """Let the same model be the same bytes, so that DVC knows it again: skops writes times and addresses in memory.
+
+    Every address becomes the place at which the model mentions it first.
+    """
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    places: dict[str, int] = {}
+
+    def settle(node: dict[str, Any]) -> dict[str, Any]:
+        if "__id__" in node:
+            node["__id__"] = places.setdefault(str(node["__id__"]), len(places) + 1)
+        if isinstance(name := node.get("file"), str) and name in parts:
+            address, dot, suffix = name.partition(".")
+            node["file"] = f"{places.setdefault(address, len(places) + 1)}{dot}{suffix}"
+            settled[node["file"]] = parts[name]
+        return node
+
+    settled: dict[str, bytes] = {}
+    schema = json.loads(parts["schema.json"], object_hook=settle)
+    settled["schema.json"] = json.dumps(schema, indent=2).encode()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in settled.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
 
 
 def _check(file: Path, shown: Path) -> None:

@@ -2,7 +2,10 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+from lightgbm import LGBMClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from tasks import models
 from tasks.errors import ModelError
@@ -31,6 +34,15 @@ def test_a_file_that_holds_a_type_not_listed_is_not_loaded(tmp_path):
     models.io.dump(fitted(Intruder()), path)
     with pytest.raises(ModelError, match=r"holds .*Intruder, which is not in TRUSTED .*Do not load the file"):
         models.load(path)
+
+
+def test_the_same_model_is_the_same_file_and_reads_as_it_was(tmp_path):
+    x = np.random.default_rng(0).normal(size=(60, 3))
+    first, second = (make_pipeline(StandardScaler(), LGBMClassifier(n_estimators=3, verbose=-1)) for _ in range(2))
+    for number, model in enumerate((first, second)):
+        models.save(model.fit(x, x[:, 0] > 0), tmp_path / f"{number}.skops")
+    assert (tmp_path / "0.skops").read_bytes() == (tmp_path / "1.skops").read_bytes()
+    np.testing.assert_array_equal(models.load(tmp_path / "0.skops").predict_proba(x), first.predict_proba(x))
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"\x80\x04K\x01."])
