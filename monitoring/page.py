@@ -316,7 +316,7 @@ def _score(metric: Mapping[str, Any]) -> Score:
     name = metric["name"]
     score, low, high, baseline = (metric.get(key) for key in ("score", "low", "high", "baseline"))
     gain, gain_low, gain_high = (metric.get(key) for key in ("gain", "gain_low", "gain_high"))
-    places = words.digits(*((score, high) if not words.absent(high) else (score, baseline)))
+    places = words.seen(words.digits(*((score, high) if not words.absent(high) else (score, baseline))), score, baseline)
     finer = places if words.absent(gain_low) else words.digits(gain_low, gain_high)
     return Score(
         name=name,

@@ -116,6 +116,16 @@ def digits(*values: float | None) -> int:
     return min(max(1 - math.floor(math.log10(width)), 0), 4)
 
 
+def seen(places: int, *values: float | None) -> int:
+    """Decimals, `places` or up to 4, with which none of `values` but zero reads as zero.
+
+    >>> seen(2, 0.204, 0.0004), seen(3, 0.907, 0.5), seen(1, 0.0, None)
+    (4, 3, 1)
+    """
+    known = [abs(each) for each in values if each is not None and not absent(each) and each]
+    return min(max(places, -math.floor(math.log10(min(known)))), 4) if known else places
+
+
 def share(value: float | None) -> str:
     """A share of 1 as per cent.
 

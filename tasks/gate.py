@@ -115,7 +115,7 @@ def _reason(
     }[decision]
     return (
         f"{'promoted' if promote else 'not promoted'}: {metric.name} {candidate} {says}: "
-        f"gain {gain} [{low}, {high}] at {policy.confidence:.0%} ({rows:,} rows)"
+        f"gain {gain} [{low}, {high}] at {policy.confidence:.0%} ({rows:,} rows of the last window)"
     )
 
 

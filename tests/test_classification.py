@@ -162,6 +162,7 @@ def test_curves_of_two_classes_begin_and_end_where_they_must():
     area = np.trapezoid(roc["true_positive_rate"], roc["false_positive_rate"])
     assert area == pytest.approx(KIND.score(found, SECTION)["roc_auc"], abs=0.01)
     assert plots["precision_recall"]["recall"].max() == 1
+    assert plots["gain"].row(0)[1:3] == (0.0, 0.0), "who asks nobody finds nobody"
     assert plots["gain"].row(-1)[1:] == (1.0, 1.0, 1.0)
     assert plots["calibration"]["rows"].sum() == 1000
     assert plots["scores"]["share_of_positives"].sum() == pytest.approx(1)

@@ -145,7 +145,7 @@ def test_the_reason_says_metric_scores_gain_interval_and_rows() -> None:
     better, unclear = judged(NOISE + 0.5, NOISE, margin=0.01), judged([0.0, 1.0, 1.0], [1.0, 0.0, 1.0])
     assert better.reason.startswith("promoted: accuracy 0.4")
     assert "beats champion v3 -0.0" in better.reason
-    assert "by more than 0.01: gain 0.500 [0.500, 0.500] at 95% (300 rows)" in better.reason
+    assert "by more than 0.01: gain 0.500 [0.500, 0.500] at 95% (300 rows of the last window)" in better.reason
     assert unclear.reason.startswith("not promoted: accuracy 0.667 cannot be told from champion v3 0.667: gain 0.000 [")
 
 

@@ -272,8 +272,10 @@ def _gain(positive: np.ndarray, chance: np.ndarray) -> dict[str, np.ndarray]:
     """Of all positives, which share is among the highest-scored share of the rows; lift is the one over the other."""
     hits, calls = _steps(positive, chance)
     found, asked = hits / hits[-1], calls / calls[-1]
-    kept = _thin(len(hits))
-    return {"share_of_rows": asked[kept], "share_found": found[kept], "lift": (found / asked)[kept]}
+    lift = found / asked
+    found, asked, lift = np.append(0, found), np.append(0, asked), np.append(lift[0], lift)
+    kept = _thin(len(found))
+    return {"share_of_rows": asked[kept], "share_found": found[kept], "lift": lift[kept]}
 
 
 def _distribution(positive: np.ndarray, chance: np.ndarray) -> dict[str, np.ndarray]:
