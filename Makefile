@@ -61,7 +61,7 @@ lock: install  ## requirements.lock from pyproject.toml
 	$(LOCK) -o requirements.lock
 
 clean:  ## all that runs have made; the environment and git's files stay
-	rm -rf data models reports var .dvc/cache .dvc/tmp dvc.lock
+	rm -rf data models reports var dvc_plots .dvc/cache .dvc/tmp dvc.lock
 
 endif
 
