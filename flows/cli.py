@@ -165,10 +165,12 @@ def history(
     from flows import settings
 
     place = _find(root)
-    _params(place).section(name)
+    known = _params(place)
     moment = _moment(at) if at else None
     deployments = settings.deployments(place)
     decisions = sorted(deployments.history(name, moment), key=lambda each: each.at)
+    if not decisions:  # what was decided stays known when its problem is gone from params.yaml
+        known.section(name)
     champion = deployments.champion(name, moment)
     if as_json:
         _print_json({"problem": name, "champion": champion, "decisions": [each.model_dump(mode="json") for each in decisions]})
@@ -309,6 +311,8 @@ def _live_on(place: "Layout", text: str) -> None:
     except ValueError:
         raise ParamsError(f"--as-of {text}: is not a day; write it as YYYY-MM-DD") from None
     before = _params(place).project.as_of
+    if day > date.today():
+        raise ParamsError(f"--as-of {text}: lies after today, {date.today()}; name a day that has passed")
     if set_as_of(place.params, day):
         _say(f"params.yaml: project.as_of = {day} (was {before or 'the newest day in the data'})")
 
@@ -319,7 +323,8 @@ def _moment(text: str) -> datetime:
 
     try:
         found = datetime.fromisoformat(text)
-    except ValueError:
+        found.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise ParamsError(f"--at {text}: is neither a day (YYYY-MM-DD) nor a time (YYYY-MM-DDTHH:MM)") from None
     if len(text) == len("YYYY-MM-DD"):
         found = datetime.combine(found, time.max)

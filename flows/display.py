@@ -33,7 +33,8 @@ class Plain(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         place = self.where()
         prefix = f"[{' '.join(part for part in reversed(place) if part)}] " if place else ""
-        sys.stderr.write(f"{prefix}{_line(record, place)}\n")
+        failed = getattr(record, "event", "") == "failed"  # why, the command says in its last lines
+        sys.stderr.write(f"{prefix}{'failed' if failed else _line(record, place)}\n")
 
 
 @dataclass

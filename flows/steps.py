@@ -88,11 +88,13 @@ def _follow(process: subprocess.Popen[str], copy: IO[str], timeout_seconds: floa
     clock.start()
     _running.add(process)
     try:
+        broken = False
         for line in process.stderr or ():
             print(line, end="", file=copy, flush=True)
             if line.strip():
                 last = line.strip()
-                log.info("%s", last, extra={"event": "line"})
+                broken = broken or last.startswith(("error: ", "Traceback "))  # `_why` tells it, the journal keeps it
+                log.log(logging.DEBUG if broken else logging.INFO, "%s", last, extra={"event": "line"})
         process.wait()
     finally:
         clock.cancel()
@@ -185,7 +187,10 @@ def _may_pass(task: Any, run: Any, state: Any) -> bool:
     """Whether a failure may be gone next time; what a person has to mend stays."""
     error = state.result(raise_on_failure=False)
     mendable = isinstance(error, EvergreenError) and not isinstance(error, CrashError)
-    return not mendable and not _interrupted.is_set()
+    if mendable or _interrupted.is_set():
+        return False
+    log.warning("trying again: %s", error)
+    return True
 
 
 WORLDLY: dict[str, Any] = {"retries": 2, "retry_delay_seconds": [2, 20], "retry_condition_fn": _may_pass}

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from tasks.errors import ParamsError
 
@@ -37,6 +37,9 @@ Options = Annotated[tuple[T, ...], BeforeValidator(_as_tuple), Field(min_length=
 
 Days = Annotated[int, Field(ge=1)]
 """A number of days."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
+"""Names a folder, a stage, a model: a letter, then letters, digits, _ and -; 64 at most."""
 
 
 class Section(BaseModel):
@@ -447,11 +450,11 @@ class Params(Section):
     """All of params.yaml. Each name under `problems` has a section of its own at the top level of the file."""
 
     project: Project
-    ingest: dict[str, Source]
+    ingest: dict[Name, Source]
     """Table -> where it comes from."""
     validate_: Annotated[dict[str, Rules], Field(alias="validate")] = {}
     """Table -> what must hold of it."""
-    problems: dict[str, KindName]
+    problems: dict[Name, KindName]
     """Problem -> kind."""
     sections: dict[str, Problem] = {}
     """Problem -> its section."""
@@ -468,6 +471,8 @@ class Params(Section):
 
 
 FIXED = ("project", "ingest", "validate", "problems")
+TAKEN = (*FIXED, "validation", "all")
+"""Names that no problem can have: keys of the file, the report of validation, the row of the shared steps."""
 
 
 def load(path: Path) -> Params:
@@ -505,8 +510,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise ParamsError(
             f"{path.name}:{where}: {str(error.problem).splitlines()[0]}. Each name may stand once; indent with spaces."
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path}: cannot be read: {error}. It must be UTF-8 text.") from None
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise ParamsError(f"{path}: cannot be read: {' '.join(str(error).split())}. It must be UTF-8 text.") from None
     except ValueError as error:
         raise ParamsError(f"{path.name}: a date or number is none: {error}. Dates stand in quotes.") from None
     if not isinstance(raw, dict):
@@ -526,8 +531,8 @@ def _refuse_bare_dates(file: str, value: Any, key: str = "") -> None:
 
 
 def _section(path: Path, name: str, kind: str, raw: dict[str, Any]) -> Problem:
-    if name in FIXED:
-        raise ParamsError(f"{path.name}: problems.{name}: {name} is a key of Evergreen's own; give the problem another name")
+    if name in TAKEN:
+        raise ParamsError(f"{path.name}: problems.{name}: {name} is a name of Evergreen's own; give the problem another one")
     if name not in raw:
         raise ParamsError(f"{path.name}: problems.{name}: has no section {name} at the top level of the file; add one")
     try:
@@ -565,10 +570,15 @@ def tables_of(section: Problem) -> list[str]:
     return list(dict.fromkeys(name for name in named if name))
 
 
+NAMES = "a name starts with a letter, then has letters (a-z), digits, _ and -, 64 at most; give it another one"
+
+
 def _explain(file: str, prefix: tuple[str, ...], model: type[Section], error: ValidationError) -> str:
     """The first error as one line: file, key, value, rule, nearest right name."""
     first = next((each for each in error.errors() if each["type"] == "extra_forbidden"), error.errors()[0])
     place = [part for part in first["loc"] if not str(part).startswith("function-")]
+    if place[-1:] == ["[key]"]:
+        return f"{file}: {place[0]}: {str(place[-2])!r}: {NAMES}"
     key = ".".join(str(part) for part in (*prefix, *place))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":

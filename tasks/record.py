@@ -112,7 +112,11 @@ class Stages:
             return f"{self._root}: DVC is not set up here; run dvc init"
         if isinstance(error, SCMError) and "not a git repository" in str(error):
             return _no_git(self._root)
-        return f"{self._root / 'dvc.yaml'}: {' '.join(str(error).split())}"
+        said = " ".join(str(error).split())
+        if "dvc.lock" in said:
+            advice = "Bring it back (git checkout dvc.lock), or remove it: then all is done again."
+            return f"{self._root / 'dvc.lock'}: {said}. {advice}"
+        return f"{self._root / 'dvc.yaml'}: {said}"
 
 
 def _name(address: str) -> str:

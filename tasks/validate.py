@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 Severity = Literal["error", "warning"]
 ROW = "__row"
 EXAMPLES = 3
-ADVICE = "Fix the export or change the rule"
+FIX = "Fix the export and read it again (evergreen train --refresh)"
+ADVICE = f"{FIX}, or change the rule"
 
 
 class Outcome(Section):
@@ -520,7 +521,7 @@ def _raised(info: Any) -> str | None:
     """The first exception of a result: of the rule, or of one of the metrics it needs."""
     parts = [info] if "raised_exception" in info else list(info.values())
     messages = [str(part["exception_message"]) for part in parts if part.get("raised_exception")]
-    return messages[0].strip().splitlines()[0] if messages else None
+    return messages[0].strip().splitlines()[0].rstrip(".") if messages else None
 
 
 # Messages and reports
@@ -540,7 +541,7 @@ def _problems(name: str, rules: Rules, counts: Counts, outcomes: tuple[Outcome, 
         share = counts.quarantined / counts.read
         yield (
             f"{where}: {_seen(worst)}{all_rules}. "
-            f"Fix the export or raise validate.{name}.max_bad_share (now {rules.max_bad_share:g}) above {share:.2g}."
+            f"{FIX}, or raise validate.{name}.max_bad_share (now {rules.max_bad_share:g}) above {share:.2g}."
         )
 
 

@@ -170,6 +170,8 @@ def test_a_day_that_is_none_is_refused_before_anything_is_written(
 ):
     assert run_main(monkeypatch, "train", "--as-of", "2017-02-30", "--root", str(shop)) == 1
     assert "--as-of 2017-02-30: is not a day" in capsys.readouterr().err
+    assert run_main(monkeypatch, "train", "--as-of", "2999-01-01", "--root", str(shop)) == 1
+    assert "--as-of 2999-01-01: lies after today" in capsys.readouterr().err
     assert (shop / "params.yaml").read_text() == SMALL
 
 
@@ -253,6 +255,23 @@ def test_history_answers_who_was_champion_at_a_moment_a_day_counts_to_its_end(
     told = capsys.readouterr()
     assert champion in told.err
     assert "refuse" not in told.out
+
+
+@pytest.mark.usefixtures("world")
+def test_what_was_decided_stays_known_when_the_problem_is_gone_from_params(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    (shop / "params.yaml").write_text(SMALL.replace("spend", "lapse"))
+    run_main(monkeypatch, "history", "spend", "--root", str(shop))
+    assert "champion v1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("moment", ["tomorrow", "2017-13-01", "0001-01-01T00:00+23:00"])
+def test_a_moment_that_is_none_is_refused_in_one_line(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, moment: str
+):
+    assert run_main(monkeypatch, "history", "spend", "--at", moment, "--root", str(shop)) == 1
+    assert capsys.readouterr().err.startswith(f"error: --at {moment}: is neither a day")
 
 
 def test_addresses_come_from_the_environment_and_else_lie_under_var(shop: Path, monkeypatch: pytest.MonkeyPatch):

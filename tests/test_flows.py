@@ -100,6 +100,15 @@ def test_a_step_that_breaks_names_its_log_and_may_be_tried_again(project: Path):
     assert steps._may_pass(None, None, SimpleNamespace(result=lambda **_: broken.value))
 
 
+def test_why_a_step_ended_is_said_once_and_never_as_a_traceback(project: Path, lines: list):
+    for step in ("validate", "train"):
+        with pytest.raises(StepError, match=r"quantity below 0|a bug"):
+            steps.work(step, str(project))
+    told = [said for _, said in lines]
+    assert not [said for said in told if said.startswith(("error:", "Traceback", "ValueError"))]
+    assert [said for said in told if "quantity below 0" in said] == ["failed: validate: quantity below 0"]
+
+
 def test_a_server_that_is_away_is_asked_again(tmp_path: Path):
     away = steps._why(AwayError.code, "error: ingest.t: no answer", "ingest", None, tmp_path)
     assert str(away) == "ingest: ingest.t: no answer"
@@ -329,6 +338,11 @@ def test_off_a_terminal_each_line_says_whose_it_is(capsys: pytest.CaptureFixture
     display.Plain(lambda: ("tune", "redeem")).emit(record("redeem: tune: trial 1 of 2"))
     display.Plain(lambda: ("ingest", None)).emit(record("started", "started"))
     assert capsys.readouterr().err == "[redeem tune] trial 1 of 2\n[ingest] started\n"
+
+
+def test_off_a_terminal_the_reason_of_a_failure_is_left_to_the_last_line(capsys: pytest.CaptureFixture):
+    display.Plain(lambda: ("ingest", None)).emit(record("failed: ingest: no such file", "failed"))
+    assert capsys.readouterr().err == "[ingest] failed\n"
 
 
 def test_on_a_terminal_each_problem_has_one_row_with_its_step_and_last_line():

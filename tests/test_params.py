@@ -144,8 +144,23 @@ def test_a_problem_needs_a_section_and_a_section_a_problem(tmp_path):
     assert (
         "spend: unknown key; known are project, ingest, validate, problems; a problem also needs a line under problems" in said
     )
-    assert "ingest is a key of Evergreen's own" in refused(
+    assert "ingest is a name of Evergreen's own" in refused(
         tmp_path, "{spend: regression}", "{ingest: regression, spend: regression}"
+    )
+
+
+@pytest.mark.parametrize("name", ["../spend", "a b", "a.b", "a@b", "'1'", "''", "'${key}'", "ä", '"a\\nb"', "x" * 65])
+def test_a_name_that_no_folder_or_stage_can_have_is_refused(tmp_path, name):
+    assert "a name starts with a letter" in refused(
+        tmp_path, "{spend: regression}", f"{{{name}: regression, spend: regression}}"
+    )
+    assert "a name starts with a letter" in refused(tmp_path, "goods:", f"{name}:")
+
+
+@pytest.mark.parametrize("name", ["validation", "all"])
+def test_a_name_that_evergreen_needs_itself_is_refused(tmp_path, name):
+    assert f"{name} is a name of Evergreen's own" in refused(
+        tmp_path, "{spend: regression}", f"{{{name}: regression, spend: regression}}"
     )
 
 
@@ -153,6 +168,9 @@ def test_text_that_is_not_yaml_and_a_file_that_is_none_are_refused(tmp_path):
     assert "line 3" in refused(tmp_path, "problems: {", "problems: {{")
     (tmp_path / "params.yaml").write_bytes(b"\xff")
     with pytest.raises(ParamsError, match="must be UTF-8"):
+        load(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_bytes(b"a: \x00")
+    with pytest.raises(ParamsError, match=r"special characters are not allowed.*must be UTF-8"):
         load(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("- 1\n")
     with pytest.raises(ParamsError, match=r"needs the keys project, ingest.*found list"):

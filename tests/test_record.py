@@ -153,6 +153,13 @@ def test_without_dvc_it_says_dvc_init(project: Layout):
         Stages(project)
 
 
+@pytest.mark.parametrize("text", ["", "<<<<<<< HEAD\n"])
+def test_a_lock_file_that_cannot_be_read_is_named_with_the_way_out(project: Layout, text: str):
+    write(project.root, "dvc.lock", text)
+    with pytest.raises(ProjectError, match=r"dvc.lock: .*git checkout dvc.lock.*or remove it"):
+        Stages(project).fresh("ingest")
+
+
 def test_another_dvc_that_keeps_the_lock_is_a_busy_error(project: Layout, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("dvc.lock.DEFAULT_TIMEOUT", 0.1)
     stages = Stages(project, patience=0.1)
