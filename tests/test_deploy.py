@@ -1,14 +1,15 @@
 """Rollout state, beside a registry that is a plain object: what is asked of MLflow itself is in test_registry.py."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import sqlalchemy as sa
 
-from tasks.deploy import Deployment, Deployments
+from tasks.deploy import TABLE, Deployment, Deployments
 from tasks.errors import ModelError, ProjectError
 from tasks.gate import Verdict
 from tasks.registry import Registry, Version
@@ -58,9 +59,15 @@ def names() -> Names:
     return Names(4)
 
 
-@pytest.fixture
-def deployments(tmp_path: Path) -> Deployments:
-    return Deployments(f"sqlite:///{tmp_path / 'my shop' / 'evergreen.db'}")
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def deployments(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Deployments]:
+    """An empty table, in a file and on a server."""
+    if request.param == "sqlite":
+        yield Deployments(f"sqlite:///{tmp_path / 'my shop' / 'evergreen.db'}")
+        return
+    address = request.getfixturevalue("postgres")
+    yield Deployments(address)
+    TABLE.drop(sa.create_engine(address))
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,7 @@
 """Tables arrive with their types, in local time, cut to what was known; or one line says why not."""
 
 import hashlib
-import os
-import shutil
 import sqlite3
-import subprocess
-import tempfile
-from collections.abc import Iterator
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
@@ -139,35 +134,6 @@ def test_no_password_reaches_a_message_or_a_file(tmp_path, sqlite, caplog):
 def test_a_query_that_gives_nothing_says_so(tmp_path, sqlite, sql, says):
     with pytest.raises(SourceError, match=says):
         read(tmp_path, sql=sql, address=sqlite)
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """A PostgreSQL server of this run's own, on a socket in a folder of its own; the address of its database."""
-    found = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True), Path(shutil.which("pg_ctl") or "").parent]
-    programs = next((each for each in found if (each / "initdb").exists()), None)
-    if programs is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("PostgreSQL is not installed; on CI it must be")
-        pytest.skip("PostgreSQL is not installed")
-    with tempfile.TemporaryDirectory(prefix="pg", dir="/tmp") as name:
-        folder = Path(name)
-        root = os.geteuid() == 0
-        if root:
-            shutil.chown(folder, "postgres")
-
-        def call(program: str, *arguments: str) -> None:
-            command = [str(programs / program), *arguments]
-            as_user = ["runuser", "-u", "postgres", "--", *command] if root else command
-            subprocess.run(as_user, check=True, cwd=folder, stdout=subprocess.DEVNULL, timeout=60)
-
-        call("initdb", "-D", f"{folder}/data", "-U", "evergreen", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C")
-        options = f"-c listen_addresses='' -c unix_socket_directories='{folder}' -c fsync=off -c timezone=UTC"
-        call("pg_ctl", "-D", f"{folder}/data", "-l", f"{folder}/log", "-w", "-o", options, "start")
-        try:
-            yield f"postgresql+psycopg://evergreen@/postgres?host={folder}"
-        finally:
-            call("pg_ctl", "-D", f"{folder}/data", "-m", "immediate", "-w", "stop")
 
 
 @pytest.mark.postgres
