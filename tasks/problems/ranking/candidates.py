@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tasks.problems.ranking import features
-from tasks.problems.ranking.histories import Histories, Sparse, distinct
+from tasks.problems.ranking.histories import Histories, Sparse, codes, distinct
+from tasks.problems.ranking.live import Live
 from tasks.problems.ranking.sources import Ease, Similar, decay, popularity
 
 OWN = 0.7
@@ -73,11 +74,10 @@ class Learned:
             similar=Similar(known.users, decayed(known, catalogue, day, settings.half_life_days), settings.neighbours),
         )
 
-    def propose(self, histories: Histories, positions: np.ndarray, day: int, settings: Settings) -> Candidates:
+    def propose(self, histories: Histories | Live, positions: np.ndarray, day: int, settings: Settings) -> Candidates:
         """Up to settings.candidates bought and as many new items for each user; `positions`: in `histories.users`."""
         lines = features.Lines.of(histories, positions, self.catalogue, day)
-        counts = histories.matrix(self.catalogue)[positions]
-        recent = decayed(histories, self.catalogue, day, settings.half_life_days)[positions]
+        counts, recent = lines.counts(), lines.decayed(settings.half_life_days)
         ids = histories.users[positions]
         parts = [
             self._block(counts[i : i + BLOCK], recent[i : i + BLOCK], ids[i : i + BLOCK], i, settings.candidates)
@@ -94,7 +94,7 @@ class Learned:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """row (from `first` on), item, bought and the score of each source."""
         again, bought = recent.toarray(), counts.toarray() > 0
-        together, similar = self.ease.score(counts.log1p()), self.similar.score(recent, ids)
+        together, similar = self.ease.score(counts.log1p(), codes(ids, self.similar.ids)), self.similar.score(recent, ids)
         popular = np.broadcast_to(self.popular, again.shape)
         blend = OWN * again + (1 - OWN) * similar
         old = {"similar": np.where(bought, blend, -np.inf), "together": np.where(bought, together, -np.inf)}

@@ -14,9 +14,10 @@ import pandas as pd
 import polars as pl
 from sklearn.base import BaseEstimator
 
-from tasks.problems.ranking.candidates import Candidates, Learned, Settings, decayed, order
-from tasks.problems.ranking.features import FEATURES
+from tasks.problems.ranking.candidates import Candidates, Learned, Settings, order
+from tasks.problems.ranking.features import FEATURES, Lines
 from tasks.problems.ranking.histories import Histories, codes
+from tasks.problems.ranking.live import Live, merged
 from tasks.problems.ranking.sources import SOURCES, popularity
 
 
@@ -59,12 +60,12 @@ class Recommender(BaseEstimator):
         self.popular_ = popularity(known, self.catalogue_, day - self.popular_days + 1, day)
         return self.read(known, day)
 
-    def read(self, histories: Histories, day: int) -> "Recommender":
+    def read(self, histories: Histories | Live, day: int) -> "Recommender":
         """Answer from these histories from now on; nothing that was learned changes. `day`: the last one they cover."""
         self.histories_, self.day_ = histories, int(day)
         return self
 
-    def reading(self, histories: Histories, day: int) -> "Recommender":
+    def reading(self, histories: Histories | Live, day: int) -> "Recommender":
         """A twin that shares what was learned and answers from other histories."""
         return copy.copy(self).read(histories, day)
 
@@ -74,8 +75,8 @@ class Recommender(BaseEstimator):
         Lines known already change nothing. Today becomes the newest day of the lines.
         """
         frame = pl.from_pandas(events).rename({self.user: "user", self.item: "item"})
-        histories = self.histories_.and_then(frame)
-        return self.read(histories, max(self.day_, int(histories.day.max(initial=self.day_))))
+        histories = Live.of(self.histories_).and_then(frame)
+        return self.read(histories, max(self.day_, histories.last_day))
 
     def predict(self, X: pd.DataFrame) -> pd.DataFrame:
         """One row per user of `X` (in its order, a user asked for twice twice) and rank: user, rank, item, score, source.
@@ -116,12 +117,15 @@ class Recommender(BaseEstimator):
 
     def _fill(self, lists: Ranked, positions: np.ndarray, k: int, novel: bool) -> Ranked:
         """Add what is popular where a list is shorter than `k`, below what is there."""
+        starts = np.searchsorted(lists.row, np.arange(len(positions) + 1))
+        short = np.flatnonzero(np.diff(starts) < k)
+        if not len(short):
+            return lists
         popular = np.argsort(-self.popular_, kind="stable")
         share = self.popular_ / (self.popular_.max(initial=0) + 1)
-        taken = self._bought(positions) if novel else {}
-        starts = np.searchsorted(lists.row, np.arange(len(positions) + 1))
+        taken = self._bought(short, positions[short]) if novel else {}
         added = []
-        for row in np.flatnonzero(np.diff(starts) < k):
+        for row in short:
             mine = slice(starts[row], starts[row + 1])
             out = np.concatenate([lists.item[mine], taken.get(int(row), np.zeros(0, int))])
             items = popular[: k + len(out)]
@@ -132,10 +136,17 @@ class Recommender(BaseEstimator):
         row, item, score, source = (np.concatenate(each) for each in parts)
         return _ranked(row, item, score, source, k)
 
-    def _bought(self, positions: np.ndarray) -> dict[int, np.ndarray]:
-        """Row -> the columns of the catalogue that the user bought."""
-        rows = self.histories_.matrix(self.catalogue_)
-        return {int(row): rows.indices[rows.indptr[at] : rows.indptr[at + 1]] for row, at in enumerate(positions) if at >= 0}
+    def _bought(self, rows: np.ndarray, positions: np.ndarray) -> dict[int, np.ndarray]:
+        """Row -> the columns of the catalogue that the user at its position bought."""
+        known = positions >= 0
+        bought = Lines.of(self.histories_, positions[known], self.catalogue_, self.day_).counts()
+        parts = np.split(bought.indices, bought.indptr[1:-1])
+        return {int(row): part for row, part in zip(rows[known], parts, strict=False)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is saved: histories with their newest lines in place, and nothing that is built when first asked for."""
+        kept = {name: value for name, value in self.__dict__.items() if name != "_built"}
+        return {**kept, "histories_": merged(kept["histories_"])} if "histories_" in kept else kept
 
     def importance(self) -> dict[str, float]:
         """Feature -> share of the gain, largest first; empty without a ranker."""
@@ -161,7 +172,7 @@ class Frequency(Recommender):
     def _rank(self, positions: np.ndarray, k: int, novel: bool, candidates: Candidates | None) -> Ranked:
         if novel:
             return super()._rank(positions, k, novel, candidates)
-        own = decayed(self.histories_, self.catalogue_, self.day_, self.half_life_days)[positions].tocoo()
+        own = Lines.of(self.histories_, positions, self.catalogue_, self.day_).decayed(self.half_life_days).tocoo()
         tie = 1e-3 * self.popular_ / max(self.popular_.max(initial=0), 1)
         by = np.lexsort((own.col, own.row))
         row, item = own.row[by], own.col[by]
@@ -247,12 +258,14 @@ class TwoStage(Recommender):
     def _rank(self, positions: np.ndarray, k: int, novel: bool, candidates: Candidates | None) -> Ranked:
         found = candidates or self.propose(positions)
         kept = ~found.bought if novel else np.ones(len(found.row), bool)
-        score = self.order_by(found)[kept]
-        return _ranked(found.row[kept], found.item[kept], score, _sources(found.features[kept]), k)
+        table = found.features[kept]
+        return _ranked(found.row[kept], found.item[kept], self._scores(table), _sources(table), k)
 
     def order_by(self, candidates: Candidates) -> np.ndarray:
         """The ranker's score of each candidate; higher is better."""
-        table = candidates.features
+        return self._scores(candidates.features)
+
+    def _scores(self, table: np.ndarray) -> np.ndarray:
         return np.asarray(self._booster().predict(table, num_threads=1)) if len(table) else np.zeros(0)
 
     def importance(self) -> dict[str, float]:
@@ -271,9 +284,6 @@ class TwoStage(Recommender):
         return self._built
 
     _built: lightgbm.Booster | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_built"}
 
 
 MODELS: dict[str, type[Recommender]] = {"popularity": Recommender, "frequency": Frequency, "two_stage": TwoStage}
