@@ -16,6 +16,8 @@ NEW = {"together": 0.5, "similar": 0.25, "popular": 0.25}
 """Source -> share of the candidates that it proposes, among bought and among new items."""
 BLOCK = 256
 """Users scored at a time: bounds the memory of users x items."""
+SAMPLED = 8
+"""One score in so many tells which of one user's are too low to be among the best."""
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,29 @@ def best(scores: np.ndarray, count: int) -> np.ndarray:
     count = min(count, scores.shape[1])
     if not count:
         return np.zeros(0, np.int64)
+    if len(scores) == 1 and (found := _clearly_best(scores[0], count)) is not None:
+        return found
     top = np.argpartition(-scores, count - 1, axis=1)[:, :count]
     row = np.repeat(np.arange(len(scores)), count)
     kept = np.isfinite(scores[row, top.ravel()])
     return row[kept] * scores.shape[1] + top.ravel()[kept]
+
+
+def _clearly_best(score: np.ndarray, count: int) -> np.ndarray | None:
+    """`best` of one row; None where equal scores lie on both sides of the edge, for one user gets what he gets among many.
+
+    A part of the scores has `count` that are so high; only those that reach the lowest of them are looked at.
+    """
+    near = np.flatnonzero(score > -np.inf)
+    if len(near) <= count:
+        return near
+    part = score[near][::SAMPLED]
+    if len(part) >= count:
+        near = near[score[near] >= np.partition(part, -count)[-count]]
+    ordered = near[np.argsort(-score[near])]
+    if len(ordered) == count:
+        return ordered
+    return ordered[:count] if score[ordered[count - 1]] > score[ordered[count]] else None
 
 
 def order(row: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

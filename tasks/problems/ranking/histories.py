@@ -67,7 +67,7 @@ class Histories:
         lines = frame.sort("day", "user", "basket", "item").unique(
             ["user", "basket", "item"], keep="first", maintain_order=True
         )
-        user, item, basket = (_ids(lines[name]) for name in ("user", "item", "basket"))
+        user, item, basket = (to_ids(lines[name]) for name in ("user", "item", "basket"))
         users, items = distinct(user), distinct(item)
         day = lines["day"].cast(pl.Date).cast(pl.Int32).to_numpy()
         return cls(users, items, _narrow(codes(user, users)), _narrow(codes(item, items)), basket, day)
@@ -155,7 +155,7 @@ def ranges(first: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.repeat(first - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
 
 
-def _ids(column: pl.Series) -> np.ndarray:
+def to_ids(column: pl.Series) -> np.ndarray:
     """Whole numbers stay what they are; everything else becomes text of fixed width, which needs no Python objects."""
     return column.to_numpy() if column.dtype.is_integer() else column.cast(pl.String).to_numpy().astype(str)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from tasks.problems.ranking.histories import Histories, codes
+from tasks.problems.ranking.histories import Histories, codes, to_ids
 
 NEWER = 20_000
 """Lines that wait beside the others; more of them are merged in one go."""
@@ -77,10 +77,10 @@ class Live:
 
     def _known(self, events: pl.DataFrame) -> pl.DataFrame:
         """The lines in `base` of the users of `events`."""
-        users = events["user"].unique().drop_nulls()
-        if users.dtype.is_integer() != (self.base.users.dtype.kind in "iu"):
+        users = to_ids(events["user"].unique().drop_nulls())
+        if (users.dtype.kind in "iu") != (self.base.users.dtype.kind in "iu"):
             return self.base.between(1, 0).frame()
-        position = codes(users.to_numpy() if users.dtype.is_integer() else users.cast(pl.String).to_numpy().astype(str), self.base.users)
+        position = codes(users, self.base.users)
         return self.base.part(self.base.places(position[position >= 0])[1]).frame()
 
 

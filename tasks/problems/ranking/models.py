@@ -20,6 +20,9 @@ from tasks.problems.ranking.histories import Histories, codes
 from tasks.problems.ranking.live import Live, merged
 from tasks.problems.ranking.sources import SOURCES, popularity
 
+NAMES = pd.Series(list(SOURCES)).array
+"""Of the sources, as a column has them: to make such a column of text takes longer than to take from one."""
+
 
 @dataclass(eq=False)
 class Ranked:
@@ -84,7 +87,7 @@ class Recommender(BaseEstimator):
         A user without history gets what is popular. Higher scores are better; they compare within one list only.
         """
         asked = X[self.user]
-        wanted = known_as(pl.Series(asked.to_numpy()), self.histories_.users)
+        wanted = known_as(asked.to_numpy(), self.histories_.users)
         found, place = np.unique(wanted, return_inverse=True)
         lists = self.rank(found, self.k, self.novel)
         starts = np.searchsorted(lists.row, np.arange(len(found) + 1))
@@ -97,7 +100,7 @@ class Recommender(BaseEstimator):
                 "rank": lists.rank[entry] + 1,
                 self.item: self.catalogue_[lists.item[entry]],
                 "score": lists.score[entry].astype(float),
-                "source": np.array(SOURCES)[lists.source[entry]].astype(object),
+                "source": NAMES.take(lists.source[entry]),
             }
         )
 
@@ -290,8 +293,11 @@ MODELS: dict[str, type[Recommender]] = {"popularity": Recommender, "frequency": 
 """Simple before complex."""
 
 
-def known_as(asked: pl.Series, users: np.ndarray) -> np.ndarray:
+def known_as(ids: np.ndarray, users: np.ndarray) -> np.ndarray:
     """Position of each asked id in `users`, -1 for an unknown one. Where ids are numbers, 7, 7.0 and "7" are the same user."""
+    if ids.dtype.kind == users.dtype.kind == "i":
+        return codes(ids, users)
+    asked = pl.Series(ids)
     if users.dtype.kind in "iu":
         numbers = asked.cast(pl.Int64, strict=False)
         place = codes(numbers.fill_null(-1).to_numpy(), users)

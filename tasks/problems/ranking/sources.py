@@ -54,7 +54,8 @@ class Ease:
         kernel = linalg.inv(gram, overwrite_a=True, assume_a="pos").astype(np.float32)
         return cls(users, kernel, 1 - _diagonal(users, kernel), float(penalty))
 
-    __getstate__ = _learned
+    def __getstate__(self) -> dict[str, Any]:
+        return _learned(self)
 
     @property
     def by_item(self) -> Sparse:
@@ -77,14 +78,16 @@ class Ease:
 
         By the definition of K a learned row gives x X' K = e - penalty K[own], e being one at `own`.
         """
-        weights = -self.penalty * self.kernel[own]
+        weights = -(self.penalty or 0.0) * self.kernel[own]
         weights[own] += 1
         mine = slice(*self.users.indptr[own : own + 2])
         change = row.copy()
         change[self.users.indices[mine]] -= self.users.data[mine]
         overlap = _touched(self.by_item, np.flatnonzero(change), change)
         users = np.flatnonzero(overlap)
-        return weights + overlap[users] @ self.kernel[users] if len(users) < len(overlap) / FEW else weights + overlap @ self.kernel
+        if len(users) < len(overlap) / FEW:
+            return weights + overlap[users] @ self.kernel[users]
+        return weights + overlap @ self.kernel
 
 
 def _diagonal(users: Sparse, kernel: np.ndarray, width: int = 2048) -> np.ndarray:
@@ -108,7 +111,8 @@ class Similar:
     _by_item: Sparse | None = field(default=None, init=False, repr=False)
     """Items x users, each user of length one: asked for with every score and the same every time."""
 
-    __getstate__ = _learned
+    def __getstate__(self) -> dict[str, Any]:
+        return _learned(self)
 
     @property
     def by_item(self) -> Sparse:
@@ -130,7 +134,7 @@ class Similar:
         return (chosen @ self.users).toarray()
 
     def _score_one(self, rows: Sparse, own: np.ndarray) -> np.ndarray:
-        """`score` of one row without sparse matrices, whose making takes longer than their use. The row's length is no matter."""
+        """`score` of one row without sparse matrices: to make them takes longer than to use them. Its length is no matter."""
         row = np.zeros(rows.shape[1], np.float32)
         row[rows.indices] = rows.data
         alike = _touched(self.by_item, rows.indices, row)
