@@ -12,6 +12,7 @@ from scipy import sparse
 from tasks.problems.ranking.candidates import best, decayed, order
 from tasks.problems.ranking.features import NEVER, PAIR, USER, Lines, of_pairs, of_users
 from tasks.problems.ranking.histories import Histories, codes
+from tasks.problems.ranking.live import Live
 from tasks.problems.ranking.metrics import per_user
 from tasks.problems.ranking.sources import Ease, Similar, popularity
 
@@ -146,3 +147,54 @@ def test_order_ranks_within_rows_and_keeps_ties_as_they_come():
 def test_codes_of_ids_that_are_not_there_are_minus_one():
     assert codes(np.array(["x", "b"]), np.array(["a", "b"])).tolist() == [-1, 1]
     assert codes(np.array([3]), np.array([], dtype=int)).tolist() == [-1]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(*[st.integers(1, 4)] * 3, st.integers(30, 50)), min_size=1, max_size=12), st.integers(0, 12))
+def test_live_histories_read_as_if_all_lines_had_been_there_from_the_start(drawn, cut):
+    events = purchases(*((user, basket, f"{item}", day) for user, basket, item, day in drawn))
+    whole = Histories.of(LINES).and_then(events[:cut]).and_then(events[cut:])
+    live = Live.of(Histories.of(LINES)).and_then(events[:cut]).and_then(events[cut:])
+    assert (len(live), live.users.tolist(), live.last_day) == (len(whole), whole.users.tolist(), whole.day.max())
+    catalogue = np.array(["1", "3", "a", "b"])
+    for positions in (np.arange(len(whole.users)), np.array([1]), np.array([], dtype=int)):
+        ours, theirs = (
+            zip(*(part.tolist() for part in each.lines(positions, catalogue)), strict=True) for each in (live, whole)
+        )
+        assert sorted(ours) == sorted(theirs)
+    assert live.frame().sort(live.frame().columns).equals(whole.frame().sort(whole.frame().columns))
+
+
+def test_many_new_lines_are_merged_and_a_known_one_waits_nowhere(monkeypatch):
+    start = Live.of(Histories.of(LINES))
+    assert len(start.and_then(LINES).newer) == 0
+    event = purchases((2, 9, "z", 41))
+    assert len(start.and_then(event).newer) == 1
+    monkeypatch.setattr("tasks.problems.ranking.live.NEWER", 0)
+    again = start.and_then(event)
+    assert (len(again.newer), len(again.base)) == (0, len(LINES) + 1)
+
+
+@pytest.mark.parametrize("few", [0.1, 10**6])
+def test_what_one_user_gets_alone_is_what_he_gets_among_many(few, monkeypatch):
+    monkeypatch.setattr("tasks.problems.ranking.sources.FEW", few)
+    draw = np.random.default_rng(0)
+    x = draw.poisson(0.5, (30, 40)).astype(np.float32)
+    ease = Ease.learn(sparse.csr_array(x), 3.0)
+    similar = Similar(np.arange(30), sparse.csr_array(x), neighbours=5)
+    moved = x.copy()
+    moved[3, 7] += 2
+    for rows in (sparse.csr_array(x), sparse.csr_array(moved)):
+        own, together = np.arange(30), ease.score(rows, np.arange(30))
+        lent = similar.score(rows, own)
+        for at in (3, 8):
+            np.testing.assert_allclose(ease.score(rows[[at]], own[[at]])[0], together[at], atol=1e-4)
+            np.testing.assert_allclose(similar.score(rows[[at]], own[[at]])[0], lent[at], atol=1e-6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from([-np.inf, 0.0, 1.0, 2.5, 7.0, 8.0, 9.0]), min_size=1, max_size=60), st.integers(1, 12))
+def test_the_best_of_one_row_are_the_best_of_that_row_among_others(row, count):
+    scores = np.array([row, row[::-1]])
+    among = best(scores, count)
+    assert sorted(best(scores[:1], count)) == sorted(among[among < len(row)])

@@ -14,6 +14,7 @@ from tasks import models
 from tasks.errors import DataError, ParamsError
 from tasks.params import Recommend
 from tasks.problems.ranking.features import FEATURES
+from tasks.problems.ranking.histories import Histories
 from tasks.problems.recommendation import KIND
 from tests.contracts import Contract, World, build
 
@@ -162,6 +163,43 @@ def test_a_saved_model_answers_on_its_own(model, tmp_path):
     pd.testing.assert_frame_equal(loaded.predict(ask(1, 2, 77777)), model.predict(ask(1, 2, 77777)))
     loaded.observe(pd.DataFrame({"household_id": [1], "basket": [-1], "product_id": [1000], "day": [date(2030, 1, 1)]}))
     assert len(loaded.histories_) == len(model.histories_) + 1
+
+
+def everything(model: Any) -> Any:
+    """A twin that reads all lines from one table, made anew."""
+    frame = model.histories_.frame()
+    return model.reading(Histories.of(frame), model.day_)
+
+
+@pytest.mark.parametrize("novel", [False, True])
+def test_one_by_one_or_together_the_lists_are_the_same(model, novel):
+    twin = model.reading(model.histories_, model.day_)
+    twin.novel = novel
+    households = range(1, 61)
+    together = twin.predict(ask(*households))[["household_id", "rank", "product_id"]]
+    alone = pd.concat([twin.predict(ask(each)) for each in households], ignore_index=True)[together.columns]
+    pd.testing.assert_frame_equal(alone, together)
+
+
+def test_after_new_baskets_the_answer_is_that_of_a_model_that_read_all_lines_at_once(model, tmp_path):
+    twin = model.reading(model.histories_, model.day_)
+    for basket, (household, item) in enumerate([(6, 1003), (5000, 1001), (6, 999_999), (7, 1005)]):
+        day = date(1970, 1, 1) + timedelta(days=model.day_ + 1 + basket)
+        twin.observe(pd.DataFrame({"household_id": [household], "basket": [-basket], "product_id": [item], "day": [day]}))
+    models.save(twin, tmp_path / "model.skops")
+    for other in (everything(twin), models.load(tmp_path / "model.skops")):
+        for asked in (ask(6), ask(5000), ask(7, 5000, 8, 6, -1)):
+            pd.testing.assert_frame_equal(twin.predict(asked), other.predict(asked))
+
+
+def test_what_is_kept_for_speed_is_not_saved_and_comes_back(model, tmp_path):
+    expected = model.predict(ask(3))
+    models.save(model, tmp_path / "model.skops")
+    loaded = models.load(tmp_path / "model.skops")
+    parts = (loaded, loaded.histories_, loaded.learned_.ease, loaded.learned_.similar)
+    assert not any(name.startswith("_") and not name.startswith("_sklearn") for part in parts for name in vars(part))
+    pd.testing.assert_frame_equal(loaded.predict(ask(3)), expected)
+    assert loaded.histories_._order is not None
 
 
 def section(**features: Any) -> Recommend:

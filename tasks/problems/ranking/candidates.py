@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tasks.problems.ranking import features
-from tasks.problems.ranking.histories import Histories, Sparse, distinct
+from tasks.problems.ranking.histories import Histories, Sparse, codes, distinct
+from tasks.problems.ranking.live import Live
 from tasks.problems.ranking.sources import Ease, Similar, decay, popularity
 
 OWN = 0.7
@@ -15,6 +16,8 @@ NEW = {"together": 0.5, "similar": 0.25, "popular": 0.25}
 """Source -> share of the candidates that it proposes, among bought and among new items."""
 BLOCK = 256
 """Users scored at a time: bounds the memory of users x items."""
+SAMPLED = 8
+"""One score in so many tells which of one user's are too low to be among the best."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,10 @@ class Learned:
             similar=Similar(known.users, decayed(known, catalogue, day, settings.half_life_days), settings.neighbours),
         )
 
-    def propose(self, histories: Histories, positions: np.ndarray, day: int, settings: Settings) -> Candidates:
+    def propose(self, histories: Histories | Live, positions: np.ndarray, day: int, settings: Settings) -> Candidates:
         """Up to settings.candidates bought and as many new items for each user; `positions`: in `histories.users`."""
         lines = features.Lines.of(histories, positions, self.catalogue, day)
-        counts = histories.matrix(self.catalogue)[positions]
-        recent = decayed(histories, self.catalogue, day, settings.half_life_days)[positions]
+        counts, recent = lines.counts(), lines.decayed(settings.half_life_days)
         ids = histories.users[positions]
         parts = [
             self._block(counts[i : i + BLOCK], recent[i : i + BLOCK], ids[i : i + BLOCK], i, settings.candidates)
@@ -94,7 +96,7 @@ class Learned:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """row (from `first` on), item, bought and the score of each source."""
         again, bought = recent.toarray(), counts.toarray() > 0
-        together, similar = self.ease.score(counts.log1p()), self.similar.score(recent, ids)
+        together, similar = self.ease.score(counts.log1p(), codes(ids, self.similar.ids)), self.similar.score(recent, ids)
         popular = np.broadcast_to(self.popular, again.shape)
         blend = OWN * again + (1 - OWN) * similar
         old = {"similar": np.where(bought, blend, -np.inf), "together": np.where(bought, together, -np.inf)}
@@ -122,10 +124,29 @@ def best(scores: np.ndarray, count: int) -> np.ndarray:
     count = min(count, scores.shape[1])
     if not count:
         return np.zeros(0, np.int64)
+    if len(scores) == 1 and (found := _clearly_best(scores[0], count)) is not None:
+        return found
     top = np.argpartition(-scores, count - 1, axis=1)[:, :count]
     row = np.repeat(np.arange(len(scores)), count)
     kept = np.isfinite(scores[row, top.ravel()])
     return row[kept] * scores.shape[1] + top.ravel()[kept]
+
+
+def _clearly_best(score: np.ndarray, count: int) -> np.ndarray | None:
+    """`best` of one row; None where equal scores lie on both sides of the edge, for one user gets what he gets among many.
+
+    A part of the scores has `count` that are so high; only those that reach the lowest of them are looked at.
+    """
+    near = np.flatnonzero(score > -np.inf)
+    if len(near) <= count:
+        return near
+    part = score[near][::SAMPLED]
+    if len(part) >= count:
+        near = near[score[near] >= np.partition(part, -count)[-count]]
+    ordered = near[np.argsort(-score[near])]
+    if len(ordered) == count:
+        return ordered
+    return ordered[:count] if score[ordered[count - 1]] > score[ordered[count]] else None
 
 
 def order(row: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

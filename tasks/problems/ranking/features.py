@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.problems.ranking.histories import Histories, codes, distinct
+from tasks.problems.ranking.histories import Histories, Sparse, codes, distinct, matrix
+from tasks.problems.ranking.live import Live
 from tasks.problems.ranking.sources import SOURCES, decay, popularity
 
 USER = ("visits", "visits_28d", "visit_gap", "days_since_visit", "days_known", "lines_per_visit", "repeat_share")
@@ -23,22 +24,32 @@ NEVER = 999.0
 
 @dataclass(eq=False)
 class Lines:
-    """The lines of some users, `row` counts those users, `column` the catalogue (-1 outside), `ago` days before now."""
+    """The lines of some users, user after user, each from the first to the last day.
+
+    `row` counts those users, `column` the catalogue (-1 outside), `ago` days before now.
+    """
 
     row: np.ndarray
     column: np.ndarray
     ago: np.ndarray
     rows: int
+    columns: int
 
     @classmethod
-    def of(cls, histories: Histories, positions: np.ndarray, catalogue: np.ndarray, day: int) -> "Lines":
+    def of(cls, histories: Histories | Live, positions: np.ndarray, catalogue: np.ndarray, day: int) -> "Lines":
         """`positions`: users, as positions in `histories.users`."""
-        row_of = np.full(len(histories.users), -1)
-        row_of[positions] = np.arange(len(positions))
-        row = row_of[histories.user]
-        kept = (row >= 0) & (histories.day <= day)
-        column = codes(histories.items, catalogue)[histories.item[kept]]
-        return cls(row[kept], column, (day - histories.day[kept]).astype(np.float32), len(positions))
+        row, column, when = histories.lines(positions, catalogue)
+        kept = when <= day
+        return cls(row[kept], column[kept], (day - when[kept]).astype(np.float32), len(positions), len(catalogue))
+
+    def counts(self) -> Sparse:
+        """Users x catalogue: number of lines."""
+        return matrix(self.row, self.column, (self.rows, self.columns))
+
+    def decayed(self, half_life: float) -> Sparse:
+        """Users x catalogue: purchases, each counting less the longer ago it is."""
+        weight = decay(self.ago.astype(np.int64), half_life)
+        return matrix(self.row, self.column, (self.rows, self.columns), weight)
 
 
 def of_items(histories: Histories, catalogue: np.ndarray, category: np.ndarray, day: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 Ids are integers or text, as in the tables. Days are whole numbers since 1970-01-01, local time.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any
 
@@ -55,6 +55,11 @@ class Histories:
     item: np.ndarray
     basket: np.ndarray
     day: np.ndarray
+    _starts: np.ndarray | None = field(default=None, init=False, repr=False)
+    """Of each user in `_order`, which holds the places of the lines, user after user; built when first asked for."""
+    _order: np.ndarray | None = field(default=None, init=False, repr=False)
+    _columns: tuple[np.ndarray, np.ndarray] | None = field(default=None, init=False, repr=False)
+    """The last catalogue asked for, and the column in it of each of `items`."""
 
     @classmethod
     def of(cls, frame: pl.DataFrame) -> "Histories":
@@ -62,7 +67,7 @@ class Histories:
         lines = frame.sort("day", "user", "basket", "item").unique(
             ["user", "basket", "item"], keep="first", maintain_order=True
         )
-        user, item, basket = (_ids(lines[name]) for name in ("user", "item", "basket"))
+        user, item, basket = (to_ids(lines[name]) for name in ("user", "item", "basket"))
         users, items = distinct(user), distinct(item)
         day = lines["day"].cast(pl.Date).cast(pl.Int32).to_numpy()
         return cls(users, items, _narrow(codes(user, users)), _narrow(codes(item, items)), basket, day)
@@ -70,10 +75,38 @@ class Histories:
     def __len__(self) -> int:
         return len(self.day)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+
+    def places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(row in `positions`, place) of every line of the users at `positions`, user after user, each by day.
+
+        Costs what these users bought, whatever the others did.
+        """
+        if self._starts is None or self._order is None:
+            self._order = np.argsort(self.user, kind="stable").astype(np.int32)
+            self._starts = np.concatenate([[0], np.cumsum(np.bincount(self.user, minlength=len(self.users)))])
+        first, sizes = self._starts[positions], self._starts[positions + 1] - self._starts[positions]
+        return np.repeat(np.arange(len(positions)), sizes), self._order[ranges(first, sizes)]
+
+    def columns(self, catalogue: np.ndarray) -> np.ndarray:
+        """Column in `catalogue` of each of `items`, -1 outside; kept for the catalogue that is asked for again and again."""
+        if self._columns is None or self._columns[0] is not catalogue:
+            self._columns = catalogue, codes(self.items, catalogue)
+        return self._columns[1]
+
+    def lines(self, positions: np.ndarray, catalogue: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """row in `positions`, column of the catalogue (-1 outside) and day of the lines of these users, each by day."""
+        row, place = self.places(positions)
+        return row, self.columns(catalogue)[self.item[place]], self.day[place]
+
     def between(self, first: int, last: int) -> "Histories":
         """The lines of the days `first` to `last`, both inclusive; users and items keep their positions."""
-        here = slice(*np.searchsorted(self.day, [first, last + 1]))
-        return Histories(self.users, self.items, self.user[here], self.item[here], self.basket[here], self.day[here])
+        return self.part(slice(*np.searchsorted(self.day, [first, last + 1])))
+
+    def part(self, places: np.ndarray | slice) -> "Histories":
+        """Some of the lines; users and items keep their positions."""
+        return Histories(self.users, self.items, self.user[places], self.item[places], self.basket[places], self.day[places])
 
     def until(self, day: int) -> "Histories":
         """What was known at the end of `day`: later users and items are gone, and positions count those that are left."""
@@ -103,14 +136,26 @@ class Histories:
 
     def matrix(self, catalogue: np.ndarray, weight: np.ndarray | None = None) -> Sparse:
         """Users x `catalogue`: number of lines, or their summed `weight`; items outside the catalogue are left out."""
-        column = codes(self.items, catalogue)[self.item]
-        kept = column >= 0
-        value = np.ones(kept.sum(), np.float32) if weight is None else weight[kept].astype(np.float32)
-        shape = (len(self.users), len(catalogue))
-        return sparse.coo_array((value, (self.user[kept], column[kept])), shape=shape).tocsr()
+        return matrix(self.user, self.columns(catalogue)[self.item], (len(self.users), len(catalogue)), weight)
 
 
-def _ids(column: pl.Series) -> np.ndarray:
+def matrix(row: np.ndarray, column: np.ndarray, shape: tuple[int, int], weight: np.ndarray | None = None) -> Sparse:
+    """Number of entries per row and column, or their summed `weight`; a column of -1 is left out."""
+    kept = column >= 0
+    value = np.ones(kept.sum(), np.float32) if weight is None else weight[kept].astype(np.float32)
+    return sparse.coo_array((value, (row[kept], column[kept])), shape=shape).tocsr()
+
+
+def ranges(first: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Whole numbers from each of `first` on, as many as `sizes` says, one after the other.
+
+    >>> ranges(np.array([5, 0]), np.array([2, 3])).tolist()
+    [5, 6, 0, 1, 2]
+    """
+    return np.repeat(first - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
+
+
+def to_ids(column: pl.Series) -> np.ndarray:
     """Whole numbers stay what they are; everything else becomes text of fixed width, which needs no Python objects."""
     return column.to_numpy() if column.dtype.is_integer() else column.cast(pl.String).to_numpy().astype(str)
 

@@ -14,10 +14,14 @@ import pandas as pd
 import polars as pl
 from sklearn.base import BaseEstimator
 
-from tasks.problems.ranking.candidates import Candidates, Learned, Settings, decayed, order
-from tasks.problems.ranking.features import FEATURES
+from tasks.problems.ranking.candidates import Candidates, Learned, Settings, order
+from tasks.problems.ranking.features import FEATURES, Lines
 from tasks.problems.ranking.histories import Histories, codes
+from tasks.problems.ranking.live import Live, merged
 from tasks.problems.ranking.sources import SOURCES, popularity
+
+NAMES = pd.Series(list(SOURCES)).array
+"""Of the sources, as a column has them: to make such a column of text takes longer than to take from one."""
 
 
 @dataclass(eq=False)
@@ -59,12 +63,12 @@ class Recommender(BaseEstimator):
         self.popular_ = popularity(known, self.catalogue_, day - self.popular_days + 1, day)
         return self.read(known, day)
 
-    def read(self, histories: Histories, day: int) -> "Recommender":
+    def read(self, histories: Histories | Live, day: int) -> "Recommender":
         """Answer from these histories from now on; nothing that was learned changes. `day`: the last one they cover."""
         self.histories_, self.day_ = histories, int(day)
         return self
 
-    def reading(self, histories: Histories, day: int) -> "Recommender":
+    def reading(self, histories: Histories | Live, day: int) -> "Recommender":
         """A twin that shares what was learned and answers from other histories."""
         return copy.copy(self).read(histories, day)
 
@@ -74,8 +78,8 @@ class Recommender(BaseEstimator):
         Lines known already change nothing. Today becomes the newest day of the lines.
         """
         frame = pl.from_pandas(events).rename({self.user: "user", self.item: "item"})
-        histories = self.histories_.and_then(frame)
-        return self.read(histories, max(self.day_, int(histories.day.max(initial=self.day_))))
+        histories = Live.of(self.histories_).and_then(frame)
+        return self.read(histories, max(self.day_, histories.last_day))
 
     def predict(self, X: pd.DataFrame) -> pd.DataFrame:
         """One row per user of `X` (in its order, a user asked for twice twice) and rank: user, rank, item, score, source.
@@ -83,7 +87,7 @@ class Recommender(BaseEstimator):
         A user without history gets what is popular. Higher scores are better; they compare within one list only.
         """
         asked = X[self.user]
-        wanted = known_as(pl.Series(asked.to_numpy()), self.histories_.users)
+        wanted = known_as(asked.to_numpy(), self.histories_.users)
         found, place = np.unique(wanted, return_inverse=True)
         lists = self.rank(found, self.k, self.novel)
         starts = np.searchsorted(lists.row, np.arange(len(found) + 1))
@@ -96,7 +100,7 @@ class Recommender(BaseEstimator):
                 "rank": lists.rank[entry] + 1,
                 self.item: self.catalogue_[lists.item[entry]],
                 "score": lists.score[entry].astype(float),
-                "source": np.array(SOURCES)[lists.source[entry]].astype(object),
+                "source": NAMES.take(lists.source[entry]),
             }
         )
 
@@ -116,12 +120,15 @@ class Recommender(BaseEstimator):
 
     def _fill(self, lists: Ranked, positions: np.ndarray, k: int, novel: bool) -> Ranked:
         """Add what is popular where a list is shorter than `k`, below what is there."""
+        starts = np.searchsorted(lists.row, np.arange(len(positions) + 1))
+        short = np.flatnonzero(np.diff(starts) < k)
+        if not len(short):
+            return lists
         popular = np.argsort(-self.popular_, kind="stable")
         share = self.popular_ / (self.popular_.max(initial=0) + 1)
-        taken = self._bought(positions) if novel else {}
-        starts = np.searchsorted(lists.row, np.arange(len(positions) + 1))
+        taken = self._bought(short, positions[short]) if novel else {}
         added = []
-        for row in np.flatnonzero(np.diff(starts) < k):
+        for row in short:
             mine = slice(starts[row], starts[row + 1])
             out = np.concatenate([lists.item[mine], taken.get(int(row), np.zeros(0, int))])
             items = popular[: k + len(out)]
@@ -132,10 +139,17 @@ class Recommender(BaseEstimator):
         row, item, score, source = (np.concatenate(each) for each in parts)
         return _ranked(row, item, score, source, k)
 
-    def _bought(self, positions: np.ndarray) -> dict[int, np.ndarray]:
-        """Row -> the columns of the catalogue that the user bought."""
-        rows = self.histories_.matrix(self.catalogue_)
-        return {int(row): rows.indices[rows.indptr[at] : rows.indptr[at + 1]] for row, at in enumerate(positions) if at >= 0}
+    def _bought(self, rows: np.ndarray, positions: np.ndarray) -> dict[int, np.ndarray]:
+        """Row -> the columns of the catalogue that the user at its position bought."""
+        known = positions >= 0
+        bought = Lines.of(self.histories_, positions[known], self.catalogue_, self.day_).counts()
+        parts = np.split(bought.indices, bought.indptr[1:-1])
+        return {int(row): part for row, part in zip(rows[known], parts, strict=False)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is saved: histories with their newest lines in place, and nothing that is built when first asked for."""
+        kept = {name: value for name, value in self.__dict__.items() if name != "_built"}
+        return {**kept, "histories_": merged(kept["histories_"])} if "histories_" in kept else kept
 
     def importance(self) -> dict[str, float]:
         """Feature -> share of the gain, largest first; empty without a ranker."""
@@ -161,7 +175,7 @@ class Frequency(Recommender):
     def _rank(self, positions: np.ndarray, k: int, novel: bool, candidates: Candidates | None) -> Ranked:
         if novel:
             return super()._rank(positions, k, novel, candidates)
-        own = decayed(self.histories_, self.catalogue_, self.day_, self.half_life_days)[positions].tocoo()
+        own = Lines.of(self.histories_, positions, self.catalogue_, self.day_).decayed(self.half_life_days).tocoo()
         tie = 1e-3 * self.popular_ / max(self.popular_.max(initial=0), 1)
         by = np.lexsort((own.col, own.row))
         row, item = own.row[by], own.col[by]
@@ -247,12 +261,14 @@ class TwoStage(Recommender):
     def _rank(self, positions: np.ndarray, k: int, novel: bool, candidates: Candidates | None) -> Ranked:
         found = candidates or self.propose(positions)
         kept = ~found.bought if novel else np.ones(len(found.row), bool)
-        score = self.order_by(found)[kept]
-        return _ranked(found.row[kept], found.item[kept], score, _sources(found.features[kept]), k)
+        table = found.features[kept]
+        return _ranked(found.row[kept], found.item[kept], self._scores(table), _sources(table), k)
 
     def order_by(self, candidates: Candidates) -> np.ndarray:
         """The ranker's score of each candidate; higher is better."""
-        table = candidates.features
+        return self._scores(candidates.features)
+
+    def _scores(self, table: np.ndarray) -> np.ndarray:
         return np.asarray(self._booster().predict(table, num_threads=1)) if len(table) else np.zeros(0)
 
     def importance(self) -> dict[str, float]:
@@ -272,16 +288,16 @@ class TwoStage(Recommender):
 
     _built: lightgbm.Booster | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_built"}
-
 
 MODELS: dict[str, type[Recommender]] = {"popularity": Recommender, "frequency": Frequency, "two_stage": TwoStage}
 """Simple before complex."""
 
 
-def known_as(asked: pl.Series, users: np.ndarray) -> np.ndarray:
+def known_as(ids: np.ndarray, users: np.ndarray) -> np.ndarray:
     """Position of each asked id in `users`, -1 for an unknown one. Where ids are numbers, 7, 7.0 and "7" are the same user."""
+    if ids.dtype.kind == users.dtype.kind == "i":
+        return codes(ids, users)
+    asked = pl.Series(ids)
     if users.dtype.kind in "iu":
         numbers = asked.cast(pl.Int64, strict=False)
         place = codes(numbers.fill_null(-1).to_numpy(), users)

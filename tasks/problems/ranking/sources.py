@@ -3,12 +3,13 @@
 Each source learns from a users x items matrix and scores rows of such a matrix: a history that changed is scored the same way.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy import linalg, sparse
 
-from tasks.problems.ranking.histories import Histories, Sparse, codes
+from tasks.problems.ranking.histories import Histories, Sparse, codes, ranges
 
 SOURCES = ("again", "together", "similar", "popular")
 """Own purchases with decay, EASE, TIFU-kNN, popularity: the order of the scores of a candidate."""
@@ -17,6 +18,15 @@ SOURCES = ("again", "together", "similar", "popular")
 def decay(days_ago: np.ndarray, half_life: float) -> np.ndarray:
     """Weight of a purchase: 1 today, one half after `half_life` days."""
     return 0.5 ** (days_ago / half_life)
+
+
+FEW = 4
+"""Less than one row in so many is copied to be multiplied alone; else the product with the whole matrix is faster."""
+
+
+def _learned(learned: Any) -> dict[str, Any]:
+    """The state to save: without what is made of it when first asked for."""
+    return {name: value for name, value in learned.__dict__.items() if not name.startswith("_")}
 
 
 @dataclass(eq=False)
@@ -33,19 +43,51 @@ class Ease:
     """K, users x users."""
     remainder: np.ndarray
     """penalty times diag(P), per item: 1 - x_j' K x_j."""
+    penalty: float | None = None
+    _by_item: Sparse | None = field(default=None, init=False, repr=False)
+    """X', by rows: asked for with every score and the same every time."""
 
     @classmethod
     def learn(cls, users: Sparse, penalty: float) -> "Ease":
         gram = (users @ users.T).toarray().astype(np.float64)
         gram[np.diag_indices_from(gram)] += penalty
         kernel = linalg.inv(gram, overwrite_a=True, assume_a="pos").astype(np.float32)
-        return cls(users, kernel, 1 - _diagonal(users, kernel))
+        return cls(users, kernel, 1 - _diagonal(users, kernel), float(penalty))
 
-    def score(self, rows: Sparse) -> np.ndarray:
-        """rows x items, dense: rows @ B."""
-        weights = (rows @ self.users.T).toarray() @ self.kernel
-        explained = (self.users.T @ weights.T).T
-        return np.asarray((explained - rows.toarray() * (1 - self.remainder)) / self.remainder)
+    def __getstate__(self) -> dict[str, Any]:
+        return _learned(self)
+
+    @property
+    def by_item(self) -> Sparse:
+        if self._by_item is None:
+            self._by_item = self.users.T.tocsr()
+        return self._by_item
+
+    def score(self, rows: Sparse, own: np.ndarray | None = None) -> np.ndarray:
+        """rows x items, dense: rows @ B. `own`: which learned user each row is about, -1 for another one."""
+        dense = rows.toarray()
+        if own is not None and len(own) == 1 and own[0] >= 0 and self.penalty is not None:
+            weights = self._moved(dense[0], own[0])[None]
+        else:
+            weights = (rows @ self.by_item).toarray() @ self.kernel
+        explained = (self.by_item @ weights.T).T
+        return np.asarray((explained - dense * (1 - self.remainder)) / self.remainder)
+
+    def _moved(self, row: np.ndarray, own: int) -> np.ndarray:
+        """row X' K, from what changed since the row was learned, mostly nothing: the product with all of K takes longest.
+
+        By the definition of K a learned row gives x X' K = e - penalty K[own], e being one at `own`.
+        """
+        weights = -(self.penalty or 0.0) * self.kernel[own]
+        weights[own] += 1
+        mine = slice(*self.users.indptr[own : own + 2])
+        change = row.copy()
+        change[self.users.indices[mine]] -= self.users.data[mine]
+        overlap = _touched(self.by_item, np.flatnonzero(change), change)
+        users = np.flatnonzero(overlap)
+        if len(users) < len(overlap) / FEW:
+            return weights + overlap[users] @ self.kernel[users]
+        return weights + overlap @ self.kernel
 
 
 def _diagonal(users: Sparse, kernel: np.ndarray, width: int = 2048) -> np.ndarray:
@@ -66,17 +108,49 @@ class Similar:
     users: Sparse
     """Decayed purchases, users x items."""
     neighbours: int
+    _by_item: Sparse | None = field(default=None, init=False, repr=False)
+    """Items x users, each user of length one: asked for with every score and the same every time."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return _learned(self)
+
+    @property
+    def by_item(self) -> Sparse:
+        if self._by_item is None:
+            self._by_item = _unit(self.users).T.tocsr()
+        return self._by_item
 
     def score(self, rows: Sparse, ids: np.ndarray) -> np.ndarray:
         """rows x items, dense. `ids`: whose rows these are."""
-        alike = (_unit(rows) @ _unit(self.users).T).toarray()
         own = codes(ids, self.ids)
+        if len(own) == 1:
+            return self._score_one(rows, own)
+        alike = (_unit(rows) @ self.by_item).toarray()
         alike[np.flatnonzero(own >= 0), own[own >= 0]] = -1
         count = min(self.neighbours, alike.shape[1])
         nearest = np.argpartition(-alike, count - 1, axis=1)[:, :count] if count else np.zeros((len(ids), 0), int)
         share = np.full(nearest.size, 1 / max(count, 1), np.float32)
         chosen = sparse.csr_array((share, nearest.ravel(), np.arange(len(ids) + 1) * count), shape=alike.shape)
         return (chosen @ self.users).toarray()
+
+    def _score_one(self, rows: Sparse, own: np.ndarray) -> np.ndarray:
+        """`score` of one row without sparse matrices: to make them takes longer than to use them. Its length is no matter."""
+        row = np.zeros(rows.shape[1], np.float32)
+        row[rows.indices] = rows.data
+        alike = _touched(self.by_item, rows.indices, row)
+        alike[own[own >= 0]] = -1
+        count = min(self.neighbours, len(alike))
+        nearest = np.argpartition(-alike, count - 1)[:count] if count else np.zeros(0, int)
+        return _touched(self.users, nearest, np.full(len(alike), 1 / max(count, 1), np.float32))[None]
+
+
+def _touched(matrix: Sparse, rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """weight[rows] @ matrix[rows], dense, reading nothing but these rows."""
+    first = matrix.indptr[rows]
+    sizes = matrix.indptr[rows + 1] - first
+    place = ranges(first, sizes)
+    value = matrix.data[place] * np.repeat(weight[rows], sizes)
+    return np.bincount(matrix.indices[place], value, minlength=matrix.shape[1]).astype(np.float32)
 
 
 def _unit(rows: Sparse) -> Sparse:
