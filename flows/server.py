@@ -3,7 +3,6 @@
 Imports no prefect at the top: a server is started first and needs 4 to 20 seconds, in which the command imports its libraries.
 """
 
-import json
 import os
 import signal
 import socket
@@ -12,11 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
 from flows import tied
-from tasks.errors import StepError
+from tasks.errors import ProjectError, StepError
 from tasks.layout import Layout, read_json, write_json
 
 PATIENCE_SECONDS = 180
@@ -84,7 +84,10 @@ def running(layout: Layout, say: Callable[[str], None]) -> Iterator[Server]:
 
 def healthy(url: str) -> bool:
     """Whether a Prefect API answers at `url`."""
-    with suppress(OSError), build_opener(ProxyHandler({})).open(f"{url}/health", timeout=5) as answer:
+    with (
+        suppress(OSError, ValueError, HTTPException),
+        build_opener(ProxyHandler({})).open(f"{url}/health", timeout=5) as answer,
+    ):
         return answer.status == 200
     return False
 
@@ -96,7 +99,7 @@ def _use(server: Server) -> Server:
 
 def _already(home: Path) -> str | None:
     """The address of a server that another command of this project runs now."""
-    with suppress(FileNotFoundError, json.JSONDecodeError, KeyError):
+    with suppress(FileNotFoundError, ProjectError, KeyError, TypeError):  # a note that says nothing is no note
         url = read_json(home / "server.json")["url"]
         return url if healthy(url) else None
     return None

@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from monitoring import charts, words
 from monitoring.charts import Chart
+from tasks.errors import ProjectError
 from tasks.layout import Layout, read_json, writing
 from tasks.params import Params
 
@@ -247,7 +248,7 @@ def _read(path: Path) -> Any:
         return read_json(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ProjectError) as error:
         log.warning("page: %s cannot be read, so the page leaves it out: %s", path, error)
         return None
 

@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(step: str, problem: str | None, root: Path) -> int:
     from tasks import layout, params
-    from tasks.errors import ParamsError
+    from tasks.errors import EvergreenError, ParamsError, ProjectError
 
     place = layout.find(root)
     known = params.load(place.params)
@@ -59,7 +59,16 @@ def _run(step: str, problem: str | None, root: Path) -> int:
     if problem:
         known.section(problem)
     started, clock = datetime.now(UTC), time.perf_counter()
-    result = import_module(f"tasks.{step}").run(known, problem, place)
+    try:
+        result = import_module(f"tasks.{step}").run(known, problem, place)
+    except EvergreenError:
+        raise
+    except Exception as error:
+        if half := layout.torn(place):
+            raise ProjectError(
+                f"{half}: is damaged: no whole parquet file. Remove it, then run evergreen train or dvc repro."
+            ) from error
+        raise
     layout.write_json(
         place.cost(step, problem),
         {"started": started.isoformat(), "wall_seconds": round(time.perf_counter() - clock, 3), **usage()},

@@ -189,4 +189,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
+    """What the JSON file at `path` holds. Raises ProjectError where it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ProjectError(f"{path}: is damaged: {error}. Remove it, then run the same command again.") from error
+
+
+def torn(layout: Layout) -> Path | None:
+    """A parquet file under data/ or models/ that does not end as such a file does, if there is one."""
+    every = (path for part in ("data", "models") for path in sorted((layout.root / part).rglob("*.parquet")))
+    return next((path for path in every if _end(path) != b"PAR1"), None)
+
+
+def _end(path: Path) -> bytes:
+    """The last four bytes."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4))
+        return file.read()

@@ -35,6 +35,7 @@ from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Param,
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
 from tasks.errors import ModelError, SpaceError, StepError
 from tasks.layout import Layout, read_json, write_json
@@ -338,8 +339,8 @@ class Registry:
         """Say in one line what MLflow and the disk refuse."""
         try:
             yield
-        except MlflowException as error:
-            text = " ".join(str(error).split())
+        except (MlflowException, SQLAlchemyError) as error:
+            text = " ".join(str(error).partition("[SQL:")[0].split())
             raise ModelError(f"MLflow at {_shown(self._uri)}: {text[:300]}. Check the address and the server.") from error
         except OSError as error:
             where = error.filename or _shown(self._uri)

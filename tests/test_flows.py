@@ -303,6 +303,12 @@ def test_a_server_of_this_project_that_runs_is_used(tmp_path: Path, answering: s
 
 
 @pytest.mark.usefixtures("bare")
+@pytest.mark.parametrize("text", ["[]", "{", "{}", '{"url": "nonsense"}'])
+def test_a_note_of_a_server_that_says_nothing_is_no_server(tmp_path: Path, text: str):
+    (tmp_path / "server.json").write_text(text)
+    assert server._already(tmp_path) is None
+
+
 def test_a_named_server_that_is_silent_is_an_error_that_says_what_to_do(tmp_path: Path):
     os.environ["PREFECT_API_URL"] = "http://127.0.0.1:1/api"
     with (

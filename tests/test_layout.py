@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from tasks.errors import ProjectError, SpaceError
-from tasks.layout import Layout, find, read_json, write_json, writing
+from tasks.layout import Layout, find, read_json, torn, write_json, writing
 
 
 def left(folder: Path) -> list[str]:
@@ -142,3 +142,19 @@ def test_a_project_is_found_from_any_folder_below(tmp_path):
 def test_no_project_says_where_to_go(tmp_path):
     with pytest.raises(ProjectError, match=r"no params.yaml here or in any folder above.*--root"):
         find(tmp_path)
+
+
+def test_a_damaged_json_file_is_named_with_the_way_out(tmp_path: Path):
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(ProjectError, match=r"a.json: is damaged: Expecting property name.*Remove it, then run the same"):
+        read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR", b"PAR1 and half of the rest"])
+def test_a_torn_parquet_file_is_found_and_a_whole_one_is_not_taken_for_one(tmp_path: Path, content: bytes):
+    layout = Layout(tmp_path)
+    layout.raw("a").parent.mkdir(parents=True)
+    layout.raw("a").write_bytes(b"PAR1 rows PAR1")
+    assert torn(layout) is None
+    layout.raw("b").write_bytes(content)
+    assert torn(layout) == layout.raw("b")

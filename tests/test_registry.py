@@ -340,6 +340,15 @@ def test_a_failure_ends_the_run_as_failed(own: Own, monkeypatch: pytest.MonkeyPa
     assert registry.versions("redeem") == []
 
 
+def test_a_database_that_is_none_is_one_line_with_its_place(tmp_path: Path):
+    (tmp_path / "mlflow.db").write_bytes(b"garbage" * 1000)
+    with pytest.raises(
+        ModelError, match=r"MLflow at sqlite:.*mlflow.db: .*file is not a database.*Check the address"
+    ) as refused:
+        Registry(f"sqlite:///{tmp_path}/mlflow.db", "")
+    assert "\n" not in str(refused.value)
+
+
 def test_without_the_steps_before_it_says_which_file_is_missing(own: Own):
     registry, layout = own
     (layout.tuning("redeem") / "trials.parquet").unlink()
