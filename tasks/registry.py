@@ -85,7 +85,7 @@ class Registry:
 
     def __init__(self, uri: str, artifacts: str) -> None:
         for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # errors arrive as exceptions
         file = Path(uri.removeprefix("sqlite:///"))
         if uri.startswith("sqlite:///") and not file.exists():
             log.info("mlflow: making its database %s, once; this takes a few seconds", file)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -347,6 +348,7 @@ def test_a_database_that_is_none_is_one_line_with_its_place(tmp_path: Path):
     ) as refused:
         Registry(f"sqlite:///{tmp_path}/mlflow.db", "")
     assert "\n" not in str(refused.value)
+    assert not logging.getLogger("mlflow.store.db.utils").isEnabledFor(logging.ERROR), "MLflow would print a traceback"
 
 
 def test_without_the_steps_before_it_says_which_file_is_missing(own: Own):
