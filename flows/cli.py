@@ -66,7 +66,7 @@ def train(
     as_of: Annotated[
         str | None, typer.Option(help="Live on that day (YYYY-MM-DD): sets project.as_of in params.yaml, where DVC sees it.")
     ] = None,
-    refresh: Annotated[bool, typer.Option("--refresh", help="Read the sources again though no param of them changed.")] = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Read databases again too; changed files are noticed.")] = False,
     no_deploy: Annotated[
         bool, typer.Option("--no-deploy", help="Register the candidates, and leave the champions alone.")
     ] = False,
@@ -88,6 +88,7 @@ def demo(root: Root = HERE, as_json: Json = False, debug: Debug = False) -> None
 
 def _train(place: "Layout", names: Sequence[str], as_of: str | None, refresh: bool, deploy: bool, as_json: bool) -> None:
     from flows import results
+    from tasks import ingest
     from tasks.layout import locking
 
     params = _params(place)
@@ -99,6 +100,7 @@ def _train(place: "Layout", names: Sequence[str], as_of: str | None, refresh: bo
     with locking(place.var / "train.lock", "train"):
         if as_of:
             _live_on(place, as_of)
+        refresh = refresh or ingest.moved(params, place)
         if not refresh and results.nothing_to_do(place, problems, deploy):
             outcomes = [results.Outcome(problem) for problem in problems]
         else:

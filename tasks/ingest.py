@@ -57,6 +57,7 @@ def run(params: Params, problem: str | None, layout: Layout) -> Ingested:
     Raises SourceError where a table cannot be read as its section says, DataError where nothing was known at `as_of` or that
     day has not passed.
     """
+    found = _stamps(params, layout)
     with writing(folder(layout)) as new:
         staging = new.parent / "staging"
         for each in (new, staging):
@@ -67,6 +68,7 @@ def run(params: Params, problem: str | None, layout: Layout) -> Ingested:
         facts = {name: _write(name, table, params.ingest[name], as_of, new) for name, table in tables.items()}
         _check_cut(params, facts, as_of)
         write_json(new / "sources.json", {"as_of": as_of.isoformat(), "tables": facts})
+    write_json(_stamp_file(layout), found)
     return Ingested(
         folder=str(folder(layout).relative_to(layout.root)),
         as_of=as_of,
@@ -78,6 +80,31 @@ def run(params: Params, problem: str | None, layout: Layout) -> Ingested:
 def folder(layout: Layout) -> Path:
     """One parquet file per table, and sources.json."""
     return layout.raw("any").parent
+
+
+def moved(params: Params, layout: Layout) -> bool:
+    """Whether a local file of a source is another one than the last run read. Of databases nothing is known without asking."""
+    path = _stamp_file(layout)
+    try:
+        return path.is_file() and read_json(path) != _stamps(params, layout)
+    except SourceError:
+        return False  # files that are gone cannot be read again; what was read stands
+
+
+def _stamp_file(layout: Layout) -> Path:
+    """Not beside the tables: a file that was touched and says the same must not make what follows stale."""
+    return layout.var / "sources.json"
+
+
+def _stamps(params: Params, layout: Layout) -> dict[str, list[list[str | int]]]:
+    """Table -> path, bytes and time of the last change (ns) of each of its local files."""
+    stamps = {}
+    for name, source in params.ingest.items():
+        for key, pattern in (("csv", source.csv), ("parquet", source.parquet)):
+            if pattern is not None:
+                files = [(path, path.stat()) for path in _files(name, key, layout.root, pattern)]
+                stamps[name] = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in files]
+    return stamps
 
 
 def resolve_as_of(params: Params, layout: Layout) -> date:

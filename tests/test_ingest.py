@@ -408,3 +408,18 @@ def test_the_small_store_agrees_with_its_weeks_only_in_local_time(tmp_path):
     agree = (week == pl.col("week")).mean()
     assert read(tmp_path, **source, stored_in="UTC", local="America/New_York").select(agree).item() == 1
     assert read(tmp_path, **source).select(agree).item() < 1
+
+
+def test_a_source_file_that_changed_is_noticed_and_one_that_is_gone_is_not_asked_for(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a\n1\n")
+    known, place = params(t={"csv": "t.csv"}), Layout(tmp_path)
+    assert not ingest.moved(known, place)
+    ingest.run(known, None, place)
+    assert not ingest.moved(known, place)
+    path.write_text("a\n1\n2\n")
+    assert ingest.moved(known, place)
+    ingest.run(known, None, place)
+    assert not ingest.moved(known, place)
+    path.unlink()
+    assert not ingest.moved(known, place)
