@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -262,6 +262,39 @@ class Features(Section):
     """Features that the model sees, in this order. null: all."""
 
 
+Role = Literal["number", "category", "text", "date"]
+"""What a column of a plain table is: a number; a name (also a number that only names); words; a date or time."""
+
+
+class Table(Section):
+    """A plain table, one row per case: its columns are the features, and what is predicted is one of them too."""
+
+    table: str
+    """The table."""
+    target: str | None = None
+    """Column that is predicted; rows without it teach nothing. null: nothing is predicted (clustering)."""
+    positive: str | None = None
+    """classification, two classes: the one that probability, precision and recall are about. null: the later one in order."""
+    columns: Annotated[dict[str, Role], Field(min_length=1)]
+    """Feature -> what it is."""
+    entity: str | None = None
+    """Column that says whom a row is about; never a feature. The rows of one entity stay on one side of every split, and
+    intervals are over entities. null: each row is about another one."""
+    time: str | None = None
+    """Column (date or time) that orders the rows: what judges is always later than what was learned from. null: no order."""
+    gap_days: Annotated[int, Field(ge=0)] = 0
+    """With time: days between what is learned from and what judges it, for truths that take that long to be known."""
+
+    @model_validator(mode="after")
+    def roles_apart(self) -> "Table":
+        for name in ("target", "entity"):
+            if getattr(self, name) in self.columns:
+                raise ValueError(f"{name} = {getattr(self, name)} is also a feature; take it out of columns")
+        if self.gap_days and self.time is None:
+            raise ValueError("gap_days needs time")
+        return self
+
+
 class Interactions(Section):
     """The events a recommender learns from: one line per user, basket and item."""
 
@@ -366,6 +399,9 @@ class Tune(Section):
     """How many configurations are tried; the defaults of each model come first."""
     timeout_seconds: float | None = None
     """No trial starts after that many seconds. null: no limit."""
+    budget_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Wall time of the search, the refit and the evaluation together (what `evergreen train --seconds` sets); n_trials does
+    not limit then. null: no limit."""
     metric: str | None = None
     """Metric to optimise. null: the kind's primary metric."""
     models: tuple[str, ...] | None = None
@@ -373,7 +409,9 @@ class Tune(Section):
     space: dict[str, dict[str, Range]] = {}
     """model -> hyper-parameter -> range, in place of the kind's own."""
     folds: Annotated[int, Field(ge=1)] = 3
-    """Validation windows in time, each after its training rows."""
+    """Validation windows in time, each after its training rows; parts of the cross-validation of a table without time."""
+    repeats: Annotated[int, Field(ge=1)] | None = None
+    """Tables without time: so many cross-validations, each with other folds. null: 3 for less than 1,000 rows, else 1."""
     grid_points: Annotated[int, Field(ge=2)] = 3
     """grid: points per interval."""
 
@@ -381,11 +419,15 @@ class Tune(Section):
 class Train(Section):
     history_days: int | None = None
     """Learn from rows with a cutoff in that many days before the newest. null: from all."""
+    refit: bool = True
+    """Plain tables: once it is judged, the model that serves learns from all rows, those it was judged on too."""
 
 
 class Evaluate(Section):
     windows: Annotated[int, Field(ge=1)] = 3
     """Test windows at the end of the data, one horizon each; scores are their mean."""
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Plain tables: share of the rows that the search never sees and the model is judged on (with time: the newest)."""
     resamples: Annotated[int, Field(ge=50)] = 400
     """Bootstrap resamples of entities."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
@@ -411,12 +453,23 @@ class Gate(Section):
     """Level of the interval."""
 
 
+FORMS: dict[str, type[Section]] = {"events": Features, "table": Table}
+"""What the features of a tabular problem are made of."""
+
+
+def _form(features: Any) -> str:
+    """A plain table names its table; features made from events do not."""
+    known = features if isinstance(features, dict) else dict(features) if isinstance(features, Section) else {}
+    return "table" if "table" in known else "events"
+
+
 class Tabular(Section):
-    """A problem with one row per entity and cutoff: classification, regression or clustering."""
+    """A problem with one row per entity and cutoff, or per row of a plain table: classification, regression or clustering."""
 
     question: str
     """The question in one plain sentence; the page shows it."""
-    features: Features
+    features: Annotated[Annotated[Features, Tag("events")] | Annotated[Table, Tag("table")], Discriminator(_form)]
+    """Made from events (entity, cutoffs, aggregates), or a table as it is (table, target, columns)."""
     pipeline: Pipeline = Pipeline()
     tune: Tune = Tune()
     train: Train = Train()
@@ -560,6 +613,8 @@ def tables_of(section: Problem) -> list[str]:
     features = section.features
     if isinstance(features, Interactions):
         named = [features.table, features.items]
+    elif isinstance(features, Table):
+        named = [features.table]
     else:
         named = [
             features.population and features.population.table,
@@ -579,7 +634,7 @@ def _explain(file: str, prefix: tuple[str, ...], model: type[Section], error: Va
     place = [part for part in first["loc"] if not str(part).startswith("function-")]
     if place[-1:] == ["[key]"]:
         return f"{file}: {place[0]}: {str(place[-2])!r}: {NAMES}"
-    key = ".".join(str(part) for part in (*prefix, *place))
+    key = ".".join(str(part) for part in (*prefix, *_without_form(place)))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _fields_at(model, place[:-1])
@@ -590,9 +645,17 @@ def _explain(file: str, prefix: tuple[str, ...], model: type[Section], error: Va
     return f"{file}: {key} = {_short(first['input'])}: {rule}{more}"
 
 
+def _without_form(place: list[int | str]) -> list[int | str]:
+    """`place` as people write it: pydantic names the form of `features` too."""
+    return [part for at, part in enumerate(place) if not (at and place[at - 1] == "features" and part in FORMS)]
+
+
 def _fields_at(model: type[BaseModel], place: list[int | str]) -> list[str]:
     """The field names of the section that `place` leads to from `model`."""
-    for part in place:
+    for at, part in enumerate(place):
+        if at and place[at - 1] == "features" and part in FORMS:
+            model = FORMS[str(part)]
+            continue
         field = next((field for name, field in model.model_fields.items() if part in (name, field.alias)), None)
         model = (field and _section_in(field.annotation)) or model
     return [field.alias or name for name, field in model.model_fields.items()]
