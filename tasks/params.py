@@ -284,6 +284,9 @@ class Table(Section):
     """Column (date or time) that orders the rows: what judges is always later than what was learned from. null: no order."""
     gap_days: Annotated[int, Field(ge=0)] = 0
     """With time: days between what is learned from and what judges it, for truths that take that long to be known."""
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the rows that the search never sees and the model is judged on: the newest with time, else drawn by a hash of
+    the row, so that they stay the same when rows are added."""
 
     @model_validator(mode="after")
     def roles_apart(self) -> "Table":
@@ -299,7 +302,16 @@ class Interactions(Section):
     """The events a recommender learns from: one line per user, basket and item."""
 
     table: str
-    """Table of purchases; its source names the time column."""
+    """Table of purchases; its source names the time column, or `order` numbers its rows."""
+    order: str | None = None
+    """Column that numbers the orders of a shop without dates; the newest orders of all users are laid side by side and count as
+    made on the last known day. null: the table has times."""
+    order_counts: Literal["user", "shop"] = "user"
+    """user: each user's orders are counted on their own (1, 2, 3, …). shop: one sequence for all, in the order of time."""
+    order_days: Days = 7
+    """Days that one order stands for where there are no dates, so that whatever is given in days has a meaning."""
+    horizon_orders: Days = 1
+    """Where there are no dates: the truth is in so many orders after the cutoff."""
     user: str
     """Key of the user."""
     item: str
@@ -314,10 +326,23 @@ class Interactions(Section):
     """Column of `items` to values that are not goods; their events are left out."""
     where: str | None = None
     """SQL condition on the event's columns, for example quantity > 0."""
+    attributes: tuple[Attributes, ...] = ()
+    """Facts about the user by which scores may be shown: name the columns under evaluate.slices."""
     min_users: int = 5
     """An item bought by fewer users is not in the catalogue; the truth is not restricted to it."""
     horizon_days: int = 28
-    """The truth is what is bought in the days 1 to this after the cutoff."""
+    """The truth is what is bought in the days 1 to this after the cutoff. With `order`: horizon_orders times order_days."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def horizon_of_orders(cls, given: Any) -> Any:
+        if not (isinstance(given, dict) and given.get("order")):
+            return given
+        unit, count = (given.get(name, cls.model_fields[name].default) for name in ("order_days", "horizon_orders"))
+        days = unit * count if isinstance(unit, int) and isinstance(count, int) else given.get("horizon_days", 1)
+        if given.get("horizon_days", days) != days:
+            raise ValueError("order counts the horizon in orders; give horizon_orders in place of horizon_days")
+        return {**given, "horizon_days": days}
 
 
 class Pipeline(Section):
@@ -425,9 +450,7 @@ class Train(Section):
 
 class Evaluate(Section):
     windows: Annotated[int, Field(ge=1)] = 3
-    """Test windows at the end of the data, one horizon each; scores are their mean."""
-    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Plain tables: share of the rows that the search never sees and the model is judged on (with time: the newest)."""
+    """Test windows at the end of the data, one horizon each; scores are their mean. Without time there is one."""
     resamples: Annotated[int, Field(ge=50)] = 400
     """Bootstrap resamples of entities."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
@@ -612,7 +635,7 @@ def tables_of(section: Problem) -> list[str]:
     """The tables that a problem's features read, each once, in the order of the section."""
     features = section.features
     if isinstance(features, Interactions):
-        named = [features.table, features.items]
+        named = [features.table, features.items, *(part.table for part in features.attributes)]
     elif isinstance(features, Table):
         named = [features.table]
     else:

@@ -133,13 +133,15 @@ class Recommendation:
         return model.importance()
 
     def slices(self, data: Purchases, cutoff: date, names: Sequence[str], section: Recommend) -> pl.DataFrame:
-        """`entity` and facts about the user at `cutoff`, those that the ranker knows, such as visits and days_since_visit."""
+        """`entity` and facts about the user: what the ranker knows at `cutoff`, such as visits, and features.attributes."""
+        told = [name for name in data.attributes.columns if name != "user"]
         for name in names:
-            require(name, USER, "evaluate.slices")
+            require(name, [*USER, *told], "evaluate.slices")
         users = data.truth(cutoff).users
-        facts = data.users(users, cutoff)
-        columns = {name: facts[:, USER.index(name)] for name in names}
-        return pl.DataFrame({"entity": data.histories.users[users], **columns})
+        facts, ids = data.users(users, cutoff), data.histories.users[users]
+        attributes = data.attributes_of(ids)
+        columns = {name: attributes[name] if name in told else facts[:, USER.index(name)] for name in names}
+        return pl.DataFrame({"entity": ids, **columns})
 
     def example(self, data: Purchases, section: Recommend) -> pd.DataFrame:
         """The users of the newest lines."""

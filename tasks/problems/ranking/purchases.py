@@ -1,8 +1,9 @@
 """The data of a recommender: all purchases, what is true after a cutoff, and what was made of a cutoff before."""
 
+import logging
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,6 +18,10 @@ from tasks.problems.ranking import features
 from tasks.problems.ranking.candidates import Candidates, Learned, Settings
 from tasks.problems.ranking.histories import Histories, codes, distinct, to_date, to_day
 
+log = logging.getLogger(__name__)
+
+FURTHEST = 99_000
+"""Days back at which the past ends (271 years): what a damaged date puts before that counts as bought then."""
 KEPT = 6
 """Results of so many cutoffs are kept in memory (about 100 MB each for 2,000 users)."""
 
@@ -25,25 +30,63 @@ def build(
     tables: Mapping[str, pl.LazyFrame], times: Mapping[str, str | None], section: Interactions, as_of: date
 ) -> dict[str, pl.DataFrame]:
     """See Recommendation.build. Raises ParamsError for a column that is not there, DataError where no purchase is left."""
-    time = times[section.table]
-    if time is None:
-        raise ParamsError(
-            f"features.table = {section.table}: its source names no time column; give ingest.{section.table}.time"
-        )
-    events = tables[section.table]
+    time, events = times[section.table], tables[section.table]
+    schema = events.collect_schema()
     for name in ("user", "item", "basket"):
-        require(getattr(section, name), events.collect_schema().names(), f"features.{name}")
+        require(getattr(section, name), schema.names(), f"features.{name}")
+    when = _when(schema, time, section)
     goods = _goods(events, tables, section)
-    lines = (
-        goods.select(user=section.user, basket=section.basket, item=section.item, day=pl.col(time).cast(pl.Datetime).dt.date())
-        .drop_nulls()
-        .filter(pl.col("day") <= as_of)
-        .collect()
-    )
+    read = goods.select(user=section.user, basket=section.basket, item=section.item, when=when).collect()
+    whole = read.drop_nulls()
+    if whole.height < read.height:
+        log.warning("%s: %s lines without user, basket, item or time are left out", section.table, read.height - whole.height)
+    dated = whole.select("user", "basket", "item", day=_day(section, whole["user"].n_unique(), as_of))
+    lines = dated.filter(pl.col("day") <= as_of).with_columns(pl.col("day").clip(as_of - timedelta(days=FURTHEST)))
     if lines.is_empty():
         raise DataError(f"{section.table}: no purchase up to {as_of} is left. Look at features.exclude and features.where.")
-    known = pl.DataFrame({"as_of": [as_of]})
-    return {"lines": Histories.of(lines).frame(), "items": _items(tables, section), "known": known}
+    return {
+        "lines": Histories.of(lines).frame(),
+        "items": _items(tables, section),
+        "users": _users(tables, section),
+        "known": pl.DataFrame({"as_of": [as_of]}),
+    }
+
+
+def _when(schema: pl.Schema, time: str | None, section: Interactions) -> pl.Expr:
+    """What puts the lines in order: their day, or the number of their order."""
+    if section.order is None:
+        if time is None:
+            raise ParamsError(
+                f"features.table = {section.table}: its source names no time column; give ingest.{section.table}.time, "
+                "or name the column that numbers the orders in features.order"
+            )
+        return pl.col(time).cast(pl.Datetime).dt.date()
+    require(section.order, schema.names(), "features.order")
+    if time is not None:
+        raise ParamsError(
+            f"features.order = {section.order}: {section.table} has times too (ingest.{section.table}.time = {time}); "
+            "remove one"
+        )
+    if not schema[section.order].is_numeric():
+        raise ParamsError(
+            f"features.order = {section.order}: holds {schema[section.order]}, not numbers; "
+            f"declare ingest.{section.table}.types: {{{section.order}: integer}} or name another column"
+        )
+    return pl.col(section.order)
+
+
+def _day(section: Interactions, users: int, as_of: date) -> pl.Expr:
+    """The day of each line. Without dates an order is as many orders back from the newest as came after it, and the newest is
+    of the day `as_of`. Counted over the shop, an average user orders once in `order_days`.
+    """
+    if section.order is None:
+        return pl.col("when")
+    place = pl.col("when").rank("dense").cast(pl.Int64)
+    if section.order_counts == "user":
+        back = (place.max().over("user") - place.over("user")) * section.order_days
+    else:
+        back = (place.max() - place) * section.order_days // users
+    return pl.lit(as_of) - pl.duration(days=back.clip(upper_bound=FURTHEST))
 
 
 def _goods(events: pl.LazyFrame, tables: Mapping[str, pl.LazyFrame], section: Interactions) -> pl.LazyFrame:
@@ -73,10 +116,26 @@ def _items(tables: Mapping[str, pl.LazyFrame], section: Interactions) -> pl.Data
     return chosen.unique("item", keep="first", maintain_order=True).sort("item").collect()
 
 
+def _users(tables: Mapping[str, pl.LazyFrame], section: Interactions) -> pl.DataFrame:
+    """user and its attributes; of a user who is there twice the first row counts."""
+    found = pl.DataFrame(schema={"user": pl.String})
+    for each in section.attributes:
+        known = tables[each.table].collect_schema().names()
+        for column in (section.user, *each.columns):
+            require(column, known, f"features.attributes.{each.table}")
+        facts = tables[each.table].select(pl.col(section.user).alias("user"), *each.columns).drop_nulls("user")
+        facts = facts.unique("user", keep="first", maintain_order=True).collect()
+        found = (
+            facts if found.width == 1 else found.join(facts, on="user", how="full", coalesce=True, maintain_order="left_right")
+        )
+    return found.sort("user")
+
+
 def load(folder: Path, section: Interactions) -> "Purchases":
-    frames = {name: pl.read_parquet(folder / f"{name}.parquet") for name in ("lines", "items", "known")}
+    frames = {path.stem: pl.read_parquet(path) for path in folder.glob("*.parquet")}
     histories = Histories.of(frames["lines"])
-    return Purchases(histories, _categories(histories.items, frames["items"]), frames["known"].item(), section.horizon_days)
+    categories, as_of = _categories(histories.items, frames["items"]), frames["known"].item()
+    return Purchases(histories, categories, as_of, section.horizon_days, frames.get("users", pl.DataFrame({"user": []})))
 
 
 def _categories(items: np.ndarray, known: pl.DataFrame) -> np.ndarray:
@@ -114,6 +173,8 @@ class Purchases:
     """Number of the category of each of `histories.items`."""
     as_of: date
     horizon_days: int
+    attributes: pl.DataFrame
+    """user and facts about him that scores are shown by; not every user is there."""
     _kept: dict[str, dict[Hashable, Any]] = field(default_factory=dict)
     _answers: WeakKeyDictionary[Any, dict[date, pl.DataFrame]] = field(default_factory=WeakKeyDictionary)
     _proposed: WeakKeyDictionary[Learned, dict[Hashable, Candidates]] = field(default_factory=WeakKeyDictionary)
@@ -140,6 +201,12 @@ class Purchases:
         """users x features.USER at `cutoff`; `users`: positions."""
         none = np.zeros(0, self.histories.items.dtype)
         return features.of_users(features.Lines.of(self.histories, users, none, to_day(cutoff)))
+
+    def attributes_of(self, ids: np.ndarray) -> pl.DataFrame:
+        """The attributes of the users `ids`, row by row; null for those of whom nothing is told."""
+        asked = pl.DataFrame({"user": ids})
+        told = self.attributes.cast({"user": asked["user"].dtype})
+        return asked.join(told, on="user", how="left", maintain_order="left")
 
     def visits(self, users: np.ndarray, cutoff: date) -> np.ndarray:
         """Days with a purchase up to `cutoff`, per user."""
