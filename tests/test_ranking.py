@@ -167,12 +167,13 @@ def test_live_histories_read_as_if_all_lines_had_been_there_from_the_start(drawn
 
 def test_many_new_lines_are_merged_and_a_known_one_waits_nowhere(monkeypatch):
     start = Live.of(Histories.of(LINES))
-    assert len(start.and_then(LINES).newer) == 0
+    assert start.and_then(LINES).waiting == 0
     event = purchases((2, 9, "z", 41))
-    assert len(start.and_then(event).newer) == 1
-    monkeypatch.setattr("tasks.problems.ranking.live.NEWER", 0)
-    again = start.and_then(event)
-    assert (len(again.newer), len(again.base)) == (0, len(LINES) + 1)
+    waiting = start.and_then(event)
+    assert (waiting.waiting, waiting.and_then(event).waiting, len(waiting.base)) == (1, 1, len(LINES))
+    monkeypatch.setattr("tasks.problems.ranking.live.MANY", 0)
+    again = waiting.and_then(purchases((2, 10, "z", 42)))
+    assert (again.waiting, len(again.base), again.last_day) == (0, len(LINES) + 2, 42)
 
 
 @pytest.mark.parametrize("few", [0.1, 10**6])

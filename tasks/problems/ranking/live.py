@@ -1,92 +1,198 @@
 """Histories that go on while they are read: a new basket costs its own lines, not all that were ever bought."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from tasks.problems.ranking.histories import Histories, codes, to_ids
+from tasks.errors import DataError
+from tasks.problems.ranking.histories import Histories, codes
 
 NEWER = 20_000
 """Lines that wait beside the others; more of them are merged in one go."""
-LINE = ["user", "basket", "item"]
+MANY = 1_000
+"""So many lines at once are merged, not looked at one by one."""
+LINE = ["user", "basket", "item", "day"]
+
+Lines = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""row, column of a catalogue (-1 outside) and day, each row's lines by day."""
+Newer = Mapping[tuple[Any, Any], int]
+"""(basket, item) of one user -> the first day of the line."""
 
 
 @dataclass(eq=False)
 class Live:
-    """`base` and the lines that came since, `newer`: none of them is in `base`. Neither ever changes."""
+    """`base` and the lines that came since, `newer`: user -> lines, none of them in `base`. Neither ever changes."""
 
     base: Histories
-    newer: Histories
+    newer: Mapping[Any, Newer] = field(default_factory=dict)
+    waiting: int = 0
+    """Number of lines in `newer`."""
+    last_day: int = np.iinfo(np.int32).min
+    """The newest day of all lines."""
     _users: np.ndarray | None = field(default=None, init=False, repr=False)
     _merged: Histories | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def of(cls, histories: "Histories | Live") -> "Live":
-        return histories if isinstance(histories, Live) else cls(histories, histories.between(1, 0))
+        if isinstance(histories, Live):
+            return histories
+        return cls(histories, last_day=int(histories.day[-1])) if len(histories) else cls(histories)
 
     def __len__(self) -> int:
-        return len(self.base) + len(self.newer)
+        return len(self.base) + self.waiting
 
     @property
     def users(self) -> np.ndarray:
         """Sorted ids of the users of both."""
         if self._users is None:
-            unknown = codes(self.newer.users, self.base.users) < 0
-            fresh = self.newer.users[unknown]
+            ids = np.array(list(self.newer)) if self.newer else self.base.users[:0]
+            fresh = ids[codes(ids, self.base.users) < 0]
             self._users = np.union1d(self.base.users, fresh) if len(fresh) else self.base.users
         return self._users
 
     @property
-    def last_day(self) -> int:
-        return max((int(part.day[-1]) for part in (self.base, self.newer) if len(part)), default=np.iinfo(np.int32).min)
+    def items(self) -> np.ndarray:
+        """Sorted ids of the items of `base`."""
+        return self.base.items
 
     def merged(self) -> Histories:
         """All in one."""
         if self._merged is None:
-            self._merged = self.base.and_then(self.newer.frame()) if len(self.newer) else self.base
+            self._merged = self.base.and_then(self._waiting()) if self.waiting else self.base
         return self._merged
 
     def frame(self) -> pl.DataFrame:
         return self.merged().frame()
 
-    def lines(self, positions: np.ndarray, catalogue: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def lines(self, positions: np.ndarray, catalogue: np.ndarray) -> Lines:
         """See Histories.lines; `positions`: in `users`."""
-        if not len(self.newer):
+        if not self.newer:
             return self.base.lines(positions, catalogue)
-        ids, found = self.users[positions], []
-        for part in (self.base, self.newer):
-            position = codes(ids, part.users)
-            there = np.flatnonzero(position >= 0)
-            row, column, day = part.lines(position[there], catalogue)
-            found.append((there[row], column, day))
-        row, column, day = (np.concatenate(each) for each in zip(*found, strict=True))
-        by = np.lexsort((day, row))
-        return row[by], column[by], day[by]
+        ids = self.users[positions]
+        place = codes(ids, self.base.users)
+        there = np.flatnonzero(place >= 0)
+        row, column, day = self.base.lines(place[there], catalogue)
+        found = [(there[row], column, day)]
+        for at, each in enumerate(ids.tolist()):
+            if each in self.newer:
+                found.append(_lines(at, self.newer[each], catalogue))
+        return found[0] if len(found) == 1 else _together(found)
 
     def and_then(self, events: pl.DataFrame) -> "Live":
-        """These and newer lines, in the columns of Histories.of; a line that is known already changes nothing."""
-        known = self._known(events)
-        asked = pl.concat([known, self.newer.frame(), events.select(*LINE, "day")], how="vertical_relaxed")
-        lines = Histories.of(asked).frame()
-        newer = lines.join(known, on=[*LINE, "day"], how="anti", maintain_order="left") if same(lines, known) else None
-        if newer is None or len(newer) + len(known) > len(lines) or len(newer) > NEWER:
-            # Ids of another type, a known line that turns out to be of an earlier day, or many lines: all is made anew.
-            return Live.of(self.merged().and_then(events))
-        return Live(self.base, Histories.of(newer))
+        """These and newer lines, in the columns of Histories.of; a line that is known already changes nothing.
 
-    def _known(self, events: pl.DataFrame) -> pl.DataFrame:
-        """The lines in `base` of the users of `events`."""
-        users = to_ids(events["user"].unique().drop_nulls())
-        if (users.dtype.kind in "iu") != (self.base.users.dtype.kind in "iu"):
-            return self.base.between(1, 0).frame()
-        position = codes(users, self.base.users)
-        return self.base.part(self.base.places(position[position >= 0])[1]).frame()
+        Ids of users and items take the type that those of `base` have. Raises DataError for one that cannot.
+        """
+        if not len(self.base) or events.height > MANY or self.waiting > NEWER:
+            return Live.of(self.merged().and_then(typed(events, self.base)))
+        newer, count, last = dict(self.newer), self.waiting, self.last_day
+        for user, mine in _by_user(events, self.base).items():
+            known = self._known(user)
+            if any(day < known[line] for line, day in mine.items() if line in known):
+                return Live.of(self.merged().and_then(typed(events, self.base)))
+            had = newer.get(user, {})
+            now = {**had, **{line: min(day, had.get(line, day)) for line, day in mine.items() if line not in known}}
+            if now:
+                newer[user], count, last = now, count + len(now) - len(had), max(last, *now.values())
+        return Live(self.base, newer, count, last)
+
+    def _known(self, user: Any) -> dict[tuple[Any, Any], int]:
+        """(basket, item) -> day of the lines of `user` in `base`."""
+        position = codes(np.array([user]), self.base.users)
+        if position[0] < 0:
+            return {}
+        place = self.base.places(position)[1]
+        lines = zip(map(str, self.base.basket[place].tolist()), self.base.items[self.base.item[place]].tolist(), strict=True)
+        return dict(zip(lines, self.base.day[place].tolist(), strict=True))
+
+    def _waiting(self) -> pl.DataFrame:
+        """The lines of `newer` in the columns of Histories.of."""
+        rows = [(user, basket, item, day) for user, lines in self.newer.items() for (basket, item), day in lines.items()]
+        user, basket, item, day = (pl.Series(name, each) for name, each in zip(LINE, zip(*rows, strict=True), strict=True))
+        numbers = basket.cast(pl.Int64, strict=False) if self.base.basket.dtype.kind in "iu" else basket
+        return pl.DataFrame([user, basket if numbers.null_count() else numbers, item, day.cast(pl.Int32).cast(pl.Date)])
 
 
-def same(lines: pl.DataFrame, known: pl.DataFrame) -> bool:
-    """Whether ids are of the same types."""
-    return lines.schema == known.schema
+@dataclass(eq=False)
+class Session:
+    """One user with what lies in the basket now, beside what `histories` hold of him; nothing of it is kept.
+
+    `position`: of the user in `histories.users`, -1 for a stranger. `items`: ids; each counts as a line of `day`.
+    """
+
+    histories: Histories | Live
+    position: int
+    items: np.ndarray
+    day: int
+
+    @property
+    def users(self) -> np.ndarray:
+        """One id; a stranger's is nobody else's."""
+        known = self.histories.users
+        if self.position >= 0:
+            return known[[self.position]]
+        return np.array([known.min(initial=0) - 1]) if known.dtype.kind in "iu" else np.array([""])
+
+    def lines(self, positions: np.ndarray, catalogue: np.ndarray) -> Lines:
+        """See Histories.lines; the only position is 0."""
+        if not len(positions):
+            return self.histories.lines(positions, catalogue)
+        column = codes(self.items, catalogue)
+        mine = np.zeros(len(column), np.int64), column, np.full(len(column), self.day)
+        if self.position < 0:
+            return mine
+        return _together([self.histories.lines(np.array([self.position]), catalogue), mine])
+
+
+def as_id(value: Any, known: np.ndarray) -> Any:
+    """`value` as the ids in `known` are: 7, 7.0 and "7" are the same whole number. None where it cannot be one."""
+    if known.dtype.kind not in "iu":
+        return None if value is None or value == "" else str(value)
+    try:
+        number = int(value)
+        return number if isinstance(value, str) or number == value else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def typed(events: pl.DataFrame, like: Histories) -> pl.DataFrame:
+    """`events` with ids of the types of `like`. Raises DataError for one that is none."""
+    if not len(like):
+        return events.select(LINE)
+    for name, known in (("user", like.users), ("item", like.items)):
+        kind = pl.Int64 if known.dtype.kind in "iu" else pl.String
+        turned = events[name].cast(kind, strict=False)
+        if turned.null_count():
+            bad = events[name].filter(turned.is_null())[0]
+            raise DataError(f"{name} = {bad}: ids are whole numbers here, such as {known[0]}")
+        events = events.with_columns(turned)
+    text = pl.String if like.basket.dtype.kind == "U" else events["basket"].dtype
+    return events.with_columns(pl.col("basket").cast(text)).select(LINE)
+
+
+def _by_user(events: pl.DataFrame, like: Histories) -> dict[Any, dict[tuple[Any, Any], int]]:
+    """User -> (basket, item) -> first day."""
+    found: dict[Any, dict[tuple[Any, Any], int]] = {}
+    days = typed(events, like).with_columns(pl.col("basket").cast(pl.String), pl.col("day").cast(pl.Date).cast(pl.Int32))
+    for user, basket, item, day in days.iter_rows():
+        mine = found.setdefault(user, {})
+        mine[basket, item] = min(day, mine.get((basket, item), day))
+    return found
+
+
+def _lines(row: int, newer: Newer, catalogue: np.ndarray) -> Lines:
+    column = codes(np.array([item for _, item in newer]), catalogue)
+    return np.full(len(column), row), column, np.fromiter(newer.values(), np.int64, len(column))
+
+
+def _together(found: list[Lines]) -> Lines:
+    """Lines of the same rows in one, each row's by day."""
+    row, column, day = (np.concatenate(each) for each in zip(*found, strict=True))
+    by = np.lexsort((day, row))
+    return row[by], column[by], day[by]
 
 
 def merged(histories: Histories | Live) -> Histories:
