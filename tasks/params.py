@@ -322,6 +322,14 @@ class Interactions(Section):
     """Table of facts about items, one row each. null: none."""
     category: str | None = None
     """Column of `items` that groups them; used for features and rules."""
+    name: str | None = None
+    """Column of `items` that says in words what an item is, for the reasons of answers. null: its category."""
+    stock: str | None = None
+    """Column that says what is in stock: true, or a number above 0; an item without a value there is not. null: unknown."""
+    stock_table: str | None = None
+    """Table with the key of the item and the column `stock`, for stock that changes more often than `items`. null: `items`."""
+    place: str | None = None
+    """Column of `table` with the place of a purchase, such as a shop: a stranger there gets what is popular there. null: none."""
     exclude: dict[str, tuple[str, ...]] = {}
     """Column of `items` to values that are not goods; their events are left out."""
     where: str | None = None
@@ -392,6 +400,53 @@ class Sources(Section):
     """The ranker learns from the purchases after so many cutoffs, the newest with complete labels."""
     ranker_users: Annotated[int, Field(ge=1)] = 1000
     """Users per cutoff, drawn at random, that the ranker learns from."""
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+"""Part of a whole, 0 to 1."""
+Id = int | str
+"""Key of a user or an item."""
+
+
+class Rules(Section):
+    """What may be in a list. A rule never makes a list shorter while enough items are allowed."""
+
+    bought_within_days: Days | None = None
+    """Only what the user bought in so many days before. null: no such rule."""
+    not_bought_within_days: Days | None = None
+    """Nothing that the user bought in so many days before. null: no such rule."""
+    in_stock: bool = False
+    """Only what features.stock says is there."""
+    categories: tuple[str, ...] | None = None
+    """Only items of these categories (values of features.category). null: of all."""
+    not_categories: tuple[str, ...] = ()
+    """No item of these categories."""
+    not_items: tuple[Id, ...] = ()
+    """None of these items."""
+    max_per_category: Annotated[int, Field(ge=1)] | None = None
+    """At most so many items of one category; those without a category are not counted. null: no such rule."""
+    promote: tuple[Id, ...] = ()
+    """Items to be promoted."""
+    promote_share: Share = 0.0
+    """Of the first n places of a list at least n times this, rounded down, go to promoted items, the last place rounded up."""
+    new_share: Share = 0.0
+    """As promote_share, for items that the user never bought: a floor."""
+
+
+class Answers(Section):
+    """How a list is put together from what the model says; a request may ask for other values."""
+
+    show: Literal["all", "again", "new", "blend"] = "all"
+    """all: in the model's order. again: what the user bought before. new: what not. blend: both, `blend` of them new."""
+    blend: Share = 0.3
+    """blend: share of places for what the user never bought, spread over the list."""
+    diversity: Share = 0.0
+    """0: the model's order. Up to 1: how much an item loses for each one of its category above it."""
+    explore: Share = 0.0
+    """Share of places for new products, drawn anew for each user and day, from the categories that the user buys."""
+    explore_users: Annotated[int, Field(ge=1)] = 20
+    """A product that fewer users bought so far is new; those too rare for the catalogue are among them."""
+    rules: Rules = Rules()
 
 
 class Range(Section):
@@ -507,6 +562,7 @@ class Recommend(Section):
     """The question in one plain sentence; the page shows it."""
     features: Interactions
     pipeline: Sources = Sources()
+    answers: Answers = Answers()
     tune: Tune = Tune()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
@@ -635,7 +691,7 @@ def tables_of(section: Problem) -> list[str]:
     """The tables that a problem's features read, each once, in the order of the section."""
     features = section.features
     if isinstance(features, Interactions):
-        named = [features.table, features.items, *(part.table for part in features.attributes)]
+        named = [features.table, features.items, features.stock_table, *(part.table for part in features.attributes)]
     elif isinstance(features, Table):
         named = [features.table]
     else:
