@@ -74,10 +74,17 @@ class Source(Section):
     """CSV: the character between two fields."""
     encoding: str = "utf8"
     """CSV: the encoding of the file, for example latin-1."""
+    decimal: Literal[".", ","] = "."
+    """CSV: the mark before the decimals of a number; a comma needs another separator."""
+    missing: tuple[str, ...] = ()
+    """Texts that mean that a value is missing, for example ["NA", "?"]; an empty one always does."""
     columns: tuple[str, ...] | None = None
     """Columns to keep, in this order. null: all."""
     types: dict[str, Literal["integer", "number", "text", "boolean", "date", "datetime"]] = {}
     """Column types that must hold; a value that does not convert stops the run."""
+    formats: dict[str, str] = {}
+    """How dates are written in a column of text that `types` calls date or datetime, for example {paid: "%m/%d/%Y"}. Without:
+    2024-12-31, 31/12/2024, 31.12.2024, with a time or not."""
     time: str | None = None
     """Column that says when a row became known; rows after `as_of` are left out. null: known from the start."""
     stored_in: str | None = None
@@ -94,6 +101,11 @@ class Source(Section):
             raise ValueError("sql and address go together")
         if (self.stored_in is None) != (self.local is None):
             raise ValueError("stored_in and local go together")
+        if self.decimal == self.separator:
+            raise ValueError(f"decimal and separator are both {self.decimal}; one of them is something else")
+        undated = next((name for name in self.formats if self.types.get(name) not in ("date", "datetime")), None)
+        if undated is not None:
+            raise ValueError(f"formats names {undated}, which types does not call date or datetime")
         return self
 
 
@@ -329,7 +341,7 @@ class Interactions(Section):
     stock_table: str | None = None
     """Table with the key of the item and the column `stock`, for stock that changes more often than `items`. null: `items`."""
     place: str | None = None
-    """Column of `table` with the place of a purchase, such as a shop: a stranger there gets what is popular there. null: none."""
+    """Column of `table` with the place of a purchase, such as a shop, where other things may be popular. null: none."""
     exclude: dict[str, tuple[str, ...]] = {}
     """Column of `items` to values that are not goods; their events are left out."""
     where: str | None = None
@@ -402,13 +414,13 @@ class Sources(Section):
     """Users per cutoff, drawn at random, that the ranker learns from."""
 
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Part = Annotated[float, Field(ge=0, le=1)]
 """Part of a whole, 0 to 1."""
 Id = int | str
 """Key of a user or an item."""
 
 
-class Rules(Section):
+class ListRules(Section):
     """What may be in a list. A rule never makes a list shorter while enough items are allowed."""
 
     bought_within_days: Days | None = None
@@ -427,9 +439,9 @@ class Rules(Section):
     """At most so many items of one category; those without a category are not counted. null: no such rule."""
     promote: tuple[Id, ...] = ()
     """Items to be promoted."""
-    promote_share: Share = 0.0
+    promote_share: Part = 0.0
     """Of the first n places of a list at least n times this, rounded down, go to promoted items, the last place rounded up."""
-    new_share: Share = 0.0
+    new_share: Part = 0.0
     """As promote_share, for items that the user never bought: a floor."""
 
 
@@ -438,15 +450,15 @@ class Answers(Section):
 
     show: Literal["all", "again", "new", "blend"] = "all"
     """all: in the model's order. again: what the user bought before. new: what not. blend: both, `blend` of them new."""
-    blend: Share = 0.3
+    blend: Part = 0.3
     """blend: share of places for what the user never bought, spread over the list."""
-    diversity: Share = 0.0
+    diversity: Part = 0.0
     """0: the model's order. Up to 1: how much an item loses for each one of its category above it."""
-    explore: Share = 0.0
+    explore: Part = 0.0
     """Share of places for new products, drawn anew for each user and day, from the categories that the user buys."""
     explore_users: Annotated[int, Field(ge=1)] = 20
     """A product that fewer users bought so far is new; those too rare for the catalogue are among them."""
-    rules: Rules = Rules()
+    rules: ListRules = ListRules()
 
 
 class Range(Section):
