@@ -62,10 +62,10 @@ def run(params: Params, problem: str | None, layout: Layout) -> Ingested:
         staging = new.parent / "staging"
         for each in (new, staging):
             each.mkdir()
-        tables = {name: _table(name, source, layout.root, staging) for name, source in params.ingest.items()}
-        newest = {name: _newest(table, params.ingest[name].time) for name, table in tables.items()}
+        tables = {name: table(name, source, layout.root, staging) for name, source in params.ingest.items()}
+        newest = {name: _newest(rows, params.ingest[name].time) for name, rows in tables.items()}
         as_of = _as_of(params.project.as_of, newest, _today())
-        facts = {name: _write(name, table, params.ingest[name], as_of, new) for name, table in tables.items()}
+        facts = {name: _write(name, rows, params.ingest[name], as_of, new) for name, rows in tables.items()}
         _check_cut(params, facts, as_of)
         write_json(new / "sources.json", {"as_of": as_of.isoformat(), "tables": facts})
     write_json(_stamp_file(layout), found)
@@ -127,18 +127,20 @@ def _today() -> date:
 # One table: read, choose columns, convert types, make times local
 
 
-def _table(name: str, source: Source, root: Path, staging: Path) -> pl.LazyFrame:
-    """The rows of a source with its columns, types and local times; nothing is cut yet."""
+def table(name: str, source: Source, root: Path, staging: Path) -> pl.LazyFrame:
+    """The rows of a source with its columns, types and local times; nothing is cut yet. `staging`: a folder for its parts.
+
+    Raises SourceError where it cannot be read as `source` says.
+    """
     with _explained(name, source, staging):
         log.info("ingest: %s from %s", name, describe(source))
-        table = _read(name, source, root, staging)
-        table = _typed(name, source, _chosen(name, source, table))
-        table = _local(name, source, table)
-        if not table.select(pl.len()).collect().item():
+        rows = _present(source, _read(name, source, root, staging))
+        rows = _local(name, source, _typed(name, source, _chosen(name, source, rows)))
+        if not rows.select(pl.len()).collect().item():
             raise SourceError(
                 f"ingest.{name}: {describe(source)} has no rows. Nothing can be learned from an empty table; fix the export."
             )
-        return table
+        return rows
 
 
 def describe(source: Source) -> str:
@@ -228,9 +230,18 @@ def _read_csv(name: str, source: Source, root: Path, staging: Path) -> pl.LazyFr
     """Every row is looked at to find the types, so a column of numbers with one text is text."""
     (path,) = _files(name, "csv", root, str(source.csv))[:1]
     if source.encoding.lower().replace("-", "").replace("_", "") not in ("utf8", "utf8sig"):
-        path = _transcode(name, source, path, staging / f"{name}.csv")
+        path = transcode(name, source, path, staging / f"{name}.csv")
     _check_header(name, source, path)
-    rows = pl.scan_csv(path, separator=source.separator, infer_schema_length=None, try_parse_dates=True, glob=False)
+    rows = pl.scan_csv(
+        path,
+        separator=source.separator,
+        decimal_comma=source.decimal == ",",
+        null_values=list(source.missing) or None,
+        schema_overrides=dict.fromkeys(source.formats, pl.String),
+        infer_schema_length=None,
+        try_parse_dates=True,
+        glob=False,
+    )
     return _staged(rows, staging / f"{name}.parquet")
 
 
@@ -240,8 +251,8 @@ def _staged(rows: pl.LazyFrame, path: Path) -> pl.LazyFrame:
     return pl.scan_parquet(path, glob=False)
 
 
-def _transcode(name: str, source: Source, path: Path, to: Path) -> Path:
-    """A copy in UTF-8, made piece by piece."""
+def transcode(name: str, source: Source, path: Path, to: Path) -> Path:
+    """A copy of the CSV file `path` in UTF-8, made piece by piece. Raises SourceError where it is not in `source.encoding`."""
     try:
         codecs.lookup(source.encoding)
         with path.open(encoding=source.encoding, newline="") as text, to.open("w", encoding="utf8", newline="") as copy:
@@ -348,11 +359,21 @@ def _chosen(name: str, source: Source, table: pl.LazyFrame) -> pl.LazyFrame:
     return table.select(source.columns)
 
 
+def _present(source: Source, table: pl.LazyFrame) -> pl.LazyFrame:
+    """Texts that mean that a value is missing become missing (those of a CSV already are)."""
+    if not source.missing or source.csv is not None:
+        return table
+    text = pl.selectors.string()
+    return table.with_columns(pl.when(~text.is_in(list(source.missing))).then(text).name.keep())
+
+
 def _typed(name: str, source: Source, table: pl.LazyFrame) -> pl.LazyFrame:
     """Declared types hold for every value, or the run stops with the first values that do not convert."""
     schema = table.collect_schema()
     converted = {
-        column: _convert(pl.col(column), schema[column], kind) for column, kind in source.types.items() if column in schema
+        column: _convert(pl.col(column), schema[column], kind, source.formats.get(column))
+        for column, kind in source.types.items()
+        if column in schema
     }
     lost = {column: pl.col(column).is_not_null() & made.is_null() for column, made in converted.items()}
     if not lost:
@@ -373,8 +394,8 @@ def _values(count: int) -> str:
     return "value" if count == 1 else "values"
 
 
-def _convert(column: pl.Expr, now: pl.DataType, kind: str) -> pl.Expr:
-    """The column as `kind`; null where a value does not convert without loss."""
+def _convert(column: pl.Expr, now: pl.DataType, kind: str, form: str | None = None) -> pl.Expr:
+    """The column as `kind`; null where a value does not convert without loss. `form`: how its dates are written."""
     if kind == "text":
         return column.cast(pl.String)
     if now == pl.String:
@@ -382,9 +403,9 @@ def _convert(column: pl.Expr, now: pl.DataType, kind: str) -> pl.Expr:
         if kind == "boolean":
             return text.str.to_lowercase().replace_strict(BOOLEANS, default=None, return_dtype=pl.Boolean)
         if kind == "date":
-            return text.str.to_date(strict=False)
+            return text.str.to_date(form, strict=False)
         if kind == "datetime":
-            return text.str.to_datetime(time_unit="us", strict=False)
+            return text.str.to_datetime(form, time_unit="us", strict=False)
         return text.cast(TYPES[kind], strict=False)
     made = column.cast(TYPES[kind], strict=False)
     if kind == "integer" and now.is_float():
@@ -460,11 +481,10 @@ def _newest(table: pl.LazyFrame, time: str | None) -> date | None:
 
 
 def _as_of(wanted: date | None, newest: dict[str, date | None], today: date) -> date:
+    """The day named, else the newest in a time column, else, where no table has one, the day of reading."""
     known = {name: day for name, day in newest.items() if day}
     if wanted is None and not known:
-        raise ParamsError(
-            "params.yaml: project.as_of = null: no table has times; name the day, or the time column of a table under ingest"
-        )
+        return today
     table = max(known, key=lambda name: known[name], default=None)
     as_of = wanted or known[str(table)]
     if as_of > today:

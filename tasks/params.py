@@ -54,7 +54,8 @@ class Project(Section):
     seed: int = 0
     """Seeds every random draw; the same seed and data give the same models."""
     as_of: date | None = None
-    """Last day that counts as known (inclusive, local time). null: the newest day in the data."""
+    """Last day that counts as known (inclusive, local time). null: the newest day in the data; where no table has times, the
+    day on which it was read."""
 
 
 class Source(Section):

@@ -365,9 +365,53 @@ def test_a_cut_that_leaves_nothing_is_refused_and_one_that_leaves_one_table_empt
     assert ingest.run(two, None, Layout(tmp_path)).rows == {"t": 0, "old": 1}
 
 
-def test_no_day_and_no_times_is_refused(tmp_path):
-    with pytest.raises(ParamsError, match=r"project.as_of = null: no table has times"):
-        read(tmp_path, as_of="newest", csv=csv(tmp_path, "a\n1\n"))
+def test_where_no_table_has_times_the_day_of_reading_counts(tmp_path):
+    wanted = params("newest", t={"csv": csv(tmp_path, "a\n1\n")})
+    before, found, after = date.today(), ingest.run(wanted, None, Layout(tmp_path)), date.today()
+    assert before <= found.as_of <= after
+    assert ingest.resolve_as_of(wanted, Layout(tmp_path)) == found.as_of
+
+
+def test_texts_that_mean_missing_are_missing_in_every_kind_of_file(tmp_path):
+    rows = {"a": [1.0, None], "b": ["x", None]}
+    found = read(tmp_path, csv=csv(tmp_path, "a,b\n1,x\nNA,?\n"), missing=["NA", "?"])
+    assert found.to_dict(as_series=False) == rows
+    pl.DataFrame({"a": ["1", "NA"], "b": ["x", "?"]}).write_parquet(tmp_path / "t.parquet")
+    found = read(tmp_path, parquet="t.parquet", missing=["NA", "?"], types={"a": "number"})
+    assert found.to_dict(as_series=False) == rows
+
+
+def test_a_decimal_comma_is_read_as_declared(tmp_path):
+    found = read(tmp_path, csv=csv(tmp_path, "a;b\n1,5;x\n2,25;y\n"), separator=";", decimal=",")
+    assert found["a"].to_list() == [1.5, 2.25]
+
+
+def test_dates_are_read_as_their_format_says(tmp_path):
+    file = csv(tmp_path, "d,t\n01/02/2024,2024.03.01 07:30\n12/31/2024,\n")
+    formats = {"d": "%m/%d/%Y", "t": "%Y.%m.%d %H:%M"}
+    found = read(tmp_path, csv=file, types={"d": "date", "t": "datetime"}, formats=formats)
+    assert found["d"].to_list() == [date(2024, 1, 2), date(2024, 12, 31)]
+    assert found["t"].to_list() == [datetime(2024, 3, 1, 7, 30), None]
+
+
+def test_a_date_of_another_format_stops_the_run(tmp_path):
+    file = csv(tmp_path, "d\n01/02/2024\n31/12/2024\n")
+    with pytest.raises(
+        SourceError, match=r"ingest.t.types.d = date: 1 value of csv t.csv not of that type \(row 2: '31/12/2024'\)"
+    ):
+        read(tmp_path, csv=file, types={"d": "date"}, formats={"d": "%m/%d/%Y"})
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"decimal": ","}, "decimal and separator are both ,"),
+        ({"formats": {"d": "%Y"}}, "formats names d, which types does not call date or datetime"),
+    ],
+)
+def test_sources_that_contradict_themselves_are_refused(source, said):
+    with pytest.raises(ValueError, match=said):
+        params(t={"csv": "t.csv", **source})
 
 
 # The folder
