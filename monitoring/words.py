@@ -41,6 +41,19 @@ METRICS: dict[str, tuple[str, str]] = {
     "map": ("MAP", "Precision averaged over the places of the right items, then over users."),
     "hit_rate": ("Hit rate", "The share of users with at least one right item in their list."),
     "coverage": ("Coverage", "The share of the catalogue that appears in anybody's list."),
+    "novelty": (
+        "Novelty",
+        "How little known the listed items are, in bits: what half of all users bought has 1, one in a thousand 10.",
+    ),
+    "diversity": ("Diversity", "The share of pairs of items in a list that are of different categories."),
+    "dissimilarity": (
+        "Dissimilarity",
+        "How little the buyers of two items of a list are the same: 1 is nobody in common, 0 is everybody.",
+    ),
+    "popularity_bias": (
+        "Popularity bias",
+        "How much better known the listed items are than what is then bought, in bits: 1 is twice as many buyers, 0 is none.",
+    ),
 }
 """Metric -> its name for people and one plain sentence."""
 

@@ -21,12 +21,15 @@ from tasks.problems.base import Config, Fold, Metric
 from tasks.problems.ranking import purchases, report
 from tasks.problems.ranking.features import USER
 from tasks.problems.ranking.histories import codes, to_date, to_day
-from tasks.problems.ranking.metrics import per_user
+from tasks.problems.ranking.metrics import Items, of_lists, per_user
 from tasks.problems.ranking.models import MODELS, Frequency, Ranked, Recommender, TwoStage
 from tasks.problems.ranking.purchases import Purchases
 from tasks.problems.ranking.sources import SOURCES
 
 RANKED = ("ndcg", "recall", "map", "hit_rate")
+BESIDE = ("novelty", "diversity", "dissimilarity", "popularity_bias")
+"""What lists are like beside being right."""
+FORMATS = {"novelty": ".2f", "popularity_bias": ".2f"}
 LISTS = {"": False, "_novel": True}
 """Suffix of metrics and columns -> whether the list holds new items only."""
 
@@ -35,6 +38,11 @@ class Recommendation:
     name: KindName = "recommendation"
     metrics = (
         *(Metric(f"{name}{suffix}", format=".4f") for suffix in LISTS for name in RANKED),
+        *(
+            Metric(f"{name}{suffix}", name != "popularity_bias", FORMATS.get(name, ".3f"))
+            for suffix in LISTS
+            for name in BESIDE
+        ),
         *(Metric(f"coverage{suffix}", format=".4f") for suffix in LISTS),
     )
     baseline = "popularity"
@@ -92,8 +100,8 @@ class Recommendation:
         """One row per user who bought something in the window after `cutoff`.
 
         `entity`; `visits`: days with a purchase before; `items`, `items_novel`: the lists; `sources`, `sources_novel`: whom
-        each entry is owed to; `bought`, `bought_novel`: number of items in the truth; each metric of the user, null where
-        nothing relevant was bought.
+        each entry is owed to; `bought`, `bought_novel`: number of items in the truth; `repeats`: share of the list that
+        the user bought before, `bought_repeats`: that of the truth; each metric of the user, null where it is undefined.
         """
         if (found := data.answer(model, cutoff)) is not None:
             return found
@@ -104,12 +112,12 @@ class Recommendation:
         columns: dict[str, Any] = {"entity": ids, "visits": data.visits(truth.users, cutoff)}
         for suffix, novel in LISTS.items():
             lists = reader.rank(positions, section.pipeline.k, novel, candidates)
-            columns |= _judged(lists, reader, data, truth, section.pipeline.k, suffix)
+            columns |= _judged(lists, reader, data, truth, section.pipeline.k, suffix, data.items(cutoff))
         return data.keep(model, cutoff, pl.DataFrame(columns, nan_to_null=True))
 
     def score(self, predictions: pl.DataFrame, section: Recommend) -> dict[str, float]:
         """Means over users. Coverage is about the model, not about users: see `score_model`."""
-        names = [f"{name}{suffix}" for suffix in LISTS for name in RANKED]
+        names = [f"{name}{suffix}" for kind in (RANKED, BESIDE) for suffix in LISTS for name in kind]
         means = predictions.select(pl.col(names).mean().fill_null(float("nan"))).row(0)
         return dict(zip(names, means, strict=True))
 
@@ -177,19 +185,34 @@ def _unfitted(config: Config, section: Recommend, seed: int) -> Recommender:
     return Frequency(**shared, **chosen) if kind is Frequency else Recommender(**shared)
 
 
-def _judged(lists: Ranked, model: Recommender, data: Purchases, truth: purchases.Truth, k: int, suffix: str) -> dict[str, Any]:
+def _judged(
+    lists: Ranked, model: Recommender, data: Purchases, truth: purchases.Truth, k: int, suffix: str, items: Items
+) -> dict[str, Any]:
     """The columns of one kind of list."""
-    count = len(truth.users)
+    count, novel = len(truth.users), bool(suffix)
     item = model.catalogue_[lists.item]
+    place = codes(item, data.histories.items)
     hits = np.zeros((count, k), bool)
-    hits[lists.row, lists.rank] = truth.holds(lists.row, codes(item, data.histories.items), bool(suffix))
-    relevant = truth.sizes(bool(suffix))
+    hits[lists.row, lists.rank] = truth.holds(lists.row, place, novel)
+    relevant = truth.sizes(novel)
+    beside = of_lists(lists.row, place, count, items)
+    bias = _mean(*truth.entries(novel), items.bits, count) - beside["novelty"]
+    shares = {} if novel else {"repeats": _mean(lists.row, np.arange(len(place)), truth.again(lists.row, place), count)}
+    shares |= {} if novel else {"bought_repeats": 1 - truth.sizes(True) / np.maximum(relevant, 1)}
     return {
         f"items{suffix}": _per_row(lists.row, item, count),
         f"sources{suffix}": _per_row(lists.row, np.array(SOURCES)[lists.source], count),
         f"bought{suffix}": relevant,
+        **shares,
         **{f"{name}{suffix}": value for name, value in per_user(hits, relevant).items()},
+        **{f"{name}{suffix}": value for name, value in {**beside, "popularity_bias": bias}.items()},
     }
+
+
+def _mean(row: np.ndarray, place: np.ndarray, values: np.ndarray, rows: int) -> np.ndarray:
+    """Mean of values[place] per row, nan for a row without entries."""
+    size = np.bincount(row, minlength=rows)
+    return np.where(size > 0, np.bincount(row, values[place], minlength=rows) / np.maximum(size, 1), np.nan)
 
 
 def _per_row(row: np.ndarray, values: np.ndarray, count: int) -> pl.Series:

@@ -17,6 +17,7 @@ from tasks.params import Interactions, require
 from tasks.problems.ranking import features
 from tasks.problems.ranking.candidates import Candidates, Learned, Settings
 from tasks.problems.ranking.histories import Histories, codes, distinct, to_date, to_day
+from tasks.problems.ranking.metrics import Items
 
 log = logging.getLogger(__name__)
 
@@ -155,10 +156,20 @@ class Truth:
     novel: np.ndarray
     """Whether each pair is new to the user."""
     items: int
+    known: np.ndarray
+    """Sorted keys of (user, item) of all that was bought before."""
+
+    def again(self, row: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """Whether the user of each row bought the item before."""
+        return codes(self.users[row].astype(np.int64) * self.items + item, self.known) >= 0
 
     def holds(self, row: np.ndarray, item: np.ndarray, novel: bool) -> np.ndarray:
         pairs = self.pairs[self.novel] if novel else self.pairs
         return codes(row.astype(np.int64) * self.items + item, pairs) >= 0
+
+    def entries(self, novel: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Row and item of each pair."""
+        return np.divmod(self.pairs[self.novel] if novel else self.pairs, self.items)
 
     def sizes(self, novel: bool) -> np.ndarray:
         """Number of items per user."""
@@ -195,7 +206,12 @@ class Purchases:
         bought = distinct(after.user.astype(np.int64) * size + after.item)
         known = distinct(before.user.astype(np.int64) * size + before.item)
         row = np.searchsorted(users, bought // size)
-        return Truth(users, row * size + bought % size, codes(bought, known) < 0, size)
+        return Truth(users, row * size + bought % size, codes(bought, known) < 0, size, known)
+
+    def items(self, cutoff: date) -> Items:
+        """What is known of the items at `cutoff`."""
+        known = self.histories.until_positions(to_day(cutoff))
+        return self._once("items", cutoff, lambda: Items.of(known, self.categories))
 
     def users(self, users: np.ndarray, cutoff: date) -> np.ndarray:
         """users x features.USER at `cutoff`; `users`: positions."""
