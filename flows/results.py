@@ -63,9 +63,10 @@ def digest(origin: Mapping[str, str], problem: str) -> str:
 
 
 def cutoff(registry: "Registry", problem: str, version: int) -> date | None:
-    """The last day that a version learned from, as its lineage says; None where it does not."""
+    """The last day that a version which is judged learned from, as its lineage says; None where it does not."""
     found = registry.version(problem, version)
-    return date.fromisoformat(found.tags["cutoff"]) if found and found.tags.get("cutoff", "none") != "none" else None
+    day = (found.tags.get("begins") or found.tags.get("cutoff", "none")) if found else "none"
+    return date.fromisoformat(day) if day != "none" else None
 
 
 def standing(layout: Layout, problem: str) -> tuple[int | None, bool]:

@@ -143,7 +143,7 @@ def judge(root: str, problem: str) -> dict[str, Any]:
             registry.finish_dead_runs()
             deployments.settle(registry, problem)
             version = deployments.champion(problem)
-            champion = registry.load(problem, version) if version else None
+            champion = registry.load(problem, version, judged=True) if version else None
             seen = results.cutoff(registry, problem, version) if version else None
         return gates.run(load(layout.params), problem, layout, champion, version, seen).model_dump()
 

@@ -18,7 +18,7 @@ import polars as pl
 
 from tasks import bootstrap, models, problems
 from tasks.errors import DataError, StepError
-from tasks.layout import Layout, read_json, write_json, writing
+from tasks.layout import JUDGED, MODEL, Layout, read_json, write_json, writing
 from tasks.params import Params, Problem, Section
 from tasks.problems.base import Config, Data, Fold, Kind, Metric, Model
 from tasks.train import windows
@@ -134,7 +134,7 @@ def says(judged: Judged) -> str:
 
 
 def trained(folder: Path, problem: str, last: Fold) -> tuple[Model, Config]:
-    """The saved model and its configuration.
+    """The saved model that is judged, and its configuration.
 
     Raises StepError where there is none, or where it was trained for another test window than `last`.
     """
@@ -142,12 +142,13 @@ def trained(folder: Path, problem: str, last: Fold) -> tuple[Model, Config]:
     if not path.exists():
         raise StepError(f"{path}: is missing. Run train first: python -m tasks train {problem}")
     card = read_json(path)
-    if card["cutoff"] != last.test.isoformat() or card["trained_on"] != [day.isoformat() for day in last.train]:
+    if card["cutoff"] != str(last.test) or card["trained_on"] != [str(part) for part in last.train]:
         raise StepError(
             f"{path}: was trained for the test window after {card['cutoff']}, and the last one now is after {last.test} "
             f"(or its training rows changed). Train again: python -m tasks train {problem}"
         )
-    return models.load(folder / "model.skops"), card["config"]
+    judged = folder / JUDGED
+    return models.load(judged if judged.exists() else folder / MODEL), card["config"]
 
 
 def judge_window(

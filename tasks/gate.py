@@ -137,8 +137,9 @@ def run(
         other, against = last_window(layout, problem, "baseline"), f"baseline {kind.baseline}"
     else:
         against = f"champion v{version}"
-        if seen and seen > cutoff:
-            why = f"it learned from days up to {seen}, and the window begins after {cutoff}"
+        begins = kind.begins(data, cutoff)
+        if seen and begins and seen > begins:
+            why = f"it learned from days up to {seen}, and the window begins after {begins}"
             return _unable(metric, against, candidate.height, why, "Train as of a later day.")
         try:
             other = kind.predict(champion, data, cutoff, section)

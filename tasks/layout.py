@@ -17,6 +17,11 @@ from typing import Any
 
 from tasks.errors import BusyError, ProjectError, SpaceError
 
+MODEL = "model.skops"
+"""The model that serves."""
+JUDGED = "judged.skops"
+"""The one that was judged in its place: it never saw the rows to judge by. Only there where the two differ."""
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -128,16 +128,18 @@ def lineage(layout: Layout, params: Params, problem: str) -> dict[str, str]:
     """Where the model of `problem` comes from, as short texts.
 
     git.commit ("none" before the first one), git.dirty (true, false; dvc.lock does not count), git.changed (up to 20 files),
-    dvc.PATH (DVC's hash of each recorded output that belongs to the problem), params (its section, JSON), cutoff and as_of
-    (ISO dates, inclusive), requirements.lock (sha256), cpu_seconds.STEP, peak_mb.STEP, python.
+    dvc.PATH (DVC's hash of each recorded output that belongs to the problem), params (its section, JSON), cutoff (or the name
+    of the last test window), begins and as_of (ISO dates, inclusive), requirements.lock (sha256), cpu_seconds.STEP,
+    peak_mb.STEP, python.
     Raises ProjectError where the folder is not under git.
     """
     model = layout.model(problem) / "model.json"
+    card = read_json(model) if model.exists() else {}
     return {
         **_git(layout.root),
         **{f"dvc.{path}": digest for path, digest in _outputs(layout, problem)},
         "params": json.dumps(params.section(problem).model_dump(mode="json"), sort_keys=True),
-        "cutoff": str(read_json(model)["cutoff"]) if model.exists() else "none",
+        **{name: str(card.get(name) or "none") for name in ("cutoff", "begins")},
         "as_of": str(params.project.as_of or "newest day in the data"),
         "requirements.lock": hashlib.sha256(layout.lock.read_bytes()).hexdigest() if layout.lock.exists() else "none",
         **dict(_costs(layout, problem)),

@@ -38,7 +38,7 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from tasks.errors import ModelError, SpaceError, StepError
-from tasks.layout import Layout, read_json, write_json
+from tasks.layout import JUDGED, MODEL, Layout, read_json, write_json
 from tasks.params import Params, Section
 from tasks.problems.base import Model
 
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FILE = "model.skops"
 """Name of the estimator inside a logged model; MLflow's own choice for the format."""
 STATES = {"complete": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 """State of a trial -> status of its run."""
@@ -104,7 +103,7 @@ class Registry:
         from tasks import models
 
         _require_steps(layout, problem)
-        model = models.load(layout.model(problem) / FILE)
+        model = models.load(layout.model(problem) / MODEL)
         card = read_json(layout.model(problem) / "model.json")
         evaluation = read_json(layout.report(problem) / "evaluation" / "evaluation.json")
         candidate = _candidate(layout, problem, lineage)
@@ -153,20 +152,24 @@ class Registry:
             aliases = self._aliases(problem) if found else {}
             return sorted((self._version(each, aliases) for each in found), key=lambda each: each.version)
 
-    def load(self, problem: str, version: int) -> Model:
+    def load(self, problem: str, version: int, judged: bool = False) -> Model:
         """The fitted estimator, after its file was compared with what was registered and its types with our own list.
+
+        `judged`: the one that was judged in its place, where the version has such a one (see tasks.layout.JUDGED).
 
         Raises ModelError for a version that is not there, a file that changed since, and a type outside tasks.models.TRUSTED.
         """
         from tasks import models
 
         found = self.require(problem, version)
+        other = judged and f"sha256.{JUDGED}" in found.tags
+        name, tag = (JUDGED, f"sha256.{JUDGED}") if other else (MODEL, "sha256")
         with tempfile.TemporaryDirectory() as folder, self._speaking():
             source = self._client.get_model_version_download_uri(problem, str(version))
-            file = self._fetch(f"{source}/{FILE}", folder, f"{problem} v{version}")
-            if _sha256(file) != found.tags.get("sha256"):
+            file = self._fetch(f"{source}/{name}", folder, f"{problem} v{version}")
+            if _sha256(file) != found.tags.get(tag):
                 raise ModelError(
-                    f"{problem} v{version}: {source}/{FILE} is not the file that was registered (its sha256 differs). "
+                    f"{problem} v{version}: {source}/{name} is not the file that was registered (its sha256 differs). "
                     f"Do not use it; roll back to another version, and train again."
                 )
             return models.load(file)
@@ -279,7 +282,10 @@ class Registry:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model"
             _save(model, path, _example(card, layout, problem), logged.artifact_location, run_id, logged.model_id)
-            digest = _sha256(path / FILE)
+            digests = {"sha256": _sha256(path / MODEL)}
+            if (judged := layout.model(problem) / JUDGED).exists():
+                (path / JUDGED).write_bytes(judged.read_bytes())
+                digests[f"sha256.{JUDGED}"] = _sha256(judged)
             self._client.log_model_artifacts(logged.model_id, str(path))
         self._client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
         self._client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
@@ -291,7 +297,7 @@ class Registry:
             problem,
             logged.artifact_location,
             run_id,
-            {**tags, "sha256": digest},
+            {**tags, **digests},
             description=verdict.reason,
             model_id=logged.model_id,
         )
@@ -374,7 +380,7 @@ def _save(model: Model, path: Path, example: pd.DataFrame, location: str, run_id
 
     from tasks import models
 
-    file = path.parent / FILE
+    file = path.parent / MODEL
     models.save(model, file)
     flavour.save_model(
         model,
@@ -421,7 +427,7 @@ def _require_steps(layout: Layout, problem: str) -> None:
     trials = layout.tuning(problem) / "trials.parquet"
     for path in (
         trials,
-        model / FILE,
+        model / MODEL,
         model / "model.json",
         report / "metrics.json",
         report / "evaluation" / "evaluation.json",
@@ -433,7 +439,7 @@ def _require_steps(layout: Layout, problem: str) -> None:
 def _candidate(layout: Layout, problem: str, lineage: Mapping[str, str]) -> str:
     """Tells candidates apart by content: the model's file and the features it learned from."""
     return hashlib.sha256(
-        f"{_sha256(layout.model(problem) / FILE)} {lineage.get(f'dvc.data/features/{problem}')}".encode()
+        f"{_sha256(layout.model(problem) / MODEL)} {lineage.get(f'dvc.data/features/{problem}')}".encode()
     ).hexdigest()
 
 

@@ -1,10 +1,26 @@
-"""Splits in time: what is learned from always lies before what is judged, labels included."""
+"""Splits of cutoffs in time: what is learned from always lies before what is judged, labels included."""
 
 from collections.abc import Sequence
 from datetime import date, timedelta
 
 from tasks.errors import DataError
-from tasks.problems.base import Fold
+from tasks.params import Problem
+from tasks.problems.base import Fold, Splits
+
+
+def by_cutoff(cutoffs: Sequence[date], horizon_days: int, section: Problem) -> Splits:
+    """The test windows at the end of `cutoffs`, and before the first of them the windows of the search.
+
+    `cutoffs`: ascending, with complete labels. What is learned from lies within train.history_days.
+    Raises DataError where there are too few.
+    """
+    seen, tests = before_tests(cutoffs, horizon_days, section.evaluate.windows), section.evaluate.windows
+    history = section.train.history_days
+
+    def folds(cutoffs: Sequence[date], count: int) -> tuple[Fold, ...]:
+        return tuple(Fold(recent(train, history), test) for train, test in _windows(cutoffs, horizon_days, count))
+
+    return Splits(folds(seen, section.tune.folds), folds(cutoffs, tests))
 
 
 def split_by_time(cutoffs: Sequence[date], horizon_days: int, folds: int) -> list[Fold]:
@@ -14,13 +30,18 @@ def split_by_time(cutoffs: Sequence[date], horizon_days: int, folds: int) -> lis
     newest; the training cutoffs of a fold are those at least `horizon_days` before its test. Oldest fold first.
     Raises DataError where there are too few cutoffs.
     """
+    return [Fold(train, test) for train, test in _windows(cutoffs, horizon_days, folds)]
+
+
+def _windows(cutoffs: Sequence[date], horizon_days: int, folds: int) -> list[tuple[tuple[date, ...], date]]:
+    """What each of the folds learns from, and its test cutoff."""
     gap = timedelta(days=horizon_days)
     tests: list[date] = []
     for cutoff in reversed(cutoffs):
         if len(tests) < folds and (not tests or cutoff <= tests[-1] - gap):
             tests.append(cutoff)
-    found = [Fold(tuple(each for each in cutoffs if each <= test - gap), test) for test in reversed(tests)]
-    found = [fold for fold in found if fold.train]
+    found = [(tuple(each for each in cutoffs if each <= test - gap), test) for test in reversed(tests)]
+    found = [(train, test) for train, test in found if train]
     if len(found) < folds:
         raise DataError(
             f"{len(cutoffs)} labelled cutoffs give {len(found)} of {folds} windows of {horizon_days} days with earlier rows to "
@@ -38,5 +59,4 @@ def recent(cutoffs: Sequence[date], history_days: int | None) -> tuple[date, ...
 
 def before_tests(cutoffs: Sequence[date], horizon_days: int, windows: int) -> tuple[date, ...]:
     """The cutoffs that tuning may see: their labels are complete at the first test cutoff."""
-    first = split_by_time(cutoffs, horizon_days, windows)[0]
-    return first.train
+    return _windows(cutoffs, horizon_days, windows)[0][0]

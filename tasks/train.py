@@ -3,17 +3,18 @@
 import json
 import logging
 import math
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tasks import models, problems, split
+from tasks import models, problems
 from tasks.errors import StepError
-from tasks.layout import Layout, read_json, writing
+from tasks.layout import JUDGED, MODEL, Layout, read_json, writing
 from tasks.params import Params, Problem, Section
-from tasks.problems.base import Config, Data, Fold, Kind, Model
+from tasks.problems.base import Config, Data, Fold, Kind, Model, Part
 
 log = logging.getLogger(__name__)
 
@@ -23,14 +24,17 @@ class Result(Section):
     """Path of model.skops."""
     card: str
     """Path of model.json."""
-    cutoff: date
-    """The test cutoff of the last window: the model knows nothing of the days after it."""
+    cutoff: str
+    """The last test window, which the model that is judged knows nothing of: its cutoff, or its name in a plain table."""
     rows: int
     """Rows it learned from."""
 
 
 def run(params: Params, problem: str, layout: Layout) -> Result:
     """Fit the best configuration for the last test window; writes model.skops and model.json.
+
+    Where the model that serves learns from the rows it is judged on too (train.refit of a plain table), the one that is judged
+    instead of it is judged.skops.
 
     Raises StepError where tune did not run before, DataError for too few cutoffs, ModelError for a model that cannot be saved.
     """
@@ -41,24 +45,36 @@ def run(params: Params, problem: str, layout: Layout) -> Result:
 def _run(params: Params, problem: str, layout: Layout) -> Result:
     section, kind = params.section(problem), problems.kind(params.kind(problem))
     data = kind.load(layout.features(problem), section)
-    fold = windows(kind, data, section)[-1]
-    config = best(layout.tuning(problem), problem)
-    log.info("%s: train: %s on %d cutoffs up to %s", problem, config["model"], len(fold.train), fold.train[-1])
-    model = kind.fit(data, fold.train, config, section, params.project.seed)
-    card = describe(kind, model, data, fold, config, section)
+    splits = kind.splits(data, section)
+    fold, config, seed = splits.tests[-1], best(layout.tuning(problem), problem), params.project.seed
+    log.info("%s: train: %s on %s", problem, config["model"], said(fold))
+    judged = kind.fit(data, fold.train, config, section, seed)
+    model = judged
+    if splits.refit:
+        log.info("%s: train: %s on all rows, to serve", problem, config["model"])
+        model = kind.fit(data, splits.refit, config, section, seed)
+    card = describe(kind, model, data, fold, splits.refit or fold.train, config, section)
     folder = layout.model(problem)
     with writing(folder) as scratch:
         scratch.mkdir()
-        models.save(model, scratch / "model.skops")
+        models.save(model, scratch / MODEL)
+        if splits.refit:
+            models.save(judged, scratch / JUDGED)
         text = json.dumps({"problem": problem, **card}, indent=2, default=str, allow_nan=False)
         (scratch / "model.json").write_text(text + "\n")
-    return Result(model=str(folder / "model.skops"), card=str(folder / "model.json"), cutoff=fold.test, rows=int(card["rows"]))
+    return Result(model=str(folder / MODEL), card=str(folder / "model.json"), cutoff=str(fold.test), rows=int(card["rows"]))
+
+
+def said(fold: Fold) -> str:
+    """What a fold learns from, in words."""
+    return (
+        f"{len(fold.train)} cutoffs up to {fold.train[-1]}" if isinstance(fold.test, date) else ", ".join(map(str, fold.train))
+    )
 
 
 def windows(kind: Kind, data: Data, section: Problem) -> list[Fold]:
     """The test windows, oldest first, each with the cutoffs its model learns from (train.history_days applied)."""
-    folds = split.split_by_time(kind.cutoffs(data), section.features.horizon_days, section.evaluate.windows)
-    return [Fold(split.recent(fold.train, section.train.history_days), fold.test) for fold in folds]
+    return list(kind.splits(data, section).tests)
 
 
 def best(folder: Path, problem: str) -> Config:
@@ -69,15 +85,18 @@ def best(folder: Path, problem: str) -> Config:
     return read_json(path)["config"]
 
 
-def describe(kind: Kind, model: Model, data: Data, fold: Fold, config: Config, section: Problem) -> dict[str, Any]:
+def describe(
+    kind: Kind, model: Model, data: Data, fold: Fold, learned: Sequence[Part], config: Config, section: Problem
+) -> dict[str, Any]:
     """What model.json says: where the model comes from, what it takes and what it leans on."""
     example = kind.example(data, section)
     return {
         "kind": kind.name,
         "config": config,
         "cutoff": fold.test,
+        "begins": kind.begins(data, fold.test),
         "trained_on": fold.train,
-        "rows": kind.rows(data, fold.train),
+        "rows": kind.rows(data, learned),
         "features": [str(name) for name in example.columns],
         "importance": {name: round(float(value), 6) for name, value in kind.importance(model).items()},
         "example": [{str(name): _plain(value) for name, value in row.items()} for row in example.to_dict("records")],

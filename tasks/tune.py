@@ -27,7 +27,7 @@ import polars as pl
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from tasks import problems, split
+from tasks import problems
 from tasks.errors import ParamsError, SpaceError, StepError
 from tasks.layout import Layout, locking, writing
 from tasks.params import Params, Problem, Range, Section, Tune, nearest
@@ -164,14 +164,12 @@ def _override(ranges: Mapping[str, Range], known: Mapping[str, Any], key: str) -
 
 def _judge(kind: Kind, data: Data, section: Problem, metric: Metric, seed: int) -> Callable[[Config], list[float]]:
     """Configuration -> its score on each fold; the folds end before the first test window."""
-    horizon = section.features.horizon_days
-    seen = split.before_tests(kind.cutoffs(data), horizon, section.evaluate.windows)
-    folds = split.split_by_time(seen, horizon, section.tune.folds)
+    folds = kind.splits(data, section).folds
 
     def judge(config: Config) -> list[float]:
         scores = []
         for fold in folds:
-            model = kind.fit(data, split.recent(fold.train, section.train.history_days), config, section, seed)
+            model = kind.fit(data, fold.train, config, section, seed)
             found = kind.score(kind.predict(model, data, fold.test, section), section)
             if metric.name not in found:
                 found = kind.score_model(model, data, fold, config, section, seed)
@@ -190,8 +188,7 @@ def fingerprint(params: Params, problem: str, layout: Layout) -> str:
     settings = {
         "seed": params.project.seed,
         "tune": section.tune.model_dump(mode="json", exclude={"n_trials", "timeout_seconds"}),
-        "rest": section.model_dump(mode="json", include={"pipeline", "train"}),
-        "horizon_days": section.features.horizon_days,
+        "rest": section.model_dump(mode="json", include={"features", "pipeline", "train"}),
         "windows": section.evaluate.windows,
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())

@@ -70,7 +70,7 @@ def build(problem: str, folder: Path) -> World:
     assert known.project.as_of
     frames = kind.build(tables, times, section, known.project.as_of)
     data = kind.load(write(frames, folder / "features"), section)
-    fold = split.split_by_time(kind.cutoffs(data), section.features.horizon_days, 1)[-1]
+    fold = kind.splits(data, section).tests[-1]
     return World(kind, section, frames, folder, data, fold)
 
 

@@ -10,10 +10,11 @@ import polars as pl
 from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import Ridge
 
+from tasks import split
 from tasks.errors import ParamsError
 from tasks.layout import Layout
 from tasks.params import Params, Range, Tabular, nearest
-from tasks.problems.base import Config, Fold, Metric
+from tasks.problems.base import Config, Fold, Metric, Splits
 
 FIRST = date(2024, 1, 7)
 HORIZON = 7
@@ -38,6 +39,12 @@ class Plain:
 
     def cutoffs(self, data: pl.DataFrame) -> list[date]:
         return data["cutoff"].unique().sort().to_list()
+
+    def splits(self, data: pl.DataFrame, section: Any) -> Splits:
+        return split.by_cutoff(self.cutoffs(data), section.features.horizon_days, section)
+
+    def begins(self, data: pl.DataFrame, part: date) -> date:
+        return part
 
     def space(self, section: Any) -> dict[str, dict[str, Range]]:
         alpha = Range(low=1e-3, high=1e5, log=True)

@@ -33,7 +33,7 @@ def test_the_kept_model_knows_no_label_of_the_last_window(plain: Plain, tmp_path
     tuned(layout)
     result = train.run(params, "pay", layout)
     newest = plain_kind.FIRST + timedelta(days=7 * HORIZON)
-    assert result.cutoff == newest
+    assert result.cutoff == str(newest)
     ((cutoffs, config),) = plain.fitted
     assert config == CONFIG
     assert cutoffs == tuple(plain_kind.FIRST + timedelta(days=place * HORIZON) for place in range(7))
@@ -57,7 +57,7 @@ def test_the_saved_model_answers_and_its_card_describes_it(plain: Plain, tmp_pat
         "pay",
         "regression",
         CONFIG,
-        result.cutoff.isoformat(),
+        result.cutoff,
     )
     assert (len(card["trained_on"]), card["rows"], card["features"]) == (7, 420, ["x"])
     assert card["importance"]["x"] == pytest.approx(3.0, abs=0.2)

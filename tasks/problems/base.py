@@ -1,6 +1,7 @@
 """What a kind of problem must answer, so that features, tune, train, evaluate and gate need not know which kind it is.
 
 Days: a cutoff is the last day whose events may be used. The truth of a cutoff lies in the `horizon_days` days after it.
+Rows of a plain table have no cutoff; they are named by the part of the table that they are in.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,12 +35,26 @@ class Metric:
         return candidate - other if self.greater_is_better else other - candidate
 
 
+Part = date | str
+"""Some of the rows: those at a cutoff, or those of a named part of a plain table, such as "test"."""
+
+
 @dataclass(frozen=True)
 class Fold:
-    """Learn from rows at the cutoffs `train`, judge on rows at the cutoff `test`; no label of `train` reaches past `test`."""
+    """Learn from the rows of `train`, judge on those of `test`; no label of `train` reaches past a cutoff `test`."""
 
-    train: tuple[date, ...]
-    test: date
+    train: tuple[Part, ...]
+    test: Part
+
+
+@dataclass(frozen=True)
+class Splits:
+    folds: tuple[Fold, ...]
+    """For the search; no row of a test is in them."""
+    tests: tuple[Fold, ...]
+    """To judge by, oldest first."""
+    refit: tuple[Part, ...] | None = None
+    """What the model that serves learns from once it is judged; None: the one that was judged in the last test serves."""
 
 
 class Kind(Protocol):
@@ -59,8 +74,12 @@ class Kind(Protocol):
         """Read what `build` made."""
         ...
 
-    def cutoffs(self, data: Data) -> list[date]:
-        """Cutoffs with complete labels, ascending."""
+    def splits(self, data: Data, section: Any) -> Splits:
+        """What is learned from and what judges it. Raises DataError where there is too little."""
+        ...
+
+    def begins(self, data: Data, part: Part) -> date | None:
+        """The last day before the events or rows that judge in `part`; None where rows have no order in time."""
         ...
 
     def space(self, section: Any) -> dict[str, dict[str, Range]]:
@@ -71,16 +90,16 @@ class Kind(Protocol):
         """A sound configuration of `model`, tried before any other."""
         ...
 
-    def fit(self, data: Data, cutoffs: Sequence[date], config: Config, section: Any, seed: int) -> Model:
-        """Learn from the rows at `cutoffs` and their labels, and nothing else."""
+    def fit(self, data: Data, parts: Sequence[Part], config: Config, section: Any, seed: int) -> Model:
+        """Learn from the rows of `parts` and their labels, and nothing else."""
         ...
 
-    def predict(self, model: Model, data: Data, cutoff: date, section: Any) -> pl.DataFrame:
-        """One row per entity at `cutoff`: `entity`, the model's answer and the truth, as `score` and `plots` need them."""
+    def predict(self, model: Model, data: Data, part: Part, section: Any) -> pl.DataFrame:
+        """One row per entity at a cutoff, or per row of `part`: `entity`, the answer and the truth, for `score` and `plots`."""
         ...
 
     def score(self, predictions: pl.DataFrame, section: Any) -> dict[str, float]:
-        """Every metric over rows of `predict` for one cutoff (or a resample of them), in the order of `metrics`."""
+        """Every metric over rows of `predict` for one part (or a resample of them), in the order of `metrics`."""
         ...
 
     def score_model(self, model: Model, data: Data, fold: Fold, config: Config, section: Any, seed: int) -> dict[str, float]:
@@ -93,16 +112,16 @@ class Kind(Protocol):
         """Plot name -> tidy table: the curves of this kind on the test windows (`predictions` has a column `cutoff`)."""
         ...
 
-    def rows(self, data: Data, cutoffs: Sequence[date]) -> int:
-        """How many rows (recommendation: users) `fit` learns from at `cutoffs`."""
+    def rows(self, data: Data, parts: Sequence[Part]) -> int:
+        """How many rows (recommendation: users) `fit` learns from in `parts`."""
         ...
 
     def importance(self, model: Model) -> dict[str, float]:
         """Feature -> how much the model leans on it, largest first; empty where that cannot be said."""
         ...
 
-    def slices(self, data: Data, cutoff: date, names: Sequence[str], section: Any) -> pl.DataFrame:
-        """`entity` and one column per name in `names`: what scores are also shown by. One row per entity at `cutoff`.
+    def slices(self, data: Data, part: Part, names: Sequence[str], section: Any) -> pl.DataFrame:
+        """`entity` and one column per name in `names`: what scores are also shown by. The rows of `predict`, in their order.
 
         Raises ParamsError, naming the nearest, for a name it does not know.
         """

@@ -1,7 +1,6 @@
 """Classification: which of two or more classes. The answer is a probability; its threshold is the training rows' base rate."""
 
 from collections.abc import Sequence
-from datetime import date
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +13,7 @@ from sklearn.model_selection import FixedThresholdClassifier
 
 from tasks.errors import DataError
 from tasks.params import KindName, Range, Tabular
-from tasks.problems.base import Config, Kind, Metric, Model
+from tasks.problems.base import Config, Kind, Metric, Model, Part
 from tasks.problems.tabular.kind import BOOSTING, BOOSTING_SPACE, LIGHTGBM, Family, Rows, TabularKind
 
 PREFIX = "probability_"
@@ -48,9 +47,9 @@ class Classification(TabularKind):
         "lightgbm": Family(LGBMClassifier, LIGHTGBM, BOOSTING, BOOSTING_SPACE, native=True),
     }
 
-    def fit(self, data: Rows, cutoffs: Sequence[date], config: Config, section: Tabular, seed: int) -> Model:
+    def fit(self, data: Rows, parts: Sequence[Part], config: Config, section: Tabular, seed: int) -> Model:
         """A classifier with `predict_proba` and, for two classes, a threshold. Raises DataError for a single class."""
-        rows = self.training_rows(data, cutoffs)
+        rows = self.training_rows(data, parts)
         y = classes_of(rows.target)
         classes, counts = np.unique(y, return_counts=True)
         if len(classes) < 2:
@@ -66,9 +65,9 @@ class Classification(TabularKind):
         bound = FixedThresholdClassifier(model, threshold=threshold, pos_label=classes[1], response_method="predict_proba")
         return bound.fit(rows.features, y)
 
-    def predict(self, model: Model, data: Rows, cutoff: date, section: Tabular) -> pl.DataFrame:
+    def predict(self, model: Model, data: Rows, part: Part, section: Tabular) -> pl.DataFrame:
         """`entity`, `truth` (may be missing), `probability_<class>` of each class, `threshold` (missing for several)."""
-        rows = data.at([cutoff])
+        rows = data.at([part])
         chances = model.predict_proba(rows.features) if len(rows) else np.empty((0, len(model.classes_)))
         threshold = section.evaluate.threshold or getattr(model, "threshold", None)
         return pl.DataFrame(

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from tasks.errors import DataError, ParamsError
 from tasks.params import KindName, Range, Tabular
-from tasks.problems.base import Config, Fold, Kind, Metric, Model
+from tasks.problems.base import Config, Fold, Kind, Metric, Model, Part
 from tasks.problems.tabular.kind import Family, Rows, TabularKind
 
 RESAMPLES = 20
@@ -99,6 +99,8 @@ class Clustering(TabularKind):
 
     def cutoffs(self, data: Rows) -> list[date]:
         """Those whose horizon is over at the newest cutoff, so that clustering is judged on the same days as its neighbours."""
+        if data.cutoff is None:
+            return []
         days = data.cutoff.unique().sort().to_list()
         return [day for day in days if day <= days[-1] - timedelta(days=data.horizon_days)]
 
@@ -109,9 +111,9 @@ class Clustering(TabularKind):
             )
         return super().space(section)
 
-    def fit(self, data: Rows, cutoffs: Sequence[date], config: Config, section: Tabular, seed: int) -> Model:
+    def fit(self, data: Rows, parts: Sequence[Part], config: Config, section: Tabular, seed: int) -> Model:
         """A Segmenter. Raises DataError where there are fewer rows than groups."""
-        rows = self.training_rows(data, cutoffs)
+        rows = self.training_rows(data, parts)
         whole: Pipeline = self.assemble(rows, config, section, "none", seed)
         clusterer = whole.named_steps["model"]
         groups = getattr(clusterer, "n_clusters", getattr(clusterer, "n_components", 2))
@@ -119,9 +121,9 @@ class Clustering(TabularKind):
             raise DataError(f"{len(rows)} rows to make {groups} groups of; give more history or fewer groups in tune.space.")
         return Segmenter(whole.named_steps["prepare"], clusterer).fit(rows.features)
 
-    def predict(self, model: Model, data: Rows, cutoff: date, section: Tabular) -> pl.DataFrame:
+    def predict(self, model: Model, data: Rows, part: Part, section: Tabular) -> pl.DataFrame:
         """`entity`, `truth` (always missing), `cluster`, `silhouette` of the row, coordinates `x0`, `x1`, ..."""
-        rows = data.at([cutoff])
+        rows = data.at([part])
         points = model.transform(rows.features) if len(rows) else np.empty((0, model.dimensions_))
         cluster = model.group(points) if len(rows) else np.empty(0, dtype=int)
         return pl.DataFrame(

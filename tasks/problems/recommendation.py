@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 import polars as pl
 
+from tasks import split
 from tasks.errors import DataError
 from tasks.params import KindName, Range, Recommend, require
-from tasks.problems.base import Config, Fold, Metric
+from tasks.problems.base import Config, Fold, Metric, Part, Splits
 from tasks.problems.ranking import purchases, report
 from tasks.problems.ranking.features import USER
 from tasks.problems.ranking.histories import codes, to_date, to_day
@@ -64,6 +65,12 @@ class Recommendation:
             found.append(cutoff)
             cutoff -= step
         return found[::-1]
+
+    def splits(self, data: Purchases, section: Recommend) -> Splits:
+        return split.by_cutoff(self.cutoffs(data), data.horizon_days, section)
+
+    def begins(self, data: Purchases, part: Part) -> date | None:
+        return part if isinstance(part, date) else None
 
     def space(self, section: Recommend) -> dict[str, dict[str, Range]]:
         given = section.pipeline
@@ -125,6 +132,7 @@ class Recommendation:
         self, model: Recommender, data: Purchases, fold: Fold, config: Config, section: Recommend, seed: int
     ) -> dict[str, float]:
         """Share of the catalogue that is in anybody's list at the test cutoff."""
+        assert isinstance(fold.test, date)
         rows, size = self.predict(model, data, fold.test, section), max(len(model.catalogue_), 1)
         return {f"coverage{suffix}": report.entries(rows[f"items{suffix}"]).n_unique() / size for suffix in LISTS}
 

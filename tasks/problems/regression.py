@@ -1,7 +1,6 @@
 """Regression: how much. A model may learn only what a first guess leaves over."""
 
 from collections.abc import Sequence
-from datetime import date
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +13,7 @@ from sklearn.linear_model import Ridge
 from sklearn.utils.validation import check_is_fitted
 
 from tasks.params import KindName, Range, Tabular, require
-from tasks.problems.base import Config, Kind, Metric, Model
+from tasks.problems.base import Config, Kind, Metric, Model, Part
 from tasks.problems.tabular.kind import BOOSTING, BOOSTING_SPACE, LIGHTGBM, Family, Rows, TabularKind
 
 BINS = 10
@@ -63,9 +62,9 @@ class Regression(TabularKind):
         more = {"offset": Range(values=offsets)} if len(offsets) > 1 and model != self.baseline else {}
         return more | super().choices(model, section)
 
-    def fit(self, data: Rows, cutoffs: Sequence[date], config: Config, section: Tabular, seed: int) -> Model:
+    def fit(self, data: Rows, parts: Sequence[Part], config: Config, section: Tabular, seed: int) -> Model:
         """A regressor. The baseline is the first guess alone, or the mean where pipeline.offset names none."""
-        rows = self.training_rows(data, cutoffs)
+        rows = self.training_rows(data, parts)
         naive = config["model"] == self.baseline
         offset = _first(section.pipeline.offset) if naive else config.get("offset", section.pipeline.offset[0])
         model = self.assemble(rows, config, section, "continuous", seed)
@@ -74,9 +73,9 @@ class Regression(TabularKind):
             model = OffsetRegressor(DummyRegressor(strategy="constant", constant=0) if naive else model, offset)
         return model.fit(rows.features, rows.target.to_numpy())
 
-    def predict(self, model: Model, data: Rows, cutoff: date, section: Tabular) -> pl.DataFrame:
+    def predict(self, model: Model, data: Rows, part: Part, section: Tabular) -> pl.DataFrame:
         """`entity`, `truth` (missing where unknown), `prediction`."""
-        rows = data.at([cutoff])
+        rows = data.at([part])
         answers = model.predict(rows.features) if len(rows) else np.empty(0)
         return pl.DataFrame({"entity": rows.entity, "truth": rows.target, "prediction": answers})
 

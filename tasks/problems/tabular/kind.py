@@ -1,7 +1,7 @@
-"""What classification, regression and clustering share: one row per entity and cutoff, features beside a target."""
+"""What classification, regression and clustering share: features beside a target, one row per entity and cutoff or per case."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,10 +11,11 @@ import pandas as pd
 import polars as pl
 from sklearn.pipeline import Pipeline
 
+from tasks import split
 from tasks.errors import DataError
-from tasks.params import KindName, Range, Tabular, require
-from tasks.problems.base import NOT_SCORED, Config, Fold, Metric, Model
-from tasks.problems.tabular import pipeline
+from tasks.params import KindName, Range, Role, Table, Tabular, require
+from tasks.problems.base import NOT_SCORED, Config, Fold, Metric, Model, Part, Splits
+from tasks.problems.tabular import pipeline, table
 from tasks.problems.tabular.point_in_time import point_in_time
 
 LIGHTGBM = {
@@ -70,23 +71,34 @@ class Family:
 
 @dataclass(frozen=True)
 class Rows:
-    """One row per entity and cutoff, all parts in the same order."""
+    """One row per entity and cutoff, or per row of a plain table; all columns in the same order."""
 
     entity: pl.Series
-    cutoff: pl.Series
+    cutoff: pl.Series | None
+    """None for a plain table."""
     target: pl.Series
     """Missing where the label is not complete, and everywhere for clustering."""
     features: pd.DataFrame
-    """float64 numbers and text."""
-    horizon_days: int
+    """float64 numbers, text, and dates (datetime64)."""
+    horizon_days: int = 0
+    parts: table.Parts | None = None
+    """Of a plain table."""
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    """Of the features of a plain table."""
 
-    def at(self, cutoffs: Iterable[date], labelled: bool = False) -> "Rows":
-        """The rows at `cutoffs`; only those with a target if `labelled`."""
-        chosen = self.cutoff.is_in(list(cutoffs))
-        mask = chosen & self.target.is_not_null() if labelled else chosen
-        picked = mask.to_numpy()
-        entity, cutoff, target = (part.filter(mask) for part in (self.entity, self.cutoff, self.target))
-        return Rows(entity, cutoff, target, self.features.loc[picked], self.horizon_days)
+    def at(self, parts: Iterable[Part], labelled: bool = False) -> "Rows":
+        """The rows at cutoffs, or of the parts of a plain table; only those with a target if `labelled`."""
+        mask = self._mask(list(parts))
+        mask = mask & self.target.is_not_null() if labelled else mask
+        cutoff = self.cutoff.filter(mask) if self.cutoff is not None else None
+        entity, target, features = self.entity.filter(mask), self.target.filter(mask), self.features.loc[mask.to_numpy()]
+        return replace(self, entity=entity, target=target, features=features, cutoff=cutoff, parts=None)
+
+    def _mask(self, parts: Sequence[Part]) -> pl.Series:
+        if self.parts is not None:
+            return pl.Series(self.parts.rows([str(each) for each in parts]))
+        assert self.cutoff is not None
+        return self.cutoff.is_in([each for each in parts if isinstance(each, date)])
 
     def __len__(self) -> int:
         return len(self.features)
@@ -106,12 +118,21 @@ class TabularKind:
     def build(
         self, tables: Mapping[str, pl.LazyFrame], times: Mapping[str, str | None], section: Tabular, as_of: date
     ) -> dict[str, pl.DataFrame]:
-        """`rows`: one row per entity and cutoff, known at the cutoff; `as_of` itself comes with a missing target."""
+        """`rows`: one row per entity and cutoff, known at the cutoff; `as_of` itself comes with a missing target.
+
+        Of a plain table its rows, see table.plain.
+        """
+        if isinstance(section.features, Table):
+            return {"rows": table.plain(tables[section.features.table], section.features, self.name == "classification")}
         return {"rows": point_in_time(tables, times, section.features, as_of)}
 
     def load(self, folder: Path, section: Tabular) -> Rows:
         """Read rows.parquet. Raises DataError where there is no row, no feature or an infinite number."""
         frame = pl.read_parquet(folder / "rows.parquet")
+        if isinstance(section.features, Table):
+            features = _features(frame.select(section.features.columns), folder / "rows.parquet")
+            parts = table.parts(frame, section, self.name == "classification")
+            return Rows(frame[table.ENTITY], None, frame[table.TARGET], features, parts=parts, roles=section.features.columns)
         entity = section.features.entity
         named = [name for name in frame.columns if name not in (entity, "cutoff", "target")]
         if frame.is_empty() or not named:
@@ -122,7 +143,18 @@ class TabularKind:
         features = _features(frame.select(named), folder / "rows.parquet")
         return Rows(frame[entity], frame["cutoff"], target, features, section.features.horizon_days)
 
+    def splits(self, data: Rows, section: Tabular) -> Splits:
+        if data.parts is not None:
+            return data.parts.splits
+        return split.by_cutoff(self.cutoffs(data), data.horizon_days, section)
+
+    def begins(self, data: Rows, part: Part) -> date | None:
+        return part if isinstance(part, date) else data.parts.begins.get(part) if data.parts else None
+
     def cutoffs(self, data: Rows) -> list[date]:
+        """Cutoffs with complete labels, ascending; none for a plain table."""
+        if data.cutoff is None:
+            return []
         return data.cutoff.filter(data.target.is_not_null()).unique().sort().to_list()
 
     def space(self, section: Tabular) -> dict[str, dict[str, Range]]:
@@ -138,23 +170,23 @@ class TabularKind:
         first = {name: each.values[0] for name, each in self.choices(model, section).items() if each.values}
         return {"model": model, **first, **self.families[model].defaults}
 
-    def rows(self, data: Rows, cutoffs: Sequence[date]) -> int:
-        return len(data.at(cutoffs, labelled=self.supervised))
+    def rows(self, data: Rows, parts: Sequence[Part]) -> int:
+        return len(data.at(parts, labelled=self.supervised))
 
-    def slices(self, data: Rows, cutoff: date, names: Sequence[str], section: Tabular) -> pl.DataFrame:
+    def slices(self, data: Rows, part: Part, names: Sequence[str], section: Tabular) -> pl.DataFrame:
         """`entity` and the features called `names`; raises ParamsError for a name that is no feature."""
-        rows = data.at([cutoff])
+        rows = data.at([part])
         for name in names:
             require(name, rows.features, "evaluate.slices")
         return pl.DataFrame(
             {"entity": rows.entity} | {name: pl.Series(rows.features[name]) for name in names}, nan_to_null=True
         )
 
-    def training_rows(self, data: Rows, cutoffs: Sequence[date]) -> Rows:
+    def training_rows(self, data: Rows, parts: Sequence[Part]) -> Rows:
         """What there is to learn from. Raises DataError for nothing."""
-        rows = data.at(cutoffs, labelled=self.supervised)
+        rows = data.at(parts, labelled=self.supervised)
         if not len(rows):
-            days = ", ".join(map(str, cutoffs)) or "(none)"
+            days = ", ".join(map(str, parts)) or "(none)"
             raise DataError(
                 f"no {'labelled ' if self.supervised else ''}row to learn from at the cutoffs {days}. "
                 "Give more history or an earlier features.cutoffs.first."
@@ -203,7 +235,7 @@ class TabularKind:
 def roles(features: pd.DataFrame, high_cardinality: int) -> tuple[list[str], list[str], list[str]]:
     """Columns that are numbers, text with few distinct values and text with more than `high_cardinality`."""
     numeric = [name for name in features if pd.api.types.is_numeric_dtype(features[name])]
-    text = [name for name in features if name not in set(numeric)]
+    text = [name for name in features if pd.api.types.is_string_dtype(features[name])]
     high = [name for name in text if features[name].nunique() > high_cardinality]
     return numeric, [name for name in text if name not in set(high)], high
 
@@ -237,6 +269,8 @@ def _features(frame: pl.DataFrame, path: Path) -> pd.DataFrame:
                     f"{path}: {series.name}: {rows} of {frame.height:,} rows are infinite. Mend the feature's definition."
                 )
             columns[series.name] = values.to_numpy()
+        elif series.dtype.is_temporal():
+            columns[series.name] = series.to_pandas()
         else:
             columns[series.name] = pd.Series(series.cast(pl.String).to_list(), dtype="str")
     return pd.DataFrame(columns)
@@ -251,7 +285,7 @@ def _refuse_missing(numbers: pd.DataFrame, model: str) -> None:
         )
 
 
-def _asked(data: Rows, asked: pl.DataFrame, entity: str) -> tuple[pd.DataFrame, list[str | None]]:
+def _asked(data: Rows, asked: pl.DataFrame, entity: str | None) -> tuple[pd.DataFrame, list[str | None]]:
     """The features of each row of `asked`, given in it or looked up by its entity, and why a row has none.
 
     Raises DataError where neither all features nor the entity are columns of `asked`.
@@ -259,16 +293,18 @@ def _asked(data: Rows, asked: pl.DataFrame, entity: str) -> tuple[pd.DataFrame, 
     missing = [name for name in data.features if name not in asked.columns]
     if not missing:
         return _given(data, asked)
-    if entity in asked.columns:
+    if entity in asked.columns and data.cutoff is not None:
         return _looked_up(data, asked[entity])
+    either = f"{entity}, or " if data.cutoff is not None else ""
     raise DataError(
-        f"columns {', '.join(asked.columns) or '(none)'}: needs {entity}, or every feature; {len(missing)} are missing "
+        f"columns {', '.join(asked.columns) or '(none)'}: needs {either}every feature; {len(missing)} are missing "
         f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''})"
     )
 
 
 def _looked_up(data: Rows, wanted: pl.Series) -> tuple[pd.DataFrame, list[str | None]]:
     """The newest features of each entity."""
+    assert data.cutoff is not None
     day = data.cutoff.unique().sort()[-1]
     newest = data.at([day])
     places = pl.DataFrame({"entity": newest.entity, "place": np.arange(len(newest))})
@@ -285,7 +321,7 @@ def _given(data: Rows, asked: pl.DataFrame) -> tuple[pd.DataFrame, list[str | No
     columns = {}
     for name in data.features:
         if not pd.api.types.is_numeric_dtype(data.features[name]):
-            columns[name] = pd.Series(asked[name].cast(pl.String).to_list(), dtype="str")
+            columns[name] = _as_trained(data.features[name], asked[name], why)
             continue
         numbers = asked[name].cast(pl.Float64, strict=False)
         wrong = (numbers.is_null() & asked[name].is_not_null()) | numbers.is_infinite().fill_null(False)
@@ -293,3 +329,13 @@ def _given(data: Rows, asked: pl.DataFrame) -> tuple[pd.DataFrame, list[str | No
             why[row] = why[row] or f"{name} = {asked[name][row]}: is no finite number"
         columns[name] = numbers.to_numpy()
     return pd.DataFrame(columns), why
+
+
+def _as_trained(known: Any, asked: pl.Series, why: list[str | None]) -> pd.Series:
+    """Dates or text, as in training; where a date is none, `why` says so."""
+    if not pd.api.types.is_datetime64_any_dtype(known):
+        return pd.Series(asked.cast(pl.String).to_list(), dtype="str")
+    moments = asked.str.to_datetime(strict=False) if asked.dtype == pl.String else asked.cast(pl.Datetime("us"), strict=False)
+    for row in (moments.is_null() & asked.is_not_null()).arg_true():
+        why[row] = why[row] or f"{asked.name} = {asked[row]}: is no date"
+    return moments.to_pandas()
