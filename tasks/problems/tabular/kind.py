@@ -130,7 +130,7 @@ class TabularKind:
         """Read rows.parquet. Raises DataError where there is no row, no feature or an infinite number."""
         frame = pl.read_parquet(folder / "rows.parquet")
         if isinstance(section.features, Table):
-            features = _features(frame.select(section.features.columns), folder / "rows.parquet")
+            features = _features(frame.select(*section.features.columns), folder / "rows.parquet")
             parts = table.parts(frame, section, self.name == "classification")
             return Rows(frame[table.ENTITY], None, frame[table.TARGET], features, parts=parts, roles=section.features.columns)
         entity = section.features.entity
