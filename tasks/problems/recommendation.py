@@ -6,6 +6,7 @@ that the user never bought before. An item too rare for the catalogue stays in t
 something in the window (for `_novel`: something new to them), also those without any history.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from pathlib import Path
@@ -20,12 +21,15 @@ from tasks.errors import DataError
 from tasks.params import KindName, Range, Recommend, require
 from tasks.problems.base import Config, Fold, Metric, Part, Splits
 from tasks.problems.ranking import purchases, report
+from tasks.problems.ranking.answering import Request, Shop
 from tasks.problems.ranking.features import USER
 from tasks.problems.ranking.histories import codes, to_date, to_day
 from tasks.problems.ranking.metrics import Items, of_lists, per_user
 from tasks.problems.ranking.models import MODELS, Frequency, Ranked, Recommender, TwoStage
 from tasks.problems.ranking.purchases import Purchases
 from tasks.problems.ranking.sources import SOURCES
+
+log = logging.getLogger(__name__)
 
 RANKED = ("ndcg", "recall", "map", "hit_rate")
 BESIDE = ("novelty", "diversity", "dissimilarity", "popularity_bias")
@@ -168,13 +172,18 @@ class Recommendation:
     def answer(self, model: Recommender, data: Purchases, asked: pl.DataFrame, section: Recommend) -> pl.DataFrame:
         """The list of each user of `asked`, from the newest histories: user, rank, item, score, source; best first.
 
-        A user asked for twice gets two lists; one without history gets what is popular.
+        Made as section.answers says. A user asked for twice gets two lists; one without history gets what is popular. Logs
+        how many lists are shorter than asked for, and why the first is.
         """
         user = section.features.user
         if user not in asked.columns:
             raise DataError(f"columns {', '.join(asked.columns) or '(none)'}: needs {user}, whom to recommend to")
-        reader = model.reading(data.histories, to_day(data.as_of))
-        return pl.from_pandas(reader.predict(asked.select(user).to_pandas()))
+        because = section.answers.because
+        request = Request.read({"users": tuple(asked[user].to_list()), "because": because})
+        found = Shop.of(model, data, section).answer(request)
+        for note in found.notes[:1]:
+            log.warning("%s of %s lists are shorter than asked for; the first: %s", len(found.notes), asked.height, note)
+        return found.frame(asked[user], section.features.item, because)
 
 
 def _known(data: Purchases, cutoffs: Sequence[date]) -> int:

@@ -58,8 +58,8 @@ class Histories:
     _starts: np.ndarray | None = field(default=None, init=False, repr=False)
     """Of each user in `_order`, which holds the places of the lines, user after user; built when first asked for."""
     _order: np.ndarray | None = field(default=None, init=False, repr=False)
-    _columns: tuple[np.ndarray, np.ndarray] | None = field(default=None, init=False, repr=False)
-    """The last catalogue asked for, and the column in it of each of `items`."""
+    _columns: tuple[tuple[np.ndarray, np.ndarray], ...] = field(default=(), init=False, repr=False)
+    """The last two catalogues asked for, each with the column in it of each of `items`."""
 
     @classmethod
     def of(cls, frame: pl.DataFrame) -> "Histories":
@@ -90,10 +90,13 @@ class Histories:
         return np.repeat(np.arange(len(positions)), sizes), self._order[ranges(first, sizes)]
 
     def columns(self, catalogue: np.ndarray) -> np.ndarray:
-        """Column in `catalogue` of each of `items`, -1 outside; kept for the catalogue that is asked for again and again."""
-        if self._columns is None or self._columns[0] is not catalogue:
-            self._columns = catalogue, codes(self.items, catalogue)
-        return self._columns[1]
+        """Column in `catalogue` of each of `items`, -1 outside; kept for those asked for again and again."""
+        for known, columns in self._columns:
+            if known is catalogue:
+                return columns
+        columns = codes(self.items, catalogue)
+        self._columns = (*self._columns[-1:], (catalogue, columns))
+        return columns
 
     def lines(self, positions: np.ndarray, catalogue: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """row in `positions`, column of the catalogue (-1 outside) and day of the lines of these users, each by day."""

@@ -117,34 +117,32 @@ class Live:
 
 
 @dataclass(eq=False)
-class Session:
-    """One user with what lies in the basket now, beside what `histories` hold of him; nothing of it is kept.
+class Session(Live):
+    """One user with what lies in the basket now, beside what is in the histories of him; nothing of it is kept.
 
-    `position`: of the user in `histories.users`, -1 for a stranger. `items`: ids; each counts as a line of `day`.
+    `position`: of the user in the histories, -1 for a stranger. `basket`: ids; each counts as a line of `day`.
     """
 
-    histories: Histories | Live
-    position: int
-    items: np.ndarray
-    day: int
+    position: int = -1
+    basket: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    day: int = 0
 
-    @property
-    def users(self) -> np.ndarray:
-        """One id; a stranger's is nobody else's."""
-        known = self.histories.users
-        if self.position >= 0:
-            return known[[self.position]]
-        return np.array([known.min(initial=0) - 1]) if known.dtype.kind in "iu" else np.array([""])
+    @classmethod
+    def on(cls, histories: Histories | Live, position: int, basket: np.ndarray, day: int) -> "Session":
+        live = Live.of(histories)
+        made = cls(live.base, live.newer, live.waiting, live.last_day, position, basket, day)
+        known = live.users
+        if position >= 0:
+            made._users = known[[position]]
+        else:  # an id that is nobody's
+            made._users = np.array([known.min(initial=0) - 1]) if known.dtype.kind in "iu" else np.array([""])
+        return made
 
     def lines(self, positions: np.ndarray, catalogue: np.ndarray) -> Lines:
         """See Histories.lines; the only position is 0."""
-        if not len(positions):
-            return self.histories.lines(positions, catalogue)
-        column = codes(self.items, catalogue)
-        mine = np.zeros(len(column), np.int64), column, np.full(len(column), self.day)
-        if self.position < 0:
-            return mine
-        return _together([self.histories.lines(np.array([self.position]), catalogue), mine])
+        past = super().lines(positions if self.position >= 0 else positions[:0], catalogue)
+        column = codes(self.basket, catalogue) if len(positions) else np.zeros(0, np.int64)
+        return _together([past, (np.zeros(len(column), np.int64), column, np.full(len(column), self.day))])
 
 
 def as_id(value: Any, known: np.ndarray) -> Any:

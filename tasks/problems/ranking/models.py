@@ -4,6 +4,7 @@ What a model learned and the histories it reads are apart: histories move on eve
 """
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,6 +114,13 @@ class Recommender(BaseEstimator):
         found = self._rank(positions[there], k, novel, candidates)
         found.row = there[found.row]
         return self._fill(found, positions, k, novel)
+
+    def everything(self, positions: np.ndarray, novel: bool, times: int = 1) -> Ranked:
+        """All that the model has to say of the users at `positions` (each with a history), nothing added.
+
+        `times`: as many times the usual candidates, for whom rules leave too few.
+        """
+        return self._rank(positions, np.iinfo(np.int64).max, novel, None)
 
     def _rank(self, positions: np.ndarray, k: int, novel: bool, candidates: Candidates | None) -> Ranked:
         """Lists for users with a history, possibly short: then what is popular is added."""
@@ -257,6 +265,11 @@ class TwoStage(Recommender):
     def propose(self, positions: np.ndarray) -> Candidates:
         """Candidates of the users at `positions`; those without history have none."""
         return self.learned_.propose(self.histories_, positions[positions >= 0], self.day_, self.settings)
+
+    def everything(self, positions: np.ndarray, novel: bool, times: int = 1) -> Ranked:
+        settings = dataclasses.replace(self.settings, candidates=times * self.candidates)
+        found = self.learned_.propose(self.histories_, positions, self.day_, settings)
+        return self._rank(positions, np.iinfo(np.int64).max, novel, found)
 
     def _rank(self, positions: np.ndarray, k: int, novel: bool, candidates: Candidates | None) -> Ranked:
         found = candidates or self.propose(positions)

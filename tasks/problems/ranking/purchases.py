@@ -14,7 +14,7 @@ from polars.exceptions import PolarsError
 
 from tasks.errors import DataError, ParamsError
 from tasks.params import Interactions, require
-from tasks.problems.ranking import features
+from tasks.problems.ranking import features, goods
 from tasks.problems.ranking.candidates import Candidates, Learned, Settings
 from tasks.problems.ranking.histories import Histories, codes, distinct, to_date, to_day
 from tasks.problems.ranking.metrics import Items
@@ -36,8 +36,8 @@ def build(
     for name in ("user", "item", "basket"):
         require(getattr(section, name), schema.names(), f"features.{name}")
     when = _when(schema, time, section)
-    goods = _goods(events, tables, section)
-    read = goods.select(user=section.user, basket=section.basket, item=section.item, when=when).collect()
+    sold = _goods(events, tables, section)
+    read = sold.select(user=section.user, basket=section.basket, item=section.item, when=when).collect()
     whole = read.drop_nulls()
     if whole.height < read.height:
         log.warning("%s: %s lines without user, basket, item or time are left out", section.table, read.height - whole.height)
@@ -47,7 +47,8 @@ def build(
         raise DataError(f"{section.table}: no purchase up to {as_of} is left. Look at features.exclude and features.where.")
     return {
         "lines": Histories.of(lines).frame(),
-        "items": _items(tables, section),
+        "items": goods.items(tables, section),
+        "places": goods.places(sold, section),
         "users": _users(tables, section),
         "known": pl.DataFrame({"as_of": [as_of]}),
     }
@@ -108,15 +109,6 @@ def _goods(events: pl.LazyFrame, tables: Mapping[str, pl.LazyFrame], section: In
     return events.join(goods, on=section.item, how="semi")
 
 
-def _items(tables: Mapping[str, pl.LazyFrame], section: Interactions) -> pl.DataFrame:
-    if section.items is None or section.category is None:
-        return pl.DataFrame(schema={"item": pl.String, "category": pl.String})
-    items = tables[section.items]
-    require(section.category, items.collect_schema().names(), "features.category")
-    chosen = items.select(item=section.item, category=pl.col(section.category).cast(pl.String))
-    return chosen.unique("item", keep="first", maintain_order=True).sort("item").collect()
-
-
 def _users(tables: Mapping[str, pl.LazyFrame], section: Interactions) -> pl.DataFrame:
     """user and its attributes; of a user who is there twice the first row counts."""
     found = pl.DataFrame(schema={"user": pl.String})
@@ -136,7 +128,15 @@ def load(folder: Path, section: Interactions) -> "Purchases":
     frames = {path.stem: pl.read_parquet(path) for path in folder.glob("*.parquet")}
     histories = Histories.of(frames["lines"])
     categories, as_of = _categories(histories.items, frames["items"]), frames["known"].item()
-    return Purchases(histories, categories, as_of, section.horizon_days, frames.get("users", pl.DataFrame({"user": []})))
+    return Purchases(
+        histories,
+        categories,
+        as_of,
+        section.horizon_days,
+        frames.get("users", pl.DataFrame({"user": []})),
+        goods.whole(frames["items"]),
+        frames.get("places", goods.NOWHERE),
+    )
 
 
 def _categories(items: np.ndarray, known: pl.DataFrame) -> np.ndarray:
@@ -186,6 +186,10 @@ class Purchases:
     horizon_days: int
     attributes: pl.DataFrame
     """user and facts about him that scores are shown by; not every user is there."""
+    goods: pl.DataFrame
+    """What goods.items makes: item, category, name, stock."""
+    places: pl.DataFrame
+    """What goods.places makes: user, basket, place."""
     _kept: dict[str, dict[Hashable, Any]] = field(default_factory=dict)
     _answers: WeakKeyDictionary[Any, dict[date, pl.DataFrame]] = field(default_factory=WeakKeyDictionary)
     _proposed: WeakKeyDictionary[Learned, dict[Hashable, Candidates]] = field(default_factory=WeakKeyDictionary)

@@ -1,0 +1,77 @@
+"""Why an item is in a list, in words."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tasks.problems.ranking.goods import Goods
+from tasks.problems.ranking.histories import Sparse, ranges
+
+OWN = 30
+"""So many of a user's items are tried as the one that another goes with: those bought most."""
+BUYERS = 2_000
+"""So many buyers of an item are looked at."""
+ENOUGH = 3
+"""Fewer common buyers are chance."""
+FROM_OTHERS = {"similar": "popular with customers like this one", "popular": "popular now"}
+"""Source -> its words where no item of the user's goes with the new one."""
+
+
+@dataclass(frozen=True)
+class Together:
+    """Who bought each item of the catalogue: rows of `buyers`, items x users."""
+
+    buyers: Sparse
+
+    def partners(self, own: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For each of `new`, the one of `own` that goes with it best by the cosine of their buyers, and how many bought both.
+
+        Both: columns of the catalogue, `own` not empty.
+        """
+        users = np.zeros((len(new), self.buyers.shape[1]), bool)
+        for row, item in enumerate(new.tolist()):
+            users[row, self._buyers(item)] = True
+        sizes = np.minimum(self.buyers.indptr[own + 1] - self.buyers.indptr[own], BUYERS)
+        own, sizes = own[sizes > 0], sizes[sizes > 0]
+        if not len(own):
+            return np.zeros(len(new), np.int64), np.zeros(len(new), np.int64)
+        theirs = self.buyers.indices[ranges(self.buyers.indptr[own], sizes)]
+        common = np.add.reduceat(users[:, theirs], np.cumsum(sizes) - sizes, axis=1, dtype=np.int64)
+        best = (common / np.sqrt(sizes)).argmax(axis=1)
+        return own[best], common[np.arange(len(new)), best]
+
+    def _buyers(self, item: int) -> np.ndarray:
+        first = self.buyers.indptr[item]
+        return self.buyers.indices[first : min(self.buyers.indptr[item + 1], first + BUYERS)]
+
+
+def again(count: int, ago: int, unit: str) -> str:
+    """
+    >>> again(6, 12, "day"), again(1, 0, "day"), again(2, 1, "order")
+    ('bought 6 times, last 12 days ago', 'bought once, today', 'bought 2 times, last 1 order ago')
+    """
+    when = {("day", 0): "today", ("order", 0): "with the newest order"}.get((unit, ago))
+    when = when or f"{ago:,} {unit}{'' if ago == 1 else 's'} ago"
+    return f"bought once, {when}" if count == 1 else f"bought {count:,} times, last {when}"
+
+
+def new(goods: Goods, item: int, source: str, partner: int | None) -> str:
+    """Why an item that the user never bought: `partner` goes with it."""
+    if source == "explore":
+        return f"a new product, bought by {customers(int(goods.users[item]))} so far"
+    if source == "promoted":
+        return "promoted"
+    if partner is not None and source != "popular":
+        return f"bought with {called(goods, partner)}"
+    if source == "popular":
+        return f"popular now, bought by {customers(int(goods.popular[item]))} lately"
+    return FROM_OTHERS["similar"]
+
+
+def customers(count: int) -> str:
+    return "nobody" if not count else f"{count:,} customer{'' if count == 1 else 's'}"
+
+
+def called(goods: Goods, item: int) -> str:
+    """An item in words and by its id."""
+    return f"{goods.names[item]} ({goods.ids[item]})" if goods.names[item] else str(goods.ids[item])
