@@ -8,13 +8,26 @@ import pandas as pd
 import polars as pl
 from lightgbm import LGBMClassifier
 from sklearn.dummy import DummyClassifier
+from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import FixedThresholdClassifier
 
 from tasks.errors import DataError
 from tasks.params import KindName, Range, Tabular
 from tasks.problems.base import Config, Kind, Metric, Model, Part
-from tasks.problems.tabular.kind import BOOSTING, BOOSTING_SPACE, LIGHTGBM, Family, Rows, TabularKind
+from tasks.problems.tabular.blend import BlendClassifier
+from tasks.problems.tabular.kind import (
+    BOOSTING,
+    BOOSTING_SPACE,
+    FOREST,
+    FOREST_SPACE,
+    LIGHTGBM,
+    PLAIN_BOOSTING,
+    PLAIN_BOOSTING_SPACE,
+    Family,
+    Rows,
+    TabularKind,
+)
 
 PREFIX = "probability_"
 BINS = 10
@@ -37,15 +50,31 @@ class Classification(TabularKind):
     )
     baseline = "prior"
     families: ClassVar = {
-        "prior": Family(DummyClassifier, {"strategy": "prior"}, prepared=False),
+        "prior": Family(DummyClassifier, {"strategy": "prior"}, prepared=False, stage="baseline"),
         "logistic": Family(
             LogisticRegression,
             {"max_iter": 300, "tol": 1e-4},
             {"C": 0.003},
             {"C": Range(low=1e-4, high=10.0, log=True)},
+            stage="linear",
         ),
         "lightgbm": Family(LGBMClassifier, LIGHTGBM, BOOSTING, BOOSTING_SPACE, native=True),
     }
+    plain: ClassVar = {
+        "prior": families["prior"],
+        "logistic": Family(
+            LogisticRegression,
+            {"max_iter": 300, "tol": 1e-4},
+            {"C": 1.0, "class_weight": None},
+            {"C": Range(low=1e-3, high=100.0, log=True), "class_weight": Range(values=(None, "balanced"))},
+            stage="linear",
+        ),
+        "extra_trees": Family(
+            ExtraTreesClassifier, FOREST, {"min_samples_leaf": 3, "max_features": 0.5}, FOREST_SPACE, stage="trees"
+        ),
+        "lightgbm": Family(LGBMClassifier, LIGHTGBM, PLAIN_BOOSTING, PLAIN_BOOSTING_SPACE, native=True),
+    }
+    blend = BlendClassifier
 
     def fit(self, data: Rows, parts: Sequence[Part], config: Config, section: Tabular, seed: int) -> Model:
         """A classifier with `predict_proba` and, for two classes, a threshold. Raises DataError for a single class."""

@@ -87,15 +87,19 @@ class Clustering(TabularKind):
     baseline = "quantiles"
     supervised = False
     families: ClassVar = {
-        "quantiles": Family(QuantileGroups),
-        "kmeans": Family(KMeans, {"n_init": 10}, {"n_clusters": 4}, {"n_clusters": Range(low=3, high=8, integer=True)}),
+        "quantiles": Family(QuantileGroups, stage="baseline"),
+        "kmeans": Family(
+            KMeans, {"n_init": 10}, {"n_clusters": 4}, {"n_clusters": Range(low=3, high=8, integer=True)}, stage="linear"
+        ),
         "mixture": Family(
             GaussianMixture,
             {"n_init": 3, "reg_covar": 1e-3},
             {"n_components": 4, "covariance_type": "diag"},
             {"n_components": Range(low=3, high=8, integer=True), "covariance_type": Range(values=("diag", "full"))},
+            stage="trees",
         ),
     }
+    plain: ClassVar = families
 
     def cutoffs(self, data: Rows) -> list[date]:
         """Those whose horizon is over at the newest cutoff, so that clustering is judged on the same days as its neighbours."""

@@ -9,12 +9,27 @@ import polars as pl
 from lightgbm import LGBMRegressor
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, RegressorMixin, clone
 from sklearn.dummy import DummyRegressor
+from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.linear_model import Ridge
 from sklearn.utils.validation import check_is_fitted
 
 from tasks.params import KindName, Range, Tabular, require
 from tasks.problems.base import Config, Kind, Metric, Model, Part
-from tasks.problems.tabular.kind import BOOSTING, BOOSTING_SPACE, LIGHTGBM, Family, Rows, TabularKind
+from tasks.problems.tabular import pipeline
+from tasks.problems.tabular.blend import BlendRegressor
+from tasks.problems.tabular.kind import (
+    BLEND,
+    BOOSTING,
+    BOOSTING_SPACE,
+    FOREST,
+    FOREST_SPACE,
+    LIGHTGBM,
+    PLAIN_BOOSTING,
+    PLAIN_BOOSTING_SPACE,
+    Family,
+    Rows,
+    TabularKind,
+)
 
 BINS = 10
 POINTS = 600
@@ -52,10 +67,19 @@ class Regression(TabularKind):
     )
     baseline = "naive"
     families: ClassVar = {
-        "naive": Family(DummyRegressor, prepared=False),
-        "ridge": Family(Ridge, {}, {"alpha": 300.0}, {"alpha": Range(low=0.1, high=1e5, log=True)}),
+        "naive": Family(DummyRegressor, prepared=False, stage="baseline"),
+        "ridge": Family(Ridge, {}, {"alpha": 300.0}, {"alpha": Range(low=0.1, high=1e5, log=True)}, stage="linear"),
         "lightgbm": Family(LGBMRegressor, LIGHTGBM, BOOSTING, BOOSTING_SPACE, native=True),
     }
+    plain: ClassVar = {
+        "naive": families["naive"],
+        "ridge": Family(Ridge, {}, {"alpha": 10.0}, {"alpha": Range(low=0.01, high=1e4, log=True)}, stage="linear"),
+        "extra_trees": Family(
+            ExtraTreesRegressor, FOREST, {"min_samples_leaf": 2, "max_features": 0.5}, FOREST_SPACE, stage="trees"
+        ),
+        "lightgbm": Family(LGBMRegressor, LIGHTGBM, PLAIN_BOOSTING, PLAIN_BOOSTING_SPACE, native=True),
+    }
+    blend = BlendRegressor
 
     def choices(self, model: str, section: Tabular) -> dict[str, Range]:
         offsets = section.pipeline.offset
@@ -65,13 +89,17 @@ class Regression(TabularKind):
     def fit(self, data: Rows, parts: Sequence[Part], config: Config, section: Tabular, seed: int) -> Model:
         """A regressor. The baseline is the first guess alone, or the mean where pipeline.offset names none."""
         rows = self.training_rows(data, parts)
+        return self.assemble(rows, config, section, "continuous", seed).fit(rows.features, rows.target.to_numpy())
+
+    def assemble(self, rows: Rows, config: Config, section: Tabular, task: pipeline.Task, seed: int) -> Any:
+        """The unfitted model, on the rest that the first guess leaves over where there is one."""
+        model = super().assemble(rows, config, section, task, seed)
         naive = config["model"] == self.baseline
         offset = _first(section.pipeline.offset) if naive else config.get("offset", section.pipeline.offset[0])
-        model = self.assemble(rows, config, section, "continuous", seed)
-        if offset is not None:
-            require(offset, rows.features, "pipeline.offset")
-            model = OffsetRegressor(DummyRegressor(strategy="constant", constant=0) if naive else model, offset)
-        return model.fit(rows.features, rows.target.to_numpy())
+        if offset is None or config["model"] == BLEND:
+            return model
+        require(offset, rows.features, "pipeline.offset")
+        return OffsetRegressor(DummyRegressor(strategy="constant", constant=0) if naive else model, offset)
 
     def predict(self, model: Model, data: Rows, part: Part, section: Tabular) -> pl.DataFrame:
         """`entity`, `truth` (missing where unknown), `prediction`."""

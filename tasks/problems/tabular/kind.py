@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from tasks.errors import DataError
 from tasks.params import KindName, Range, Role, Table, Tabular, require
 from tasks.problems.base import NOT_SCORED, Config, Fold, Metric, Model, Part, Splits
 from tasks.problems.tabular import pipeline, table
+from tasks.problems.tabular.blend import Blend
 from tasks.problems.tabular.point_in_time import point_in_time
 
 LIGHTGBM = {
@@ -47,6 +48,35 @@ BOOSTING_SPACE = {
 }
 
 
+FOREST = {"n_jobs": 1, "n_estimators": 200}
+FOREST_SPACE = {
+    "min_samples_leaf": Range(low=1, high=30, integer=True, log=True),
+    "max_features": Range(values=(0.3, 0.5, 0.8)),
+}
+PLAIN_BOOSTING = {
+    "n_estimators": 200,
+    "learning_rate": 0.05,
+    "num_leaves": 15,
+    "min_child_samples": 20,
+    "colsample_bytree": 0.5,
+    "reg_lambda": 1.0,
+}
+"""Of plain tables, from a thousand rows to a million."""
+PLAIN_BOOSTING_SPACE = {
+    "n_estimators": Range(low=50, high=800, integer=True, log=True),
+    "learning_rate": Range(low=0.015, high=0.15, log=True),
+    "num_leaves": Range(low=4, high=96, integer=True, log=True),
+    "min_child_samples": Range(low=3, high=100, integer=True, log=True),
+    "colsample_bytree": Range(low=0.2, high=1.0),
+    "reg_lambda": Range(low=0.01, high=50.0, log=True),
+}
+
+Stage = Literal["baseline", "linear", "trees", "boosting", "ensemble"]
+"""How much a model costs to run and to understand, the least first."""
+BLEND = "blend"
+"""The model that is several: "members" of its configuration are theirs, "weights" one number each."""
+
+
 @dataclass(frozen=True)
 class Family:
     """One model of a kind: its estimator, what is fixed, what is searched and where the search begins."""
@@ -60,6 +90,10 @@ class Family:
     """It understands missing values and does not care for the scale of numbers."""
     prepared: bool = True
     """It needs the steps of the pipeline before it; a baseline may not."""
+    stage: Stage = "boosting"
+    """When a staged search tries it."""
+    choices: Mapping[str, Range] = field(default_factory=dict)
+    """Choices of the pipeline that are searched for it where params do not say them; the first of each is its default."""
 
     def make(self, config: Config, seed: int) -> Any:
         """The unfitted estimator; keys of `config` that are no parameter of it belong to the pipeline."""
@@ -114,6 +148,21 @@ class TabularKind:
     """Whether there is a target to learn from."""
     families: ClassVar[Mapping[str, Family]]
     """Model -> family, the baseline first, simple ones before complex ones."""
+    plain: ClassVar[Mapping[str, Family]]
+    """The same for plain tables."""
+    blend: ClassVar[type[Blend] | None] = None
+    """How several models answer together. None: they cannot."""
+
+    def offered(self, section: Tabular) -> Mapping[str, Family]:
+        """Model -> family, of those that suit the form of the features. A blend is made of them and is none of them."""
+        return self.plain if isinstance(section.features, Table) else self.families
+
+    def stages(self, section: Tabular) -> dict[str, Stage]:
+        """Model -> its stage, in the order of the search; last the blend, where the kind has one."""
+        found: dict[str, Stage] = {name: family.stage for name, family in self.offered(section).items()}
+        if self.blend:
+            found[BLEND] = "ensemble"
+        return found
 
     def build(
         self, tables: Mapping[str, pl.LazyFrame], times: Mapping[str, str | None], section: Tabular, as_of: date
@@ -159,16 +208,19 @@ class TabularKind:
 
     def space(self, section: Tabular) -> dict[str, dict[str, Range]]:
         """The ranges of each model, and before them the pipeline's choices that params gives as lists."""
-        return {model: {**self.choices(model, section), **family.space} for model, family in self.families.items()}
+        return {model: {**self.choices(model, section), **family.space} for model, family in self.offered(section).items()}
 
     def choices(self, model: str, section: Tabular) -> dict[str, Range]:
-        family = self.families[model]
-        return pipeline.space(section.pipeline, family.native) if family.prepared else {}
+        family = self.offered(section)[model]
+        if not family.prepared:
+            return {}
+        own = {name: each for name, each in family.choices.items() if name not in section.pipeline.model_fields_set}
+        return pipeline.space(section.pipeline, family.native) | own
 
     def defaults(self, model: str, section: Tabular) -> Config:
         """The family's defaults, and the first of each list of choices."""
         first = {name: each.values[0] for name, each in self.choices(model, section).items() if each.values}
-        return {"model": model, **first, **self.families[model].defaults}
+        return {"model": model, **first, **self.offered(section)[model].defaults}
 
     def rows(self, data: Rows, parts: Sequence[Part]) -> int:
         return len(data.at(parts, labelled=self.supervised))
@@ -194,8 +246,14 @@ class TabularKind:
         return rows
 
     def assemble(self, rows: Rows, config: Config, section: Tabular, task: pipeline.Task, seed: int) -> Any:
-        """The unfitted model: the steps of the pipeline, as the training rows call for them, and the estimator."""
-        family = self.families[config["model"]]
+        """The unfitted model: the steps of the pipeline, as the training rows call for them, and the estimator.
+
+        Of a blend all that its members are.
+        """
+        if config["model"] == BLEND and self.blend:
+            members = [self.assemble(rows, each, section, task, seed) for each in config["members"]]
+            return self.blend(members, config["weights"])
+        family = self.offered(section)[config["model"]]
         estimator = family.make(config, seed)
         if not family.prepared:
             return estimator
@@ -241,21 +299,36 @@ def roles(features: pd.DataFrame, high_cardinality: int) -> tuple[list[str], lis
 
 
 def importance(model: Model) -> dict[str, float]:
-    """Each input feature's share, largest first: of the gain for boosted trees, of the weights without sign for a linear model.
+    """Each input feature's share, largest first: of the gain for trees, of the weights without sign for a linear model.
 
-    Categories count with all their columns. Empty for a model that has neither.
+    Categories count with all their columns; a blend has the weighted mean of its members. Empty for a model that has neither.
     """
     inner = getattr(model, "estimator_", getattr(model, "regressor_", model))
+    if isinstance(inner, Blend):
+        return _importance_of(inner)
+    if inner is not model and not isinstance(inner, Pipeline):
+        return importance(inner)
     if not isinstance(inner, Pipeline):
         return {}
     last = inner.named_steps["model"]
     if hasattr(last, "booster_"):
         weights = last.booster_.feature_importance("gain").astype(float)
+    elif hasattr(last, "estimators_"):
+        weights = last.feature_importances_
     elif hasattr(last, "coef_"):
         weights = np.abs(np.atleast_2d(last.coef_)).sum(axis=0)
     else:
         return {}
     return pipeline.fold_back(inner.named_steps["prepare"], weights)
+
+
+def _importance_of(blend: Blend) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for weight, each in zip(blend.weights_, blend.models_, strict=True):
+        for name, share in importance(each).items():
+            found[name] = found.get(name, 0.0) + weight * share
+    total = sum(found.values()) or 1.0
+    return {name: share / total for name, share in sorted(found.items(), key=lambda item: -item[1])}
 
 
 def _features(frame: pl.DataFrame, path: Path) -> pd.DataFrame:
