@@ -488,8 +488,13 @@ class Range(Section):
 
 
 class Tune(Section):
-    method: Literal["grid", "random", "tpe"] = "tpe"
-    """How configurations are chosen: all points of a grid, at random, or Bayesian (tree-structured Parzen estimator)."""
+    method: Literal["grid", "random", "tpe", "staged"] | None = None
+    """How configurations are chosen: all points of a grid, at random, Bayesian (tree-structured Parzen estimator), or in stages:
+    baseline, linear, trees, boosting, then an ensemble of the best; a stage that does not pay ends early. null: staged for a
+    plain table, else tpe."""
+    choose: Literal["simplest", "best"] | None = None
+    """Which trial wins: the simplest model within one standard error of the best (of the paired differences over the folds), or
+    the best. null: simplest for staged, else best."""
     n_trials: Annotated[int, Field(ge=1)] = 20
     """How many configurations are tried; the defaults of each model come first."""
     timeout_seconds: float | None = None
@@ -509,6 +514,24 @@ class Tune(Section):
     """Tables without time: so many cross-validations, each with other folds. null: 3 for less than 1,000 rows, else 1."""
     grid_points: Annotated[int, Field(ge=2)] = 3
     """grid: points per interval."""
+    batch: Annotated[int, Field(ge=1)] | None = None
+    """So many configurations are chosen before any of them is known; they can run side by side. null: 4 for a plain table, else
+    1."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Processes that run trials; the result does not depend on it. null: every core that no other problem uses."""
+    prune: bool | None = None
+    """Leave a trial's other folds out once it is clearly behind the best. null: for a plain table."""
+    max_rows: Annotated[int, Field(ge=100)] = 200_000
+    """Plain tables: the search looks at so many rows at most, drawn at random; what it finds learns from all."""
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
+    """Models that take longer for a single row are not chosen (median, in the fold's process). null: no limit."""
+    max_model_mb: Annotated[float, Field(gt=0)] | None = None
+    """Models larger than this are not chosen. null: no limit."""
+    max_train_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Models that take longer to learn from one fold are not chosen. null: no limit."""
+    nested: bool = False
+    """Also search inside each fold, to say how much of the score is due to choosing by it. It takes as often as long as there
+    are folds."""
 
 
 class Train(Section):

@@ -51,7 +51,7 @@ def test_what_is_right_is_read_with_its_defaults(tmp_path):
     section = read.section("spend")
     assert isinstance(section, params.Tabular)
     assert section.features.cutoffs.first == date(2024, 1, 28)
-    assert (section.tune.n_trials, section.tune.method, section.evaluate.windows) == (5, "tpe", 3)
+    assert (section.tune.n_trials, section.tune.method, section.evaluate.windows) == (5, None, 3)
     assert read.kind("spend") == "regression"
 
 
@@ -95,7 +95,7 @@ def test_a_typo_is_answered_with_the_nearest_name(tmp_path, old, new, says):
         ("n_trials: 5", "n_trials: 0", "spend.tune.n_trials = 0: must be greater than or equal to 1"),
         ("n_trials: 5", "n_trials: many", "spend.tune.n_trials = many: must be a valid integer"),
         ("max_bad_share: 0.1", "max_bad_share: 1.5", "validate.sales.max_bad_share = 1.5: must be less than or equal to 1"),
-        ("n_trials: 5", "method: best", "spend.tune.method = best: must be 'grid', 'random' or 'tpe'"),
+        ("n_trials: 5", "method: best", "spend.tune.method = best: must be 'grid', 'random', 'tpe' or 'staged'"),
         (
             "goods: {csv: goods.csv}",
             "goods: {csv: a, sql: b, address: c}",
