@@ -519,6 +519,41 @@ def _candidates(axes: Axes, table: pl.DataFrame) -> None:
     _heat(axes, shades, [[words.number(value) for value in line] for line in cells], table["source"].to_list(), columns)
 
 
+def _lists(axes: Axes, table: pl.DataFrame) -> None:
+    """Series across, measures down, each with its interval; shaded by the largest of its measure."""
+    names, measures = (table[name].unique(maintain_order=True).to_list() for name in ("series", "measure"))
+    cells = {(row["series"], row["measure"]): row for row in table.iter_rows(named=True)}
+    most = {name: part["value"].max() or 1.0 for (name,), part in table.group_by("measure")}
+    lines = [[cells.get((series, measure)) for series in names] for measure in measures]
+    shades = [[each["value"] / most[each["measure"]] if each else 0.0 for each in line] for line in lines]
+    texts = [[_with_interval(each) if each else "" for each in line] for line in lines]
+    columns = [name.replace(", ", "\n") for name in names]
+    _heat(axes, shades, texts, [words.label(each) for each in measures], columns)
+
+
+def _with_interval(cell: dict[str, Any]) -> str:
+    places = 2 if cell["value"] > 1 else 3
+    return f"{words.number(cell['value'], places)}\n± {words.number((cell['high'] - cell['low']) / 2, places)}"
+
+
+def _in_groups(group: str, value: str, x: str, y: str, percent: str = "") -> Callable[[Axes, pl.DataFrame], None]:
+    """One place along x per value of `group`, in their order, and one line per series, with bars from `low` to `high`."""
+
+    def paint(axes: Axes, table: pl.DataFrame) -> None:
+        names = table[group].unique(maintain_order=True).to_list()
+        placed = table.with_columns(place=pl.Series([names.index(each) for each in table[group]]))
+        _lines(axes, placed, "place", value, "series", marker="o", markersize=5)
+        if {"low", "high"} <= set(table.columns):
+            axes.vlines(placed["place"], placed["low"], placed["high"], color=SOFT, linewidth=1, zorder=1)
+        axes.set_ylim(bottom=0)
+        _people(axes, x, y, percent)
+        axes.set_xticks(range(len(names)), [str(name).replace(" and ", "\nand ").replace(" to ", "\nto ") for name in names])
+        axes.grid(False, axis="x")
+        _legend(axes)
+
+    return paint
+
+
 def _per_row(table: pl.DataFrame) -> float:
     """Inches that a heat map needs."""
     return 1.0 + 0.34 * table["feature" if "feature" in table.columns else "source"].n_unique()
@@ -618,6 +653,31 @@ DRAWINGS: dict[str, Drawing] = {
         ("source", "ndcg", "recall", "ndcg_novel", "recall_novel"),
         _candidates,
         _per_row,
+    ),
+    "by_visits": Drawing(
+        "New and old customers",
+        "How good the lists are by the visits before the cutoff, also for users without any; bars are 95 % intervals.",
+        ("series", "visits", "ndcg", "low", "high"),
+        _in_groups("visits", "ndcg", "visits before the cutoff", "NDCG"),
+    ),
+    "short_histories": Drawing(
+        "What a short history is worth",
+        "The same long-known users, had only so many of their newest visits been known. What was learned stays.",
+        ("visits_known", "ndcg", "low", "high"),
+        _in_groups("visits_known", "ndcg", "newest visits known", "NDCG"),
+    ),
+    "by_buyers": Drawing(
+        "Rare and popular items",
+        "Which share of what is bought was in the buyer's list, by how many users had bought the item before.",
+        ("series", "buyers", "share", "found"),
+        _in_groups("buyers", "found", "users who bought the item before", "found", "y"),
+    ),
+    "lists": Drawing(
+        "What the lists are like",
+        "Beside what is really bought: how little known the items are (bits), how different from each other, how many repeats.",
+        ("series", "measure", "value", "low", "high"),
+        _lists,
+        lambda table: 1.0 + 0.55 * table["measure"].n_unique(),
     ),
     "sources": Drawing(
         "Where the lists come from",

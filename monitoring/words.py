@@ -50,6 +50,7 @@ METRICS: dict[str, tuple[str, str]] = {
         "Dissimilarity",
         "How little the buyers of two items of a list are the same: 1 is nobody in common, 0 is everybody.",
     ),
+    "repeats": ("Repeats", "The share of items in a list that the user bought before."),
     "popularity_bias": (
         "Popularity bias",
         "How much better known the listed items are than what is then bought, in bits: 1 is twice as many buyers, 0 is none.",

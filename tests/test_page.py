@@ -185,6 +185,22 @@ def plots(kind: str) -> dict[str, pl.DataFrame]:
                     "recall_novel": [0.0, 0.02, 0.02, 0.03],
                 }
             ),
+            "by_visits": both(visits=["none", "1", "2 to 4", "50 and more"], ndcg=np.linspace(0.1, 0.5, 4)).with_columns(
+                low=pl.col("ndcg") - 0.03, high=pl.col("ndcg") + 0.03
+            ),
+            "short_histories": pl.DataFrame(
+                {
+                    "visits_known": ["0", "1", "all"],
+                    "ndcg": [0.2, 0.3, 0.5],
+                    "low": [0.18, 0.28, 0.48],
+                    "high": [0.22, 0.32, 0.52],
+                }
+            ),
+            "by_buyers": both(buyers=["none", "1 to 4", "5 to 19"], share=[0.1, 0.3, 0.6], found=[0.0, 0.01, 0.2]),
+            "lists": pl.DataFrame(
+                {"series": ["model", "model", "purchases"], "measure": ["novelty", "repeats", "novelty"]}
+                | {"value": [3.4, 0.94, 5.9], "low": [3.3, 0.93, 5.8], "high": [3.5, 0.95, 6.0]}
+            ),
             "sources": pl.DataFrame({"source": ["again", "similar", "popular"], "share": [0.7, 0.25, 0.05]}),
             "sources_novel": pl.DataFrame({"source": ["again", "similar", "popular"], "share": [0.0, 0.8, 0.2]}),
             "catalogue": both(share_of_catalogue=place[1:], share_of_entries=place[1:] ** 0.2),
