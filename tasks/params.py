@@ -489,7 +489,7 @@ class Range(Section):
 
 class Tune(Section):
     method: Literal["grid", "random", "tpe", "staged"] | None = None
-    """How configurations are chosen: all points of a grid, at random, Bayesian (tree-structured Parzen estimator), or in stages:
+    """How configurations are chosen: all points of a grid, at random, Bayesian (tree-structured Parzen estimator), in stages:
     baseline, linear, trees, boosting, then an ensemble of the best; a stage that does not pay ends early. null: staged for a
     plain table, else tpe."""
     choose: Literal["simplest", "best"] | None = None

@@ -18,6 +18,7 @@ from tasks.problems.base import NOT_SCORED, Config, Fold, Metric, Model, Part, S
 from tasks.problems.tabular import pipeline, table
 from tasks.problems.tabular.blend import Blend
 from tasks.problems.tabular.point_in_time import point_in_time
+from tasks.problems.tabular.reuse import once
 
 LIGHTGBM = {
     "n_jobs": 1,
@@ -261,7 +262,7 @@ class TabularKind:
         if not family.native and pipeline.choose(section.pipeline, config)["impute"] == "none":
             _refuse_missing(rows.features.loc[:, numeric], config["model"])
         steps = pipeline.preprocess(section.pipeline, config, numeric, low, high, task, seed, family.native)
-        return Pipeline([("prepare", steps), ("model", estimator)])
+        return Pipeline([("prepare", once(steps)), ("model", estimator)])
 
     def score_model(
         self, model: Model, data: Rows, fold: Fold, config: Config, section: Tabular, seed: int

@@ -1,0 +1,45 @@
+"""Fewer rows of a plain table for the search: large tables are looked at in part, what is found learns from all."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tasks.problems.tabular.kind import Rows
+from tasks.problems.tabular.table import ALONE
+
+FEWEST_PER_CLASS = 30
+"""A class keeps so many rows, or all that it has."""
+CLASSES = 50
+"""A target with more values than this has no classes."""
+
+
+def thin(data: Any, most: int | None, seed: int) -> Any:
+    """`data` with at most about `most` of the rows that the search may see and none of the test part; as it is for None.
+
+    Rows are drawn at random and keep their order; each class keeps FEWEST_PER_CLASS. What is no plain table stays as it is.
+    """
+    if not isinstance(data, Rows) or data.parts is None or most is None:
+        return data
+    test = data.parts.masks.get(ALONE, np.zeros(len(data), dtype=bool))
+    seen = np.flatnonzero(~test)
+    if len(seen) <= most:
+        return data
+    order = seen[np.random.default_rng(seed).permutation(len(seen))]
+    kept = np.unique(np.concatenate([order[:most], _rare(data, order)]))
+    masks = {name: mask[kept] for name, mask in data.parts.masks.items()}
+    return replace(
+        data,
+        entity=data.entity[kept],
+        target=data.target[kept],
+        features=data.features.iloc[kept],
+        parts=replace(data.parts, masks=masks),
+    )
+
+
+def _rare(data: Rows, order: np.ndarray) -> np.ndarray:
+    """Of the rows in `order`, the first FEWEST_PER_CLASS of each class."""
+    codes = data.target[order].rank("dense").fill_null(0).to_numpy().astype(int)
+    if codes.max() > CLASSES:
+        return order[:0]
+    return np.concatenate([order[np.flatnonzero(codes == code)[:FEWEST_PER_CLASS]] for code in np.unique(codes)])
