@@ -79,6 +79,54 @@ def train(
 
 
 @app.command()
+def init(
+    name: Annotated[str, typer.Argument(help="What the problem and its table are called from now on.")],
+    data: Annotated[str, typer.Option(help="csv or parquet file; with --address, a query.")],
+    target: Annotated[str | None, typer.Option(help="Column to predict; none: clustering.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="classification, regression, clustering or recommendation.", show_default="inferred")
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="Column of dates that orders the rows.", show_default="inferred")] = None,
+    entity: Annotated[str | None, typer.Option(help="Column that says whom a row is about.", show_default="inferred")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="Column that is no feature; may be given again.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="SQLAlchemy address of a database, or env:NAME; --data is a query then.")
+    ] = None,
+    user: Annotated[str | None, typer.Option(help="recommendation: column of the user.")] = None,
+    item: Annotated[str | None, typer.Option(help="recommendation: column of the item.")] = None,
+    basket: Annotated[
+        str | None, typer.Option(help="recommendation: column of the basket.", show_default="one per time")
+    ] = None,
+    order: Annotated[str | None, typer.Option(help="recommendation without dates: column that numbers the orders.")] = None,
+    root: Root = HERE,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Read a table, infer what it holds, and draft a problem in params.yaml; where there is no project, begin one."""
+    from flows import starting
+    from tasks.infer import Asked, as_kind, shown
+
+    asked = Asked(target, as_kind(kind), time, entity, tuple(drop or ()), user, item, basket, order)
+    started = starting.run(name, data, address, asked, root, Path.cwd(), date.today())
+    found = started.found
+    if as_json:
+        told = {"problem": name, "root": started.root, "made": started.made, "warnings": started.warnings}
+        _print_json({**told, **dataclasses.asdict(dataclasses.replace(found, warnings=()))})
+        return
+    _print_table(("column", "role", "holds", "why"), list(shown(found)))
+    about = [("kind", found.kind), ("target", found.target), ("positive", found.positive)]
+    about += [("entity", found.entity), ("time", found.time)]
+    for key, value in about:
+        if value:
+            reason = found.reasons.get(key, "")
+            _say(f"{key}: {value}{f' ({reason})' if reason else ''}")
+    for line in started.warnings:
+        _say(f"warning: {line}")
+    _say(f"{name}: {found.rows:,} rows, {len(found.features)} features. Written in {started.root}: {', '.join(started.made)}")
+    _say(f"Look at the section {name} in params.yaml, then: evergreen train {name}")
+
+
+@app.command()
 def demo(root: Root = HERE, as_json: Json = False, debug: Debug = False) -> None:
     """The whole story: train, judge and deploy every problem, and write the page about it."""
     place = _find(root)
@@ -153,6 +201,9 @@ def status(root: Root = HERE, as_json: Json = False, debug: Debug = False) -> No
         _print_json({row.problem: dataclasses.asdict(row) for row in rows})
     else:
         _print_rows(rows)
+        for row in rows:
+            if row.compiled and row.compiled != "yes":
+                _say(f"{row.problem}: answers without a compiled model ({row.compiled.removeprefix('no: ')})")
 
 
 @app.command()

@@ -53,6 +53,8 @@ class Row:
     """The newest decision: its reason, also where it refused a challenger."""
     cpu_seconds: float | None = None
     """Of the last run of each of the problem's own steps."""
+    compiled: str | None = None
+    """Whether the champion has a compiled form: yes, or no and why."""
 
 
 def digest(origin: Mapping[str, str], problem: str) -> str:
@@ -161,6 +163,7 @@ def _row(layout: Layout, problem: str, version: "Version | None", decisions: lis
         by=arrival and arrival.by,
         verdict=newest,
         cpu_seconds=cpu,
+        compiled=version.tags.get("compiled"),
     )
 
 

@@ -10,6 +10,7 @@
     ├── BusyError          somebody else is at work on the same files
     ├── SpaceError         a disk is full or a folder cannot be written
     ├── ModelError         a model cannot be saved, trusted or loaded
+    │   └── CompileError   a model has no compiled form; the pipeline itself answers then
     └── ProjectError       the folder is not a project: no params.yaml, no git, no DVC
 
 Every message says where, which value, the rule, and what to do next, on one line. The command line prints it and exits with
@@ -50,6 +51,9 @@ class SpaceError(EvergreenError): ...
 
 
 class ModelError(EvergreenError): ...
+
+
+class CompileError(ModelError): ...
 
 
 class ProjectError(EvergreenError): ...

@@ -43,6 +43,7 @@ from tasks.params import Params, Section
 from tasks.problems.base import Model
 
 if TYPE_CHECKING:
+    from tasks.compiled import Compiled
     from tasks.gate import Verdict
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class Version(Section):
     aliases: tuple[str, ...]
     tags: dict[str, str]
     """Lineage (as `tasks.record.lineage` names it), model, kind, metric (the primary one), candidate and sha256 (content),
-    verdict.decision and the other parts of the verdict."""
+    verdict.decision and the other parts of the verdict; compiled (yes, or why not) and the parts of tasks.compile.Parity."""
     metrics: dict[str, float]
     """`roc_auc`, and with _low, _high, _baseline, _gain, _gain_low and _gain_high behind it. Undefined numbers are left out."""
 
@@ -166,13 +167,22 @@ class Registry:
         name, tag = (JUDGED, f"sha256.{JUDGED}") if other else (MODEL, "sha256")
         with tempfile.TemporaryDirectory() as folder, self._speaking():
             source = self._client.get_model_version_download_uri(problem, str(version))
-            file = self._fetch(f"{source}/{name}", folder, f"{problem} v{version}")
-            if _sha256(file) != found.tags.get(tag):
-                raise ModelError(
-                    f"{problem} v{version}: {source}/{name} is not the file that was registered (its sha256 differs). "
-                    f"Do not use it; roll back to another version, and train again."
-                )
-            return models.load(file)
+            return models.load(self._fetch_as_registered(f"{source}/{name}", folder, found, tag))
+
+    def load_compiled(self, problem: str, version: int) -> "Compiled | None":
+        """The compiled model, compared with what was registered; None for a version without one (its tag `compiled` says why).
+
+        Raises ModelError for a version that is not there and for a file that changed since.
+        """
+        from tasks.compile import COMPILED
+        from tasks.compiled import Compiled
+
+        found = self.require(problem, version)
+        if "compiled.sha256" not in found.tags:
+            return None
+        with tempfile.TemporaryDirectory() as folder, self._speaking():
+            source = self._client.get_model_version_download_uri(problem, str(version))
+            return Compiled(self._fetch_as_registered(f"{source}/compiled/{COMPILED}", folder, found, "compiled.sha256"))
 
     def set_alias(self, problem: str, alias: str, version: int) -> None:
         """Let `alias` name `version`, and no other. Raises ModelError for a version that is not there."""
@@ -197,6 +207,17 @@ class Registry:
             if dead:
                 log.info("mlflow: %d runs of processes that are gone are now marked as killed", len(dead))
             return dead
+
+    def _fetch_as_registered(self, source: str, folder: str, version: Version, tag: str) -> Path:
+        """The file at `source`. Raises ModelError unless its sha256 is what the version's `tag` says."""
+        what = f"{version.problem} v{version.version}"
+        file = self._fetch(source, folder, what)
+        if _sha256(file) != version.tags.get(tag):
+            raise ModelError(
+                f"{what}: {source} is not the file that was registered (its sha256 differs). "
+                f"Do not use it; roll back to another version, and train again."
+            )
+        return file
 
     def _fetch(self, source: str, folder: str, what: str) -> Path:
         try:
@@ -277,6 +298,8 @@ class Registry:
         verdict: "Verdict",
     ) -> int:
         """Log the model and make it a version. The version appears last, with all of its tags at once."""
+        from tasks.compile import attempt
+
         experiment = self._client.get_run(run_id).info.experiment_id
         logged = self._client.create_logged_model(experiment, name=problem, source_run_id=run_id, model_type=str(card["kind"]))
         with tempfile.TemporaryDirectory() as folder:
@@ -286,6 +309,10 @@ class Registry:
             if (judged := layout.model(problem) / JUDGED).exists():
                 (path / JUDGED).write_bytes(judged.read_bytes())
                 digests[f"sha256.{JUDGED}"] = _sha256(judged)
+            compiled = attempt(params, problem, layout, model)
+            compiled.write(path / "compiled")
+            if compiled.reason:
+                log.info("%s: is not compiled: %s", problem, compiled.reason)
             self._client.log_model_artifacts(logged.model_id, str(path))
         self._client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
         self._client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
@@ -297,7 +324,7 @@ class Registry:
             problem,
             logged.artifact_location,
             run_id,
-            {**tags, **digests},
+            {**tags, **digests, **compiled.tags()},
             description=verdict.reason,
             model_id=logged.model_id,
         )

@@ -25,6 +25,8 @@ HOMES = {
     "mlflow": {"tasks/registry.py"},
     "dvc": {"tasks/record.py"},
     "matplotlib": {"monitoring/charts.py"},
+    "onnx": {"tasks/compile.py"},
+    "onnxruntime": {"tasks/compiled.py"},
 }
 
 
