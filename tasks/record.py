@@ -119,6 +119,29 @@ class Stages:
         return f"{self._root / 'dvc.yaml'}: {said}"
 
 
+def set_up(layout: Layout) -> list[str]:
+    """Put a folder under git and DVC where it is not yet. Returns what was made.
+
+    Raises ProjectError where git is not installed, or git or DVC refuses.
+    """
+    root, made = layout.root, []
+    if _ask_git(root, "rev-parse", "--show-toplevel", allowed=(0, 128), anywhere=True) == "":
+        _ask_git(root, "init", "--quiet")
+        made.append(".git")
+    if not (root / ".dvc").is_dir():
+        top = Path(_ask_git(root, "rev-parse", "--show-toplevel").strip())
+        logging.getLogger("dvc").setLevel(logging.CRITICAL)
+        try:
+            with Repo.init(str(root), subdir=top.resolve() != root.resolve()) as repo:
+                changing: Any = repo.config.edit()
+                with changing as config:
+                    config["core"]["analytics"] = False
+        except DvcException as error:
+            raise ProjectError(f"{root}: dvc init failed: {' '.join(str(error).split())}") from error
+        made.append(".dvc")
+    return made
+
+
 def _name(address: str) -> str:
     """`../shop/dvc.yaml:train@redeem` -> `train@redeem`."""
     return address.rpartition(":")[2]
@@ -159,14 +182,15 @@ def _git(root: Path) -> dict[str, str]:
     }
 
 
-def _ask_git(root: Path, *words: str, allowed: tuple[int, ...] = (0,)) -> str:
+def _ask_git(root: Path, *words: str, allowed: tuple[int, ...] = (0,), anywhere: bool = False) -> str:
+    """What git says. Raises ProjectError where it is missing, fails, or, unless `anywhere`, `root` is in no repository."""
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *words], capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
         )
     except FileNotFoundError:
         raise ProjectError("git is not installed or not on PATH; install it, then run the same command again") from None
-    if "not a git repository" in done.stderr:
+    if "not a git repository" in done.stderr and not anywhere:
         raise ProjectError(_no_git(root))
     if done.returncode not in allowed:
         raise ProjectError(f"{root}: git {words[0]} failed: {' '.join(done.stderr.split()) or done.returncode}")
