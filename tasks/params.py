@@ -382,6 +382,14 @@ class Pipeline(Section):
     """How categories of high cardinality become numbers (target: cross-fitted; clustering has none and takes frequency)."""
     high_cardinality: int = 20
     """More distinct categories than this count as high."""
+    rare: Options[Annotated[int, Field(ge=0)]] = (0,)
+    """Categories of low cardinality in fewer training rows than this count as one. 0: each counts for itself."""
+    indicate: Options[bool] = (False,)
+    """Also tell models that need all numbers which ones were missing: a column of its own for each that ever was."""
+    text_words: Annotated[int, Field(ge=1)] = 2000
+    """Plain tables: most telling words, and pairs of neighbours, that are kept of a column of text."""
+    text_components: Annotated[int, Field(ge=1)] = 20
+    """Plain tables: dimensions that these words are projected to."""
     select: Options[Literal["none", "variance", "univariate", "model"]] = ("none",)
     """Which features stay: all, those that vary, the best by a univariate test, the best by a linear model with l1."""
     select_share: Options[Annotated[float, Field(gt=0, le=1)]] = (0.5,)

@@ -120,6 +120,8 @@ class Rows:
     """Of a plain table."""
     roles: Mapping[str, Role] = field(default_factory=dict)
     """Of the features of a plain table."""
+    memory: pipeline.Memory | None = None
+    """What the steps before the model gave before, for a search. A model that was fitted with it is not to be saved."""
 
     def at(self, parts: Iterable[Part], labelled: bool = False) -> "Rows":
         """The rows at cutoffs, or of the parts of a plain table; only those with a target if `labelled`."""

@@ -1,10 +1,12 @@
 """From a table of features to a matrix: every step learns inside the fold, and the same object serves.
 
-Numbers are filled, logged and scaled; categories become numbers; then come selection and projection. Everything here can be
-saved by tasks.models.
+Numbers are filled, logged and scaled; categories, dates and words become numbers; then come selection and projection.
+Everything here can be saved by tasks.models.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +32,7 @@ from sklearn.utils.validation import check_is_fitted
 from tasks import params
 from tasks.params import Range
 from tasks.problems.base import Config
+from tasks.problems.tabular.reading import Dates, Words
 
 Task = Literal["binary", "multiclass", "continuous", "none"]
 """What is learned: two classes, several, a number, or nothing (clustering)."""
@@ -37,8 +40,11 @@ Task = Literal["binary", "multiclass", "continuous", "none"]
 MISSING = "(missing)"
 """The category of a missing category."""
 
-FOR_NUMBERS = ("impute", "scale", "log")
-FOR_ALL = ("encode", "encode_high", "select", "select_share", "reduce", "components")
+OTHER = "(other)"
+"""The category of those that are too rare to be told apart."""
+
+FOR_NUMBERS = ("impute", "scale", "log", "indicate")
+FOR_ALL = ("encode", "encode_high", "rare", "select", "select_share", "reduce", "components")
 
 
 def space(pipeline: params.Pipeline, native: bool) -> dict[str, Range]:
@@ -61,37 +67,50 @@ def preprocess(
     task: Task,
     seed: int,
     native: bool = False,
+    dates: Sequence[str] = (),
+    texts: Sequence[str] = (),
 ) -> Pipeline:
     """The steps before the model, unfitted. They take a pandas frame and find its columns by name, in any order.
 
-    `numeric`: columns of numbers; `low`, `high`: columns of text with few and with many distinct values. A category never seen
-    counts as none of the known ones. `native`: the model understands missing values and does not care for scale, so numbers
-    pass as they are unless the selection or the projection needs them complete.
+    `numeric`: columns of numbers; `low`, `high`: categories with few and with many distinct values; `dates`; `texts`: columns
+    of words. A category never seen counts as none of the known ones. `native`: the model understands missing values and does
+    not care for scale, so numbers pass as they are unless the selection or the projection needs them complete.
     """
     chosen = choose(pipeline, config)
     raw = native and chosen["select"] in ("none", "variance") and chosen["reduce"] == "none"
     scale = [] if raw else _scale(chosen["scale"], seed)
     parts = [
         ("numbers", Pipeline([("read", Numbers())] if raw else _numbers(chosen, seed)), list(numeric)),
-        ("low", Pipeline(_categories(chosen["encode"], task, seed, scale)), list(low)),
+        ("low", Pipeline(_categories(chosen["encode"], task, seed, scale, chosen["rare"])), list(low)),
         ("high", Pipeline(_categories(chosen["encode_high"], task, seed, scale)), list(high)),
+        ("dates", Pipeline([("read", Dates()), *([] if raw else _filled("median")), *scale]), list(dates)),
+        ("texts", Pipeline([("read", _words(pipeline, seed)), *scale]), list(texts)),
     ]
     columns = ColumnTransformer([part for part in parts if part[2]], sparse_threshold=0)
-    outputs = max(1, int((len(numeric) + len(low) + len(high)) * chosen["select_share"]))
+    outputs = max(1, int((len(numeric) + len(low) + len(high) + len(dates) + len(texts)) * chosen["select_share"]))
     return Pipeline(
         [("columns", columns), *_select(chosen, task), *_reduce(chosen["reduce"], min(chosen["components"], outputs), seed)]
     )
 
 
 def _numbers(chosen: dict[str, Any], seed: int) -> list[tuple[str, Any]]:
-    strategy = chosen["impute"]
-    fill = SimpleImputer(strategy="constant" if strategy == "zero" else strategy, fill_value=0.0, keep_empty_features=True)
     return [
         ("read", Numbers()),
-        *([("impute", fill)] if strategy != "none" else []),
+        *_filled(chosen["impute"], chosen["indicate"]),
         *([("log", SignedLog())] if chosen["log"] else []),
         *_scale(chosen["scale"], seed),
     ]
+
+
+def _filled(strategy: str, indicate: bool = False) -> list[tuple[str, Any]]:
+    if strategy == "none":
+        return []
+    how = "constant" if strategy == "zero" else strategy
+    return [("impute", SimpleImputer(strategy=how, fill_value=0.0, keep_empty_features=True, add_indicator=indicate))]
+
+
+def _words(pipeline: params.Pipeline, seed: int) -> Words:
+    return Words(pipeline.text_words, pipeline.text_components, seed)
 
 
 def _scale(name: str, seed: int) -> list[tuple[str, Any]]:
@@ -103,10 +122,11 @@ def _scale(name: str, seed: int) -> list[tuple[str, Any]]:
     return [("scale", scalers[name])] if name in scalers else []
 
 
-def _categories(name: str, task: Task, seed: int, scale: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+def _categories(name: str, task: Task, seed: int, scale: list[tuple[str, Any]], rare: int = 0) -> list[tuple[str, Any]]:
     """Text to numbers. Without a target there is nothing to encode by, so frequency takes the place of target."""
+    read: list[tuple[str, Any]] = [("read", Text()), *([("rare", Rare(rare))] if rare else [])]
     if name == "onehot":
-        return [("read", Text()), ("encode", OneHotEncoder(handle_unknown="ignore", sparse_output=False))]
+        return [*read, ("encode", OneHotEncoder(handle_unknown="ignore", sparse_output=False))]
     if name == "target" and task != "none":
         folds = KFold if task == "continuous" else StratifiedKFold
         crossed: Any = folds(n_splits=5, shuffle=True, random_state=seed)
@@ -115,12 +135,12 @@ def _categories(name: str, task: Task, seed: int, scale: list[tuple[str, Any]]) 
         encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
     else:
         encoder = Frequency()
-    return [("read", Text()), ("encode", encoder), *scale]
+    return [*read, ("encode", encoder), *scale]
 
 
 def _select(chosen: dict[str, Any], task: Task) -> list[tuple[str, Any]]:
     percentile = 100 * chosen["select_share"]
-    univariate = f_regression if task == "continuous" else f_classif
+    univariate = f_of_numbers if task == "continuous" else f_of_classes
     selectors = {
         "variance": lambda: VarianceThreshold(),
         "univariate": lambda: SelectPercentile(univariate, percentile=percentile),
@@ -132,6 +152,21 @@ def _select(chosen: dict[str, Any], task: Task) -> list[tuple[str, Any]]:
 def _reduce(name: str, components: int, seed: int) -> list[tuple[str, Any]]:
     reducers = {"pca": PCA, "svd": TruncatedSVD}
     return [("reduce", reducers[name](n_components=components, random_state=seed))] if name in reducers else []
+
+
+def f_of_classes(X: np.ndarray, y: np.ndarray) -> Any:
+    """The univariate test of each column; one that does not vary says nothing, and no warning either."""
+    return _quietly(f_classif, X, y)
+
+
+def f_of_numbers(X: np.ndarray, y: np.ndarray) -> Any:
+    return _quietly(f_regression, X, y)
+
+
+def _quietly(test: Callable[..., Any], X: np.ndarray, y: np.ndarray) -> Any:
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.filterwarnings("ignore", "Features .* are constant", UserWarning)
+        return test(X, y)
 
 
 def l1_weights(X: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -180,6 +215,23 @@ class Text(TransformerMixin, BaseEstimator):
         return np.where(X.isna().to_numpy(), MISSING, X.to_numpy(dtype=object)).astype(str)
 
 
+class Rare(TransformerMixin, BaseEstimator):
+    """Categories with fewer than `least` training rows become one, OTHER; so does one never seen."""
+
+    def __init__(self, least: int = 2) -> None:
+        self.least = least
+
+    def fit(self, X: np.ndarray, y: Any = None) -> "Rare":
+        counted = [np.unique(column, return_counts=True) for column in X.T]
+        self.categories_ = [categories[counts >= self.least] for categories, counts in counted]
+        return self
+
+    def transform(self, X: np.ndarray) -> np.ndarray:
+        check_is_fitted(self)
+        kept = [np.isin(column, known) for column, known in zip(X.T, self.categories_, strict=True)]
+        return np.where(np.column_stack(kept), X.astype(object), OTHER).astype(str)
+
+
 class Frequency(TransformerMixin, BaseEstimator):
     """A category's share of the training rows; 0 for one never seen."""
 
@@ -217,17 +269,56 @@ def fold_back(steps: Pipeline, weights: np.ndarray) -> dict[str, float]:
     for name, part, inputs in columns.transformers_:
         if name != "remainder":
             block = weights[columns.output_indices_[name]]
-            found |= dict(zip(inputs, (float(each.sum()) for each in np.split(block, _ends(part, inputs))), strict=True))
+            found |= dict(zip(inputs, (float(each) for each in block @ _owners(part, inputs)), strict=True))
     total = sum(found.values()) or 1.0
     return {name: value / total for name, value in sorted(found.items(), key=lambda item: -item[1])}
 
 
-def _ends(part: Pipeline, inputs: Sequence[str]) -> list[int]:
-    """Where in a block of columns each input's columns end, the last left out."""
-    encoder = part.named_steps.get("encode")
-    widths = [1] * len(inputs)
+def _owners(part: Pipeline, inputs: Sequence[str]) -> np.ndarray:
+    """Which share of each column (row of the matrix) that `part` gives belongs to each of its inputs."""
+    read, encoder, fill = (part.named_steps.get(name) for name in ("read", "encode", "impute"))
+    if isinstance(read, Dates | Words):
+        return read.owners_
+    one = np.eye(len(inputs))
     if isinstance(encoder, OneHotEncoder):
-        widths = [len(categories) for categories in encoder.categories_]
-    elif isinstance(encoder, TargetEncoder) and encoder.target_type_ == "multiclass":
-        widths = [len(encoder.classes_)] * len(inputs)  # pyright: ignore[reportArgumentType]
-    return np.cumsum(widths)[:-1].tolist()
+        return np.repeat(one, [len(categories) for categories in encoder.categories_], axis=0)
+    if isinstance(encoder, TargetEncoder) and encoder.target_type_ == "multiclass":
+        return np.repeat(one, len(encoder.classes_), axis=0)  # pyright: ignore[reportArgumentType]
+    if isinstance(fill, SimpleImputer) and fill.indicator_ is not None:
+        return np.vstack([one, one[fill.indicator_.features_]])
+    return one
+
+
+class Memory:
+    """What steps before the model gave for the same rows before: one fit for all trials that share their choices.
+
+    Give it to `Rows.memory`. Holds at most `most_bytes` of matrices, the ones used last.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
+        self._held: OrderedDict[Any, tuple[np.ndarray, Any]] = OrderedDict()
+
+    def cache(self, fit_transform: Callable[..., Any], ignore: Any = None) -> Callable[..., Any]:
+        """What scikit-learn's Pipeline asks of a memory: `fit_transform(transformer, X, y, ...)`, remembered."""
+
+        def remembered(transformer: Any, X: Any, y: Any = None, **more: Any) -> Any:
+            key = (str(transformer.get_params()), *_mark(X), None if y is None else hash(np.asarray(y).tobytes()))
+            if key not in self._held:
+                self._held[key] = fit_transform(transformer, X, y, **more)
+                while len(self._held) > 1 and sum(each[0].nbytes for each in self._held.values()) > self.most_bytes:
+                    self._held.popitem(last=False)
+            self._held.move_to_end(key)
+            return self._held[key]
+
+        return remembered
+
+    def __deepcopy__(self, memo: Any) -> "Memory":
+        """scikit-learn copies what an unfitted model holds; the memory stays one."""
+        return self
+
+
+def _mark(X: pd.DataFrame) -> tuple[Any, ...]:
+    """Tells frames apart that one search makes: by their rows and by what numbers they hold."""
+    numbers = X.select_dtypes("number")
+    return (*X.shape, hash(X.index.to_numpy().tobytes()), hash(numbers.to_numpy().tobytes()), tuple(X.columns))
