@@ -120,8 +120,6 @@ class Rows:
     """Of a plain table."""
     roles: Mapping[str, Role] = field(default_factory=dict)
     """Of the features of a plain table."""
-    memory: pipeline.Memory | None = None
-    """What the steps before the model gave before, for a search. A model that was fitted with it is not to be saved."""
 
     def at(self, parts: Iterable[Part], labelled: bool = False) -> "Rows":
         """The rows at cutoffs, or of the parts of a plain table; only those with a target if `labelled`."""
@@ -260,10 +258,12 @@ class TabularKind:
         estimator = family.make(config, seed)
         if not family.prepared:
             return estimator
-        numeric, low, high = roles(rows.features, section.pipeline.high_cardinality)
+        dates, texts = ([name for name, each in rows.roles.items() if each == role] for role in ("date", "text"))
+        others = rows.features.drop(columns=[*dates, *texts]) if dates or texts else rows.features
+        numeric, low, high = roles(others, section.pipeline.high_cardinality)
         if not family.native and pipeline.choose(section.pipeline, config)["impute"] == "none":
             _refuse_missing(rows.features.loc[:, numeric], config["model"])
-        steps = pipeline.preprocess(section.pipeline, config, numeric, low, high, task, seed, family.native)
+        steps = pipeline.preprocess(section.pipeline, config, numeric, low, high, task, seed, family.native, dates, texts)
         return Pipeline([("prepare", once(steps)), ("model", estimator)])
 
     def score_model(

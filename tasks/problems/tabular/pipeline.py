@@ -5,7 +5,6 @@ Everything here can be saved by tasks.models.
 """
 
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -287,38 +286,3 @@ def _owners(part: Pipeline, inputs: Sequence[str]) -> np.ndarray:
     if isinstance(fill, SimpleImputer) and fill.indicator_ is not None:
         return np.vstack([one, one[fill.indicator_.features_]])
     return one
-
-
-class Memory:
-    """What steps before the model gave for the same rows before: one fit for all trials that share their choices.
-
-    Give it to `Rows.memory`. Holds at most `most_bytes` of matrices, the ones used last.
-    """
-
-    def __init__(self, most_bytes: int) -> None:
-        self.most_bytes = most_bytes
-        self._held: OrderedDict[Any, tuple[np.ndarray, Any]] = OrderedDict()
-
-    def cache(self, fit_transform: Callable[..., Any], ignore: Any = None) -> Callable[..., Any]:
-        """What scikit-learn's Pipeline asks of a memory: `fit_transform(transformer, X, y, ...)`, remembered."""
-
-        def remembered(transformer: Any, X: Any, y: Any = None, **more: Any) -> Any:
-            key = (str(transformer.get_params()), *_mark(X), None if y is None else hash(np.asarray(y).tobytes()))
-            if key not in self._held:
-                self._held[key] = fit_transform(transformer, X, y, **more)
-                while len(self._held) > 1 and sum(each[0].nbytes for each in self._held.values()) > self.most_bytes:
-                    self._held.popitem(last=False)
-            self._held.move_to_end(key)
-            return self._held[key]
-
-        return remembered
-
-    def __deepcopy__(self, memo: Any) -> "Memory":
-        """scikit-learn copies what an unfitted model holds; the memory stays one."""
-        return self
-
-
-def _mark(X: pd.DataFrame) -> tuple[Any, ...]:
-    """Tells frames apart that one search makes: by their rows and by what numbers they hold."""
-    numbers = X.select_dtypes("number")
-    return (*X.shape, hash(X.index.to_numpy().tobytes()), hash(numbers.to_numpy().tobytes()), tuple(X.columns))
