@@ -20,7 +20,7 @@ from tasks import split
 from tasks.errors import DataError
 from tasks.params import KindName, Range, Recommend, require
 from tasks.problems.base import Config, Fold, Metric, Part, Splits
-from tasks.problems.ranking import purchases, report
+from tasks.problems.ranking import partitions, purchases, report
 from tasks.problems.ranking.answering import Request, Shop
 from tasks.problems.ranking.features import USER
 from tasks.problems.ranking.histories import codes, to_date, to_day
@@ -105,6 +105,11 @@ class Recommendation:
         learned = data.learned(day, model.settings)
         windows = sorted(cutoffs)[-section.pipeline.ranker_windows :]
         examples = [data.examples(each, model.settings, section.pipeline.ranker_users, seed) for each in windows]
+        if not any(label.any() for _, label in examples):
+            raise DataError(
+                f"nobody bought a candidate in the {len(windows)} windows up to {to_date(day)}: the ranker cannot learn. "
+                "Give more history, a longer horizon, or more pipeline.ranker_windows."
+            )
         return model.learn_ranker(learned, examples).read(known, day)
 
     def predict(self, model: Recommender, data: Purchases, cutoff: date, section: Recommend) -> pl.DataFrame:
@@ -119,12 +124,18 @@ class Recommendation:
         truth, reader = data.truth(cutoff), model.reading(data.histories.until(to_day(cutoff)), to_day(cutoff))
         ids = data.histories.users[truth.users]
         positions = codes(ids, reader.histories_.users)
-        candidates = data.candidates(model.learned_, cutoff, model.settings) if isinstance(model, TwoStage) else None
         columns: dict[str, Any] = {"entity": ids, "visits": data.visits(truth.users, cutoff)}
-        for suffix, novel in LISTS.items():
-            lists = reader.rank(positions, section.pipeline.k, novel, candidates)
+        both = self._both(reader, data, cutoff, positions, section.pipeline.k)
+        for suffix, lists in zip(LISTS, both, strict=True):
             columns |= _judged(lists, reader, data, truth, section.pipeline.k, suffix, data.items(cutoff))
         return data.keep(model, cutoff, pl.DataFrame(columns, nan_to_null=True))
+
+    def _both(self, reader: Recommender, data: Purchases, cutoff: date, positions: np.ndarray, k: int) -> list[Ranked]:
+        """The lists of everything and those of new items; candidates are shared with whoever else asks for this cutoff."""
+        if not isinstance(reader, TwoStage) or len(positions) > purchases.TOGETHER:
+            return partitions.rank(reader, positions, k, list(LISTS.values()))
+        candidates = data.candidates(reader.learned_, cutoff, reader.settings)
+        return [reader.rank(positions, k, novel, candidates) for novel in LISTS.values()]
 
     def score(self, predictions: pl.DataFrame, section: Recommend) -> dict[str, float]:
         """Means over users. Coverage is about the model, not about users: see `score_model`."""

@@ -111,6 +111,13 @@ class Histories:
         """Some of the lines; users and items keep their positions."""
         return Histories(self.users, self.items, self.user[places], self.item[places], self.basket[places], self.day[places])
 
+    def of_users(self, positions: np.ndarray) -> "Histories":
+        """The lines of the users at the ascending `positions` alone, who are numbered from 0 on; items keep their positions."""
+        row, place = self.places(positions)
+        by = np.argsort(place)
+        cut = self.part(place[by])
+        return Histories(self.users[positions], self.items, row[by].astype(np.int32), cut.item, cut.basket, cut.day)
+
     def until(self, day: int) -> "Histories":
         """What was known at the end of `day`: later users and items are gone, and positions count those that are left."""
         lines = self.until_positions(day)

@@ -14,7 +14,7 @@ from polars.exceptions import PolarsError
 
 from tasks.errors import DataError, ParamsError
 from tasks.params import Interactions, require
-from tasks.problems.ranking import features, goods
+from tasks.problems.ranking import features, goods, partitions
 from tasks.problems.ranking.candidates import Candidates, Learned, Settings
 from tasks.problems.ranking.histories import Histories, codes, distinct, to_date, to_day
 from tasks.problems.ranking.metrics import Items
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 FURTHEST = 99_000
 """Days back at which the past ends (271 years): what a damaged date puts before that counts as bought then."""
+TOGETHER = 20_000
+"""Candidates of so many users, at most, are kept for the next model that asks; of more, they are made when they are needed."""
 KEPT = 6
 """Results of so many cutoffs are kept in memory (about 100 MB each for 2,000 users)."""
 
@@ -247,18 +249,24 @@ class Purchases:
             known = self.histories.until(to_day(cutoff))
             users = self.truth(cutoff).users[self.known_rows(cutoff)]
             positions = codes(self.histories.users[users], known.users)
-            kept[cutoff, settings] = learned.propose(known, positions, to_day(cutoff), settings)
+            kept[cutoff, settings] = partitions.propose(learned, known, positions, to_day(cutoff), settings)
         return kept[cutoff, settings]
 
     def examples(self, cutoff: date, settings: Settings, users: int, seed: int) -> tuple[Candidates, np.ndarray]:
         """Candidates at `cutoff` for up to `users` users with a history, and whether each was bought in its window."""
-        learned, truth = self.learned(to_day(cutoff), settings), self.truth(cutoff)
-        found, there = self.candidates(learned, cutoff, settings), self.known_rows(cutoff)
+        learned, truth, there = self.learned(to_day(cutoff), settings), self.truth(cutoff), self.known_rows(cutoff)
+        drawn = np.sort(np.random.default_rng([seed, to_day(cutoff)]).permutation(len(there))[:users])
+        if len(there) <= TOGETHER:
+            found = self.candidates(learned, cutoff, settings)
+            kept = np.isin(found.row, drawn)
+            found = Candidates(found.row[kept], found.item[kept], found.bought[kept], found.features[kept])
+        else:
+            known = self.histories.until(to_day(cutoff))
+            positions = codes(self.histories.users[truth.users[there[drawn]]], known.users)
+            found = partitions.propose(learned, known, positions, to_day(cutoff), settings)
+            found.row = drawn[found.row]
         column = codes(learned.catalogue, self.histories.items)
-        label = truth.holds(there[found.row], column[found.item], False)
-        drawn = np.random.default_rng([seed, to_day(cutoff)]).permutation(len(there))[:users]
-        kept = np.isin(found.row, drawn)
-        return Candidates(found.row[kept], found.item[kept], found.bought[kept], found.features[kept]), label[kept]
+        return found, truth.holds(there[found.row], column[found.item], False)
 
     def known_rows(self, cutoff: date) -> np.ndarray:
         """The rows of the truth of `cutoff` whose user has a history; rows of `candidates` count these."""

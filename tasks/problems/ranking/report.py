@@ -13,7 +13,7 @@ from tasks.problems.ranking.features import FEATURES
 from tasks.problems.ranking.histories import Histories, codes, distinct, to_day
 from tasks.problems.ranking.metrics import of_lists, per_user
 from tasks.problems.ranking.models import Recommender, TwoStage
-from tasks.problems.ranking.purchases import Purchases
+from tasks.problems.ranking.purchases import TOGETHER, Purchases
 from tasks.problems.ranking.sources import SOURCES
 
 LISTS = {"": False, "_novel": True}
@@ -47,7 +47,7 @@ def plots(
     tables["by_buyers"] = _by_buyers(rows, data)
     if (short := _short_histories(rows["model"], model, data, k)).height:
         tables["short_histories"] = short
-    if isinstance(model, TwoStage):
+    if isinstance(model, TwoStage) and rows["model"].height <= TOGETHER:
         tables["candidates"] = _candidates(predictions, model, data, k)
     return tables
 
