@@ -1,10 +1,12 @@
 """The one home of optuna: which model, with which hyper-parameters, on rows that no test window touches.
 
-A search is a plan (the defaults of each model, simple before complex; then, for a grid, its points) followed by what the
-sampler suggests. The sampler of every trial is seeded with the seed plus the number of trials that ended before it, so a trial
-depends on what ended before and on nothing else: a search that was killed goes on from its journal as if nothing had happened.
-The trial that was running when the kill came is marked as failed and its point is asked for once more; after three kills it is
-given up. The journal is removed once the results are written: only a search that did not finish leaves one.
+A search goes in batches: a strategy says what to try next, given all that ended before the batch (a plan of defaults and grid
+points, then what the sampler suggests; or the stages of tasks.stages); the crew runs the batch, and the study is told. The
+sampler of every trial is seeded with the seed plus the trial's position, so a trial depends on what ended before its batch and
+on nothing else, such as how many processes there are: a search that was killed goes on from its journal as if nothing had
+happened. The trials that were running when the kill came are marked as failed and their points are asked for once more; after
+three kills a point is given up. The journal is removed once the results are written: only a search that did not finish leaves
+one.
 """
 
 import hashlib
@@ -14,34 +16,46 @@ import logging
 import math
 import os
 import statistics
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
 import polars as pl
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from tasks import problems
-from tasks.errors import ParamsError, SpaceError, StepError
+from tasks import budget, crew, ensemble, problems
+from tasks.budget import Clock
+from tasks.crew import Crew
+from tasks.ensemble import BLEND, Said
+from tasks.errors import ParamsError, StepError
 from tasks.layout import Layout, locking, writing
-from tasks.params import Params, Problem, Range, Section, Tune, nearest
-from tasks.problems.base import Config, Data, Kind, Metric
+from tasks.params import Params, Problem, Range, Section, Table, Tune, nearest
+from tasks.problems.base import Config, Kind, Metric
+from tasks.stages import ORDER, Request, Stages, best_of
+from tasks.trial import Cost, Judge, Outcome, Tried, standard_error
 
 log = logging.getLogger(__name__)
 
 Space = dict[str, dict[str, Range]]
 """Model -> hyper-parameter -> range."""
+LIMITS = {"n_trials", "timeout_seconds", "budget_seconds", "workers", "choose", "max_latency_ms", "max_model_mb", "nested"}
+"""Settings of tune that change no trial."""
+CODE = ("tune.py", "trial.py", "stages.py", "ensemble.py", "split.py")
+"""Modules, beside the kinds, that trials depend on."""
 KILLS = 3
 """A trial that was running in so many kills is given up."""
 STARTUP = 6
 """tpe: so many trials are random or planned before the model of the space takes over."""
 SCALARS = (bool, int, float, str, type(None))
+NOWHERE = -1
+"""Position of a trial that was killed before it had one."""
 TIE = 1e-9
 """Scores this close are equal, and the simpler model wins."""
 
@@ -63,37 +77,29 @@ class Result(Section):
 
 
 @dataclass(frozen=True)
-class Tried:
-    """One trial that ended. state: complete, failed (`reason` says why) or killed (nobody knows when: `ended` is None).
-
-    score and std are NaN unless complete.
-    """
-
-    number: int
-    state: str
-    config: Config
-    score: float
-    std: float
-    reason: str
-    started: datetime
-    ended: datetime | None
-
-    @property
-    def seconds(self) -> float | None:
-        return (self.ended - self.started).total_seconds() if self.ended else None
-
-
-@dataclass(frozen=True)
 class Search:
-    """Everything a search depends on. `evaluate`: configuration -> score per fold."""
+    """Everything a search depends on. `evaluate`: configuration, and the scores to beat -> how the trial ended."""
 
     name: str
     space: Space
     defaults: dict[str, Config]
     tune: Tune
+    """With nothing left null that has to do with the way of the search; see `settled`."""
     metric: Metric
     seed: int
-    evaluate: Callable[[Config], Sequence[float]]
+    evaluate: Callable[[Config, Sequence[float] | None], Outcome]
+    stages: Mapping[str, str] = field(default_factory=dict)
+    """Model -> its stage, for staged; with BLEND where the kind can blend."""
+    score: Callable[[pl.DataFrame], float] | None = None
+    """Score of blended predictions."""
+    clock: Clock = field(default_factory=lambda: Clock(None))
+    """The time of the search alone."""
+    expected: Mapping[str, float] = field(default_factory=dict)
+    """Model -> seconds that a trial of its defaults will take."""
+
+    @property
+    def baseline(self) -> str:
+        return next(iter(self.space))
 
 
 def run(params: Params, problem: str, layout: Layout) -> Result:
@@ -109,23 +115,61 @@ def run(params: Params, problem: str, layout: Layout) -> Result:
 def _run(params: Params, problem: str, layout: Layout) -> Result:
     section, kind = params.section(problem), problems.kind(params.kind(problem))
     metric = problems.metric(kind, section.tune.metric, f"{problem}.tune.metric")
-    space = narrow(kind, section, problem)
+    space, tune = narrow(kind, section, problem), settled(section)
+    clock = budget.clock(params, problem, layout, "tune")
     with locking(layout.var / "tuning" / f"{problem}.lock", f"{problem}: tune"):
-        data = kind.load(layout.features(problem), section)
+        key = fingerprint(params, problem, layout)
+        plain = isinstance(section.features, Table)
+        staged = tune.method == "staged"
+        judge = Judge(
+            kind=params.kind(problem),
+            folder=layout.features(problem),
+            section=section,
+            metric=metric,
+            seed=params.project.seed,
+            key=key,
+            rows=tune.max_rows if plain else None,
+            keep=staged,
+        )
         search = Search(
             name=problem,
             space=space,
             defaults={model: _within(kind.defaults(model, section), space[model]) for model in space},
-            tune=section.tune,
+            tune=tune,
             metric=metric,
             seed=params.project.seed,
-            evaluate=_judge(kind, data, section, metric, params.project.seed),
+            evaluate=judge,
+            stages=_stages(kind, section) if staged else {},
+            score=lambda frame: float(kind.score(frame, section)[metric.name]),
+            clock=clock,
         )
-        journal = layout.var / "tuning" / f"{problem}-{fingerprint(params, problem, layout)}.log"
+        judge.folds()
+        journal = layout.var / "tuning" / f"{problem}-{key}.log"
         tried = find(search, journal)
         result = _write(layout.tuning(problem), search, tried)
         journal.unlink()
+        Said(journal.with_suffix("")).clear()
     return result
+
+
+def settled(section: Problem) -> Tune:
+    """tune, with a value for each null that stands for one."""
+    tune, plain = section.tune, isinstance(section.features, Table)
+    method = tune.method or ("staged" if plain else "tpe")
+    null = {
+        "method": method,
+        "choose": "simplest" if method == "staged" else "best",
+        "batch": 4 if plain else 1,
+        "prune": plain,
+    }
+    return tune.model_copy(update={name: value for name, value in null.items() if getattr(tune, name) is None})
+
+
+def _stages(kind: Kind, section: Problem) -> dict[str, str]:
+    """Model -> stage; without a kind's own word the baseline comes first and the others count as boosting."""
+    if hasattr(kind, "stages"):
+        return dict(kind.stages(section))  # pyright: ignore[reportAttributeAccessIssue]
+    return {model: "baseline" if model == kind.baseline else "boosting" for model in kind.space(section)}
 
 
 def narrow(kind: Kind, section: Problem, problem: str) -> Space:
@@ -162,44 +206,50 @@ def _override(ranges: Mapping[str, Range], known: Mapping[str, Any], key: str) -
     return found
 
 
-def _judge(kind: Kind, data: Data, section: Problem, metric: Metric, seed: int) -> Callable[[Config], list[float]]:
-    """Configuration -> its score on each fold; the folds end before the first test window."""
-    folds = kind.splits(data, section).folds
-
-    def judge(config: Config) -> list[float]:
-        scores = []
-        for fold in folds:
-            model = kind.fit(data, fold.train, config, section, seed)
-            found = kind.score(kind.predict(model, data, fold.test, section), section)
-            if metric.name not in found:
-                found = kind.score_model(model, data, fold, config, section, seed)
-            scores.append(float(found[metric.name]))
-        return scores
-
-    return judge
-
-
 def fingerprint(params: Params, problem: str, layout: Layout) -> str:
     """A hash of all that trials depend on: features, sections of params.yaml, seed, code and locked versions.
 
-    Not in it: tune.n_trials and tune.timeout_seconds, so that a killed search may go on with more or fewer trials.
+    Not in it: what says how far or by whom, so that a killed search may go on with more or fewer trials or processes.
     """
     section = params.section(problem)
     settings = {
         "seed": params.project.seed,
-        "tune": section.tune.model_dump(mode="json", exclude={"n_trials", "timeout_seconds"}),
+        "tune": section.tune.model_dump(mode="json", exclude=LIMITS),
         "rest": section.model_dump(mode="json", include={"features", "pipeline", "train"}),
         "windows": section.evaluate.windows,
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     here = Path(__file__).parent
-    code = [Path(__file__), here / "split.py", *sorted((here / "problems").rglob("*.py"))]
+    code = [here / name for name in CODE] + sorted((here / "problems").rglob("*.py"))
     data = sorted(path for path in layout.features(problem).rglob("*") if path.is_file())
     for path in [*code, *data, *([layout.lock] if layout.lock.exists() else [])]:
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
+
+
+class Strategy(Protocol):
+    def next(self, tried: Sequence[Tried]) -> list[Request]:
+        """What to try after `tried`, in a batch; empty at the end."""
+        ...
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, then what the sampler suggests."""
+
+    search: Search
+    plan: Sequence[Config]
+
+    def next(self, tried: Sequence[Tried]) -> list[Request]:
+        search, done = self.search, len(tried)
+        if _out_of_time(search, tried):
+            return []
+        limit = math.inf if search.clock.seconds is not None else search.tune.n_trials
+        count = int(min(search.tune.batch or 1, limit - done))
+        whole: list[Request] = [*self.plan[done : done + count]]
+        return [*whole, *[None] * (count - len(whole))] if _sampled(search) else whole
 
 
 def find(search: Search, journal: Path) -> list[Tried]:
@@ -211,13 +261,13 @@ def find(search: Search, journal: Path) -> list[Tried]:
     for old in journal.parent.glob(f"{search.name}-*.log"):
         if old != journal and len(old.stem) == len(journal.stem):
             old.unlink()
-    plan = _plan(search)
+            Said(old.with_suffix("")).clear()
+    workers = crew.here(search.tune.batch or 1, search.tune.workers, search.clock)
     with _quiet():
         study = _open(search, journal)
-        while (done := _ended(study)) < search.tune.n_trials and not _out_of_time(study, search, done):
-            if done >= len(plan) and not _sampled(search):
-                break
-            _next(study, search, plan, done)
+        strategy, said = _strategy(search, workers.workers), Said(journal.with_suffix(""))
+        while asked := _batch(study, search, strategy):
+            _try(study, search, workers, said, asked)
     tried = [_tried(trial) for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     if not any(each.state == "complete" for each in tried):
         first = f"{tried[0].config.get('model')}: {tried[0].reason}"
@@ -226,6 +276,22 @@ def find(search: Search, journal: Path) -> list[Tried]:
             "Mend that, or restrict tune.models and tune.space to what works."
         )
     return tried
+
+
+def _strategy(search: Search, workers: int) -> Strategy:
+    if search.tune.method != "staged":
+        return Planned(search, _plan(search))
+    return Stages(
+        defaults=search.defaults,
+        stages=search.stages,
+        searched=[model for model in search.space if _has_choice(search.space, model)],
+        metric=search.metric,
+        n_trials=search.tune.n_trials,
+        batch=search.tune.batch or 1,
+        clock=search.clock,
+        expected=search.expected,
+        workers=workers,
+    )
 
 
 @contextmanager
@@ -263,93 +329,191 @@ def _open(search: Search, journal: Path) -> optuna.Study:
     )
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
-    if ended := _ended(study):
+    if ended := len(_by_position(study)):
         log.info("%s: tune: goes on after %d trials that ended before", search.name, ended)
     return study
 
 
-def _ended(study: optuna.Study) -> int:
-    """How many trials ended, well or not. A killed one counts once its point was killed KILLS times."""
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    killed = [trial.user_attrs.get("config", "") for trial in trials if _was_killed(trial)]
-    given_up = sum(killed.count(point) >= KILLS for point in set(killed) - {""})
-    return len(trials) - len(killed) + given_up
+def _by_position(study: optuna.Study) -> dict[int, Tried]:
+    """Position -> the trial that ended there, well or not. A killed one counts once its point was killed KILLS times."""
+    found: dict[int, Tried] = {}
+    killed: dict[int, list[Tried]] = {}
+    for trial in study.get_trials(deepcopy=False):
+        if not trial.state.is_finished():
+            continue
+        each = _tried(trial)
+        if not _was_killed(trial):
+            found[each.position] = each
+            continue
+        killed.setdefault(each.position, []).append(each)
+        if each.position != NOWHERE and len(killed[each.position]) >= KILLS:
+            found[each.position] = each
+    return found
 
 
 def _was_killed(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.FAIL and "reason" not in trial.user_attrs
 
 
-def _out_of_time(study: optuna.Study, search: Search, done: int) -> bool:
+def _out_of_time(search: Search, tried: Sequence[Tried]) -> bool:
     """Whether no further trial may start; the first two always may."""
+    if search.clock.left() <= 0 and tried:
+        return True
     limit = search.tune.timeout_seconds
-    if limit is None or done < 2:
+    if limit is None or len(tried) < 2:
         return False
-    spent = sum(_tried(trial).seconds or 0 for trial in study.get_trials(deepcopy=False) if trial.state.is_finished())
+    spent = sum(each.seconds or 0 for each in tried)
     if spent >= limit:
-        log.warning("%s: tune: %.0f s of %.0f s are over after %d trials", search.name, spent, limit, done)
+        log.warning("%s: tune: %.0f s of %.0f s are over after %d trials", search.name, spent, limit, len(tried))
     return spent >= limit
 
 
-def _next(study: optuna.Study, search: Search, plan: Sequence[Config], done: int) -> None:
-    """Run one trial: the next of the plan or one that the sampler suggests, and tell the study how it ended."""
-    trial, config = _ask(study, search, plan[done] if done < len(plan) else None, done)
-    try:
-        scores = _known(study, config) or _finite(search.evaluate(config), search.metric)
-    except (ParamsError, SpaceError):
-        raise
-    except Exception as error:  # noqa: BLE001  # whatever a library throws at one point of the space, the search goes on
-        trial.set_user_attr("reason", f"{type(error).__name__}: {error}")
-        study.tell(trial, state=TrialState.FAIL)
-        log.warning("%s: trial %d of %d: %s failed: %s", search.name, done + 1, search.tune.n_trials, config["model"], error)
-        return
-    trial.set_user_attr("folds", scores)
-    study.tell(trial, statistics.fmean(scores))
-    _tell(study, search, done, config, statistics.fmean(scores))
+@dataclass(frozen=True)
+class Asked:
+    """A trial that is to be run."""
+
+    trial: Trial
+    config: Config
+    position: int
 
 
-def _ask(study: optuna.Study, search: Search, planned: Config | None, done: int) -> tuple[Trial, Config]:
-    """A new trial and its configuration: `planned`, or for None what the sampler suggests.
+def _batch(study: optuna.Study, search: Search, strategy: Strategy) -> list[Asked]:
+    """The trials of the next batch, or those of the one that a kill left unfinished."""
+    ended = _by_position(study)
+    start, size = _newest(study)
+    unfinished = [position for position in range(start, start + size) if position not in ended]
+    start = start if unfinished else start + size
+    requests: dict[int, Request] = dict(enumerate(strategy.next([ended[position] for position in range(start)]), start))
+    requests |= {position: config for position, config in _killed(study).items() if position in unfinished}
+    left = [position for position in requests if position not in ended and (not unfinished or position in unfinished)]
+    size = size if unfinished else len(requests)
+    return [_ask(study, search, requests[position], position, (start, size)) for position in sorted(left)]
 
-    A planned model without anything to choose has no point in the study's space; its trial has no parameters there.
-    """
-    study.sampler = _sampler(search, done)
-    if planned is not None and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        study.enqueue_trial(_named(planned, search.space))
+
+def _newest(study: optuna.Study) -> tuple[int, int]:
+    """Position at which the newest batch began, and how many trials it has."""
+    batches = [trial.user_attrs["batch"] for trial in study.get_trials(deepcopy=False) if "batch" in trial.user_attrs]
+    return tuple(max(batches)) if batches else (0, 0)
+
+
+def _killed(study: optuna.Study) -> dict[int, Config]:
+    """Position -> configuration of the trials that were killed."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished() and _was_killed(trial)]
+    return {
+        trial.user_attrs["position"]: json.loads(trial.user_attrs["config"]) for trial in trials if "config" in trial.user_attrs
+    }
+
+
+def _ask(study: optuna.Study, search: Search, request: Request, position: int, batch: tuple[int, int]) -> Asked:
+    """A new trial. A planned model without anything to choose has no point in the study's space, and neither has a blend."""
+    study.sampler = _sampler(search, position)
+    fixed = isinstance(request, Mapping) and (request["model"] == BLEND or not _has_choice(search.space, request["model"]))
+    blend = request == BLEND
+    if request is not None and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        point = {} if fixed or blend else {"model": request} if isinstance(request, str) else _named(request, search.space)
+        study.enqueue_trial(point)
     trial = study.ask()
-    fixed = planned is not None and not _has_choice(search.space, planned["model"])
-    config = planned if planned is not None and fixed else _suggest(trial, search)
+    config = {"model": BLEND} if blend else request if fixed and isinstance(request, Mapping) else _suggest(trial, search)
+    trial.set_user_attr("position", position)
+    trial.set_user_attr("batch", batch)
     trial.set_user_attr("config", json.dumps(config))
-    return trial, config
+    return Asked(trial, config, position)
 
 
-def _finite(scores: Sequence[float], metric: Metric) -> list[float]:
-    if not all(math.isfinite(score) for score in scores):
-        raise ValueError(f"{metric.name} is undefined on a fold: {', '.join(f'{score:g}' for score in scores)}")
-    return [float(score) for score in scores]
+def _try(study: optuna.Study, search: Search, workers: Crew, said: Said, asked: Sequence[Asked]) -> None:
+    """Run the trials of one batch, and tell the study how each ended."""
+    before = [each for _, each in sorted(_by_position(study).items())]
+    if asked[0].config["model"] == BLEND:
+        config, outcome = _blend(search, before, said)
+        asked[0].trial.set_user_attr("config", json.dumps(config))
+        _tell(study, search, replace(asked[0], config=config), outcome)
+        return
+    top = best_of(before, search.metric)
+    bar = list(top.folds) if search.tune.prune and top and len(top.folds) > 1 else None
+    known = {each.position: _known(before, each.config) for each in asked}
+    coming = workers.run(search.evaluate, [each.config for each in asked if known[each.position] is None], bar)
+    for each in asked:
+        outcome = known[each.position] or next(coming)
+        if search.stages and outcome.predictions is not None:
+            said.keep(each.trial.number, outcome.predictions)
+        _tell(study, search, each, outcome)
+    if search.stages:
+        said.keep_only(ensemble.candidates(list(_by_position(study).values()), search.metric, search.baseline))
 
 
-def _tell(study: optuna.Study, search: Search, done: int, config: Config, score: float) -> None:
-    metric = search.metric
-    log.info(
-        "%s: trial %d of %d: %s %s %s (best %s)",
-        *(search.name, done + 1, search.tune.n_trials, config["model"], metric.name),
-        *(format(score, metric.format), format(study.best_value, metric.format)),
+def _known(tried: Sequence[Tried], config: Config) -> Outcome | None:
+    """What came of the same configuration, if it was tried before."""
+    found = next((each for each in tried if each.state == "complete" and each.config == config), None)
+    return Outcome(found.folds, cost=found.cost) if found else None
+
+
+def _blend(search: Search, tried: Sequence[Tried], said: Said) -> tuple[Config, Outcome]:
+    """The ensemble of what was tried, judged on what its members said of rows they had not learned from."""
+    began, cpu, score = time.monotonic(), time.process_time(), search.score
+    members, frames = [], []
+    for each in ensemble.candidates(tried, search.metric, search.baseline):
+        if (found := said.of(each.number)) is not None and len(found) == len(each.folds):
+            members.append(each)
+            frames.append(found)
+    if len(members) < 2 or score is None:
+        return {"model": BLEND}, Outcome((), "fewer than two models to blend")
+    counts = ensemble.select(members, frames, score, search.metric, lambda chosen: _allowed(chosen, search.tune))
+    if sum(count > 0 for count in counts) < 2:
+        return {"model": BLEND}, Outcome((), "no blend is better than the best model alone")
+    chosen = [(member, frame, count) for member, frame, count in zip(members, frames, counts, strict=True) if count]
+    weights = [count for _, _, count in chosen]
+    scores = [score(ensemble.mixed(list(fold), weights)) for fold in zip(*(frame for _, frame, _ in chosen), strict=True)]
+    cost = ensemble.cost([member for member, _, _ in chosen], time.monotonic() - began, time.process_time() - cpu)
+    return ensemble.config(members, counts), Outcome(scores, cost=cost)
+
+
+def _allowed(chosen: Sequence[Tried], tune: Tune) -> bool:
+    """Whether these trials together keep to what a model may cost."""
+    each = {one.number: one for one in chosen}.values()
+    return within_limits(ensemble.cost(list(each), 0, 0), tune)
+
+
+def within_limits(cost: Cost, tune: Tune) -> bool:
+    """Whether a model keeps to max_latency_ms, max_model_mb and max_train_seconds. What was not measured does."""
+    limits = (
+        (cost.latency_ms, tune.max_latency_ms),
+        (cost.model_mb, tune.max_model_mb),
+        (cost.fit_seconds, tune.max_train_seconds),
     )
+    return not any(limit is not None and value > limit for value, limit in limits)
 
 
-def _known(study: optuna.Study, config: Config) -> list[float] | None:
-    """The fold scores of the same configuration, if it was tried before."""
-    text = json.dumps(config)
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        if trial.user_attrs["config"] == text:
-            return trial.user_attrs["folds"]
-    return None
+def _tell(study: optuna.Study, search: Search, asked: Asked, outcome: Outcome) -> None:
+    """Tell the study how a trial ended, and the reader."""
+    trial, metric, model = asked.trial, search.metric, asked.config["model"]
+    total = "" if search.clock.seconds is not None else f" of {search.tune.n_trials}"
+    head = f"{search.name}: trial {asked.position + 1}{total}: {model}"
+    trial.set_user_attr("cost", {name: _known_number(value) for name, value in asdict(outcome.cost).items()})
+    reason = outcome.reason
+    if reason is None and not all(math.isfinite(score) for score in outcome.scores):
+        reason = f"ValueError: {metric.name} is undefined on a fold: {', '.join(f'{score:g}' for score in outcome.scores)}"
+    if reason is not None:
+        trial.set_user_attr("reason", reason)
+        study.tell(trial, state=TrialState.FAIL)
+        log.log(logging.INFO if model == BLEND else logging.WARNING, "%s failed: %s", head, reason)
+        return
+    scores = [float(score) for score in outcome.scores]
+    trial.set_user_attr("folds", scores)
+    mean = statistics.fmean(scores)
+    if outcome.pruned:
+        trial.report(mean, len(scores))
+        study.tell(trial, state=TrialState.PRUNED)
+    else:
+        study.tell(trial, mean)
+    best, after = study.best_value, f" after {len(scores)} folds, given up" if outcome.pruned else ""
+    time_left = "" if search.clock.seconds is None else f", {max(search.clock.left(), 0):.0f} s left"
+    told = f"{metric.name} {format(mean, metric.format)}{after} (best {format(best, metric.format)}{time_left})"
+    log.info("%s %s", head, told)
 
 
 def _sampler(search: Search, done: int) -> optuna.samplers.BaseSampler:
     seed = search.seed + done
-    if search.tune.method == "tpe":
+    if search.tune.method in ("tpe", "staged"):
         return optuna.samplers.TPESampler(
             seed=seed, multivariate=True, group=True, constant_liar=False, n_startup_trials=STARTUP
         )
@@ -446,35 +610,66 @@ def _points(each: Range, count: int) -> list[Any]:
 
 
 def _tried(trial: FrozenTrial) -> Tried:
-    folds = trial.user_attrs.get("folds", [])
+    folds, cost = trial.user_attrs.get("folds", []), trial.user_attrs.get("cost", {})
     started, ended = trial.datetime_start, trial.datetime_complete
     assert started is not None
     assert ended is not None
     killed = _was_killed(trial)
+    states = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}
+    complete = trial.state == TrialState.COMPLETE
     return Tried(
         number=trial.number,
-        state="complete" if trial.state == TrialState.COMPLETE else "killed" if killed else "failed",
+        state="killed" if killed else states.get(trial.state, "failed"),
         config=json.loads(trial.user_attrs.get("config", "{}")),
-        score=statistics.fmean(folds) if folds else math.nan,
-        std=statistics.pstdev(folds) if folds else math.nan,
+        score=statistics.fmean(folds) if complete else math.nan,
+        std=statistics.pstdev(folds) if complete else math.nan,
         reason="the process was killed" if killed else trial.user_attrs.get("reason", ""),
         started=started.astimezone(UTC),
         ended=None if killed else ended.astimezone(UTC),
+        folds=tuple(folds),
+        cost=Cost(**{name: math.nan if value is None else value for name, value in cost.items()}),
+        position=trial.user_attrs.get("position", NOWHERE),
     )
 
 
-def choose(tried: Sequence[Tried], models: Sequence[str], metric: Metric) -> Tried:
-    """The best of the trials that ended well; within TIE the one whose model comes first in `models`, then the earlier one."""
+def choose(tried: Sequence[Tried], models: Sequence[str], metric: Metric, stages: Mapping[str, str] | None = None) -> Tried:
+    """The best of the trials that ended well; within TIE the one whose model comes first in `models`, then the earlier one.
+
+    With `stages` (model -> stage) the best of the simplest stage that is within one standard error of it: of the mean of the
+    paired differences over the folds.
+    """
     complete = [each for each in tried if each.state == "complete"]
     top = complete[0]
     for each in complete:
         top = each if metric.gain(each.score, top.score) > 0 else top
     equal = [each for each in complete if abs(each.score - top.score) <= TIE]
-    return min(equal, key=lambda each: (list(models).index(each.config["model"]), each.number))
+    best = min(equal, key=lambda each: (_place(each, models), each.number))
+    for stage in ORDER if stages else ():
+        rival = best_of([each for each in complete if (stages or {}).get(each.model) == stage], metric)
+        if rival and len(rival.folds) == len(best.folds) > 1:
+            ahead, error = standard_error(best.folds, rival.folds, metric)
+            if ahead <= error:
+                return rival
+    return best
+
+
+def _place(each: Tried, models: Sequence[str]) -> int:
+    return list(models).index(each.model) if each.model in models else len(models)
+
+
+def pick(search: Search, tried: Sequence[Tried]) -> Tried:
+    """The trial that wins under the rules of tune: its limits of cost, then `choose`. Where nothing keeps to the limits, the
+    baseline, and else whatever ended well.
+    """
+    kept = [each for each in tried if each.state == "complete" and within_limits(each.cost, search.tune)]
+    if not kept:
+        log.warning("%s: tune: no model keeps to tune.max_latency_ms, max_model_mb and max_train_seconds", search.name)
+        kept = [each for each in tried if each.model == search.baseline and each.state == "complete"] or list(tried)
+    return choose(kept, list(search.space), search.metric, search.stages if search.tune.choose == "simplest" else None)
 
 
 def _write(folder: Path, search: Search, tried: Sequence[Tried]) -> Result:
-    best = choose(tried, list(search.space), search.metric)
+    best = pick(search, tried)
     seconds = round(sum(each.seconds or 0 for each in tried), 3)
     summary = {
         "model": best.config["model"],
@@ -486,11 +681,14 @@ def _write(folder: Path, search: Search, tried: Sequence[Tried]) -> Result:
         "trials": len(tried),
         "seconds": seconds,
         "models": _per_model(tried, list(search.space), search.metric),
+        "chosen": {"trial": best.number, "why": _why(search, tried, best)},
+        "bought": bought(search, tried, best),
+        "cost": {name: _known_number(value) for name, value in asdict(best.cost).items()},
     }
     with writing(folder) as scratch:
         scratch.mkdir()
-        (scratch / "best.json").write_text(json.dumps(summary, indent=2) + "\n")
-        _table(tried).write_parquet(scratch / "trials.parquet")
+        (scratch / "best.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        _table(search, tried, best).write_parquet(scratch / "trials.parquet")
     return Result(
         best=str(folder / "best.json"),
         trials=str(folder / "trials.parquet"),
@@ -499,20 +697,74 @@ def _write(folder: Path, search: Search, tried: Sequence[Tried]) -> Result:
         score=best.score,
         std=best.std,
         n_trials=len(tried),
-        failed=sum(each.state != "complete" for each in tried),
+        failed=sum(each.state in ("failed", "killed") for each in tried),
         seconds=seconds,
     )
+
+
+def _why(search: Search, tried: Sequence[Tried], best: Tried) -> str:
+    """Why this trial and no other, in words."""
+    top = best_of(tried, search.metric)
+    if top is None or top.number == best.number or abs(top.score - best.score) <= TIE:
+        return "the best score"
+    if not within_limits(top.cost, search.tune):
+        return f"the best that keeps to the limits of cost; {top.model} reached {format(top.score, search.metric.format)}"
+    ahead, error = standard_error(top.folds, best.folds, search.metric)
+    return (
+        f"the simplest within one standard error of the best: {top.model} is ahead by {ahead:.3g}, standard error {error:.3g}"
+    )
+
+
+def bought(search: Search, tried: Sequence[Tried], best: Tried) -> dict[str, Any] | None:
+    """What the search brought over the best of the defaults: the gain in the metric's unit (positive is better), and the CPU
+    seconds of all trials but the defaults. None where no default ended well."""
+    defaults = [each for each in tried if each.config == search.defaults.get(each.model)]
+    first = best_of(defaults, search.metric)
+    if first is None:
+        return None
+    spent = sum(each.cost.cpu_seconds for each in tried if each not in defaults and not math.isnan(each.cost.cpu_seconds))
+    return {
+        "over": f"defaults of {first.model}",
+        "default": first.score,
+        "gain": search.metric.gain(best.score, first.score),
+        "cpu_seconds": round(spent, 3),
+    }
+
+
+def _known_number(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None
 
 
 def _per_model(tried: Sequence[Tried], models: Sequence[str], metric: Metric) -> dict[str, float]:
     """Model -> the best score it reached; models without a trial that ended well are left out."""
     complete = [each for each in tried if each.state == "complete"]
-    groups = {model: [each for each in complete if each.config["model"] == model] for model in models}
+    groups = {model: [each for each in complete if each.model == model] for model in (*models, BLEND)}
     return {model: choose(group, models, metric).score for model, group in groups.items() if group}
 
 
-def _table(tried: Sequence[Tried]) -> pl.DataFrame:
-    """One row per trial; times in UTC, config as JSON text, score and std null unless the trial is complete."""
+def front(tried: Sequence[Tried], metric: Metric) -> set[int]:
+    """Numbers of the trials that no other beats in both score and latency: the Pareto front of quality and cost."""
+    known = [each for each in tried if each.state == "complete" and not math.isnan(each.cost.latency_ms)]
+    known.sort(key=lambda each: (each.cost.latency_ms, -metric.gain(each.score, 0.0)))
+    kept, top = set(), -math.inf
+    for each in known:
+        if metric.gain(each.score, 0.0) > top:
+            kept.add(each.number)
+            top = metric.gain(each.score, 0.0)
+    return kept
+
+
+COSTS = ("cpu_seconds", "peak_mb", "fit_seconds", "latency_ms", "model_mb")
+
+
+def _table(search: Search, tried: Sequence[Tried], best: Tried) -> pl.DataFrame:
+    """One row per trial; times in UTC, config as JSON text, score and std null unless the trial is complete.
+
+    seconds: wall time. For costs see trial.Cost; null where not measured. stage: of a staged search. default: whether it is the
+    first configuration of its model. front: on the Pareto front of score and latency. chosen: the one that won. allowed: it
+    keeps to the limits of cost.
+    """
+    efficient = front(tried, search.metric)
     rows = [
         {
             **{
@@ -521,9 +773,21 @@ def _table(tried: Sequence[Tried]) -> pl.DataFrame:
             },
             "model": each.config.get("model"),
             "config": json.dumps(each.config),
+            "folds": list(each.folds),
+            "stage": search.stages.get(each.model),
+            "default": each.config == search.defaults.get(each.model),
+            "chosen": each.number == best.number,
+            "front": each.number in efficient,
+            "allowed": within_limits(each.cost, search.tune),
+            **{name: getattr(each.cost, name) for name in COSTS},
         }
         for each in tried
     ]
     order = ["number", "state", "model", "score", "std", "config", "reason", "started", "ended", "seconds"]
-    types = {"model": pl.String, "score": pl.Float64, "std": pl.Float64}
-    return pl.DataFrame(rows, schema_overrides=types).select(order).with_columns(pl.col("score", "std").fill_nan(None))
+    more = ["folds", "stage", "default", "chosen", "front", "allowed", *COSTS]
+    types = {
+        **dict.fromkeys(("model", "stage"), pl.String),
+        **dict.fromkeys(("score", "std", "seconds", *COSTS), pl.Float64),
+        "folds": pl.List(pl.Float64),
+    }
+    return pl.DataFrame(rows, schema_overrides=types).select(*order, *more).with_columns(pl.col(pl.Float64).fill_nan(None))

@@ -18,7 +18,8 @@ from tasks.errors import BusyError, ParamsError, StepError
 from tasks.layout import locking, read_json
 from tasks.params import Range, Tune
 from tasks.problems.base import Config, Metric
-from tasks.tune import Search, Tried
+from tasks.trial import Outcome, Tried
+from tasks.tune import Search
 from tests import plain_kind
 from tests.plain_kind import Plain
 
@@ -39,12 +40,22 @@ def error(config: Config) -> list[float]:
     return [9.0, 9.0] if config["model"] == "none" else [5.0 + config["n"], 6.0]
 
 
+def judging(evaluate: Callable[[Config], list[float]]) -> Callable[[Config, Any], Outcome]:
+    def judge(config: Config, bar: Any = None) -> Outcome:
+        try:
+            return Outcome(evaluate(config))
+        except Exception as error:  # noqa: BLE001
+            return Outcome((), f"{type(error).__name__}: {error}")
+
+    return judge
+
+
 def searching(evaluate: Callable[[Config], list[float]] = error, space: tune.Space | None = None, **settings: Any) -> Search:
-    settings = {"method": "tpe", "n_trials": 12, **settings}
+    settings = {"method": "tpe", "n_trials": 12, "batch": 1, "choose": "best", **settings}
     metric = Metric("error", greater_is_better=False)
     space = space or SPACE
     defaults = {model: tune._within(DEFAULTS[model], space[model]) for model in space}
-    return Search("pay", space, defaults, Tune.model_validate(settings), metric, 7, evaluate)
+    return Search("pay", space, defaults, Tune.model_validate(settings), metric, 7, judging(evaluate))
 
 
 def configs(tried: list[Tried], state: str = "complete") -> list[Config]:
@@ -239,7 +250,8 @@ def test_the_results_say_what_was_found_and_the_journal_is_gone(plain: Plain, tm
     params, layout = plain_kind.project(tmp_path)
     result = tune.run(params, "pay", layout)
     best, trials = read_json(layout.tuning("pay") / "best.json"), pl.read_parquet(layout.tuning("pay") / "trials.parquet")
-    assert list(best) == ["model", "config", "metric", "score", "std", "method", "trials", "seconds", "models"]
+    known = ["model", "config", "metric", "score", "std", "method", "trials", "seconds", "models", "chosen", "bought", "cost"]
+    assert list(best) == known
     assert best["model"] in ("ridge", "steep")
     assert best["score"] == trials["score"].min() == result.score < best["models"]["mean"]
     assert json.loads(trials.filter(pl.col("score") == best["score"])["config"][0])["model"] == best["model"]

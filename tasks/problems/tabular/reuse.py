@@ -66,7 +66,7 @@ class Once(TransformerMixin, BaseEstimator):
 
     def fit_transform(self, X: pd.DataFrame, y: Any = None, **given: Any) -> np.ndarray:
         """As that of the steps: a target encoder gives its training rows other values than `transform` would."""
-        self.key_ = joblib.hash((self.steps, _mark(X), None if y is None else np.asarray(y)))
+        self.key_ = _hash((self.steps, _mark(X), None if y is None else np.asarray(y)))
         matrices = _here.get()
         found = matrices.get(self.key_) if matrices else None
         if found is None:
@@ -81,12 +81,16 @@ class Once(TransformerMixin, BaseEstimator):
         matrices = _here.get()
         if matrices is None:
             return self.steps_.transform(X)
-        key = f"{self.key_} {joblib.hash(_mark(X))}"
+        key = f"{self.key_} {_hash(_mark(X))}"
         found = matrices.get(key)
         if found is None:
             found = _frozen(self.steps_.transform(X))
             matrices.put(key, found, found.nbytes)
         return found
+
+
+def _hash(value: Any) -> str:
+    return str(joblib.hash(value))
 
 
 def _mark(X: pd.DataFrame) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -1,10 +1,12 @@
 """Fewer rows of a plain table for the search: large tables are looked at in part, what is found learns from all."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from tasks.problems.base import Fold
 from tasks.problems.tabular.kind import Rows
 from tasks.problems.tabular.table import ALONE
 
@@ -43,3 +45,23 @@ def _rare(data: Rows, order: np.ndarray) -> np.ndarray:
     if codes.max() > CLASSES:
         return order[:0]
     return np.concatenate([order[np.flatnonzero(codes == code)[:FEWEST_PER_CLASS]] for code in np.unique(codes)])
+
+
+def without(data: Any, folds: Sequence[Fold], outer: int) -> tuple[Any, Sequence[Fold]]:
+    """`data` and folds for a search that knows nothing of the rows that judge fold `outer`.
+
+    Where rows have an order in time these are the folds before it; else the others of its cross-validation, that fold's rows
+    taken from what they learn from.
+    """
+    if not isinstance(data, Rows) or data.parts is None or data.parts.begins:
+        return data, folds[:outer]
+    held = folds[outer]
+    repeat = str(held.test).split("/")[0]
+    masks, found = dict(data.parts.masks), []
+    for fold in folds:
+        if fold is held or str(fold.test).split("/")[0] != repeat:
+            continue
+        name = f"{fold.train[0]} and {held.test}"
+        masks[name] = masks[str(fold.train[0])] & ~masks[str(held.test)]
+        found.append(Fold((name,), fold.test))
+    return replace(data, parts=replace(data.parts, masks=masks)), found
