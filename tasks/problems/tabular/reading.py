@@ -15,6 +15,8 @@ from sklearn.utils.validation import check_is_fitted
 DAY = np.timedelta64(1, "D")
 MOST_PAIRS = 6
 """Days between two dates are a feature of their own for so many pairs of columns."""
+DIGITS = 6
+"""Decimals of a text's place: the last digits of a sum depend on its order, and no split of a tree may hang on them."""
 MOST_TEXTS = 50_000
 """The words are learned from at most so many rows."""
 
@@ -99,4 +101,5 @@ def _placed(texts: list[str], space: Sequence[Any]) -> np.ndarray:
     if not space:
         return lengths
     vectorizer, projection = space
-    return np.column_stack([lengths, projection.transform(csr_matrix(vectorizer.transform(texts)))])
+    places = projection.transform(csr_matrix(vectorizer.transform(texts)))
+    return np.column_stack([lengths, np.round(places, DIGITS)])
