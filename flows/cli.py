@@ -33,7 +33,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an expected error.")]
 Name = Annotated[str, typer.Argument(help="A name under problems in params.yaml.")]
 Names = Annotated[list[str] | None, typer.Argument(help="Names under problems in params.yaml; none: all.", show_default=False)]
+Version = Annotated[int | None, typer.Option("--version", help="The version that answers; none: the champion.")]
+AsOf = Annotated[
+    str | None, typer.Option("--as-of", help="Recommendation: as on that day (YYYY-MM-DD), from histories up to it.")
+]
 HERE = Path()
+SHOWN = 10
+"""So many refused events are printed."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 INTERRUPTED = 130
@@ -265,23 +271,97 @@ def score(
     name: Name,
     data: Annotated[Path, typer.Option(help="csv or parquet: rows of features, or only the key of whom to answer for.")],
     out: Annotated[Path, typer.Option(help="csv or parquet; written whole or not at all.")],
-    version: Annotated[int | None, typer.Option(help="The version that answers; none: the champion.")] = None,
+    version: Version = None,
+    k: Annotated[int | None, typer.Option("--k", help="Recommendation: length of a list; none: as in params.")] = None,
+    as_of: AsOf = None,
+    novel: Annotated[bool, typer.Option("--novel", help="Recommendation: only what the user never bought.")] = False,
+    because: Annotated[bool, typer.Option("--because", help="Recommendation: a column that says why.")] = False,
     root: Root = HERE,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Answer each row of a file; rows keep their order, and one without an answer says why."""
+    """Answer each row of a file; order is kept, and a row without an answer says why. A recommender writes a list."""
     from flows import scoring
 
     place = _find(root)
     known = _params(place)
     known.section(name)
-    result = scoring.run(place, known, name, data, out, version)
+    lists = scoring.Lists(k, _day(as_of), novel, because)
+    result = scoring.run(place, known, name, data, out, version, lists)
     if as_json:
         _print_json(result.model_dump())
     else:
         cells = (name, f"v{result.version}", f"{result.rows:,}", f"{result.not_scored:,}", result.out)
         _print_table(("problem", "version", "rows", "not scored", "out"), [cells])
+
+
+@app.command()
+def ask(
+    name: Name,
+    who: Annotated[list[str] | None, typer.Argument(help="Keys of users; none: a stranger.", show_default=False)] = None,
+    items: Annotated[str, typer.Option(help="What lies in the basket: keys of items, with commas between.")] = "",
+    at: Annotated[str | None, typer.Option(help="Where: a value of features.place.")] = None,
+    k: Annotated[int | None, typer.Option("--k", help="Length of a list; none: as in params, as for all below.")] = None,
+    show: Annotated[str | None, typer.Option(help="all, again, new or blend.")] = None,
+    blend: Annotated[float | None, typer.Option(help="With blend: share of places for new items.")] = None,
+    diversity: Annotated[float | None, typer.Option(help="From 0 to 1.")] = None,
+    explore: Annotated[float | None, typer.Option(help="Share of places for new products.")] = None,
+    rules: Annotated[
+        str, typer.Option(help='JSON, such as {"max_per_category": 2}; the keys are those of answers.rules.')
+    ] = "{}",
+    as_of: AsOf = None,
+    version: Version = None,
+    root: Root = HERE,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Recommend: the list of each user, or of a stranger with a basket, and why each item is in it."""
+    from flows import asking
+
+    place = _find(root)
+    wanted = {"users": tuple(who or ()), "items": tuple(filter(None, items.split(","))), "place": at, "k": k, "show": show}
+    wanted |= {
+        "blend": blend,
+        "diversity": diversity,
+        "explore": explore,
+        "rules": _object("--rules", rules),
+        "as_of": _day(as_of),
+    }
+    found = asking.ask(place, _params(place), name, wanted, version)
+    for line in found.notes:
+        _say(line)
+    if as_json:
+        _print_json({"problem": name, "version": found.version, "lists": found.lists, "notes": found.notes})
+    else:
+        columns = list(found.lists[0]) if found.lists else []
+        _print_table(columns, [[_cell(value) for value in row.values()] for row in found.lists])
+
+
+@app.command()
+def events(
+    name: Name,
+    data: Annotated[Path, typer.Option(help="csv or parquet: purchases, one line of a basket per row.")],
+    root: Root = HERE,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Tell a recommender of new purchases: they count in every later answer. What cannot be counted says why."""
+    from flows import asking
+
+    place = _find(root)
+    found = asking.observe(place, _params(place), name, data)
+    refused = [{"event": dict(each.event), "reason": each.reason} for each in found.refused]
+    if as_json:
+        _print_json({"problem": name, "counted": found.counted, "known": found.known, "refused": refused})
+        return
+    _print_table(
+        ("problem", "counted", "known already", "refused"),
+        [(name, f"{found.counted:,}", f"{found.known:,}", f"{len(refused):,}")],
+    )
+    for each in found.refused[:SHOWN]:
+        _say(f"refused: {each.reason}")
+    if len(refused) > SHOWN:
+        _say(f"and {len(refused) - SHOWN:,} more; --json shows all")
 
 
 @app.command()
@@ -368,6 +448,27 @@ def _live_on(place: "Layout", text: str) -> None:
         raise ParamsError(f"--as-of {text}: lies after today, {date.today()}; name a day that has passed")
     if set_as_of(place.params, day):
         _say(f"params.yaml: project.as_of = {day} (was {before or 'the newest day in the data'})")
+
+
+def _day(text: str | None) -> date | None:
+    try:
+        return date.fromisoformat(text) if text else None
+    except ValueError:
+        raise ParamsError(f"--as-of {text}: is not a day; write it as YYYY-MM-DD") from None
+
+
+def _object(option: str, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ParamsError(f"{option} {text}: is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ParamsError(f"{option} {text}: needs an object, such as {{}}")
+    return found
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _moment(text: str) -> datetime:

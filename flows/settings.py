@@ -7,6 +7,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from tasks.layout import Layout
 
 if TYPE_CHECKING:
+    from serving.events import EventLog
     from tasks.deploy import Deployments
     from tasks.registry import Registry
 
@@ -21,7 +22,7 @@ class Settings(BaseSettings):
     artifacts: str = ""
     """Where MLflow keeps files: a folder, or an address such as s3://BUCKET/PATH."""
     database: str = ""
-    """SQLAlchemy address of the database of deployments."""
+    """SQLAlchemy address of the database of deployments and of purchases that came since the tables were read."""
 
 
 def read(layout: Layout) -> Settings:
@@ -48,3 +49,10 @@ def deployments(layout: Layout) -> "Deployments":
     from tasks.deploy import Deployments
 
     return Deployments(read(layout).database)
+
+
+def events(layout: Layout) -> "EventLog":
+    """The log of purchases that the settings name."""
+    from serving.events import EventLog
+
+    return EventLog(read(layout).database)

@@ -1,6 +1,7 @@
 """Batch scoring: the rows of a file in, an answer for each of them out. No row is dropped, and their order stays."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -10,7 +11,7 @@ from tasks import problems
 from tasks.errors import ModelError, ParamsError, SourceError
 from tasks.layout import Layout, writing
 from tasks.params import Params, Section
-from tasks.problems.base import NOT_SCORED, Model
+from tasks.problems.base import NOT_SCORED, Data, Model
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +26,20 @@ class Result(Section):
     out: str
 
 
-def run(params: Params, problem: str, layout: Layout, model: Model, version: int, data: Path, out: Path) -> Result:
+def run(
+    params: Params,
+    problem: str,
+    layout: Layout,
+    model: Model,
+    version: int,
+    data: Path,
+    out: Path,
+    moved: Callable[[Data], Data] = lambda known: known,
+) -> Result:
     """Answer each row of `data` (csv or parquet) by `model`, registered as `version`, into `out` (either, whole or not at all).
 
     A row holds the features of the problem, or only the key of its entity, whose newest features are then looked up.
+    `moved`: what happened to the features since they were built, such as purchases that came in.
     Raises SourceError where the file cannot be read, DataError for columns that are missing or taken, ModelError where the
     model wants other features than the project makes now.
     """
@@ -40,7 +51,7 @@ def run(params: Params, problem: str, layout: Layout, model: Model, version: int
         raise ModelError(f"{problem}: has no features yet; run evergreen train {problem}")
     try:
         with problems.naming(problem):
-            answers = kind.answer(model, kind.load(layout.features(problem), section), asked, section)
+            answers = kind.answer(model, moved(kind.load(layout.features(problem), section)), asked, section)
     except (ValueError, KeyError) as error:
         raise ModelError(
             f"{problem}: version {version} cannot score {data.name}: {error}. Train again, or name a --version."

@@ -190,11 +190,20 @@ class Recommendation:
         if user not in asked.columns:
             raise DataError(f"columns {', '.join(asked.columns) or '(none)'}: needs {user}, whom to recommend to")
         because = section.answers.because
-        request = Request.read({"users": tuple(asked[user].to_list()), "because": because})
-        found = Shop.of(model, data, section).answer(request)
+        shop, users = Shop.of(model, data, section), tuple(asked[user].to_list())
+        if shop.learned > shop.day:
+            log.warning(
+                "the model learned from purchases up to %s: lists as of %s know of what came later. For lists that could have "
+                "been made then, name a --version of that time, or train one: evergreen train --as-of %s",
+                to_date(shop.learned), data.as_of, data.as_of,
+            )  # fmt: skip
+        found = shop.answer(Request(users=users or (None,), because=because))
         for note in found.notes[:1]:
             log.warning("%s of %s lists are shorter than asked for; the first: %s", len(found.notes), asked.height, note)
-        return found.frame(asked[user], section.features.item, because)
+        lists = found.frame(
+            asked[user] if users else pl.Series(user, [None], asked[user].dtype), section.features.item, because
+        )
+        return lists if users else lists.clear()
 
 
 def _known(data: Purchases, cutoffs: Sequence[date]) -> int:

@@ -21,7 +21,7 @@ from tasks.params import Answers, ListRules, Part, Recommend, Section
 from tasks.problems.ranking import reasons
 from tasks.problems.ranking.goods import Goods, Local
 from tasks.problems.ranking.histories import Histories, codes, distinct, to_date, to_day
-from tasks.problems.ranking.live import Live, Session, as_id, merged
+from tasks.problems.ranking.live import Live, Session, as_id, merged, typed
 from tasks.problems.ranking.models import Ranked, Recommender, TwoStage
 from tasks.problems.ranking.purchases import Purchases
 from tasks.problems.ranking.rerank import Want, choose, drawn_places, places
@@ -118,6 +118,8 @@ class Answer:
     notes: tuple[Note, ...]
     as_of: date
     """The last day of the histories that count."""
+    learned: date
+    """The last day that the model learned from; after `as_of`, it knows what came later."""
 
     def frame(self, users: pl.Series, item: str, because: bool) -> pl.DataFrame:
         """user (named and typed as `users`, who were asked for), rank, item, score and source, and why."""
@@ -189,13 +191,15 @@ class Shop:
     data: Purchases
     learned: int
     """The last day that the model learned from."""
-    _earlier: dict[int, "Shop"] = field(default_factory=dict, init=False, repr=False)
+    ahead: Mapping[Any, int] = field(default_factory=dict)
+    """User -> the day of the newest line, where it is later than that of the histories: for each of these it is later."""
+    _earlier: dict[date, "Shop"] = field(default_factory=dict, init=False, repr=False)
     _together: reasons.Together | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def of(cls, model: Recommender, data: Purchases, section: Recommend) -> "Shop":
         """Reads the histories of `data` up to its day. `learned`: the day up to which `model` reads when it comes."""
-        return cls._at(model, data, section, data.histories, max(to_day(data.as_of), _last(data.histories)), int(model.day_))
+        return cls._at(model, data, section, data.histories, to_day(data.as_of), int(model.day_))
 
     @classmethod
     def _at(
@@ -205,10 +209,13 @@ class Shop:
         goods = Goods.of(model.catalogue_, histories, data.goods, first)
         if len(data.places):
             goods.local = Local.of(goods, histories.between(first, day).frame(), data.places)
-        return cls(model.reading(histories, day), goods, section, data, learned)
+        later = histories.between(day + 1, np.iinfo(np.int32).max)
+        ahead = dict(zip(histories.users[later.user].tolist(), later.day.tolist(), strict=True))
+        return cls(model.reading(histories, day), goods, section, data, learned, ahead)
 
     @property
     def day(self) -> int:
+        """The newest day that counts, but for users who are ahead."""
         return self.model.day_
 
     @property
@@ -216,13 +223,16 @@ class Shop:
         return self.model.histories_
 
     def observe(self, lines: pl.DataFrame) -> "Shop":
-        """With newer lines: user, basket, item, day (a date), and place if known. What is there already changes nothing.
+        """With newer lines: user, basket, item and day (a date). What is there already changes nothing.
 
-        Raises DataError for an id that cannot be one.
+        A line of a later day makes it that day for its user alone. Raises DataError for an id that cannot be one.
         """
-        histories = Live.of(self.histories).and_then(lines)
-        twin = copy.copy(self)
-        twin.model, twin._earlier = self.model.reading(histories, max(self.day, histories.last_day)), {}
+        histories, twin, ahead = Live.of(self.histories).and_then(lines), copy.copy(self), dict(self.ahead)
+        for user, day in zip(lines["user"].to_list(), lines["day"].to_list(), strict=True):
+            if to_day(day) > self.day:
+                key = as_id(user, histories.users)
+                ahead[key] = max(to_day(day), ahead.get(key, self.day))
+        twin.model, twin.ahead, twin._earlier = self.model.reading(histories, self.day), ahead, {}
         return twin
 
     def restocked(self, stock: pl.DataFrame) -> "Shop":
@@ -234,15 +244,11 @@ class Shop:
         """As on that day. Raises DataError for one before the first purchase."""
         if day is None or to_day(day) == self.day:
             return self
-        wanted, known = to_day(day), merged(self.histories)
-        if wanted not in self._earlier:
-            if not len(known) or wanted < known.day[0]:
-                first = to_date(known.day[0]) if len(known) else "none"
-                raise DataError(f"as_of = {day}: lies before the first purchase ({first}); name a later day")
-            past = self._at(self.model, self.data, self.section, known.until(wanted), wanted, self.learned)
+        if day not in self._earlier:
+            past = moved(dataclasses.replace(self.data, histories=merged(self.histories)), _NO_LINES, day)
             self._earlier.clear()
-            self._earlier[wanted] = past
-        return self._earlier[wanted]
+            self._earlier[day] = self._at(self.model, past, self.section, past.histories, to_day(day), self.learned)
+        return self._earlier[day]
 
     def answer(self, request: Request) -> Answer:
         """The lists of the users asked for, in their order.
@@ -279,16 +285,19 @@ class Shop:
         at = np.full(len(keys), -1, np.int64)
         at[[number for number, key in enumerate(keys) if key is not None]] = codes(known, users)
         found, place = np.unique(at, return_inverse=True)
-        reader, positions = self.model, found
-        if request.items:
-            reader = self.model.reading(Session.on(self.histories, int(found[0]), self._ids(request.items), self.day), self.day)
-            positions = np.zeros(1, np.int64)
-        lists = [
-            each
-            for first in range(0, len(found), BLOCK)
-            for each in self._block(reader, positions[first : first + BLOCK], found[first : first + BLOCK], wish)
-        ]
-        return self._joined(asked, [lists[each] for each in place], wish)
+        days = np.array([self.ahead.get(users[each].item(), self.day) if each >= 0 else self.day for each in found])
+        lists: dict[int, _List] = {}
+        for day in distinct(days).tolist():
+            some = found[days == day]
+            reader, positions = self.model.reading(self.histories, day), some
+            if request.items:
+                reader = reader.reading(Session.on(self.histories, int(some[0]), self._ids(request.items), day), day)
+                positions = np.zeros(1, np.int64)
+            for first in range(0, len(some), BLOCK):
+                part = slice(first, first + BLOCK)
+                made = self._block(reader, positions[part], some[part], wish)
+                lists.update(zip(some[part].tolist(), made, strict=True))
+        return self._joined(asked, [lists[each] for each in found[place].tolist()], wish)
 
     def _ids(self, items: Sequence[Any]) -> np.ndarray:
         """The items of a basket that can be ids at all."""
@@ -299,7 +308,11 @@ class Shop:
         """One list for each of `positions` in what `reader` reads. `users`: positions in the histories, -1 for a stranger."""
         there = np.flatnonzero(positions >= 0)
         owns = self._owned(reader, positions, users, there, wish)
-        pools = _pools(reader.everything(positions[there], wish.novel), there, len(positions)) if len(there) else [_EMPTY] * len(owns)
+        pools = (
+            _pools(reader.everything(positions[there], wish.novel), there, len(positions))
+            if len(there)
+            else [_EMPTY] * len(owns)
+        )
         lists = [self._list(own, pools[row], wish) for row, own in enumerate(owns)]
         short = np.array([row for row in there if len(lists[row].item) < wish.k], np.int64)
         if len(short) and isinstance(reader, TwoStage):
@@ -325,10 +338,10 @@ class Shop:
         parts = []
         for ids in (catalogue, self.goods.rare) if wish.answers.explore else (catalogue,):
             row, column, day = reader.histories_.lines(positions[there], ids)
-            kept = (column >= 0) & (day <= self.day)
+            kept = (column >= 0) & (day <= reader.day_)
             starts = np.zeros(size + 1, np.int64)
             starts[1:] = np.cumsum(np.bincount(there[row[kept]], minlength=size))
-            parts.append((starts, column[kept], self.day - day[kept]))
+            parts.append((starts, column[kept], reader.day_ - day[kept]))
         found = []
         for row, user in enumerate(users.tolist()):
             mine = [slice(starts[row], starts[row + 1]) for starts, _, _ in parts]
@@ -464,6 +477,7 @@ class Shop:
                 if each.costs is not None
             ),
             as_of=to_date(self.day),
+            learned=to_date(self.learned),
         )
 
 
@@ -478,6 +492,7 @@ class _List:
 
 
 _NONE = np.zeros(0, np.int64)
+_NO_LINES = pl.DataFrame()
 _EMPTY = _Pool(_NONE, np.zeros(0), _NONE)
 
 
@@ -499,6 +514,17 @@ def _under(pool: _Pool, deep: _Pool) -> _Pool:
     return _Pool(*(np.concatenate([ours, theirs[fresh]]) for ours, theirs in parts))
 
 
+def moved(data: Purchases, newer: pl.DataFrame, as_of: date | None) -> Purchases:
+    """`data` with newer lines (user, basket, item, day), and as it was known on the day `as_of`; None: with all of them."""
+    histories = data.histories.and_then(typed(newer, data.histories)) if len(newer) else data.histories
+    if as_of is None:
+        return dataclasses.replace(data, histories=histories)
+    if not len(histories) or to_day(as_of) < histories.day[0]:
+        first = to_date(histories.day[0]) if len(histories) else "none"
+        raise DataError(f"as_of = {as_of}: lies before the first purchase ({first}); name a later day")
+    return dataclasses.replace(data, histories=histories.until(to_day(as_of)), as_of=as_of)
+
+
 def _drawn(draw: np.random.Generator, items: np.ndarray, starts: np.ndarray, mine: np.ndarray, count: int) -> np.ndarray:
     """Up to `count` of `items` (category after category from `starts`), each once: a category as often as it is in `mine`."""
     sizes = np.diff(starts)
@@ -509,7 +535,3 @@ def _drawn(draw: np.random.Generator, items: np.ndarray, starts: np.ndarray, min
     tried = items[starts[kind] + (draw.random(count) * sizes[kind]).astype(np.int64)]
     _, first = np.unique(tried, return_index=True)
     return tried[np.sort(first)]
-
-
-def _last(histories: Histories) -> int:
-    return int(histories.day[-1]) if len(histories) else np.iinfo(np.int32).min

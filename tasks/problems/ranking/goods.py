@@ -8,7 +8,7 @@ import polars as pl
 
 from tasks.errors import ParamsError
 from tasks.params import Interactions, ListRules, nearest, require
-from tasks.problems.ranking.histories import Histories, codes, distinct
+from tasks.problems.ranking.histories import Histories, codes, distinct, to_ids
 from tasks.problems.ranking.live import as_id
 
 NONE = pl.DataFrame(schema={"item": pl.String, "category": pl.String, "name": pl.String, "stock": pl.Boolean})
@@ -120,7 +120,7 @@ class Goods:
     def of(cls, catalogue: np.ndarray, histories: Histories, told: pl.DataFrame, first: int) -> "Goods":
         """`told`: what `items` makes; `first`: the day from which on purchases count as lately."""
         told = told.with_columns(item=_like(told["item"], catalogue)).drop_nulls("item")
-        known = np.union1d(histories.items, told["item"].to_numpy().astype(catalogue.dtype if len(catalogue) else object))
+        known = np.union1d(histories.items, to_ids(told["item"]))
         ids = np.concatenate([catalogue, known[codes(known, catalogue) < 0]])
         facts = pl.DataFrame({"item": ids}).join(told, on="item", how="left", maintain_order="left")
         categories = np.concatenate([[""], facts["category"].drop_nulls().unique().sort().to_numpy().astype(str)])

@@ -112,8 +112,7 @@ class Live:
         """The lines of `newer` in the columns of Histories.of."""
         rows = [(user, basket, item, day) for user, lines in self.newer.items() for (basket, item), day in lines.items()]
         user, basket, item, day = (pl.Series(name, each) for name, each in zip(LINE, zip(*rows, strict=True), strict=True))
-        numbers = basket.cast(pl.Int64, strict=False) if self.base.basket.dtype.kind in "iu" else basket
-        return pl.DataFrame([user, basket if numbers.null_count() else numbers, item, day.cast(pl.Int32).cast(pl.Date)])
+        return typed(pl.DataFrame([user, basket, item, day.cast(pl.Int32).cast(pl.Date)]), self.base)
 
 
 @dataclass(eq=False)
@@ -167,8 +166,8 @@ def typed(events: pl.DataFrame, like: Histories) -> pl.DataFrame:
             bad = events[name].filter(turned.is_null())[0]
             raise DataError(f"{name} = {bad}: ids are whole numbers here, such as {known[0]}")
         events = events.with_columns(turned)
-    text = pl.String if like.basket.dtype.kind == "U" else events["basket"].dtype
-    return events.with_columns(pl.col("basket").cast(text)).select(LINE)
+    basket = events["basket"].cast(pl.Int64 if like.basket.dtype.kind in "iu" else pl.String, strict=False)
+    return (events if basket.null_count() else events.with_columns(basket)).select(LINE)
 
 
 def _by_user(events: pl.DataFrame, like: Histories) -> dict[Any, dict[tuple[Any, Any], int]]:

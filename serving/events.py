@@ -1,0 +1,181 @@
+"""Purchases that came since the tables were read: in a database, each once, so that histories live on when a process does not.
+
+What cannot be counted is kept too, with the reason.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import sqlalchemy as sa
+import sqlalchemy.event
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from tasks.errors import ProjectError
+
+METADATA = sa.MetaData()
+NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+EVENTS = sa.Table(
+    "events",
+    METADATA,
+    sa.Column("number", NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("problem", sa.String(64), nullable=False),
+    sa.Column("id", sa.String(255), nullable=False),
+    sa.Column("user", sa.String(255), nullable=False),
+    sa.Column("item", sa.String(255), nullable=False),
+    sa.Column("basket", sa.String(255), nullable=False),
+    sa.Column("day", sa.Date, nullable=False),
+    sa.Column("quantity", sa.Float, nullable=False),
+    sa.Column("place", sa.String(255)),
+    sa.Column("recorded", sa.DateTime(timezone=True), nullable=False),
+    sa.UniqueConstraint("problem", "id"),
+)
+REFUSED = sa.Table(
+    "refused_events",
+    METADATA,
+    sa.Column("number", NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("problem", sa.String(64), nullable=False, index=True),
+    sa.Column("event", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("recorded", sa.DateTime(timezone=True), nullable=False),
+)
+AT_ONCE = 500
+"""Rows per statement: databases bound the values of one."""
+OVERLAP = 1_000
+"""So many numbers back are read again: of two writers at once the later number may be there first."""
+SCHEMA = {"user": pl.String, "basket": pl.String, "item": pl.String, "day": pl.Date}
+
+Mark = tuple[int, int]
+"""How far a reader came: the highest number, and how many events lie so close before it that they are read again."""
+NOTHING: Mark = (0, 0)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of a basket."""
+
+    id: str
+    """Of the event; one that comes again changes nothing."""
+    user: str
+    item: str
+    basket: str
+    day: date
+    quantity: float
+    place: str | None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What was not counted, and why."""
+
+    event: Mapping[str, Any]
+    reason: str
+
+
+class EventLog:
+    """The events, in tables at the SQLAlchemy `address`; missing tables, or the folder of an SQLite file, are made.
+
+    Raises ProjectError where the database cannot be used.
+    """
+
+    def __init__(self, address: str) -> None:
+        try:
+            self._engine = sa.create_engine(address, pool_pre_ping=True)
+        except (SQLAlchemyError, ImportError) as error:
+            raise ProjectError(f"the address of the database of events: {str(error).splitlines()[0]}") from error
+        try:
+            if self._engine.dialect.name == "sqlite":
+                sqlalchemy.event.listen(self._engine, "connect", _prepare)
+                Path(self._engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
+            METADATA.create_all(self._engine)
+        except (SQLAlchemyError, OSError) as error:
+            raise self._unusable(error) from error
+
+    def append(self, problem: str, events: Sequence[Event], refusals: Sequence[Refusal] = ()) -> list[Event]:
+        """Write all of them or none. Returns those that were not there yet; of two with the same id the first counts."""
+        first = {event.id: event for event in reversed(events)}
+        wanted = [event for event in events if first[event.id] is event]
+        for attempt in (True, False):
+            try:
+                return self._append(problem, wanted, refusals)
+            except IntegrityError as error:  # another writer was faster with one of them: now it is seen
+                if not attempt:
+                    raise self._unusable(error) from error
+        raise AssertionError
+
+    def _append(self, problem: str, events: Sequence[Event], refusals: Sequence[Refusal]) -> list[Event]:
+        now = {"problem": problem, "recorded": datetime.now(UTC)}
+        with self._link() as link:
+            known = set[str]()
+            for part in _parts([event.id for event in events]):
+                asked = sa.select(EVENTS.c.id).where(EVENTS.c.problem == problem, EVENTS.c.id.in_(part))
+                known |= set(link.execute(asked).scalars())
+            fresh = [event for event in events if event.id not in known]
+            for part in _parts([{**asdict(event), **now} for event in fresh]):
+                link.execute(sa.insert(EVENTS), part)
+            told = [{"event": json.dumps(dict(each.event), default=str), "reason": each.reason, **now} for each in refusals]
+            for part in _parts(told):
+                link.execute(sa.insert(REFUSED), part)
+        return fresh
+
+    def since(self, problem: str, mark: Mark = NOTHING) -> tuple[pl.DataFrame, Mark]:
+        """user, basket, item and day of the events after `mark`, and the mark of all that there were.
+
+        Some come twice: readers do not count what they know.
+        """
+        columns = [EVENTS.c[name] for name in SCHEMA]
+        with self._link() as link:
+            rows = link.execute(sa.select(EVENTS.c.number, *columns).where(*_after(problem, mark)).order_by("number")).all()
+        newest = max(mark[0], rows[-1][0]) if rows else mark[0]
+        near = sum(row[0] > newest - OVERLAP for row in rows)
+        return pl.DataFrame([tuple(row[1:]) for row in rows], schema=SCHEMA, orient="row"), (newest, near)
+
+    def mark(self, problem: str, mark: Mark = NOTHING) -> Mark:
+        """What `since` would give as its mark; another one than `mark` where there is something new. Costs little."""
+        with self._link() as link:
+            wanted = sa.select(sa.func.max(EVENTS.c.number), sa.func.count()).where(*_after(problem, mark))
+            newest, near = link.execute(wanted).one()
+        return newest or mark[0], near
+
+    def refused(self, problem: str) -> list[Refusal]:
+        """All that was not counted, oldest first."""
+        wanted = sa.select(REFUSED.c.event, REFUSED.c.reason).where(REFUSED.c.problem == problem).order_by(REFUSED.c.number)
+        with self._link() as link:
+            return [Refusal(json.loads(event), reason) for event, reason in link.execute(wanted)]
+
+    @contextmanager
+    def _link(self) -> Iterator[sa.Connection]:
+        """A transaction; raises ProjectError, in one line, where the database refuses."""
+        try:
+            with self._engine.begin() as link:
+                yield link
+        except IntegrityError:
+            raise
+        except SQLAlchemyError as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: Exception) -> ProjectError:
+        shown = self._engine.url.render_as_string(hide_password=True)
+        return ProjectError(
+            f"{shown}: the database of events cannot be used: {str(error).splitlines()[0]}. "
+            "Check the address, and that the place is not full and can be written."
+        )
+
+
+def _after(problem: str, mark: Mark) -> list[sa.ColumnElement[bool]]:
+    return [EVENTS.c.problem == problem, EVENTS.c.number > mark[0] - OVERLAP]
+
+
+def _parts(rows: list[Any]) -> Iterator[list[Any]]:
+    return (rows[first : first + AT_ONCE] for first in range(0, len(rows), AT_ONCE))
+
+
+def _prepare(link: Any, _record: Any) -> None:
+    """Readers and a writer at once, patience with another writer, and nothing lost when the power goes."""
+    for setting in ("busy_timeout = 30000", "journal_mode = WAL", "synchronous = FULL"):
+        link.execute(f"PRAGMA {setting}")

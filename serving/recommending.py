@@ -1,0 +1,117 @@
+"""Recommendations in process: the champion, the histories as they stand, and every purchase that came since.
+
+What an HTTP service and the command line call. Safe to use from several threads.
+"""
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import polars as pl
+
+from serving.events import NOTHING, SCHEMA, EventLog, Refusal
+from serving.incoming import Incoming
+from tasks import problems
+from tasks.errors import ModelError, ParamsError
+from tasks.layout import Layout
+from tasks.params import Params, Recommend
+from tasks.problems.base import Model
+from tasks.problems.ranking import goods
+from tasks.problems.ranking.answering import Answer, Request, Shop
+from tasks.problems.ranking.purchases import Purchases
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What became of some events."""
+
+    counted: int
+    known: int
+    """There already; nothing changed."""
+    refused: tuple[Refusal, ...]
+
+
+def section(params: Params, problem: str) -> Recommend:
+    """Of `problem`. Raises ParamsError where it recommends nothing."""
+    found = params.section(problem)
+    if not isinstance(found, Recommend):
+        raise ParamsError(f"{problem}: is a problem of {params.kind(problem)} and has no lists; name one of recommendation")
+    return found
+
+
+def load(params: Params, problem: str, layout: Layout) -> Purchases:
+    """The histories as the features step left them. Raises ModelError where it never ran."""
+    wanted, folder = section(params, problem), layout.features(problem)
+    if not folder.exists():
+        raise ModelError(f"{problem}: has no features yet; run evergreen train {problem}")
+    return problems.kind("recommendation").load(folder, wanted)
+
+
+def record(params: Params, problem: str, data: Purchases, log: EventLog, given: Iterable[Mapping[str, Any]]) -> Observed:
+    """Write events down, for everybody who reads the log; see serving.incoming for what they hold."""
+    return _record(Incoming(params, problem, data), problem, log, given, None)[0]
+
+
+def _record(
+    incoming: Incoming, problem: str, log: EventLog, given: Iterable[Mapping[str, Any]], now: datetime | None
+) -> tuple[Observed, pl.DataFrame]:
+    """And the lines that are new."""
+    events, refusals = incoming.read(given, now)
+    fresh = log.append(problem, events, refusals)
+    rows = [(each.user, each.basket, each.item, each.day) for each in fresh]
+    return Observed(len(fresh), len(events) - len(fresh), tuple(refusals)), pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+
+class Recommendations:
+    """Answers of `model`, registered as `version`, for `problem`.
+
+    Raises ModelError where there are no features yet or the model is another one than the project's code makes now.
+    """
+
+    def __init__(self, params: Params, problem: str, layout: Layout, model: Model, version: int, log: EventLog) -> None:
+        self.problem, self.version = problem, version
+        self._layout, self._section, self._log = layout, section(params, problem), log
+        data = load(params, problem, layout)
+        self._incoming = Incoming(params, problem, data)
+        try:
+            self._shop = Shop.of(model, data, self._section)
+        except (AttributeError, ValueError) as error:
+            raise ModelError(
+                f"{problem}: version {version} cannot answer: {error}. Train again, or name a --version."
+            ) from error
+        self._mark, self._stocked, self._writing = NOTHING, self._stock_stamp(), threading.Lock()
+        self.refresh()
+
+    def answer(self, request: Request) -> Answer:
+        """See Shop.answer."""
+        return self._shop.answer(request)
+
+    def observe(self, given: Iterable[Mapping[str, Any]], now: datetime | None = None) -> Observed:
+        """Write purchases down, then let them count: when this returns, they last and the next answer knows them.
+
+        An event holds what serving.incoming says. One that cannot be counted is kept with its reason and stops no other.
+        """
+        observed, lines = _record(self._incoming, self.problem, self._log, given, now)
+        if len(lines):
+            with self._writing:
+                self._shop = self._shop.observe(lines)
+        return observed
+
+    def refresh(self) -> None:
+        """Read what other processes wrote since the last time: events, and the table of stock."""
+        with self._writing:
+            if self._log.mark(self.problem, self._mark) != self._mark:
+                lines, self._mark = self._log.since(self.problem, self._mark)
+                self._shop = self._shop.observe(lines)
+            if (stamp := self._stock_stamp()) != self._stocked:
+                table = pl.scan_parquet(self._layout.table(str(self._section.features.stock_table)))
+                self._shop = self._shop.restocked(goods.stock(table, self._section.features))
+                self._stocked = stamp
+
+    def _stock_stamp(self) -> int:
+        """When the table of stock was last written; 0 where there is none."""
+        name = self._section.features.stock_table
+        path = self._layout.table(name) if name else None
+        return path.stat().st_mtime_ns if path and path.exists() else 0
