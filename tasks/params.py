@@ -386,6 +386,11 @@ class Pipeline(Section):
     """Categories of low cardinality in fewer training rows than this count as one. 0: each counts for itself."""
     indicate: Options[bool] = (False,)
     """Also tell models that need all numbers which ones were missing: a column of its own for each that ever was."""
+    curves: Options[Annotated[int, Field(ge=0)]] = (0,)
+    """At so many quantiles the effect of a number on a linear model may change its slope; what lies in the outer hundredths
+    counts as their edge. 0: straight lines. Not for boosted trees, which need none."""
+    target_log: Options[bool] = (False,)
+    """regression: learn the signed logarithm of the target, for amounts that differ by factors."""
     text_words: Annotated[int, Field(ge=1)] = 2000
     """Plain tables: most telling words, and pairs of neighbours, that are kept of a column of text."""
     text_components: Annotated[int, Field(ge=1)] = 20
@@ -545,8 +550,20 @@ class Tune(Section):
 class Train(Section):
     history_days: int | None = None
     """Learn from rows with a cutoff in that many days before the newest. null: from all."""
+    calibrate: Literal["auto", "none", "sigmoid", "isotonic"] | None = None
+    """classification: mend probabilities by what was said of rows in the search that the model had not seen. auto: sigmoid or
+    isotonic where it lowers their logarithmic loss clearly. null: auto for a plain table, else none."""
     refit: bool = True
     """Plain tables: once it is judged, the model that serves learns from all rows, those it was judged on too."""
+
+
+class Costs(Section):
+    """What each outcome costs, in any unit; a gain is below 0."""
+
+    false_positive: float = 1.0
+    false_negative: float = 1.0
+    true_positive: float = 0.0
+    true_negative: float = 0.0
 
 
 class Evaluate(Section):
@@ -559,7 +576,27 @@ class Evaluate(Section):
     slices: tuple[str, ...] = ()
     """Features by which scores are also shown; numbers are cut at their quartiles."""
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """classification: probability from which a row counts as positive. null: the base rate of the training rows."""
+    """classification: probability from which a row counts as positive. null: as threshold_for says, else the base rate of the
+    training rows."""
+    threshold_for: Literal["f1", "precision_at_recall", "cost"] | None = None
+    """classification, two classes: what the threshold is chosen for, on what was said of rows in the search that the model had
+    not seen. precision_at_recall: the best precision that finds `recall` of the positives; cost: the least sum of `costs`."""
+    recall: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """precision_at_recall: share of the positives that must be found."""
+    costs: Costs = Costs()
+    """cost: what each outcome costs."""
+
+    @model_validator(mode="after")
+    def one_threshold(self) -> "Evaluate":
+        if self.threshold is not None and self.threshold_for is not None:
+            raise ValueError("threshold and threshold_for are both given; leave one of them out")
+        return self
+
+    diagnose_seconds: Annotated[float, Field(ge=0)] = 8.0
+    """CPU seconds that the diagnosis may take (learning curve, validation curves, bias and variance, rivals); what it cannot
+    afford it leaves out and says so. 0: none."""
+    explain_rows: Annotated[int, Field(ge=50)] = 1000
+    """Rows of the last test window that the explanation looks at (importance, contributions, dependence, weak spots)."""
 
 
 class Gate(Section):
