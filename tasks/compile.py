@@ -8,27 +8,29 @@ of a table (`_tabulate`): one-hot, ordinal, target, frequency, scaled or not.
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from onnx import TensorProto, helper, numpy_helper
+from pandas.api.types import is_datetime64_any_dtype, is_numeric_dtype, is_string_dtype
 from scipy.sparse import issparse
 from sklearn.base import is_clusterer
 from sklearn.pipeline import Pipeline
 
 from tasks import problems
-from tasks.compiled import INPUT, MADE, Column, Compiled, Reading, dumps
+from tasks.compiled import INPUT, MADE, Column, Compiled, Part, Reading, Text, dumps
 from tasks.errors import CompileError, EvergreenError
 from tasks.layout import Layout, write_json
 from tasks.params import Params, Section
 from tasks.problems.base import Model
 from tasks.problems.tabular.kind import TabularKind
 from tasks.problems.tabular.pipeline import MISSING
+from tasks.problems.tabular.reading import DIGITS
 from tasks.trees import Tree, boosted, grown, histogram, objective
 
 OPSET, TREES_OPSET, IR = 21, 5, 10
@@ -65,6 +67,7 @@ class Graph:
     def __init__(self) -> None:
         self.columns: list[Column] = []
         """How the input is read; converters add what they need."""
+        self.texts: list[Text] = []
         self._nodes: list[Any] = []
         self._constants: list[Any] = []
 
@@ -96,7 +99,7 @@ class Graph:
         graph = helper.make_graph(
             [*self._nodes, helper.make_node("Identity", [output], ["answer"])],
             "evergreen",
-            [helper.make_tensor_value_info(INPUT, TensorProto.DOUBLE, shape)],
+            [helper.make_tensor_value_info(INPUT, TensorProto.DOUBLE, shape), *self._word_inputs()],
             [helper.make_tensor_value_info("answer", TensorProto.DOUBLE, [None, None])],
             self._constants,
         )
@@ -104,6 +107,14 @@ class Graph:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR, producer_name="evergreen")
         helper.set_model_props(model, {MADE: dumps(reading)})
         return model.SerializeToString()
+
+    def _word_inputs(self) -> list[Any]:
+        kinds = {"ids": TensorProto.INT64, "weights": TensorProto.DOUBLE}
+        return [
+            helper.make_tensor_value_info(f"{text.input}_{end}", kind, [None, None])
+            for text in self.texts
+            for end, kind in kinds.items()
+        ]
 
     def _constant(self, array: np.ndarray) -> str:
         name = f"c{len(self._constants)}"
@@ -117,28 +128,43 @@ class Frame:
 
     features: pd.DataFrame
     """Rows of the training table: the columns, their types and the categories there are."""
-    _numbers: dict[str, int] = field(default_factory=dict)
+    _read: dict[Any, str] = field(default_factory=dict)
+    """What was asked for before -> its value: models side by side mostly want the same."""
 
-    def is_number(self, name: str) -> bool:
-        return pd.api.types.is_numeric_dtype(self.features[name])
+    def kind(self, name: str) -> Literal["number", "date", "text"]:
+        column = self.features[name]
+        return "number" if is_numeric_dtype(column) else "date" if is_datetime64_any_dtype(column) else "text"
+
+    def read(self, graph: Graph, columns: Sequence[Column]) -> str:
+        """The `columns` of the input."""
+        key = tuple(column.model_dump_json() for column in columns)
+        if key not in self._read:
+            self._read[key] = graph.pick(INPUT, range(len(graph.columns), len(graph.columns) + len(columns)))
+            graph.columns += columns
+        return self._read[key]
 
     def numbers(self, graph: Graph, names: Sequence[str]) -> str:
         """The columns `names`, numbers as they are."""
-        for name in names:
-            if name not in self._numbers:
-                self._numbers[name] = len(graph.columns)
-                graph.columns.append(Column(name=name))
-        return graph.pick(INPUT, [self._numbers[name] for name in names])
+        return self.read(graph, [Column(name=name) for name in names])
 
     def codes(self, graph: Graph, names: Sequence[str], categories: Sequence[Sequence[str]]) -> str:
         """The columns `names` as whole numbers, counted through all of them; the last of each is a category not seen."""
-        first, start = len(graph.columns), 0
+        columns, start = [], 0
         for name, known in zip(names, categories, strict=True):
             numbers = {each: start + place for place, each in enumerate(known)}
-            graph.columns.append(Column(name=name, codes=numbers, unseen=start + len(known)))
+            columns.append(Column(name=name, part="category", codes=numbers, unseen=start + len(known)))
             start += len(known) + 1
-        picked = graph.pick(INPUT, np.arange(first, len(graph.columns)))
-        return graph.add("Cast", picked, to=TensorProto.INT64)
+        return graph.add("Cast", self.read(graph, columns), to=TensorProto.INT64)
+
+    def words(self, graph: Graph, name: str, ids: Mapping[str, int], rarity: np.ndarray) -> str:
+        """The words of a text: the name of an input, with _ids and with _weights behind it."""
+        numbered = {word: int(place) for word, place in ids.items()}
+        found = Text(name=name, input="", words=numbered, rarity=tuple(rarity.tolist()))
+        key = found.model_dump_json()
+        if key not in self._read:
+            self._read[key] = f"text{len(graph.texts)}"
+            graph.texts.append(found.model_copy(update={"input": self._read[key]}))
+        return self._read[key]
 
 
 Said = Callable[[pd.DataFrame], dict[str, np.ndarray]]
@@ -156,16 +182,22 @@ def compile_model(model: Any, features: pd.DataFrame, complete: bool = False) ->
     """
     graph = Graph()
     answer = convert(graph, model, Frame(features))
-    reading = Reading(columns=tuple(graph.columns), missing=MISSING, complete=complete, **_meaning(model))
+    reading = Reading(
+        columns=tuple(graph.columns), texts=tuple(graph.texts), missing=MISSING, complete=complete, **_meaning(model)
+    )
     return graph.file(answer, reading)
 
 
 def convert(graph: Graph, thing: Any, x: Value) -> str:
     """What the fitted `thing` makes of `x`: probabilities by class of a classifier, a column of answers of other models."""
-    name = f"{type(thing).__module__.split('.')[0]}.{type(thing).__name__}"
-    if name not in CONVERTERS:
-        raise CompileError(f"{name} has no compiled form")
-    return CONVERTERS[name](graph, thing, x)
+    if name_of(thing) not in CONVERTERS:
+        raise CompileError(f"{name_of(thing)} has no compiled form")
+    return CONVERTERS[name_of(thing)](graph, thing, x)
+
+
+def name_of(thing: Any) -> str:
+    """Package and class, such as sklearn.Ridge."""
+    return f"{type(thing).__module__.partition('.')[0]}.{type(thing).__name__}"
 
 
 def _meaning(model: Any) -> dict[str, Any]:
@@ -182,10 +214,13 @@ def _meaning(model: Any) -> dict[str, Any]:
 
 
 def _pipeline(graph: Graph, steps: Pipeline, x: Value) -> str:
-    value = x
-    for _, step in steps.steps:
-        value = convert(graph, step, value)
-    return _matrix(value)
+    return _matrix(_steps(graph, steps.steps, x))
+
+
+def _steps(graph: Graph, steps: Sequence[tuple[str, Any]], x: Value) -> Any:
+    for _, step in steps:
+        x = convert(graph, step, x)
+    return x
 
 
 def _matrix(x: Value) -> str:
@@ -203,13 +238,17 @@ def _columns(graph: Graph, step: Any, x: Value) -> str:
 
 
 def _part(graph: Graph, part: Any, names: Sequence[str], frame: Frame) -> str:
-    numbers = [frame.is_number(name) for name in names]
-    if all(numbers):
+    kinds = {frame.kind(name) for name in names}
+    if kinds == {"number"}:
         found = frame.numbers(graph, names)
         return found if part == "passthrough" else convert(graph, part, found)
-    if any(numbers):
-        raise CompileError("numbers and categories in one step have no compiled form")
-    return _tabulate(graph, part, list(names), frame)
+    if len(kinds) > 1:
+        raise CompileError(f"columns of {' and '.join(sorted(kinds))} in one step have no compiled form")
+    reader = part.steps[0][1] if isinstance(part, Pipeline) else part
+    if name_of(reader) not in READERS:
+        return _tabulate(graph, part, list(names), frame)
+    value = READERS[name_of(reader)](graph, reader, names, frame)
+    return value if reader is part else _steps(graph, part.steps[1:], value)
 
 
 def _tabulate(graph: Graph, part: Any, names: list[str], frame: Frame) -> str:
@@ -257,15 +296,61 @@ def _blocks(made: np.ndarray, owner: np.ndarray, count: int) -> list[np.ndarray]
     return [np.flatnonzero(of == place) for place in range(count)]
 
 
+def _dates(graph: Graph, step: Any, names: Sequence[str], frame: Frame) -> str:
+    parts: list[Part] = ["days", "year", "month", "day", "dayofweek", "hour"]
+    columns, since = [], []
+    for name, hours, first in zip(names, step.hours_, step.earliest_, strict=True):
+        columns += [Column(name=name, part=part) for part in parts[: 5 + hours]]
+        since += [first, *[0.0] * (4 + hours)]
+    found = [graph.add("Sub", frame.read(graph, columns), np.array(since))]
+    if step.pairs_:
+        days = frame.read(graph, [Column(name=name, part="days") for name in names])
+        first, second = (graph.pick(days, each) for each in np.transpose(step.pairs_))
+        found.append(graph.add("Sub", second, first))
+    return graph.side_by_side(found)
+
+
+def _texts(graph: Graph, step: Any, names: Sequence[str], frame: Frame) -> str:
+    spaces = zip(names, step.spaces_, strict=True)
+    return graph.side_by_side([part for name, space in spaces for part in _text(graph, name, space, frame)])
+
+
+def _text(graph: Graph, name: str, space: Sequence[Any], frame: Frame) -> list[str]:
+    """How long a text is, and the sum of the places of its words."""
+    lengths = frame.read(graph, [Column(name=name, part="letters"), Column(name=name, part="words")])
+    if not space:
+        return [lengths]
+    vectorizer, projection = space
+    given = frame.words(graph, name, vectorizer.vocabulary_, vectorizer.idf_)
+    places = np.vstack([projection.components_.T, np.zeros(len(projection.components_))])
+    weights = graph.add("Unsqueeze", f"{given}_weights", np.array([2]))
+    weighted = graph.add("Mul", graph.add("Gather", places, f"{given}_ids", axis=0), weights)
+    found = graph.add("Mul", graph.add("ReduceSum", weighted, np.array([1]), keepdims=0), np.array([10.0**DIGITS]))
+    return [lengths, graph.add("Div", graph.add("Round", found), np.array([10.0**DIGITS]))]
+
+
+READERS: dict[str, Callable[[Graph, Any, Sequence[str], Frame], str]] = {"tasks.Dates": _dates, "tasks.Words": _texts}
+"""Steps that read dates and texts from the named columns; other columns that are no numbers are looked up (`_tabulate`)."""
+
+
 def _same(graph: Graph, step: Any, x: Value) -> str:
     return _matrix(x)
 
 
+def _passed(graph: Graph, step: Any, x: Value) -> str:
+    if step.func is not None:
+        raise CompileError(f"FunctionTransformer with {step.func} has no compiled form")
+    return _matrix(x)
+
+
 def _impute(graph: Graph, step: Any, x: Value) -> str:
-    if step.add_indicator:
-        raise CompileError("SimpleImputer with add_indicator has no compiled form")
+    """Gaps filled; behind them, where asked for, whether there was one."""
     numbers = _matrix(x)
-    return graph.add("Where", graph.add("IsNaN", numbers), np.nan_to_num(step.statistics_.astype(float)), numbers)
+    missing = graph.add("IsNaN", numbers)
+    filled = graph.add("Where", missing, np.nan_to_num(step.statistics_.astype(float)), numbers)
+    if not step.add_indicator or not len(step.indicator_.features_):
+        return filled
+    return graph.side_by_side([filled, _number(graph, graph.pick(missing, step.indicator_.features_))])
 
 
 def _signed_log(graph: Graph, step: Any, x: Value) -> str:
@@ -317,14 +402,19 @@ def _quantiles(graph: Graph, step: Any, x: Value) -> str:
 EDGE = 1e-7
 """scikit-learn counts as the smallest or largest value what is so near to it, and keeps probabilities as far from 0 and 1."""
 
+SAME = 1e-12
+"""Numbers (in relation to their size) that are no farther apart count as one where it matters."""
+
 
 def _interpolate(graph: Graph, x: str, known: np.ndarray, values: np.ndarray, passed: str) -> str:
     """Column by column: `values` at `known` (both column x point, ascending), and between them on a line.
 
-    `passed` compares x with a point: which of several equal points counts.
+    `passed` compares x with a point: which of several equal points counts. Next to a point is at it: the steps before may
+    round another way than those of the pipeline, and where points are equal that would be a jump.
     """
     columns, points = known.shape
-    above = graph.add(passed, graph.add("Unsqueeze", x, np.array([2])), known[None])
+    near = SAME * np.maximum(1.0, np.abs(known)) * (1 if passed == "Greater" else -1)
+    above = graph.add(passed, graph.add("Unsqueeze", x, np.array([2])), (known + near)[None])
     count = graph.add("ReduceSum", _number(graph, above), np.array([2]), keepdims=0)
     first = graph.add(
         "Max", graph.add("Min", graph.add("Sub", count, np.array([1.0])), np.array([points - 2.0])), np.array([0.0])
@@ -600,6 +690,15 @@ def _offset(graph: Graph, model: Any, x: Value) -> str:
     return graph.add("Add", graph.add("Mul", guess, np.array([model.factor_])), rest)
 
 
+def _blend(graph: Graph, model: Any, x: Value) -> str:
+    """The weighted mean of models side by side."""
+    parts = [
+        graph.add("Mul", convert(graph, each, x), np.array([float(weight)]))
+        for each, weight in zip(model.models_, model.weights_, strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else graph.add("Sum", *parts)
+
+
 def _inner(graph: Graph, model: Any, x: Value) -> str:
     return convert(graph, model.estimator_, x)
 
@@ -608,6 +707,7 @@ CONVERTERS: dict[str, Converter] = {
     "sklearn.Pipeline": _pipeline,
     "sklearn.ColumnTransformer": _columns,
     "tasks.Numbers": _same,
+    "sklearn.FunctionTransformer": _passed,
     "sklearn.SimpleImputer": _impute,
     "tasks.SignedLog": _signed_log,
     "sklearn.StandardScaler": _standard,
@@ -638,6 +738,8 @@ CONVERTERS: dict[str, Converter] = {
     "tasks.QuantileGroups": _quantile_groups,
     "tasks.Segmenter": _segments,
     "tasks.OffsetRegressor": _offset,
+    "tasks.BlendClassifier": _blend,
+    "tasks.BlendRegressor": _blend,
     "sklearn.FixedThresholdClassifier": _inner,
 }
 """Package and class -> what writes its graph."""
@@ -688,6 +790,8 @@ def attempt(params: Params, problem: str, layout: Layout, model: Model) -> Attem
             raise CompileError(f"{kind.name} has no compiled form: its lists come from live histories")
         data = kind.load(layout.features(problem), section)
         held_out = data.at([kind.splits(data, section).tests[-1].test]).features.tail(PARITY_ROWS)
+        if not len(held_out):
+            raise CompileError(f"{problem} has no row to compare on")
         said: Said = partial(kind.said, model)
         found = compare(model, said, data.features, held_out, params.project.seed)
         return replace(found, latency=latency(said, found.file, held_out.head(1)))
@@ -753,9 +857,9 @@ def _with_strange_copies(features: pd.DataFrame, draw: np.random.Generator, gaps
     strange = features.copy()
     for name in features:
         chance = draw.random(len(features))
-        if not pd.api.types.is_numeric_dtype(features[name]):
+        if is_string_dtype(features[name]):
             strange[name] = strange[name].mask(chance < 0.2, "never seen").mask(chance < 0.1)
-        elif gaps:
+        elif gaps or not is_numeric_dtype(features[name]):
             strange[name] = strange[name].mask(chance < 0.1)
     return pd.concat([features, strange], ignore_index=True)
 

@@ -5,7 +5,13 @@ module, onnxruntime and NumPy are all that serving needs.
 """
 
 import json
+import math
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,15 +30,34 @@ PREFIX = "probability_"
 INPUT = "rows"
 
 
+Part = Literal["number", "category", "days", "year", "month", "day", "dayofweek", "hour", "letters", "words"]
+"""What is read from a cell: a number; the code of a category; of a moment the days since 1970 or its year, month, day of the
+month, day of the week (Monday is 0) or hour; of a text the log of 1 + the number of its letters or words."""
+
+
 class Column(Section):
     """How one column of the graph's input is read from a row."""
 
     name: str
     """Feature of the row."""
+    part: Part = "number"
     codes: dict[str, int] | None = None
-    """Category -> its number; null: the feature is a number itself."""
+    """category: each one's number."""
     unseen: int = 0
-    """The number of a category that is not among `codes`."""
+    """category: the number of one that is not among `codes`."""
+
+
+class Text(Section):
+    """How a text is read: as words and pairs of neighbours, each with its weight (TF-IDF as scikit-learn has it)."""
+
+    name: str
+    """Feature of the row."""
+    input: str
+    """The graph's inputs: this with _ids and with _weights behind it, one row per case, padded with the last id and 0."""
+    words: dict[str, int]
+    """Word or pair -> its id: its place in `rarity`."""
+    rarity: tuple[float, ...]
+    """What each one's weight is multiplied by."""
 
 
 class Reading(Section):
@@ -40,6 +65,7 @@ class Reading(Section):
 
     columns: tuple[Column, ...]
     """One per column of the input."""
+    texts: tuple[Text, ...] = ()
     answers: Literal["chances", "value", "group"]
     """Probabilities of each class, a number, or the number of a group."""
     classes: tuple[int | str, ...] = ()
@@ -70,9 +96,10 @@ class Compiled:
             shown = "compiled model" if isinstance(file, bytes) else file
             raise ModelError(f"{shown}: is no compiled model that can be read: {str(error)[:200]}. Train it again.") from error
         self.reading = reading
-        self.features = list(dict.fromkeys(column.name for column in reading.columns))
+        self.features = list(dict.fromkeys(each.name for each in (*reading.columns, *reading.texts)))
         """The features that a row must name."""
         self._readers = [(column.name, _reader(column, reading)) for column in reading.columns]
+        self._texts = [(text, _Words(text)) for text in reading.texts]
         self._names = [f"{PREFIX}{name}" for name in reading.classes]
 
     def predict_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,7 +107,8 @@ class Compiled:
 
         None and NaN are missing values. Raises DataError for a feature that is not there or cannot be what it should be.
         """
-        answer = self._run([[read(_cell(row, name)) for name, read in self._readers]])[0]
+        words = [[read(_cell(row, text.name))] for text, read in self._texts]
+        answer = self._run([[read(_cell(row, name)) for name, read in self._readers]], words)[0]
         if self.reading.answers == "value":
             return {"prediction": float(answer[0])}
         if self.reading.answers == "group":
@@ -99,9 +127,11 @@ class Compiled:
         `rows`: how many there are; needed only for a model that reads no feature, such as a baseline.
         """
         cells = [_column(columns[name], read) for name, read in self._readers]
+        words = [[read(value) for value in columns[text.name]] for text, read in self._texts]
         count = len(cells[0]) if rows is None and cells else rows or 0
         points = np.column_stack(cells) if cells else np.empty((count, 0))
-        parts = [self._run(points[first : first + BATCH]) for first in range(0, count, BATCH)]
+        places = (slice(first, first + BATCH) for first in range(0, count, BATCH))
+        parts = [self._run(points[place], [each[place] for each in words]) for place in places]
         answers = np.concatenate(parts) if parts else np.empty((0, max(1, len(self._names))))
         return self._said(answers)
 
@@ -122,8 +152,24 @@ class Compiled:
         positive = self.reading.positive
         return positive if chances[positive] >= self.reading.threshold else 1 - positive
 
-    def _run(self, points: Any) -> np.ndarray:
-        return self._session.run(None, {INPUT: np.asarray(points, dtype=float)})[0]  # pyright: ignore[reportReturnType]
+    def _run(self, points: Any, words: Sequence[Sequence["Weights"]]) -> np.ndarray:
+        feeds = {INPUT: np.asarray(points, dtype=float)}
+        for (text, _), found in zip(self._texts, words, strict=True):
+            feeds[f"{text.input}_ids"], feeds[f"{text.input}_weights"] = _padded(found, len(text.rarity))
+        return self._session.run(None, feeds)[0]  # pyright: ignore[reportReturnType]
+
+
+Weights = dict[int, float]
+"""Word -> its weight in one text."""
+
+
+def _padded(texts: Sequence[Weights], end: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ids and weights of each text, all as long as the longest, with the id `end` and weight 0 behind its own."""
+    longest = max(map(len, texts), default=0)
+    ids, weights = np.full((len(texts), longest), end), np.zeros((len(texts), longest))
+    for row, found in enumerate(texts):
+        ids[row, : len(found)], weights[row, : len(found)] = list(found), list(found.values())
+    return ids, weights
 
 
 def _cell(row: Mapping[str, Any], name: str) -> Any:
@@ -140,9 +186,13 @@ def _column(values: Any, read: Callable[[Any], float]) -> np.ndarray:
 
 
 def _reader(column: Column, reading: Reading) -> Callable[[Any], float]:
-    if column.codes is None:
+    if column.part == "number":
         return _Number(column.name, reading.complete)
-    return _Code(column.codes, column.unseen, reading.missing)
+    if column.part == "category":
+        return _Code(column.codes or {}, column.unseen, reading.missing)
+    if column.part in ("letters", "words"):
+        return _letters if column.part == "letters" else _words
+    return _Moment(column.name, MOMENTS[column.part])
 
 
 class _Number:
@@ -171,6 +221,76 @@ class _Code:
         if not isinstance(value, str):
             value = text(value, self.missing)
         return self.codes.get(value, self.unseen)
+
+
+class _Moment:
+    """A part of a date or time; NaN where it is missing."""
+
+    def __init__(self, name: str, part: Callable[[datetime], float]) -> None:
+        self.name, self.part = name, part
+
+    def __call__(self, value: Any) -> float:
+        if value is None or value != value or value == "":
+            return np.nan
+        return self.part(self._read(value))
+
+    def _read(self, value: Any) -> datetime:
+        try:
+            found = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+        except ValueError:
+            raise DataError(f"{self.name} = {value}: is no date; write it as 2024-03-31 or 2024-03-31T17:00") from None
+        return found.astimezone(UTC).replace(tzinfo=None) if found.tzinfo else found
+
+
+EPOCH, MICROSECONDS = datetime(1970, 1, 1), 86_400_000_000
+MOMENTS: dict[str, Callable[[datetime], float]] = {
+    "days": lambda at: (at - EPOCH) // timedelta(microseconds=1) / MICROSECONDS,
+    "year": lambda at: at.year,
+    "month": lambda at: at.month,
+    "day": lambda at: at.day,
+    "dayofweek": lambda at: at.weekday(),
+    "hour": lambda at: at.hour,
+}
+
+
+class _Words:
+    """The words of a text and pairs of neighbours with their weights, as scikit-learn's TfidfVectorizer finds them.
+
+    Lower case, no accents, words of two letters or more; 1 + log of how often, times rarity, all together of length 1.
+    """
+
+    def __init__(self, text: Text) -> None:
+        self.ids, self.rarity = text.words, text.rarity
+
+    def __call__(self, value: Any) -> Weights:
+        found = WORD.findall(_plain(_as_text(value).lower()))
+        pairs = (f"{first} {second}" for first, second in pairwise(found))
+        counts = Counter(self.ids[each] for each in (*found, *pairs) if each in self.ids)
+        weights = {word: (1 + math.log(count)) * self.rarity[word] for word, count in counts.items()}
+        length = math.sqrt(math.fsum(weight * weight for weight in weights.values()))
+        return {word: weight / length for word, weight in weights.items()}
+
+
+WORD = re.compile(r"(?u)\b\w\w+\b")
+
+
+def _plain(value: str) -> str:
+    """Without accents."""
+    if value.isascii():
+        return value
+    return "".join(letter for letter in unicodedata.normalize("NFKD", value) if not unicodedata.combining(letter))
+
+
+def _as_text(value: Any) -> str:
+    return text(value, "")
+
+
+def _letters(value: Any) -> float:
+    return float(np.log1p(len(_as_text(value))))
+
+
+def _words(value: Any) -> float:
+    return float(np.log1p(len(_as_text(value).split())))
 
 
 def text(value: Any, missing: str) -> str:

@@ -33,7 +33,9 @@ from tasks.errors import CompileError, DataError, ModelError
 from tasks.problems.clustering import QuantileGroups, Segmenter
 from tasks.problems.regression import OffsetRegressor
 from tasks.problems.tabular import pipeline
+from tasks.problems.tabular.blend import BlendClassifier, BlendRegressor
 
+WORDS = ["a", "Broken", "broken", "late", "très", "bien,", "don't", "no-one", "naïve", "x9", "ﬁne", "not", "late!"]
 ROWS, HELD_OUT = 600, 200
 QUICK: dict[str, Any] = {"n_estimators": 20, "verbosity": -1, "n_jobs": 1}
 TREES: dict[str, Any] = {"n_estimators": 8, "min_samples_leaf": 3, "random_state": 0}
@@ -41,7 +43,7 @@ TREES: dict[str, Any] = {"n_estimators": 8, "min_samples_leaf": 3, "random_state
 
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
-    """Numbers with gaps, ties and a constant, two columns of few categories and one of many, with gaps."""
+    """Numbers with ties and a constant, categories few and many, a date, a time and words; all with gaps."""
     draw = np.random.default_rng(0)
 
     def text(values: list[Any]) -> pd.Series:
@@ -56,8 +58,11 @@ def table() -> pd.DataFrame:
             "colour": text(["red", "blue", "green", None]),
             "shape": text([f"shape {each}" for each in range(9)]),
             "town": text([f"town {each}" for each in range(60)]),
+            "since": pd.Timestamp("1968-02-20") + pd.to_timedelta(draw.integers(0, 25_000, ROWS), "D"),
+            "seen": pd.Timestamp("2024-02-27") + pd.to_timedelta(draw.integers(0, 4 * 86_400, ROWS), "s"),
+            "said": [" ".join(draw.choice(WORDS, draw.integers(0, 7))) for _ in range(ROWS)],
         }
-    )
+    ).astype({"since": "datetime64[us]", "seen": "datetime64[us]", "said": "str"})
     return found.mask(draw.random(found.shape) < 0.08)
 
 
@@ -81,7 +86,8 @@ def targets(signal: np.ndarray) -> dict[str, np.ndarray]:
 def prepare(task: pipeline.Task, native: bool = False, **choices: Any) -> Pipeline:
     section = params.Pipeline(**choices)
     numbers = ["age", "money", "count", "constant"]
-    return pipeline.preprocess(section, {}, numbers, ["colour", "shape"], ["town"], task, 0, native)
+    others: dict[str, Any] = {"dates": ["since", "seen"], "texts": ["said"]}
+    return pipeline.preprocess(section, {}, numbers, ["colour", "shape"], ["town"], task, 0, native, **others)
 
 
 def assembled(estimator: Any, task: pipeline.Task, native: bool = False, **choices: Any) -> Pipeline:
@@ -153,10 +159,14 @@ def test_rows_fall_into_the_same_groups(clusterer, table):
 
 CHOICES: list[dict[str, Any]] = [
     {"log": True},
+    {"indicate": True, "log": True},
+    {"rare": 80},
+    {"rare": 80, "encode": "ordinal"},
     {"impute": "mean"},
     {"impute": "zero"},
     {"scale": "robust"},
     {"scale": "quantile"},
+    {"scale": "quantile", "log": True},
     {"scale": "none"},
     {"encode": "ordinal"},
     {"encode": "target"},
@@ -226,6 +236,32 @@ def test_a_first_guess_is_added_and_counts_as_zero_where_it_is_missing(table, ta
     assert compare(model, table).parity.difference < 1e-10
 
 
+@pytest.mark.parametrize("task", ["binary", "multiclass", "continuous"])
+def test_a_blend_is_compiled_and_reads_each_column_once(task, table, targets):
+    number = task == "continuous"
+    pair = (Ridge(), LGBMRegressor(**QUICK)) if number else (LogisticRegression(), LGBMClassifier(**QUICK))
+    models = [assembled(each, task, native) for each, native in zip(pair, (False, True), strict=True)]
+    blend = (BlendRegressor if number else BlendClassifier)([*models, models[0]], [3, 1, 2]).fit(table, targets[task])
+    found = compare(blend, table)
+    assert found.parity.difference < 1e-10
+    columns = Compiled(found.file).reading.columns
+    assert len(columns) == len({column.model_dump_json() for column in columns if column.part != "days"}) + 4
+
+
+def test_times_of_day_and_words_are_read_from_what_json_holds(table, targets):
+    compiled = Compiled(compare(assembled(Ridge(), "continuous").fit(table, targets["continuous"]), table).file)
+    row = table.dropna().head(1).to_dict("records")[0]
+    assert row["seen"].hour
+    asked = compiled.predict_row(row)
+    assert compiled.predict_row({**row, "seen": row["seen"].isoformat(), "since": str(row["since"].date())}) == asked
+    assert compiled.predict_row({**row, "seen": row["seen"].date().isoformat()}) != asked
+    assert compiled.predict_row({**row, "seen": f"{row['seen'].isoformat()}+00:00"}) == asked
+    assert compiled.predict_row({**row, "seen": ""}) == compiled.predict_row({**row, "seen": None})
+    with pytest.raises(DataError, match=r"^seen = yesterday: is no date; write it as 2024-03-31"):
+        compiled.predict_row({**row, "seen": "yesterday"})
+    assert compiled.predict_row({**row, "said": "LATE, très bien"}) == compiled.predict_row({**row, "said": "late: tres bien"})
+
+
 def test_normal_quantiles_are_those_of_scipy_to_the_last_digits():
     x = np.linspace(-3, 3, 5000)[:, None]
     steps = QuantileTransformer(n_quantiles=100, output_distribution="normal").fit(x)
@@ -291,8 +327,8 @@ def test_gaps_numbers_as_text_and_truth_values_are_read_as_the_pipeline_reads_th
 
 
 def test_a_model_that_needs_every_number_says_which_is_missing(table, targets):
-    whole = table.fillna({"age": 0.0, "money": 1.0, "count": 2.0, "constant": 0.0})
-    model = assembled(LogisticRegression(), "binary", impute="none").fit(whole, targets["binary"])
+    whole = table.dropna()
+    model = assembled(LogisticRegression(), "binary", impute="none").fit(whole, targets["binary"][whole.index])
     compiled = Compiled(compare(model, whole).file)
     with pytest.raises(DataError, match=r"^age: is missing, and this model needs every number"):
         compiled.predict_row({**whole.head(1).to_dict("records")[0], "age": None})

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -28,6 +29,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
 from skops import io
 
+from tasks import compile as compiling
 from tasks import models, params
 from tasks.deploy import Deployments
 from tasks.errors import ModelError, StepError
@@ -274,6 +276,31 @@ def test_a_file_changed_after_registration_is_not_loaded(own: Own):
     file.unlink()
     with pytest.raises(ModelError, match=rf"redeem v{version.version}: .*model\.skops cannot be read"):
         registry.load("redeem", version.version)
+
+
+def test_a_version_without_a_compiled_model_says_why(shared: Shared):
+    registry, _, version = shared
+    assert re.fullmatch(r"no: .*rows\.parquet: 0 rows with 3 features; needs at least one of each\.", version.tags["compiled"])
+    assert registry.load_compiled("redeem", version.version) is None
+
+
+def test_a_compiled_model_comes_with_its_version_and_is_refused_once_it_changed(own: Own, monkeypatch: pytest.MonkeyPatch):
+    model = fit()
+
+    def said(asked: pd.DataFrame) -> dict[str, np.ndarray]:
+        return {"prediction": model.predict(asked)}
+
+    monkeypatch.setattr(compiling, "attempt", lambda *_: compiling.compare(model, said, EXAMPLE, EXAMPLE, 0))
+    registry, layout = own
+    version = registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE)
+    assert (version.tags["compiled"], version.tags["compiled.rows"]) == ("yes", "8")
+    compiled = registry.load_compiled("redeem", version.version)
+    assert compiled is not None
+    assert compiled.predict_row({"age": 50.0, "colour": "blue"})["prediction"] == 1
+    file = artefact(own, version).parent / "compiled" / "model.onnx"
+    file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(ModelError, match=r"model\.onnx is not the file that was registered"):
+        registry.load_compiled("redeem", version.version)
 
 
 def test_a_type_outside_our_list_is_neither_registered_nor_loaded(own: Own, monkeypatch: pytest.MonkeyPatch):

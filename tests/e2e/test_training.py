@@ -68,6 +68,10 @@ def test_a_killed_training_goes_on_where_it_was_and_leaves_nothing_half_done(tmp
         assert one["low"] <= one["score"] <= one["high"]
     for stage in finished:
         assert began(shop)[stage] == times[stage], f"{stage} was done again"
+    told = json.loads(shop.run(EVERGREEN, "status", "--json").stdout)
+    assert {problem: (told[problem]["compiled"] or "").partition(":")[0] for problem in PROBLEMS} == {
+        problem: "no" if problem == "recommend" else "yes" for problem in PROBLEMS
+    }
     assert sorted(prefect_states(shop)) == ["COMPLETED", "CRASHED"]
     assert json.loads(shop.run("dvc", "status", "--json").stdout) == {}
     assert "Running stage" not in shop.run("dvc", "repro").stdout
