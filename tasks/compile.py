@@ -662,7 +662,8 @@ def _precision(model: Any, place: int) -> np.ndarray:
 
 
 def _quantile_groups(graph: Graph, model: Any, x: Value) -> str:
-    passed = graph.add("GreaterOrEqual", graph.pick(_matrix(x), [0]), model.edges_.reshape(1, -1))
+    edges = model.edges_ - SAME * np.maximum(1.0, np.abs(model.edges_))
+    passed = graph.add("GreaterOrEqual", graph.pick(_matrix(x), [0]), edges.reshape(1, -1))
     return graph.add("ReduceSum", _number(graph, passed), np.array([1]), keepdims=1)
 
 

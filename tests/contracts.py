@@ -7,6 +7,7 @@ and fills in the class attributes and hooks.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +17,8 @@ import polars as pl
 import pytest
 from sklearn.linear_model import LinearRegression
 
-from tasks import models, params, problems, split
+from tasks import compile as compiling
+from tasks import models, params, problems
 from tasks.params import Problem
 from tasks.problems.base import Config, Data, Fold, Kind, Model
 from tests import store
@@ -209,6 +211,12 @@ class TabularContract(Contract):
         yield example.assign(**dict.fromkeys(texts, "never seen"))
         yield example.assign(**dict.fromkeys(example.columns, None))
         yield example.head(1)
+
+    def test_every_model_has_a_compiled_form_that_answers_alike(self, world, fitted):
+        held_out = world.data.at([world.fold.test]).features
+        for name, model in fitted.items():
+            made = compiling.compare(model, partial(world.kind.said, model), world.data.features, held_out, SEED)
+            assert made.parity, name
 
 
 class SupervisedContract(TabularContract):
