@@ -37,7 +37,25 @@ TIME_NAME = re.compile(
     r"(?i)(date|time|timestamp|datetime|created|opened|start(ed)?|issued?|sold|ordered|when|day|month|period)"
 )
 NOT_TIME_NAME = re.compile(r"(?i)(birth|dob|expir|due|until|valid_to|end|clos|resolv|return|deliver|last|next|paid|update)")
-POSITIVE = ("yes", "true", "1", "y", "t", "positive", "bad", "churn", "churned", "default", "fraud", "failed", "fail", "event")
+POSITIVE = (
+    "yes",
+    "ja",
+    "oui",
+    "si",
+    "true",
+    "1",
+    "y",
+    "t",
+    "positive",
+    "bad",
+    "churn",
+    "churned",
+    "default",
+    "fraud",
+    "failed",
+    "fail",
+    "event",
+)
 """Texts of the class that a question with two answers is usually about."""
 FORMATS = {
     "date": (
@@ -142,7 +160,8 @@ def infer(table: pl.LazyFrame, asked: Asked, today: date) -> Inferred:
             f"the table has {rows} {'row' if rows == 1 else 'rows'}; at least {FEWEST_ROWS} are needed to learn and to judge"
         )
     sample = _sample(table, rows)
-    columns = {name: _column(table, sample, name, rows) for name in schema.names() if name not in asked.drop}
+    facts = _facts(table, schema)
+    columns = {name: _column(table, sample, name, rows, facts.get(name)) for name in schema.names() if name not in asked.drop}
     sample = _converted(sample, columns)
     if asked.user or asked.item or asked.kind == "recommendation":
         return _purchases(asked, columns, rows)
@@ -160,33 +179,48 @@ def _sample(table: pl.LazyFrame, rows: int) -> pl.DataFrame:
 # One column
 
 
-def _column(table: pl.LazyFrame, sample: pl.DataFrame, name: str, rows: int) -> Column:
-    kind, column = sample.schema[name], pl.col(name)
+def _facts(table: pl.LazyFrame, schema: pl.Schema) -> dict[str, tuple[int, int, Any, Any]]:
+    """Column -> missing, distinct (of fractions about), lowest, highest, of every row in one pass. Without unusable columns."""
+    asked = []
+    for place, (name, kind) in enumerate(schema.items()):
+        if _unusable(kind):
+            continue
+        column = pl.col(name).cast(pl.String) if _is_text(kind) else pl.col(name)
+        distinct = column.drop_nulls().approx_n_unique() if kind.is_float() else column.drop_nulls().n_unique()
+        facts = {"missing": column.null_count(), "distinct": distinct, "low": column.min(), "high": column.max()}
+        asked += [fact.alias(f"{place} {what}") for what, fact in facts.items()]
+    row = table.select(asked).collect(engine="streaming").row(0, named=True) if asked else {}
+    return {
+        name: tuple(row[f"{place} {what}"] for what in ("missing", "distinct", "low", "high"))
+        for place, name in enumerate(schema)
+        if f"{place} missing" in row
+    }
+
+
+def _unusable(kind: pl.DataType) -> str:
+    """Why no model takes a column of that type; empty where one may."""
     if isinstance(kind, pl.List | pl.Array | pl.Struct | pl.Object):
-        return Column(
-            name, "unusable", f"{'lists' if kind.is_nested() else 'objects'}", why="holds lists, which no model takes"
-        )
-    if kind in (pl.Binary, pl.Time, pl.Duration, pl.Null) and kind != pl.Null:
-        return Column(name, "unusable", str(kind), why=f"holds {kind}, which no model takes")
-    if not (kind.is_numeric() or kind.is_temporal() or kind == pl.Boolean):
-        column = column.cast(pl.String)
-    text = not (kind.is_numeric() or kind.is_temporal() or kind == pl.Boolean)
-    distinct = column.drop_nulls().n_unique() if not kind.is_float() else column.drop_nulls().approx_n_unique()
-    facts = table.select(missing=column.null_count(), distinct=distinct, low=column.min(), high=column.max()).collect()
-    missing, count, low, high = facts.row(0)
+        return "holds lists, which no model takes"
+    return f"holds {kind}, which no model takes" if kind in (pl.Binary, pl.Time, pl.Duration) else ""
+
+
+def _is_text(kind: pl.DataType) -> bool:
+    return not (kind.is_numeric() or kind.is_temporal() or kind == pl.Boolean)
+
+
+def _column(table: pl.LazyFrame, sample: pl.DataFrame, name: str, rows: int, facts: tuple[int, int, Any, Any] | None) -> Column:
+    kind = sample.schema[name]
+    if facts is None:
+        return Column(name, "unusable", str(kind), why=_unusable(kind))
+    missing, distinct, low, high = facts
     if missing == rows:
         return Column(name, "empty", "no value", why="every value is missing", missing=missing)
-    if low == high:
-        seen = f"always {low}" if not missing else f"{low} or missing"
-        if not missing:
-            return Column(name, "constant", seen, why="has one value", distinct=1, low=low, high=high)
-        count = 1
-    found = Column(name, "number", "", missing=missing, distinct=count, low=low, high=high)
+    if low == high and not missing:
+        return Column(name, "constant", f"always {low}", why="has one value", distinct=1, low=low, high=high)
+    found = Column(name, "number", "", missing=missing, distinct=1 if low == high else distinct, low=low, high=high)
     if kind.is_temporal():
         return replace(found, what="date", feature="date", seen=f"{low} to {high}")
-    if text:
-        return _words(table, sample, found, rows)
-    return _number(sample, found, rows, kind)
+    return _words(table, sample, found, rows) if _is_text(kind) else _number(sample, found, rows, kind)
 
 
 def _number(sample: pl.DataFrame, found: Column, rows: int, kind: pl.DataType) -> Column:
@@ -457,7 +491,7 @@ def _entity(asked: Asked, columns: dict[str, Column], rows: int, reasons: dict[s
     if chosen is None:
         return None
     if chosen.distinct < rows:
-        reasons["entity"] = f"its name, and {rows / chosen.distinct:.1f} rows each: they stay on one side of every split"
+        reasons["entity"] = f"its name, and {rows / chosen.distinct:.1f} rows each"
     else:
         reasons["entity"] = "its name, and another one in every row"
     columns[chosen.name] = replace(chosen, what="identifier")

@@ -52,6 +52,21 @@ def test_a_late_text_makes_a_column_of_numbers_text_and_loses_nothing(tmp_path):
     assert read(tmp_path, csv=csv(tmp_path, f"a\n{rows}\nx\n"))["a"].to_list()[-2:] == ["19999", "x"]
 
 
+@pytest.mark.parametrize(
+    ("early", "late", "found"),
+    [
+        ("1", "1.5", 1.5),
+        ("", "7", 7),
+        ("", "2024-01-01", date(2024, 1, 1)),
+        ("2024-01-01", "soon", "soon"),
+        ("true", "no", "no"),
+    ],
+)
+def test_the_type_of_a_column_is_one_that_every_row_has(tmp_path, early, late, found):
+    rows = "\n".join(f"{i},{early}" for i in range(ingest.HEAD_ROWS + 1))
+    assert read(tmp_path, csv=csv(tmp_path, f"n,a\n{rows}\n0,{late}\n"))["a"].to_list()[-1] == found
+
+
 def test_another_encoding_and_separator_are_read_as_declared(tmp_path):
     file = csv(tmp_path, "name;n\nJosé;1\n".encode("latin-1"))
     assert read(tmp_path, csv=file, separator=";", encoding="latin-1").row(0) == ("José", 1)
