@@ -6,7 +6,7 @@ ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 
 ifneq ($(CURDIR),$(ROOT))
 
-install demo test check bench lock clean:
+install demo test check bench bench-recommend lock clean:
 	@$(MAKE) --no-print-directory -C "$(ROOT)" $@
 
 else
@@ -57,6 +57,9 @@ check: install  ## style, types, direction of imports, lock
 bench: install  ## what things cost, as ratios of two things run in turn
 	@python -m bench
 
+bench-recommend: install  ## how the recommender grows, on generated purchases
+	@python -m bench recommend
+
 lock: install  ## requirements.lock from pyproject.toml
 	$(LOCK) -o requirements.lock
 
@@ -65,4 +68,4 @@ clean:  ## all that runs have made; the environment and git's files stay
 
 endif
 
-.PHONY: install demo test check bench lock clean
+.PHONY: install demo test check bench bench-recommend lock clean

@@ -1,9 +1,10 @@
 """`make bench`: what things cost, as ratios of two things run in turn on the same machine.
 
     make bench                    all of them
-    python -m bench validation    one: flow, validation
+    python -m bench validation    one: flow, validation, recommend
 
-Each works in clones of this repository in a temporary folder; nothing here is touched. A run takes minutes, on the real store.
+Each works in clones of this repository in a temporary folder; nothing here is touched. A run takes minutes, on the real store;
+`recommend` makes its own purchases, a hundred times as many in the end.
 """
 
 import json
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import psutil
 
+from bench.recommend import SCALES
 from tasks import layout, params
 from tasks.__main__ import STEPS
 
@@ -109,7 +111,33 @@ def bench_validation(folder: Path) -> None:
     log.info("validate / ingest, CPU  %5.2f", costs["validate"]["cpu_seconds"] / costs["ingest"]["cpu_seconds"])
 
 
-BENCHES = {"flow": bench_flow, "validation": bench_validation}
+def bench_recommend(_: Path) -> None:
+    """The recommender on 1, 10 and 100 times as many households and items: CPU time and memory of fit, update and answer."""
+    head = (
+        "scale",
+        "households",
+        "catalogue",
+        "lines",
+        "fit CPU s",
+        "peak GB",
+        "answer ms",
+        "p99",
+        "batch ms",
+        "update ms",
+        "p99",
+    )
+    log.info("".join(f"{name:>12}" for name in head))
+    for scale in SCALES:
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.recommend", str(scale)], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        found = json.loads(done.stdout.splitlines()[-1])
+        whole = [f"{found[name]:,}" for name in ("scale", "households", "catalogue", "lines")]
+        cost = [found["fit_cpu_s"], found["peak_gb"], *found["answer_ms"], found["batch_cpu_ms_each"], *found["update_ms"]]
+        log.info("".join(f"{text:>12}" for text in [*whole, *(f"{each:.1f}" for each in cost)]))
+
+
+BENCHES = {"flow": bench_flow, "validation": bench_validation, "recommend": bench_recommend}
 
 
 def main(names: list[str]) -> None:
