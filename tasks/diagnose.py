@@ -8,6 +8,7 @@ Skill puts all kinds on one scale: 0 is guessing, 1 is perfect; 2 ROC AUC - 1 fo
 one that does worse on the rows it learned from and better on others; "a richer" one does better on both.
 """
 
+import copy
 import json
 import logging
 import math
@@ -37,8 +38,10 @@ FOLDS = 3
 """Most folds of the search that are looked at."""
 TESTED = 3_000
 """Most rows of a fold that a fit is scored on, those it learned from and those it did not."""
-FIRST = 500
-"""Rows that fit in time whatever the model: how long they take tells how many can be afforded."""
+FIRST = (500, 2_000)
+"""Rows of the first two fits: how long they take tells how many rows can be afforded."""
+ESSENTIAL = 0.6
+"""Share of the time for what the step is decided by; the rest is for validation curves, bias and variance."""
 SHARES = (0.125, 0.25, 0.5)
 """Points of the learning curve below the whole."""
 RESAMPLES, DRAWS = 8, 60
@@ -188,6 +191,7 @@ def examine(
     """
     subject = Subject(kind, data, section, seed, seconds)
     metric = problems.metric(kind, section.tune.metric, "tune.metric")
+    subject.plan(config)
     chosen = subject.judge(config)
     if chosen is None:
         return _nothing(f"The model could not be learned again on a part of its rows: {subject.failed}"), {}
@@ -198,8 +202,8 @@ def examine(
     facts = _with_curve(subject, facts, curve, chosen)
     facts = _with_ceiling(subject, facts, chosen)
     step = decide(facts)
+    validation = _validation_curves(subject, config, trials, metric)
     spread = _bias_variance(subject, config)
-    validation = _validation_curves(subject, config, chosen, trials, metric)
     tables = {
         "learning_curve": _learning_table({**curve, 1.0: chosen}, subject, metric),
         "alone": pl.DataFrame(alone[:12], schema={"column": pl.String, "skill": pl.Float64}, orient="row"),
@@ -223,7 +227,11 @@ def examine(
 
 
 class Subject:
-    """What is examined: a problem's rows, its folds, and the CPU time that is left."""
+    """What is examined: a problem's rows, its folds, and the CPU time that is left.
+
+    What the step is decided by gets ESSENTIAL of the time, on as many folds as can be afforded with all of their rows, else on
+    as many rows of the newest fold.
+    """
 
     def __init__(self, kind: Kind, data: Rows, section: Tabular, seed: int, seconds: float) -> None:
         self.kind, self.data, self.section, self.seed = kind, data, section, seed
@@ -233,8 +241,8 @@ class Subject:
         self.folds = [self._split(fold) for fold in _few(kind, data, section)]
         self.all_rows = min(len(train) for train, _ in self.folds)
         self.rows = self.all_rows
-        self.fit_seconds = 0.0
-        """Of the last fit on all of `rows`."""
+        self.fixed, self.per_row = 0.0, 0.0
+        """CPU seconds of one fit, and of each row in it; found by `plan`."""
 
     @property
     def spent(self) -> float:
@@ -246,12 +254,48 @@ class Subject:
         test = subset.by_entity(self.data, subset.places(self.data, (fold.test,)), self.seed)[:TESTED]
         return train, np.sort(test)
 
+    def plan(self, config: Config) -> None:
+        """Learn from few rows and from some more, and choose folds and rows so that the examination fits into its time."""
+        sizes = [min(size, self.all_rows) for size in FIRST]
+        took = [self._time(config, size) for size in sizes]
+        self.per_row = max(took[1] - took[0], 0.0) / max(sizes[1] - sizes[0], 1)
+        self.fixed = max(took[0] - sizes[0] * self.per_row, 0.0)
+        fits = 3.5 + len(SHARES)
+        budget = ESSENTIAL * self.seconds - self.spent
+        for count in range(len(self.folds), 0, -1):
+            if count == 1 or count * (fits * self.fixed + (3.5 + sum(SHARES)) * self.all_rows * self.per_row) <= budget:
+                self.folds = self.folds[-count:]
+                break
+        if len(self.folds) == 1:
+            self.rows = self._affordable(budget - fits * self.fixed, 3.5 + sum(SHARES))
+
+    def _time(self, config: Config, rows: int) -> float:
+        started = time.process_time()
+        train, test = self.folds[-1]
+        self.fit(config, train[:rows], test)
+        return time.process_time() - started
+
+    def _affordable(self, seconds: float, fits: float) -> int:
+        rows = seconds / fits / max(self.per_row, 1e-9)
+        return min(self.all_rows, max(FIRST[0], int(min(rows, self.all_rows))))
+
+    def narrowed(self, fits: int, what: str) -> "Subject | None":
+        """The same for `fits` more fits in the time that is left: on the newest fold, with as many rows as can be afforded."""
+        left = self.seconds - self.spent - fits * self.fixed
+        if left < fits * FIRST[0] * self.per_row:
+            self.left_out.add(what)
+            return None
+        other = copy.copy(self)
+        other.folds, other.rows = self.folds[-1:], min(self.rows, self._affordable(left, fits))
+        return other
+
     def judge(self, config: Config, what: str = "", share: float = 1.0) -> Fit | None:
-        """Learn and judge on every fold, from `share` of the rows; None where the time is up or it cannot be learned."""
-        if not self.fit_seconds and what == "":
-            self._measure(config)
-        rival = share == 1.0 and not what.startswith("validation")
-        if what and not self.affords(0 if rival else len(self.folds) * share, what):
+        """Learn and judge on every fold, from `share` of the rows; None where the time is up or it cannot be learned.
+
+        What is named is left out, and noted, where the time is up.
+        """
+        if what and self.spent > self.seconds:
+            self.left_out.add(what)
             return None
         fits = []
         for train, test in self.folds:
@@ -261,21 +305,11 @@ class Subject:
             fits.append(fit)
         return Fit(*(list(each) for each in zip(*fits, strict=True)))
 
-    def affords(self, fits: float, what: str) -> bool:
-        """Whether so many fits on all rows can still be paid for; if not, `what` is noted as left out."""
-        enough = self.spent + fits * self.fit_seconds <= self.seconds
-        if not enough:
-            self.left_out.add(what)
-        return enough
-
     def fit(self, config: Config, train: np.ndarray, test: np.ndarray, without: Sequence[str] = ()) -> Any:
         """(scores on rows learned from, scores on `test`, predictions of `test`), or None where it cannot be learned."""
         rows, judged = (_dropped(subset.subset(self.data, each), without) for each in (train, test))
-        started = time.process_time()
         try:
             model = self.kind.fit(rows, [ROWS], config, self.section, self.seed)
-            if len(train) >= self.rows:
-                self.fit_seconds = time.process_time() - started
             known = _dropped(subset.subset(self.data, train[:TESTED]), without)
             said = self.kind.predict(model, judged, ROWS, self.section)
             seen = self.kind.predict(model, known, ROWS, self.section)
@@ -283,20 +317,6 @@ class Subject:
         except Exception as error:  # noqa: BLE001  # too few rows of a class, a family that needs more: the others go on
             self.failed = f"{type(error).__name__}: {error}"
             return None
-
-    def _measure(self, config: Config) -> None:
-        """Find how many rows can be learned from, so that the whole examination fits into its time."""
-        train, test = self.folds[0]
-        started = time.process_time()
-        self.fit(config, train[:FIRST], test[:FIRST])
-        took = max(time.process_time() - started, 1e-3)
-        fits = len(self.folds) * (3 + sum(SHARES) + 2 * POINTS) + RESAMPLES
-        affordable = FIRST * 0.7 * self.seconds / (fits * took)
-        if affordable < FIRST:
-            self.folds = self.folds[-1:] if affordable < FIRST / 2 else self.folds[-2:]
-            affordable *= FOLDS / len(self.folds)
-        self.rows = min(self.all_rows, max(FIRST, int(affordable)))
-        self.fit_seconds = took * self.rows / FIRST
 
 
 def skill(scores: Mapping[str, float]) -> float:
@@ -726,8 +746,10 @@ def _bias_variance(subject: Subject, config: Config) -> pl.DataFrame | None:
     `error`: mean over fits. `variance`: how far fits lie from their mean. `bias`: the rest, which holds the noise of the labels
     too. Of probabilities, summed over the classes, for classification; all as shares of the target's variance.
     """
-    if not subject.affords(RESAMPLES, "bias and variance"):
+    narrowed = subject.narrowed(RESAMPLES, "bias and variance")
+    if narrowed is None:
         return None
+    subject = narrowed
     train, test = subject.folds[-1]
     random = np.random.default_rng(subject.seed)
     answers = []
@@ -748,27 +770,37 @@ def _bias_variance(subject: Subject, config: Config) -> pl.DataFrame | None:
     total = float(truth.var(axis=0).sum()) or 1.0
     error = float(((said - truth) ** 2).sum(axis=2).mean()) / total
     variance = float(said.var(axis=0, ddof=1).sum(axis=1).mean()) / total
-    return pl.DataFrame({"part": ["bias and noise", "variance"], "share": [max(error - variance, 0.0), variance]})
+    return pl.DataFrame({"part": ["bias and noise", "variance"], "share": [max(error - variance, 0.0), variance]}).with_columns(
+        rows=pl.lit(subject.rows)
+    )
 
 
 def _validation_curves(
-    subject: Subject, config: Config, chosen: Fit, trials: pl.DataFrame | None, metric: Metric
+    subject: Subject, config: Config, trials: pl.DataFrame | None, metric: Metric
 ) -> dict[str, pl.DataFrame]:
-    """Of the two hyper-parameters that matter most: value -> scores, all else as chosen."""
+    """Of the two hyper-parameters that matter most: value -> scores, all else as chosen; of a blend's first member."""
+    config = config["members"][0] if config.get("members") else config
     space = subject.kind.space(subject.section).get(config["model"], {})
     ranges = {name: each for name, each in space.items() if name in config}
+    names = _that_matter(config, ranges, trials)[:2]
+    narrowed = subject.narrowed(2 * POINTS + 1, "validation curves") if names else None
+    chosen = narrowed.judge(config) if narrowed else None
+    if narrowed is None or chosen is None:
+        return {}
     tables = {}
-    for place, name in enumerate(_that_matter(config, ranges, trials)[:2]):
+    for place, name in enumerate(names):
         points = [{"value": config[name], **point} for point in _points(chosen, metric)]
         for value in _values(ranges[name], config[name]):
-            fit = subject.judge({**config, name: value}, f"validation curve of {name}")
+            fit = narrowed.judge({**config, name: value}, "validation curves")
             points += [{"value": value, **point} for point in _points(fit, metric)] if fit else []
         if len(points) > 2:
             table = pl.DataFrame([{**each, "value": str(each["value"])} for each in points])
             numeric = not isinstance(config[name], str | bool) and config[name] is not None
             table = table.with_columns(pl.col("value").cast(pl.Float64)).sort("value") if numeric else table
             told = {"parameter": name, "chosen": str(config[name]), "log": ranges[name].log, "metric": metric.name}
-            tables[f"validation_curve_{place + 1}"] = table.with_columns(**{key: pl.lit(each) for key, each in told.items()})
+            tables[f"validation_curve_{place + 1}"] = table.with_columns(
+                **{key: pl.lit(each) for key, each in told.items()}, rows=pl.lit(narrowed.rows)
+            )
     return tables
 
 

@@ -592,7 +592,7 @@ class Evaluate(Section):
             raise ValueError("threshold and threshold_for are both given; leave one of them out")
         return self
 
-    diagnose_seconds: Annotated[float, Field(ge=0)] = 8.0
+    diagnose_seconds: Annotated[float, Field(ge=0)] = 12.0
     """CPU seconds that the diagnosis may take (learning curve, validation curves, bias and variance, rivals); what it cannot
     afford it leaves out and says so. 0: none."""
     explain_rows: Annotated[int, Field(ge=50)] = 1000
