@@ -28,6 +28,8 @@ TRUSTED = (
     "sklearn.tree._tree.Tree",
     "tasks.problems.tabular.blend.BlendClassifier",
     "tasks.problems.tabular.blend.BlendRegressor",
+    "tasks.problems.tabular.calibration.Calibrated",
+    "tasks.problems.tabular.pipeline.Curves",
     "tasks.problems.tabular.pipeline.Frequency",
     "tasks.problems.tabular.pipeline.Numbers",
     "tasks.problems.tabular.pipeline.Rare",
@@ -45,6 +47,7 @@ TRUSTED = (
     "tasks.problems.ranking.models.TwoStage",
     "tasks.problems.ranking.sources.Ease",
     "tasks.problems.ranking.sources.Similar",
+    "tasks.problems.regression.LogRegressor",
     "tasks.problems.regression.OffsetRegressor",
 )
 """Types a model may hold beyond those of scikit-learn and NumPy that skops trusts itself: by full name."""

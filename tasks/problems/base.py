@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import polars as pl
 
@@ -137,4 +137,18 @@ class Kind(Protocol):
         Where rows and answers are one to one, the columns of `asked` come first and NOT_SCORED last.
         Raises DataError for columns that are missing, or taken by the answer.
         """
+        ...
+
+
+@runtime_checkable
+class Finishing(Protocol):
+    """A kind whose models are finished by what was said of rows that they had not seen."""
+
+    def finishes(self, section: Any) -> bool:
+        """Whether params ask for that."""
+        ...
+
+    def finish(self, model: Model, held_out: pl.DataFrame, section: Any, seed: int) -> Model:
+        """`model`, fitted, with what `held_out` says of it: rows of `predict` by models of its configuration that did not
+        learn from them."""
         ...

@@ -1,6 +1,8 @@
 """Classification: which of two or more classes. The answer is a probability; its threshold is the training rows' base rate."""
 
+import logging
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, ClassVar
 
 import numpy as np
@@ -8,26 +10,33 @@ import pandas as pd
 import polars as pl
 from lightgbm import LGBMClassifier
 from sklearn.dummy import DummyClassifier
-from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import FixedThresholdClassifier
 
-from tasks.errors import DataError
-from tasks.params import KindName, Range, Tabular
+from tasks.errors import DataError, ParamsError
+from tasks.params import KindName, Range, Table, Tabular, nearest
 from tasks.problems.base import Config, Kind, Metric, Model, Part
+from tasks.problems.tabular import calibration
 from tasks.problems.tabular.blend import BlendClassifier
 from tasks.problems.tabular.kind import (
     BOOSTING,
     BOOSTING_SPACE,
+    FOR_LINES,
+    FOR_TREES,
     FOREST,
+    FOREST_DEFAULTS,
     FOREST_SPACE,
     LIGHTGBM,
     PLAIN_BOOSTING,
     PLAIN_BOOSTING_SPACE,
+    PLAIN_LIGHTGBM,
     Family,
     Rows,
     TabularKind,
 )
+
+log = logging.getLogger(__name__)
 
 PREFIX = "probability_"
 BINS = 10
@@ -68,11 +77,14 @@ class Classification(TabularKind):
             {"C": 1.0, "class_weight": None},
             {"C": Range(low=1e-3, high=100.0, log=True), "class_weight": Range(values=(None, "balanced"))},
             stage="linear",
+            choices=FOR_LINES,
         ),
-        "extra_trees": Family(
-            ExtraTreesClassifier, FOREST, {"min_samples_leaf": 3, "max_features": 0.5}, FOREST_SPACE, stage="trees"
+        "random_forest": Family(
+            RandomForestClassifier, FOREST, FOREST_DEFAULTS, FOREST_SPACE, stage="trees", choices=FOR_TREES
         ),
-        "lightgbm": Family(LGBMClassifier, LIGHTGBM, PLAIN_BOOSTING, PLAIN_BOOSTING_SPACE, native=True),
+        "lightgbm": Family(
+            LGBMClassifier, PLAIN_LIGHTGBM, PLAIN_BOOSTING, PLAIN_BOOSTING_SPACE, native=True, choices=FOR_TREES
+        ),
     }
     blend = BlendClassifier
 
@@ -89,10 +101,44 @@ class Classification(TabularKind):
         model = self.assemble(rows, config, section, "binary" if len(classes) == 2 else "multiclass", seed)
         if len(classes) > 2:
             return model.fit(rows.features, y)
+        positive = _positive(classes, section)
         # a hair above the base rate: a model that knows nothing more says no
-        threshold: Any = section.evaluate.threshold or float(np.nextafter(counts[1] / len(y), 1))
-        bound = FixedThresholdClassifier(model, threshold=threshold, pos_label=classes[1], response_method="predict_proba")
+        share = counts[list(classes).index(positive)] / len(y)
+        threshold: Any = section.evaluate.threshold or float(np.nextafter(share, 1))
+        bound = FixedThresholdClassifier(model, threshold=threshold, pos_label=positive, response_method="predict_proba")
         return bound.fit(rows.features, y)
+
+    def finishes(self, section: Tabular) -> bool:
+        return _calibrates(section) != "none" or section.evaluate.threshold_for is not None
+
+    def finish(self, model: Model, held_out: pl.DataFrame, section: Tabular, seed: int) -> Model:
+        """The model with calibrated probabilities where that helps, and with the threshold of evaluate.threshold_for.
+
+        Raises ParamsError where several classes are to have a threshold.
+        """
+        names = [f"{PREFIX}{name}" for name in model.classes_]
+        truth, chances, _ = arrays(held_out.select("entity", "truth", *names, "threshold"))
+        bound, aim, method = isinstance(model, FixedThresholdClassifier), section.evaluate.threshold_for, _calibrates(section)
+        if aim and not bound:
+            raise ParamsError(f"evaluate.threshold_for = {aim}: needs two classes; {section.question} has {len(names)}")
+        inner = model.estimator_ if bound else model
+        methods: Any = ("sigmoid", "isotonic") if method == "auto" else (method,)
+        found = calibration.helping(truth, chances, methods, seed) if method != "none" else None
+        if found is not None:
+            log.info("%s: its probabilities are calibrated: %s", section.question, found.method)
+            inner, chances = calibration.Calibrated(inner, found.method, found.maps).fit(), found.apply(chances)
+        if not bound:
+            return inner
+        finished = copy(model)
+        finished.estimator_ = inner
+        if aim:
+            place = list(model.classes_).index(model.pos_label)
+            known = truth >= 0
+            chosen = calibration.threshold_for(
+                aim, truth[known] == place, chances[known, place], section.evaluate.recall, section.evaluate.costs
+            )
+            finished.set_params(threshold=chosen)
+        return finished
 
     def predict(self, model: Model, data: Rows, part: Part, section: Tabular) -> pl.DataFrame:
         """`entity`, `truth` (may be missing), `probability_<class>` of each class, `threshold` (missing for several)."""
@@ -101,14 +147,13 @@ class Classification(TabularKind):
         threshold = section.evaluate.threshold or getattr(model, "threshold", None)
         return pl.DataFrame(
             {"entity": rows.entity, "truth": rows.target}
-            | {f"{PREFIX}{name}": chances[:, place] for place, name in enumerate(model.classes_)}
+            | _named(model, chances)
+            | {f"{PREFIX}{name}": np.zeros(len(rows)) for name in _never_seen(model, data, section)}
         ).with_columns(threshold=pl.lit(threshold, pl.Float64))
 
     def said(self, model: Model, features: pd.DataFrame) -> dict[str, np.ndarray]:
         """`prediction`: the class at the model's threshold; `probability_<class>` of each class."""
-        chances = model.predict_proba(features)
-        named = {f"{PREFIX}{name}": chances[:, place] for place, name in enumerate(model.classes_)}
-        return super().said(model, features) | named
+        return super().said(model, features) | _named(model, model.predict_proba(features))
 
     def score(self, predictions: pl.DataFrame, section: Tabular) -> dict[str, float]:
         """All metrics; for more than two classes macro means, each class against the rest. NaN where one is not defined."""
@@ -135,6 +180,35 @@ class Classification(TabularKind):
 
 
 KIND: Kind = Classification()
+
+
+def _positive(classes: np.ndarray, section: Tabular) -> Any:
+    """The class of two that probability and threshold are about. Raises ParamsError where features.positive is none of them."""
+    wanted = section.features.positive if isinstance(section.features, Table) else None
+    if wanted is None:
+        return classes[1]
+    if wanted not in (named := {str(each): each for each in classes}):
+        raise ParamsError(f"features.positive = {wanted}: no such class{nearest(wanted, named)}")
+    return named[wanted]
+
+
+def _calibrates(section: Tabular) -> str:
+    return section.train.calibrate or ("auto" if isinstance(section.features, Table) else "none")
+
+
+def _named(model: Model, chances: np.ndarray) -> dict[str, np.ndarray]:
+    """`probability_<class>` of each class, of two the positive one last."""
+    named = {f"{PREFIX}{name}": chances[:, place] for place, name in enumerate(model.classes_)}
+    positive = f"{PREFIX}{getattr(model, 'pos_label', None)}"
+    return named | {positive: named.pop(positive)} if positive in named else named
+
+
+def _never_seen(model: Model, data: Rows, section: Tabular) -> list[Any]:
+    """Classes of a plain table that the model did not learn from: of a tiny class all rows may be among those that judge."""
+    if not isinstance(section.features, Table):
+        return []
+    known = set(model.classes_)
+    return [each for each in np.unique(classes_of(data.target.drop_nulls())) if each not in known]
 
 
 def classes_of(target: pl.Series) -> np.ndarray:

@@ -21,11 +21,16 @@ from tasks.problems.tabular.kind import (
     BLEND,
     BOOSTING,
     BOOSTING_SPACE,
+    FOR_AMOUNTS,
+    FOR_LINES,
+    FOR_TREES,
     FOREST,
+    FOREST_DEFAULTS,
     FOREST_SPACE,
     LIGHTGBM,
     PLAIN_BOOSTING,
     PLAIN_BOOSTING_SPACE,
+    PLAIN_LIGHTGBM,
     Family,
     Rows,
     TabularKind,
@@ -58,6 +63,32 @@ class OffsetRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
         return self.factor_ * X[self.offset].astype(float).fillna(0.0).to_numpy() + self.regressor_.predict(X)
 
 
+class LogRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
+    """Learns sign(y) log(1 + |y|), and answers in the unit of y.
+
+    The answer is stretched by one factor, which makes the sums of answers and targets equal on the training rows: the mean of a
+    logarithm is less than the logarithm of the mean. Answers stay within a factor of two of what was seen.
+    """
+
+    def __init__(self, regressor: Any = None) -> None:
+        self.regressor = regressor
+
+    def fit(self, X: pd.DataFrame, y: np.ndarray) -> "LogRegressor":
+        inner: Any = clone(self.regressor)
+        self.regressor_ = inner.fit(X, np.sign(y) * np.log1p(np.abs(y)))
+        self.low_, self.high_ = (float(each) for each in (min(2 * y.min(), 0.0), max(2 * y.max(), 0.0)))
+        self.factor_ = 1.0
+        total = float(self.predict(X).sum())
+        self.factor_ = float(np.clip(y.sum() / total, 0.5, 2.0)) if total else 1.0
+        return self
+
+    def predict(self, X: pd.DataFrame) -> np.ndarray:
+        check_is_fitted(self)
+        logs = self.regressor_.predict(X)
+        plain = np.sign(logs) * np.expm1(np.minimum(np.abs(logs), 700.0))
+        return np.clip(self.factor_ * plain, self.low_, self.high_)
+
+
 class Regression(TabularKind):
     name: KindName = "regression"
     metrics = (
@@ -73,17 +104,28 @@ class Regression(TabularKind):
     }
     plain: ClassVar = {
         "naive": families["naive"],
-        "ridge": Family(Ridge, {}, {"alpha": 10.0}, {"alpha": Range(low=0.01, high=1e4, log=True)}, stage="linear"),
-        "extra_trees": Family(
-            ExtraTreesRegressor, FOREST, {"min_samples_leaf": 2, "max_features": 0.5}, FOREST_SPACE, stage="trees"
+        "ridge": Family(
+            Ridge,
+            {},
+            {"alpha": 10.0},
+            {"alpha": Range(low=0.01, high=1e4, log=True)},
+            stage="linear",
+            choices=FOR_LINES | FOR_AMOUNTS,
         ),
-        "lightgbm": Family(LGBMRegressor, LIGHTGBM, PLAIN_BOOSTING, PLAIN_BOOSTING_SPACE, native=True),
+        "extra_trees": Family(
+            ExtraTreesRegressor, FOREST, FOREST_DEFAULTS, FOREST_SPACE, stage="trees", choices=FOR_TREES | FOR_AMOUNTS
+        ),
+        "lightgbm": Family(
+            *(LGBMRegressor, PLAIN_LIGHTGBM, PLAIN_BOOSTING, PLAIN_BOOSTING_SPACE),
+            native=True,
+            choices=FOR_TREES | FOR_AMOUNTS,
+        ),
     }
     blend = BlendRegressor
 
     def choices(self, model: str, section: Tabular) -> dict[str, Range]:
-        offsets = section.pipeline.offset
-        more = {"offset": Range(values=offsets)} if len(offsets) > 1 and model != self.baseline else {}
+        given = {"offset": section.pipeline.offset, "target_log": section.pipeline.target_log}
+        more = {name: Range(values=values) for name, values in given.items() if len(values) > 1 and model != self.baseline}
         return more | super().choices(model, section)
 
     def fit(self, data: Rows, parts: Sequence[Part], config: Config, section: Tabular, seed: int) -> Model:
@@ -96,7 +138,11 @@ class Regression(TabularKind):
         model = super().assemble(rows, config, section, task, seed)
         naive = config["model"] == self.baseline
         offset = _first(section.pipeline.offset) if naive else config.get("offset", section.pipeline.offset[0])
-        if offset is None or config["model"] == BLEND:
+        if config["model"] == BLEND:
+            return model
+        if not naive and config.get("target_log", section.pipeline.target_log[0]):
+            model = LogRegressor(model)
+        if offset is None:
             return model
         require(offset, rows.features, "pipeline.offset")
         return OffsetRegressor(DummyRegressor(strategy="constant", constant=0) if naive else model, offset)

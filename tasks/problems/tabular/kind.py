@@ -49,28 +49,34 @@ BOOSTING_SPACE = {
 }
 
 
-FOREST = {"n_jobs": 1, "n_estimators": 200}
-FOREST_SPACE = {
-    "min_samples_leaf": Range(low=1, high=30, integer=True, log=True),
-    "max_features": Range(values=(0.3, 0.5, 0.8)),
-}
+PLAIN_LIGHTGBM = {**LIGHTGBM, "max_bin": 255}
 PLAIN_BOOSTING = {
-    "n_estimators": 200,
+    "n_estimators": 250,
     "learning_rate": 0.05,
-    "num_leaves": 15,
+    "num_leaves": 8,
     "min_child_samples": 20,
     "colsample_bytree": 0.5,
     "reg_lambda": 1.0,
 }
 """Of plain tables, from a thousand rows to a million."""
 PLAIN_BOOSTING_SPACE = {
-    "n_estimators": Range(low=50, high=800, integer=True, log=True),
-    "learning_rate": Range(low=0.015, high=0.15, log=True),
-    "num_leaves": Range(low=4, high=96, integer=True, log=True),
+    "n_estimators": Range(low=80, high=1000, integer=True, log=True),
+    "learning_rate": Range(low=0.02, high=0.15, log=True),
+    "num_leaves": Range(low=3, high=96, integer=True, log=True),
     "min_child_samples": Range(low=3, high=100, integer=True, log=True),
     "colsample_bytree": Range(low=0.2, high=1.0),
     "reg_lambda": Range(low=0.01, high=50.0, log=True),
 }
+FOREST = {"n_jobs": 1, "n_estimators": 200}
+FOREST_DEFAULTS = {"min_samples_leaf": 3, "max_features": 0.4}
+FOREST_SPACE = {
+    "min_samples_leaf": Range(low=1, high=30, integer=True, log=True),
+    "max_features": Range(low=0.1, high=0.8),
+}
+FOR_LINES = {"indicate": Range(values=(True,)), "curves": Range(values=(0, 5)), "log": Range(values=(False, True))}
+"""Choices of the pipeline for linear models of plain tables, and for trees."""
+FOR_TREES = {"encode": Range(values=("target", "onehot"))}
+FOR_AMOUNTS = {"target_log": Range(values=(False, True))}
 
 Stage = Literal["baseline", "linear", "trees", "boosting", "ensemble"]
 """How much a model costs to run and to understand, the least first."""
@@ -263,7 +269,10 @@ class TabularKind:
         numeric, low, high = roles(others, section.pipeline.high_cardinality)
         if not family.native and pipeline.choose(section.pipeline, config)["impute"] == "none":
             _refuse_missing(rows.features.loc[:, numeric], config["model"])
-        steps = pipeline.preprocess(section.pipeline, config, numeric, low, high, task, seed, family.native, dates, texts)
+        steps = pipeline.preprocess(
+            *(section.pipeline, config, numeric, low, high, task, seed, family.native, dates, texts),
+            stratified=task == "continuous" or _smallest_class(rows.target) >= pipeline.ENCODING_FOLDS,
+        )
         return Pipeline([("prepare", once(steps)), ("model", estimator)])
 
     def score_model(
@@ -299,6 +308,10 @@ def roles(features: pd.DataFrame, high_cardinality: int) -> tuple[list[str], lis
     text = [name for name in features if pd.api.types.is_string_dtype(features[name])]
     high = [name for name in text if features[name].nunique() > high_cardinality]
     return numeric, [name for name in text if name not in set(high)], high
+
+
+def _smallest_class(target: pl.Series) -> int:
+    return int(target.value_counts()["count"].min() or 0)  # pyright: ignore[reportArgumentType]
 
 
 def importance(model: Model) -> dict[str, float]:
@@ -411,7 +424,10 @@ def _as_trained(known: Any, asked: pl.Series, why: list[str | None]) -> pd.Serie
     """Dates or text, as in training; where a date is none, `why` says so."""
     if not pd.api.types.is_datetime64_any_dtype(known):
         return pd.Series(asked.cast(pl.String).to_list(), dtype="str")
-    moments = asked.str.to_datetime(strict=False) if asked.dtype == pl.String else asked.cast(pl.Datetime("us"), strict=False)
+    try:
+        moments = asked.str.to_datetime(strict=False) if asked.dtype == pl.String else asked.cast(pl.Datetime("us"), strict=False)
+    except pl.exceptions.PolarsError:  # not one of them is a date
+        moments = pl.Series(asked.name, [None] * len(asked), dtype=pl.Datetime("us"))
     for row in (moments.is_null() & asked.is_not_null()).arg_true():
         why[row] = why[row] or f"{asked.name} = {asked[row]}: is no date"
     return moments.to_pandas()

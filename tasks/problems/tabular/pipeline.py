@@ -39,10 +39,14 @@ Task = Literal["binary", "multiclass", "continuous", "none"]
 MISSING = "(missing)"
 """The category of a missing category."""
 
+ENCODING_FOLDS = 5
+"""A target encoder gives each fold of its training rows what it learns from the others."""
+OUTER = 0.01
+"""Share of the values at either end that Curves takes as their edge."""
 OTHER = "(other)"
 """The category of those that are too rare to be told apart."""
 
-FOR_NUMBERS = ("impute", "scale", "log", "indicate")
+FOR_NUMBERS = ("impute", "scale", "log", "indicate", "curves")
 FOR_ALL = ("encode", "encode_high", "rare", "select", "select_share", "reduce", "components")
 
 
@@ -68,20 +72,22 @@ def preprocess(
     native: bool = False,
     dates: Sequence[str] = (),
     texts: Sequence[str] = (),
+    stratified: bool = True,
 ) -> Pipeline:
     """The steps before the model, unfitted. They take a pandas frame and find its columns by name, in any order.
 
     `numeric`: columns of numbers; `low`, `high`: categories with few and with many distinct values; `dates`; `texts`: columns
     of words. A category never seen counts as none of the known ones. `native`: the model understands missing values and does
-    not care for scale, so numbers pass as they are unless the selection or the projection needs them complete.
+    not care for scale, so numbers pass as they are unless the selection or the projection needs them complete. `stratified`:
+    every class has ENCODING_FOLDS rows or more.
     """
     chosen = choose(pipeline, config)
     raw = native and chosen["select"] in ("none", "variance") and chosen["reduce"] == "none"
     scale = [] if raw else _scale(chosen["scale"], seed)
     parts = [
         ("numbers", Pipeline([("read", Numbers())] if raw else _numbers(chosen, seed)), list(numeric)),
-        ("low", Pipeline(_categories(chosen["encode"], task, seed, scale, chosen["rare"])), list(low)),
-        ("high", Pipeline(_categories(chosen["encode_high"], task, seed, scale)), list(high)),
+        ("low", Pipeline(_categories(chosen["encode"], task, seed, scale, stratified, chosen["rare"])), list(low)),
+        ("high", Pipeline(_categories(chosen["encode_high"], task, seed, scale, stratified)), list(high)),
         ("dates", Pipeline([("read", Dates()), *([] if raw else _filled("median")), *scale]), list(dates)),
         ("texts", Pipeline([("read", _words(pipeline, seed)), *scale]), list(texts)),
     ]
@@ -97,6 +103,7 @@ def _numbers(chosen: dict[str, Any], seed: int) -> list[tuple[str, Any]]:
         ("read", Numbers()),
         *_filled(chosen["impute"], chosen["indicate"]),
         *([("log", SignedLog())] if chosen["log"] else []),
+        *([("curves", Curves(chosen["curves"]))] if chosen["curves"] else []),
         *_scale(chosen["scale"], seed),
     ]
 
@@ -121,14 +128,16 @@ def _scale(name: str, seed: int) -> list[tuple[str, Any]]:
     return [("scale", scalers[name])] if name in scalers else []
 
 
-def _categories(name: str, task: Task, seed: int, scale: list[tuple[str, Any]], rare: int = 0) -> list[tuple[str, Any]]:
+def _categories(
+    name: str, task: Task, seed: int, scale: list[tuple[str, Any]], stratified: bool, rare: int = 0
+) -> list[tuple[str, Any]]:
     """Text to numbers. Without a target there is nothing to encode by, so frequency takes the place of target."""
     read: list[tuple[str, Any]] = [("read", Text()), *([("rare", Rare(rare))] if rare else [])]
     if name == "onehot":
         return [*read, ("encode", OneHotEncoder(handle_unknown="ignore", sparse_output=False))]
     if name == "target" and task != "none":
-        folds = KFold if task == "continuous" else StratifiedKFold
-        crossed: Any = folds(n_splits=5, shuffle=True, random_state=seed)
+        folds = StratifiedKFold if stratified and task != "continuous" else KFold
+        crossed: Any = folds(n_splits=ENCODING_FOLDS, shuffle=True, random_state=seed)
         encoder: Any = TargetEncoder(target_type=task, cv=crossed)
     elif name == "ordinal":
         encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
@@ -200,6 +209,31 @@ class SignedLog(TransformerMixin, BaseEstimator):
     def transform(self, X: np.ndarray) -> np.ndarray:
         check_is_fitted(self)
         return np.sign(X) * np.log1p(np.abs(X))
+
+
+class Curves(TransformerMixin, BaseEstimator):
+    """Each column within its outer hundredths, and beside it what it exceeds each of `knots` quantiles by: with these a linear
+    model bends there. A column with few values stays as it is."""
+
+    def __init__(self, knots: int = 5) -> None:
+        self.knots = knots
+
+    def fit(self, X: np.ndarray, y: Any = None) -> "Curves":
+        self.low_, self.high_ = np.quantile(X, [OUTER, 1 - OUTER], axis=0)
+        levels = np.arange(1, self.knots + 1) / (self.knots + 1)
+        found = []
+        for column, low, high in zip(X.T, self.low_, self.high_, strict=True):
+            points = np.unique(np.quantile(column, levels)) if len(np.unique(column)) > self.knots else np.empty(0)
+            found.append(points[(points > low) & (points < high)])
+        self.columns_ = np.repeat(np.arange(X.shape[1]), [len(each) for each in found])
+        self.points_ = np.concatenate(found)
+        return self
+
+    def transform(self, X: np.ndarray) -> np.ndarray:
+        """The columns, then one for each of `columns_` and its point of `points_`."""
+        check_is_fitted(self)
+        inside = np.clip(X, self.low_, self.high_)
+        return np.hstack([inside, np.maximum(inside[:, self.columns_] - self.points_, 0.0)])
 
 
 class Text(TransformerMixin, BaseEstimator):
@@ -284,5 +318,6 @@ def _owners(part: Pipeline, inputs: Sequence[str]) -> np.ndarray:
     if isinstance(encoder, TargetEncoder) and encoder.target_type_ == "multiclass":
         return np.repeat(one, len(encoder.classes_), axis=0)  # pyright: ignore[reportArgumentType]
     if isinstance(fill, SimpleImputer) and fill.indicator_ is not None:
-        return np.vstack([one, one[fill.indicator_.features_]])
-    return one
+        one = np.vstack([one, one[fill.indicator_.features_]])
+    bent = part.named_steps.get("curves")
+    return np.vstack([one, one[bent.columns_]]) if isinstance(bent, Curves) else one
