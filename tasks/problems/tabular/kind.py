@@ -73,7 +73,7 @@ FOREST_SPACE = {
     "min_samples_leaf": Range(low=1, high=30, integer=True, log=True),
     "max_features": Range(low=0.1, high=0.8),
 }
-FOR_LINES = {"indicate": Range(values=(True,)), "curves": Range(values=(0, 5)), "log": Range(values=(False, True))}
+FOR_LINES = {"indicate": Range(values=(True,)), "curves": Range(values=(5, 0)), "log": Range(values=(False, True))}
 """Choices of the pipeline for linear models of plain tables, and for trees."""
 FOR_TREES = {"encode": Range(values=("target", "onehot"))}
 FOR_AMOUNTS = {"target_log": Range(values=(False, True))}
@@ -424,8 +424,9 @@ def _as_trained(known: Any, asked: pl.Series, why: list[str | None]) -> pd.Serie
     """Dates or text, as in training; where a date is none, `why` says so."""
     if not pd.api.types.is_datetime64_any_dtype(known):
         return pd.Series(asked.cast(pl.String).to_list(), dtype="str")
+    text = asked.dtype == pl.String
     try:
-        moments = asked.str.to_datetime(strict=False) if asked.dtype == pl.String else asked.cast(pl.Datetime("us"), strict=False)
+        moments = asked.str.to_datetime(strict=False) if text else asked.cast(pl.Datetime("us"), strict=False)
     except pl.exceptions.PolarsError:  # not one of them is a date
         moments = pl.Series(asked.name, [None] * len(asked), dtype=pl.Datetime("us"))
     for row in (moments.is_null() & asked.is_not_null()).arg_true():
