@@ -10,7 +10,7 @@ from polars.exceptions import PolarsError
 from tasks import problems
 from tasks.errors import ModelError, ParamsError, SourceError
 from tasks.layout import Layout, writing
-from tasks.params import Params, Section
+from tasks.params import Params, Section, Source, Table
 from tasks.problems.base import NOT_SCORED, Data, Model
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def run(
     kind, section = problems.kind(params.kind(problem)), params.section(problem)
     if out.suffix not in WRITE:
         raise ParamsError(f"{out}: unknown kind of file; give a name that ends in {' or '.join(WRITE)}")
-    asked = read(data)
+    asked = _rows_of(section.features, params, data) if isinstance(section.features, Table) else read(data)
     if not layout.features(problem).exists():
         raise ModelError(f"{problem}: has no features yet; run evergreen train {problem}")
     try:
@@ -66,17 +66,60 @@ def run(
     return Result(problem=problem, version=version, rows=asked.height, not_scored=len(refused), out=str(out))
 
 
-def read(path: Path) -> pl.DataFrame:
-    """A csv or parquet file. Raises SourceError where it is neither, is not there or has no column."""
+def read(path: Path, written: Source | None = None) -> pl.DataFrame:
+    """A csv or parquet file. `written`: how the table is written that the problem learned from; this one may be too.
+
+    Raises SourceError where it is neither csv nor parquet, is not there or has no column.
+    """
     if path.suffix not in READ:
         raise SourceError(f"{path}: unknown kind of file; give a name that ends in {' or '.join(READ)}")
     if not path.is_file():
         raise SourceError(f"{path}: no such file")
     try:
-        return READ[path.suffix](path)
-    except (PolarsError, OSError, UnicodeDecodeError) as error:
+        rows = READ[path.suffix](path, written)
+    except (PolarsError, OSError, UnicodeError) as error:
         raise SourceError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+    return rows
 
 
-READ = {".parquet": pl.read_parquet, ".csv": lambda path: pl.read_csv(path, infer_schema_length=None)}
+def _rows_of(table: Table, params: Params, path: Path) -> pl.DataFrame:
+    """A file with rows of a plain table, its numbers and dates read as the table's own; one that is none stays as it is."""
+    written = params.ingest[table.table]
+    rows, made = read(path, written), []
+    for name, role in table.columns.items():
+        if rows.schema.get(name) != pl.String:
+            continue
+        text, form = pl.col(name).str.strip_chars(), written.formats.get(name)
+        if role == "number" and written.decimal == ",":
+            made.append(text.str.replace(",", ".", literal=True).alias(name))
+        elif role == "date" and form:
+            days = written.types[name] == "date"
+            moment = text.str.to_date(form, strict=False) if days else text.str.to_datetime(form, strict=False)
+            said = moment.cast(pl.Datetime("us")).dt.to_string("%Y-%m-%d %H:%M:%S")
+            made.append(pl.coalesce(said, text).alias(name))
+    return rows.with_columns(made)
+
+
+def _read_csv(path: Path, written: Source | None) -> pl.DataFrame:
+    """In the separator, encoding and decimal mark of `written`, where the first line has that separator."""
+    with path.open("rb") as file:
+        first = file.readline()
+    if written is None or written.separator.encode() not in first:
+        return pl.read_csv(path, infer_schema_length=None, null_values=list(written.missing) if written else None)
+    text = path.read_bytes().decode(written.encoding).encode()
+    return pl.read_csv(
+        text,
+        separator=written.separator,
+        decimal_comma=written.decimal == ",",
+        null_values=list(written.missing) or None,
+        schema_overrides=dict.fromkeys(set(written.formats) & set(_names(text, written)), pl.String),
+        infer_schema_length=None,
+    )
+
+
+def _names(text: bytes, written: Source) -> list[str]:
+    return pl.read_csv(text, separator=written.separator, n_rows=0).columns
+
+
+READ = {".parquet": lambda path, written: pl.read_parquet(path), ".csv": _read_csv}
 WRITE = {".parquet": pl.DataFrame.write_parquet, ".csv": pl.DataFrame.write_csv}
