@@ -407,12 +407,35 @@ class Pipeline(Section):
     """regression: a feature whose value is a good first guess, so that models learn only the rest. null: none."""
 
 
+class Switches(Section):
+    """Which sources propose candidates beside own purchases and what is popular; one that is off costs nothing.
+
+    [true, false] makes a source part of the search.
+    """
+
+    similar: Options[bool] = (True,)
+    """What similar users buy (TIFU-kNN)."""
+    together: Options[bool] = (True,)
+    """What goes with what the user buys (EASE)."""
+    alike: Options[bool] = (False,)
+    """What is bought by the same users as what the user buys (item-kNN)."""
+    beside: Options[bool] = (False,)
+    """What lies in the same baskets as what the user buys (co-visitation)."""
+    factors: Options[bool] = (False,)
+    """A factor model (implicit ALS)."""
+    segment: Options[bool] = (False,)
+    """What is popular among users of the same segment: those who buy at the same place (features.place), else those who stand
+    out by the same category."""
+
+
 class Sources(Section):
     """How a list is made. A list instead of one value makes it part of the search."""
 
     k: Annotated[int, Field(ge=1)] = 10
     """Length of a list; metrics are at this k."""
-    candidates: Annotated[int, Field(ge=10)] = 150
+    sources: Switches = Switches()
+    """Where candidates come from."""
+    candidates: Annotated[int, Field(ge=10)] = 70
     """Candidates per user that the ranker sorts: so many bought before, and so many new ones."""
     half_life_days: Options[Annotated[float, Field(gt=0)]] = (90.0,)
     """Days after which a purchase counts half."""
@@ -420,12 +443,21 @@ class Sources(Section):
     """Ridge penalty of the item-to-item model (EASE)."""
     neighbours: Options[Annotated[int, Field(ge=1)]] = (100,)
     """Similar users that TIFU-kNN blends in."""
+    item_neighbours: Annotated[int, Field(ge=1)] = 50
+    """Nearest items that are kept of each item for sources.alike and sources.beside."""
+    factors: Annotated[int, Field(ge=1)] = 64
+    """Length of the vectors of the factor model."""
+    dense_users: Annotated[int, Field(ge=1)] = 10_000
+    """With more users than this no users x users system is built (10,000 take 1.2 GB): the factor model stands in for EASE, and
+    similar users are looked for among so many, drawn at random."""
     popular_days: Annotated[int, Field(ge=1)] = 56
     """Days before the cutoff that popularity counts."""
-    ranker_windows: Annotated[int, Field(ge=1)] = 2
+    ranker_windows: Annotated[int, Field(ge=1)] = 4
     """The ranker learns from the purchases after so many cutoffs, the newest with complete labels."""
-    ranker_users: Annotated[int, Field(ge=1)] = 1000
+    ranker_users: Annotated[int, Field(ge=1)] = 3000
     """Users per cutoff, drawn at random, that the ranker learns from."""
+    trees: Annotated[int, Field(ge=1)] = 150
+    """Trees of the ranker."""
 
 
 Part = Annotated[float, Field(ge=0, le=1)]

@@ -79,7 +79,8 @@ class Recommendation:
     def space(self, section: Recommend) -> dict[str, dict[str, Range]]:
         given = section.pipeline
         decay = {"half_life_days": Range(values=given.half_life_days)}
-        stages = {"ease_penalty": Range(values=given.ease_penalty), "neighbours": Range(values=given.neighbours)}
+        stages = {f"with_{name}": Range(values=getattr(given.sources, name)) for name in type(given.sources).model_fields}
+        stages |= {"ease_penalty": Range(values=given.ease_penalty), "neighbours": Range(values=given.neighbours)}
         ranker = {"leaves": Range(low=7, high=63, log=True, integer=True), "learning_rate": Range(low=0.02, high=0.2, log=True)}
         return {"popularity": {}, "frequency": decay, "two_stage": {**decay, **stages, **ranker}}
 
@@ -218,7 +219,8 @@ def _unfitted(config: Config, section: Recommend, seed: int) -> Recommender:
     chosen = {name: value for name, value in config.items() if name != "model"}
     kind = MODELS[config["model"]]
     if kind is TwoStage:
-        return TwoStage(**shared, candidates=given.candidates, seed=seed, **chosen)
+        fixed = {name: getattr(given, name) for name in ("candidates", "trees", "factors", "item_neighbours", "dense_users")}
+        return TwoStage(**shared, **fixed, seed=seed, **chosen)
     return Frequency(**shared, **chosen) if kind is Frequency else Recommender(**shared)
 
 

@@ -1,21 +1,37 @@
 """The first stage: a few hundred items per user out of the whole catalogue, with all that the second stage looks at."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from tasks.problems.ranking import features
-from tasks.problems.ranking.histories import Histories, Sparse, codes, distinct
+from tasks.problems.ranking.histories import Histories, Sparse, codes, distinct, matrix
 from tasks.problems.ranking.live import Live
-from tasks.problems.ranking.sources import Ease, Similar, decay, popularity
+from tasks.problems.ranking.sources import (
+    BLOCK,
+    SOURCES,
+    Ease,
+    Factors,
+    Nearby,
+    Segments,
+    Similar,
+    decay,
+    favourites,
+    popularity,
+)
 
 OWN = 0.7
 """Share of a user's own purchases beside those of similar users, where similar users propose what to buy again."""
-BOUGHT = {"similar": 0.7, "together": 0.3}
-NEW = {"together": 0.5, "similar": 0.25, "popular": 0.25}
-"""Source -> share of the candidates that it proposes, among bought and among new items."""
-BLOCK = 256
-"""Users scored at a time: bounds the memory of users x items."""
+BOUGHT = {"similar": 0.7, "together": 0.3, "factors": 0.1}
+NEW = {"together": 0.5, "similar": 0.25, "popular": 0.25, "alike": 0.25, "beside": 0.25, "factors": 0.25, "segment": 0.25}
+"""Source -> its part of the candidates among bought and among new items; parts of sources that are on are scaled to one."""
+CELLS = 8_000_000
+"""Users x items of one block, at most, where even BLOCK users would be more."""
+LATELY = 91
+"""Days that say which segment a user belongs to and what is popular there."""
+BASKETS = 182
+"""Days whose baskets say what lies beside what."""
 SAMPLED = 8
 """One score in so many tells which of one user's are too low to be among the best."""
 
@@ -30,6 +46,15 @@ class Settings:
     half_life_days: float
     ease_penalty: float
     neighbours: int
+    with_similar: bool = True
+    with_together: bool = True
+    with_alike: bool = False
+    with_beside: bool = False
+    with_factors: bool = False
+    with_segment: bool = False
+    factors: int = 64
+    item_neighbours: int = 50
+    dense_users: int = 10_000
 
 
 @dataclass(eq=False)
@@ -38,7 +63,7 @@ class Candidates:
 
     `row`: user, in the order asked for. `item`: column of the catalogue. `bought`: whether the user ever bought it.
     `features`: pairs x features.FEATURES; the last columns hold the scores of the sources and their places, 0 is the best of
-    the user's.
+    the user's; both are 0 for a source that is off.
     """
 
     row: np.ndarray
@@ -49,7 +74,7 @@ class Candidates:
 
 @dataclass(eq=False)
 class Learned:
-    """What the first stage learned from the lines up to one day."""
+    """What the first stage learned from the lines up to one day. A source that is off is None."""
 
     catalogue: np.ndarray
     """Sorted ids of the items that can be recommended."""
@@ -59,55 +84,172 @@ class Learned:
     """Users who bought each of them lately."""
     facts: np.ndarray
     """catalogue x features.ITEM."""
-    ease: Ease
-    similar: Similar
+    ease: Ease | None = None
+    similar: Similar | None = None
+    alike: Nearby | None = None
+    beside: Nearby | None = None
+    factors: Factors | None = None
+    segments: Segments | None = None
+    users: np.ndarray | None = None
+    """Sorted ids of the users that EASE learned from. None: those of `similar`."""
+    _ordered: np.ndarray | None = field(default=None, init=False, repr=False)
+    """The catalogue by popularity: asked for with every list and the same every time."""
 
     @classmethod
-    def of(cls, known: Histories, categories: np.ndarray, day: int, settings: Settings) -> "Learned":
-        """`known`: the lines up to `day`; `categories`: number of the category of each of `known.items`."""
+    def of(
+        cls, known: Histories, categories: np.ndarray, day: int, settings: Settings, segment: np.ndarray | None = None
+    ) -> "Learned":
+        """`known`: the lines up to `day`; `categories`: number of the category of each of `known.items`.
+
+        `segment`: number of the segment of each of `known.users`, -1 for none. None: the category a user stands out by.
+        With more users than settings.dense_users no users x users system is built: a factor model stands in for EASE, and
+        TIFU-kNN looks for neighbours among so many users, drawn at random.
+        """
         catalogue = known.catalogue(settings.min_users)
         category = categories[np.searchsorted(known.items, catalogue)]
-        return cls(
+        found = cls(
             catalogue=catalogue,
             category=category,
             popular=popularity(known, catalogue, day - settings.popular_days + 1, day),
             facts=features.of_items(known, catalogue, category, day),
-            ease=Ease.learn(known.matrix(catalogue).log1p(), settings.ease_penalty),
-            similar=Similar(known.users, decayed(known, catalogue, day, settings.half_life_days), settings.neighbours),
+            users=known.users,
         )
+        counts, many = known.matrix(catalogue), len(known.users) > settings.dense_users
+        if settings.with_together and not many:
+            found.ease = Ease.learn(counts.log1p(), settings.ease_penalty)
+        if settings.with_similar:
+            recent, some = decayed(known, catalogue, day, settings.half_life_days), np.arange(len(known.users))
+            if many:
+                some = np.sort(np.random.default_rng(day).permutation(some)[: settings.dense_users])
+            found.similar = Similar(known.users[some], recent[some], settings.neighbours)
+        if settings.with_alike:
+            found.alike = Nearby.learn(counts, settings.item_neighbours)
+        if settings.with_beside:
+            found.beside = Nearby.learn(_baskets(known.between(day - BASKETS + 1, day), catalogue), settings.item_neighbours)
+        if settings.with_factors or (settings.with_together and many):
+            found.factors = Factors.learn(counts.log1p(), settings.factors, seed=day)
+        if settings.with_segment:
+            lately = known.between(day - LATELY + 1, day).matrix(catalogue)
+            found.segments = Segments.learn(known.users, favourites(lately, category) if segment is None else segment, lately)
+        return found
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Those that are on, in the order of SOURCES."""
+        parts = {"together": self.ease, "similar": self.similar, "alike": self.alike, "beside": self.beside}
+        parts |= {"factors": self.factors, "segment": self.segments}
+        return tuple(name for name in SOURCES if parts.get(name, name) is not None)
 
     def propose(self, histories: Histories | Live, positions: np.ndarray, day: int, settings: Settings) -> Candidates:
         """Up to settings.candidates bought and as many new items for each user; `positions`: in `histories.users`."""
         lines = features.Lines.of(histories, positions, self.catalogue, day)
         counts, recent = lines.counts(), lines.decayed(settings.half_life_days)
-        ids = histories.users[positions]
+        ids, step = histories.users[positions], _step(len(self.catalogue))
         parts = [
-            self._block(counts[i : i + BLOCK], recent[i : i + BLOCK], ids[i : i + BLOCK], i, settings.candidates)
-            for i in range(0, max(len(ids), 1), BLOCK)
+            self._block(counts[i : i + step], recent[i : i + step], ids[i : i + step], i, settings.candidates)
+            for i in range(0, max(len(ids), 1), step)
         ]
         row, item, bought, scores = (np.concatenate(each) for each in zip(*parts, strict=True))
         users = features.of_users(lines)
-        pairs = features.of_pairs(lines, row, item, self.category, settings.half_life_days, users[:, 0])
-        table = np.column_stack([users[row], self.facts[item], pairs, scores, _places(row, scores)])
+        facts = self._facts()
+        gap = facts[:, features.ITEM.index("usual_gap")]
+        pairs = features.of_pairs(lines, row, item, self.category, settings.half_life_days, users[:, 0], gap)
+        table = np.column_stack([users[row], facts[item], pairs, scores, self._places(row, scores)])
         return Candidates(row, item, bought, table.astype(np.float32))
 
     def _block(
         self, counts: Sparse, recent: Sparse, ids: np.ndarray, first: int, size: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """row (from `first` on), item, bought and the score of each source."""
-        again, bought = recent.toarray(), counts.toarray() > 0
-        together, similar = self.ease.score(counts.log1p(), codes(ids, self.similar.ids)), self.similar.score(recent, ids)
-        popular = np.broadcast_to(self.popular, again.shape)
-        blend = OWN * again + (1 - OWN) * similar
-        old = {"similar": np.where(bought, blend, -np.inf), "together": np.where(bought, together, -np.inf)}
-        scores = {"together": together, "similar": similar, "popular": popular}
-        picks = [
-            *(best(old[name], round(size * share)) for name, share in BOUGHT.items()),
-            *(best(np.where(bought, -np.inf, scores[name]), round(size * share)) for name, share in NEW.items()),
-        ]
-        row, item = np.divmod(distinct(np.concatenate(picks)), max(again.shape[1], 1))
-        chosen = np.column_stack([score[row, item] for score in (again, together, similar, popular)])
-        return row + first, item, bought[row, item], chosen
+        scores, columns = self._scores(counts, recent, ids), counts.shape[1]
+        owner = np.repeat(np.arange(len(ids)), np.diff(counts.indptr))
+        own = owner * columns + counts.indices
+        parts = {name: share for name, share in BOUGHT.items() if name in scores} or {"again": 1.0}
+        picks = []
+        for name, share in parts.items():
+            value = scores[name][owner, counts.indices]
+            if name == "similar":
+                value = OWN * scores["again"][owner, counts.indices] + (1 - OWN) * value
+            by, rank = order(owner, value)
+            picks.append(own[by[rank < round(size * share / sum(parts.values()))]])
+        parts = {name: share for name, share in NEW.items() if name in scores}
+        for name, share in parts.items():
+            count = round(size * share / sum(parts.values()))
+            if name == "popular":
+                picks.append(self._popular(own, owner, len(ids), count))
+                continue
+            new = np.array(scores[name], np.float32, order="C")
+            new.ravel()[own] = -np.inf
+            picks.append(best(new, count))
+        pairs = distinct(np.concatenate(picks))
+        row, item = np.divmod(pairs, max(columns, 1))
+        chosen = np.zeros((len(row), len(SOURCES)), np.float32)
+        for name, score in scores.items():
+            chosen[:, SOURCES.index(name)] = score[row, item]
+        return row + first, item, codes(pairs, own) >= 0, chosen
+
+    def _scores(self, counts: Sparse, recent: Sparse, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Source -> users x catalogue, dense, for those that are on."""
+        found, logs = {"again": recent.toarray()}, counts.log1p()
+        if self.ease is not None:
+            found["together"] = self.ease.score(logs, codes(ids, self._users()))
+        if self.similar is not None:
+            found["similar"] = self.similar.score(recent, ids)
+        found["popular"] = np.broadcast_to(self.popular, found["again"].shape)
+        if self.alike is not None:
+            found["alike"] = self.alike.score(logs)
+        if self.beside is not None:
+            found["beside"] = self.beside.score(recent)
+        if self.factors is not None:
+            found["factors"] = self.factors.score(logs)
+        if self.segments is not None:
+            found["segment"] = self.segments.score(ids)
+        return found
+
+    def _popular(self, own: np.ndarray, owner: np.ndarray, users: int, count: int) -> np.ndarray:
+        """row * columns + column of the `count` most popular items of each row without `own`."""
+        if self._ordered is None:
+            self._ordered = np.argsort(-self.popular, kind="stable")
+        columns, most = len(self.catalogue), np.bincount(owner, minlength=users).max(initial=0)
+        near = (np.arange(users)[:, None] * columns + self._ordered[: count + most]).ravel()
+        near = near[codes(near, own) < 0]
+        row = near // max(columns, 1)
+        return near[np.arange(len(near)) - np.searchsorted(row, row) < count]
+
+    def _users(self) -> np.ndarray:
+        if self.users is not None:
+            return self.users
+        return self.similar.ids if self.similar is not None else self.catalogue[:0]
+
+    def _facts(self) -> np.ndarray:
+        """`facts`; what an older model does not know of items, its trees do not ask for."""
+        return np.pad(self.facts, ((0, 0), (0, len(features.ITEM) - self.facts.shape[1])))
+
+    def _places(self, row: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Rank of each entry among those of its row, from 0, per column of `scores`; 0 for a source that is off."""
+        places = np.zeros(scores.shape, np.float32)
+        for column in map(SOURCES.index, self.sources):
+            by, rank = order(row, scores[:, column])
+            places[by, column] = rank
+        return places
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+
+
+def _step(columns: int) -> int:
+    """Users of one block: a power of two, so that partitions hold whole blocks.
+
+    >>> _step(20_000), _step(1_000_000)
+    (256, 8)
+    """
+    return min(BLOCK, 1 << max(CELLS // max(columns, 1), 1).bit_length() - 1)
+
+
+def _baskets(histories: Histories, catalogue: np.ndarray) -> Sparse:
+    """Baskets x catalogue: what lies in each."""
+    basket = codes(histories.basket, known := distinct(histories.basket))
+    return matrix(basket, histories.columns(catalogue)[histories.item], (len(known), len(catalogue)))
 
 
 def decayed(histories: Histories, catalogue: np.ndarray, day: int, half_life: float) -> Sparse:
@@ -154,12 +296,3 @@ def order(row: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     by = np.lexsort((-score, row))
     ranked = row[by]
     return by, np.arange(len(row)) - np.searchsorted(ranked, ranked)
-
-
-def _places(row: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Rank of each entry among those of its row, from 0, per column of `scores`."""
-    places = np.empty(scores.shape, np.float32)
-    for column, score in enumerate(scores.T):
-        by, rank = order(row, score)
-        places[by, column] = rank
-    return places

@@ -3,7 +3,7 @@
 Facts of items are learned once and kept; facts of users and of pairs come from the histories at hand.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,14 +12,27 @@ from tasks.problems.ranking.live import Live
 from tasks.problems.ranking.sources import SOURCES, decay, popularity
 
 USER = ("visits", "visits_28d", "visit_gap", "days_since_visit", "days_known", "lines_per_visit", "repeat_share")
-ITEM = ("users_7d", "users_28d", "users_56d", "trend", "users", "lines_per_user", "loyal_share", "days_sold", "category_users")
+ITEM = (
+    *("users_7d", "users_28d", "users_56d", "trend", "users", "lines_per_user", "loyal_share", "days_sold", "category_users"),
+    *("users_14d", "new_users_7d", "new_users_28d", "new_users_56d", "kept_share", "kept_share_regulars", "usual_gap"),
+    "share_of_category",
+)
 PAIR = (
     *("decayed_share", "bought", "bought_28d", "rate", "days_since", "days_between", "overdue", "days_since_first"),
     *("category_decayed", "category_share", "category_days_since"),
+    *("bought_7d", "bought_14d", "bought_56d", "bought_91d", "decayed_fast", "days_since_second", "days_since_third"),
+    *("last_gap", "gap_spread", "visits_since", "rate_since_first", "overdue_for_item"),
+    *("category_28d", "category_overdue", "share_in_category"),
 )
 FEATURES = (*USER, *ITEM, *PAIR, *SOURCES, *(f"{source}_place" for source in SOURCES))
 NEVER = 999.0
 """Days since something that never happened."""
+FAST = 30.0
+"""Half-life in days of purchases that hardly count when they are old."""
+PRIOR = 5
+"""Share of an item's buyers who come back: as if so many average ones had been seen beside its own."""
+FAR = 100_000
+"""More days than any purchase is back."""
 
 
 @dataclass(eq=False)
@@ -34,6 +47,7 @@ class Lines:
     ago: np.ndarray
     rows: int
     columns: int
+    _visits: np.ndarray | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def of(cls, histories: Histories | Live, positions: np.ndarray, catalogue: np.ndarray, day: int) -> "Lines":
@@ -46,6 +60,17 @@ class Lines:
         """Users x catalogue: number of lines."""
         return matrix(self.row, self.column, (self.rows, self.columns))
 
+    def visits(self) -> np.ndarray:
+        """row * FAR + days before now of each day with a purchase; sorted."""
+        if self._visits is None:
+            self._visits = distinct(self.row.astype(np.int64) * FAR + self.ago.astype(np.int64))
+        return self._visits
+
+    def visits_within(self, row: np.ndarray, days: np.ndarray) -> np.ndarray:
+        """Days with a purchase in so many days up to now."""
+        first = row.astype(np.int64) * FAR
+        return np.searchsorted(self.visits(), first + days.astype(np.int64)) - np.searchsorted(self.visits(), first)
+
     def decayed(self, half_life: float) -> Sparse:
         """Users x catalogue: purchases, each counting less the longer ago it is."""
         weight = decay(self.ago.astype(np.int64), half_life)
@@ -54,23 +79,45 @@ class Lines:
 
 def of_items(histories: Histories, catalogue: np.ndarray, category: np.ndarray, day: int) -> np.ndarray:
     """catalogue x ITEM at `day`. `category`: number of each item's category."""
-    weekly, monthly, recent = (popularity(histories, catalogue, day - days + 1, day) for days in (7, 28, 56))
-    bought = histories.until(day).matrix(catalogue)
-    users = np.maximum(np.bincount(bought.indices, minlength=len(catalogue)), 1)
-    again = np.bincount(bought.indices, bought.data > 1, minlength=len(catalogue))
-    lines = np.bincount(bought.indices, bought.data, minlength=len(catalogue))
-    column = codes(histories.items, catalogue)[histories.item]
-    first = np.full(len(catalogue), day, np.int64)
-    np.minimum.at(first, column[column >= 0], histories.day[column >= 0])
-    trend = (2 * monthly + 1) / (recent + 1)
-    aisle = np.bincount(category, recent)[category] if len(category) else recent
-    return np.column_stack([weekly, monthly, recent, trend, users, lines / users, again / users, day - first, aisle])
+    weekly, biweekly, monthly, recent = (popularity(histories, catalogue, day - days + 1, day) for days in (7, 14, 28, 56))
+    size, known = len(catalogue), histories.until_positions(day)
+    column = known.columns(catalogue)[known.item]
+    inside = np.flatnonzero(column >= 0)
+    pairs = Groups.of(known.user[inside].astype(np.int64) * size + column[inside], (day - known.day[inside]).astype(np.float32))
+    item, ago = pairs.key % max(size, 1), pairs.ago
+
+    def count(what: np.ndarray | None = None, of: np.ndarray = item) -> np.ndarray:
+        return np.bincount(of, what, minlength=size)
+
+    users, first = np.maximum(count(), 1), pairs.oldest()
+    fresh = [count(first < days) for days in (7, 28, 56)]
+    sold = np.full(size, -1.0)
+    np.maximum.at(sold, item, first)
+    before, lately = pairs.sums((ago >= 28) & (ago < 84)) > 0, pairs.sums(ago < 28) > 0
+    regular = before & (pairs.sums(ago >= 28) > 1)
+    kept = [_shrunk(count(some & lately), count(some)) for some in (before, regular)]
+    gap, of = pairs.gaps(), np.repeat(item, pairs.size)
+    usual = count(gap, of) / np.maximum(count(gap > 0, of), 1)
+    lines = count(pairs.size)
+    aisle = np.bincount(category, recent)[category] if size else recent
+    return np.column_stack(
+        [
+            *(weekly, monthly, recent, (2 * monthly + 1) / (recent + 1), users, lines / users, count(pairs.size > 1) / users),
+            *(np.maximum(sold, 0), aisle, biweekly, *fresh, *kept, usual, recent / np.maximum(aisle, 1)),
+        ]
+    )
+
+
+def _shrunk(hits: np.ndarray, cases: np.ndarray) -> np.ndarray:
+    """hits / cases, the nearer to that of all together the fewer the cases."""
+    usual = hits.sum() / max(cases.sum(), 1)
+    return (hits + PRIOR * usual) / (cases + PRIOR)
 
 
 def of_users(lines: Lines) -> np.ndarray:
     """users x USER; visits are days with a purchase."""
-    visit = distinct(lines.row * 100_000 + lines.ago.astype(np.int64))
-    row, ago = visit // 100_000, (visit % 100_000).astype(float)
+    visit = lines.visits()
+    row, ago = visit // FAR, (visit % FAR).astype(float)
     visits = np.bincount(row, minlength=lines.rows)
     lately = np.bincount(row, ago < 28, minlength=lines.rows)
     last, first = _extremes(row, ago, lines.rows)
@@ -90,36 +137,100 @@ def _extremes(group: np.ndarray, ago: np.ndarray, groups: int) -> tuple[np.ndarr
 
 
 def of_pairs(
-    lines: Lines, user: np.ndarray, item: np.ndarray, category: np.ndarray, half_life: float, visits: np.ndarray
+    lines: Lines,
+    user: np.ndarray,
+    item: np.ndarray,
+    category: np.ndarray,
+    half_life: float,
+    visits: np.ndarray,
+    usual_gap: np.ndarray | None = None,
 ) -> np.ndarray:
-    """pairs x PAIR of the parallel `user` (row in `lines`) and `item` (column of the catalogue). `visits`: per user."""
+    """pairs x PAIR of the parallel `user` (row in `lines`) and `item` (column of the catalogue).
+
+    `visits`: per user. `usual_gap`: days between two purchases, per item of the catalogue; None: unknown.
+    """
     inside = lines.column >= 0
-    row, column, ago = lines.row[inside], lines.column[inside], lines.ago[inside]
-    weight = decay(ago, half_life)
-    total = np.maximum(np.bincount(row, weight, minlength=lines.rows), 1e-9)
-    size = len(category)
-    pair = _grouped(row * size + column, ago, weight, user * size + item)
-    groups = int(category.max(initial=0)) + 1
-    aisle = _grouped(row * groups + category[column], ago, weight, user * groups + category[item])
-    bought, decayed, lately, last, first = pair
-    between = np.where(bought > 1, (first - last) / np.maximum(bought - 1, 1), NEVER)
-    mine = total[user]
+    row, column, ago = lines.row[inside].astype(np.int64), lines.column[inside], lines.ago[inside]
+    weight, fast = decay(ago, half_life), decay(ago, FAST)
+    mine = np.maximum(np.bincount(row, weight, minlength=lines.rows), 1e-9)[user]
+    size, groups = len(category), int(category.max(initial=0)) + 1
+    pairs, user = Groups.of(row * size + column, ago), user.astype(np.int64)
+    at = _At(codes(user * size + item, pairs.key))
+    bought, decayed, quick = at(pairs.size), at(pairs.sums(weight)), at(pairs.sums(fast))
+    within = [at(pairs.sums(ago < days)) for days in (28, 7, 14, 56, 91)]
+    first, last, second, third = (at(days, NEVER) for days in (pairs.oldest(), *(pairs.newest(place) for place in (1, 2, 3))))
+    again = np.maximum(bought - 1, 1)
+    between = np.where(bought > 1, (first - last) / again, NEVER)
+    spread = np.sqrt(np.maximum(at(pairs.sums_of_gaps()) / again - between**2, 0)) * (bought > 1)
+    since, known = (lines.visits_within(user, np.where(bought > 0, days, FAR - 1)) for days in (last, first))
+    usual = np.zeros(len(user)) if usual_gap is None else usual_gap[item]
+
+    aisles = Groups.of(row * groups + category[column], ago)
+    at = _At(codes(user * groups + category[item], aisles.key))
+    aisle, aisle_count, aisle_last = at(aisles.sums(weight)), at(aisles.size), at(aisles.newest(1), NEVER)
+    aisle_gap = np.where(aisle_count > 1, (at(aisles.oldest()) - aisle_last) / np.maximum(aisle_count - 1, 1), NEVER)
     return np.column_stack(
         [
-            *(decayed / mine, bought, lately, bought / np.maximum(visits[user], 1)),
-            *(last, between, last / np.maximum(between, 1), first, aisle[1], aisle[1] / mine, aisle[3]),
+            *(decayed / mine, bought, within[0], bought / np.maximum(visits[user], 1)),
+            *(last, between, last / np.maximum(between, 1), first, aisle, aisle / mine, aisle_last),
+            *(*within[1:], quick, second, third, np.where(bought > 1, second - last, NEVER), spread, since),
+            *(bought / (known + 1), np.where(bought > 0, last / np.maximum(usual, 1), NEVER)),
+            *(at(aisles.sums(ago < 28)), aisle_last / np.maximum(aisle_gap, 1), decayed / np.maximum(aisle, 1e-9)),
         ]
     )
 
 
-def _grouped(key: np.ndarray, ago: np.ndarray, weight: np.ndarray, wanted: np.ndarray) -> list[np.ndarray]:
-    """Count, weight, count within 28 days, smallest and largest `ago` of the lines of each of the keys `wanted`."""
-    known, group = np.unique(key, return_inverse=True)
-    last, first = _extremes(group, ago, len(known))
-    sums = [np.bincount(group, part, minlength=len(known)) for part in (np.ones(len(key)), weight, ago < 28)]
-    place = codes(wanted, known)
-    found = place >= 0
-    return [
-        np.where(found, part[place], empty) if len(known) else np.full(len(wanted), empty)
-        for part, empty in zip([*sums, last, first], [0.0, 0.0, 0.0, NEVER, NEVER], strict=True)
-    ]
+@dataclass(eq=False)
+class _At:
+    """Takes values of groups at the places of those asked for; `empty` where the place is -1."""
+
+    place: np.ndarray
+
+    def __call__(self, values: np.ndarray, empty: float = 0.0) -> np.ndarray:
+        return np.where(self.place >= 0, values[self.place], empty) if len(values) else np.full(len(self.place), empty)
+
+
+@dataclass(eq=False)
+class Groups:
+    """Lines of the same key side by side. `key`: sorted, each once; `ago`, in `order`: per line, as they were given.
+
+    Within a group the order stays, from the first to the last day.
+    """
+
+    key: np.ndarray
+    start: np.ndarray
+    size: np.ndarray
+    order: np.ndarray
+    ago: np.ndarray
+    """As given."""
+
+    @classmethod
+    def of(cls, key: np.ndarray, ago: np.ndarray) -> "Groups":
+        order = np.argsort(key, kind="stable")
+        ordered = key[order]
+        start = np.flatnonzero(np.diff(ordered, prepend=-1)) if len(key) else np.zeros(0, np.int64)
+        return cls(ordered[start], start, np.diff(start, append=len(key)), order, ago)
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """Of `values`, one per line as given."""
+        return np.add.reduceat(values[self.order].astype(np.float64), self.start) if len(self.start) else np.zeros(0)
+
+    def oldest(self) -> np.ndarray:
+        return self.ago[self.order[self.start]]
+
+    def newest(self, place: int) -> np.ndarray:
+        """Days since the newest (1), the second newest (2) … line; NEVER where there are fewer."""
+        last = self.start + self.size - place
+        return np.where(self.size >= place, self.ago[self.order[np.maximum(last, 0)]], NEVER)
+
+    def gaps(self) -> np.ndarray:
+        """Days since the line before of the same group, 0 for the first; lines side by side."""
+        ordered = self.ago[self.order]
+        gap = np.concatenate([ordered[:1], ordered[:-1]]) - ordered
+        gap[self.start] = 0
+        return gap
+
+    def sums_of_gaps(self) -> np.ndarray:
+        """Of their squares."""
+        gap = self.gaps().astype(np.float64)
+        return np.add.reduceat(gap * gap, self.start) if len(self.start) else np.zeros(0)

@@ -199,6 +199,24 @@ class Goods:
         return self._pools[fewer_than]
 
 
+def mostly_at(places: pl.DataFrame, histories: Histories, since: int) -> np.ndarray | None:
+    """Number of the place with most baskets of each of histories.users from the day `since` on, -1 for none; None: no places.
+
+    `places`: what `places` makes.
+    """
+    if places.is_empty():
+        return None
+    late = histories.between(since, np.iinfo(np.int32).max).frame().select("user", "basket").unique()
+    keys = [pl.col(name).cast(pl.String) for name in ("user", "basket")]
+    counts = late.with_columns(keys).join(places.with_columns(keys), on=["user", "basket"]).group_by("user", "place").len()
+    first = counts.sort("user", "len", "place", descending=[False, True, False]).unique(
+        "user", keep="first", maintain_order=True
+    )
+    number = first.with_columns(number=pl.col("place").rank("dense").cast(pl.Int64) - 1).select("user", "number")
+    asked = pl.DataFrame({"user": pl.Series(histories.users).cast(pl.String)})
+    return asked.join(number, on="user", how="left", maintain_order="left")["number"].fill_null(-1).to_numpy()
+
+
 @dataclass(eq=False)
 class Local:
     """What is popular where: place -> positions of items in Goods, and users who bought each there lately."""

@@ -156,7 +156,7 @@ class Recommender(BaseEstimator):
 
     def __getstate__(self) -> dict[str, Any]:
         """What is saved: histories with their newest lines in place, and nothing that is built when first asked for."""
-        kept = {name: value for name, value in self.__dict__.items() if name != "_built"}
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("_built", "_asked")}
         return {**kept, "histories_": merged(kept["histories_"])} if "histories_" in kept else kept
 
     def importance(self) -> dict[str, float]:
@@ -213,6 +213,15 @@ class TwoStage(Recommender):
         leaves: int = 31,
         learning_rate: float = 0.05,
         seed: int = 0,
+        with_similar: bool = True,
+        with_together: bool = True,
+        with_alike: bool = False,
+        with_beside: bool = False,
+        with_factors: bool = False,
+        with_segment: bool = False,
+        factors: int = 64,
+        item_neighbours: int = 50,
+        dense_users: int = 10_000,
     ) -> None:
         super().__init__(user, item, k, novel, min_users, popular_days)
         self.candidates = candidates
@@ -223,10 +232,21 @@ class TwoStage(Recommender):
         self.leaves = leaves
         self.learning_rate = learning_rate
         self.seed = seed
+        self.with_similar = with_similar
+        self.with_together = with_together
+        self.with_alike = with_alike
+        self.with_beside = with_beside
+        self.with_factors = with_factors
+        self.with_segment = with_segment
+        self.factors = factors
+        self.item_neighbours = item_neighbours
+        self.dense_users = dense_users
 
     @property
     def settings(self) -> Settings:
-        return Settings(**{name: getattr(self, name) for name in Settings.__dataclass_fields__})
+        """An older model knows fewer of them."""
+        given = {name: getattr(self, name) for name in Settings.__dataclass_fields__ if hasattr(self, name)}
+        return Settings(**given)
 
     def learn_ranker(self, learned: Learned, examples: Sequence[tuple[Candidates, np.ndarray]]) -> "TwoStage":
         """`examples`: candidates of an earlier day, and whether each was bought in the days after it.
@@ -251,7 +271,7 @@ class TwoStage(Recommender):
             "learning_rate": self.learning_rate,
             "num_leaves": self.leaves,
             "min_data_in_leaf": 100,
-            "feature_fraction_bynode": 0.5,
+            "feature_fraction": 0.5,
             "bagging_fraction": 0.7,
             "bagging_freq": 1,
             "max_bin": 63,
@@ -275,19 +295,24 @@ class TwoStage(Recommender):
         found = candidates or self.propose(positions)
         kept = ~found.bought if novel else np.ones(len(found.row), bool)
         table = found.features[kept]
-        return _ranked(found.row[kept], found.item[kept], self._scores(table), _sources(table), k)
+        return _ranked(found.row[kept], found.item[kept], self._scores(table), _sources(table, self.learned_.sources), k)
 
     def order_by(self, candidates: Candidates) -> np.ndarray:
         """The ranker's score of each candidate; higher is better."""
         return self._scores(candidates.features)
 
     def _scores(self, table: np.ndarray) -> np.ndarray:
-        return np.asarray(self._booster().predict(table, num_threads=1)) if len(table) else np.zeros(0)
+        if not len(table):
+            return np.zeros(0)
+        booster = self._booster()
+        if self._asked is not None:
+            table = table[:, self._asked]
+        return np.asarray(booster.predict(table, num_threads=1, validate_features=False))
 
     def importance(self) -> dict[str, float]:
         gain = self._booster().feature_importance("gain")
-        share = gain / max(gain.sum(), 1e-12)
-        return {FEATURES[i]: float(share[i]) for i in np.argsort(-share, kind="stable")}
+        share, names = gain / max(gain.sum(), 1e-12), self._booster().feature_name()
+        return {names[i]: float(share[i]) for i in np.argsort(-share, kind="stable")}
 
     def _keep(self, booster: lightgbm.Booster) -> None:
         """The trees are kept as text, which any version of the file format can hold; `_booster` builds them once."""
@@ -297,9 +322,13 @@ class TwoStage(Recommender):
     def _booster(self) -> lightgbm.Booster:
         if self._built is None:
             self._built = lightgbm.Booster(model_str=self.ranker_)
+            names = self._built.feature_name()
+            self._asked = None if names == list(FEATURES) else np.array([FEATURES.index(name) for name in names])
         return self._built
 
     _built: lightgbm.Booster | None = None
+    _asked: np.ndarray | None = None
+    """The columns that the trees of an older model ask for. None: all."""
 
 
 MODELS: dict[str, type[Recommender]] = {"popularity": Recommender, "frequency": Frequency, "two_stage": TwoStage}
@@ -331,13 +360,17 @@ def _lists(candidates: Candidates, label: np.ndarray) -> list[tuple[np.ndarray, 
     for kept in (np.ones(len(label), bool), ~candidates.bought):
         hits = np.bincount(candidates.row[kept], label[kept], minlength=candidates.row.max(initial=0) + 1)
         kept = kept & (hits[candidates.row] > 0)
-        sizes = np.unique(candidates.row[kept], return_counts=True)[1]
+        sizes = np.bincount(candidates.row[kept])
+        sizes = sizes[sizes > 0]
         found.append((candidates.features[kept], label[kept], sizes))
     return found
 
 
-def _sources(table: np.ndarray) -> np.ndarray:
-    """Who to credit for each candidate: own purchases for what was bought, else the source that places it best."""
-    places = table[:, [FEATURES.index(f"{name}_place") for name in SOURCES[1:]]]
+def _sources(table: np.ndarray, on: Sequence[str]) -> np.ndarray:
+    """Who to credit for each candidate: own purchases for what was bought, else which source of `on` places it best."""
+    if not len(table):
+        return np.zeros(0, int)
+    places = table[:, FEATURES.index(f"{SOURCES[0]}_place") :][:, [SOURCES.index(name) for name in on if name != "again"]]
     again = table[:, FEATURES.index("again")] > 0
-    return np.where(again, 0, places.argmin(axis=1) + 1) if len(table) else np.zeros(0, int)
+    number = np.array([SOURCES.index(name) for name in on if name != "again"])
+    return np.where(again, 0, number[places.argmin(axis=1)])

@@ -15,7 +15,7 @@ from polars.exceptions import PolarsError
 from tasks.errors import DataError, ParamsError
 from tasks.params import Interactions, require
 from tasks.problems.ranking import features, goods, partitions
-from tasks.problems.ranking.candidates import Candidates, Learned, Settings
+from tasks.problems.ranking.candidates import LATELY, Candidates, Learned, Settings
 from tasks.problems.ranking.histories import Histories, codes, distinct, to_date, to_day
 from tasks.problems.ranking.metrics import Items
 
@@ -240,7 +240,8 @@ class Purchases:
 
     def _learn(self, day: int, settings: Settings) -> Learned:
         known = self.histories.until(day)
-        return Learned.of(known, self.categories[codes(known.items, self.histories.items)], day, settings)
+        segment = goods.mostly_at(self.places, known, day - LATELY + 1) if settings.with_segment else None
+        return Learned.of(known, self.categories[codes(known.items, self.histories.items)], day, settings, segment)
 
     def candidates(self, learned: Learned, cutoff: date, settings: Settings) -> Candidates:
         """Candidates at `cutoff` for those users of its truth that have a history."""

@@ -243,8 +243,9 @@ def _candidates(predictions: pl.DataFrame, model: TwoStage, data: Purchases, k: 
     assert isinstance(cutoff, date)
     found, truth = data.candidates(model.learned_, cutoff, model.settings), data.truth(cutoff)
     known = data.known_rows(cutoff)
-    scores = {name: found.features[:, FEATURES.index(name)] for name in SOURCES}
-    scores["similar"] = OWN * scores["again"] + (1 - OWN) * scores["similar"]
+    scores = {name: found.features[:, FEATURES.index(name)] for name in model.learned_.sources}
+    if "similar" in scores:
+        scores["similar"] = OWN * scores["again"] + (1 - OWN) * scores["similar"]
     scores["two_stage"] = model.order_by(found)
     item = codes(model.catalogue_, data.histories.items)
     rows = []
