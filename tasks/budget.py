@@ -6,12 +6,29 @@ before it took.
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tasks.layout import Layout, read_json
 from tasks.params import Params
 
+if TYPE_CHECKING:
+    from tasks.trial import Cost
+
 MEASURED = ("tune", "train", "evaluate")
 """The steps that share the budget."""
+
+
+SLACK = 1.3
+"""What larger data take more than in proportion."""
+RESAMPLES = 50
+"""Fewer resamples than this give no interval worth the name."""
+REFIT = 0.3
+"""Share of the budget that the refit may have at most; the model learns from fewer rows where that is not enough."""
+EVALUATION = 0.25
+"""Share of the budget that the evaluation may have at most."""
+SEARCH = 0.35
+"""Share of the budget that the search has at least."""
 
 
 class Clock:
@@ -27,6 +44,37 @@ class Clock:
     def left(self) -> float:
         """Seconds that are left; infinite without a limit, below 0 once it is over."""
         return float("inf") if self.seconds is None else self.seconds - self.spent()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the steps after the search will need, from what was measured on folds. Seconds on the wall."""
+
+    seconds: float
+    """The whole budget."""
+    loading: float
+    """To start a process and read the data."""
+    learning_rows: float
+    """Rows that the model that is judged learns from."""
+    all_rows: float
+    """What the model that serves learns from; 0 where it is the one that is judged."""
+    test_rows: float
+
+    def refit(self, cost: "Cost", rows: float | None = None) -> float:
+        """To learn from all there is before the test, or from `rows`, given what a fold took."""
+        known = cost.fit_rows if cost.fit_rows > 0 else 1.0
+        return SLACK * cost.fit_seconds * (self.learning_rows if rows is None else rows) / known
+
+    def evaluation(self, cost: "Cost") -> float:
+        """To judge, with as few resamples as will do."""
+        known = cost.score_rows if cost.score_rows > 0 else 1.0
+        scoring = cost.score_seconds * self.test_rows / known
+        needed = self.loading + SLACK * RESAMPLES * 4 * scoring
+        return min(needed, EVALUATION * self.seconds)
+
+    def reserve(self, cost: "Cost") -> float:
+        """To learn once more and to judge; learning from fewer rows where all would take too much of the budget."""
+        return self.loading + min(self.refit(cost), REFIT * self.seconds) + self.evaluation(cost)
 
 
 _begun: list[float] = []

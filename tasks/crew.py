@@ -1,13 +1,18 @@
 """Who runs the trials of a batch: this process, others of this machine through joblib, or a Dask cluster."""
 
 import logging
+import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor
+from contextlib import suppress
 from typing import Any
 
 from tasks.budget import Clock
 from tasks.errors import AwayError
-from tasks.trial import Outcome
+from tasks.trial import Judge, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +21,7 @@ DASK = "EVERGREEN_DASK"
 WORKERS = "EVERGREEN_WORKERS"
 """Environment: how many processes may run trials, where tune.workers does not say; the flow sets it when problems share the
 machine."""
+MOMENT = 0.3
 OUT_OF_TIME = "the time was over before it ended"
 
 
@@ -32,26 +38,41 @@ class Crew:
         self.workers = workers
         self.clock = clock or Clock(None)
         self.address = address
+        self._starting: threading.Thread | None = None
+
+    def start(self, judge: Judge) -> None:
+        """Let the processes start, and read the data, while this one goes on; until they are there trials run here."""
+        if self.address is None and self.workers > 1:
+            self._starting = threading.Thread(target=self._load, args=(judge,), daemon=True)
+            self._starting.start()
 
     def run(self, judge: Any, configs: Sequence[Any], bar: Sequence[float] | None) -> Iterator[Outcome]:
         """One outcome per configuration, in their order, as they come. When the time is over the rest fails.
 
         Raises AwayError where the cluster cannot be reached.
         """
-        if self.address is None and (self.workers == 1 or len(configs) == 1):
+        alone = self.workers == 1 or len(configs) == 1 or (self._starting and self._starting.is_alive())
+        if self.address is None and alone:
             for config in configs:
-                late = self.clock.left() <= 0
-                yield Outcome((), OUT_OF_TIME) if late else judge(config, bar)
+                yield Outcome((), OUT_OF_TIME) if self.clock.left() <= 0 else judge(config, bar)
             return
-        done = 0
+        done, why = 0, OUT_OF_TIME
         try:
             for outcome in self._side_by_side(judge, configs, bar):
                 done += 1
                 yield outcome
-        except TimeoutError:
+        except (TimeoutError, multiprocessing.TimeoutError):
             log.info("the time is over; %d trials are left unfinished", len(configs) - done)
-            for _ in configs[done:]:
-                yield Outcome((), OUT_OF_TIME)
+        except BrokenExecutor as error:
+            why = f"a process that ran trials was killed, perhaps for lack of memory ({type(error).__name__})"
+        for _ in configs[done:]:
+            yield Outcome((), why)
+
+    def _load(self, judge: Judge) -> None:
+        from joblib import Parallel, delayed, parallel_config
+
+        with parallel_config(**self._backend()), suppress(BrokenExecutor):
+            Parallel()(delayed(read)(judge) for _ in range(self.workers))
 
     def _side_by_side(self, judge: Any, configs: Sequence[Any], bar: Sequence[float] | None) -> Iterator[Outcome]:
         from joblib import Parallel, delayed, parallel_config
@@ -74,6 +95,12 @@ class Crew:
         if self.address:
             return {"backend": "dask", "scheduler_host": self.address, "n_jobs": -1}
         return {"backend": "loky", "n_jobs": self.workers, "inner_max_num_threads": 1}
+
+
+def read(judge: Judge) -> None:
+    """Read what `judge` needs into this process, and stay a moment, so that the next one is read by another process."""
+    judge.folds()
+    time.sleep(MOMENT)
 
 
 def here(batch: int, workers: int | None, clock: Clock) -> Crew:

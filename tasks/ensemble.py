@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from tasks.budget import Clock
 from tasks.problems.base import Config, Metric
 from tasks.trial import Cost, Tried
 
@@ -77,15 +78,18 @@ def select(
     score: Callable[[pl.DataFrame], float],
     metric: Metric,
     allowed: Callable[[Sequence[Tried]], bool],
+    clock: Clock,
 ) -> list[int]:
     """How often each of `members` is taken. `said`: their predictions per fold; `allowed`: whether a set of them may be.
 
-    Begins with the best, adds what helps most, and ends where nothing helps.
+    Begins with the best, adds what helps most, and ends where nothing helps or the time of `clock` is over.
     """
     sampled = [[_sample(frame) for frame in frames] for frames in said]
     taken: list[int] = []
     best = -np.inf
     for _ in range(STEPS):
+        if clock.left() <= 0:
+            break
         gains = {}
         for place, member in enumerate(members):
             if not allowed([*(members[each] for each in taken), member]):
@@ -104,10 +108,7 @@ def select(
 def mixed(frames: Sequence[pl.DataFrame], weights: Sequence[float]) -> pl.DataFrame:
     """The weighted mean of predictions of the same rows."""
     names = [name for name, dtype in frames[0].schema.items() if dtype.is_float() and name not in AS_THEY_ARE]
-    means = {
-        name: np.average([frame[name].to_numpy() for frame in frames], axis=0, weights=weights)
-        for name in names
-    }
+    means = {name: np.average([frame[name].to_numpy() for frame in frames], axis=0, weights=weights) for name in names}
     return frames[0].with_columns(**{name: pl.Series(np.asarray(values)) for name, values in means.items()})
 
 

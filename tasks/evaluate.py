@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from tasks import bootstrap, models, problems
+from tasks import bootstrap, budget, models, problems
+from tasks.budget import RESAMPLES, Clock
 from tasks.errors import DataError, StepError
 from tasks.layout import JUDGED, MODEL, Layout, read_json, write_json, writing
 from tasks.params import Params, Problem, Section
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 Scores = dict[str, float]
 NUMBERS = ("score", "low", "high", "baseline", "gain", "gain_low", "gain_high")
 """What metrics.json and evaluation.json say of a metric. gain: positive is better."""
+UNLIMITED = Clock(None)
+RESERVE = 0.05
+"""With a budget, the share of it that is kept for what comes after the resamples."""
 GROUPS = 12
 """A category with more values than this is sliced into its largest ones and `other`."""
 SLICE_RESAMPLES = 100
@@ -92,15 +96,17 @@ def run(params: Params, problem: str, layout: Layout) -> Result:
 
 def _run(params: Params, problem: str, layout: Layout) -> Result:
     section, kind, seed = params.section(problem), problems.kind(params.kind(problem)), params.project.seed
+    clock = budget.clock(params, problem, layout, "evaluate")
     data = kind.load(layout.features(problem), section)
     folds = windows(kind, data, section)
     model, config = trained(layout.model(problem), problem, folds[-1])
+    folds = _affordable(folds, clock, problem)
     tested = [
         judge_window(kind, data, fold, config, section, seed, model if fold is folds[-1] else None, f"{problem}: evaluate")
         for fold in folds
     ]
     log.info("%s: evaluate: %d resamples of entities", problem, section.evaluate.resamples)
-    found = compare(kind, tested, section, seed)
+    found = compare(kind, tested, section, seed, clock)
     report = {
         "problem": problem,
         "kind": kind.name,
@@ -123,6 +129,14 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
         rows=rows[0].height,
         **{name: numbers[name] for name in ("score", "low", "high", "baseline", "gain")},
     )
+
+
+def _affordable(folds: list[Fold], clock: Clock, problem: str) -> list[Fold]:
+    """Without the time to learn anew for the earlier windows, which a budget leaves none for, the last one alone."""
+    if clock.seconds is None or len(folds) == 1:
+        return folds
+    log.info("%s: evaluate: with tune.budget_seconds the last window alone is judged", problem)
+    return folds[-1:]
 
 
 def says(judged: Judged) -> str:
@@ -172,8 +186,11 @@ def judge_window(
     )
 
 
-def compare(kind: Kind, tested: Sequence[Window], section: Problem, seed: int) -> list[Judged]:
-    """Each metric of the kind, in its order: model and baseline on the same rows, resampled together."""
+def compare(kind: Kind, tested: Sequence[Window], section: Problem, seed: int, clock: Clock = UNLIMITED) -> list[Judged]:
+    """Each metric of the kind, in its order: model and baseline on the same rows, resampled together.
+
+    Where the time of `clock` is nearly over, at most RESAMPLES are drawn.
+    """
 
     def score(frame: pl.DataFrame) -> Scores:
         return kind.score(frame, section)
@@ -183,6 +200,8 @@ def compare(kind: Kind, tested: Sequence[Window], section: Problem, seed: int) -
     drawn = []
     for frames in bootstrap.draw([*mine, *theirs], section.evaluate.resamples, seed):
         drawn.append([bootstrap.mean_scores(part, score) for part in (frames[: len(mine)], frames[len(mine) :])])
+        if len(drawn) >= RESAMPLES and clock.left() < RESERVE * (clock.seconds or 0):
+            break
     whole = _mean_of([each.whole for each in tested]), _mean_of([each.baseline_whole for each in tested])
     judged = []
     for metric in kind.metrics:

@@ -3,20 +3,26 @@
 import json
 import logging
 import math
-from collections.abc import Sequence
+import time
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tasks import models, problems
+from tasks import budget, models, problems
+from tasks.budget import SLACK, Clock
 from tasks.errors import StepError
 from tasks.layout import JUDGED, MODEL, Layout, read_json, writing
 from tasks.params import Params, Problem, Section
-from tasks.problems.base import Config, Data, Fold, Kind, Model, Part
+from tasks.problems.base import Config, Data, Fold, Kind, Model, Splits
 
 log = logging.getLogger(__name__)
+
+
+LEAST = 0.02
+"""Learning may always take that share of the budget."""
 
 
 class Result(Section):
@@ -43,26 +49,79 @@ def run(params: Params, problem: str, layout: Layout) -> Result:
 
 
 def _run(params: Params, problem: str, layout: Layout) -> Result:
+    clock = budget.clock(params, problem, layout, "train")
     section, kind = params.section(problem), problems.kind(params.kind(problem))
     data = kind.load(layout.features(problem), section)
     splits = kind.splits(data, section)
-    fold, config, seed = splits.tests[-1], best(layout.tuning(problem), problem), params.project.seed
-    log.info("%s: train: %s on %s", problem, config["model"], said(fold))
-    judged = kind.fit(data, fold.train, config, section, seed)
-    model = judged
-    if splits.refit:
-        log.info("%s: train: %s on all rows, to serve", problem, config["model"])
-        model = kind.fit(data, splits.refit, config, section, seed)
-    card = describe(kind, model, data, fold, splits.refit or fold.train, config, section)
+    config, limit = best(layout.tuning(problem), problem), _limit(layout.tuning(problem), clock)
+    judged, model, learned = _learn(kind, data, splits, config, section, params.project.seed, problem, limit)
+    fold = splits.tests[-1]
+    rows = kind.rows(data, splits.refit) if splits.refit and model is not judged else learned
+    card = describe(kind, model, data, fold, rows, config, section)
     folder = layout.model(problem)
     with writing(folder) as scratch:
         scratch.mkdir()
         models.save(model, scratch / MODEL)
-        if splits.refit:
+        if model is not judged:
             models.save(judged, scratch / JUDGED)
         text = json.dumps({"problem": problem, **card}, indent=2, default=str, allow_nan=False)
         (scratch / "model.json").write_text(text + "\n")
     return Result(model=str(folder / MODEL), card=str(folder / "model.json"), cutoff=str(fold.test), rows=int(card["rows"]))
+
+
+@dataclass(frozen=True)
+class Limit:
+    """With a budget: how long learning may take, and what it took in the search (seconds and rows of a fold)."""
+
+    clock: Clock
+    seconds: float
+    rows: float
+
+    def rows_for(self, wanted: int) -> int | None:
+        """From how many rows there is time to learn, if not from as many as `wanted`; never fewer than in the search."""
+        expected = SLACK * self.seconds * wanted / max(self.rows, 1.0)
+        left = max(self.clock.left(), LEAST * (self.clock.seconds or 0.0))
+        return None if expected <= left else int(max(self.rows, wanted * left / expected))
+
+
+def _limit(folder: Path, clock: Clock) -> Limit | None:
+    """None without a budget, or where the search did not measure."""
+    summary = read_json(folder / "best.json")
+    known, cost = summary.get("budget"), summary.get("cost") or {}
+    if clock.seconds is None or not known or not cost.get("fit_rows"):
+        return None
+    return Limit(Clock(clock.seconds - known["evaluation"], clock.began), cost["fit_seconds"] or 0.0, cost["fit_rows"])
+
+
+def _learn(
+    kind: Kind, data: Data, splits: Splits, config: Config, section: Problem, seed: int, problem: str, limit: Limit | None
+) -> tuple[Model, Model, int]:
+    """The model that is judged, the one that serves (the same where there is no other), and the rows the first learned from.
+
+    Without the time for it the first learns from fewer rows, and there is no other.
+    """
+    fold, seen = splits.tests[-1], data
+    wanted = kind.rows(data, fold.train)
+    fewer = limit.rows_for(wanted) if limit else None
+    if fewer is not None and fewer < wanted:
+        from tasks.problems.tabular.thin import thin
+
+        seen = thin(data, fewer, seed)
+        log.info("%s: train: %s on %d of %d rows, for which there is time", problem, config["model"], fewer, wanted)
+    else:
+        log.info("%s: train: %s on %s", problem, config["model"], said(fold))
+    began = time.monotonic()
+    judged = kind.fit(seen, fold.train, config, section, seed)
+    took = time.monotonic() - began
+    learned = kind.rows(seen, fold.train)
+    if not splits.refit:
+        return judged, judged, learned
+    more = kind.rows(data, splits.refit) / max(learned, 1)
+    if limit and (seen is not data or took * more > limit.clock.left()):
+        log.info("%s: train: no time is left to learn from the rows it is judged on too; the judged one serves", problem)
+        return judged, judged, learned
+    log.info("%s: train: %s on all rows, to serve", problem, config["model"])
+    return judged, kind.fit(data, splits.refit, config, section, seed), learned
 
 
 def said(fold: Fold) -> str:
@@ -85,10 +144,8 @@ def best(folder: Path, problem: str) -> Config:
     return read_json(path)["config"]
 
 
-def describe(
-    kind: Kind, model: Model, data: Data, fold: Fold, learned: Sequence[Part], config: Config, section: Problem
-) -> dict[str, Any]:
-    """What model.json says: where the model comes from, what it takes and what it leans on."""
+def describe(kind: Kind, model: Model, data: Data, fold: Fold, rows: int, config: Config, section: Problem) -> dict[str, Any]:
+    """What model.json says: where the model comes from (`rows`: how many it learned from), what it takes and leans on."""
     example = kind.example(data, section)
     return {
         "kind": kind.name,
@@ -96,7 +153,7 @@ def describe(
         "cutoff": fold.test,
         "begins": kind.begins(data, fold.test),
         "trained_on": fold.train,
-        "rows": kind.rows(data, learned),
+        "rows": rows,
         "features": [str(name) for name in example.columns],
         "importance": {name: round(float(value), 6) for name, value in kind.importance(model).items()},
         "example": [{str(name): _plain(value) for name, value in row.items()} for row in example.to_dict("records")],

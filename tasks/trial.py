@@ -74,6 +74,10 @@ class Judge:
     """Names the data (and the code) within a process."""
     rows: int | None = None
     """Of a plain table so many rows at most are looked at. None: all."""
+    fewer: int | None = None
+    """Of these so many at most, where time is short. None: all."""
+    first_only: bool = False
+    """Judge on the first fold alone: to see what a trial costs."""
     outer: int | None = None
     """Nested: the fold that is held back; only what was not judged by it is used."""
     keep: bool = False
@@ -111,17 +115,23 @@ class Judge:
 
     def folds(self) -> Sequence[Fold]:
         """What the search learns from and is judged by; no row of a test is in it."""
-        return self._loaded()[1]
+        found = self._loaded()[1]
+        return found[:1] if self.first_only else found
 
     def _loaded(self) -> tuple[Data, Sequence[Fold]]:
-        key = f"{self.key} {self.rows} {self.outer}"
-        if key not in _loaded:
-            _loaded.clear()
+        """The data of this process: kept once as the search may see it at most, and once as this judge looks at it."""
+        whole, mine = (self.key, self.rows, None, None), (self.key, self.rows, self.fewer, self.outer)
+        if mine not in _loaded:
             kind = problems.kind(self.kind)
-            data = thinned(kind.load(self.folder, self.section), self.rows, self.seed)
-            folds = kind.splits(data, self.section).folds
-            _loaded[key] = (data, folds) if self.outer is None else within(data, folds, self.outer)
-        return _loaded[key]
+            for other in [each for each in _loaded if each != whole]:
+                del _loaded[other]
+            if whole not in _loaded:
+                data = _fewer(kind.load(self.folder, self.section), self.rows, self.seed)
+                _loaded[whole] = data, kind.splits(data, self.section).folds
+            data, folds = _loaded[whole]
+            data = _fewer(data, self.fewer, self.seed)
+            _loaded[mine] = (data, folds) if self.outer is None else _within(data, folds, self.outer)
+        return _loaded[mine]
 
     def _fold(self, config: Config, fold: Fold, first: bool) -> tuple[float, pl.DataFrame, Cost]:
         kind, data = problems.kind(self.kind), self.data()
@@ -145,8 +155,8 @@ class Judge:
         return score, frame, cost
 
 
-_loaded: dict[str, tuple[Data, Sequence[Fold]]] = {}
-"""The data that this process searched last."""
+_loaded: dict[tuple[Any, ...], tuple[Data, Sequence[Fold]]] = {}
+"""The data that this process searched last, and the part of it that it looked at last."""
 _matrices: dict[str, Any] = {}
 """What it keeps of prepared matrices of that data."""
 
@@ -192,19 +202,15 @@ def standard_error(best: Sequence[float], other: Sequence[float], metric: Metric
     return statistics.fmean(ahead), error
 
 
-def thinned(data: Data, most: int | None, seed: int) -> Data:
+def _fewer(data: Data, most: int | None, seed: int) -> Data:
     """`data` with fewer rows, where it is a plain table with more than `most`."""
     from tasks.problems.tabular.thin import thin
 
-    return thin(data, most, seed)
+    return data if most is None else thin(data, most, seed)
 
 
-def within(data: Data, folds: Sequence[Fold], outer: int) -> tuple[Data, Sequence[Fold]]:
-    """For nested cross-validation: folds that use no row of the test of fold `outer`.
-
-    In time these are the earlier folds. Else they are the other folds of the same cross-validation, with that test's rows
-    taken from what they learn from.
-    """
+def _within(data: Data, folds: Sequence[Fold], outer: int) -> tuple[Data, Sequence[Fold]]:
+    """For nested cross-validation: folds that use no row of the test of fold `outer`."""
     from tasks.problems.tabular.thin import without
 
     return without(data, folds, outer)
@@ -225,7 +231,7 @@ def _sharing(judge: Judge) -> Iterator[None]:
     if judge.rows is None:
         yield
         return
-    key = f"{judge.key} {judge.rows} {judge.outer}"
+    key = f"{judge.key} {judge.rows} {judge.fewer}"
     if key not in _matrices:
         _matrices.clear()
         _matrices[key] = Matrices(MATRICES_MB)

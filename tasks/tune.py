@@ -31,7 +31,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tasks import budget, crew, ensemble, problems
-from tasks.budget import Clock
+from tasks.budget import REFIT, SEARCH, Clock, Estimate
 from tasks.crew import Crew
 from tasks.ensemble import BLEND, Said
 from tasks.errors import ParamsError, StepError
@@ -49,6 +49,16 @@ LIMITS = {"n_trials", "timeout_seconds", "budget_seconds", "workers", "choose", 
 """Settings of tune that change no trial."""
 CODE = ("tune.py", "trial.py", "stages.py", "ensemble.py", "split.py")
 """Modules, beside the kinds, that trials depend on."""
+PROBE_ROWS = 2_000
+"""With a budget, each model first learns from so many rows."""
+PROBING = 0.12
+"""Share of the budget after which no further model is probed."""
+PROCESSES_PAY = 12.0
+"""With a smaller budget (seconds) the trials run in this process: to start others takes too long."""
+OTHERS = 0.6
+"""Share of the budget that the search has where the steps after it cannot be foreseen."""
+AT_ONCE, TRIALS = 0.8, 5
+"""All models together should learn TRIALS times within that share of the search; large tables are looked at in part for it."""
 KILLS = 3
 """A trial that was running in so many kills is given up."""
 STARTUP = 6
@@ -96,6 +106,8 @@ class Search:
     """The time of the search alone."""
     expected: Mapping[str, float] = field(default_factory=dict)
     """Model -> seconds that a trial of its defaults will take."""
+    estimate: Estimate | None = None
+    """With a budget: what the steps after the search will need."""
 
     @property
     def baseline(self) -> str:
@@ -143,13 +155,63 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
             score=lambda frame: float(kind.score(frame, section)[metric.name]),
             clock=clock,
         )
-        judge.folds()
+        workers = crew.here(tune.batch or 1, tune.workers, clock)
+        if clock.seconds is not None:
+            if clock.seconds >= PROCESSES_PAY:
+                workers.start(judge)
+            else:
+                workers.workers = 1
+            search = _afford(search, judge, section, workers.workers)
+            workers.clock = search.clock
         journal = layout.var / "tuning" / f"{problem}-{key}.log"
-        tried = find(search, journal)
+        tried = find(search, journal, workers)
         result = _write(layout.tuning(problem), search, tried)
         journal.unlink()
         Said(journal.with_suffix("")).clear()
     return result
+
+
+def _afford(search: Search, judge: Judge, section: Problem, workers: int) -> Search:
+    """`search` as the budget allows it: how many rows of a plain table it looks at, and how long.
+
+    The defaults of each model learn once from a few rows, simple models first, and what that takes says what more will take.
+    """
+    judge.folds()
+    clock, tune = search.clock, search.tune
+    loading, total = clock.spent(), clock.seconds or 0.0
+    if not isinstance(section.features, Table):
+        return replace(search, clock=Clock(total * OTHERS, clock.began))
+    estimate = _estimate(judge, section, total, loading)
+    costs: dict[str, Cost] = {}
+    small = replace(judge, fewer=PROBE_ROWS, first_only=True, keep=False)
+    for model, config in search.defaults.items():
+        if clock.spent() - loading <= PROBING * total or not costs:
+            costs[model] = small(config).cost
+    known = [each for each in costs.values() if not math.isnan(each.fit_seconds)] or [Cost(0.0, fit_seconds=0.0, fit_rows=1.0)]
+    search_seconds = max(total - estimate.reserve(known[-1]), SEARCH * total)
+    folds, looked = len(judge.folds()), min(estimate.learning_rows, tune.max_rows)
+    per_row = sum(each.wall_seconds for each in known) * folds / min(PROBE_ROWS, looked)
+    most = AT_ONCE * max(search_seconds - clock.spent(), 0.1) * workers / (TRIALS * per_row) if per_row else looked
+    rows = int(min(max(most, PROBE_ROWS), looked))
+    log.info(
+        "%s: tune: %.0f s of %.0f s to search, on %s of %s rows",
+        *(search.name, search_seconds, total, f"{rows:,}", f"{estimate.learning_rows:,.0f}"),
+    )
+    times = folds * rows / min(PROBE_ROWS, looked)
+    return replace(
+        search,
+        evaluate=replace(judge, fewer=rows),
+        clock=Clock(search_seconds, clock.began),
+        expected={model: each.wall_seconds * times for model, each in costs.items()},
+        estimate=estimate,
+    )
+
+
+def _estimate(judge: Judge, section: Problem, total: float, loading: float) -> Estimate:
+    """What comes after the search, for a plain table: how many rows it is about."""
+    counts = pl.scan_parquet(judge.folder / "rows.parquet").select(pl.len(), pl.col("_test").sum().alias("test")).collect()
+    rows, test = counts.row(0)
+    return Estimate(total, loading, rows - test, rows if section.train.refit else 0.0, test)
 
 
 def settled(section: Problem) -> Tune:
@@ -252,7 +314,7 @@ class Planned:
         return [*whole, *[None] * (count - len(whole))] if _sampled(search) else whole
 
 
-def find(search: Search, journal: Path) -> list[Tried]:
+def find(search: Search, journal: Path, workers: Crew | None = None) -> list[Tried]:
     """Run the trials of `search` that `journal` does not hold yet; all that ended, in order, killed ones included.
 
     Journals of the same problem with another fingerprint are removed: what they were about has changed.
@@ -262,7 +324,7 @@ def find(search: Search, journal: Path) -> list[Tried]:
         if old != journal and len(old.stem) == len(journal.stem):
             old.unlink()
             Said(old.with_suffix("")).clear()
-    workers = crew.here(search.tune.batch or 1, search.tune.workers, search.clock)
+    workers = workers or crew.here(search.tune.batch or 1, search.tune.workers, search.clock)
     with _quiet():
         study = _open(search, journal)
         strategy, said = _strategy(search, workers.workers), Said(journal.with_suffix(""))
@@ -431,14 +493,26 @@ def _try(study: optuna.Study, search: Search, workers: Crew, said: Said, asked: 
     top = best_of(before, search.metric)
     bar = list(top.folds) if search.tune.prune and top and len(top.folds) > 1 else None
     known = {each.position: _known(before, each.config) for each in asked}
+    if not before:  # whatever the time, one model is there in the end
+        known[0] = search.evaluate(asked[0].config, None)
     coming = workers.run(search.evaluate, [each.config for each in asked if known[each.position] is None], bar)
     for each in asked:
         outcome = known[each.position] or next(coming)
         if search.stages and outcome.predictions is not None:
             said.keep(each.trial.number, outcome.predictions)
         _tell(study, search, each, outcome)
+    _make_room(study, search)
     if search.stages:
         said.keep_only(ensemble.candidates(list(_by_position(study).values()), search.metric, search.baseline))
+
+
+def _make_room(study: optuna.Study, search: Search) -> None:
+    """With a budget: keep what the best model so far needs to learn once more and to be judged; the rest is for the search."""
+    top = best_of(list(_by_position(study).values()), search.metric)
+    if search.estimate and top and top.model != search.baseline:
+        search.clock.seconds = max(
+            search.estimate.seconds - search.estimate.reserve(top.cost), SEARCH * search.estimate.seconds
+        )
 
 
 def _known(tried: Sequence[Tried], config: Config) -> Outcome | None:
@@ -457,7 +531,7 @@ def _blend(search: Search, tried: Sequence[Tried], said: Said) -> tuple[Config, 
             frames.append(found)
     if len(members) < 2 or score is None:
         return {"model": BLEND}, Outcome((), "fewer than two models to blend")
-    counts = ensemble.select(members, frames, score, search.metric, lambda chosen: _allowed(chosen, search.tune))
+    counts = ensemble.select(members, frames, score, search.metric, lambda chosen: _allowed(chosen, search), search.clock)
     if sum(count > 0 for count in counts) < 2:
         return {"model": BLEND}, Outcome((), "no blend is better than the best model alone")
     chosen = [(member, frame, count) for member, frame, count in zip(members, frames, counts, strict=True) if count]
@@ -467,10 +541,18 @@ def _blend(search: Search, tried: Sequence[Tried], said: Said) -> tuple[Config, 
     return ensemble.config(members, counts), Outcome(scores, cost=cost)
 
 
-def _allowed(chosen: Sequence[Tried], tune: Tune) -> bool:
+def _allowed(chosen: Sequence[Tried], search: Search) -> bool:
     """Whether these trials together keep to what a model may cost."""
     each = {one.number: one for one in chosen}.values()
-    return within_limits(ensemble.cost(list(each), 0, 0), tune)
+    cost = ensemble.cost(list(each), 0, 0)
+    return within_limits(cost, search.tune) and _affordable(cost, search)
+
+
+def _affordable(cost: Cost, search: Search) -> bool:
+    """With a budget: whether there is time to learn from twice the rows of a fold, or from all."""
+    if (estimate := search.estimate) is None:
+        return True
+    return estimate.refit(cost, min(estimate.learning_rows, 2 * cost.fit_rows)) <= REFIT * estimate.seconds
 
 
 def within_limits(cost: Cost, tune: Tune) -> bool:
@@ -495,7 +577,8 @@ def _tell(study: optuna.Study, search: Search, asked: Asked, outcome: Outcome) -
     if reason is not None:
         trial.set_user_attr("reason", reason)
         study.tell(trial, state=TrialState.FAIL)
-        log.log(logging.INFO if model == BLEND else logging.WARNING, "%s failed: %s", head, reason)
+        level = logging.INFO if model == BLEND or reason == crew.OUT_OF_TIME else logging.WARNING
+        log.log(level, "%s failed: %s", head, reason)
         return
     scores = [float(score) for score in outcome.scores]
     trial.set_user_attr("folds", scores)
@@ -661,10 +744,12 @@ def pick(search: Search, tried: Sequence[Tried]) -> Tried:
     """The trial that wins under the rules of tune: its limits of cost, then `choose`. Where nothing keeps to the limits, the
     baseline, and else whatever ended well.
     """
-    kept = [each for each in tried if each.state == "complete" and within_limits(each.cost, search.tune)]
+    complete = [each for each in tried if each.state == "complete"]
+    kept = [each for each in complete if within_limits(each.cost, search.tune)]
+    kept = [each for each in kept if _affordable(each.cost, search)] or kept
     if not kept:
         log.warning("%s: tune: no model keeps to tune.max_latency_ms, max_model_mb and max_train_seconds", search.name)
-        kept = [each for each in tried if each.model == search.baseline and each.state == "complete"] or list(tried)
+        kept = [each for each in complete if each.model == search.baseline] or complete
     return choose(kept, list(search.space), search.metric, search.stages if search.tune.choose == "simplest" else None)
 
 
@@ -685,6 +770,8 @@ def _write(folder: Path, search: Search, tried: Sequence[Tried]) -> Result:
         "bought": bought(search, tried, best),
         "cost": {name: _known_number(value) for name, value in asdict(best.cost).items()},
     }
+    if search.estimate:
+        summary["budget"] = {"seconds": search.estimate.seconds, "evaluation": round(search.estimate.evaluation(best.cost), 3)}
     with writing(folder) as scratch:
         scratch.mkdir()
         (scratch / "best.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
