@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(step: str, problem: str | None, root: Path) -> int:
-    from tasks import layout, params
+    from tasks import budget, layout, params
     from tasks.errors import EvergreenError, ParamsError, ProjectError
 
     place = layout.find(root)
@@ -59,6 +59,7 @@ def _run(step: str, problem: str | None, root: Path) -> int:
     if problem:
         known.section(problem)
     started, clock = datetime.now(UTC), time.perf_counter()
+    budget.begin()
     try:
         result = import_module(f"tasks.{step}").run(known, problem, place)
     except EvergreenError:
