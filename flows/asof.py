@@ -1,16 +1,21 @@
-"""The day a project lives on, in params.yaml: one value is replaced, every other character stays."""
+"""What commands set in params.yaml: the day a project lives on, and the seconds of a search. Every other character stays."""
 
 import re
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
 from tasks.errors import ParamsError
 from tasks.layout import writing
-from tasks.params import load
+from tasks.params import Params, load
 
 SCALAR = re.compile(r""""[^"]*"|'[^']*'|[^\s#,}]+""")
+
+
+EMPTY = re.compile(r"{\s*}")
 
 
 def set_as_of(path: Path, day: date) -> bool:
@@ -18,31 +23,55 @@ def set_as_of(path: Path, day: date) -> bool:
 
     Raises ParamsError, and leaves the file as it was, where its text does not allow that.
     """
-    if load(path).project.as_of == day:
+    return _set(path, ("project", "as_of"), f'"{day}"', lambda params: params.project.as_of == day)
+
+
+def set_seconds(path: Path, problem: str, seconds: float) -> bool:
+    """Write `seconds` as tune.budget_seconds of `problem`; see `set_as_of`."""
+    return _set(
+        path,
+        (problem, "tune", "budget_seconds"),
+        f"{seconds:g}",
+        lambda params: params.section(problem).tune.budget_seconds == float(f"{seconds:g}"),
+    )
+
+
+def _set(path: Path, keys: Sequence[str], value: str, done: Callable[[Params], bool]) -> bool:
+    if done(load(path)):
         return False
     with writing(path) as scratch:
-        scratch.write_text(_replaced(path.read_text(encoding="utf8"), day), encoding="utf8")
-        if _day(scratch) != day:
-            raise ParamsError(f'{path.name}: project.as_of cannot be set here; write as_of: "{day}" into it by hand')
+        text = path.read_bytes().decode()
+        try:
+            scratch.write_bytes(_replaced(text, keys, value).encode())
+            written = done(load(scratch))
+        except (ParamsError, AttributeError, KeyError, TypeError, IndexError):
+            written = False
+        if not written:
+            raise ParamsError(f"{path.name}: {'.'.join(keys)} cannot be set here; write {keys[-1]}: {value} into it by hand")
     return True
 
 
-def _day(path: Path) -> date | None:
-    try:
-        return load(path).project.as_of
-    except ParamsError:
-        return None
-
-
-def _replaced(text: str, day: date) -> str:
-    project = YAML().load(text)["project"]
+def _replaced(text: str, keys: Sequence[str], value: str) -> str:
+    """`text` with `value` at `keys`; a mapping that is not there comes to be, in one line."""
+    around: Any = YAML().load(text)
     lines = text.splitlines(keepends=True)
-    if "as_of" in project:
-        line, column = project.lc.value("as_of")
+    for depth, key in enumerate(keys[:-1]):
+        if key not in around or not len(around[key]):
+            inner = ": {".join(keys[depth + 1 :])
+            return _put(lines, around, key, f"{{{inner}: {value}{'}' * (len(keys) - depth - 1)}")
+        around = around[key]
+    return _put(lines, around, keys[-1], value)
+
+
+def _put(lines: list[str], around: Any, key: str, value: str) -> str:
+    """The text with `key: value` in the mapping `around`, in place of what the key has, or else before its first key."""
+    if key in around:
+        line, column = around.lc.value(key)
         head, tail = lines[line][:column], lines[line][column:]
-        lines[line] = f'{head}"{day}"{SCALAR.sub("", tail, count=1)}'
+        lines[line] = head + value + (EMPTY if tail.startswith("{") else SCALAR).sub("", tail, count=1)
     else:
-        line, column = project.lc.key("name")
-        between = ", " if project.fa.flow_style() else f"\n{' ' * column}"
-        lines[line] = f'{lines[line][:column]}as_of: "{day}"{between}{lines[line][column:]}'
+        line, column = around.lc.key(next(iter(around)))
+        end = "\r\n" if lines[line].endswith("\r\n") else "\n"
+        between = ", " if around.fa.flow_style() else f"{end}{' ' * column}"
+        lines[line] = f"{lines[line][:column]}{key}: {value}{between}{lines[line][column:]}"
     return "".join(lines)

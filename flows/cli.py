@@ -72,6 +72,13 @@ def train(
     as_of: Annotated[
         str | None, typer.Option(help="Live on that day (YYYY-MM-DD): sets project.as_of in params.yaml, where DVC sees it.")
     ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            help="Time for each problem's search, refit and evaluation: sets NAME.tune.budget_seconds in params.yaml.",
+        ),
+    ] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Read databases again too; changed files are noticed.")] = False,
     no_deploy: Annotated[
         bool, typer.Option("--no-deploy", help="Register the candidates, and leave the champions alone.")
@@ -81,7 +88,7 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train, judge, register and deploy. What is fresh is skipped; a run that was killed goes on where it was."""
-    _train(_find(root), names or [], as_of, refresh, not no_deploy, as_json)
+    _train(_find(root), names or [], as_of, refresh, not no_deploy, as_json, seconds)
 
 
 @app.command()
@@ -140,7 +147,15 @@ def demo(root: Root = HERE, as_json: Json = False, debug: Debug = False) -> None
     _say(f"The page: {place.page.as_uri()}")
 
 
-def _train(place: "Layout", names: Sequence[str], as_of: str | None, refresh: bool, deploy: bool, as_json: bool) -> None:
+def _train(
+    place: "Layout",
+    names: Sequence[str],
+    as_of: str | None,
+    refresh: bool,
+    deploy: bool,
+    as_json: bool,
+    seconds: float | None = None,
+) -> None:
     from flows import results
     from tasks import ingest
     from tasks.layout import locking
@@ -151,9 +166,13 @@ def _train(place: "Layout", names: Sequence[str], as_of: str | None, refresh: bo
         params.section(name)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+    if len(problems) > 1:
+        os.environ.setdefault("EVERGREEN_WORKERS", "1")  # the branches share the cores
     with locking(place.var / "train.lock", "train"):
         if as_of:
             _live_on(place, as_of)
+        if seconds:
+            _spend(place, problems, seconds)
         refresh = refresh or ingest.moved(params, place)
         if not refresh and results.nothing_to_do(place, problems, deploy):
             outcomes = [results.Outcome(problem) for problem in problems]
@@ -469,6 +488,15 @@ def _object(option: str, text: str) -> dict[str, Any]:
 
 def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _spend(place: "Layout", problems: Sequence[str], seconds: float) -> None:
+    """Write tune.budget_seconds of `problems` and say so."""
+    from flows.asof import set_seconds
+
+    for name in problems:
+        if set_seconds(place.params, name, seconds):
+            _say(f"params.yaml: {name}.tune.budget_seconds = {seconds:g}")
 
 
 def _moment(text: str) -> datetime:

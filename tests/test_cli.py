@@ -165,6 +165,50 @@ def test_a_params_file_whose_day_cannot_be_replaced_stays_as_it_was(shop: Path):
     assert (shop / "params.yaml").read_text() == text
 
 
+SPENDS = """{project}
+ingest: {{sales: {{parquet: s.parquet}}}}   # a comment
+problems: {{pay: regression}}
+pay:
+  question: "How much?"   # why
+  features: {{entity: who, horizon_days: 7, cutoffs: {{first: "2017-01-01", every_days: 7}}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("  tune: {n_trials: 5}  # few", "  tune: {budget_seconds: 60, n_trials: 5}  # few"),
+        ("  tune: {n_trials: 5, budget_seconds: 5}  # few", "  tune: {n_trials: 5, budget_seconds: 60}  # few"),
+        ("  tune:\n    n_trials: 5 # few\n", "  tune:\n    budget_seconds: 60\n    n_trials: 5 # few\n"),
+        ("  tune:\n    budget_seconds: null # few", "  tune:\n    budget_seconds: 60 # few"),
+        ("  tune: {}  # none", "  tune: {budget_seconds: 60}  # none"),
+    ],
+)
+def test_setting_the_seconds_changes_that_value_and_no_other_character(tmp_path: Path, before: str, after: str):
+    path, head = tmp_path / "params.yaml", SPENDS.format(project="project: {name: shop}")
+    path.write_bytes((head + before).encode())
+    assert asof.set_seconds(path, "pay", 60.0)
+    assert path.read_bytes().decode() == head + after
+    assert not asof.set_seconds(path, "pay", 60.0), "the same again is no change"
+
+
+def test_seconds_of_a_problem_without_tune_stand_before_its_first_key_whatever_ends_the_lines(tmp_path: Path):
+    path, text = tmp_path / "params.yaml", SPENDS.format(project="project: {name: shop}").replace("\n", "\r\n")
+    path.write_bytes(text.encode())
+    asof.set_seconds(path, "pay", 7.5)
+    written = "pay:\r\n  tune: {budget_seconds: 7.5}\r\n  question"
+    assert path.read_bytes().decode() == text.replace("pay:\r\n  question", written)
+
+
+def test_seconds_that_cannot_be_set_leave_the_file_as_it_was(tmp_path: Path):
+    path = tmp_path / "params.yaml"
+    text = SPENDS.format(project="project: {name: shop}") + "  tune: {budget_seconds: &few 5}\n"
+    path.write_text(text)
+    with pytest.raises(ParamsError, match=r"pay\.tune\.budget_seconds cannot be set here; write budget_seconds: 60"):
+        asof.set_seconds(path, "pay", 60.0)
+    assert path.read_text() == text
+
+
 def test_a_day_that_is_none_is_refused_before_anything_is_written(
     shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
