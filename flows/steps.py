@@ -29,7 +29,9 @@ log = logging.getLogger(__name__)
 WORLD = threading.RLock()
 """Held by whoever uses MLflow or DVC in this process."""
 
-TIMEOUT_SECONDS = {"ingest": 3600, "validate": 3600, "features": 3600, "tune": 12 * 3600, "train": 3600, "evaluate": 3600}
+TIMEOUT_SECONDS = {"tune": 12 * 3600}
+"""Of the steps that may take more than OTHERWISE_SECONDS."""
+OTHERWISE_SECONDS = 3600
 
 here: ContextVar[tuple[str, str | None]] = ContextVar("here")
 """The step and the problem that this thread is at: what a log line is about."""
@@ -75,11 +77,15 @@ def work(step: str, root: str, problem: str | None = None) -> dict[str, Any]:
     arguments = [step, *([problem] if problem else []), "--root", root]
     with at(step, problem), tempfile.TemporaryFile("w+") as result, journal.open("w") as copy:
         process = tied.start("tasks", *arguments, cwd=layout.root, stdout=result, stderr=subprocess.PIPE, bufsize=1)
-        last = _follow(process, copy, TIMEOUT_SECONDS[step])
+        last = _follow(process, copy, _timeout(step))
         if process.returncode:
             raise _why(process.returncode, last, step, problem, journal)
         result.seek(0)
         return json.loads(result.read())
+
+
+def _timeout(step: str) -> int:
+    return TIMEOUT_SECONDS.get(step, OTHERWISE_SECONDS)
 
 
 def _follow(process: subprocess.Popen[str], copy: IO[str], timeout_seconds: float) -> str:
@@ -113,7 +119,7 @@ def _why(code: int, last: str, step: str, problem: str | None, journal: Path) ->
     if code in (EvergreenError.code, AwayError.code) and last.startswith("error: "):
         return (CrashError if code == AwayError.code else StepError)(f"{where}: {last.removeprefix('error: ')}")
     if code == -signal.SIGTERM:
-        return CrashError(f"{where}: stopped after {TIMEOUT_SECONDS[step]} s, its time limit. {journal} says how far it came.")
+        return CrashError(f"{where}: stopped after {_timeout(step)} s, its time limit. {journal} says how far it came.")
     if code == -signal.SIGKILL:
         return CrashError(f"{where}: killed, perhaps for lack of memory. {journal} says how far it came.")
     return CrashError(f"{where}: ended with code {code}: {last}. {journal} says more.")
@@ -201,6 +207,8 @@ features = Task(work, name="features", cache_policy=NO_CACHE)
 tune = Task(work, name="tune", cache_policy=NO_CACHE)
 train = Task(work, name="train", cache_policy=NO_CACHE)
 evaluate = Task(work, name="evaluate", cache_policy=NO_CACHE)
+diagnose = Task(work, name="diagnose", cache_policy=NO_CACHE)
+explain = Task(work, name="explain", cache_policy=NO_CACHE)
 gate = Task(judge, name="gate", cache_policy=NO_CACHE)
 register = Task(enter, name="register", cache_policy=NO_CACHE, **WORLDLY)
 deploy = Task(release, name="deploy", cache_policy=NO_CACHE, **WORLDLY)
@@ -208,5 +216,14 @@ page = Task(draw, name="page", cache_policy=NO_CACHE)
 
 SHARED = {"ingest": ingest, "validate": validate}
 """Once for all problems."""
-OWN = {"features": features, "tune": tune, "train": train, "evaluate": evaluate}
+OWN = {
+    "features": features,
+    "tune": tune,
+    "train": train,
+    "evaluate": evaluate,
+    "diagnose": diagnose,
+    "explain": explain,
+}
 """Once per problem."""
+ADVICE = ("diagnose", "explain")
+"""Steps that only people read."""

@@ -1,4 +1,5 @@
-"""Training: ingest -> validate -> features -> tune -> train -> evaluate -> gate -> register -> deploy, and the page.
+"""Training: ingest -> validate -> features -> tune -> train -> evaluate -> diagnose -> explain -> gate ->
+register -> deploy, and the page.
 
 The problems' branches run side by side; one that fails stops no other. What DVC finds fresh is not done again, and each
 finished step is recorded at once: a flow killed at any moment continues where it was.
@@ -93,7 +94,7 @@ class Branches:
         outcome = Outcome(problem)
         try:
             for name, task in steps.OWN.items():
-                outcome.done += self._step(name, task, problem)
+                outcome.done += self._advise(name, task, problem) if name in steps.ADVICE else self._step(name, task, problem)
             outcome.done += self._promote(problem)
         except EvergreenError as error:
             outcome.error = str(error)
@@ -101,6 +102,15 @@ class Branches:
             log.debug("%s", problem, exc_info=error)
             outcome.error = f"{problem}: {type(error).__name__}: {error}"
         return outcome
+
+    def _advise(self, name: str, task: Any, problem: str) -> list[str]:
+        """A step that tells people about the model; where it fails, the model is deployed all the same."""
+        try:
+            return self._step(name, task, problem)
+        except EvergreenError as error:
+            steps.check()
+            log.warning("%s: the page and the model card go without it: %s", problem, error)
+            return []
 
     def _step(self, name: str, task: Any, problem: str | None) -> list[str]:
         """Do and record one step, unless it is fresh. Returns its name where it was done."""

@@ -13,7 +13,16 @@ from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 
-STEPS = {"ingest": False, "validate": False, "features": True, "tune": True, "train": True, "evaluate": True}
+STEPS = {
+    "ingest": False,
+    "validate": False,
+    "features": True,
+    "tune": True,
+    "train": True,
+    "evaluate": True,
+    "diagnose": True,
+    "explain": True,
+}
 """Step -> whether it works on one problem."""
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

@@ -187,9 +187,24 @@ def test_what_is_fresh_is_skipped_and_what_is_done_is_recorded_at_once(branches:
     branch, ran = branches({"ingest", "validate", "features@redeem", "tune@redeem"})
     branch.share()
     outcome = branch.grow("redeem")
-    assert ran == ["train redeem", "evaluate redeem", "gate redeem", "register redeem", "deploy redeem"]
-    assert branch.stages.committed == ["train@redeem", "evaluate@redeem"]
-    assert (outcome.status, outcome.done) == ("done", ["train", "evaluate", "gate", "register", "deploy"])
+    own = ["train", "evaluate", "diagnose", "explain"]
+    assert ran == [f"{step} redeem" for step in (*own, "gate", "register", "deploy")]
+    assert branch.stages.committed == [f"{step}@redeem" for step in own]
+    assert (outcome.status, outcome.done) == ("done", [*own, "gate", "register", "deploy"])
+
+
+def test_a_model_without_its_explanation_is_deployed_all_the_same_and_explained_next_time(
+    branches: Callable, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(step: str, root: str, problem: str) -> None:
+        raise StepError("redeem: explain: ended with code 1")
+
+    branch, ran = branches(FRESH - {"explain@redeem"})
+    explain = steps.OWN["explain"]
+    monkeypatch.setattr(steps, "OWN", {**steps.OWN, "explain": type(explain)("explain", refuse, ran)})
+    outcome = branch.grow("redeem")
+    assert (outcome.error, ran[-1]) == (None, "deploy redeem")
+    assert "explain@redeem" not in branch.stages.committed
 
 
 def test_refresh_reads_the_sources_again_and_nothing_else(branches: Callable):

@@ -22,7 +22,7 @@ from tasks.record import Stages, lineage
 
 HERE = Path(__file__).resolve().parent.parent
 PROBLEMS = {"redeem": "classification", "segments": "clustering"}
-BRANCH = ("features", "tune", "train", "evaluate")
+BRANCH = ("features", "tune", "train", "evaluate", "diagnose", "explain")
 EVERY = ["ingest", "validate", *(f"{step}@{name}" for step in BRANCH for name in PROBLEMS)]
 
 
@@ -49,7 +49,8 @@ def write_outputs(root: Path) -> None:
         write(root, f"models/{name}/model/model.json", json.dumps({"cutoff": "2017-12-03"}))
         write(root, f"reports/{name}/metrics.json", '{"score": 1}')
         write(root, f"reports/{name}/plots/curve.csv", "x,y\n1,2\n")
-        write(root, f"reports/{name}/evaluation/evaluation.json", name)
+        for part in ("evaluation", "diagnosis", "explanation"):
+            write(root, f"reports/{name}/{part}/{part}.json", name)
 
 
 def git(root: Path, *words: str) -> str:
@@ -95,7 +96,7 @@ def test_the_current_folder_does_not_matter(project: Layout, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     stages = Stages(project)
     (project.model("redeem") / "model.json").unlink()
-    assert list(stages.status()) == ["train@redeem", "evaluate@redeem"]
+    assert list(stages.status()) == ["train@redeem", "evaluate@redeem", "explain@redeem"]
     assert not stages.fresh("train@redeem")
     assert stages.fresh("train@segments")
 
@@ -132,6 +133,9 @@ def test_the_graph_names_what_each_stage_reads(project: Layout):
     assert graph["validate"] == ["ingest"]
     assert graph["train@redeem"] == ["features@redeem", "tune@redeem"]
     assert graph["evaluate@segments"] == ["features@segments", "train@segments"]
+    assert graph["diagnose@segments"] == ["features@segments", "tune@segments"]
+    before = ("diagnose", "evaluate", "features", "train", "tune")
+    assert graph["explain@segments"] == [f"{step}@segments" for step in before]
 
 
 def test_a_stage_that_is_not_there_is_named(project: Layout):
@@ -214,6 +218,7 @@ def test_lineage_names_code_data_params_and_cost(project: Layout):
         *("dvc.data/raw", "dvc.data/tables", "dvc.data/quarantine", "dvc.reports/validation"),
         *("dvc.data/features/redeem", "dvc.models/redeem/tuning", "dvc.models/redeem/model"),
         *("dvc.reports/redeem/evaluation", "dvc.reports/redeem/metrics.json", "dvc.reports/redeem/plots"),
+        *("dvc.reports/redeem/diagnosis", "dvc.reports/redeem/explanation"),
     }
     lock = YAML(typ="safe").load(project.root / "dvc.lock")
     assert found["dvc.models/redeem/model"] == lock["stages"]["train@redeem"]["outs"][0]["md5"]
