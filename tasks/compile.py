@@ -28,6 +28,7 @@ from tasks.errors import CompileError, EvergreenError
 from tasks.layout import Layout, write_json
 from tasks.params import Params, Section
 from tasks.problems.base import Model
+from tasks.problems.tabular.calibration import SMALLEST
 from tasks.problems.tabular.kind import TabularKind
 from tasks.problems.tabular.pipeline import MISSING
 from tasks.problems.tabular.reading import DIGITS
@@ -359,6 +360,14 @@ def _signed_log(graph: Graph, step: Any, x: Value) -> str:
     return graph.add("Mul", graph.add("Sign", numbers), logs)
 
 
+def _curves(graph: Graph, step: Any, x: Value) -> str:
+    inside = graph.add("Max", graph.add("Min", _matrix(x), step.high_), step.low_)
+    if not len(step.points_):
+        return inside
+    beyond = graph.add("Sub", graph.pick(inside, step.columns_), step.points_)
+    return graph.side_by_side([inside, graph.add("Max", beyond, np.array([0.0]))])
+
+
 def _standard(graph: Graph, step: Any, x: Value) -> str:
     return _scaled(graph, _matrix(x), step.mean_, step.scale_)
 
@@ -406,19 +415,17 @@ SAME = 1e-12
 """Numbers (in relation to their size) that are no farther apart count as one where it matters."""
 
 
-def _interpolate(graph: Graph, x: str, known: np.ndarray, values: np.ndarray, passed: str) -> str:
+def _interpolate(graph: Graph, x: str, known: np.ndarray, values: np.ndarray, passed: str, near: float = SAME) -> str:
     """Column by column: `values` at `known` (both column x point, ascending), and between them on a line.
 
     `passed` compares x with a point: which of several equal points counts. Next to a point is at it: the steps before may
     round another way than those of the pipeline, and where points are equal that would be a jump.
     """
     columns, points = known.shape
-    near = SAME * np.maximum(1.0, np.abs(known)) * (1 if passed == "Greater" else -1)
-    above = graph.add(passed, graph.add("Unsqueeze", x, np.array([2])), (known + near)[None])
+    moved = known + near * np.maximum(1.0, np.abs(known)) * (1 if passed == "Greater" else -1)
+    above = graph.add(passed, graph.add("Unsqueeze", x, np.array([2])), moved[None])
     count = graph.add("ReduceSum", _number(graph, above), np.array([2]), keepdims=0)
-    first = graph.add(
-        "Max", graph.add("Min", graph.add("Sub", count, np.array([1.0])), np.array([points - 2.0])), np.array([0.0])
-    )
+    first = _between(graph, graph.add("Sub", count, np.array([1.0])), 0.0, points - 2.0)
     place = graph.add("Cast", graph.add("Add", first, np.arange(columns) * float(points)), to=TensorProto.INT64)
     after = graph.add("Add", place, np.array([1]))
     low, start = (graph.add("Gather", each.reshape(-1), place, axis=0) for each in (known, values))
@@ -426,14 +433,14 @@ def _interpolate(graph: Graph, x: str, known: np.ndarray, values: np.ndarray, pa
     gap = graph.add("Sub", high, low)
     safe = graph.add("Where", graph.add("Greater", gap, np.array([0.0])), gap, np.array([1.0]))
     share = graph.add("Div", graph.add("Sub", x, low), safe)
-    kept = graph.add("Max", graph.add("Min", share, np.array([1.0])), np.array([0.0]))
+    kept = _between(graph, share, 0.0, 1.0)
     return graph.add("Add", start, graph.add("Mul", kept, graph.add("Sub", end, start)))
 
 
 def _normal(graph: Graph, level: str) -> str:
     """The normal quantile of probabilities, EDGE off 0 and 1 at least: algorithm AS 241 of Wichura (1988), PPND16."""
     bound = EDGE - np.spacing(1)
-    p = graph.add("Max", graph.add("Min", level, np.array([1 - bound])), np.array([bound]))
+    p = _between(graph, level, bound, 1 - bound)
     q = graph.add("Sub", p, np.array([0.5]))
     near = graph.add("Sub", np.array([0.180625]), graph.add("Mul", q, q))
     centre = graph.add("Mul", q, graph.add("Div", _polynomial(graph, near, CENTRE[0]), _polynomial(graph, near, CENTRE[1])))
@@ -700,6 +707,41 @@ def _blend(graph: Graph, model: Any, x: Value) -> str:
     return parts[0] if len(parts) == 1 else graph.add("Sum", *parts)
 
 
+def _calibrated(graph: Graph, model: Any, x: Value) -> str:
+    """The maps of tasks.problems.tabular.calibration: on the log-odds, or lines between points."""
+    chances, maps = convert(graph, model.estimator_, x), model.maps
+    places = [1] if len(model.classes_) == 2 else range(len(model.classes_))
+    learned = _bent if model.method == "sigmoid" else _stepped
+    found = [learned(graph, graph.pick(chances, [place]), each) for place, each in zip(places, maps, strict=True)]
+    if len(found) == 1:
+        return _two(graph, found[0])
+    together = graph.side_by_side(found)
+    return graph.add("Div", together, graph.add("ReduceSum", together, np.array([1]), keepdims=1))
+
+
+def _bent(graph: Graph, chance: str, line: Sequence[float]) -> str:
+    kept = _between(graph, chance, SMALLEST, 1 - SMALLEST)
+    odds = graph.add("Sub", graph.add("Log", kept), graph.add("Log", graph.add("Sub", np.array([1.0]), kept)))
+    return graph.add("Sigmoid", graph.linear(odds, np.array([[line[0]]]), np.array(line[1])))
+
+
+def _stepped(graph: Graph, chance: str, steps: Sequence[np.ndarray]) -> str:
+    known, values = (np.atleast_2d(np.pad(each, (0, int(len(each) == 1)), "edge")) for each in steps)
+    return _interpolate(graph, chance, known, values, "GreaterOrEqual", near=0.0)
+
+
+def _from_log(graph: Graph, model: Any, x: Value) -> str:
+    """tasks.problems.regression.LogRegressor."""
+    logs = convert(graph, model.regressor_, x)
+    size = graph.add("Exp", graph.add("Min", graph.add("Abs", logs), np.array([700.0])))
+    plain = graph.add("Mul", graph.add("Sign", logs), graph.add("Sub", size, np.array([1.0])))
+    return _between(graph, graph.add("Mul", plain, np.array([model.factor_])), model.low_, model.high_)
+
+
+def _between(graph: Graph, x: str, low: float, high: float) -> str:
+    return graph.add("Max", graph.add("Min", x, np.array([high])), np.array([low]))
+
+
 def _inner(graph: Graph, model: Any, x: Value) -> str:
     return convert(graph, model.estimator_, x)
 
@@ -711,6 +753,7 @@ CONVERTERS: dict[str, Converter] = {
     "sklearn.FunctionTransformer": _passed,
     "sklearn.SimpleImputer": _impute,
     "tasks.SignedLog": _signed_log,
+    "tasks.Curves": _curves,
     "sklearn.StandardScaler": _standard,
     "sklearn.RobustScaler": _robust,
     "sklearn.QuantileTransformer": _quantiles,
@@ -739,6 +782,8 @@ CONVERTERS: dict[str, Converter] = {
     "tasks.QuantileGroups": _quantile_groups,
     "tasks.Segmenter": _segments,
     "tasks.OffsetRegressor": _offset,
+    "tasks.LogRegressor": _from_log,
+    "tasks.Calibrated": _calibrated,
     "tasks.BlendClassifier": _blend,
     "tasks.BlendRegressor": _blend,
     "sklearn.FixedThresholdClassifier": _inner,

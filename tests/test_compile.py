@@ -31,9 +31,10 @@ from tasks import params
 from tasks.compiled import INPUT, Compiled
 from tasks.errors import CompileError, DataError, ModelError
 from tasks.problems.clustering import QuantileGroups, Segmenter
-from tasks.problems.regression import OffsetRegressor
+from tasks.problems.regression import LogRegressor, OffsetRegressor
 from tasks.problems.tabular import pipeline
 from tasks.problems.tabular.blend import BlendClassifier, BlendRegressor
+from tasks.problems.tabular.calibration import Calibrated, Calibration
 
 WORDS = ["a", "Broken", "broken", "late", "très", "bien,", "don't", "no-one", "naïve", "x9", "ﬁne", "not", "late!"]
 ROWS, HELD_OUT = 600, 200
@@ -160,6 +161,7 @@ def test_rows_fall_into_the_same_groups(clusterer, table):
 CHOICES: list[dict[str, Any]] = [
     {"log": True},
     {"indicate": True, "log": True},
+    {"curves": 5, "log": True},
     {"rare": 80},
     {"rare": 80, "encode": "ordinal"},
     {"impute": "mean"},
@@ -246,6 +248,27 @@ def test_a_blend_is_compiled_and_reads_each_column_once(task, table, targets):
     assert found.parity.difference < 1e-10
     columns = Compiled(found.file).reading.columns
     assert len(columns) == len({column.model_dump_json() for column in columns if column.part != "days"}) + 4
+
+
+@pytest.mark.parametrize("method", ["sigmoid", "isotonic"])
+@pytest.mark.parametrize("task", ["binary", "multiclass"])
+def test_calibrated_probabilities_are_compiled(method, task, table, targets):
+    inner = assembled(LogisticRegression(C=0.01), task, scale="standard").fit(table, targets[task])
+    learned = Calibration(method).fit(targets[task], inner.predict_proba(table))
+    model = Calibrated(inner, learned.method, learned.maps).fit()
+    assert np.abs(model.predict_proba(table) - inner.predict_proba(table)).max() > 0.01
+    assert compare(model, table).parity.difference < 1e-6
+
+
+def test_one_step_of_calibration_is_a_constant(table, targets):
+    inner = assembled(LogisticRegression(), "binary").fit(table, targets["binary"])
+    model = Calibrated(inner, "isotonic", [[np.array([0.4]), np.array([0.7])]]).fit()
+    assert compare(model, table).parity.difference == 0
+
+
+def test_a_target_learned_by_its_logarithm_comes_back_in_its_unit(table, targets):
+    model = OffsetRegressor(LogRegressor(assembled(Ridge(), "continuous")), "money").fit(table, targets["continuous"])
+    assert compare(model, table).parity.difference < 1e-8
 
 
 def test_times_of_day_and_words_are_read_from_what_json_holds(table, targets):
