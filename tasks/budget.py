@@ -45,6 +45,10 @@ class Clock:
         """Seconds that are left; infinite without a limit, below 0 once it is over."""
         return float("inf") if self.seconds is None else self.seconds - self.spent()
 
+    def part(self, place: int, count: int) -> "Clock":
+        """What is left now, in `count` equal parts: the clock that is over at the end of part `place`, the first being 0."""
+        return Clock(None if self.seconds is None else self.spent() + (place + 1) * self.left() / count, self.began)
+
 
 @dataclass(frozen=True)
 class Estimate:

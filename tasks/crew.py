@@ -21,6 +21,8 @@ DASK = "EVERGREEN_DASK"
 WORKERS = "EVERGREEN_WORKERS"
 """Environment: how many processes may run trials, where tune.workers does not say; the flow sets it when problems share the
 machine."""
+WAIT = "10s"
+"""How long a scheduler may take to answer."""
 MOMENT = 0.3
 OUT_OF_TIME = "the time was over before it ended"
 
@@ -39,6 +41,7 @@ class Crew:
         self.clock = clock or Clock(None)
         self.address = address
         self._starting: threading.Thread | None = None
+        self._client: Any = None
 
     def start(self, judge: Judge) -> None:
         """Let the processes start, and read the data, while this one goes on; until they are there trials run here."""
@@ -68,6 +71,12 @@ class Crew:
         for _ in configs[done:]:
             yield Outcome((), why)
 
+    def close(self) -> None:
+        """Leave the cluster."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
     def _load(self, judge: Judge) -> None:
         from joblib import Parallel, delayed, parallel_config
 
@@ -79,22 +88,25 @@ class Crew:
 
         left = self.clock.left()
         timeout = None if left == float("inf") else max(left, 0.1)
-        try:
-            with parallel_config(**self._backend()):
-                work = Parallel(return_as="generator", timeout=timeout)
-                found: Any = work(delayed(judge)(config, bar) for config in configs)
-                yield from found
-        except OSError as error:
-            if self.address is None:
-                raise
-            raise AwayError(
-                f"{DASK} = {self.address}: {' '.join(str(error).split())}. Start the cluster, or unset it."
-            ) from error
+        with parallel_config(**self._backend()):
+            work = Parallel(return_as="generator", timeout=timeout)
+            found: Any = work(delayed(judge)(config, bar) for config in configs)
+            yield from found
 
     def _backend(self) -> dict[str, Any]:
-        if self.address:
-            return {"backend": "dask", "scheduler_host": self.address, "n_jobs": -1}
-        return {"backend": "loky", "n_jobs": self.workers, "inner_max_num_threads": 1}
+        if self.address is None:
+            return {"backend": "loky", "n_jobs": self.workers, "inner_max_num_threads": 1}
+        if self._client is None:
+            from distributed import Client
+
+            try:
+                self._client = Client(self.address, timeout=WAIT, set_as_default=False)
+            except (OSError, ValueError) as error:
+                raise AwayError(
+                    f"{DASK} = {self.address}: no scheduler answers ({error}). Start dask scheduler and dask worker there, or "
+                    "unset it."
+                ) from None
+        return {"backend": "dask", "client": self._client, "n_jobs": -1}
 
 
 def read(judge: Judge) -> None:

@@ -115,6 +115,7 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
         "config": config,
         **describe(kind, tested, found, section),
         "slices": score_slices(kind, data, tested, section, seed),
+        "search": read_json(layout.model(problem) / "model.json").get("search", {}),
     }
     rows = _stack(tested)
     folder = layout.report(problem)

@@ -57,7 +57,7 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
     judged, model, learned = _learn(kind, data, splits, config, section, params.project.seed, problem, limit)
     fold = splits.tests[-1]
     rows = kind.rows(data, splits.refit) if splits.refit and model is not judged else learned
-    card = describe(kind, model, data, fold, rows, config, section)
+    card = describe(kind, model, data, fold, rows, config, section) | {"search": searched(layout.tuning(problem))}
     folder = layout.model(problem)
     with writing(folder) as scratch:
         scratch.mkdir()
@@ -66,7 +66,7 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
             models.save(judged, scratch / JUDGED)
         text = json.dumps({"problem": problem, **card}, indent=2, default=str, allow_nan=False)
         (scratch / "model.json").write_text(text + "\n")
-    return Result(model=str(folder / MODEL), card=str(folder / "model.json"), cutoff=str(fold.test), rows=int(card["rows"]))
+    return Result(model=str(folder / MODEL), card=str(folder / "model.json"), cutoff=str(fold.test), rows=rows)
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,12 @@ def best(folder: Path, problem: str) -> Config:
     if not path.exists():
         raise StepError(f"{path}: is missing. Run tune first: python -m tasks tune {problem}")
     return read_json(path)["config"]
+
+
+def searched(folder: Path) -> dict[str, Any]:
+    """What the search said of the configuration: metric, score, and with tune.nested how much of it is optimism."""
+    summary = read_json(folder / "best.json")
+    return {name: summary[name] for name in ("metric", "score", "std", "nested", "bought") if name in summary}
 
 
 def describe(kind: Kind, model: Model, data: Data, fold: Fold, rows: int, config: Config, section: Problem) -> dict[str, Any]:

@@ -76,8 +76,8 @@ class Judge:
     """Of a plain table so many rows at most are looked at. None: all."""
     fewer: int | None = None
     """Of these so many at most, where time is short. None: all."""
-    first_only: bool = False
-    """Judge on the first fold alone: to see what a trial costs."""
+    only: int | None = None
+    """The one fold that judges. None: all."""
     outer: int | None = None
     """Nested: the fold that is held back; only what was not judged by it is used."""
     keep: bool = False
@@ -116,7 +116,7 @@ class Judge:
     def folds(self) -> Sequence[Fold]:
         """What the search learns from and is judged by; no row of a test is in it."""
         found = self._loaded()[1]
-        return found[:1] if self.first_only else found
+        return found if self.only is None else found[self.only : self.only + 1]
 
     def _loaded(self) -> tuple[Data, Sequence[Fold]]:
         """The data of this process: kept once as the search may see it at most, and once as this judge looks at it."""

@@ -19,7 +19,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC
 from pathlib import Path
@@ -164,8 +164,11 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
             search = _afford(search, judge, section, workers.workers)
             workers.clock = search.clock
         journal = layout.var / "tuning" / f"{problem}-{key}.log"
-        tried = find(search, journal, workers)
-        result = _write(layout.tuning(problem), search, tried)
+        searches = _inner(search, judge, section) if tune.nested else {}
+        tried = find(_in_turn(search, len(searches), 0), journal, workers)
+        found = {outer: _alone(each, journal, workers) for outer, each in searches.items()}
+        nested = _optimism(search, judge, pick(search, tried), found) if found else None
+        result = _write(layout.tuning(problem), search, tried, nested)
         journal.unlink()
         Said(journal.with_suffix("")).clear()
     return result
@@ -183,7 +186,7 @@ def _afford(search: Search, judge: Judge, section: Problem, workers: int) -> Sea
         return replace(search, clock=Clock(total * OTHERS, clock.began))
     estimate = _estimate(judge, section, total, loading)
     costs: dict[str, Cost] = {}
-    small = replace(judge, fewer=PROBE_ROWS, first_only=True, keep=False)
+    small = replace(judge, fewer=PROBE_ROWS, only=0, keep=False)
     for model, config in search.defaults.items():
         if clock.spent() - loading <= PROBING * total or not costs:
             costs[model] = small(config).cost
@@ -212,6 +215,56 @@ def _estimate(judge: Judge, section: Problem, total: float, loading: float) -> E
     counts = pl.scan_parquet(judge.folder / "rows.parquet").select(pl.len(), pl.col("_test").sum().alias("test")).collect()
     rows, test = counts.row(0)
     return Estimate(total, loading, rows - test, rows if section.train.refit else 0.0, test)
+
+
+def _inner(search: Search, judge: Judge, section: Problem) -> dict[int, Search]:
+    """For nested cross-validation: fold -> a search that knows nothing of the rows which judge it."""
+    found = {}
+    for outer in range(section.tune.folds):
+        inner = replace(search.evaluate, outer=outer) if isinstance(search.evaluate, Judge) else judge
+        if inner.folds():
+            found[outer] = replace(search, name=f"{search.name}.fold{outer + 1}", evaluate=inner)
+    if not found:
+        raise ParamsError(f"params.yaml: {search.name}.tune.nested: needs tune.folds of 2 or more")
+    return {outer: _in_turn(each, len(found), place) for place, (outer, each) in enumerate(found.items(), 1)}
+
+
+def _in_turn(search: Search, nested: int, place: int) -> Search:
+    """`search` with its part of the time, where there are `nested` more; `place`: 0 is the first of all."""
+    if not nested or search.clock.seconds is None:
+        return search
+    return replace(search, clock=search.clock.part(place, nested + 1), estimate=None)
+
+
+def _alone(search: Search, journal: Path, workers: Crew) -> Tried:
+    """The winner of an inner search, which has a journal of its own."""
+    own = journal.with_name(f"{search.name}-{journal.stem.rpartition('-')[2]}.log")
+    log.info("%s: the same search, without the rows that judge this fold", search.name)
+    tried = find(search, own, Crew(workers.workers, search.clock, workers.address))
+    own.unlink()
+    Said(own.with_suffix("")).clear()
+    return pick(search, tried)
+
+
+def _optimism(search: Search, judge: Judge, best: Tried, found: Mapping[int, Tried]) -> dict[str, Any]:
+    """Nested cross-validation: what the winner of each inner search scores on the rows it was not chosen by.
+
+    optimism: by how much the score of the search flatters, in the metric's unit; above 0 it promises too much.
+    """
+    alone = {outer: replace(judge, only=outer, keep=False)(each.config) for outer, each in found.items()}
+    failed = [each.reason for each in alone.values() if each.reason]
+    if failed:
+        raise StepError(f"{search.name}: tune: nested: {failed[0]}")
+    scores = [each.scores[0] for each in alone.values()]
+    tuned = statistics.fmean(best.folds[outer] for outer in found)
+    return {
+        "score": statistics.fmean(scores),
+        "std": statistics.pstdev(scores),
+        "tuned": tuned,
+        "optimism": search.metric.gain(tuned, statistics.fmean(scores)),
+        "folds": scores,
+        "models": [each.model for each in found.values()],
+    }
 
 
 def settled(section: Problem) -> Tune:
@@ -325,7 +378,7 @@ def find(search: Search, journal: Path, workers: Crew | None = None) -> list[Tri
             old.unlink()
             Said(old.with_suffix("")).clear()
     workers = workers or crew.here(search.tune.batch or 1, search.tune.workers, search.clock)
-    with _quiet():
+    with _quiet(), closing(workers):
         study = _open(search, journal)
         strategy, said = _strategy(search, workers.workers), Said(journal.with_suffix(""))
         while asked := _batch(study, search, strategy):
@@ -753,7 +806,7 @@ def pick(search: Search, tried: Sequence[Tried]) -> Tried:
     return choose(kept, list(search.space), search.metric, search.stages if search.tune.choose == "simplest" else None)
 
 
-def _write(folder: Path, search: Search, tried: Sequence[Tried]) -> Result:
+def _write(folder: Path, search: Search, tried: Sequence[Tried], nested: dict[str, Any] | None = None) -> Result:
     best = pick(search, tried)
     seconds = round(sum(each.seconds or 0 for each in tried), 3)
     summary = {
@@ -770,6 +823,8 @@ def _write(folder: Path, search: Search, tried: Sequence[Tried]) -> Result:
         "bought": bought(search, tried, best),
         "cost": {name: _known_number(value) for name, value in asdict(best.cost).items()},
     }
+    if nested:
+        summary["nested"] = nested
     if search.estimate:
         summary["budget"] = {"seconds": search.estimate.seconds, "evaluation": round(search.estimate.evaluation(best.cost), 3)}
     with writing(folder) as scratch:

@@ -1,0 +1,54 @@
+"""What a step may spend of tune.budget_seconds."""
+
+from pathlib import Path
+
+import pytest
+
+from tasks import budget
+from tasks.budget import Clock, Estimate
+from tasks.layout import write_json
+from tasks.trial import Cost
+from tests import plain_kind
+
+FOLD = Cost(fit_seconds=2.0, fit_rows=1_000, score_seconds=0.01, score_rows=500)
+
+
+def estimate(seconds: float = 1000.0, rows: float = 10_000) -> Estimate:
+    return Estimate(seconds=seconds, loading=3.0, learning_rows=rows, all_rows=1.25 * rows, test_rows=rows / 4)
+
+
+def test_without_a_budget_there_is_no_end() -> None:
+    assert Clock(None).left() == float("inf")
+    assert Clock(None).part(0, 3).left() == float("inf")
+
+
+def test_parts_of_a_clock_end_one_after_the_other_and_the_last_with_it() -> None:
+    clock = Clock(90.0)
+    ends = [clock.part(place, 3).left() for place in range(3)]
+    assert ends == pytest.approx([30.0, 60.0, 90.0], abs=0.5)
+
+
+def test_a_step_has_what_the_steps_before_it_left(tmp_path: Path) -> None:
+    params, layout = plain_kind.project(tmp_path, tune={"budget_seconds": 60})
+    write_json(layout.cost("tune", "pay"), {"wall_seconds": 40.0})
+    write_json(layout.cost("train", "pay"), {"wall_seconds": 7.5})
+    left = [budget.clock(params, "pay", layout, step).left() for step in budget.MEASURED]
+    assert left == pytest.approx([60.0, 20.0, 12.5], abs=0.5)
+
+
+def test_a_step_counts_from_when_its_process_began_and_the_next_one_in_it_from_now(tmp_path: Path) -> None:
+    params, layout = plain_kind.project(tmp_path, tune={"budget_seconds": 60})
+    budget.begin()
+    began = budget._begun[0]
+    assert budget.clock(params, "pay", layout, "tune").began == began
+    assert budget.clock(params, "pay", layout, "tune").began > began
+
+
+def test_learning_from_all_takes_more_than_in_proportion_to_the_rows_of_a_fold() -> None:
+    assert estimate().refit(FOLD) == pytest.approx(budget.SLACK * 20.0)
+    assert estimate().refit(FOLD, 500) == pytest.approx(budget.SLACK)
+
+
+def test_what_is_kept_for_refit_and_evaluation_is_bounded_by_shares_of_the_budget() -> None:
+    assert estimate().reserve(FOLD) == pytest.approx(3 + 26 + 3 + 1.3 * 50 * 4 * 0.05)
+    assert estimate(10.0, 1e7).reserve(FOLD) == pytest.approx(3 + 3.0 + 2.5)
