@@ -1,16 +1,18 @@
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.linear_model import Lasso, LogisticRegression
+from sklearn.linear_model import Lasso, LinearRegression, LogisticRegression
 from sklearn.pipeline import Pipeline
 
 from tasks import models, params
 from tasks.errors import DataError
 from tasks.problems.tabular import kind as tabular
 from tasks.problems.tabular import pipeline
-from tasks.problems.tabular.pipeline import Frequency, SignedLog, Text, fold_back, preprocess, space
+from tasks.problems.tabular.pipeline import OTHER, Curves, Frequency, Rare, SignedLog, Text, fold_back, preprocess, space
 
 NUMERIC, LOW, HIGH = ["spend", "visits", "noise"], ["colour"], ["street"]
 CHOICES = [
@@ -25,6 +27,10 @@ CHOICES = [
     {"select": "model", "select_share": 0.5},
     {"reduce": "pca", "components": 3},
     {"reduce": "svd", "components": 3},
+    {"indicate": True},
+    {"curves": 3, "indicate": True},
+    {"curves": 4, "log": True, "scale": "none"},
+    {"rare": 30},
 ]
 
 
@@ -120,6 +126,59 @@ def test_target_encoding_is_cross_fitted():
     X = X.assign(street=[f"house {each}" for each in range(len(X))])
     encoded = steps(scale="none").fit_transform(X, y)[:, -1]
     assert len(np.unique(encoded)) <= 5
+
+
+def test_a_gap_shows_in_a_column_of_its_own():
+    X, y = frame()
+    found = steps(indicate=True, scale="none").fit_transform(X, y)
+    np.testing.assert_array_equal(found[:, len(NUMERIC)], X["spend"].isna())
+
+
+def test_a_linear_model_with_curves_follows_a_bend():
+    x = np.linspace(0, 10, 400)
+    X, y = pd.DataFrame({"spend": x}), np.abs(x - 4)
+    straight, bent = (
+        LinearRegression()
+        .fit(prepared := preprocess(chosen, {}, ["spend"], [], [], "continuous", 0).fit_transform(X), y)
+        .score(prepared, y)
+        for chosen in (params.Pipeline(), params.Pipeline(curves=(9,)))
+    )
+    assert straight < 0.5
+    assert bent > 0.99
+
+
+def test_curves_end_at_the_outer_hundredths_and_leave_flags_alone():
+    draw = np.random.default_rng(0)
+    X = np.column_stack([draw.normal(size=1000), draw.integers(0, 2, 1000)])
+    curves = Curves(4).fit(X)
+    assert curves.columns_.tolist() == [0, 0, 0, 0]
+    far = curves.transform(np.array([[1e9, 1.0], [-1e9, 0.0]]))
+    np.testing.assert_array_equal(far[:, 0], np.quantile(X[:, 0], [0.99, 0.01]))
+
+
+def test_rare_categories_are_one_with_those_never_seen():
+    column = np.array([["a"]] * 5 + [["b"]] * 5 + [["c"], ["d"]])
+    found = Rare(2).fit(column).transform(np.array([["a"], ["c"], ["d"], ["zz"]]))
+    assert found[:, 0].tolist() == ["a", OTHER, OTHER, OTHER]
+
+
+def test_a_class_with_one_row_does_not_hinder_target_encoding():
+    X, y = frame()
+    y = np.where(np.arange(len(y)) == 7, 2, y)
+    chosen = params.Pipeline(encode=("target",))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoded = preprocess(chosen, {}, NUMERIC, LOW, HIGH, "multiclass", 0, stratified=False).fit_transform(X, y)
+    assert np.isfinite(encoded).all()
+
+
+def test_columns_that_do_not_vary_are_not_selected_and_raise_no_warning():
+    X, y = frame()
+    X = X.assign(visits=1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted = steps(select="univariate", select_share=0.3, scale="none").fit(X, y)
+    assert fold_back(fitted, np.ones(fitted.transform(X).shape[1]))["visits"] == 0
 
 
 def test_without_a_target_frequency_takes_the_place_of_target_encoding():

@@ -1,7 +1,8 @@
 """Plain tables: one row per case. Which rows are kept to judge by, and the folds of the search.
 
 Without time, the rows to judge by are drawn by a hash of their entity, or of what is in them: rows that are added leave the
-others where they are, and equal rows stay together. With time they are the newest.
+others where they are, and equal rows stay together (unless so many are alike that there would be too few or too many to
+judge by: then it counts how often such a row was there before). With time they are the newest.
 """
 
 import logging
@@ -105,15 +106,27 @@ def _kept_to_judge(rows: pl.DataFrame, section: Table, stratified: bool) -> np.n
         first = rows[TIME].quantile(1 - section.test_share, "higher")
         return (rows[TIME] >= first).fill_null(False).to_numpy()
     about = rows.select(ENTITY) if section.entity else rows.drop(ENTITY, TIME)
-    mixed = hash_pandas_object(about.to_pandas(), index=False).to_numpy()  # pyright: ignore
+    mixed = _hash(about)
     groups = rows[TARGET].rank("dense").to_numpy() if stratified and not section.entity else np.zeros(rows.height)
     kept = np.zeros(rows.height, dtype=bool)
     for group in np.unique(groups):
         mine = np.flatnonzero(groups == group)
-        ordered = np.sort(mixed[mine])
-        count = round(section.test_share * len(mine)) or int(len(mine) > 1)
-        kept[mine] = mixed[mine] < ordered[min(count, len(mine) - 1)]
+        kept[mine] = _lowest(mixed[mine], section.test_share)
+        if not section.entity and abs(kept[mine].mean() - section.test_share) > section.test_share / 2:
+            times = pl.DataFrame({"row": mixed[mine]}).select("row", time=pl.int_range(pl.len()).over("row"))
+            kept[mine] = _lowest(_hash(times), section.test_share)
     return kept
+
+
+def _hash(about: pl.DataFrame) -> np.ndarray:
+    """One number per row, the same for the same content."""
+    return hash_pandas_object(about.to_pandas(), index=False).to_numpy()  # pyright: ignore
+
+
+def _lowest(mixed: np.ndarray, share: float) -> np.ndarray:
+    """Whether a number is among that share of them, the lowest; of two or more at least one is, unless all are alike."""
+    count = round(share * len(mixed)) or int(len(mixed) > 1)
+    return mixed < np.sort(mixed)[min(count, len(mixed) - 1)]
 
 
 @dataclass(frozen=True)
