@@ -7,7 +7,7 @@ Histories are live: what `observe` is given counts in the next answer. Everythin
 import copy
 import dataclasses
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ import polars as pl
 from pydantic import Field, ValidationError, model_validator
 
 from tasks.errors import DataError
-from tasks.params import Answers, ListRules, Part, Recommend, Section
+from tasks.params import Answers, ListRules, Part, Recommend, Section, nearest
 from tasks.problems.ranking import reasons
 from tasks.problems.ranking.goods import Goods, Local
 from tasks.problems.ranking.histories import Histories, codes, distinct, to_date, to_day
@@ -77,6 +77,11 @@ class Request(Section):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
+            if first["type"] == "extra_forbidden":
+                known = (ListRules if key.startswith("rules.") else cls).model_fields
+                raise DataError(
+                    f"request: {key} = {str(first['input'])[:60]}: no such wish{nearest(str(first['loc'][-1]), known)}"
+                ) from None
             rule = first["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("should", "must")
             shown = f"{key} = {str(first['input'])[:60]}: " if key else ""
             raise DataError(f"request: {shown}{rule}") from None
@@ -173,7 +178,7 @@ class _Pool:
 
     def and_then(self, item: np.ndarray, score: np.ndarray, source: int) -> "_Pool":
         """With those of `item` that are not there yet."""
-        fresh = ~np.isin(item, self.item)
+        fresh = codes(item, distinct(self.item)) < 0
         more = (item[fresh], score[fresh], np.full(fresh.sum(), source))
         return _Pool(*(np.concatenate(pair) for pair in zip((self.item, self.score, self.source), more, strict=True)))
 
@@ -270,9 +275,9 @@ class Shop:
             k=request.k or self.section.pipeline.k,
             answers=answers,
             masks=self.goods.masks(answers.rules),
-            promoted=promoted[promoted >= 0],
+            promoted=np.array(list(dict.fromkeys(promoted[promoted >= 0].tolist())), np.int64),
             place=None if request.place is None else str(request.place),
-            session=session[session >= 0],
+            session=distinct(session[session >= 0]),
             seed=zlib.crc32(repr(request.items).encode()),
             because=request.because,
         )
@@ -286,23 +291,18 @@ class Shop:
         at[[number for number, key in enumerate(keys) if key is not None]] = codes(known, users)
         found, place = np.unique(at, return_inverse=True)
         days = np.array([self.ahead.get(users[each].item(), self.day) if each >= 0 else self.day for each in found])
-        lists: dict[int, _List] = {}
+        lists, basket = dict[int, _List](), self.goods.ids[wish.session[wish.session < self.goods.size]]
         for day in distinct(days).tolist():
             some = found[days == day]
-            reader, positions = self.model.reading(self.histories, day), some
-            if request.items:
-                reader = reader.reading(Session.on(self.histories, int(some[0]), self._ids(request.items), day), day)
+            reader, positions = self.model if day == self.day else self.model.reading(self.histories, day), some
+            if len(basket):
+                reader = self.model.reading(Session.on(self.histories, int(some[0]), basket, day), day)
                 positions = np.zeros(1, np.int64)
             for first in range(0, len(some), BLOCK):
                 part = slice(first, first + BLOCK)
                 made = self._block(reader, positions[part], some[part], wish)
                 lists.update(zip(some[part].tolist(), made, strict=True))
         return self._joined(asked, [lists[each] for each in found[place].tolist()], wish)
-
-    def _ids(self, items: Sequence[Any]) -> np.ndarray:
-        """The items of a basket that can be ids at all."""
-        known = [as_id(each, self.model.catalogue_) for each in items]
-        return np.array([each for each in known if each is not None], self.model.catalogue_.dtype)
 
     def _block(self, reader: Recommender, positions: np.ndarray, users: np.ndarray, wish: _Wish) -> "list[_List]":
         """One list for each of `positions` in what `reader` reads. `users`: positions in the histories, -1 for a stranger."""
@@ -365,7 +365,7 @@ class Shop:
                 lately = distinct(own.column[own.ago < days])
                 found.append((name, (codes(item, lately) >= 0) == wanted))
         if len(wish.session):
-            found.append(("the basket", ~np.isin(item, wish.session)))
+            found.append(("the basket", codes(item, wish.session) < 0))
         return found
 
     def _list(self, own: _Own, pool: _Pool, wish: _Wish) -> "_List":
@@ -383,7 +383,7 @@ class Shop:
             held = pool.source == EXPLORE
             wants.append((held, explored[1]))
         if len(wish.promoted) and rules.promote_share:
-            wants.append((np.isin(pool.item, wish.promoted), places(rules.promote_share, wish.k)))
+            wants.append((codes(pool.item, np.sort(wish.promoted)) >= 0, places(rules.promote_share, wish.k)))
         if rules.new_share or answers.show == "blend":
             new = codes(pool.item, own.bought) < 0
             if rules.new_share:
@@ -406,7 +406,7 @@ class Shop:
             return _NONE, due
         mine = np.concatenate([pool.item[: wish.k], own.bought, own.rare])
         tried = _drawn(draw, items, starts, self.goods.category[own.column], 8 * due[-1] + 8)
-        tried = tried[~np.isin(tried, mine)]
+        tried = tried[codes(tried, distinct(mine)) < 0]
         if masks := self._allowed(tried, own, wish):
             tried = tried[np.logical_and.reduce([mask for _, mask in masks])]
         return tried[: due[-1]], due
@@ -446,8 +446,8 @@ class Shop:
         new = new[new < self.goods.size]
         if not len(new):
             return {}
-        bought, count = np.unique(own.column, return_counts=True)
-        most = bought[np.argsort(-count, kind="stable")[: reasons.OWN]]
+        count = np.bincount(np.searchsorted(own.bought, own.column))
+        most = own.bought[np.argsort(-count, kind="stable")[: reasons.OWN]]
         partner, common = self.together.partners(most, new)
         enough = common >= reasons.ENOUGH
         return dict(zip(new[enough].tolist(), partner[enough].tolist(), strict=True))
@@ -456,8 +456,7 @@ class Shop:
     def together(self) -> reasons.Together:
         """Who bought what, by item: made once, as things were then."""
         if self._together is None:
-            base = Live.of(self.histories).base
-            self._together = reasons.Together(base.matrix(self.model.catalogue_).T.tocsr())
+            self._together = reasons.Together.of(Live.of(self.histories).base, self.model.catalogue_)
         return self._together
 
     def _joined(self, asked: list[Any], lists: "list[_List]", wish: _Wish) -> Answer:
@@ -508,7 +507,7 @@ def _pools(lists: Ranked, rows: np.ndarray, size: int) -> list[_Pool]:
 
 def _under(pool: _Pool, deep: _Pool) -> _Pool:
     """`pool`, and below it what else is in `deep`, in its order."""
-    fresh = ~np.isin(deep.item, pool.item)
+    fresh = codes(deep.item, distinct(pool.item)) < 0
     lift = min(pool.score.min(initial=np.inf) - deep.score[fresh].max(initial=-np.inf), 0.0)
     parts = zip((pool.item, pool.score, pool.source), (deep.item, deep.score + lift, deep.source), strict=True)
     return _Pool(*(np.concatenate([ours, theirs[fresh]]) for ours, theirs in parts))
@@ -533,5 +532,4 @@ def _drawn(draw: np.random.Generator, items: np.ndarray, starts: np.ndarray, min
         return items[draw.permutation(len(items))[:count]]
     kind = draw.choice(len(sizes), count, p=weight / weight.sum())
     tried = items[starts[kind] + (draw.random(count) * sizes[kind]).astype(np.int64)]
-    _, first = np.unique(tried, return_index=True)
-    return tried[np.sort(first)]
+    return np.array(list(dict.fromkeys(tried.tolist())), np.int64)

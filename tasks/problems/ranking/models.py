@@ -7,7 +7,7 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import lightgbm
 import numpy as np
@@ -64,12 +64,12 @@ class Recommender(BaseEstimator):
         self.popular_ = popularity(known, self.catalogue_, day - self.popular_days + 1, day)
         return self.read(known, day)
 
-    def read(self, histories: Histories | Live, day: int) -> "Recommender":
+    def read(self, histories: Histories | Live, day: int) -> Self:
         """Answer from these histories from now on; nothing that was learned changes. `day`: the last one they cover."""
         self.histories_, self.day_ = histories, int(day)
         return self
 
-    def reading(self, histories: Histories | Live, day: int) -> "Recommender":
+    def reading(self, histories: Histories | Live, day: int) -> Self:
         """A twin that shares what was learned and answers from other histories."""
         return copy.copy(self).read(histories, day)
 
@@ -281,6 +281,10 @@ class TwoStage(Recommender):
             "force_row_wise": True,
             "verbosity": -1,
         }
+
+    def reading(self, histories: Histories | Live, day: int) -> Self:
+        self._booster()  # one for all twins
+        return copy.copy(self).read(histories, day)
 
     def propose(self, positions: np.ndarray) -> Candidates:
         """Candidates of the users at `positions`; those without history have none."""

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from tasks.problems.ranking.goods import Goods
-from tasks.problems.ranking.histories import Sparse, ranges
+from tasks.problems.ranking.histories import Histories, Sparse, ranges
 
 OWN = 30
 """So many of a user's items are tried as the one that another goes with: those bought most."""
-BUYERS = 2_000
-"""So many buyers of an item are looked at."""
+SAMPLE = 4_096
+"""So many users at most tell what goes together: bounds the time of one reason whatever the shop's size."""
 ENOUGH = 3
 """Fewer common buyers are chance."""
 FROM_OTHERS = {"similar": "popular with customers like this one", "popular": "popular now"}
@@ -19,30 +19,32 @@ FROM_OTHERS = {"similar": "popular with customers like this one", "popular": "po
 
 @dataclass(frozen=True)
 class Together:
-    """Who bought each item of the catalogue: rows of `buyers`, items x users."""
+    """Who bought each item of the catalogue, out of a sample of users: rows of `buyers`, items x users."""
 
     buyers: Sparse
+
+    @classmethod
+    def of(cls, histories: Histories, catalogue: np.ndarray) -> "Together":
+        every = -(-len(histories.users) // SAMPLE) or 1
+        return cls(histories.matrix(catalogue)[::every].T.tocsr())
 
     def partners(self, own: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For each of `new`, the one of `own` that goes with it best by the cosine of their buyers, and how many bought both.
 
         Both: columns of the catalogue, `own` not empty.
         """
-        users = np.zeros((len(new), self.buyers.shape[1]), bool)
-        for row, item in enumerate(new.tolist()):
-            users[row, self._buyers(item)] = True
-        sizes = np.minimum(self.buyers.indptr[own + 1] - self.buyers.indptr[own], BUYERS)
-        own, sizes = own[sizes > 0], sizes[sizes > 0]
-        if not len(own):
-            return np.zeros(len(new), np.int64), np.zeros(len(new), np.int64)
-        theirs = self.buyers.indices[ranges(self.buyers.indptr[own], sizes)]
-        common = np.add.reduceat(users[:, theirs], np.cumsum(sizes) - sizes, axis=1, dtype=np.int64)
-        best = (common / np.sqrt(sizes)).argmax(axis=1)
+        ours, theirs = self._buyers(own), self._buyers(new)
+        common = theirs @ ours.T
+        best = (common / np.sqrt(np.maximum(ours.sum(axis=1), 1))).argmax(axis=1)
         return own[best], common[np.arange(len(new)), best]
 
-    def _buyers(self, item: int) -> np.ndarray:
-        first = self.buyers.indptr[item]
-        return self.buyers.indices[first : min(self.buyers.indptr[item + 1], first + BUYERS)]
+    def _buyers(self, items: np.ndarray) -> np.ndarray:
+        """items x users: 1 for who bought it."""
+        first = self.buyers.indptr[items]
+        sizes = self.buyers.indptr[items + 1] - first
+        found = np.zeros((len(items), self.buyers.shape[1]), np.float32)
+        found[np.repeat(np.arange(len(items)), sizes), self.buyers.indices[ranges(first, sizes)]] = 1
+        return found
 
 
 def again(count: int, ago: int, unit: str) -> str:
