@@ -107,7 +107,7 @@ def _bounds(low: float, high: float) -> tuple[float, float]:
 
 
 def _outward(value: float, side: int) -> float:
-    if not value or not math.isfinite(value):
+    if abs(value) < 1e-300 or not math.isfinite(value):
         return value
     step = 10.0 ** (math.floor(math.log10(abs(value))) - 1)
     found = (math.floor if side < 0 else math.ceil)(value / step) * step
@@ -338,9 +338,6 @@ def _tries(text: str, part: Part) -> Iterator[str]:
     lines = block({part.key: part.value}, indent)
     if isinstance(node, ScalarNode) and node.start_mark.index == node.end_mark.index:
         yield _after_line(text, key.end_mark.index, lines)
-    elif isinstance(node, ScalarNode):
-        start, end = node.start_mark.index, node.end_mark.index
-        yield f"{text[:start]}{flow({part.key: part.value})}{text[end:]}"
     elif isinstance(node, MappingNode):
         yield from _into(text, node, part.key, part.value)
 

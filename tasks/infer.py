@@ -161,7 +161,11 @@ def infer(table: pl.LazyFrame, asked: Asked, today: date) -> Inferred:
         )
     sample = _sample(table, rows)
     facts = _facts(table, schema)
-    columns = {name: _column(table, sample, name, rows, facts.get(name)) for name in schema.names() if name not in asked.drop}
+    columns = {
+        name: _column(table, sample, name, kind, rows, facts.get(name))
+        for name, kind in schema.items()
+        if name not in asked.drop
+    }
     sample = _converted(sample, columns)
     if asked.user or asked.item or asked.kind == "recommendation":
         return _purchases(asked, columns, rows)
@@ -266,7 +270,8 @@ def _words(table: pl.LazyFrame, sample: pl.DataFrame, found: Column, rows: int) 
     if many and found.distinct > 0.95 * present:
         return replace(found, what="identifier", seen=f"{found.distinct:,} distinct", why="another one in nearly every row")
     seen = f"{found.distinct:,} levels" + (", many" if many else "")
-    levels = () if many else tuple(values.unique().sort().to_list())
+    text = pl.col(name).cast(pl.String)
+    levels = () if many else tuple(table.select(text.drop_nulls().unique().sort()).collect()[name].to_list())
     return replace(found, what="category", feature="category", seen=seen, levels=levels)
 
 
@@ -533,7 +538,7 @@ def _day(value: Any) -> date:
 
 def _duplicates(table: pl.LazyFrame, sample: pl.DataFrame, target: str | None, rows: int, warnings: list[str]) -> int:
     """How many rows repeat an earlier one, also those that differ in the target alone."""
-    usable = [name for name, kind in sample.schema.items() if not isinstance(kind, pl.List | pl.Array | pl.Struct | pl.Object)]
+    usable = [name for name, kind in sample.schema.items() if not _unusable(kind)]
     copies = rows - table.select(pl.struct(usable).hash().n_unique()).collect().item()
     if copies:
         warnings.append(f"{copies:,} {'row repeats' if copies == 1 else 'rows repeat'} an earlier one in every column")

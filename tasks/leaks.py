@@ -105,7 +105,11 @@ class Look:
             return self._lookup(values)
         if len(self.names) > WIDE and (rough := self._quick(values)) < TELLING:
             return rough if self.classes else rough**2
-        return self._tree(values[:, None], 3 if self.classes else 6)
+        if self.classes:
+            return self._tree(values[:, None], 3)
+        there = ~np.isnan(values)
+        line = abs(np.corrcoef(values[there], self.y[there])[0, 1]) if there.mean() > 0.5 and values[there].std() else 0.0
+        return max(self._tree(values[:, None], 6), line**2 * there.mean())
 
     def _tree(self, X: np.ndarray, depth: int) -> float:
         from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
@@ -114,9 +118,10 @@ class Look:
         return self._judged(tree(max_depth=depth, min_samples_leaf=3, random_state=0), X)
 
     def _others(self, names: Sequence[str]) -> float:
-        """What boosted trees make of the columns `names` together."""
+        """What boosted trees make of the columns `names` together; of a wide table, of the best WIDE of them."""
         from lightgbm import LGBMClassifier, LGBMRegressor
 
+        names = sorted(names, key=lambda name: -self.alone[name])[:WIDE]
         if not names:
             return 0.5 if self.classes else 0.0
         model = LGBMClassifier if self.classes else LGBMRegressor
@@ -228,7 +233,8 @@ class Look:
         able = [
             name for name in self.names if name not in self.words and name not in sure and not np.isnan(self.values[name]).all()
         ]
-        able = sorted(able, key=lambda name: -self.alone[name])[: PAIRS if self.classes else 3 * PAIRS]
+        best = sorted(able, key=lambda name: -self.alone[name])[: PAIRS if self.classes else 3 * PAIRS]
+        able = [name for name in able if name in best]
         taken: set[str] = set()
         for first, second in combinations(able, 2):
             if taken & {first, second}:
