@@ -335,6 +335,8 @@ class Interactions(Section):
     """Table of facts about items, one row each. null: none."""
     category: str | None = None
     """Column of `items` that groups them; used for features and rules."""
+    groups: Annotated[tuple[str, ...], Field(max_length=2)] = ()
+    """Up to two more columns of `items` that group them, such as type and brand: for the ranker alone."""
     name: str | None = None
     """Column of `items` that says in words what an item is, for the reasons of answers. null: its category."""
     stock: str | None = None

@@ -220,7 +220,7 @@ def _unfitted(config: Config, section: Recommend, seed: int) -> Recommender:
     kind = MODELS[config["model"]]
     if kind is TwoStage:
         fixed = {name: getattr(given, name) for name in ("candidates", "trees", "factors", "item_neighbours", "dense_users")}
-        return TwoStage(**shared, **fixed, seed=seed, **chosen)
+        return TwoStage(**shared, **fixed | chosen, seed=seed)
     return Frequency(**shared, **chosen) if kind is Frequency else Recommender(**shared)
 
 

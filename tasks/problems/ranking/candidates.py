@@ -92,27 +92,39 @@ class Learned:
     segments: Segments | None = None
     users: np.ndarray | None = None
     """Sorted ids of the users that EASE learned from. None: those of `similar`."""
+    groups: np.ndarray | None = None
+    """As `category`, a column for each of features.groups."""
     _ordered: np.ndarray | None = field(default=None, init=False, repr=False)
     """The catalogue by popularity: asked for with every list and the same every time."""
 
     @classmethod
     def of(
-        cls, known: Histories, categories: np.ndarray, day: int, settings: Settings, segment: np.ndarray | None = None
+        cls,
+        known: Histories,
+        categories: np.ndarray,
+        day: int,
+        settings: Settings,
+        segment: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
     ) -> "Learned":
         """`known`: the lines up to `day`; `categories`: number of the category of each of `known.items`.
 
-        `segment`: number of the segment of each of `known.users`, -1 for none. None: the category a user stands out by.
+        `groups`: as `categories`, a column for each of features.groups. `segment`: number of the
+        segment of each of `known.users`, -1 for none. None: the category a user stands out by.
         With more users than settings.dense_users no users x users system is built: a factor model stands in for EASE, and
         TIFU-kNN looks for neighbours among so many users, drawn at random.
         """
         catalogue = known.catalogue(settings.min_users)
-        category = categories[np.searchsorted(known.items, catalogue)]
+        place = np.searchsorted(known.items, catalogue)
+        category = categories[place]
+        groups = None if groups is None else groups[place]
         found = cls(
             catalogue=catalogue,
             category=category,
             popular=popularity(known, catalogue, day - settings.popular_days + 1, day),
-            facts=features.of_items(known, catalogue, category, day),
+            facts=features.of_items(known, catalogue, category, day, groups),
             users=known.users,
+            groups=groups,
         )
         counts, many = known.matrix(catalogue), len(known.users) > settings.dense_users
         if settings.with_together and not many:
@@ -153,7 +165,7 @@ class Learned:
         users = features.of_users(lines)
         facts = self._facts()
         gap = facts[:, features.ITEM.index("usual_gap")]
-        pairs = features.of_pairs(lines, row, item, self.category, settings.half_life_days, users[:, 0], gap)
+        pairs = features.of_pairs(lines, row, item, self.category, settings.half_life_days, users[:, 0], gap, self.groups)
         table = np.column_stack([users[row], facts[item], pairs, scores, self._places(row, scores)])
         return Candidates(row, item, bought, table.astype(np.float32))
 
@@ -258,37 +270,21 @@ def decayed(histories: Histories, catalogue: np.ndarray, day: int, half_life: fl
 
 
 def best(scores: np.ndarray, count: int) -> np.ndarray:
-    """row * columns + column of the `count` highest finite scores of each row, in no order.
+    """row * columns + column of the `count` highest finite scores of each row, of equal ones the first.
 
     >>> best(np.array([[1.0, 3.0, 2.0]]), 2).tolist()
     [1, 2]
     """
-    count = min(count, scores.shape[1])
-    if not count:
-        return np.zeros(0, np.int64)
-    if len(scores) == 1 and (found := _clearly_best(scores[0], count)) is not None:
-        return found
-    top = np.argpartition(-scores, count - 1, axis=1)[:, :count]
-    row = np.repeat(np.arange(len(scores)), count)
-    kept = np.isfinite(scores[row, top.ravel()])
-    return row[kept] * scores.shape[1] + top.ravel()[kept]
+    found = [row * scores.shape[1] + _best(score, count) for row, score in enumerate(scores)]
+    return np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
 
-def _clearly_best(score: np.ndarray, count: int) -> np.ndarray | None:
-    """`best` of one row; None where equal scores lie on both sides of the edge, for one user gets what he gets among many.
-
-    A part of the scores has `count` that are so high; only those that reach the lowest of them are looked at.
-    """
-    near = np.flatnonzero(score > -np.inf)
-    if len(near) <= count:
-        return near
-    part = score[near][::SAMPLED]
-    if len(part) >= count:
-        near = near[score[near] >= np.partition(part, -count)[-count]]
-    ordered = near[np.argsort(-score[near])]
-    if len(ordered) == count:
-        return ordered
-    return ordered[:count] if score[ordered[count - 1]] > score[ordered[count]] else None
+def _best(score: np.ndarray, count: int) -> np.ndarray:
+    """Of one row. Part of the scores has `count` that are so high; only those that reach the lowest of them are sorted."""
+    part = score[::SAMPLED]
+    edge = np.partition(part, len(part) - count)[len(part) - count] if 0 < count <= len(part) else -np.inf
+    near = np.flatnonzero(score >= edge) if edge > -np.inf else np.flatnonzero(score > -np.inf)
+    return near[np.argsort(-score[near], kind="stable")[:count]]
 
 
 def order(row: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ USER = ("visits", "visits_28d", "visit_gap", "days_since_visit", "days_known", "
 ITEM = (
     *("users_7d", "users_28d", "users_56d", "trend", "users", "lines_per_user", "loyal_share", "days_sold", "category_users"),
     *("users_14d", "new_users_7d", "new_users_28d", "new_users_56d", "kept_share", "kept_share_regulars", "usual_gap"),
-    "share_of_category",
+    *("share_of_category", "group1_users", "share_of_group1", "group2_users", "share_of_group2"),
 )
 PAIR = (
     *("decayed_share", "bought", "bought_28d", "rate", "days_since", "days_between", "overdue", "days_since_first"),
@@ -23,6 +23,11 @@ PAIR = (
     *("bought_7d", "bought_14d", "bought_56d", "bought_91d", "decayed_fast", "days_since_second", "days_since_third"),
     *("last_gap", "gap_spread", "visits_since", "rate_since_first", "overdue_for_item"),
     *("category_28d", "category_overdue", "share_in_category"),
+    *(
+        f"{group}_{fact}"
+        for group in ("group1", "group2")
+        for fact in ("decayed", "share", "days_since", "28d", "overdue", "share_in")
+    ),
 )
 FEATURES = (*USER, *ITEM, *PAIR, *SOURCES, *(f"{source}_place" for source in SOURCES))
 NEVER = 999.0
@@ -77,8 +82,10 @@ class Lines:
         return matrix(self.row, self.column, (self.rows, self.columns), weight)
 
 
-def of_items(histories: Histories, catalogue: np.ndarray, category: np.ndarray, day: int) -> np.ndarray:
-    """catalogue x ITEM at `day`. `category`: number of each item's category."""
+def of_items(
+    histories: Histories, catalogue: np.ndarray, category: np.ndarray, day: int, groups: np.ndarray | None = None
+) -> np.ndarray:
+    """catalogue x ITEM at `day`. `category`: number of each item's category; `groups`: as that, up to two columns."""
     weekly, biweekly, monthly, recent = (popularity(histories, catalogue, day - days + 1, day) for days in (7, 14, 28, 56))
     size, known = len(catalogue), histories.until_positions(day)
     column = known.columns(catalogue)[known.item]
@@ -99,11 +106,14 @@ def of_items(histories: Histories, catalogue: np.ndarray, category: np.ndarray, 
     gap, of = pairs.gaps(), np.repeat(item, pairs.size)
     usual = count(gap, of) / np.maximum(count(gap > 0, of), 1)
     lines = count(pairs.size)
-    aisle = np.bincount(category, recent)[category] if size else recent
+    aisle, *others = (np.bincount(each, recent)[each] if size else recent for each in (category, *_columns(groups)))
+    of_groups = [each for users in others for each in (users, recent / np.maximum(users, 1))]
+    of_groups += [np.zeros(size)] * (4 - len(of_groups))
     return np.column_stack(
         [
             *(weekly, monthly, recent, (2 * monthly + 1) / (recent + 1), users, lines / users, count(pairs.size > 1) / users),
             *(np.maximum(sold, 0), aisle, biweekly, *fresh, *kept, usual, recent / np.maximum(aisle, 1)),
+            *of_groups,
         ]
     )
 
@@ -144,16 +154,18 @@ def of_pairs(
     half_life: float,
     visits: np.ndarray,
     usual_gap: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
 ) -> np.ndarray:
     """pairs x PAIR of the parallel `user` (row in `lines`) and `item` (column of the catalogue).
 
     `visits`: per user. `usual_gap`: days between two purchases, per item of the catalogue; None: unknown.
+    `groups`: as `category`, up to two columns.
     """
     inside = lines.column >= 0
     row, column, ago = lines.row[inside].astype(np.int64), lines.column[inside], lines.ago[inside]
     weight, fast = decay(ago, half_life), decay(ago, FAST)
     mine = np.maximum(np.bincount(row, weight, minlength=lines.rows), 1e-9)[user]
-    size, groups = len(category), int(category.max(initial=0)) + 1
+    size = len(category)
     pairs, user = Groups.of(row * size + column, ago), user.astype(np.int64)
     at = _At(codes(user * size + item, pairs.key))
     bought, decayed, quick = at(pairs.size), at(pairs.sums(weight)), at(pairs.sums(fast))
@@ -165,19 +177,49 @@ def of_pairs(
     since, known = (lines.visits_within(user, np.where(bought > 0, days, FAR - 1)) for days in (last, first))
     usual = np.zeros(len(user)) if usual_gap is None else usual_gap[item]
 
-    aisles = Groups.of(row * groups + category[column], ago)
-    at = _At(codes(user * groups + category[item], aisles.key))
-    aisle, aisle_count, aisle_last = at(aisles.sums(weight)), at(aisles.size), at(aisles.newest(1), NEVER)
-    aisle_gap = np.where(aisle_count > 1, (at(aisles.oldest()) - aisle_last) / np.maximum(aisle_count - 1, 1), NEVER)
+    aisle, *others = (_of_group(each, row, column, ago, weight, user, item) for each in (category, *_columns(groups)))
+    of_groups = [fact for each in others for fact in _shares(each, mine, decayed)]
+    of_groups += [np.zeros(len(user))] * (12 - len(of_groups))
+    in_aisle = _shares(aisle, mine, decayed)
     return np.column_stack(
         [
             *(decayed / mine, bought, within[0], bought / np.maximum(visits[user], 1)),
-            *(last, between, last / np.maximum(between, 1), first, aisle, aisle / mine, aisle_last),
+            *(last, between, last / np.maximum(between, 1), first, *in_aisle[:3]),
             *(*within[1:], quick, second, third, np.where(bought > 1, second - last, NEVER), spread, since),
             *(bought / (known + 1), np.where(bought > 0, last / np.maximum(usual, 1), NEVER)),
-            *(at(aisles.sums(ago < 28)), aisle_last / np.maximum(aisle_gap, 1), decayed / np.maximum(aisle, 1e-9)),
+            *(*in_aisle[3:], *of_groups),
         ]
     )
+
+
+def _columns(groups: np.ndarray | None) -> list[np.ndarray]:
+    return [] if groups is None else list(groups.T)
+
+
+def _of_group(
+    group: np.ndarray,
+    row: np.ndarray,
+    column: np.ndarray,
+    ago: np.ndarray,
+    weight: np.ndarray,
+    user: np.ndarray,
+    item: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What the user of each pair bought of the item's group: decayed, days since the last, within 28 days, overdue."""
+    count = int(group.max(initial=0)) + 1
+    found = Groups.of(row * count + group[column], ago)
+    at = _At(codes(user * count + group[item], found.key))
+    bought, last = at(found.size), at(found.newest(1), NEVER)
+    gap = np.where(bought > 1, (at(found.oldest()) - last) / np.maximum(bought - 1, 1), NEVER)
+    return at(found.sums(weight)), last, at(found.sums(ago < 28)), last / np.maximum(gap, 1)
+
+
+def _shares(
+    group: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], mine: np.ndarray, decayed: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """decayed, share of all of the user's, days_since, 28d, overdue, share of the item in the group."""
+    whole, last, lately, overdue = group
+    return whole, whole / mine, last, lately, overdue, decayed / np.maximum(whole, 1e-9)
 
 
 @dataclass(eq=False)

@@ -13,17 +13,19 @@ from tasks.problems.ranking.live import as_id
 
 NONE = pl.DataFrame(schema={"item": pl.String, "category": pl.String, "name": pl.String, "stock": pl.Boolean})
 NOWHERE = pl.DataFrame(schema={"user": pl.String, "basket": pl.String, "place": pl.String})
+GROUPS = ("group1", "group2")
+"""Columns of `items` for features.groups; only those that are given are there."""
 MASKS = 64
 """So many sets of rules are kept worked out."""
 
 
 def items(tables: Mapping[str, pl.LazyFrame], section: Interactions) -> pl.DataFrame:
-    """One row per item of the table of items that is no excluded one: item, category, name, stock; null where nothing is told.
+    """One row per item of the table of items not excluded: item, category, name, stock, groups; null where nothing is told.
 
     Raises ParamsError for a column that is not there, and for one that has no table.
     """
     if section.items is None:
-        for key in ("category", "name", "exclude"):
+        for key in ("category", "groups", "name", "exclude"):
             if getattr(section, key):
                 raise ParamsError(f"features.{key} = {getattr(section, key)}: needs a table of items; give features.items")
     found = NONE if section.items is None else _items(tables[section.items], section)
@@ -50,10 +52,13 @@ def _items(table: pl.LazyFrame, section: Interactions) -> pl.DataFrame:
     for key in ("category", "name"):
         if (column := getattr(section, key)) is not None:
             require(column, known, f"features.{key}")
+    for column in section.groups:
+        require(column, known, "features.groups")
     for column, values in section.exclude.items():
         require(column, known, "features.exclude")
         table = table.filter(~pl.col(column).cast(pl.String).is_in(list(values)).fill_null(False))
     text = {key: _text(getattr(section, key)) for key in ("category", "name")}
+    text |= {name: _text(column) for name, column in zip(GROUPS, section.groups, strict=False)}
     chosen = table.select(item=section.item, **text, stock=pl.lit(None, pl.Boolean)).drop_nulls("item")
     return chosen.unique("item", keep="first", maintain_order=True).sort("item").collect()
 

@@ -321,7 +321,7 @@ class TwoStage(Recommender):
     def _keep(self, booster: lightgbm.Booster) -> None:
         """The trees are kept as text, which any version of the file format can hold; `_booster` builds them once."""
         self.ranker_ = booster.model_to_string()
-        self._built = booster
+        self._built = None
 
     def _booster(self) -> lightgbm.Booster:
         if self._built is None:

@@ -129,22 +129,25 @@ def _users(tables: Mapping[str, pl.LazyFrame], section: Interactions) -> pl.Data
 def load(folder: Path, section: Interactions) -> "Purchases":
     frames = {path.stem: pl.read_parquet(path) for path in folder.glob("*.parquet")}
     histories = Histories.of(frames["lines"])
-    categories, as_of = _categories(histories.items, frames["items"]), frames["known"].item()
+    items, as_of = frames["items"], frames["known"].item()
+    categories = _categories(histories.items, items, "category")
+    groups = [_categories(histories.items, items, name) for name in goods.GROUPS if name in items.columns]
     return Purchases(
         histories,
         categories,
         as_of,
         section.horizon_days,
         frames.get("users", pl.DataFrame({"user": []})),
-        goods.whole(frames["items"]),
+        goods.whole(items),
         frames.get("places", goods.NOWHERE),
+        np.column_stack(groups) if groups else None,
     )
 
 
-def _categories(items: np.ndarray, known: pl.DataFrame) -> np.ndarray:
-    """A number per item; items without a category share number 0."""
+def _categories(items: np.ndarray, known: pl.DataFrame, column: str) -> np.ndarray:
+    """A number per item; items without a value in `column` share number 0."""
     asked = pl.DataFrame({"item": items})
-    found = asked.join(known.cast({"item": asked["item"].dtype}), on="item", how="left", maintain_order="left")["category"]
+    found = asked.join(known.cast({"item": asked["item"].dtype}), on="item", how="left", maintain_order="left")[column]
     names = found.drop_nulls().unique().sort()
     return np.where(found.is_null(), 0, codes(found.fill_null("").to_numpy().astype(str), names.to_numpy().astype(str)) + 1)
 
@@ -192,6 +195,8 @@ class Purchases:
     """What goods.items makes: item, category, name, stock."""
     places: pl.DataFrame
     """What goods.places makes: user, basket, place."""
+    groups: np.ndarray | None = None
+    """As `categories`, one column for each of features.groups."""
     _kept: dict[str, dict[Hashable, Any]] = field(default_factory=dict)
     _answers: WeakKeyDictionary[Any, dict[date, pl.DataFrame]] = field(default_factory=WeakKeyDictionary)
     _proposed: WeakKeyDictionary[Learned, dict[Hashable, Candidates]] = field(default_factory=WeakKeyDictionary)
@@ -241,7 +246,9 @@ class Purchases:
     def _learn(self, day: int, settings: Settings) -> Learned:
         known = self.histories.until(day)
         segment = goods.mostly_at(self.places, known, day - LATELY + 1) if settings.with_segment else None
-        return Learned.of(known, self.categories[codes(known.items, self.histories.items)], day, settings, segment)
+        items = codes(known.items, self.histories.items)
+        groups = None if self.groups is None else self.groups[items]
+        return Learned.of(known, self.categories[items], day, settings, segment, groups)
 
     def candidates(self, learned: Learned, cutoff: date, settings: Settings) -> Candidates:
         """Candidates at `cutoff` for those users of its truth that have a history."""
