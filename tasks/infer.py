@@ -162,8 +162,8 @@ def infer(table: pl.LazyFrame, asked: Asked, today: date) -> Inferred:
     sample = _sample(table, rows)
     facts = _facts(table, schema)
     columns = {
-        name: _column(table, sample, name, kind, rows, facts.get(name))
-        for name, kind in schema.items()
+        name: _column(table, sample, name, held, rows, facts.get(name))
+        for name, held in schema.items()
         if name not in asked.drop
     }
     sample = _converted(sample, columns)
