@@ -21,6 +21,9 @@ MODEL = "model.skops"
 """The model that serves."""
 JUDGED = "judged.skops"
 """The one that was judged in its place: it never saw the rows to judge by. Only there where the two differ."""
+HELD_OUT = "held_out.parquet"
+"""What the chosen configuration said of rows of the search that it had not learned from, for kinds whose models are finished by
+that."""
 
 
 @dataclass(frozen=True)

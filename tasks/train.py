@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from tasks import budget, models, problems
 from tasks.budget import SLACK, Clock
 from tasks.errors import StepError
-from tasks.layout import JUDGED, MODEL, Layout, read_json, writing
+from tasks.layout import HELD_OUT, JUDGED, MODEL, Layout, read_json, writing
 from tasks.params import Params, Problem, Section
-from tasks.problems.base import Config, Data, Fold, Kind, Model, Splits
+from tasks.problems.base import Config, Data, Finishing, Fold, Kind, Model, Splits
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
     splits = kind.splits(data, section)
     config, limit = best(layout.tuning(problem), problem), _limit(layout.tuning(problem), clock)
     judged, model, learned = _learn(kind, data, splits, config, section, params.project.seed, problem, limit)
+    judged, model = _finished(kind, judged, model, layout.tuning(problem), section, params.project.seed)
     fold = splits.tests[-1]
     rows = kind.rows(data, splits.refit) if splits.refit and model is not judged else learned
     card = describe(kind, model, data, fold, rows, config, section) | {"search": searched(layout.tuning(problem))}
@@ -122,6 +124,16 @@ def _learn(
         return judged, judged, learned
     log.info("%s: train: %s on all rows, to serve", problem, config["model"])
     return judged, kind.fit(data, splits.refit, config, section, seed), learned
+
+
+def _finished(kind: Kind, judged: Model, model: Model, folder: Path, section: Problem, seed: int) -> tuple[Model, Model]:
+    """Both models with what the held-out rows of the search say of them, for kinds that make use of it."""
+    path = folder / HELD_OUT
+    if not (isinstance(kind, Finishing) and kind.finishes(section) and path.exists()):
+        return judged, model
+    held_out = pl.read_parquet(path)
+    finished = kind.finish(judged, held_out, section, seed)
+    return finished, finished if model is judged else kind.finish(model, held_out, section, seed)
 
 
 def said(fold: Fold) -> str:

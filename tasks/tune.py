@@ -35,9 +35,9 @@ from tasks.budget import REFIT, SEARCH, Clock, Estimate
 from tasks.crew import Crew
 from tasks.ensemble import BLEND, Said
 from tasks.errors import ParamsError, StepError
-from tasks.layout import Layout, locking, writing
+from tasks.layout import HELD_OUT, Layout, locking, writing
 from tasks.params import Params, Problem, Range, Section, Table, Tune, nearest
-from tasks.problems.base import Config, Kind, Metric
+from tasks.problems.base import Config, Finishing, Kind, Metric
 from tasks.stages import ORDER, Request, Stages, best_of
 from tasks.trial import Cost, Judge, Outcome, Tried, standard_error
 
@@ -168,9 +168,12 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
         tried = find(_in_turn(search, len(searches), 0), journal, workers)
         found = {outer: _alone(each, journal, workers) for outer, each in searches.items()}
         nested = _optimism(search, judge, pick(search, tried), found) if found else None
-        result = _write(layout.tuning(problem), search, tried, nested)
+        said = Said(journal.with_suffix(""))
+        finishes = isinstance(kind, Finishing) and kind.finishes(section)
+        held_out = _held_out(search, tried, said) if finishes else None
+        result = _write(layout.tuning(problem), search, tried, nested, held_out)
         journal.unlink()
-        Said(journal.with_suffix("")).clear()
+        said.clear()
     return result
 
 
@@ -806,7 +809,27 @@ def pick(search: Search, tried: Sequence[Tried]) -> Tried:
     return choose(kept, list(search.space), search.metric, search.stages if search.tune.choose == "simplest" else None)
 
 
-def _write(folder: Path, search: Search, tried: Sequence[Tried], nested: dict[str, Any] | None = None) -> Result:
+def _held_out(search: Search, tried: Sequence[Tried], said: Said) -> pl.DataFrame | None:
+    """What the chosen configuration said of rows that it had not learned from: as it was kept, or asked for once more."""
+    config = pick(search, tried).config
+    members, weights = config.get("members", [config]), config.get("weights", [1.0])
+    numbers = [next((each.number for each in tried if each.config == member), -1) for member in members]
+    found = [said.of(number) for number in numbers]
+    if any(frames is None for frames in found) and isinstance(search.evaluate, Judge):
+        found = [replace(search.evaluate, keep=True)(member).predictions for member in members]
+    kept = [frames for frames in found if frames is not None]
+    if len(kept) < len(members):
+        return None
+    return pl.concat(ensemble.mixed(list(fold), weights) for fold in zip(*kept, strict=True))
+
+
+def _write(
+    folder: Path,
+    search: Search,
+    tried: Sequence[Tried],
+    nested: dict[str, Any] | None = None,
+    held_out: pl.DataFrame | None = None,
+) -> Result:
     best = pick(search, tried)
     seconds = round(sum(each.seconds or 0 for each in tried), 3)
     summary = {
@@ -831,6 +854,8 @@ def _write(folder: Path, search: Search, tried: Sequence[Tried], nested: dict[st
         scratch.mkdir()
         (scratch / "best.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
         _table(search, tried, best).write_parquet(scratch / "trials.parquet")
+        if held_out is not None:
+            held_out.write_parquet(scratch / HELD_OUT)
     return Result(
         best=str(folder / "best.json"),
         trials=str(folder / "trials.parquet"),
