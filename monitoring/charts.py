@@ -519,6 +519,21 @@ def _candidates(axes: Axes, table: pl.DataFrame) -> None:
     _heat(axes, shades, [[words.number(value) for value in line] for line in cells], table["source"].to_list(), columns)
 
 
+def _ablations(axes: Axes, table: pl.DataFrame) -> None:
+    """Two dots with their intervals per source that is left out: all items, and new items."""
+    left = table.filter(pl.col("variant") != "all sources")
+    for place, (suffix, colour, name) in enumerate((("", MODEL, "all items"), ("_novel", THIRD, "new items"))):
+        height = [down + 0.2 * place - 0.1 for down in range(left.height)]
+        axes.hlines(height, left[f"low{suffix}"], left[f"high{suffix}"], color=colour, linewidth=1.4)
+        axes.plot(left[f"gain{suffix}"].to_list(), height, "o", color=colour, markersize=6, label=name)
+    axes.axvline(0, color=INK, linewidth=1, zorder=1)
+    _people(axes, "change of NDCG")
+    axes.set_yticks(range(left.height), [_label(each) for each in left["variant"]])
+    axes.set_ylim(left.height - 0.5, -0.5)
+    axes.grid(False, axis="y")
+    _legend_below(axes)
+
+
 def _lists(axes: Axes, table: pl.DataFrame) -> None:
     """Series across, measures down, each with its interval; shaded by the largest of its measure."""
     names, measures = (table[name].unique(maintain_order=True).to_list() for name in ("series", "measure"))
@@ -653,6 +668,13 @@ DRAWINGS: dict[str, Drawing] = {
         ("source", "ndcg", "recall", "ndcg_novel", "recall_novel"),
         _candidates,
         _per_row,
+    ),
+    "ablations": Drawing(
+        "What the whole loses without a source",
+        "Both stages learned again without it, on a sample: left of zero it is missed; a bar across zero cannot tell.",
+        ("variant", "gain", "low", "high", "gain_novel", "low_novel", "high_novel"),
+        _ablations,
+        lambda table: 1.3 + 0.45 * table.height,
     ),
     "by_visits": Drawing(
         "New and old customers",

@@ -460,6 +460,8 @@ class Sources(Section):
     """Users per cutoff, drawn at random, that the ranker learns from."""
     trees: Annotated[int, Field(ge=1)] = 150
     """Trees of the ranker."""
+    ablation_users: Annotated[int, Field(ge=0)] = 600
+    """evaluate learns the two stages again without each source, on so many users, to say what it is worth. 0: it does not."""
 
 
 Part = Annotated[float, Field(ge=0, le=1)]

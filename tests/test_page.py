@@ -185,6 +185,10 @@ def plots(kind: str) -> dict[str, pl.DataFrame]:
                     "recall_novel": [0.0, 0.02, 0.02, 0.03],
                 }
             ),
+            "ablations": pl.DataFrame(
+                {"variant": ["all sources", "without similar"], "gain": [0.0, -0.01], "low": [0.0, -0.02], "high": [0.0, 0.0]}
+                | {"gain_novel": [0.0, 0.001], "low_novel": [0.0, -0.004], "high_novel": [0.0, 0.006]}
+            ),
             "by_visits": both(visits=["none", "1", "2 to 4", "50 and more"], ndcg=np.linspace(0.1, 0.5, 4)).with_columns(
                 low=pl.col("ndcg") - 0.03, high=pl.col("ndcg") + 0.03
             ),

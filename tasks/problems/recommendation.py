@@ -21,6 +21,7 @@ from tasks.errors import DataError
 from tasks.params import KindName, Range, Recommend, require
 from tasks.problems.base import Config, Fold, Metric, Part, Splits
 from tasks.problems.ranking import partitions, purchases, report
+from tasks.problems.ranking.ablation import ablate
 from tasks.problems.ranking.answering import Request, Shop
 from tasks.problems.ranking.features import USER
 from tasks.problems.ranking.histories import codes, to_date, to_day
@@ -155,8 +156,13 @@ class Recommendation:
     def plots(
         self, predictions: pl.DataFrame, baseline: pl.DataFrame, model: Recommender, data: Purchases, section: Recommend
     ) -> dict[str, pl.DataFrame]:
-        """How good the lists are by length of history, what they are made of, and what each source is worth alone."""
-        return report.plots(predictions, baseline, model, data, section.pipeline.k)
+        """How good the lists are by length of history, what they are made of, and what each source is worth."""
+        found, users = report.plots(predictions, baseline, model, data, section.pipeline.k), section.pipeline.ablation_users
+        cutoff = predictions["cutoff"].max()
+        if isinstance(model, TwoStage) and isinstance(cutoff, date) and users:
+            table = ablate(model, data, cutoff, section.pipeline.k, users)
+            found |= {"ablations": table} if table.height else {}
+        return found
 
     def rows(self, data: Purchases, cutoffs: Sequence[date]) -> int:
         return len(data.histories.until(_known(data, cutoffs)).users)

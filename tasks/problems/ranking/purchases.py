@@ -262,19 +262,29 @@ class Purchases:
 
     def examples(self, cutoff: date, settings: Settings, users: int, seed: int) -> tuple[Candidates, np.ndarray]:
         """Candidates at `cutoff` for up to `users` users with a history, and whether each was bought in its window."""
-        learned, truth, there = self.learned(to_day(cutoff), settings), self.truth(cutoff), self.known_rows(cutoff)
-        drawn = np.sort(np.random.default_rng([seed, to_day(cutoff)]).permutation(len(there))[:users])
-        if len(there) <= TOGETHER:
-            found = self.candidates(learned, cutoff, settings)
-            kept = np.isin(found.row, drawn)
-            found = Candidates(found.row[kept], found.item[kept], found.bought[kept], found.features[kept])
-        else:
-            known = self.histories.until(to_day(cutoff))
-            positions = codes(self.histories.users[truth.users[there[drawn]]], known.users)
-            found = partitions.propose(learned, known, positions, to_day(cutoff), settings)
-            found.row = drawn[found.row]
+        learned, there, drawn = self.learned(to_day(cutoff), settings), self.known_rows(cutoff), self.draw(cutoff, users, seed)
+        if len(there) > TOGETHER:
+            return self.labelled(learned, cutoff, settings, drawn)
+        found = self.candidates(learned, cutoff, settings)
+        kept = np.isin(there[found.row], drawn)
+        found = Candidates(found.row[kept], found.item[kept], found.bought[kept], found.features[kept])
+        return found, self._label(found, learned, cutoff, there)
+
+    def draw(self, cutoff: date, users: int, seed: int) -> np.ndarray:
+        """Up to `users` rows of the truth of `cutoff` whose user has a history, ascending."""
+        there = self.known_rows(cutoff)
+        return there[np.sort(np.random.default_rng([seed, to_day(cutoff)]).permutation(len(there))[:users])]
+
+    def labelled(self, learned: Learned, cutoff: date, settings: Settings, rows: np.ndarray) -> tuple[Candidates, np.ndarray]:
+        """Candidates for `rows` of the truth of `cutoff`, which their own rows count, and whether each was bought."""
+        known = self.histories.until(to_day(cutoff))
+        positions = codes(self.histories.users[self.truth(cutoff).users[rows]], known.users)
+        found = partitions.propose(learned, known, positions, to_day(cutoff), settings)
+        return found, self._label(found, learned, cutoff, rows)
+
+    def _label(self, found: Candidates, learned: Learned, cutoff: date, rows: np.ndarray) -> np.ndarray:
         column = codes(learned.catalogue, self.histories.items)
-        return found, truth.holds(there[found.row], column[found.item], False)
+        return self.truth(cutoff).holds(rows[found.row], column[found.item], False)
 
     def known_rows(self, cutoff: date) -> np.ndarray:
         """The rows of the truth of `cutoff` whose user has a history; rows of `candidates` count these."""
