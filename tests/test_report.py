@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tasks.problems.ranking import report
+from tasks.problems.ranking import ablation, report
 from tests.contracts import World, build
 
 
@@ -98,6 +98,29 @@ def test_items_that_nobody_bought_before_are_counted_and_never_found(world, mode
     pairs = fresh.select("user", "item").unique()
     assert cold["share"].item() == pytest.approx((pairs["item"] == 5555).mean())
     assert cold["found"].item() == 0
+
+
+def test_what_a_source_is_worth_is_what_a_model_made_without_it_says(world):
+    config = world.defaults("two_stage")
+    windows = world.section.pipeline.model_copy(update={"ranker_windows": ablation.WINDOWS})
+    section = world.section.model_copy(update={"pipeline": windows})
+    whole = world.kind.fit(world.data, world.fold.train, config, section, 3)
+    table = ablation.ablate(whole, world.data, world.fold.test, 10, 10_000)
+    found = {row["variant"]: row for row in table.iter_rows(named=True)}
+    assert list(found) == ["all sources", "without together", "without similar"]
+    less = world.kind.fit(world.data, world.fold.train, {**config, "with_similar": False}, section, 3)
+    for variant, model in (("all sources", whole), ("without similar", less)):
+        rows = world.predict(model).filter(pl.col("visits") > 0)
+        for metric in ("ndcg", "recall_novel"):
+            assert found[variant][metric] == pytest.approx(rows[metric].mean()), (variant, metric)
+    gap = found["without similar"]["ndcg"] - found["all sources"]["ndcg"]
+    assert found["without similar"]["gain"] == pytest.approx(gap)
+    assert found["without similar"]["low"] < gap < found["without similar"]["high"]
+
+
+def test_without_windows_to_learn_from_nothing_is_said_of_sources(world, model):
+    first = world.data.first
+    assert ablation.ablate(model, world.data, first, 10, 100).is_empty()
 
 
 def test_a_history_cut_short_is_worth_more_with_every_visit_and_the_whole_one_as_much_as_before(world, tables, rows):

@@ -36,7 +36,7 @@ def ablate(model: TwoStage, data: Purchases, cutoff: date, k: int, users: int) -
     gain: how much better NDCG is than that of all sources, on the same users, with its 95 % interval; below 0, the source
     that is left out was of use. Empty where there are too few windows to learn from.
     """
-    days = [cutoff - timedelta(days=data.horizon_days * back) for back in range(1, WINDOWS + 1)]
+    days = [cutoff - timedelta(days=data.horizon_days * back) for back in range(WINDOWS, 0, -1)]
     days = [day for day in days if day > data.first and len(data.known_rows(day))]
     if not days or not len(data.known_rows(cutoff)):
         return pl.DataFrame()
@@ -89,6 +89,6 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
     """The mean of what is known of `values`, and its normal 95 % interval."""
     known = values[np.isfinite(values)]
     if len(known) < 2:
-        return (float("nan"),) * 3
+        return float("nan"), float("nan"), float("nan")
     mean, error = float(known.mean()), 1.96 * float(known.std(ddof=1)) / len(known) ** 0.5
     return mean, mean - error, mean + error

@@ -3,6 +3,7 @@
 Intervals (low, high) are normal ones with the confidence of CONFIDENT; the rows of one user count as one.
 """
 
+from collections.abc import Sequence
 from datetime import date
 
 import numpy as np
@@ -40,7 +41,8 @@ def plots(
     """Plot name -> table; `predictions` and `baseline` are rows of `predict` over all test windows."""
     rows = {"model": predictions, "baseline": baseline}
     tables = {f"ndcg{suffix}_by_history": _by_history(rows, f"ndcg{suffix}") for suffix in LISTS}
-    tables |= {f"sources{suffix}": _sources(predictions[f"sources{suffix}"]) for suffix in LISTS}
+    on = model.learned_.sources if isinstance(model, TwoStage) else SOURCES
+    tables |= {f"sources{suffix}": _sources(predictions[f"sources{suffix}"], on) for suffix in LISTS}
     tables["catalogue"] = _catalogue(rows, model, data)
     tables["lists"] = _lists(rows, data)
     tables["by_visits"] = _by_visits(rows)
@@ -71,10 +73,10 @@ def _by_history(rows: dict[str, pl.DataFrame], metric: str) -> pl.DataFrame:
     return pl.concat(groups).drop_nulls()
 
 
-def _sources(lists: pl.Series) -> pl.DataFrame:
-    """source, share: which part of all list entries each source is credited with."""
+def _sources(lists: pl.Series, on: Sequence[str]) -> pl.DataFrame:
+    """source, share: which part of all list entries each source that is `on` is credited with."""
     credited = entries(lists)
-    return pl.DataFrame({"source": SOURCES, "share": [(credited == name).sum() / max(len(credited), 1) for name in SOURCES]})
+    return pl.DataFrame({"source": on, "share": [(credited == name).sum() / max(len(credited), 1) for name in on]})
 
 
 def _catalogue(rows: dict[str, pl.DataFrame], model: Recommender, data: Purchases) -> pl.DataFrame:
