@@ -46,6 +46,8 @@ REFUSED = sa.Table(
 )
 AT_ONCE = 500
 """Rows per statement: databases bound the values of one."""
+ATTEMPTS = 20
+"""To write what other writers write at the same time."""
 OVERLAP = 1_000
 """So many numbers back are read again: of two writers at once the later number may be there first."""
 SCHEMA = {"user": pl.String, "basket": pl.String, "item": pl.String, "day": pl.Date}
@@ -92,19 +94,26 @@ class EventLog:
             if self._engine.dialect.name == "sqlite":
                 sqlalchemy.event.listen(self._engine, "connect", _prepare)
                 Path(self._engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
-            METADATA.create_all(self._engine)
+            self._make_tables()
         except (SQLAlchemyError, OSError) as error:
             raise self._unusable(error) from error
+
+    def _make_tables(self) -> None:
+        """Once more where another process made them at the same moment."""
+        try:
+            METADATA.create_all(self._engine)
+        except SQLAlchemyError:
+            METADATA.create_all(self._engine)
 
     def append(self, problem: str, events: Sequence[Event], refusals: Sequence[Refusal] = ()) -> list[Event]:
         """Write all of them or none. Returns those that were not there yet; of two with the same id the first counts."""
         first = {event.id: event for event in reversed(events)}
         wanted = [event for event in events if first[event.id] is event]
-        for attempt in (True, False):
+        for attempt in range(ATTEMPTS):
             try:
                 return self._append(problem, wanted, refusals)
             except IntegrityError as error:  # another writer was faster with one of them: now it is seen
-                if not attempt:
+                if attempt == ATTEMPTS - 1:
                     raise self._unusable(error) from error
         raise AssertionError
 
@@ -116,7 +125,8 @@ class EventLog:
                 asked = sa.select(EVENTS.c.id).where(EVENTS.c.problem == problem, EVENTS.c.id.in_(part))
                 known |= set(link.execute(asked).scalars())
             fresh = [event for event in events if event.id not in known]
-            for part in _parts([{**asdict(event), **now} for event in fresh]):
+            ordered = sorted(fresh, key=lambda event: event.id)  # two writers so never wait for each other
+            for part in _parts([{**asdict(event), **now} for event in ordered]):
                 link.execute(sa.insert(EVENTS), part)
             told = [{"event": json.dumps(dict(each.event), default=str), "reason": each.reason, **now} for each in refusals]
             for part in _parts(told):
