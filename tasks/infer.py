@@ -212,8 +212,9 @@ def _is_text(kind: pl.DataType) -> bool:
     return not (kind.is_numeric() or kind.is_temporal() or kind == pl.Boolean)
 
 
-def _column(table: pl.LazyFrame, sample: pl.DataFrame, name: str, rows: int, facts: tuple[int, int, Any, Any] | None) -> Column:
-    kind = sample.schema[name]
+def _column(
+    table: pl.LazyFrame, sample: pl.DataFrame, name: str, kind: pl.DataType, rows: int, facts: tuple[int, int, Any, Any] | None
+) -> Column:
     if facts is None:
         return Column(name, "unusable", str(kind), why=_unusable(kind))
     missing, distinct, low, high = facts
