@@ -113,7 +113,7 @@ def greater_is_better(table: Table) -> bool:
 
 
 def evergreen(task: Task) -> Outcome:
-    """init, train and score in a project of its own; one row by the compiled model of the champion."""
+    """init, train and score in a project of its own; one row by the compiled model (NaN where it has none)."""
     project = task.folder / "evergreen"
     project.mkdir()
     command = str(Path(sys.executable).with_name("evergreen"))
@@ -125,12 +125,15 @@ def evergreen(task: Task) -> Outcome:
     seconds = time.perf_counter() - began
     asked, out = task.folder / "asked.parquet", task.folder / "scored.parquet"
     task.test.drop(columns=table.target).to_parquet(asked, index=False)
-    _call([command, "score", name, "--data", str(asked), "--out", str(out)], project)
+    version, compiled = _newest(project, name)
+    score = [command, "score", name, "--version", str(version.version), "--data", str(asked), "--out", str(out)]
+    _call(score, project)
     found = pd.read_parquet(out)
     named = {each: each.removeprefix("probability_") for each in found if str(each).startswith("probability_")}
     answers = found[list(named)].rename(columns=named) if named else found[["prediction"]]
-    row_ms, best = _compiled_row(project, name, task.test.drop(columns=table.target))
-    return Outcome(answers, seconds, row_ms, best)
+    rows = task.test.astype(object).where(task.test.notna(), None).to_dict("records")
+    row_ms = median_ms(compiled.predict_row, rows) if compiled else np.nan
+    return Outcome(answers, seconds, row_ms, version.tags["model"])
 
 
 def _choose_metric(path: Path, problem: str, metric: str) -> None:
@@ -143,16 +146,14 @@ def _choose_metric(path: Path, problem: str, metric: str) -> None:
     yaml.dump(found, path)
 
 
-def _compiled_row(project: Path, name: str, test: pd.DataFrame) -> tuple[float, str]:
-    """Of the champion, which also tells its model; NaN where it has no compiled form."""
+def _newest(project: Path, name: str) -> tuple[Any, Any]:
+    """The version that training registered, whether the gate promoted it or not, and its compiled form, if it has one."""
     from flows import settings
     from tasks.layout import Layout
 
     registry = settings.registry(Layout(project))
-    champion = settings.deployments(Layout(project)).champion(name) or max(each.version for each in registry.versions(name))
-    version, compiled = registry.require(name, champion), registry.load_compiled(name, champion)
-    rows = test.astype(object).where(test.notna(), None).to_dict("records")
-    return median_ms(compiled.predict_row, rows) if compiled else np.nan, version.tags["model"]
+    version = registry.versions(name)[-1]
+    return version, registry.load_compiled(name, version.version)
 
 
 def rival(script: str, **more: Any) -> Callable[[Task], Outcome]:
