@@ -302,6 +302,175 @@ def _fit(axes: Axes, scores: pl.Series, greater_is_better: bool) -> None:
         axes.set_ylim(*sorted((best + 2 * (quarter - best), best - 0.2 * (quarter - best))))
 
 
+# --- diagnosis and explanation ---------------------------------------------------------------------------------------------
+
+SEEN = {"learned from": BASELINE, "not learned from": MODEL}
+"""Series of the doctor's curves -> colour."""
+LEANT_ON = 10
+"""Most columns in one picture."""
+
+
+def pareto(key: str, trials: pl.DataFrame, metric: str, baseline: str | None) -> Chart:
+    """Quality against what an answer costs. `trials`: model, score, cost, front (on the front), chosen; `cost` in ms a row."""
+    title = "Quality and cost"
+
+    def paint(axes: Axes, table: pl.DataFrame) -> None:
+        ahead = table.filter("front").sort("cost")
+        axes.step(ahead["cost"].to_list(), ahead["score"].to_list(), where="post", color=INK, linewidth=1.2, label="the front")
+        others = iter(SERIES * table.height)
+        for part in table.partition_by("model", maintain_order=True):
+            colour = BASELINE if part["model"][0] == baseline else next(others)
+            axes.plot(part["cost"].to_list(), part["score"].to_list(), "o", color=colour, markersize=6, label=part["model"][0])
+        chosen = table.filter("chosen")
+        ring = {"markersize": 12, "markerfacecolor": "none", "markeredgecolor": INK, "label": "chosen"}
+        axes.plot(chosen["cost"].to_list(), chosen["score"].to_list(), "o", **ring)
+        axes.set_xscale("log")
+        _people(axes, "ms for one row", metric)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+        axes.xaxis.set_minor_locator(NullLocator())
+        _legend_below(axes)
+
+    caption = "One dot per configuration tried. Left is quicker; those on the line are not beaten in both."
+    return Chart("pareto", title, caption, _drawn(key, title, paint, trials, 3.1))
+
+
+def dependence(key: str, table: pl.DataFrame) -> Chart:
+    """How the answer moves with one column. `table`: column, answer, value, x (null for categories), mean, low, high."""
+    title = words.plain(table["column"][0])
+
+    def paint(axes: Axes, table: pl.DataFrame) -> None:
+        ordered = table["x"].null_count() == 0
+        days = ordered and "-" in table["value"][0][1:]
+        for name, part in _groups(table, "answer"):
+            colour = SERIES[table["answer"].unique(maintain_order=True).to_list().index(part["answer"][0]) % len(SERIES)]
+            x = part["x"].to_list() if ordered else list(range(part.height))
+            low, mean, high = (part[column].to_list() for column in ("low", "mean", "high"))
+            if ordered:
+                axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+                axes.plot(x, mean, color=colour, label=name)
+            else:
+                axes.vlines(x, low, high, color=colour, alpha=0.35, linewidth=5)
+                axes.plot(x, mean, "o", color=colour, markersize=6, label=name)
+        share = min(table["low"]) >= 0 and max(table["high"]) <= 1 and table["answer"][0] != "prediction"
+        _people(axes, "", "mean answer", percent="y" if share else "")
+        first = table.filter(pl.col("answer") == table["answer"][0])
+        if days:
+            axes.set_xticks(*_some(first["x"].to_list(), first["value"].to_list(), 3))
+        elif not ordered:
+            axes.set_xticks(*_some(list(range(first.height)), [_label(each, 9) for each in first["value"]], 6))
+        _legend(axes)
+
+    caption = "The mean answer had every row this value. The wider the band, the more it depends on the other columns."
+    return Chart("dependence", title, caption, _drawn(key, title, paint, table))
+
+
+def _some(places: Sequence[float], names: Sequence[str], most: int) -> tuple[list[float], list[str]]:
+    """At most `most` ticks, evenly."""
+    step = max(1, -(-len(places) // most))
+    return list(places[::step]), list(names[::step])
+
+
+def _metric_of(table: pl.DataFrame) -> str:
+    return words.label(table["metric"][0])
+
+
+def _with_bands(axes: Axes, table: pl.DataFrame, x: str) -> None:
+    for name, colour in SEEN.items():
+        part = table.filter(pl.col("series") == name).sort(x)
+        places = part[x].to_list()
+        axes.fill_between(places, part["low"].to_list(), part["high"].to_list(), color=colour, alpha=0.18, linewidth=0)
+        axes.plot(places, part["score"].to_list(), "o-", color=colour, markersize=5, label=name)
+
+
+def _learning_curve(axes: Axes, table: pl.DataFrame) -> None:
+    _with_bands(axes, table, "rows")
+    _people(axes, "rows learned from", _metric_of(table))
+    _legend_below(axes)
+
+
+def _validation_curve(axes: Axes, table: pl.DataFrame) -> None:
+    numeric = table["value"].dtype.is_numeric()
+    values = table["value"].unique(maintain_order=True).to_list()
+    if not numeric:
+        table = table.with_columns(value=pl.Series([values.index(each) for each in table["value"]]))
+    _with_bands(axes, table, "value")
+    chosen = float(table["chosen"][0]) if numeric else values.index(str(table["chosen"][0]))
+    axes.axvline(chosen, color=SOFT, linewidth=1.2, linestyle=(0, (4, 3)), label="chosen")
+    if numeric and table["log"][0]:
+        axes.set_xscale("log")
+    _people(axes, words.plain(table["parameter"][0]), _metric_of(table))
+    if numeric and table["log"][0]:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+        axes.xaxis.set_minor_locator(NullLocator())
+    if not numeric:
+        axes.set_xticks(range(len(values)), [_label(each, 12) for each in values])
+    _legend_below(axes)
+
+
+def _bias_variance(axes: Axes, table: pl.DataFrame) -> None:
+    places = list(range(table.height))
+    axes.barh(places, table["share"].to_list(), color=[BASELINE, MODEL], alpha=0.85, height=0.55, linewidth=0)
+    axes.grid(False, axis="y")
+    _people(axes, "share of what varies in the target", percent="x")
+    axes.set_yticks(places, [_label(each) for each in table["part"]])
+    axes.invert_yaxis()
+
+
+def _permutation(axes: Axes, table: pl.DataFrame) -> None:
+    shown = table.head(LEANT_ON).reverse()
+    places, values = list(range(shown.height)), shown["importance"].to_list()
+    axes.barh(places, values, color=MODEL, alpha=0.85, height=0.62, linewidth=0)
+    for place, low, high in zip(places, shown["low"], shown["high"], strict=True):
+        if low is not None and high is not None:
+            axes.plot([low, high], [place, place], color=INK, linewidth=1.4)
+    axes.axvline(0, color=GRID, linewidth=0.8)
+    axes.grid(False, axis="y")
+    _people(axes, "score lost")
+    axes.xaxis.set_major_locator(MaxNLocator(3))
+    axes.set_yticks(places, [_label(each) for each in shown["column"]])
+
+
+def _contributions(axes: Axes, table: pl.DataFrame) -> None:
+    """One dot per row and column, spread where there are many; the colour says how large the value is."""
+    table = table.filter(pl.col("answer") == table["answer"][0])
+    names = table["column"].unique(maintain_order=True).to_list()[:LEANT_ON]
+    levels = (("low", THIRD), ("middle", SOFT), ("high value", MODEL), ("category", BASELINE))
+    seen: set[str] = set()
+    width = max(abs(each) for each in table["contribution"]) or 1.0
+    for place, name in enumerate(reversed(names)):
+        part = table.filter(pl.col("column") == name)
+        heights = _spread([each / width for each in part["contribution"]])
+        for level, (label, colour) in enumerate(levels):
+            kept = [row for row, value in enumerate(part["place"]) if (3 if value is None else min(int(3 * value), 2)) == level]
+            if kept:
+                x, y = [part["contribution"][row] for row in kept], [place + heights[row] for row in kept]
+                told = "_" if label in seen else label
+                axes.plot(x, y, "o", color=colour, markersize=3.2, alpha=0.75, markeredgewidth=0, label=told)
+                seen.add(label)
+    axes.axvline(0, color=SOFT, linewidth=0.8)
+    axes.grid(False, axis="y")
+    _people(axes, "added to the mean answer")
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.set_yticks(range(len(names)), [_label(each) for each in reversed(names)])
+    _legend_below(axes)
+
+
+def _spread(values: Sequence[float], bins: int = 60) -> list[float]:
+    """Heights from -0.4 to 0.4 that lay rows of like value beside each other."""
+    counts: dict[int, int] = {}
+    heights = []
+    for value in values:
+        place = round(bins * value)
+        count = counts[place] = counts.get(place, 0) + 1
+        heights.append(0.055 * (count // 2) * (1 if count % 2 else -1))
+    return [max(min(each, 0.4), -0.4) for each in heights]
+
+
+def _by_column(table: pl.DataFrame) -> float:
+    """Inches for one line per column."""
+    return 1.0 + 0.24 * min(table["column"].n_unique(), LEANT_ON)
+
+
 # --- a table we do not know ------------------------------------------------------------------------------------------------
 
 
@@ -574,6 +743,7 @@ def _per_row(table: pl.DataFrame) -> float:
     return 1.0 + 0.34 * table["feature" if "feature" in table.columns else "source"].n_unique()
 
 
+CURVE = "With the other settings as chosen; the band goes from the lowest fold to the highest."
 DRAWINGS: dict[str, Drawing] = {
     "gain": Drawing(
         "Gain",
@@ -721,6 +891,47 @@ DRAWINGS: dict[str, Drawing] = {
         ("series", "share_of_catalogue", "share_of_entries"),
         _catalogue,
         lambda _: HEIGHT + 0.4,
+    ),
+    "learning_curve": Drawing(
+        "More rows",
+        "The score by how many rows it learned from: on these, and on others. Where the two meet, more of the same rows "
+        "help no further.",
+        ("rows", "series", "score", "low", "high", "metric"),
+        _learning_curve,
+        lambda _: HEIGHT + 0.3,
+    ),
+    **{
+        f"validation_curve_{place}": Drawing(
+            title,
+            CURVE,
+            ("value", "series", "score", "low", "high", "parameter", "chosen", "log", "metric"),
+            _validation_curve,
+            lambda _: HEIGHT + 0.3,
+        )
+        for place, title in ((1, "The setting that matters most"), (2, "The one after it"))
+    },
+    "bias_variance": Drawing(
+        "Why it errs",
+        "Its squared error on other rows. More rows or a simpler model take away variance, a richer model bias, nothing "
+        "takes away noise.",
+        ("part", "share"),
+        _bias_variance,
+        lambda _: 1.6,
+    ),
+    "permutation": Drawing(
+        "What it leans on",
+        "What of its score on rows it never saw is lost when a column is shuffled; the line is the interval. Columns that say "
+        "the same stand in for each other.",
+        ("column", "importance", "low", "high"),
+        _permutation,
+        _by_column,
+    ),
+    "contributions": Drawing(
+        "What moves an answer",
+        "One dot per row: what the column added to its answer or took from it (Shapley values; they add up to the answer).",
+        ("answer", "column", "row", "contribution", "place"),
+        _contributions,
+        lambda table: 0.5 + _by_column(table),
     ),
 }
 """Plot name -> how it is drawn, in the order of the page."""

@@ -22,7 +22,20 @@ from tasks.params import Params
 
 log = logging.getLogger(__name__)
 
-STEPS = ("ingest", "validate", "features", "tune", "train", "evaluate", "gate", "register", "deploy", "record")
+STEPS = (
+    "ingest",
+    "validate",
+    "features",
+    "tune",
+    "train",
+    "evaluate",
+    "diagnose",
+    "explain",
+    "gate",
+    "register",
+    "deploy",
+    "record",
+)
 """In the order in which they run; other steps come after."""
 
 VERDICTS = {
@@ -100,6 +113,14 @@ class Search:
     models: list[tuple[str, str, int, bool]]
     """Model, its best score, its number of trials, whether it was chosen."""
     chart: Chart | None
+    pareto: Chart | None = None
+    """Quality against cost of each trial, where that was measured."""
+    why: str | None = None
+    """Why the chosen one was chosen."""
+    cpu: float | None = None
+    """Seconds that what tuning bought has cost."""
+    nested: tuple[str, str] | None = None
+    """Score of the nested cross-validation, and by how much the tuned one flatters itself."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +147,12 @@ class Answer:
     search: Search | None = None
     costs: list[Cost] = field(default_factory=list)
     lineage: Mapping[str, Any] = field(default_factory=dict)
+    diagnosis: Mapping[str, Any] | None = None
+    doctor: list[Chart] = field(default_factory=list)
+    """The curves of the diagnosis."""
+    explanation: Mapping[str, Any] | None = None
+    reasons: list[Chart] = field(default_factory=list)
+    """What it leans on, what moves an answer, and how."""
     newer: bool = False
     """Whether the scores are those of a candidate that is not the champion."""
 
@@ -214,6 +241,7 @@ def _environment() -> Environment:
     )
     env.filters |= {
         "number": words.number,
+        "signed": words.signed,
         "count": lambda value: words.MISSING if words.absent(value) else f"{int(value):,}",
         "counted": words.counted,
         "share": words.share,
@@ -302,6 +330,12 @@ def _answer(name: str, params: Params, layout: Layout, champion: Mapping[str, An
         costs=costs,
         lineage=_lineage(champion, card),
         newer=_newer(champion, evaluation),
+        diagnosis=_read(layout.report(name) / "diagnosis" / "diagnosis.json"),
+        doctor=_charts(
+            layout, name, "diagnosis", ("learning_curve", "validation_curve_1", "validation_curve_2", "bias_variance")
+        ),
+        explanation=_read(layout.report(name) / "explanation" / "explanation.json"),
+        reasons=[*_charts(layout, name, "explanation", ("permutation", "contributions")), *_dependence(layout, name)],
     )
 
 
@@ -395,13 +429,25 @@ def _small(values: Sequence[float | None]) -> bool:
     return all(each is None or words.absent(each) or abs(each) < 10 for each in values)
 
 
-def _charts(layout: Layout, name: str) -> list[Chart]:
+def _charts(layout: Layout, name: str, folder: str = "plots", only: Sequence[str] | None = None) -> list[Chart]:
+    """One per table in a folder of the problem's report; of all, or of those called `only`."""
     drawn = []
-    for path in sorted((layout.report(name) / "plots").glob("*.csv")):
-        table = _csv(path)
+    for path in sorted((layout.report(name) / folder).glob("*.csv")):
+        table = _csv(path) if only is None or path.stem in only else None
         if table is not None and table.height:
             drawn.append(charts.draw(f"{name}-{path.stem}", path.stem, table))
     return sorted(drawn, key=lambda chart: (charts.order(chart.name), chart.name))
+
+
+def _dependence(layout: Layout, name: str) -> list[Chart]:
+    """One chart per column, the most important first."""
+    path = layout.report(name) / "explanation" / "dependence.csv"
+    table = _csv(path) if path.is_file() else None
+    if table is None or not table.height:
+        return []
+    table = table.with_columns(pl.col("answer", "value").cast(pl.String))
+    parts = table.partition_by("column", maintain_order=True)
+    return [charts.dependence(f"{name}-dependence-{place}", part) for place, part in enumerate(parts)]
 
 
 def _csv(path: Path) -> pl.DataFrame | None:
@@ -463,6 +509,10 @@ def _search(layout: Layout, name: str, evaluation: Mapping[str, Any] | None) -> 
     bought = (
         0.0 if default is None or words.absent(best.get("score")) else (best["score"] - default[1]) * (1 if greater else -1)
     )
+    told = best.get("bought") or {}
+    gain = told.get("gain", bought)
+    nested = best.get("nested") or {}
+    optimism = nested.get("optimism")
     return Search(
         method=str(best.get("method")),
         trials=int(best.get("trials") or trials.height),
@@ -471,7 +521,11 @@ def _search(layout: Layout, name: str, evaluation: Mapping[str, Any] | None) -> 
         metric=metric,
         best=words.number(best.get("score"), places),
         default=None if default is None else f"{default[0]} {words.number(default[1], places)}",
-        bought=words.number(bought, places) if bought > 0 else None,
+        bought=words.number(gain, words.seen(places, gain)) if gain > 0 else None,
+        cpu=told.get("cpu_seconds"),
+        why=(best.get("chosen") or {}).get("why"),
+        nested=None if optimism is None else (words.number(nested.get("score"), places), words.number(optimism, places + 1)),
+        pareto=_pareto(name, layout.tuning(name) / "trials.parquet", words.label(metric), (evaluation or {}).get("baseline")),
         models=[
             (model, words.number(score, places), counts.get(model, 0), model == best.get("model")) for model, score in models
         ],
@@ -494,6 +548,16 @@ def _trials(path: Path) -> pl.DataFrame:
     except (OSError, pl.exceptions.PolarsError) as error:
         log.warning("page: %s cannot be read, so the page leaves it out: %s", path, error)
     return pl.DataFrame(schema={"number": pl.Int64, "model": pl.String, "score": pl.Float64})
+
+
+def _pareto(name: str, path: Path, metric: str, baseline: str | None) -> Chart | None:
+    """Quality against the time of an answer; None where the search did not measure it."""
+    try:
+        trials = pl.read_parquet(path, columns=["model", "score", "latency_ms", "front", "chosen"])
+    except (OSError, pl.exceptions.PolarsError):
+        return None
+    known = trials.rename({"latency_ms": "cost"}).filter(pl.col("score").is_not_null() & (pl.col("cost") > 0))
+    return charts.pareto(f"{name}-pareto", known, metric, baseline) if known.height > 1 else None
 
 
 def _greater(metric: str, evaluation: Mapping[str, Any] | None, trials: pl.DataFrame, best: Mapping[str, Any]) -> bool:

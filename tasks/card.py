@@ -86,7 +86,7 @@ def _quality(evaluation: Mapping[str, Any], best: Mapping[str, Any]) -> Iterator
         within = "" if each["low"] is None else f" [{_number(each['low'])}, {_number(each['high'])}]"
         beside = f"; the baseline {evaluation['baseline']}: {_number(each['baseline'])}"
         yield f"{each['name']} {_number(each['score'])}{within}{f' on {rows}' if not place else ''}{beside}."
-    if (optimism := best.get("optimism")) is not None:
+    if (optimism := (best.get("nested") or {}).get("optimism")) is not None:
         yield f"The search flatters itself by {_number(optimism)} {best['metric']} (tuned score minus nested score)."
 
 
@@ -112,7 +112,7 @@ def _limits(
         yield "It cannot be told from its baseline on these rows."
     for spot in explanation.get("weak_spots", []):
         yield (
-            f"It is worst where {spot['where']} ({spot['share']:.0%} of the rows): {spot['measure']} "
+            f"It is weak where {spot['where']} ({spot['share']:.0%} of the rows): {spot['measure']} "
             f"{_number(spot['loss'])} there, {_number(spot['elsewhere'])} elsewhere."
         )
     worst = _worst_slice(evaluation)
@@ -140,7 +140,14 @@ def _cost(
     if spent:
         steps = ", ".join(f"{step} {each['cpu_seconds']:.1f} s" for step, each in spent.items())
         yield f"CPU: {steps}; at most {max(each['peak_mb'] for each in spent.values()):,.0f} MB of memory."
-    yield f"The search tried {best.get('trials', 0)} configurations."
+    bought = best.get("bought") or {}
+    gain = (
+        f"; it bought {_number(bought['gain'])} {best['metric']} over the {bought['over']} for "
+        f"{bought['cpu_seconds'] / 60:.1f} minutes of CPU"
+        if bought.get("gain", 0) > 0
+        else ""
+    )
+    yield f"The search tried {best.get('trials', 0)} configurations{gain}."
     yield f"The model takes {_number(serving['model_mb'])} MB on disk and {_number(serving['load_ms'])} ms to load."
     batch = f"; {serving['batch_rows']:,.0f} rows at once {_number(serving['batch_ms'])} ms" if serving["batch_rows"] else ""
     yield f"One row takes {_number(serving['row_ms'])} ms{batch} (the pipeline in Python, before it is compiled)."
@@ -149,7 +156,7 @@ def _cost(
 def _number(value: Any) -> str:
     """Three significant digits, in full."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
+        return "undefined" if value is None else str(value)
     if isinstance(value, int) or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}" if abs(value) >= 1e-4 or not value else f"{value:.1e}"

@@ -5,7 +5,7 @@
   up to what was said. Estimated by going through the columns in random orders and their reverse, from another row's values to
   the row's own: Štrumbelj and Kononenko, Explaining prediction models and individual predictions with feature contributions,
   2014. It asks the whole pipeline, so it means the same for a line, a forest and a blend of both.
-- Dependence: the mean answer had every row this value in that column (Friedman 2001), and the middle half of the rows' own.
+- Dependence: the mean answer had every row this value in that column (Friedman 2001), and how differently rows move.
 - Weak spots: groups of rows, found on one half of the entities, where the loss on the other half is larger beyond doubt.
 
 The model that is explained is the one that was judged.
@@ -52,6 +52,8 @@ SPOTS, SMALLEST = 3, 0.04
 """Weak spots that are told, and the least share of the rows that is one."""
 LEVEL = 0.95
 BATCH = 1_000
+MANY = 20_000
+"""Most rows in which weak spots are looked for."""
 TIMED_SECONDS = 0.4
 
 
@@ -87,8 +89,8 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
     if isinstance(data, Rows) and isinstance(section, Tabular):
         held = subset.places(data, (fold.test,), labelled=getattr(kind, "supervised", False))
         order = subset.by_entity(data, held, params.project.seed)
-        few = subset.subset(data, np.sort(order[: section.evaluate.explain_rows]))
-        said, tables = explain(kind, model, few, section, params.project.seed, problem)
+        few, many = (subset.subset(data, np.sort(order[:most])) for most in (section.evaluate.explain_rows, MANY))
+        said, tables = explain(kind, model, few, many, section, params.project.seed, problem)
         found |= said
     else:
         found["note"] = f"{kind.name} answers with lists; each item of an answer comes with its own reason."
@@ -124,9 +126,12 @@ def _spent(layout: Layout, problem: str) -> dict[str, dict[str, float]]:
 
 
 def explain(
-    kind: Kind, model: Model, rows: Rows, section: Tabular, seed: int, label: str = ""
+    kind: Kind, model: Model, rows: Rows, many: Rows, section: Tabular, seed: int, label: str = ""
 ) -> tuple[dict[str, Any], dict[str, pl.DataFrame]]:
-    """What explanation.json says of `model` on `rows` (of the one part ROWS, none of which it learned from), and its tables."""
+    """What explanation.json says of `model` on `rows` (of the one part ROWS, none of which it learned from), and its tables.
+
+    `many`: more such rows, to look for weak spots in.
+    """
     log.info("%s: explain: which columns matter, on %d rows", label, len(rows))
     importance = _importance(kind, model, rows, section, seed)
     tables = {"permutation": importance}
@@ -144,7 +149,7 @@ def explain(
     found["mean_answer"] = dict(zip(names, contributions.base.tolist(), strict=True))
     found["predictions"] = _examples(kind, model, rows, section, contributions)
     tables["dependence"] = _dependence(answers, names, rows, importance["column"].to_list()[:CURVES])
-    found["weak_spots"] = _weak_spots(kind, model, rows, section, importance["column"].to_list(), seed)
+    found["weak_spots"] = _weak_spots(kind, model, many, section, importance["column"].to_list(), seed)
     return found, {name: table for name, table in tables.items() if table.height}
 
 
@@ -341,7 +346,10 @@ def _examples(kind: Kind, model: Model, rows: Rows, section: Tabular, contributi
 
 
 def _dependence(answers: Answers, names: Sequence[str], rows: Rows, columns: Sequence[str]) -> pl.DataFrame:
-    """column, answer, value (text), x (number; null for categories), mean, low, high (the middle half of the rows)."""
+    """column, answer, value (text), x (number; null for categories), mean, low, high.
+
+    low, high: how differently rows move, the middle half of them, each taken from its own mean over the values.
+    """
     few: Any = rows.features.iloc[subset.evenly(np.arange(len(rows)), BANDED)]
     found = []
     for column in columns:
@@ -352,13 +360,13 @@ def _dependence(answers: Answers, names: Sequence[str], rows: Rows, columns: Seq
             few.assign(**{column: pd.Series([value] * len(few), index=few.index).astype(few[column].dtype)}) for value in grid
         ]
         said = answers(pd.concat(frames, ignore_index=True)).reshape(len(grid), len(few), -1)
+        moved = np.quantile(said - said.mean(axis=0), [0.25, 0.75], axis=1) + said.mean(axis=(0, 1))
         for place, value in enumerate(grid):
             for answer, name in enumerate(names):
-                own = said[place, :, answer]
-                low, high = np.quantile(own, [0.25, 0.75])
+                low, high = moved[:, place, answer]
                 found.append(
                     {"column": column, "answer": name, "value": _text(value), "x": _number(value)}
-                    | {"mean": float(own.mean()), "low": float(low), "high": float(high)}
+                    | {"mean": float(said[place, :, answer].mean()), "low": float(low), "high": float(high)}
                 )
     return pl.DataFrame(found, infer_schema_length=None)
 

@@ -628,11 +628,11 @@ class Evaluate(Section):
             raise ValueError("threshold and threshold_for are both given; leave one of them out")
         return self
 
-    diagnose_seconds: Annotated[float, Field(ge=0)] = 12.0
+    diagnose_seconds: Annotated[float, Field(ge=0)] = 10.0
     """CPU seconds that the diagnosis may take (learning curve, validation curves, bias and variance, rivals); what it cannot
     afford it leaves out and says so. 0: none."""
-    explain_rows: Annotated[int, Field(ge=50)] = 1000
-    """Rows of the last test window that the explanation looks at (importance, contributions, dependence, weak spots)."""
+    explain_rows: Annotated[int, Field(ge=50)] = 2000
+    """Rows of the last test window that importance, contributions and dependence are computed on; more cost more time."""
 
 
 class Gate(Section):
