@@ -1,6 +1,7 @@
 """Compiled models answer as their pipelines do, cell by cell and choice by choice."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from sklearn.preprocessing import QuantileTransformer
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from tasks import compile as compiling
-from tasks import params
+from tasks import params, problems
 from tasks.compiled import INPUT, Compiled
 from tasks.errors import CompileError, DataError, ModelError
 from tasks.problems.clustering import QuantileGroups, Segmenter
@@ -35,6 +36,7 @@ from tasks.problems.regression import LogRegressor, OffsetRegressor
 from tasks.problems.tabular import pipeline
 from tasks.problems.tabular.blend import BlendClassifier, BlendRegressor
 from tasks.problems.tabular.calibration import Calibrated, Calibration
+from tests import test_plain as plain
 
 WORDS = ["a", "Broken", "broken", "late", "très", "bien,", "don't", "no-one", "naïve", "x9", "ﬁne", "not", "late!"]
 ROWS, HELD_OUT = 600, 200
@@ -382,3 +384,14 @@ def test_what_is_no_compiled_model_is_refused(tmp_path):
     for wrong in (tmp_path / "model.onnx", tmp_path / "absent.onnx", b"no graph"):
         with pytest.raises(ModelError, match="is no compiled model that can be read"):
             Compiled(wrong)
+
+
+@pytest.mark.parametrize(("name", "target"), [("classification", "dear"), ("classification", "class"), ("regression", "price")])
+def test_every_model_of_a_plain_table_has_a_compiled_form(name, target, tmp_path):
+    kind, section = problems.kind(name), plain.section(target)
+    data = plain.loaded(tmp_path, kind, section, plain.houses())
+    held_out = data.at([kind.splits(data, section).tests[0].test]).features
+    for config in (*(kind.defaults(model, section) for model in kind.space(section)), plain.blend(kind, section)):
+        model, _ = plain.learned(data, kind, section, config)
+        found = compiling.compare(model, partial(kind.said, model), data.features, held_out, 0)
+        assert found.parity.difference < 1e-9, config["model"]
