@@ -27,8 +27,9 @@ REFIT = 0.3
 """Share of the budget that the refit may have at most; the model learns from fewer rows where that is not enough."""
 EVALUATION = 0.25
 """Share of the budget that the evaluation may have at most."""
-SEARCH = 0.35
-"""Share of the budget that the search has at least."""
+SEARCH = 0.3
+"""Share of the budget that the search has at least, once the data is there: with a few seconds most of the budget is gone by
+then, for to start a process and import its libraries takes two of them."""
 
 
 class Clock:
@@ -75,6 +76,11 @@ class Estimate:
         scoring = cost.score_seconds * self.test_rows / known
         needed = self.loading + SLACK * RESAMPLES * 4 * scoring
         return min(needed, EVALUATION * self.seconds)
+
+    def search(self, cost: "Cost") -> float:
+        """When the search must end, in seconds since its process began: what is not kept for later, but always a part of the
+        budget after the data is there."""
+        return max(self.seconds - self.reserve(cost), self.loading + SEARCH * self.seconds)
 
     def reserve(self, cost: "Cost") -> float:
         """To learn once more and to judge; learning from fewer rows where all would take too much of the budget."""

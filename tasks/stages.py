@@ -3,6 +3,7 @@
 Pure: what comes next follows from the trials that ended, and from the time that is left.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -79,7 +80,7 @@ class Stages:
         if not mine and stage != "baseline":  # a default may use the time of the stages after it
             left = self.clock.left()
         took = [each.cost.wall_seconds for each in mine if each.model == model and each.state == "complete"][-4:]
-        need = max(took) if took else self.expected.get(model, 0.0)
+        need = max(took) if took else self.expected.get(model, math.inf if self.expected else 0.0)
         return need <= left
 
     def _by_score(self, models: Sequence[str], mine: Sequence[Tried]) -> list[str]:

@@ -31,7 +31,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from tasks import budget, crew, ensemble, problems
-from tasks.budget import REFIT, SEARCH, Clock, Estimate
+from tasks.budget import REFIT, Clock, Estimate
 from tasks.crew import Crew
 from tasks.ensemble import BLEND, Said
 from tasks.errors import ParamsError, StepError
@@ -194,7 +194,7 @@ def _afford(search: Search, judge: Judge, section: Problem, workers: int) -> Sea
         if clock.spent() - loading <= PROBING * total or not costs:
             costs[model] = small(config).cost
     known = [each for each in costs.values() if not math.isnan(each.fit_seconds)] or [Cost(0.0, fit_seconds=0.0, fit_rows=1.0)]
-    search_seconds = max(total - estimate.reserve(known[-1]), SEARCH * total)
+    search_seconds = estimate.search(known[-1])
     folds, looked = len(judge.folds()), min(estimate.learning_rows, tune.max_rows)
     per_row = sum(each.wall_seconds for each in known) * folds / min(PROBE_ROWS, looked)
     most = AT_ONCE * max(search_seconds - clock.spent(), 0.1) * workers / (TRIALS * per_row) if per_row else looked
@@ -566,9 +566,7 @@ def _make_room(study: optuna.Study, search: Search) -> None:
     """With a budget: keep what the best model so far needs to learn once more and to be judged; the rest is for the search."""
     top = best_of(list(_by_position(study).values()), search.metric)
     if search.estimate and top and top.model != search.baseline:
-        search.clock.seconds = max(
-            search.estimate.seconds - search.estimate.reserve(top.cost), SEARCH * search.estimate.seconds
-        )
+        search.clock.seconds = search.estimate.search(top.cost)
 
 
 def _known(tried: Sequence[Tried], config: Config) -> Outcome | None:
