@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 """Name of the estimator inside a logged model; MLflow's own choice for the format."""
-STATES = {"complete": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+STATES = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "killed": "KILLED"}
 """State of a trial -> status of its run."""
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 """Package in a model's file -> name to install it by, where the two differ."""
