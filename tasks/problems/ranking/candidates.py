@@ -157,11 +157,14 @@ class Learned:
         lines = features.Lines.of(histories, positions, self.catalogue, day)
         counts, recent = lines.counts(), lines.decayed(settings.half_life_days)
         ids, step = histories.users[positions], _step(len(self.catalogue))
-        parts = [
-            self._block(counts[i : i + step], recent[i : i + step], ids[i : i + step], i, settings.candidates)
-            for i in range(0, max(len(ids), 1), step)
-        ]
-        row, item, bought, scores = (np.concatenate(each) for each in zip(*parts, strict=True))
+        if len(ids) <= step:
+            row, item, bought, scores = self._block(counts, recent, ids, 0, settings.candidates)
+        else:
+            parts = [
+                self._block(counts[i : i + step], recent[i : i + step], ids[i : i + step], i, settings.candidates)
+                for i in range(0, len(ids), step)
+            ]
+            row, item, bought, scores = (np.concatenate(each) for each in zip(*parts, strict=True))
         users = features.of_users(lines)
         facts = self._facts()
         gap = facts[:, features.ITEM.index("usual_gap")]
@@ -235,12 +238,17 @@ class Learned:
 
     def _facts(self) -> np.ndarray:
         """`facts`; what an older model does not know of items, its trees do not ask for."""
-        return np.pad(self.facts, ((0, 0), (0, len(features.ITEM) - self.facts.shape[1])))
+        more = len(features.ITEM) - self.facts.shape[1]
+        return np.pad(self.facts, ((0, 0), (0, more))) if more else self.facts
 
     def _places(self, row: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Rank of each entry among those of its row, from 0, per column of `scores`; 0 for a source that is off."""
-        places = np.zeros(scores.shape, np.float32)
-        for column in map(SOURCES.index, self.sources):
+        places, on = np.zeros(scores.shape, np.float32), [SOURCES.index(name) for name in self.sources]
+        if len(row) and row[0] == row[-1]:
+            by = np.argsort(-scores[:, on], axis=0, kind="stable")
+            places[by, on] = np.arange(len(row))[:, None]
+            return places
+        for column in on:
             by, rank = order(row, scores[:, column])
             places[by, column] = rank
         return places

@@ -3,11 +3,13 @@
 Facts of items are learned once and kept; facts of users and of pairs come from the histories at hand.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy import sparse
 
-from tasks.problems.ranking.histories import Histories, Sparse, codes, distinct, matrix
+from tasks.problems.ranking.histories import Histories, Sparse, codes, distinct
 from tasks.problems.ranking.live import Live
 from tasks.problems.ranking.sources import SOURCES, decay, popularity
 
@@ -53,6 +55,7 @@ class Lines:
     rows: int
     columns: int
     _visits: np.ndarray | None = field(default=None, init=False, repr=False)
+    _bought: "tuple[np.ndarray, np.ndarray, np.ndarray, Groups] | None" = field(default=None, init=False, repr=False)
 
     @classmethod
     def of(cls, histories: Histories | Live, positions: np.ndarray, catalogue: np.ndarray, day: int) -> "Lines":
@@ -63,7 +66,21 @@ class Lines:
 
     def counts(self) -> Sparse:
         """Users x catalogue: number of lines."""
-        return matrix(self.row, self.column, (self.rows, self.columns))
+        return self._matrix(self.bought()[3].size)
+
+    def _matrix(self, values: np.ndarray) -> Sparse:
+        """`values`: one per user and item bought."""
+        key, columns = self.bought()[3].key, max(self.columns, 1)
+        starts = np.searchsorted(key, np.arange(self.rows + 1) * columns)
+        return sparse.csr_array((values.astype(np.float32), key % columns, starts), shape=(self.rows, self.columns))
+
+    def bought(self) -> "tuple[np.ndarray, np.ndarray, np.ndarray, Groups]":
+        """row, column and ago of the lines inside the catalogue; and those lines by row * columns + column."""
+        if self._bought is None:
+            inside = self.column >= 0
+            row, column, ago = self.row[inside].astype(np.int64), self.column[inside], self.ago[inside]
+            self._bought = row, column, ago, Groups.of(row * self.columns + column, ago)
+        return self._bought
 
     def visits(self) -> np.ndarray:
         """row * FAR + days before now of each day with a purchase; sorted."""
@@ -78,8 +95,8 @@ class Lines:
 
     def decayed(self, half_life: float) -> Sparse:
         """Users x catalogue: purchases, each counting less the longer ago it is."""
-        weight = decay(self.ago.astype(np.int64), half_life)
-        return matrix(self.row, self.column, (self.rows, self.columns), weight)
+        ago, pairs = self.bought()[2:]
+        return self._matrix(pairs.sums(decay(ago.astype(np.int64), half_life)))
 
 
 def of_items(
@@ -131,9 +148,9 @@ def of_users(lines: Lines) -> np.ndarray:
     visits = np.bincount(row, minlength=lines.rows)
     lately = np.bincount(row, ago < 28, minlength=lines.rows)
     last, first = _extremes(row, ago, lines.rows)
-    inside = lines.column >= 0
-    count = np.bincount(lines.row[inside], minlength=lines.rows)
-    items = np.bincount(distinct(lines.row[inside] * 10**9 + lines.column[inside]) // 10**9, minlength=lines.rows)
+    inside, _, _, pairs = lines.bought()
+    count = np.bincount(inside, minlength=lines.rows)
+    items = np.bincount(pairs.key // max(lines.columns, 1), minlength=lines.rows)
     gap = (first - last) / np.maximum(visits - 1, 1)
     return np.column_stack([visits, lately, gap, last, first, count / np.maximum(visits, 1), 1 - items / np.maximum(count, 1)])
 
@@ -161,23 +178,22 @@ def of_pairs(
     `visits`: per user. `usual_gap`: days between two purchases, per item of the catalogue; None: unknown.
     `groups`: as `category`, up to two columns.
     """
-    inside = lines.column >= 0
-    row, column, ago = lines.row[inside].astype(np.int64), lines.column[inside], lines.ago[inside]
-    weight, fast = decay(ago, half_life), decay(ago, FAST)
+    row, column, ago, pairs = lines.bought()
+    weight = decay(ago, half_life)
     mine = np.maximum(np.bincount(row, weight, minlength=lines.rows), 1e-9)[user]
-    size = len(category)
-    pairs, user = Groups.of(row * size + column, ago), user.astype(np.int64)
-    at = _At(codes(user * size + item, pairs.key))
-    bought, decayed, quick = at(pairs.size), at(pairs.sums(weight)), at(pairs.sums(fast))
-    within = [at(pairs.sums(ago < days)) for days in (28, 7, 14, 56, 91)]
-    first, last, second, third = (at(days, NEVER) for days in (pairs.oldest(), *(pairs.newest(place) for place in (1, 2, 3))))
+    user = user.astype(np.int64)
+    lately = [ago < days for days in (28, 7, 14, 56, 91)]
+    facts = [pairs.size, pairs.squares(), *pairs.sums(np.column_stack([weight, decay(ago, FAST), *lately])).T]
+    days = [pairs.oldest(), *(pairs.newest(place) for place in (1, 2, 3))]
+    found = pairs.at(user * len(category) + item, facts, days)
+    bought, squares, decayed, quick, *within, first, last, second, third = found.T
     again = np.maximum(bought - 1, 1)
     between = np.where(bought > 1, (first - last) / again, NEVER)
-    spread = np.sqrt(np.maximum(at(pairs.sums_of_gaps()) / again - between**2, 0)) * (bought > 1)
-    since, known = (lines.visits_within(user, np.where(bought > 0, days, FAR - 1)) for days in (last, first))
+    spread = np.sqrt(np.maximum(squares / again - between**2, 0)) * (bought > 1)
+    since, known = (lines.visits_within(user, np.where(bought > 0, ago, FAR - 1)) for ago in (last, first))
     usual = np.zeros(len(user)) if usual_gap is None else usual_gap[item]
-
-    aisle, *others = (_of_group(each, row, column, ago, weight, user, item) for each in (category, *_columns(groups)))
+    sums = np.column_stack([weight, lately[0]])
+    aisle, *others = (_of_group(each, row, column, ago, sums, user, item) for each in (category, *_columns(groups)))
     of_groups = [fact for each in others for fact in _shares(each, mine, decayed)]
     of_groups += [np.zeros(len(user))] * (12 - len(of_groups))
     in_aisle = _shares(aisle, mine, decayed)
@@ -201,17 +217,20 @@ def _of_group(
     row: np.ndarray,
     column: np.ndarray,
     ago: np.ndarray,
-    weight: np.ndarray,
+    sums: np.ndarray,
     user: np.ndarray,
     item: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """What the user of each pair bought of the item's group: decayed, days since the last, within 28 days, overdue."""
+    """What the user of each pair bought of the item's group: decayed, days since the last, within 28 days, overdue.
+
+    `sums`: lines x 2, what is summed up per group.
+    """
     count = int(group.max(initial=0)) + 1
     found = Groups.of(row * count + group[column], ago)
-    at = _At(codes(user * count + group[item], found.key))
-    bought, last = at(found.size), at(found.newest(1), NEVER)
-    gap = np.where(bought > 1, (at(found.oldest()) - last) / np.maximum(bought - 1, 1), NEVER)
-    return at(found.sums(weight)), last, at(found.sums(ago < 28)), last / np.maximum(gap, 1)
+    facts = found.at(user * count + group[item], [found.size, *found.sums(sums).T], [found.oldest(), found.newest(1)])
+    bought, decayed, lately, first, last = facts.T
+    gap = np.where(bought > 1, (first - last) / np.maximum(bought - 1, 1), NEVER)
+    return decayed, last, lately, last / np.maximum(gap, 1)
 
 
 def _shares(
@@ -220,16 +239,6 @@ def _shares(
     """decayed, share of all of the user's, days_since, 28d, overdue, share of the item in the group."""
     whole, last, lately, overdue = group
     return whole, whole / mine, last, lately, overdue, decayed / np.maximum(whole, 1e-9)
-
-
-@dataclass(eq=False)
-class _At:
-    """Takes values of groups at the places of those asked for; `empty` where the place is -1."""
-
-    place: np.ndarray
-
-    def __call__(self, values: np.ndarray, empty: float = 0.0) -> np.ndarray:
-        return np.where(self.place >= 0, values[self.place], empty) if len(values) else np.full(len(self.place), empty)
 
 
 @dataclass(eq=False)
@@ -250,12 +259,18 @@ class Groups:
     def of(cls, key: np.ndarray, ago: np.ndarray) -> "Groups":
         order = np.argsort(key, kind="stable")
         ordered = key[order]
-        start = np.flatnonzero(np.diff(ordered, prepend=-1)) if len(key) else np.zeros(0, np.int64)
-        return cls(ordered[start], start, np.diff(start, append=len(key)), order, ago)
+        start = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])) if len(key) else np.zeros(0, np.int64)
+        return cls(ordered[start], start, np.concatenate([start[1:], [len(key)]])[: len(start)] - start, order, ago)
+
+    def at(self, key: np.ndarray, sums: Sequence[np.ndarray], days: Sequence[np.ndarray]) -> np.ndarray:
+        """keys x (sums, days): values of the groups of these keys; where there is none 0, and NEVER among the days."""
+        missing = np.repeat([0.0, NEVER], [len(sums), len(days)])
+        return np.vstack([np.column_stack([*sums, *days]), missing])[codes(key, self.key)]
 
     def sums(self, values: np.ndarray) -> np.ndarray:
-        """Of `values`, one per line as given."""
-        return np.add.reduceat(values[self.order].astype(np.float64), self.start) if len(self.start) else np.zeros(0)
+        """Of `values`, one per line as given, or one row per line."""
+        ordered = values[self.order].astype(np.float64)
+        return np.add.reduceat(ordered, self.start, axis=0) if len(self.start) else ordered
 
     def oldest(self) -> np.ndarray:
         return self.ago[self.order[self.start]]
@@ -272,7 +287,7 @@ class Groups:
         gap[self.start] = 0
         return gap
 
-    def sums_of_gaps(self) -> np.ndarray:
-        """Of their squares."""
+    def squares(self) -> np.ndarray:
+        """Sum of the squared gaps."""
         gap = self.gaps().astype(np.float64)
-        return np.add.reduceat(gap * gap, self.start) if len(self.start) else np.zeros(0)
+        return np.add.reduceat(gap * gap, self.start) if len(self.start) else gap
