@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tasks.errors import BusyError, ParamsError, StepError
 from tasks.layout import locking, read_json
 from tasks.params import Range, Tune
 from tasks.problems.base import Config, Metric
-from tasks.trial import Outcome, Tried
+from tasks.trial import Cost, Outcome, Tried, hopeless
 from tasks.tune import Search
 from tests import plain_kind
 from tests.plain_kind import Plain
@@ -195,6 +196,18 @@ def test_an_interrupted_search_ends_as_if_it_had_not_been(method: str, tmp_path:
     assert len(configs(resumed, "killed")) == 2
 
 
+@pytest.mark.parametrize("after", [1, 4, 5, 7, 11])
+def test_a_batch_that_was_interrupted_is_ended_as_it_was_begun(after: int, tmp_path: Path) -> None:
+    whole = tune.find(searching(batch=4, workers=1), tmp_path / "pay-a.log")
+    broken = tmp_path / "pay-bb.log"
+    with pytest.raises(KeyboardInterrupt):
+        tune.find(searching(interrupting(after), batch=4, workers=1), broken)
+    resumed = tune.find(searching(batch=4, workers=1), broken)
+    by_position = {each.position: each.config for each in resumed if each.state == "complete"}
+    assert by_position == {each.position: each.config for each in whole}
+    assert 1 <= len(configs(resumed, "killed")) <= 4
+
+
 def test_half_a_line_at_the_end_of_the_journal_is_cut_off(journal: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         tune.find(searching(interrupting(4)), journal)
@@ -222,6 +235,64 @@ def test_within_a_tie_the_simpler_model_wins_and_then_the_earlier_trial() -> Non
     found = [tried(0, "curve", 0.5), tried(1, "line", 0.5 + 1e-10), tried(2, "line", 0.5), tried(3, "none", 0.4)]
     assert tune.choose(found, ["none", "line", "curve"], Metric("auc")).number == 1
     assert tune.choose(found, ["none", "line", "curve"], Metric("loss", greater_is_better=False)).number == 3
+
+
+STAGED = {"none": "baseline", "line": "linear", "curve": "boosting"}
+AUC = Metric("auc")
+
+
+def folded(number: int, model: str, *folds: float, latency_ms: float = 1.0) -> Tried:
+    cost = Cost(latency_ms=latency_ms, model_mb=1.0, fit_seconds=1.0, cpu_seconds=2.0)
+    return replace(tried(number, model, sum(folds) / len(folds)), folds=folds, cost=cost)
+
+
+def test_the_simplest_stage_within_one_standard_error_wins() -> None:
+    curve, line = folded(0, "curve", 0.80, 0.84, 0.82), folded(1, "line", 0.81, 0.82, 0.82)
+    assert tune.choose([curve, line], list(STAGED), AUC).number == 0
+    assert tune.choose([curve, line], list(STAGED), AUC, STAGED).number == 1
+    clear = folded(1, "line", 0.79, 0.83, 0.81)
+    assert tune.choose([curve, clear], list(STAGED), AUC, STAGED).number == 0
+
+
+def test_where_nothing_beats_it_the_baseline_wins() -> None:
+    found = [folded(0, "none", 0.5, 0.5, 0.5), folded(1, "line", 0.47, 0.54, 0.5), folded(2, "curve", 0.5, 0.49, 0.53)]
+    assert tune.choose(found, list(STAGED), AUC, STAGED).number == 0
+
+
+def test_a_model_beyond_the_limits_of_cost_is_not_chosen_and_without_any_left_the_baseline_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    found = [folded(0, "none", 0.5), folded(1, "line", 0.7, latency_ms=3.0), folded(2, "curve", 0.9, latency_ms=30.0)]
+    assert tune.pick(searching(max_latency_ms=10.0), found).number in (0, 1)
+    low = [replace(each, score=-each.score) for each in found]  # searching() minimises
+    assert tune.pick(searching(), low).number == 2
+    assert tune.pick(searching(max_latency_ms=10.0), low).number == 1
+    assert tune.pick(searching(max_model_mb=0.5), low).number == 0
+    assert "no model keeps to tune.max_latency_ms, max_model_mb and max_train_seconds" in caplog.text
+
+
+def test_the_front_holds_what_nothing_beats_in_both_score_and_latency() -> None:
+    found = [
+        folded(0, "none", 0.5, latency_ms=0.1),
+        folded(1, "line", 0.7, latency_ms=1.0),
+        folded(2, "curve", 0.69, latency_ms=5.0),
+        folded(3, "curve", 0.8, latency_ms=9.0),
+    ]
+    assert tune.front(found, AUC) == {0, 1, 3}
+
+
+def test_what_the_search_bought_is_its_gain_over_the_best_default_and_its_time() -> None:
+    found = [
+        replace(folded(0, "none", 9.0), config=DEFAULTS["none"]),
+        replace(folded(1, "line", 1.2), config=DEFAULTS["line"]),
+        replace(folded(2, "line", 0.2), config={**DEFAULTS["line"], "slope": 3.1}),
+    ]
+    assert tune.bought(searching(), found, found[2]) == {
+        "over": "defaults of line",
+        "default": 1.2,
+        "gain": pytest.approx(1.0),
+        "cpu_seconds": 2.0,
+    }
 
 
 def test_trials_that_failed_are_never_chosen() -> None:
@@ -365,3 +436,46 @@ def test_trials_start_now_in_utc(plain: Plain, tmp_path: Path) -> None:
     params, layout = plain_kind.project(tmp_path)
     started = pl.read_parquet(tune.run(params, "pay", layout).trials)["started"][0]
     assert abs(datetime.now(UTC) - started) < timedelta(minutes=5)
+
+
+def test_a_trial_is_hopeless_when_it_is_behind_on_each_fold_by_more_than_folds_differ() -> None:
+    bar = [0.80, 0.81, 0.82]
+    assert hopeless([0.70], bar, AUC)
+    assert not hopeless([0.79], bar, AUC)
+    assert not hopeless([0.70, 0.815], bar, AUC)
+
+
+def test_a_hopeless_trial_is_pruned_and_never_chosen(plain: Plain, tmp_path: Path) -> None:
+    space = {"ridge": {"alpha": {"values": [1.0, 1e6]}, "intercept": {"values": [True]}}}
+    given = {"folds": 4, "prune": True, "method": "grid", "models": ["ridge"], "space": space, "n_trials": 2}
+    params, layout = plain_kind.project(tmp_path, plain_kind.rows(cutoffs=14), tune=given)
+    tune.run(params, "pay", layout)
+    trials = pl.read_parquet(layout.tuning("pay") / "trials.parquet")
+    assert trials["state"].to_list() == ["complete", "pruned"]
+    assert trials["folds"].list.len().to_list() == [4, 1]
+    assert trials["score"][1] is None
+
+
+def test_every_trial_says_what_it_cost(plain: Plain, tmp_path: Path) -> None:
+    params, layout = plain_kind.project(tmp_path)
+    tune.run(params, "pay", layout)
+    trials = pl.read_parquet(layout.tuning("pay") / "trials.parquet")
+    assert (trials["cpu_seconds"] > 0).all()
+    assert (trials["peak_mb"] > 10).all()
+    assert (trials["model_mb"] > 0).all()
+    assert trials["latency_ms"].null_count() == trials.height, "this kind does not answer row by row"
+
+
+def test_nested_folds_say_how_much_of_the_score_is_optimism(plain: Plain, tmp_path: Path) -> None:
+    params, layout = plain_kind.project(tmp_path, plain_kind.rows(cutoffs=10), tune={"nested": True, "folds": 3})
+    tune.run(params, "pay", layout)
+    nested = read_json(layout.tuning("pay") / "best.json")["nested"]
+    assert len(nested["folds"]) == len(nested["models"]) == 2, "the first fold in time has none before it"
+    assert nested["optimism"] == pytest.approx(nested["score"] - nested["tuned"])
+    assert list((layout.var / "tuning").glob("*.log")) == []
+
+
+def test_nested_needs_two_folds(plain: Plain, tmp_path: Path) -> None:
+    params, layout = plain_kind.project(tmp_path, tune={"nested": True, "folds": 1})
+    with pytest.raises(ParamsError, match=r"pay\.tune\.nested: needs tune\.folds of 2 or more"):
+        tune.run(params, "pay", layout)
