@@ -67,7 +67,9 @@ PLAIN_BOOSTING_SPACE = {
     "colsample_bytree": Range(low=0.2, high=1.0),
     "reg_lambda": Range(low=0.01, high=50.0, log=True),
 }
-FOREST = {"n_jobs": 1, "n_estimators": 200}
+FOREST = {"n_jobs": 1, "n_estimators": 100}
+TREE_ROWS = 10_000
+"""A tree of a forest learns from so many rows at most, drawn for it: time and size stay within bounds."""
 FOREST_DEFAULTS = {"min_samples_leaf": 3, "max_features": 0.4}
 FOREST_SPACE = {
     "min_samples_leaf": Range(low=1, high=30, integer=True, log=True),
@@ -264,6 +266,8 @@ class TabularKind:
         estimator = family.make(config, seed)
         if not family.prepared:
             return estimator
+        if "max_samples" in estimator.get_params() and len(rows) > TREE_ROWS:
+            estimator.set_params(bootstrap=True, max_samples=TREE_ROWS)
         dates, texts = ([name for name, each in rows.roles.items() if each == role] for role in ("date", "text"))
         others = rows.features.drop(columns=[*dates, *texts]) if dates or texts else rows.features
         numeric, low, high = roles(others, section.pipeline.high_cardinality)
