@@ -135,8 +135,9 @@ def init(
             _say(f"{key}: {value}{f' ({reason})' if reason else ''}")
     for line in started.warnings:
         _say(f"warning: {line}")
-    _say(f"{name}: {found.rows:,} rows, {len(found.features)} features. Written in {started.root}: {', '.join(started.made)}")
-    _say(f"Look at the section {name} in params.yaml, then: evergreen train {name}")
+    features = f", {len(found.features)} features" if found.kind != "recommendation" else ""
+    _say(f"{name}: {found.rows:,} rows{features}. Written in {started.root}: {', '.join(started.made)}")
+    _say(f"Look at the section {name} in params.yaml, then: evergreen train {name} --seconds 60")
 
 
 @app.command()

@@ -163,7 +163,8 @@ def _interactions(name: str, found: Inferred, asked: Asked) -> Block:
     else:
         said["basket"] = Noted(found.time or asked.order, "what one user takes at one time")
     if asked.order and not found.time:
-        return Block(**said, order=asked.order, order_counts="user", horizon_orders=1)
+        each = Noted("user", "each user's orders count 1, 2, 3; shop: one sequence for all")
+        return Block(**said, order=asked.order, order_counts=each, horizon_orders=1)
     return Block(**said, horizon_days=Noted(BASKET_DAYS, "the truth is what is taken in so many days after"))
 
 

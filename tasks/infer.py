@@ -133,6 +133,8 @@ class Inferred:
     time: str | None = None
     duplicates: int = 0
     """Rows that repeat an earlier one in every column."""
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """Of a recommendation: column -> user, item, basket or order."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """kind, entity, time, positive -> what speaks for it."""
     warnings: tuple[str, ...] = ()
@@ -349,7 +351,10 @@ def _purchases(asked: Asked, columns: dict[str, Column], rows: int) -> Inferred:
         if columns[name].distinct < FEWEST_ROWS:
             raise DataError(f"{name}: {columns[name].distinct} distinct; at least {FEWEST_ROWS} are needed for recommendations")
     reasons = {"kind": "a user and an item are named"}
-    return Inferred("recommendation", rows, tuple(columns.values()), time=time, reasons=reasons, warnings=tuple(warnings))
+    named = ((getattr(asked, part), part) for part in ("user", "item", "basket", "order"))
+    parts = {column: part for column, part in named if column}
+    kept = tuple(each if each.name in (*parts, time) else replace(each, feature=None) for each in columns.values())
+    return Inferred("recommendation", rows, kept, time=time, parts=parts, reasons=reasons, warnings=tuple(warnings))
 
 
 # Cases
@@ -569,7 +574,8 @@ def shown(found: Inferred) -> Iterable[tuple[str, str, str, str]]:
     """One line per column: name, what it is, what it holds, why it is (no) feature."""
     for each in found.columns:
         parts = [part for part in ("target", "entity", "time") if getattr(found, part) == each.name]
+        parts += [found.parts[each.name]] if each.name in found.parts else []
         missing = f", {each.missing / found.rows:.0%} missing" if each.missing else ""
-        role = " ".join(parts + ([each.what] if each.feature or not parts else []))
         left_out = "left out: " if each.why and not each.feature and not parts else ""
-        yield each.name, role, f"{each.seen}{missing}", left_out + each.why
+        what = [each.what] if not parts or (each.feature and not found.parts) else []
+        yield each.name, " ".join([*parts, *what]), f"{each.seen}{missing}", left_out + each.why

@@ -183,6 +183,13 @@ def test_user_and_item_make_a_recommendation_by_the_one_column_of_dates(tmp_path
     assert known.ingest["next"].time == "bought"
 
 
+def test_the_table_of_a_recommendation_says_who_and_what(tmp_path: Path, capsys):
+    purchases().write_csv(tmp_path / "sales.csv")
+    data = str(tmp_path / "sales.csv")
+    out, _ = run(capsys, "init", "next", "--data", data, "--user", "client", "--item", "article", "--root", str(tmp_path))
+    assert [line.split()[:2] for line in out.splitlines()[1:4]] == [["client", "user"], ["article", "item"], ["bought", "time"]]
+
+
 def test_orders_without_dates_make_a_recommendation_too(tmp_path: Path):
     purchases().drop("bought").write_csv(tmp_path / "sales.csv")
     with pytest.raises(ParamsError, match=r"recommendation needs --time COL .*, or --order COL .*; columns of dates are none"):
@@ -232,7 +239,7 @@ def test_the_command_tells_columns_reasons_and_what_comes_next(folder: Path, cap
         ["customer_id", "entity"], ["plan", "category"], ["spend", "number"], ["left", "target"],
     ]  # fmt: skip
     assert "kind: classification (left holds 2 words)" in err
-    assert "then: evergreen train left" in err
+    assert "then: evergreen train left --seconds 60" in err
 
 
 def test_as_json_it_tells_the_same_and_nothing_else(folder: Path, capsys):
