@@ -90,10 +90,9 @@ class Live:
             return Live.of(self.merged().and_then(typed(events, self.base)))
         newer, count, last = dict(self.newer), self.waiting, self.last_day
         for user, mine in _by_user(events, self.base).items():
-            known = self._known(user)
-            if any(day < known[line] for line, day in mine.items() if line in known):
+            known, had = self._known(user), newer.get(user, {})
+            if any(day < {**had, **known}.get(line, day) for line, day in mine.items()):
                 return Live.of(self.merged().and_then(typed(events, self.base)))
-            had = newer.get(user, {})
             now = {**had, **{line: min(day, had.get(line, day)) for line, day in mine.items() if line not in known}}
             if now:
                 newer[user], count, last = now, count + len(now) - len(had), max(last, *now.values())
