@@ -231,6 +231,58 @@ def test_lines_are_goods_of_known_users_up_to_the_day():
     assert goods["item"].to_list() == ["tea", "tea"]
 
 
+def test_a_line_given_twice_counts_once_and_lines_of_the_future_or_without_an_item_are_left_out(caplog):
+    events = EVENTS.collect()
+    late = events.with_columns(at=pl.datetime(2030, 1, 1), till=pl.lit(9, pl.Int64))
+    blank = events.with_columns(what=pl.lit(None, pl.String))
+    lines = made(pl.concat([events, events, late, blank]).lazy())["lines"]
+    assert lines.equals(made()["lines"])
+    assert "events: 8 lines without user, basket, item or time are left out" in caplog.text
+
+
+def test_a_date_long_before_anything_is_read_as_long_ago():
+    damaged = EVENTS.collect().with_columns(at=pl.when(pl.col("who") == "bob").then(pl.datetime(1, 1, 1)).otherwise("at"))
+    lines = made(damaged.lazy())["lines"]
+    assert lines.height == made()["lines"].height
+    assert lines["day"].min() == date(2024, 1, 4) - timedelta(days=99_000)
+
+
+def test_a_hundred_thousand_lines_of_one_household_are_read_and_answered(world, model):
+    many = pl.DataFrame({"user": 6, "basket": np.arange(100_000), "item": 1000 + np.arange(100_000) % 96})
+    day = pl.Series("day", world.data.as_of.toordinal() - 719_163 - np.arange(100_000) % 200).cast(pl.Int32).cast(pl.Date)
+    lines = pl.concat([world.frames["lines"], many.with_columns(day)], how="vertical_relaxed")
+    data = world.reload({**world.frames, "lines": lines}, "many")
+    rows = KIND.predict(model, data, world.fold.test, world.section)
+    assert rows.filter(pl.col("entity") == 6)["items"].list.n_unique().to_list() == [10]
+    others = rows.filter(pl.col("entity") != 6)
+    before = world.predict(model).filter(pl.col("entity") != 6)
+    assert others["items"].equals(before["items"])
+
+
+FACTS = pl.DataFrame(
+    {"who": ["bob", "ann", "ann", None], "town": ["Ulm", "Bonn", "Kiel", "Rom"], "age": [40, 30, 99, 1]}
+).lazy()
+
+
+def told(*columns: str) -> Recommend:
+    return section(attributes=[{"table": "people", "columns": columns}])
+
+
+def test_facts_about_users_slice_scores_and_of_a_user_there_twice_the_first_row_counts(tmp_path: Path):
+    frames = KIND.build({"events": EVENTS, "people": FACTS}, {"events": "at"}, told("town", "age"), date(2024, 1, 4))
+    for name, frame in frames.items():
+        frame.write_parquet(tmp_path / f"{name}.parquet")
+    data = KIND.load(tmp_path, told("town", "age"))
+    rows = KIND.slices(data, date(2023, 12, 31), ["age", "visits", "town"], told("town", "age"))
+    assert rows.columns == ["entity", "age", "visits", "town"]
+    assert rows.select("entity", "age", "town").rows() == [("ann", 30, "Bonn"), ("bob", 40, "Ulm"), ("eve", None, None)]
+
+
+def test_a_fact_that_is_not_there_is_refused():
+    with pytest.raises(ParamsError, match=r"features\.attributes\.people = twon: .*did you mean town"):
+        KIND.build({"events": EVENTS, "people": FACTS}, {"events": "at"}, told("twon"), date(2024, 1, 4))
+
+
 def test_users_and_items_may_be_text(tmp_path: Path):
     for name, frame in made(items="goods", category="kind").items():
         frame.write_parquet(tmp_path / f"{name}.parquet")
