@@ -573,8 +573,19 @@ def _forest(graph: Graph, model: Any, x: Value) -> str:
     scaled = [replace(tree, leaves=tree.leaves / len(trees)) for tree in trees]
     if width == 2:
         return _two(graph, _walk(graph, rounded, [replace(tree, leaves=tree.leaves[:, 1:]) for tree in scaled], 1))
-    every = [replace(tree, leaves=tree.leaves[:, [place]], target=place) for place in range(width) for tree in scaled]
-    return _walk(graph, rounded, every, width)
+    return _looked_up(graph, rounded, scaled)
+
+
+def _looked_up(graph: Graph, x: str, trees: Sequence[Tree]) -> str:
+    """The sum of rows of leaves: each tree says which of them, a table holds them."""
+    starts = np.cumsum([0, *(len(tree.leaves) for tree in trees)])
+    each = [
+        replace(tree, leaves=np.arange(start, start + len(tree.leaves))[:, None], target=place)
+        for place, (tree, start) in enumerate(zip(trees, starts, strict=False))
+    ]
+    leaf = graph.add("Cast", _walk(graph, x, each, len(trees)), to=TensorProto.INT64)
+    found = graph.add("Gather", np.concatenate([tree.leaves for tree in trees]), leaf, axis=0)
+    return graph.add("ReduceSum", found, np.array([1]), keepdims=0)
 
 
 def _walk(graph: Graph, x: str, trees: Sequence[Tree], targets: int) -> str:
