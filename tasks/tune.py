@@ -131,11 +131,12 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
     clock = budget.clock(params, problem, layout, "tune")
     with locking(layout.var / "tuning" / f"{problem}.lock", f"{problem}: tune"):
         key = fingerprint(params, problem, layout)
+        journal = layout.var / "tuning" / f"{problem}-{key}.log"
         plain = isinstance(section.features, Table)
         staged = tune.method == "staged"
         judge = Judge(
             kind=params.kind(problem),
-            folder=layout.features(problem),
+            folder=_looked_at(layout.features(problem), section, tune, params.project.seed, journal),
             section=section,
             metric=metric,
             seed=params.project.seed,
@@ -161,9 +162,8 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
                 workers.start(judge)
             else:
                 workers.workers = 1
-            search = _afford(search, judge, section, workers.workers)
+            search = _afford(search, judge, section, workers.workers, layout.features(problem))
             workers.clock = search.clock
-        journal = layout.var / "tuning" / f"{problem}-{key}.log"
         searches = _inner(search, judge, section) if tune.nested else {}
         tried = find(_in_turn(search, len(searches), 0), journal, workers)
         found = {outer: _alone(each, journal, workers) for outer, each in searches.items()}
@@ -177,17 +177,18 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
     return result
 
 
-def _afford(search: Search, judge: Judge, section: Problem, workers: int) -> Search:
+def _afford(search: Search, judge: Judge, section: Problem, workers: int, features: Path) -> Search:
     """`search` as the budget allows it: how many rows of a plain table it looks at, and how long.
 
     The defaults of each model learn once from a few rows, simple models first, and what that takes says what more will take.
     """
-    judge.folds()
     clock, tune = search.clock, search.tune
+    started = clock.spent()
+    judge.folds()
     loading, total = clock.spent(), clock.seconds or 0.0
     if not isinstance(section.features, Table):
         return replace(search, clock=Clock(total * OTHERS, clock.began))
-    estimate = _estimate(judge, section, total, loading)
+    estimate = _estimate(judge, section, features, total, started, loading)
     costs: dict[str, Cost] = {}
     small = replace(judge, fewer=PROBE_ROWS, only=0, keep=False)
     for model, config in search.defaults.items():
@@ -213,10 +214,23 @@ def _afford(search: Search, judge: Judge, section: Problem, workers: int) -> Sea
     )
 
 
-def _estimate(judge: Judge, section: Problem, total: float, loading: float) -> Estimate:
-    """What comes after the search, for a plain table: how many rows it is about."""
-    counts = pl.scan_parquet(judge.folder / "rows.parquet").select(pl.len(), pl.col("_test").sum().alias("test")).collect()
-    rows, test = counts.row(0)
+def _looked_at(features: Path, section: Problem, tune: Tune, seed: int, journal: Path) -> Path:
+    """The folder that the search reads: of a large plain table a part, beside the journal."""
+    if not isinstance(section.features, Table):
+        return features
+    from tasks.problems.tabular.thin import sample
+
+    return sample(features, tune.max_rows, section.features.test_share, seed, journal.with_suffix("") / "rows")
+
+
+def _estimate(judge: Judge, section: Problem, features: Path, total: float, started: float, loaded: float) -> Estimate:
+    """What comes after the search, for a plain table. It reads all rows, the search perhaps a part of them."""
+
+    def counted(folder: Path) -> tuple[int, int]:
+        return pl.scan_parquet(folder / "rows.parquet").select(pl.len(), pl.col("_test").sum().alias("test")).collect().row(0)
+
+    (rows, test), (read, _) = counted(features), counted(judge.folder)
+    loading = started + (loaded - started) * rows / read
     return Estimate(total, loading, rows - test, rows if section.train.refit else 0.0, test)
 
 

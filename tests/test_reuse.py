@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from tasks import problems
 from tasks.problems.tabular.reuse import Matrices, Once, once, reusing
 from tasks.problems.tabular.table import ALONE
-from tasks.problems.tabular.thin import FEWEST_PER_CLASS, thin, without
+from tasks.problems.tabular.thin import FEWEST_PER_CLASS, sample, thin, without
 from tests.test_plain import houses, loaded, section
 
 
@@ -100,6 +100,20 @@ def test_a_thinned_table_keeps_its_rare_class_and_no_row_of_the_test(tmp_path: P
     assert thin(data, 500, 0).entity.equals(few.entity)
     fold = kind.splits(few, chosen).folds[0]
     assert kind.rows(few, fold.train) + len(few.at([fold.test])) == len(few)
+
+
+def test_of_a_large_table_the_search_reads_a_part_with_its_rare_class(tmp_path: Path) -> None:
+    kind, chosen = problems.kind("classification"), section("class")
+    loaded(tmp_path, kind, chosen, houses(3000))
+    assert sample(tmp_path, 3000, 0.2, 0, tmp_path / "part") == tmp_path
+    assert sample(tmp_path, 400, 0.2, 0, tmp_path / "part") == tmp_path / "part"
+    whole, part = (pl.read_parquet(folder / "rows.parquet") for folder in (tmp_path, tmp_path / "part"))
+    assert 500 <= part.height <= 500 + 7 * FEWEST_PER_CLASS
+    assert part["_entity"].is_sorted()
+    assert part.join(whole, on=whole.columns, how="semi", nulls_equal=True).height == part.height
+    counts, before = (dict(frame["_target"].value_counts().iter_rows()) for frame in (part, whole))
+    assert all(counts[label] >= min(FEWEST_PER_CLASS, count) for label, count in before.items())
+    assert kind.splits(kind.load(tmp_path / "part", chosen), chosen).folds
 
 
 def test_a_table_that_is_small_enough_or_none_stays_as_it_is(tmp_path: Path) -> None:

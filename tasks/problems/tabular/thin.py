@@ -2,18 +2,41 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from tasks.problems.base import Fold
 from tasks.problems.tabular.kind import Rows
-from tasks.problems.tabular.table import ALONE
+from tasks.problems.tabular.table import ALONE, TARGET
 
 FEWEST_PER_CLASS = 30
 """A class keeps so many rows, or all that it has."""
 CLASSES = 50
 """A target with more values than this has no classes."""
+
+
+def sample(folder: Path, most: int, share: float, seed: int, into: Path) -> Path:
+    """The folder of a plain table's rows with at most about `most` that the search may see: `folder` itself, or else `into`.
+
+    `share`: that of the test rows, of which as large a part is kept. Rows are drawn at random and keep their order; each class
+    keeps FEWEST_PER_CLASS.
+    """
+    path, total = folder / "rows.parquet", int(most / (1 - share))
+    rows = pl.scan_parquet(path)
+    height = rows.select(pl.len()).collect().item()
+    if height <= total:
+        return folder
+    order = np.random.default_rng(seed).permutation(height)
+    rare = _rare(rows.select(TARGET).collect()[TARGET], order)
+    kept = np.unique(np.concatenate([order[:total], rare])).astype(np.uint32)
+    wanted = np.zeros(height, dtype=bool)
+    wanted[kept] = True
+    into.mkdir(parents=True, exist_ok=True)
+    rows.filter(pl.lit(pl.Series(wanted))).collect().write_parquet(into / path.name)
+    return into
 
 
 def thin(data: Any, most: int | None, seed: int) -> Any:
@@ -28,7 +51,7 @@ def thin(data: Any, most: int | None, seed: int) -> Any:
     if len(seen) <= most:
         return data
     order = seen[np.random.default_rng(seed).permutation(len(seen))]
-    kept = np.unique(np.concatenate([order[:most], _rare(data, order)]))
+    kept = np.unique(np.concatenate([order[:most], _rare(data.target, order)]))
     masks = {name: mask[kept] for name, mask in data.parts.masks.items()}
     return replace(
         data,
@@ -39,9 +62,9 @@ def thin(data: Any, most: int | None, seed: int) -> Any:
     )
 
 
-def _rare(data: Rows, order: np.ndarray) -> np.ndarray:
+def _rare(target: pl.Series, order: np.ndarray) -> np.ndarray:
     """Of the rows in `order`, the first FEWEST_PER_CLASS of each class."""
-    codes = data.target[order].rank("dense").fill_null(0).to_numpy().astype(int)
+    codes = target[order].rank("dense").fill_null(0).to_numpy().astype(int)
     if codes.max() > CLASSES:
         return order[:0]
     return np.concatenate([order[np.flatnonzero(codes == code)[:FEWEST_PER_CLASS]] for code in np.unique(codes)])
