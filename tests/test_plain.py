@@ -1,5 +1,6 @@
 """Plain tables of every kind: mixed columns, what was never seen, blends, and the finish of probabilities."""
 
+import json
 import warnings
 from itertools import pairwise
 
@@ -7,11 +8,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tasks import models, problems
+from tasks import models, params, problems, train, tune
 from tasks.errors import DataError, ParamsError
+from tasks.layout import HELD_OUT, JUDGED, MODEL, Layout
 from tasks.params import Tabular
 from tasks.problems.base import Finishing
-from tasks.problems.tabular.calibration import Calibrated
+from tasks.problems.tabular import kind as tabular
+from tasks.problems.tabular.calibration import Calibrated, mapped
 from tasks.problems.tabular.kind import BLEND
 
 COLUMNS = {"size": "number", "empty": "number", "colour": "category", "street": "category", "built": "date", "note": "text"}
@@ -265,3 +268,50 @@ def test_a_threshold_for_several_classes_is_refused(tmp_path):
 def test_a_threshold_and_an_aim_for_it_are_not_both_given():
     with pytest.raises(ValueError, match=r"threshold and threshold_for are both given; leave one of them out"):
         section("dear", evaluate={"threshold": 0.4, "threshold_for": "f1"})
+
+
+def test_a_tree_of_a_forest_learns_from_few_rows_of_a_large_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(tabular, "TREE_ROWS", 50)
+    kind, chosen = problems.kind("regression"), section("price")
+    data = loaded(tmp_path, kind, chosen, houses())
+    model, _ = learned(data, kind, chosen, {**kind.defaults("extra_trees", chosen), "min_samples_leaf": 1})
+    sizes = {int(tree.tree_.weighted_n_node_samples[0]) for tree in model.named_steps["model"].estimators_}
+    assert sizes == {50}
+
+
+def project(folder, **section_of):
+    """A project with the problem `dear`, as the features step leaves it."""
+    features = {"table": "houses", "target": "dear", "columns": {"size": "number", "street": "category"}}
+    raw = {
+        "project": {"name": "houses"},
+        "ingest": {"houses": {"parquet": "houses.parquet"}},
+        "problems": {"dear": "classification"},
+        "dear": {"question": "Is it dear?", "features": features, **section_of},
+    }
+    (folder / "params.yaml").write_text(json.dumps(raw))
+    known, layout = params.load(folder / "params.yaml"), Layout(folder)
+    layout.features("dear").mkdir(parents=True)
+    chosen = known.section("dear")
+    kind = problems.kind("classification")
+    frames = kind.build({"houses": houses().lazy()}, {}, chosen, None)
+    frames["rows"].write_parquet(layout.features("dear") / "rows.parquet")
+    return known, layout
+
+
+@pytest.mark.parametrize("models_tried", [["prior", "logistic"], ["logistic", "lightgbm"]])
+def test_the_trained_models_have_the_threshold_that_held_out_rows_call_for(models_tried, tmp_path):
+    recall = {"threshold_for": "precision_at_recall", "recall": 0.95}
+    searched = {"n_trials": 4, "workers": 1, "models": models_tried, "repeats": 1, "choose": "best"}
+    known, layout = project(tmp_path, tune=searched, evaluate=recall)
+    tune.run(known, "dear", layout)
+    train.run(known, "dear", layout)
+    held_out = pl.read_parquet(layout.tuning("dear") / HELD_OUT)
+    for name in (MODEL, JUDGED):
+        model = models.load(layout.model("dear") / name)
+        inner = model.estimator_
+        chances = held_out["probability_yes"].to_numpy()
+        if isinstance(inner, Calibrated):
+            chances = mapped(np.column_stack([1 - chances, chances]), inner.method, inner.maps)[:, 1]
+        found = chances[held_out["truth"].to_numpy() == "yes"] >= model.threshold
+        assert 0.95 <= found.mean() <= 1
+        assert found.size == 64
