@@ -234,6 +234,8 @@ def test_a_known_users_basket_counts_beside_the_history(shop):
     answer = ask(shop, user, items=[ask(shop, user).item.tolist()[0]])
     assert answer.item.tolist() != ask(shop, user).item.tolist()
     assert ask(shop, user).item.tolist()[0] not in answer.item.tolist()
+    own = bought(shop, 60)
+    assert set(ask(shop, 60, items=[1000, 1095], show="again", k=96).item.tolist()) == own - {1000, 1095}
     with pytest.raises(DataError, match="items belong to one user; ask for each user alone"):
         ask(shop, 1, 2, items=[1000])
 

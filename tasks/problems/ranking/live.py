@@ -124,11 +124,13 @@ class Session(Live):
     position: int = -1
     basket: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     day: int = 0
+    whole: Live | None = None
+    """The histories of all users."""
 
     @classmethod
     def on(cls, histories: Histories | Live, position: int, basket: np.ndarray, day: int) -> "Session":
         live = Live.of(histories)
-        made = cls(live.base, live.newer, live.waiting, live.last_day, position, basket, day)
+        made = cls(live.base, live.newer, live.waiting, live.last_day, position, basket, day, live)
         known = live.users
         if position >= 0:
             made._users = known[[position]]
@@ -138,7 +140,9 @@ class Session(Live):
 
     def lines(self, positions: np.ndarray, catalogue: np.ndarray) -> Lines:
         """See Histories.lines; the only position is 0."""
-        past = super().lines(positions if self.position >= 0 else positions[:0], catalogue)
+        assert self.whole is not None
+        mine = np.full(len(positions), self.position)
+        past = self.whole.lines(mine[mine >= 0], catalogue)
         column = codes(self.basket, catalogue) if len(positions) else np.zeros(0, np.int64)
         return _together([past, (np.zeros(len(column), np.int64), column, np.full(len(column), self.day))])
 

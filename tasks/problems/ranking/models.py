@@ -3,7 +3,6 @@
 What a model learned and the histories it reads are apart: histories move on every day, what was learned stays.
 """
 
-import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,8 +69,10 @@ class Recommender(BaseEstimator):
         return self
 
     def reading(self, histories: Histories | Live, day: int) -> Self:
-        """A twin that shares what was learned and answers from other histories."""
-        return copy.copy(self).read(histories, day)
+        """A twin that shares what was learned, and what is built of it, and answers from other histories."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)  # copy would save and load it
+        return twin.read(histories, day)
 
     def observe(self, events: pd.DataFrame) -> "Recommender":
         """Add newer lines to the histories: the user and item columns, `basket` and `day` (a date).
@@ -284,7 +285,7 @@ class TwoStage(Recommender):
 
     def reading(self, histories: Histories | Live, day: int) -> Self:
         self._booster()  # one for all twins
-        return copy.copy(self).read(histories, day)
+        return super().reading(histories, day)
 
     def propose(self, positions: np.ndarray) -> Candidates:
         """Candidates of the users at `positions`; those without history have none."""

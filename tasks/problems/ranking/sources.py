@@ -26,8 +26,10 @@ def decay(days_ago: np.ndarray, half_life: float) -> np.ndarray:
     return 0.5 ** (days_ago / half_life)
 
 
-FEW = 4
-"""Less than one row in so many is copied to be multiplied alone; else the product with the whole matrix is faster."""
+MOVED = 64
+"""Up to so many items that are new in a basket are looked at one by one; for more the product with all of K is faster."""
+SHARES = 64 << 20
+"""Bytes of what is kept of items that lay in baskets."""
 
 
 def _learned(learned: Any) -> dict[str, Any]:
@@ -52,6 +54,8 @@ class Ease:
     penalty: float | None = None
     _by_item: Sparse | None = field(default=None, init=False, repr=False)
     """X', by rows: asked for with every score and the same every time."""
+    _shares: dict[int, np.ndarray] | None = field(default=None, init=False, repr=False)
+    """Item -> x' K, see `_share`."""
 
     @classmethod
     def learn(cls, users: Sparse, penalty: float) -> "Ease":
@@ -73,7 +77,7 @@ class Ease:
     def score(self, rows: Sparse, own: np.ndarray | None = None) -> np.ndarray:
         """rows x items, dense: rows @ B. `own`: which learned user each row is about, -1 for another one."""
         dense = rows.toarray()
-        if own is not None and len(own) == 1 and own[0] >= 0 and self.penalty is not None:
+        if own is not None and len(own) == 1 and self.penalty is not None:
             weights = self._moved(dense[0], own[0])[None]
         else:
             weights = (rows @ self.by_item).toarray() @ self.kernel
@@ -83,18 +87,32 @@ class Ease:
     def _moved(self, row: np.ndarray, own: int) -> np.ndarray:
         """row X' K, from what changed since the row was learned, mostly nothing: the product with all of K takes longest.
 
-        By the definition of K a learned row gives x X' K = e - penalty K[own], e being one at `own`.
+        By the definition of K a learned row gives x X' K = e - penalty K[own], e being one at `own` (-1: nobody learned from).
         """
-        weights = -(self.penalty or 0.0) * self.kernel[own]
-        weights[own] += 1
-        mine = slice(*self.users.indptr[own : own + 2])
-        change = row.copy()
-        change[self.users.indices[mine]] -= self.users.data[mine]
-        overlap = _touched(self.by_item, np.flatnonzero(change), change)
-        users = np.flatnonzero(overlap)
-        if len(users) < len(overlap) / FEW:
-            return weights + overlap[users] @ self.kernel[users]
-        return weights + overlap @ self.kernel
+        weights, change = np.zeros(len(self.kernel), np.float32), row.copy()
+        if own >= 0:
+            weights = -(self.penalty or 0.0) * self.kernel[own]
+            weights[own] += 1
+            mine = slice(*self.users.indptr[own : own + 2])
+            change[self.users.indices[mine]] -= self.users.data[mine]
+        changed = np.flatnonzero(change)
+        if len(changed) > MOVED:
+            return weights + _touched(self.by_item, changed, change) @ self.kernel
+        for item in changed.tolist():
+            weights += change[item] * self._share(item)
+        return weights
+
+    def _share(self, item: int) -> np.ndarray:
+        """x' K of one item: the same in every basket it lies in, so those asked for last are kept."""
+        if self._shares is None:
+            self._shares = {}
+        if (kept := self._shares.get(item)) is None:
+            mine = slice(*self.by_item.indptr[item : item + 2])
+            kept = self.by_item.data[mine] @ self.kernel[self.by_item.indices[mine]]
+            while len(self._shares) * kept.nbytes >= SHARES:
+                self._shares.pop(next(iter(self._shares)), None)
+            self._shares[item] = kept
+        return kept
 
 
 def _diagonal(users: Sparse, kernel: np.ndarray, width: int = 2048) -> np.ndarray:
