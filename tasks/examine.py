@@ -78,7 +78,7 @@ def examine(
     chosen = subject.judge(config)
     if chosen is None:
         return {"said": f"The model could not be learned again on a part of its rows: {subject.failed}"}, {}
-    rivals = {name: fit for name, other in _rivals(kind, section, config).items() if (fit := subject.judge(other, name))}
+    rivals = {name: fit for name, other in _rivals(kind, section, config).items() if (fit := subject.judge(other))}
     alone, together = _alone(subject)
     facts = _facts(subject, chosen, rivals, alone, together)
     curve = {share: fit for share in SHARES if (fit := subject.judge(config, "learning curve", share))}
@@ -140,6 +140,7 @@ class Subject:
     def plan(self, config: Config) -> None:
         """Learn from few rows and from some more, and choose folds and rows so that the examination fits into its time."""
         sizes = [min(size, self.all_rows) for size in FIRST]
+        sizes[0] = min(sizes[0], -(-sizes[1] // 2))
         took = [self._time(config, size) for size in sizes]
         self.per_row = max(took[1] - took[0], 0.0) / max(sizes[1] - sizes[0], 1)
         self.fixed = max(took[0] - sizes[0] * self.per_row, 0.0)
@@ -504,8 +505,9 @@ def _validation_curves(
 
 
 def _that_matter(config: Config, ranges: Mapping[str, Range], trials: pl.DataFrame | None) -> list[str]:
-    """The hyper-parameters of `ranges`, by how well each alone orders the trials of the family; as they come for few trials."""
+    """The hyper-parameters of `ranges`, by how well each alone orders the family's trials; for few trials numbers first."""
     varied = [name for name, each in ranges.items() if len(_values(each, config[name]))]
+    varied.sort(key=lambda name: ranges[name].values is not None)
     if trials is None:
         return varied
     done = trials.filter((pl.col("model") == config["model"]) & pl.col("score").is_not_null())
