@@ -55,12 +55,15 @@ def project(folder: Path, users: int = 200) -> Path:
 
 
 PARAMS = """\
-project: {name: orders, seed: 3, as_of: "2024-03-31"}
+project: {name: orders, seed: 3}
 
 problems: {next: recommendation}
 
 ingest:
   orders: {csv: orders.csv}
+
+validate:
+  orders: {unique: [customer, order_id, product]}
 
 next:
   question: What will this customer put into the next order?
