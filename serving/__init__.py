@@ -1,1 +1,1 @@
-"""Answers over HTTP. The room is empty: deployed champions are files and registry aliases so far."""
+"""Answers: recommendations in process, with live histories and the log that keeps them. No training here, no prefect."""
