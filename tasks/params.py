@@ -391,8 +391,9 @@ class Pipeline(Section):
     curves: Options[Annotated[int, Field(ge=0)]] = (0,)
     """At so many quantiles the effect of a number on a linear model may change its slope; what lies in the outer hundredths
     counts as their edge. 0: straight lines. Not for boosted trees, which need none."""
-    target_log: Options[bool] = (False,)
-    """regression: learn the signed logarithm of the target, for amounts that differ by factors."""
+    target_log: Options[bool | Literal["auto"]] = (False,)
+    """regression: learn the signed logarithm of the target, for amounts that differ by factors. auto: where the training rows
+    have no target below 0 and a long tail that the logarithm shortens."""
     text_words: Annotated[int, Field(ge=1)] = 2000
     """Plain tables: most telling words, and pairs of neighbours, that are kept of a column of text."""
     text_components: Annotated[int, Field(ge=1)] = 20
@@ -597,9 +598,13 @@ class Costs(Section):
     """What each outcome costs, in any unit; a gain is below 0."""
 
     false_positive: float = 1.0
+    """A row that counts as positive and is not."""
     false_negative: float = 1.0
+    """A positive that is missed."""
     true_positive: float = 0.0
+    """A positive that is found."""
     true_negative: float = 0.0
+    """A row that rightly does not count as positive."""
 
 
 class Evaluate(Section):

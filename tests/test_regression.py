@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import date
 
 import numpy as np
@@ -9,7 +10,7 @@ from sklearn.dummy import DummyRegressor
 
 from tasks.errors import DataError, ParamsError
 from tasks.params import Tabular
-from tasks.problems.regression import KIND, OffsetRegressor
+from tasks.problems.regression import KIND, LogRegressor, OffsetRegressor, has_long_tail
 from tasks.problems.tabular.kind import Rows
 from tests.contracts import SupervisedContract
 
@@ -130,3 +131,24 @@ def test_plots_count_every_row_once_and_centre_on_the_residuals():
     shares = plots["residuals"].filter(pl.col("series") == "model")["share"]
     assert 0.98 <= shares.sum() <= 1
     assert plots["predicted_actual"].height == 300
+
+
+@pytest.mark.parametrize(
+    ("draw", "long"),
+    [
+        (lambda random: random.lognormal(3, 1, 500), True),
+        (lambda random: random.normal(100, 5, 500), False),
+        (lambda random: random.lognormal(3, 1, 500) - 20, False),
+        (lambda random: np.where(random.random(500) < 0.05, 1.0, 0.0), False),
+        (lambda random: np.full(500, 7.0), False),
+    ],
+)
+def test_only_amounts_with_a_long_tail_are_learned_by_their_logarithm(draw, long):
+    assert has_long_tail(draw(np.random.default_rng(0))) == long
+
+
+def test_auto_learns_the_logarithm_where_there_is_a_long_tail():
+    data, config = rows(), {"model": "ridge", "target_log": "auto"}
+    assert not isinstance(KIND.fit(data, [DAY], config, section(), 0), LogRegressor)
+    long = replace(data, target=(data.target / 20).exp())
+    assert isinstance(KIND.fit(long, [DAY], config, section(), 0), LogRegressor)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 from lightgbm import LGBMRegressor
+from scipy.stats import skew
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, RegressorMixin, clone
 from sklearn.dummy import DummyRegressor
 from sklearn.ensemble import ExtraTreesRegressor
@@ -38,6 +39,8 @@ from tasks.problems.tabular.kind import (
 
 BINS = 10
 POINTS = 600
+TAIL = 1.0
+"""Skewness of an exponential distribution is 2, of a normal one 0."""
 
 
 class OffsetRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
@@ -140,7 +143,8 @@ class Regression(TabularKind):
         offset = _first(section.pipeline.offset) if naive else config.get("offset", section.pipeline.offset[0])
         if config["model"] == BLEND:
             return model
-        if not naive and config.get("target_log", section.pipeline.target_log[0]):
+        log = config.get("target_log", section.pipeline.target_log[0])
+        if not naive and (has_long_tail(rows.target.to_numpy()) if log == "auto" else log):
             model = LogRegressor(model)
         if offset is None:
             return model
@@ -179,6 +183,14 @@ class Regression(TabularKind):
 
 
 KIND: Kind = Regression()
+
+
+def has_long_tail(amounts: np.ndarray) -> bool:
+    """Whether none is below 0, some are far above the others (a skewness over TAIL), and a logarithm halves that, at least."""
+    if amounts.min() < 0 or amounts.min() == amounts.max():
+        return False
+    long = float(skew(amounts))
+    return long > TAIL and abs(float(skew(np.log1p(amounts)))) < long / 2
 
 
 def _first(offsets: tuple[str | None, ...]) -> str | None:

@@ -78,7 +78,7 @@ FOREST_SPACE = {
 FOR_LINES = {"indicate": Range(values=(True,)), "curves": Range(values=(5, 0)), "log": Range(values=(False, True))}
 """Choices of the pipeline for linear models of plain tables, and for trees."""
 FOR_TREES = {"encode": Range(values=("target", "onehot"))}
-FOR_AMOUNTS = {"target_log": Range(values=(False, True))}
+FOR_AMOUNTS = {"target_log": Range(values=("auto", False))}
 
 Stage = Literal["baseline", "linear", "trees", "boosting", "ensemble"]
 """How much a model costs to run and to understand, the least first."""
