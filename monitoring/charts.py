@@ -703,6 +703,18 @@ def _ablations(axes: Axes, table: pl.DataFrame) -> None:
     _legend_below(axes)
 
 
+def _diversity(axes: Axes, table: pl.DataFrame) -> None:
+    """One line per kind of list, from the dial at 0 to the dial at 1."""
+    _lines(axes, table, "diversity", "ndcg", "series", marker="o", markersize=5)
+    for row in table.filter(pl.col("dial").is_in([0.0, 1.0])).iter_rows(named=True):
+        axes.annotate(
+            f"{row['dial']:g}", (row["diversity"], row["ndcg"]), xytext=(4, 4), textcoords="offset points", color=SOFT
+        )
+    axes.set_ylim(bottom=0)
+    _people(axes, "pairs of different categories in a list", "NDCG", "x")
+    _legend(axes)
+
+
 def _lists(axes: Axes, table: pl.DataFrame) -> None:
     """Series across, measures down, each with its interval; shaded by the largest of its measure."""
     names, measures = (table[name].unique(maintain_order=True).to_list() for name in ("series", "measure"))
@@ -863,6 +875,12 @@ DRAWINGS: dict[str, Drawing] = {
         "Which share of what is bought was in the buyer's list, by how many users had bought the item before.",
         ("series", "buyers", "share", "found"),
         _in_groups("buyers", "found", "users who bought the item before", "found", "y"),
+    ),
+    "diversity": Drawing(
+        "What diversity costs",
+        "Lists of the last window with answers.diversity from 0 to 1: how mixed they get, and how good they stay.",
+        ("series", "dial", "ndcg", "low", "high", "diversity"),
+        _diversity,
     ),
     "lists": Drawing(
         "What the lists are like",

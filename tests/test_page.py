@@ -201,6 +201,10 @@ def plots(kind: str) -> dict[str, pl.DataFrame]:
                 }
             ),
             "by_buyers": both(buyers=["none", "1 to 4", "5 to 19"], share=[0.1, 0.3, 0.6], found=[0.0, 0.01, 0.2]),
+            "diversity": pl.DataFrame(
+                {"series": ["all items"] * 2, "dial": [0.0, 1.0], "ndcg": [0.41, 0.3], "low": [0.4, 0.29], "high": [0.42, 0.31]}
+                | {"diversity": [0.92, 1.0]}
+            ),
             "lists": pl.DataFrame(
                 {"series": ["model", "model", "purchases"], "measure": ["novelty", "repeats", "novelty"]}
                 | {"value": [3.4, 0.94, 5.9], "low": [3.3, 0.93, 5.8], "high": [3.5, 0.95, 6.0]}

@@ -118,6 +118,19 @@ def test_what_a_source_is_worth_is_what_a_model_made_without_it_says(world):
     assert found["without similar"]["low"] < gap < found["without similar"]["high"]
 
 
+def test_the_dial_at_zero_is_the_list_itself_and_more_of_it_makes_lists_more_diverse(world):
+    model = world.fit({**world.defaults("two_stage"), "learning_rate": 0.2})
+    rows = world.predict(model).with_columns(cutoff=pl.lit(world.fold.test))
+    table = report.plots(rows, rows, model, world.data, 10)["diversity"]
+    for (series,), part in table.group_by("series"):
+        suffix = "" if series == "all items" else "_novel"
+        known = rows.filter(pl.col("visits") > 0)
+        assert part["dial"].to_list() == list(report.DIALS)
+        assert part["ndcg"][0] == pytest.approx(known[f"ndcg{suffix}"].mean(), abs=1e-3)
+        assert part["diversity"].is_sorted()
+        assert part["diversity"][-1] > part["diversity"][0] + 0.05
+
+
 def test_without_windows_to_learn_from_nothing_is_said_of_sources(world, model):
     first = world.data.first
     assert ablation.ablate(model, world.data, first, 10, 100).is_empty()

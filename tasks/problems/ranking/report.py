@@ -15,6 +15,7 @@ from tasks.problems.ranking.histories import Histories, codes, distinct, to_day
 from tasks.problems.ranking.metrics import of_lists, per_user
 from tasks.problems.ranking.models import Recommender, TwoStage
 from tasks.problems.ranking.purchases import TOGETHER, Purchases
+from tasks.problems.ranking.rerank import choose
 from tasks.problems.ranking.sources import SOURCES
 
 LISTS = {"": False, "_novel": True}
@@ -31,6 +32,8 @@ BUYERS = {0: "none", 4: "1 to 4", 19: "5 to 19", 99: "20 to 99", 499: "100 to 49
 """Most users who bought an item before the cutoff -> group of items."""
 ASKED = 300
 """Users, drawn at random, whose histories are cut short to see what a short one is worth."""
+DIALS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+"""Settings of answers.diversity to look at."""
 KNOWN = (0, 1, 2, 5, 10)
 """Visits that are left of a history that is cut short."""
 
@@ -49,6 +52,8 @@ def plots(
     tables["by_buyers"] = _by_buyers(rows, data)
     if (short := _short_histories(rows["model"], model, data, k)).height:
         tables["short_histories"] = short
+    if isinstance(model, TwoStage) and data.categories.any() and (dial := _diversity(rows["model"], model, data, k)).height:
+        tables["diversity"] = dial
     if isinstance(model, TwoStage) and rows["model"].height <= TOGETHER:
         tables["candidates"] = _candidates(predictions, model, data, k)
     return tables
@@ -234,6 +239,30 @@ def _visits(known: Histories, users: np.ndarray) -> tuple[np.ndarray, np.ndarray
     day = first + known.day[place] + 2**31
     days = distinct(day)
     return place, np.searchsorted(days, first + 2**32) - np.searchsorted(days, day) - 1
+
+
+def _diversity(predictions: pl.DataFrame, model: TwoStage, data: Purchases, k: int) -> pl.DataFrame:
+    """series, dial, ndcg, low, high, diversity: what answers.diversity costs, on the last window, for the same drawn users."""
+    cutoff = predictions["cutoff"].max()
+    assert isinstance(cutoff, date)
+    rows, truth, found = data.draw(cutoff, ASKED, 0), data.truth(cutoff), []
+    candidates, label = data.labelled(model.learned_, cutoff, model.settings, rows)
+    score, category = model.order_by(candidates), model.learned_.category[candidates.item]
+    place = codes(model.catalogue_, data.histories.items)[candidates.item]
+    for series, suffix, kept in (("all items", "", label | True), ("new items", "_novel", ~candidates.bought)):
+        by = np.flatnonzero(kept)[order(candidates.row[kept], score[kept])[0]]
+        starts = np.searchsorted(candidates.row[by], np.arange(len(rows) + 1))
+        for dial in DIALS if len(rows) else ():
+            lists = [part[choose(category[part], k, None, dial, [], None)] for part in np.split(by, starts[1:-1])]
+            row = np.repeat(np.arange(len(rows)), [len(each) for each in lists])
+            hits = np.zeros((len(rows), k), bool)
+            hits[row, np.concatenate([np.arange(len(each)) for each in lists])] = label[np.concatenate(lists)]
+            ndcg = per_user(hits, truth.sizes(bool(suffix))[rows])["ndcg"]
+            value, low, high = mean(pl.DataFrame({"entity": rows, "ndcg": ndcg}), "ndcg").values()
+            like = of_lists(row, place[np.concatenate(lists)], len(rows), data.items(cutoff))["diversity"]
+            told = {"ndcg": value, "low": low, "high": high, "diversity": float(np.nanmean(like))}
+            found.append({"series": series, "dial": dial, **told})
+    return pl.DataFrame(found)
 
 
 def _candidates(predictions: pl.DataFrame, model: TwoStage, data: Purchases, k: int) -> pl.DataFrame:
