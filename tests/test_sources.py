@@ -1,6 +1,7 @@
 """The sources of candidates that are off by default, the facts the ranker reads, and what happens above the bounds."""
 
 import dataclasses
+from datetime import date
 from typing import Any
 
 import lightgbm
@@ -10,12 +11,15 @@ import pytest
 from scipy import sparse
 
 from tasks import models
+from tasks.errors import ParamsError
+from tasks.params import Recommend, Sources
 from tasks.problems.ranking import candidates
 from tasks.problems.ranking.candidates import Learned, Settings
 from tasks.problems.ranking.features import FEATURES, ITEM, NEVER, PAIR, Lines, of_items, of_pairs
 from tasks.problems.ranking.goods import mostly_at
 from tasks.problems.ranking.histories import Histories
 from tasks.problems.ranking.sources import SOURCES, Factors, Nearby, Segments, favourites
+from tasks.problems.recommendation import KIND
 from tests.contracts import World, build
 
 SWITCHES = ("similar", "together", "alike", "beside", "factors", "segment")
@@ -201,3 +205,45 @@ def test_a_model_of_before_these_facts_still_answers(world, tmp_path):
     assert (table[order[:50], 0] > 3).all()
     assert set(loaded.importance()) == set(names)
     assert len(loaded.predict(pl.DataFrame({"household_id": [1, 2]}).to_pandas())) == 20
+
+
+GOODS = pl.DataFrame({"what": ["tea", "gas"], "kind": ["drinks", None], "brand": [7, 8]}).lazy()
+EVENTS = pl.DataFrame({"who": [1, 2, 2], "what": ["tea", "gas", "new"], "till": [1, 2, 3], "at": [date(2024, 1, 2)] * 3}).lazy()
+
+
+def section(**features: Any) -> Recommend:
+    named = {"table": "events", "user": "who", "item": "what", "basket": "till", "min_users": 1, "horizon_days": 7}
+    return Recommend.model_validate({"question": "What next?", "features": named | features})
+
+
+def made(**features: Any) -> dict[str, pl.DataFrame]:
+    return KIND.build(
+        {"events": EVENTS, "goods": GOODS}, {"events": "at", "goods": None}, section(**features), date(2024, 1, 4)
+    )
+
+
+def test_groups_of_items_are_numbered_one_column_each_and_what_has_none_shares_number_0(tmp_path):
+    named = {"items": "goods", "groups": ["brand", "kind"]}
+    for name, frame in made(**named).items():
+        frame.write_parquet(tmp_path / f"{name}.parquet")
+    data = KIND.load(tmp_path, section(**named))
+    assert data.histories.items.tolist() == ["gas", "new", "tea"]
+    assert data.groups.tolist() == [[2, 0], [0, 0], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"items": "goods", "groups": ["brnd"]}, r"features\.groups = brnd: .*did you mean brand"),
+        ({"groups": ["brand"]}, r"features\.groups = .*needs a table of items; give features\.items"),
+    ],
+)
+def test_groups_that_cannot_be_read_are_refused_with_their_place(features, message):
+    with pytest.raises(ParamsError, match=message):
+        made(**features)
+
+
+def test_each_switch_that_is_left_open_is_a_dimension_of_the_search():
+    assert KIND.space(section())["two_stage"]["with_alike"].values == (False,)
+    given = section().model_copy(update={"pipeline": Sources.model_validate({"sources": {"alike": [True, False]}})})
+    assert KIND.space(given)["two_stage"]["with_alike"].values == (True, False)
