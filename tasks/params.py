@@ -390,7 +390,7 @@ class Pipeline(Section):
     """Also tell models that need all numbers which ones were missing: a column of its own for each that ever was."""
     curves: Options[Annotated[int, Field(ge=0)]] = (0,)
     """At so many quantiles the effect of a number on a linear model may change its slope; what lies in the outer hundredths
-    counts as their edge. 0: straight lines. Not for boosted trees, which need none."""
+    counts as their edge. 0: straight lines. Large and wide tables get fewer; boosted trees need none."""
     target_log: Options[bool | Literal["auto"]] = (False,)
     """regression: learn the signed logarithm of the target, for amounts that differ by factors. auto: where the training rows
     have no target below 0 and a long tail that the logarithm shortens."""

@@ -315,3 +315,15 @@ def test_the_trained_models_have_the_threshold_that_held_out_rows_call_for(model
         found = chances[held_out["truth"].to_numpy() == "yes"] >= model.threshold
         assert 0.95 <= found.mean() <= 1
         assert found.size == 64
+
+
+def test_a_large_table_bends_at_fewer_points(tmp_path, monkeypatch):
+    kind, chosen = problems.kind("regression"), section("price", {"size": "number"}, pipeline={"curves": 5})
+    data = loaded(tmp_path, kind, chosen, houses())
+    knots = []
+    for cells in (10_000, 1_000, 100):
+        monkeypatch.setattr(tabular, "CELLS", cells)
+        model, _ = learned(data, kind, chosen, kind.defaults("ridge", chosen))
+        model = model.named_steps if hasattr(model, "named_steps") else model.regressor_.named_steps
+        knots.append(model["model"].coef_.size - 1)
+    assert knots == [5 + 1, 2 + 1, 0 + 1], "the last one: which were missing"

@@ -80,6 +80,9 @@ FOR_LINES = {"indicate": Range(values=(True,)), "curves": Range(values=(5, 0)), 
 FOR_TREES = {"encode": Range(values=("target", "onehot"))}
 FOR_AMOUNTS = {"target_log": Range(values=("auto", False))}
 
+CELLS = 30_000_000
+"""Large or wide tables bend at fewer points, so that the matrix of numbers stays within so many (of 8 bytes)."""
+
 Stage = Literal["baseline", "linear", "trees", "boosting", "ensemble"]
 """How much a model costs to run and to understand, the least first."""
 BLEND = "blend"
@@ -273,8 +276,9 @@ class TabularKind:
         numeric, low, high = roles(others, section.pipeline.high_cardinality)
         if not family.native and pipeline.choose(section.pipeline, config)["impute"] == "none":
             _refuse_missing(rows.features.loc[:, numeric], config["model"])
+        bent = _bounded(pipeline.choose(section.pipeline, config)["curves"], len(rows) * len(numeric))
         steps = pipeline.preprocess(
-            *(section.pipeline, config, numeric, low, high, task, seed, family.native, dates, texts),
+            *(section.pipeline, {**config, "curves": bent}, numeric, low, high, task, seed, family.native, dates, texts),
             stratified=task == "continuous" or _smallest_class(rows.target) >= pipeline.ENCODING_FOLDS,
         )
         return Pipeline([("prepare", once(steps)), ("model", estimator)])
@@ -312,6 +316,11 @@ def roles(features: pd.DataFrame, high_cardinality: int) -> tuple[list[str], lis
     text = [name for name in features if pd.api.types.is_string_dtype(features[name])]
     high = [name for name in text if features[name].nunique() > high_cardinality]
     return numeric, [name for name in text if name not in set(high)], high
+
+
+def _bounded(knots: int, numbers: int) -> int:
+    """So many of `knots` that the columns for them, for so many `numbers`, keep to CELLS."""
+    return knots if numbers * (1 + knots) <= CELLS else max(CELLS // numbers - 1, 0)
 
 
 def _smallest_class(target: pl.Series) -> int:
