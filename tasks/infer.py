@@ -427,7 +427,7 @@ def _kind(
 
 
 def _kind_of(target: Column, table: pl.LazyFrame, reasons: dict[str, str], warnings: list[str]) -> KindName:
-    if target.low is None or target.seen == "true or false":
+    if target.low is None:
         reasons["kind"] = f"{target.name} holds {target.distinct:,} words"
         return "classification"
     if target.distinct == 2:
