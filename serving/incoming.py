@@ -77,7 +77,7 @@ class Incoming:
         if value is None:
             raise _NotCounted(f"{self._features.item} is missing: what was bought?")
         found = self._id(self._features.item, value, self._items)
-        if self._features.items and codes(np.array([found], self._items.dtype), self._items)[0] < 0:
+        if self._features.items and codes(np.array([found]), self._items)[0] < 0:
             raise _NotCounted(f"{self._features.item} = {value}: is neither in {self._features.items} nor among the purchases")
         return found
 
@@ -85,8 +85,6 @@ class Incoming:
         found = as_id(value, known) if len(known) else value
         if found is None or len(str(found)) > LONGEST:
             raise _NotCounted(f"{name} = {str(value)[:40]}: is no id; here ids are like {known[0] if len(known) else 'text'}")
-        if isinstance(found, int) and abs(found) >= 2**63:
-            raise _NotCounted(f"{name} = {value}: is too large a number")
         return found
 
     @cached_property

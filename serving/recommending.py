@@ -77,6 +77,7 @@ class Recommendations:
         self._incoming = Incoming(params, problem, data)
         try:
             self._shop = Shop.of(model, data, self._section)
+            self._shop.answer(Request(users=tuple(data.histories.users[:1].tolist())))  # what is built once is built now
         except (AttributeError, ValueError) as error:
             raise ModelError(
                 f"{problem}: version {version} cannot answer: {error}. Train again, or name a --version."

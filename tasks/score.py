@@ -52,7 +52,7 @@ def run(
     try:
         with problems.naming(problem):
             answers = kind.answer(model, moved(kind.load(layout.features(problem), section)), asked, section)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, AttributeError) as error:
         raise ModelError(
             f"{problem}: version {version} cannot score {data.name}: {error}. Train again, or name a --version."
         ) from error

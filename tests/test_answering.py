@@ -71,7 +71,7 @@ def test_without_wishes_the_answer_is_the_models_own(shop, world):
 
 
 def test_who_is_asked_for_twice_or_unknown_or_nobody_has_a_list_in_its_place(shop):
-    found = lists(ask(shop, 9, "4", 9, 10**9, None, 4.0, "x", 1.5))
+    found = lists(ask(shop, 9, "4", 9, 10**9, None, 4.0, "x", 10**30))
     assert found[0] == found[2] != found[1] == found[5]
     assert found[3] == found[4] == found[6] == found[7]
     assert all(len(each) == 10 for each in found.values())
@@ -419,3 +419,15 @@ def test_days_of_a_shop_that_numbers_its_orders_are_told_in_orders(shop, world):
     reasons = dict(zip(ask(later, 400).item.tolist(), ask(later, 400).because, strict=True))
     assert reasons[1000] == "bought once, 3 orders ago"
     assert reasons[1001] == "bought 2 times, last with the newest order"
+
+
+def test_ids_of_text_are_compared_whole(world):
+    lines = world.frames["lines"].with_columns(pl.format("h{}", "user").alias("user"), pl.format("p{}", "item").alias("item"))
+    items = world.frames["items"].with_columns(pl.format("p{}", "item").alias("item"))
+    data = world.reload({**world.frames, "lines": lines, "items": items, "places": goods.NOWHERE}, "text")
+    named = Shop.of(world.fit(world.defaults("frequency"), data), data, world.section)
+    assert ask(named, "h24").source[0] == "again"
+    assert ask(named, "h2400000").item.tolist() == ask(named, None).item.tolist()
+    after = named.observe(pl.DataFrame({"user": ["h2400000"], "basket": [1], "item": ["p1003"], "day": [to_date(named.day)]}))
+    assert ask(after, "h2400000").item.tolist()[0] == "p1003"
+    assert ask(after, "h240").because == ask(named, "h240").because

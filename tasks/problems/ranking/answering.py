@@ -286,9 +286,9 @@ class Shop:
         asked = list(request.users) or [None]
         users = self.histories.users
         keys = [as_id(each, users) for each in asked]
-        known = np.array([key for key in keys if key is not None], users.dtype if len(users) else None)
+        known = np.array([key for key in keys if key is not None])  # of its own width: text is not cut to fit
         at = np.full(len(keys), -1, np.int64)
-        at[[number for number, key in enumerate(keys) if key is not None]] = codes(known, users)
+        at[[number for number, key in enumerate(keys) if key is not None]] = codes(known, users) if len(known) else []
         found, place = np.unique(at, return_inverse=True)
         days = np.array([self.ahead.get(users[each].item(), self.day) if each >= 0 else self.day for each in found])
         lists, basket = dict[int, _List](), self.goods.ids[wish.session[wish.session < self.goods.size]]

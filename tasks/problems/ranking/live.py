@@ -153,7 +153,8 @@ def as_id(value: Any, known: np.ndarray) -> Any:
         return None if value is None or value == "" else str(value)
     try:
         number = int(value)
-        return number if isinstance(value, str) or number == value else None
+        whole = isinstance(value, str) or number == value
+        return number if whole and -(2**63) <= number < 2**63 else None
     except (TypeError, ValueError, OverflowError):
         return None
 
