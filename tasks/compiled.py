@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -107,8 +107,8 @@ class Compiled:
 
         None and NaN are missing values. Raises DataError for a feature that is not there or cannot be what it should be.
         """
-        words = [[read(_cell(row, text.name))] for text, read in self._texts]
-        answer = self._run([[read(_cell(row, name)) for name, read in self._readers]], words)[0]
+        point = self.read(row)
+        answer = self._run([point.numbers], [[each] for each in point.words])[0]
         if self.reading.answers == "value":
             return {"prediction": float(answer[0])}
         if self.reading.answers == "group":
@@ -118,7 +118,20 @@ class Compiled:
 
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The answers to `rows`, in their order; each as `predict_row` gives it, and raising what it raises."""
-        said = self.predict_columns({name: [_cell(row, name) for row in rows] for name in self.features}, len(rows))
+        return self.answer([self.read(row) for row in rows])
+
+    def read(self, row: Mapping[str, Any]) -> "Point":
+        """A row as numbers, for `answer`: so that of rows that are asked together each has its own error.
+
+        Raises DataError, naming it, for a feature that is not there or cannot be what it should be.
+        """
+        numbers = [read(_cell(row, name)) for name, read in self._readers]
+        return Point(numbers, [read(_cell(row, text.name)) for text, read in self._texts])
+
+    def answer(self, points: Sequence["Point"]) -> list[dict[str, Any]]:
+        """The answers to rows that were read, in their order."""
+        words = [list(each) for each in zip(*(point.words for point in points), strict=True)]
+        said = self._answer(np.array([point.numbers for point in points], dtype=float), words)
         return [dict(zip(said, each, strict=True)) for each in zip(*(part.tolist() for part in said.values()), strict=True)]
 
     def predict_columns(self, columns: Mapping[str, Iterable[Any]] | Any, rows: int | None = None) -> dict[str, np.ndarray]:
@@ -129,7 +142,10 @@ class Compiled:
         cells = [_column(columns[name], read) for name, read in self._readers]
         words = [[read(value) for value in columns[text.name]] for text, read in self._texts]
         count = len(cells[0]) if rows is None and cells else rows or 0
-        points = np.column_stack(cells) if cells else np.empty((count, 0))
+        return self._answer(np.column_stack(cells) if cells else np.empty((count, 0)), words)
+
+    def _answer(self, points: np.ndarray, words: Sequence[Sequence["Weights"]]) -> dict[str, np.ndarray]:
+        count = len(points)
         places = (slice(first, first + BATCH) for first in range(0, count, BATCH))
         parts = [self._run(points[place], [each[place] for each in words]) for place in places]
         answers = np.concatenate(parts) if parts else np.empty((0, max(1, len(self._names))))
@@ -161,6 +177,15 @@ class Compiled:
 
 Weights = dict[int, float]
 """Word -> its weight in one text."""
+
+
+class Point(NamedTuple):
+    """A row, read."""
+
+    numbers: list[float]
+    """One per column of the input."""
+    words: list[Weights]
+    """One per text."""
 
 
 def _padded(texts: Sequence[Weights], end: int) -> tuple[np.ndarray, np.ndarray]:
