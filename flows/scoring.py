@@ -44,9 +44,12 @@ def run(
 def champion(layout: Layout, problem: str, version: int | None) -> tuple[Model, int]:
     """The model of `version`, or the champion for None, and its number. Raises ModelError where nothing is deployed."""
     chosen = version or settings.deployments(layout).champion(problem)
+    registry = settings.registry(layout)
     if chosen is None:
-        raise ModelError(f"{problem}: nothing is deployed; run evergreen train {problem}, or name a --version")
-    return settings.registry(layout).load(problem, chosen), chosen
+        refused = [f"v{each.version}" for each in registry.versions(problem)]
+        way = f"the gate promoted none of {', '.join(refused)} (evergreen history {problem} says why); name a --version"
+        raise ModelError(f"{problem}: nothing is deployed; {way if refused else f'run evergreen train {problem}'}")
+    return registry.load(problem, chosen), chosen
 
 
 def _moved(layout: Layout, params: Params, problem: str, lists: Lists) -> tuple[Params, Callable[[Data], Data]]:
