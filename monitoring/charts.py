@@ -212,12 +212,12 @@ def _legend(axes: Axes, **where: Any) -> None:
         axes.legend(**({"loc": "best"} | where))
 
 
-def _legend_below(axes: Axes, title: str = "") -> None:
-    """In one row under the axes, where it hides nothing."""
+def _legend_below(axes: Axes, title: str = "", x: float = 0.5) -> None:
+    """In one row under the axes, where it hides nothing; its middle is at `x`, a share of their width."""
     axes.legend(
         title=title,
         loc="upper center",
-        bbox_to_anchor=(0.5, -0.2),
+        bbox_to_anchor=(x, -0.2),
         ncols=4,
         fontsize=9,
         columnspacing=1.2,
@@ -434,25 +434,24 @@ def _contributions(axes: Axes, table: pl.DataFrame) -> None:
     """One dot per row and column, spread where there are many; the colour says how large the value is."""
     table = table.filter(pl.col("answer") == table["answer"][0])
     names = table["column"].unique(maintain_order=True).to_list()[:LEANT_ON]
-    levels = (("low", THIRD), ("middle", SOFT), ("high value", MODEL), ("category", BASELINE))
-    seen: set[str] = set()
+    levels = (("low", THIRD), ("middle", SOFT), ("high value", MODEL), ("no number", BASELINE))
+    for label, colour in levels[: 4 if table["place"].null_count() else 3]:
+        axes.plot([], [], "o", color=colour, markersize=3.2, markeredgewidth=0, label=label)
     width = max(abs(each) for each in table["contribution"]) or 1.0
     for place, name in enumerate(reversed(names)):
         part = table.filter(pl.col("column") == name)
         heights = _spread([each / width for each in part["contribution"]])
-        for level, (label, colour) in enumerate(levels):
+        for level, (_, colour) in enumerate(levels):
             kept = [row for row, value in enumerate(part["place"]) if (3 if value is None else min(int(3 * value), 2)) == level]
             if kept:
                 x, y = [part["contribution"][row] for row in kept], [place + heights[row] for row in kept]
-                told = "_" if label in seen else label
-                axes.plot(x, y, "o", color=colour, markersize=3.2, alpha=0.75, markeredgewidth=0, label=told)
-                seen.add(label)
+                axes.plot(x, y, "o", color=colour, markersize=3.2, alpha=0.75, markeredgewidth=0)
     axes.axvline(0, color=SOFT, linewidth=0.8)
     axes.grid(False, axis="y")
     _people(axes, "added to the mean answer")
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_yticks(range(len(names)), [_label(each) for each in reversed(names)])
-    _legend_below(axes)
+    _legend_below(axes, x=0.1)
 
 
 def _spread(values: Sequence[float], bins: int = 60) -> list[float]:

@@ -597,3 +597,89 @@ def test_the_bars_of_one_metric_lie_on_one_axis_in_order():
     assert bar.score is not None
     assert bar.high is not None
     assert 0 < bar.reference < bar.low < bar.score < bar.high < 100
+
+
+def advise(layout: Layout, problem: str) -> None:
+    """What diagnose and explain leave behind."""
+    report = layout.report(problem)
+    doctor = {"step": "leak", "title": "A leak: look at column paid", "said": "Find out when paid becomes known."}
+    _write(
+        report / "diagnosis" / "diagnosis.json",
+        doctor
+        | {"evidence": ["paid alone reaches ROC AUC 0.998."], "left_out": ["bias and variance"], "rows": 500, "all_rows": 900},
+    )
+    both = [{"series": name, "score": 0.9, "low": 0.88, "high": 0.92} for name in ("learned from", "not learned from")]
+    curve = pl.DataFrame([{"rows": rows, **each, "metric": "roc_auc"} for rows in (125, 250, 500) for each in both])
+    curve.write_csv(report / "diagnosis" / "learning_curve.csv")
+    part = {"column": "paid_late", "value": "17", "adds": 0.21}
+    one = {"title": "the largest answer", "entity": "h7", "truth": "1", "of": "1", "answer": 0.83, "mean_answer": 0.05}
+    spot = {"where": "age above 70", "rows": 41, "share": 0.06, "loss": 0.9, "elsewhere": 0.2, "measure": "log loss"}
+    told = {
+        "predictions": [one | {"parts": [part], "rest": 0.02}],
+        "weak_spots": [spot | {"low": 0.3, "high": 0.9}],
+        "serving": {"row_ms": 3.21, "batch_rows": 1000, "batch_ms": 41.0, "model_mb": 0.6, "load_ms": 74.0},
+        "card": [{"title": "Where its limits are", "lines": ["It is weak where age above 70."]}],
+    }
+    _write(report / "explanation" / "explanation.json", told)
+    names = ["paid_late", "age", "town"]
+    importance = {"column": names, "importance": [0.3, 0.1, 0.0], "low": [0.2, 0.05, None], "high": [0.4, 0.15, None]}
+    pl.DataFrame(importance).write_csv(report / "explanation" / "permutation.csv")
+    rows = [
+        {"answer": "1", "column": name, "row": row, "contribution": row / 10 - 0.2, "value": "x", "place": place}
+        for name, place in zip(names, (0.1, 0.9, None), strict=True)
+        for row in range(5)
+    ]
+    pl.DataFrame(rows, infer_schema_length=None).write_csv(report / "explanation" / "contributions.csv")
+    grid = [("age", "20", 20.0), ("age", "60", 60.0), ("town", "Ada", None), ("town", "Bo <b>", None)]
+    dependence = [
+        {"column": name, "answer": "1", "value": value, "x": x, "mean": 0.1 * place, "low": 0.05, "high": 0.4}
+        for place, (name, value, x) in enumerate(grid)
+    ]
+    pl.DataFrame(dependence).write_csv(report / "explanation" / "dependence.csv")
+
+
+def test_the_next_step_the_reasons_and_the_card_are_on_the_page(tmp_path: Path):
+    params, layout, champions = project(tmp_path, ONE)
+    advise(layout, "redeem")
+    path = page.build(params, layout, champions)
+    text = read(path).said
+    for said in (
+        "A leak: look at column paid",
+        "paid alone reaches ROC AUC 0.998.",
+        "Left out for lack of time: bias and variance",
+        "More rows",
+        "What it leans on",
+        "What moves an answer",
+        "The largest answer: 0.83",
+        "age above 70",
+        "1,000 rows at once",
+        "Model card",
+        "It is weak where age above 70.",
+    ):
+        assert said in text, said
+    assert "Bo <b>" not in path.read_text()
+    assert "What it goes by" not in text
+
+
+def test_a_search_that_measured_its_cost_shows_the_front_and_what_tuning_bought(tmp_path: Path):
+    params, layout, champions = project(tmp_path, ONE)
+    trials = layout.tuning("redeem") / "trials.parquet"
+    pl.read_parquet(trials).with_columns(
+        latency_ms=pl.Series([0.4, 2.0, 3.0, 9.0, None, 4.0]),
+        front=pl.Series([True, True, False, True, False, False]),
+        chosen=pl.Series([False, False, False, True, False, False]),
+    ).write_parquet(trials)
+    best = layout.tuning("redeem") / "best.json"
+    more = {"bought": {"over": "defaults of lightgbm", "default": 0.8, "gain": 0.0123, "cpu_seconds": 95.0}}
+    more |= {"chosen": {"trial": 3, "why": "the best score"}, "nested": {"score": 0.88, "optimism": 0.015}}
+    _write(best, json.loads(best.read_text()) | more)
+    text = read(page.build(params, layout, champions)).said
+    for said in (
+        "Quality and cost",
+        "ms for one row",
+        "0.0123",
+        "for 1 min 35 s of CPU",
+        "Chosen: the best score",
+        "flatters itself by",
+    ):
+        assert said in text, said
