@@ -24,6 +24,7 @@ machine."""
 WAIT = "10s"
 """How long a scheduler may take to answer."""
 MOMENT = 0.3
+WATCH = "ends with its master"
 OUT_OF_TIME = "the time was over before it ended"
 
 
@@ -81,7 +82,7 @@ class Crew:
         from joblib import Parallel, delayed, parallel_config
 
         with parallel_config(**self._backend()), suppress(BrokenExecutor):
-            Parallel()(delayed(read)(judge) for _ in range(self.workers))
+            Parallel()(delayed(read)(judge, self._master()) for _ in range(self.workers))
 
     def _side_by_side(self, judge: Any, configs: Sequence[Any], bar: Sequence[float] | None) -> Iterator[Outcome]:
         from joblib import Parallel, delayed, parallel_config
@@ -90,8 +91,12 @@ class Crew:
         timeout = None if left == float("inf") else max(left, 0.1)
         with parallel_config(**self._backend()):
             work = Parallel(return_as="generator", timeout=timeout)
-            found: Any = work(delayed(judge)(config, bar) for config in configs)
+            found: Any = work(delayed(beside)(judge, config, bar, self._master()) for config in configs)
             yield from found
+
+    def _master(self) -> int | None:
+        """The process that the others of this machine end with; None on a cluster."""
+        return os.getpid() if self.address is None else None
 
     def _backend(self) -> dict[str, Any]:
         if self.address is None:
@@ -109,8 +114,27 @@ class Crew:
         return {"backend": "dask", "client": self._client, "n_jobs": -1}
 
 
-def read(judge: Judge) -> None:
+def beside(judge: Any, config: Any, bar: Sequence[float] | None, master: int | None) -> Outcome:
+    """Run a trial in a process beside `master`."""
+    _end_with(master)
+    return judge(config, bar)
+
+
+def _end_with(master: int | None) -> None:
+    """Let this process end when `master` was killed: joblib's would go on, and hold their memory for minutes."""
+
+    def watch() -> None:
+        while os.getppid() == master:
+            time.sleep(1)
+        os._exit(1)
+
+    if master == os.getppid() and not any(each.name == WATCH for each in threading.enumerate()):
+        threading.Thread(target=watch, name=WATCH, daemon=True).start()
+
+
+def read(judge: Judge, master: int | None) -> None:
     """Read what `judge` needs into this process, and stay a moment, so that the next one is read by another process."""
+    _end_with(master)
     judge.folds()
     time.sleep(MOMENT)
 

@@ -56,13 +56,19 @@ class Stages:
         mine = [each for each in tried if each.model in models]
         room = self._room(stage, tried)
         missing = [model for model in models if not any(each.model == model for each in mine)]
-        affordable = [model for model in missing if stage == "baseline" or self._fits(model, mine, room, stage)]
+        affordable = [
+            model
+            for place, model in enumerate(missing)
+            if stage == "baseline" or self._fits(model, mine, room, stage, tried, place)
+        ]
         asked: list[Request] = [self.defaults[model] for model in affordable[:most]]
         searched = [model for model in models if model in self.searched and (model not in missing or model in affordable)]
         if searched and (asked or self._pays(mine, tried)):
             turns = self._by_score(searched, mine)
             more = [turns[place % len(turns)] for place in range(min(most, room) - len(asked))]
-            asked += [model for model in more if self._fits(model, mine, room, stage)]
+            for model in more:
+                if self._fits(model, mine, room, stage, tried, len(asked), default=False):
+                    asked.append(model)
         return asked
 
     def _room(self, stage: str, tried: Sequence[Tried]) -> int:
@@ -72,16 +78,34 @@ class Stages:
         last = stage == "boosting" and BLEND in self.stages
         return max(round(SHARES[stage] * self.n_trials) - last - len(tried), 0)
 
-    def _fits(self, model: str, mine: Sequence[Tried], room: int, stage: str) -> bool:
-        """Whether there is time for one more trial of `model`."""
+    def _fits(
+        self,
+        model: str,
+        mine: Sequence[Tried],
+        room: int,
+        stage: str,
+        tried: Sequence[Tried],
+        ahead: int,
+        default: bool = True,
+    ) -> bool:
+        """Whether there is time for one more trial of `model`, with `ahead` others before it in the batch.
+
+        A default may use the time of the stages after it, but for what their own defaults are expected to take.
+        """
         if self.clock.seconds is None:
             return room > 0 or not mine
-        left = self.clock.left() - (1 - SHARES[stage]) * self.clock.seconds
-        if not mine and stage != "baseline":  # a default may use the time of the stages after it
-            left = self.clock.left()
+        later = self._later(stage, tried)
+        left = self.clock.left() - (later if default else max(later, (1 - SHARES[stage]) * self.clock.seconds))
         took = [each.cost.wall_seconds for each in mine if each.model == model and each.state == "complete"][-4:]
         need = max(took) if took else self.expected.get(model, math.inf if self.expected else 0.0)
-        return need <= left
+        return need * math.ceil((ahead + 1) / self.workers) <= left
+
+    def _later(self, stage: str, tried: Sequence[Tried]) -> float:
+        """Seconds that the defaults of the later stages are expected to take."""
+        after = ORDER[ORDER.index(stage) + 1 :]
+        known = {each.model for each in tried}
+        waiting = [model for model in self.defaults if self.stages.get(model, "boosting") in after and model not in known]
+        return sum(self.expected.get(model, 0.0) for model in waiting) / self.workers
 
     def _by_score(self, models: Sequence[str], mine: Sequence[Tried]) -> list[str]:
         """Models of a stage, the best so far first; those far behind the best of the stage are left out."""

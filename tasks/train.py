@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from tasks.problems.base import Config, Data, Finishing, Fold, Kind, Model, Spli
 log = logging.getLogger(__name__)
 
 
+MORE = 2.0
+"""With a budget: where there is time for so many times the rows, the model learns once more."""
 LEAST = 0.05
 """Learning may always take that share of the budget."""
 
@@ -104,17 +106,24 @@ def _learn(
     """
     fold, seen = splits.tests[-1], data
     wanted = kind.rows(data, fold.train)
-    fewer = limit.rows_for(wanted) if limit and config["model"] != kind.baseline else None
-    if fewer is not None and fewer < wanted:
-        from tasks.problems.tabular.thin import thin
-
-        seen = thin(data, fewer, seed)
-        log.info("%s: train: %s on %d of %d rows, for which there is time", problem, config["model"], fewer, wanted)
-    else:
-        log.info("%s: train: %s on %s", problem, config["model"], said(fold))
-    began = time.monotonic()
-    judged = kind.fit(seen, fold.train, config, section, seed)
-    took = time.monotonic() - began
+    limit = limit if config["model"] != kind.baseline else None
+    fewer = limit.rows_for(wanted) if limit else None
+    while True:
+        if fewer is not None and fewer < wanted:
+            seen = _part(data, fewer, seed)
+            log.info("%s: train: %s on %d of %d rows, for which there is time", problem, config["model"], fewer, wanted)
+        else:
+            seen = data
+            log.info("%s: train: %s on %s", problem, config["model"], said(fold))
+        began = time.monotonic()
+        judged = kind.fit(seen, fold.train, config, section, seed)
+        took = time.monotonic() - began
+        if limit is None or seen is data:
+            break
+        limit = replace(limit, seconds=took, rows=kind.rows(seen, fold.train))
+        before, fewer = fewer or wanted, limit.rows_for(wanted)
+        if limit.clock.left() <= 0 or (fewer is not None and fewer < MORE * before):
+            break
     learned = kind.rows(seen, fold.train)
     if not splits.refit:
         return judged, judged, learned
@@ -124,6 +133,12 @@ def _learn(
         return judged, judged, learned
     log.info("%s: train: %s on all rows, to serve", problem, config["model"])
     return judged, kind.fit(data, splits.refit, config, section, seed), learned
+
+
+def _part(data: Data, rows: int, seed: int) -> Data:
+    from tasks.problems.tabular.thin import thin
+
+    return thin(data, rows, seed)
 
 
 def _finished(kind: Kind, judged: Model, model: Model, folder: Path, section: Problem, seed: int) -> tuple[Model, Model]:

@@ -656,7 +656,7 @@ def _tell(study: optuna.Study, search: Search, asked: Asked, outcome: Outcome) -
         study.tell(trial, state=TrialState.PRUNED)
     else:
         study.tell(trial, mean)
-    best, after = study.best_value, f" after {len(scores)} folds, given up" if outcome.pruned else ""
+    best, after = study.best_value, ", given up before all folds were judged" if outcome.pruned else ""
     time_left = "" if search.clock.seconds is None else f", {max(search.clock.left(), 0):.0f} s left"
     told = f"{metric.name} {format(mean, metric.format)}{after} (best {format(best, metric.format)}{time_left})"
     log.info("%s %s", head, told)

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from tasks import budget
+from tasks import budget, problems, train
 from tasks.budget import Clock, Estimate
 from tasks.layout import write_json
 from tasks.trial import Cost
 from tests import plain_kind
+from tests.test_plain import houses, loaded, section
 
 FOLD = Cost(fit_seconds=2.0, fit_rows=1_000, score_seconds=0.01, score_rows=500)
 
@@ -52,3 +53,22 @@ def test_learning_from_all_takes_more_than_in_proportion_to_the_rows_of_a_fold()
 def test_what_is_kept_for_refit_and_evaluation_is_bounded_by_shares_of_the_budget() -> None:
     assert estimate().reserve(FOLD) == pytest.approx(3 + 26 + 3 + 1.3 * 50 * 4 * 0.05)
     assert estimate(10.0, 1e7).reserve(FOLD) == pytest.approx(3 + 3.0 + 2.5)
+
+
+def learned(folder: Path, left: float) -> tuple[int, bool]:
+    """Rows that the judged model learned from, and whether another one serves; a fold's 100 rows seemed to take 50 seconds."""
+    kind, chosen = problems.kind("classification"), section("dear")
+    data = loaded(folder, kind, chosen, houses(1500))
+    config, limit = kind.defaults("logistic", chosen), train.Limit(Clock(left), 50.0, 100)
+    judged, serves, rows = train._learn(kind, data, kind.splits(data, chosen), config, chosen, 0, "houses", limit)
+    return rows, serves is not judged
+
+
+def test_a_model_that_learns_faster_than_was_thought_learns_once_more_from_all(tmp_path: Path) -> None:
+    assert learned(tmp_path, 200.0) == (1200, True)
+
+
+def test_without_time_a_model_learns_from_as_many_rows_as_in_the_search_and_serves_itself(tmp_path: Path) -> None:
+    rows, another = learned(tmp_path, -1.0)
+    assert 100 <= rows < 200
+    assert not another
