@@ -255,11 +255,16 @@ class TwoStage(Recommender):
         Lists without a hit teach nothing and are left out.
         """
         self.learned_, self.catalogue_, self.popular_ = learned, learned.catalogue, learned.popular
-        parts = [part for each in examples for part in _lists(*each)]
+        parts = [(found, *each) for found, label in examples for each in _lists(found, label)]
+        table = np.empty((sum(len(kept) for _, kept, _, _ in parts), len(FEATURES)), np.float32)
+        last = 0
+        for found, kept, _, _ in parts:  # one by one: all side by side would take the memory twice
+            first, last = last, last + len(kept)
+            table[first:last] = found.features[kept]
         data = lightgbm.Dataset(
-            np.concatenate([table for table, _, _ in parts]),
-            np.concatenate([label for _, label, _ in parts]),
-            group=np.concatenate([sizes for _, _, sizes in parts]),
+            table,
+            np.concatenate([label for _, _, label, _ in parts]),
+            group=np.concatenate([sizes for _, _, _, sizes in parts]),
             feature_name=list(FEATURES),
             params={"max_bin": 63, "verbosity": -1, "num_threads": 1},
         )
@@ -360,14 +365,14 @@ def _ranked(row: np.ndarray, item: np.ndarray, score: np.ndarray, source: np.nda
 
 
 def _lists(candidates: Candidates, label: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Features, labels and sizes of the lists of everything and of the lists of new items."""
+    """Places, labels and sizes of the lists of everything and of the lists of new items."""
     found = []
     for kept in (np.ones(len(label), bool), ~candidates.bought):
         hits = np.bincount(candidates.row[kept], label[kept], minlength=candidates.row.max(initial=0) + 1)
         kept = kept & (hits[candidates.row] > 0)
         sizes = np.bincount(candidates.row[kept])
         sizes = sizes[sizes > 0]
-        found.append((candidates.features[kept], label[kept], sizes))
+        found.append((np.flatnonzero(kept), label[kept], sizes))
     return found
 
 
