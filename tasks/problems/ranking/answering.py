@@ -336,7 +336,7 @@ class Shop:
     ) -> list[_Own]:
         catalogue, size = self.model.catalogue_, len(positions)
         parts = []
-        for ids in (catalogue, self.goods.rare) if wish.answers.explore else (catalogue,):
+        for ids in (catalogue, self.goods.rare) if wish.answers.explore and len(self.goods.rare) else (catalogue,):
             row, column, day = reader.histories_.lines(positions[there], ids)
             kept = (column >= 0) & (day <= reader.day_)
             starts = np.zeros(size + 1, np.int64)
@@ -530,6 +530,7 @@ def _drawn(draw: np.random.Generator, items: np.ndarray, starts: np.ndarray, min
     weight = np.bincount(mine, minlength=len(sizes)) * (sizes > 0)
     if not weight.any():
         return items[draw.permutation(len(items))[:count]]
-    kind = draw.choice(len(sizes), count, p=weight / weight.sum())
+    sums = np.cumsum(weight)
+    kind = np.searchsorted(sums, draw.integers(0, sums[-1], count), side="right")
     tried = items[starts[kind] + (draw.random(count) * sizes[kind]).astype(np.int64)]
     return np.array(list(dict.fromkeys(tried.tolist())), np.int64)
