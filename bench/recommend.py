@@ -23,7 +23,7 @@ import polars as pl
 
 HOUSEHOLDS, ITEMS, CATEGORIES = 2_500, 24_000, 300
 """At scale 1."""
-SCALES = {1: 200, 10: 100, 100: 40}
+SCALES = {1: 200, 10: 100, 100: 20}
 """Scale -> lines per household, on average."""
 FAVOURITES, ASKED, BATCH, BASKETS = 25, 100, 2_000, 50
 AS_OF = date(2024, 12, 31)

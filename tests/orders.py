@@ -70,6 +70,7 @@ next:
   features: {table: orders, order: order_number, user: customer, item: product, basket: order_id, min_users: 2}
   pipeline: {ranker_users: 200}
   tune: {n_trials: 3, folds: 1}
+  train: {}
   evaluate: {windows: 2, resamples: 60, slices: [visits]}
   gate: {}
 """
