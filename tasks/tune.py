@@ -108,6 +108,8 @@ class Search:
     """Model -> seconds that a trial of its defaults will take."""
     estimate: Estimate | None = None
     """With a budget: what the steps after the search will need."""
+    probes: Mapping[str, Outcome] = field(default_factory=dict)
+    """Model -> how its defaults did on one fold of a few rows."""
 
     @property
     def baseline(self) -> str:
@@ -166,6 +168,7 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
             workers.clock = search.clock
         searches = _inner(search, judge, section) if tune.nested else {}
         tried = find(_in_turn(search, len(searches), 0), journal, workers)
+        tried += _probed(search, tried)
         found = {outer: _alone(each, journal, workers) for outer, each in searches.items()}
         nested = _optimism(search, judge, pick(search, tried), found) if found else None
         said = Said(journal.with_suffix(""))
@@ -190,10 +193,12 @@ def _afford(search: Search, judge: Judge, section: Problem, workers: int, featur
         return replace(search, clock=Clock(total * OTHERS, clock.began))
     estimate = _estimate(judge, section, features, total, started, loading)
     costs: dict[str, Cost] = {}
+    probes: dict[str, Outcome] = {}
     small = replace(judge, fewer=PROBE_ROWS, only=0, keep=False)
     for model, config in search.defaults.items():
         if clock.spent() - loading <= PROBING * total or not costs:
-            costs[model] = small(config).cost
+            probes[model] = small(config)
+            costs[model] = probes[model].cost
     known = [each for each in costs.values() if not math.isnan(each.fit_seconds)] or [Cost(0.0, fit_seconds=0.0, fit_rows=1.0)]
     search_seconds = estimate.search(known[-1])
     folds, looked = len(judge.folds()), min(estimate.learning_rows, tune.max_rows)
@@ -211,7 +216,32 @@ def _afford(search: Search, judge: Judge, section: Problem, workers: int, featur
         clock=Clock(search_seconds, clock.began),
         expected={model: each.wall_seconds * times for model, each in costs.items()},
         estimate=estimate,
+        probes=probes,
     )
+
+
+def _probed(search: Search, tried: Sequence[Tried]) -> list[Tried]:
+    """Where there was no time for any model but the baseline: what was seen of the others, as trials of one fold."""
+    if any(each.state == "complete" and each.model != search.baseline for each in tried):
+        return []
+    last, number = tried[-1], max(each.number for each in tried)
+    good = {model: each for model, each in search.probes.items() if each.scores and model != search.baseline}
+    return [
+        Tried(
+            number=number + place,
+            state="complete",
+            config=search.defaults[model],
+            score=each.scores[0],
+            std=0.0,
+            reason="there was no time for more than one fold",
+            started=last.started,
+            ended=last.ended,
+            folds=tuple(each.scores),
+            cost=each.cost,
+            position=last.position + place,
+        )
+        for place, (model, each) in enumerate(good.items(), 1)
+    ]
 
 
 def _looked_at(features: Path, section: Problem, tune: Tune, seed: int, journal: Path) -> Path:

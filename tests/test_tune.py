@@ -479,3 +479,12 @@ def test_nested_needs_two_folds(plain: Plain, tmp_path: Path) -> None:
     params, layout = plain_kind.project(tmp_path, tune={"nested": True, "folds": 1})
     with pytest.raises(ParamsError, match=r"pay\.tune\.nested: needs tune\.folds of 2 or more"):
         tune.run(params, "pay", layout)
+
+
+def test_without_time_for_a_trial_the_best_of_what_was_probed_is_chosen() -> None:
+    probes = {"none": Outcome([9.0]), "line": Outcome([0.3]), "curve": Outcome([5.0])}
+    search, only = replace(searching(), probes=probes), [folded(0, "none", 9.0, 9.0)]
+    found = [*only, *tune._probed(search, only)]
+    assert [each.model for each in found] == ["none", "line", "curve"]
+    assert tune.pick(search, found).config == DEFAULTS["line"]
+    assert tune._probed(search, [*only, folded(1, "line", 1.0, 1.0)]) == []
