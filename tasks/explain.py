@@ -110,8 +110,8 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
         (scratch / "card.md").write_text(markdown(described))
         for name, table in tables.items():
             table.write_csv(scratch / f"{name}.csv")
-    leans = [str(each["column"]) for each in found.get("importance", [])[:3]]
-    log.info("%s: explain: leans on %s", problem, ", ".join(leans) or "what its card says")
+    leans = [str(each["column"]) for each in found.get("importance", [])[:3] if (each["importance"] or 0) > 0]
+    log.info("%s: explain: leans on %s", problem, ", ".join(leans) or "no column")
     return Result(explanation=str(folder / "explanation.json"), card=str(folder / "card.md"), leans_on=leans)
 
 
@@ -258,7 +258,8 @@ class Contributions:
         # what was drawn to start from is not quite the mean: the rest is shared in proportion, so that all adds up
         rest = self.answers[self.places] - self.base - total.sum(axis=1)
         weight = np.abs(total) + 1e-12
-        return total + rest[:, None, :] * weight / weight.sum(axis=1, keepdims=True)
+        found = total + rest[:, None, :] * weight / weight.sum(axis=1, keepdims=True)
+        return np.where(np.abs(found) > 1e-12, found, 0.0)
 
     def _walk(self, answers: Answers, own: pd.DataFrame, other: pd.DataFrame, order: np.ndarray) -> np.ndarray:
         mixed, count, width = [other], len(own), len(order)
@@ -378,7 +379,8 @@ def _grid(values: Any) -> list[Any]:
         return known.value_counts().index[:GRID].tolist()
     if known.nunique() <= GRID:
         return sorted(known.unique().tolist())
-    return list(dict.fromkeys(known.quantile(np.linspace(0.02, 0.98, GRID)).tolist()))
+    points = known.quantile(np.linspace(0.02, 0.98, GRID))
+    return list(dict.fromkeys((points.dt.normalize() if _is_date(points) else points).tolist()))
 
 
 def _number(value: Any) -> float | None:

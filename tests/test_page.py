@@ -677,7 +677,7 @@ def test_a_search_that_measured_its_cost_shows_the_front_and_what_tuning_bought(
     for said in (
         "Quality and cost",
         "ms for one row",
-        "0.0123",
+        "Tuning bought 0.012",
         "for 1 min 35 s of CPU",
         "Chosen: the best score",
         "flatters itself by",
