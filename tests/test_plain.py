@@ -274,7 +274,7 @@ def test_a_tree_of_a_forest_learns_from_few_rows_of_a_large_table(tmp_path, monk
     monkeypatch.setattr(tabular, "TREE_ROWS", 50)
     kind, chosen = problems.kind("regression"), section("price")
     data = loaded(tmp_path, kind, chosen, houses())
-    model, _ = learned(data, kind, chosen, {**kind.defaults("extra_trees", chosen), "min_samples_leaf": 1})
+    model, _ = learned(data, kind, chosen, {"model": "extra_trees", "min_samples_leaf": 1})
     sizes = {int(tree.tree_.weighted_n_node_samples[0]) for tree in model.named_steps["model"].estimators_}
     assert sizes == {50}
 
