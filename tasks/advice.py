@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 NEAR = 0.02
 """Differences in skill below this are not worth a step."""
+BY_HEART = 0.3
+"""So much more skill on the rows it learned from than on others, and a model knows them by heart."""
 ALONE = {"classification": 0.95, "regression": 0.98}
 """A single column with this much skill, in a model that has it too, gives the target away."""
 
@@ -136,8 +138,17 @@ def _noise(facts: Facts) -> Step | None:
 
 
 def _other_model(facts: Facts) -> Step | None:
-    """A rival that is better beyond doubt: simpler or richer by how well it does on the rows it learned from."""
-    better = [each for each in facts.rivals if each.low > 0 and each.gain >= NEAR]
+    """A rival that is better: simpler or richer by how well it does on the rows it learned from.
+
+    Better beyond doubt; a far simpler one than a model that learns by heart need only be ahead.
+    """
+    by_heart = facts.train_skill - facts.skill > BY_HEART
+    better = [
+        each
+        for each in facts.rivals
+        if (each.gain >= NEAR and each.low > 0)
+        or (by_heart and each.gain > 0 and each.train_skill < facts.train_skill - BY_HEART / 2)
+    ]
     if not better:
         return None
     top = max(better, key=lambda each: each.gain)

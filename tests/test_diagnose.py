@@ -153,6 +153,8 @@ def rival(gain: float, low: float, train_skill: float) -> Rival:
         (changed(rivals=[rival(0.1, 0.05, 0.9)]), "richer model"),
         (changed(rivals=[rival(0.1, -0.05, 0.9)]), "better features"),
         (changed(rivals=[rival(0.01, 0.005, 0.9)]), "better features"),
+        (changed(train_skill=0.99, rivals=[rival(0.05, -0.01, 0.7)]), "simpler model"),
+        (changed(train_skill=0.99, rivals=[rival(0.05, -0.01, 0.98)]), "better features"),
         (changed(best_low=-0.01), "stop"),
         (changed(explained=0.4, ceiling=0.41), "stop"),
         (changed(explained=0.4, ceiling=0.6), "better features"),
