@@ -255,7 +255,7 @@ class Registry:
         self._client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in metrics.items()])
 
     def _attach(self, run_id: str, layout: Layout, problem: str, verdict: "Verdict", lineage: Mapping[str, str]) -> None:
-        """The files beside the model: evaluation, metrics, plots, diagnosis, explanation with the card, costs, lineage, verdict."""
+        """The files beside the model: evaluation, metrics, plots, diagnosis, explanation, card, costs, lineage, verdict."""
         report = layout.report(problem)
         kept = [report / "evaluation" / "evaluation.json", report / "metrics.json"]
         kept += [path for part in ("plots", "diagnosis", "explanation") for path in sorted((report / part).glob("*"))]
