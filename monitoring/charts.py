@@ -400,7 +400,8 @@ def _validation_curve(axes: Axes, table: pl.DataFrame) -> None:
         axes.set_xscale("log")
     _people(axes, words.plain(table["parameter"][0]), _metric_of(table))
     if numeric and table["log"][0]:
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,), numticks=6))
         axes.xaxis.set_minor_locator(NullLocator())
     if not numeric:
         axes.set_xticks(range(len(values)), [_label(each, 12) for each in values])

@@ -22,6 +22,8 @@ RULES = 60
 """Of a table with more features, single columns get no rule: a person reads them."""
 SLACK = 0.5
 """How far beyond what was seen a number may lie, as a share of its range."""
+SMALL = 20_000
+"""Rows below which a cross-validation has five parts: each then learns from more of them."""
 BASKET_DAYS = 28
 """Horizon of a drafted recommendation, in days."""
 
@@ -117,7 +119,8 @@ def _outward(value: float, side: int) -> float:
 def section(name: str, found: Inferred, asked: Asked) -> Block:
     """The problem's section."""
     features = _interactions(name, found, asked) if found.kind == "recommendation" else _features(name, found, asked)
-    rest = {"pipeline": {}, "tune": {}, "train": {}, "evaluate": {"windows": 3}, "gate": {}}
+    crossed = found.target is not None and found.time is None and found.rows < SMALL
+    rest = {"pipeline": {}, "tune": {"folds": 5} if crossed else {}, "train": {}, "evaluate": {"windows": 3}, "gate": {}}
     return Block(question=_question(name, found, asked), features=features, **rest)
 
 
