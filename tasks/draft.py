@@ -119,9 +119,15 @@ def _outward(value: float, side: int) -> float:
 def section(name: str, found: Inferred, asked: Asked) -> Block:
     """The problem's section."""
     features = _interactions(name, found, asked) if found.kind == "recommendation" else _features(name, found, asked)
-    crossed = found.target is not None and found.time is None and found.rows < SMALL
-    rest = {"pipeline": {}, "tune": {"folds": 5} if crossed else {}, "train": {}, "evaluate": {"windows": 3}, "gate": {}}
+    rest = {"pipeline": {}, "tune": _tune(found), "train": {}, "evaluate": {"windows": 3}, "gate": {}}
     return Block(question=_question(name, found, asked), features=features, **rest)
+
+
+def _tune(found: Inferred) -> dict[str, int]:
+    """A recommender is learned anew with every trial, which takes long; small tables need as many rows as a fold can have."""
+    if found.kind == "recommendation":
+        return {"n_trials": 4, "folds": 1}
+    return {"folds": 5} if found.target is not None and found.time is None and found.rows < SMALL else {}
 
 
 def _question(name: str, found: Inferred, asked: Asked) -> str:
