@@ -59,7 +59,10 @@ def training(root: str, problems: list[str], refresh: bool, deploy: bool, by: st
     branch = Branches(layout, refresh, deploy, by)
     branch.share()
     outcomes = _side_by_side(branch.grow, problems)
-    steps.page(root)
+    try:
+        steps.page(root)
+    except Exception as error:  # noqa: BLE001  # what was trained stands, and is told
+        log.error("the page: %s: %s. The models are there; evergreen report draws it again", type(error).__name__, error)
     failed = [each.error for each in outcomes if each.error]
     return Failed(message="\n".join(failed), data=outcomes) if failed else outcomes
 

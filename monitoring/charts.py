@@ -390,12 +390,16 @@ def _learning_curve(axes: Axes, table: pl.DataFrame) -> None:
 
 def _validation_curve(axes: Axes, table: pl.DataFrame) -> None:
     numeric = table["value"].dtype.is_numeric()
+    if not numeric:
+        table = table.with_columns(pl.col("value", "chosen").cast(pl.String).fill_null("none"))
     values = table["value"].unique(maintain_order=True).to_list()
     if not numeric:
         table = table.with_columns(value=pl.Series([values.index(each) for each in table["value"]]))
     _with_bands(axes, table, "value")
-    chosen = float(table["chosen"][0]) if numeric else values.index(str(table["chosen"][0]))
-    axes.axvline(chosen, color=SOFT, linewidth=1.2, linestyle=(0, (4, 3)), label="chosen")
+    chosen = table["chosen"][0]
+    axes.axvline(
+        float(chosen) if numeric else values.index(chosen), color=SOFT, linewidth=1.2, linestyle=(0, (4, 3)), label="chosen"
+    )
     if numeric and table["log"][0]:
         axes.set_xscale("log")
     _people(axes, words.plain(table["parameter"][0]), _metric_of(table))

@@ -496,7 +496,8 @@ def _validation_curves(
         if len(points) > 2:
             table = pl.DataFrame([{**each, "value": str(each["value"])} for each in points])
             numeric = not isinstance(config[name], str | bool) and config[name] is not None
-            table = table.with_columns(pl.col("value").cast(pl.Float64)).sort("value") if numeric else table
+            if numeric:
+                table = table.with_columns(pl.col("value").cast(pl.Float64, strict=False)).drop_nulls("value").sort("value")
             told = {"parameter": name, "chosen": str(config[name]), "log": ranges[name].log, "metric": metric.name}
             tables[f"validation_curve_{place + 1}"] = table.with_columns(
                 **{key: pl.lit(each) for key, each in told.items()}, rows=pl.lit(narrowed.rows)
