@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(step: str, problem: str | None, root: Path) -> int:
-    from tasks import budget, layout, params
+    from tasks import budget, layout, params, problems
     from tasks.errors import EvergreenError, ParamsError, ProjectError
 
     place = layout.find(root)
@@ -68,9 +68,13 @@ def _run(step: str, problem: str | None, root: Path) -> int:
     if problem:
         known.section(problem)
     started, clock = datetime.now(UTC), time.perf_counter()
+    module = import_module(f"tasks.{step}")
+    if problem:
+        problems.kind(known.kind(problem))
+    ready = time.perf_counter() - clock
     budget.begin()
     try:
-        result = import_module(f"tasks.{step}").run(known, problem, place)
+        result = module.run(known, problem, place)
     except EvergreenError:
         raise
     except Exception as error:
@@ -81,7 +85,12 @@ def _run(step: str, problem: str | None, root: Path) -> int:
         raise
     layout.write_json(
         place.cost(step, problem),
-        {"started": started.isoformat(), "wall_seconds": round(time.perf_counter() - clock, 3), **usage()},
+        {
+            "started": started.isoformat(),
+            "wall_seconds": round(time.perf_counter() - clock, 3),
+            "start_seconds": round(ready, 3),
+            **usage(),
+        },
     )
     print(result.model_dump_json())
     return 0

@@ -1,7 +1,7 @@
 """How long the search, the refit and the evaluation of a problem may take together: tune.budget_seconds.
 
-The time is that on the wall. A step counts from the moment its process began to work, and knows from var/costs what the steps
-before it took.
+The time is that on the wall. A step counts from the moment its libraries are there (two or three seconds after its process
+starts), and knows from var/costs what the steps before it took.
 """
 
 import time
@@ -28,8 +28,7 @@ REFIT = 0.3
 EVALUATION = 0.25
 """Share of the budget that the evaluation may have at most."""
 SEARCH = 0.3
-"""Share of the budget that the search has at least, once the data is there: with a few seconds most of the budget is gone by
-then, for to start a process and import its libraries takes two of them."""
+"""Share of the budget that the search has at least, once the data is there: of a few seconds little may be left by then."""
 
 
 class Clock:
@@ -92,7 +91,7 @@ _begun: list[float] = []
 
 
 def begin() -> None:
-    """The step of this process begins now, its imports included."""
+    """The step of this process begins now."""
     _begun[:] = [time.monotonic()]
 
 
@@ -105,5 +104,5 @@ def clock(params: Params, problem: str, layout: Layout, step: str) -> Clock:
 
 
 def _took(layout: Layout, problem: str, steps: Sequence[str]) -> float:
-    costs = [layout.cost(step, problem) for step in steps]
-    return sum(float(read_json(path).get("wall_seconds", 0.0)) for path in costs if path.exists())
+    costs = [read_json(path) for path in (layout.cost(step, problem) for step in steps) if path.exists()]
+    return sum(float(each.get("wall_seconds", 0.0)) - float(each.get("start_seconds", 0.0)) for each in costs)

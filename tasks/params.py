@@ -550,8 +550,8 @@ class Tune(Section):
     timeout_seconds: float | None = None
     """No trial starts after that many seconds. null: no limit."""
     budget_seconds: Annotated[float, Field(gt=0)] | None = None
-    """Wall time of the search, the refit and the evaluation together (what `evergreen train --seconds` sets); n_trials does
-    not limit then. null: no limit."""
+    """Wall time of the search, the refit and the evaluation together (what `evergreen train --seconds` sets), without the two
+    or three seconds that each of their processes takes to start; n_trials does not limit then. null: no limit."""
     metric: str | None = None
     """Metric to optimise. null: the kind's primary metric."""
     models: tuple[str, ...] | None = None

@@ -31,13 +31,13 @@ def test_parts_of_a_clock_end_one_after_the_other_and_the_last_with_it() -> None
 
 def test_a_step_has_what_the_steps_before_it_left(tmp_path: Path) -> None:
     params, layout = plain_kind.project(tmp_path, tune={"budget_seconds": 60})
-    write_json(layout.cost("tune", "pay"), {"wall_seconds": 40.0})
+    write_json(layout.cost("tune", "pay"), {"wall_seconds": 42.0, "start_seconds": 2.0})
     write_json(layout.cost("train", "pay"), {"wall_seconds": 7.5})
     left = [budget.clock(params, "pay", layout, step).left() for step in budget.MEASURED]
     assert left == pytest.approx([60.0, 20.0, 12.5], abs=0.5)
 
 
-def test_a_step_counts_from_when_its_process_began_and_the_next_one_in_it_from_now(tmp_path: Path) -> None:
+def test_a_step_counts_from_when_its_libraries_are_there_and_the_next_one_in_its_process_from_now(tmp_path: Path) -> None:
     params, layout = plain_kind.project(tmp_path, tune={"budget_seconds": 60})
     budget.begin()
     began = budget._begun[0]
