@@ -5,7 +5,7 @@ What cannot be counted is kept too, with the reason.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ import sqlalchemy as sa
 import sqlalchemy.event
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
+from tasks import database
 from tasks.errors import ProjectError
 
 METADATA = sa.MetaData()
@@ -96,7 +97,7 @@ class EventLog:
                 Path(self._engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
             self._make_tables()
         except (SQLAlchemyError, OSError) as error:
-            raise self._unusable(error) from error
+            raise database.unusable(self._engine, "events", error) from error
 
     def _make_tables(self) -> None:
         """Once more where another process made them at the same moment."""
@@ -114,7 +115,7 @@ class EventLog:
                 return self._append(problem, wanted, refusals)
             except IntegrityError as error:  # another writer was faster with one of them: now it is seen
                 if attempt == ATTEMPTS - 1:
-                    raise self._unusable(error) from error
+                    raise database.unusable(self._engine, "events", error) from error
         raise AssertionError
 
     def _append(self, problem: str, events: Sequence[Event], refusals: Sequence[Refusal]) -> list[Event]:
@@ -158,23 +159,9 @@ class EventLog:
         with self._link() as link:
             return [Refusal(json.loads(event), reason) for event, reason in link.execute(wanted)]
 
-    @contextmanager
-    def _link(self) -> Iterator[sa.Connection]:
+    def _link(self) -> AbstractContextManager[sa.Connection]:
         """A transaction; raises ProjectError, in one line, where the database refuses."""
-        try:
-            with self._engine.begin() as link:
-                yield link
-        except IntegrityError:
-            raise
-        except SQLAlchemyError as error:
-            raise self._unusable(error) from error
-
-    def _unusable(self, error: Exception) -> ProjectError:
-        shown = self._engine.url.render_as_string(hide_password=True)
-        return ProjectError(
-            f"{shown}: the database of events cannot be used: {str(error).splitlines()[0]}. "
-            "Check the address, and that the place is not full and can be written."
-        )
+        return database.transaction(self._engine, "events", (IntegrityError,))
 
 
 def _after(problem: str, mark: Mark) -> list[sa.ColumnElement[bool]]:

@@ -8,8 +8,8 @@ and the same call made again does the whole of it. An alias that somebody moved 
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +18,7 @@ import sqlalchemy as sa
 import sqlalchemy.event
 from sqlalchemy.exc import SQLAlchemyError
 
+from tasks import database
 from tasks.errors import ModelError, ProjectError
 from tasks.params import Section
 
@@ -77,7 +78,7 @@ class Deployments:
                 Path(self._engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
             TABLE.metadata.create_all(self._engine)
         except (SQLAlchemyError, OSError) as error:
-            raise self._refused(error) from error
+            raise database.unusable(self._engine, "deployments", error) from error
 
     def deploy(self, registry: "Registry", problem: str, version: int, verdict: "Verdict", by: str) -> Deployment:
         """Act on the gate's verdict: make `version` champion, or note the refusal and leave the champion.
@@ -208,21 +209,9 @@ class Deployments:
             row = link.execute(sa.select(*FIELDS).where(_pending(problem))).mappings().first()
         return _read(row) if row else None
 
-    @contextmanager
-    def _link(self) -> Iterator[sa.Connection]:
+    def _link(self) -> AbstractContextManager[sa.Connection]:
         """A transaction; raises ProjectError, in one line, where the database refuses."""
-        try:
-            with self._engine.begin() as link:
-                yield link
-        except SQLAlchemyError as error:
-            raise self._refused(error) from error
-
-    def _refused(self, error: Exception) -> ProjectError:
-        shown = self._engine.url.render_as_string(hide_password=True)
-        return ProjectError(
-            f"{shown}: the database of deployments cannot be used: {str(error).splitlines()[0]}. "
-            "Check the address, and that the place is not full and can be written."
-        )
+        return database.transaction(self._engine, "deployments")
 
 
 def _pending(problem: str) -> sa.ColumnElement[bool]:
