@@ -28,7 +28,6 @@ MISSING = ("NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "Null", "null", "No
 ENDS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".parquet": "parquet", ".pq": "parquet"}
 NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
 COMMA_NUMBER = re.compile(r"\s*[-+]?\d+,\d+\s*")
-THOUSANDS = re.compile(r"\s*[-+]?\d{1,3}(,\d{3})+\s*")
 CP1252_GAPS = {0x81, 0x8D, 0x8F, 0x90, 0x9D}
 """Bytes that mean nothing in cp1252."""
 CERTAIN = ("NA", "N/A", "#N/A", "NaN", "NULL", "?")

@@ -16,21 +16,19 @@ def by_cutoff(cutoffs: Sequence[date], horizon_days: int, section: Problem) -> S
     """
     seen, tests = before_tests(cutoffs, horizon_days, section.evaluate.windows), section.evaluate.windows
     history = section.train.history_days
-
-    def folds(cutoffs: Sequence[date], count: int) -> tuple[Fold, ...]:
-        return tuple(Fold(recent(train, history), test) for train, test in _windows(cutoffs, horizon_days, count))
-
-    return Splits(folds(seen, section.tune.folds), folds(cutoffs, tests))
+    folds = split_by_time(seen, horizon_days, section.tune.folds, history)
+    return Splits(tuple(folds), tuple(split_by_time(cutoffs, horizon_days, tests, history)))
 
 
-def split_by_time(cutoffs: Sequence[date], horizon_days: int, folds: int) -> list[Fold]:
+def split_by_time(cutoffs: Sequence[date], horizon_days: int, folds: int, history_days: int | None = None) -> list[Fold]:
     """The last `folds` windows that do not overlap; what judges one was learned from labels that are complete at its cutoff.
 
     `cutoffs`: ascending, with complete labels. Test cutoffs lie `horizon_days` or more apart, counted backwards from the
-    newest; the training cutoffs of a fold are those at least `horizon_days` before its test. Oldest fold first.
+    newest; the training cutoffs of a fold are those at least `horizon_days` before its test, of them the newest `history_days`
+    (see recent). Oldest fold first.
     Raises DataError where there are too few cutoffs.
     """
-    return [Fold(train, test) for train, test in _windows(cutoffs, horizon_days, folds)]
+    return [Fold(recent(train, history_days), test) for train, test in _windows(cutoffs, horizon_days, folds)]
 
 
 def _windows(cutoffs: Sequence[date], horizon_days: int, folds: int) -> list[tuple[tuple[date, ...], date]]:
