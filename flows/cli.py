@@ -1,43 +1,49 @@
-"""The `evergreen` command. Its help imports no heavy library: each command imports what it needs."""
+"""The `evergreen` command. Its help imports no heavy library: each command imports what it needs.
+
+The commands of training and of asking are here; flows/commands/ holds the others.
+"""
 
 import dataclasses
 import errno
-import getpass
-import json
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
-from datetime import date, datetime
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import flows.commands  # noqa: F401  # they add themselves
+from flows.terminal import (
+    HERE,
+    AsOf,
+    Debug,
+    Json,
+    Name,
+    Names,
+    Root,
+    Version,
+    app,
+    as_day,
+    as_moment,
+    as_object,
+    cell,
+    find,
+    me,
+    number,
+    print_json,
+    print_table,
+    read_params,
+    say,
+    short,
+)
 from tasks.errors import EvergreenError, ParamsError
 
 if TYPE_CHECKING:
     from flows.results import Outcome
     from tasks.layout import Layout
-    from tasks.params import Params
 
-app = typer.Typer(
-    help="Keeps machine-learning models fresh: validate, tune, judge, deploy, watch, retrain.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-Root = Annotated[Path, typer.Option("--root", help="Folder of params.yaml, or one below it.", show_default="here")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout, and nothing else there.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an expected error.")]
-Name = Annotated[str, typer.Argument(help="A name under problems in params.yaml.")]
-Names = Annotated[list[str] | None, typer.Argument(help="Names under problems in params.yaml; none: all.", show_default=False)]
-Version = Annotated[int | None, typer.Option("--version", help="The version that answers; none: the champion.")]
-AsOf = Annotated[
-    str | None, typer.Option("--as-of", help="Recommendation: as on that day (YYYY-MM-DD), from histories up to it.")
-]
-HERE = Path()
 SHOWN = 10
 """So many refused events are printed."""
 
@@ -88,7 +94,7 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train, judge, register and deploy. What is fresh is skipped; a run that was killed goes on where it was."""
-    _train(_find(root), names or [], as_of, refresh, not no_deploy, as_json, seconds)
+    _train(find(root), names or [], as_of, refresh, not no_deploy, as_json, seconds)
 
 
 @app.command()
@@ -124,28 +130,28 @@ def init(
     found = started.found
     if as_json:
         told = {"problem": name, "root": started.root, "made": started.made, "warnings": started.warnings}
-        _print_json({**told, **dataclasses.asdict(dataclasses.replace(found, warnings=()))})
+        print_json({**told, **dataclasses.asdict(dataclasses.replace(found, warnings=()))})
         return
-    _print_table(("column", "role", "holds", "why"), list(shown(found)))
+    print_table(("column", "role", "holds", "why"), list(shown(found)))
     about = [("kind", found.kind), ("target", found.target), ("positive", found.positive)]
     about += [("entity", found.entity), ("time", found.time)]
     for key, value in about:
         if value:
             reason = found.reasons.get(key, "")
-            _say(f"{key}: {value}{f' ({reason})' if reason else ''}")
+            say(f"{key}: {value}{f' ({reason})' if reason else ''}")
     for line in started.warnings:
-        _say(f"warning: {line}")
+        say(f"warning: {line}")
     features = f", {len(found.features)} features" if found.kind != "recommendation" else ""
-    _say(f"{name}: {found.rows:,} rows{features}. Written in {started.root}: {', '.join(started.made)}")
-    _say(f"Look at the section {name} in params.yaml, then: evergreen train {name} --seconds 60")
+    say(f"{name}: {found.rows:,} rows{features}. Written in {started.root}: {', '.join(started.made)}")
+    say(f"Look at the section {name} in params.yaml, then: evergreen train {name} --seconds 60")
 
 
 @app.command()
 def demo(root: Root = HERE, as_json: Json = False, debug: Debug = False) -> None:
     """The whole story: train, judge and deploy every problem, and write the page about it."""
-    place = _find(root)
+    place = find(root)
     _train(place, [], None, False, True, as_json)
-    _say(f"The page: {place.page.as_uri()}")
+    say(f"The page: {place.page.as_uri()}")
 
 
 def _train(
@@ -161,7 +167,7 @@ def _train(
     from tasks import ingest
     from tasks.layout import locking
 
-    params = _params(place)
+    params = read_params(place)
     problems = list(dict.fromkeys(names or params.problems))
     for name in problems:
         params.section(name)
@@ -187,14 +193,14 @@ def _flow(place: "Layout", problems: list[str], refresh: bool, deploy: bool) -> 
     """Run the training flow and show it. The server starts first: prefect is imported while it does."""
     from flows import display, server
 
-    with server.running(place, _say) as prefect:
+    with server.running(place, say) as prefect:
         from flows import steps, training
 
         try:
             with display.shown(lambda: steps.here.get(None), problems):
-                return training.run(place, problems, prefect, refresh=refresh, deploy=deploy, by=_me())
+                return training.run(place, problems, prefect, refresh=refresh, deploy=deploy, by=me())
         except KeyboardInterrupt:
-            _say("stopped. What was finished stays; the same command goes on from there.")
+            say("stopped. What was finished stays; the same command goes on from there.")
             raise typer.Exit(INTERRUPTED) from None
 
 
@@ -205,11 +211,11 @@ def _report(outcomes: "Sequence[Outcome]", rows: dict[str, Any], place: "Layout"
             each.problem: {**dataclasses.asdict(each), "status": each.status, **dataclasses.asdict(rows[each.problem])}
             for each in outcomes
         }
-        _print_json({"ok": not failed, "page": str(place.page), "problems": told})
+        print_json({"ok": not failed, "page": str(place.page), "problems": told})
     else:
         _print_rows(rows.values())
         if all(each.status == "unchanged" for each in outcomes):
-            _say("Nothing to do: all is fresh. --refresh reads the sources again.")
+            say("Nothing to do: all is fresh. --refresh reads the sources again.")
     for line in failed:
         typer.echo(f"error: {line}", err=True)
     if failed:
@@ -221,15 +227,15 @@ def status(root: Root = HERE, as_json: Json = False, debug: Debug = False) -> No
     """Who is champion of each problem, since when, and the newest decision."""
     from flows import results
 
-    place = _find(root)
-    rows = results.rows(place, _params(place).problems)
+    place = find(root)
+    rows = results.rows(place, read_params(place).problems)
     if as_json:
-        _print_json({row.problem: dataclasses.asdict(row) for row in rows})
+        print_json({row.problem: dataclasses.asdict(row) for row in rows})
     else:
         _print_rows(rows)
         for row in rows:
             if row.compiled and row.compiled != "yes":
-                _say(f"{row.problem}: answers without a compiled model ({row.compiled.removeprefix('no: ')})")
+                say(f"{row.problem}: answers without a compiled model ({row.compiled.removeprefix('no: ')})")
 
 
 @app.command()
@@ -243,20 +249,20 @@ def history(
     """Every decision about a problem, and who was champion at a moment."""
     from flows import settings
 
-    place = _find(root)
-    known = _params(place)
-    moment = _moment(at) if at else None
+    place = find(root)
+    known = read_params(place)
+    moment = as_moment(at) if at else None
     deployments = settings.deployments(place)
     decisions = sorted(deployments.history(name, moment), key=lambda each: each.at)
     if not decisions:  # what was decided stays known when its problem is gone from params.yaml
         known.section(name)
     champion = deployments.champion(name, moment)
     if as_json:
-        _print_json({"problem": name, "champion": champion, "decisions": [each.model_dump(mode="json") for each in decisions]})
+        print_json({"problem": name, "champion": champion, "decisions": [each.model_dump(mode="json") for each in decisions]})
         return
-    cells = [(_short(each.at), each.action, f"v{each.version}", each.by, each.reason) for each in decisions]
-    _print_table(("when (UTC)", "action", "version", "by", "reason"), cells)
-    _say(f"{name}: champion {f'v{champion}' if champion else 'none'}{f' at {at}' if at else ''}")
+    cells = [(short(each.at), each.action, f"v{each.version}", each.by, each.reason) for each in decisions]
+    print_table(("when (UTC)", "action", "version", "by", "reason"), cells)
+    say(f"{name}: champion {f'v{champion}' if champion else 'none'}{f' at {at}' if at else ''}")
 
 
 @app.command()
@@ -272,16 +278,16 @@ def rollback(
     from flows import results, settings
     from tasks.layout import locking
 
-    place = _find(root)
-    _params(place).section(name)
+    place = find(root)
+    read_params(place).section(name)
     with locking(place.var / "train.lock", "rollback"):
         registry, deployments = settings.registry(place), settings.deployments(place)
-        decision = deployments.rollback(registry, name, to, _me(), reason)
+        decision = deployments.rollback(registry, name, to, me(), reason)
         results.page(place)
     if as_json:
-        _print_json(decision.model_dump(mode="json"))
+        print_json(decision.model_dump(mode="json"))
     else:
-        _print_table(
+        print_table(
             ("problem", "champion", "was", "reason"), [(name, f"v{decision.version}", f"v{decision.previous}", decision.reason)]
         )
 
@@ -303,16 +309,16 @@ def score(
     """Answer each row of a file; order is kept, and a row without an answer says why. A recommender writes a list."""
     from flows import scoring
 
-    place = _find(root)
-    known = _params(place)
+    place = find(root)
+    known = read_params(place)
     known.section(name)
-    lists = scoring.Lists(k, _day(as_of), novel, because)
+    lists = scoring.Lists(k, as_day(as_of), novel, because)
     result = scoring.run(place, known, name, data, out, version, lists)
     if as_json:
-        _print_json(result.model_dump())
+        print_json(result.model_dump())
     else:
         cells = (name, f"v{result.version}", f"{result.rows:,}", f"{result.not_scored:,}", result.out)
-        _print_table(("problem", "version", "rows", "not scored", "out"), [cells])
+        print_table(("problem", "version", "rows", "not scored", "out"), [cells])
 
 
 @app.command()
@@ -338,23 +344,23 @@ def ask(
     """Recommend: the list of each user, or of a stranger with a basket, and why each item is in it."""
     from flows import asking
 
-    place = _find(root)
+    place = find(root)
     wanted = {"users": tuple(who or ()), "items": tuple(filter(None, items.split(","))), "place": at, "k": k, "show": show}
     wanted |= {
         "blend": blend,
         "diversity": diversity,
         "explore": explore,
-        "rules": _object("--rules", rules),
-        "as_of": _day(as_of),
+        "rules": as_object("--rules", rules),
+        "as_of": as_day(as_of),
     }
-    found = asking.ask(place, _params(place), name, wanted, version)
+    found = asking.ask(place, read_params(place), name, wanted, version)
     for line in found.notes:
-        _say(line)
+        say(line)
     if as_json:
-        _print_json({"problem": name, "version": found.version, "lists": found.lists, "notes": found.notes})
+        print_json({"problem": name, "version": found.version, "lists": found.lists, "notes": found.notes})
     else:
         columns = list(found.lists[0]) if found.lists else []
-        _print_table(columns, [[_cell(value) for value in row.values()] for row in found.lists])
+        print_table(columns, [[cell(value) for value in row.values()] for row in found.lists])
 
 
 @app.command()
@@ -368,20 +374,20 @@ def events(
     """Tell a recommender of new purchases: they count in every later answer. What cannot be counted says why."""
     from flows import asking
 
-    place = _find(root)
-    found = asking.observe(place, _params(place), name, data)
+    place = find(root)
+    found = asking.observe(place, read_params(place), name, data)
     refused = [{"event": dict(each.event), "reason": each.reason} for each in found.refused]
     if as_json:
-        _print_json({"problem": name, "counted": found.counted, "known": found.known, "refused": refused})
+        print_json({"problem": name, "counted": found.counted, "known": found.known, "refused": refused})
         return
-    _print_table(
+    print_table(
         ("problem", "counted", "known already", "refused"),
         [(name, f"{found.counted:,}", f"{found.known:,}", f"{len(refused):,}")],
     )
     for each in found.refused[:SHOWN]:
-        _say(f"refused: {each.reason}")
+        say(f"refused: {each.reason}")
     if len(refused) > SHOWN:
-        _say(f"and {len(refused) - SHOWN:,} more; --json shows all")
+        say(f"and {len(refused) - SHOWN:,} more; --json shows all")
 
 
 @app.command()
@@ -397,11 +403,11 @@ def params(
     if schema:
         typer.echo(tasks_params.schema())
         return
-    found = _params(_find(root))
+    found = read_params(find(root))
     whole = found.model_dump(mode="json", by_alias=True, exclude={"sections"})
     whole.update({name: section.model_dump(mode="json") for name, section in found.sections.items()})
     if as_json:
-        _print_json(whole)
+        print_json(whole)
         return
     from ruamel.yaml import YAML
 
@@ -413,9 +419,9 @@ def report(root: Root = HERE, as_json: Json = False, debug: Debug = False) -> No
     """Rebuild the page, reports/index.html."""
     from flows import results
 
-    path = results.page(_find(root))
+    path = results.page(find(root))
     if as_json:
-        _print_json({"page": str(path)})
+        print_json({"page": str(path)})
     else:
         typer.echo(path)
 
@@ -427,32 +433,14 @@ def doctor(root: Root = HERE, as_json: Json = False, debug: Debug = False) -> No
 
     findings = examine(root.resolve())
     if as_json:
-        _print_json({each.subject: {"ok": each.ok, "found": each.found, "advice": each.advice} for each in findings})
+        print_json({each.subject: {"ok": each.ok, "found": each.found, "advice": each.advice} for each in findings})
     else:
-        _print_table(
+        print_table(
             ("", "what", "found", "what to do"),
             [("✓" if e.ok else "✗", e.subject, e.found, "" if e.ok else e.advice) for e in findings],
         )
     if not all(each.ok for each in findings):
         raise typer.Exit(1)
-
-
-def _find(root: Path) -> "Layout":
-    from tasks.layout import find
-
-    return find(root)
-
-
-def _params(place: "Layout") -> "Params":
-    from tasks.params import load
-
-    return load(place.params)
-
-
-def _me() -> str:
-    with suppress(OSError, KeyError):
-        return getpass.getuser()
-    return "unknown"
 
 
 def _live_on(place: "Layout", text: str) -> None:
@@ -463,32 +451,11 @@ def _live_on(place: "Layout", text: str) -> None:
         day = date.fromisoformat(text)
     except ValueError:
         raise ParamsError(f"--as-of {text}: is not a day; write it as YYYY-MM-DD") from None
-    before = _params(place).project.as_of
+    before = read_params(place).project.as_of
     if day > date.today():
         raise ParamsError(f"--as-of {text}: lies after today, {date.today()}; name a day that has passed")
     if set_as_of(place.params, day):
-        _say(f"params.yaml: project.as_of = {day} (was {before or 'the newest day in the data'})")
-
-
-def _day(text: str | None) -> date | None:
-    try:
-        return date.fromisoformat(text) if text else None
-    except ValueError:
-        raise ParamsError(f"--as-of {text}: is not a day; write it as YYYY-MM-DD") from None
-
-
-def _object(option: str, text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise ParamsError(f"{option} {text}: is no JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ParamsError(f"{option} {text}: needs an object, such as {{}}")
-    return found
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+        say(f"params.yaml: project.as_of = {day} (was {before or 'the newest day in the data'})")
 
 
 def _spend(place: "Layout", problems: Sequence[str], seconds: float) -> None:
@@ -497,38 +464,7 @@ def _spend(place: "Layout", problems: Sequence[str], seconds: float) -> None:
 
     for name in problems:
         if set_seconds(place.params, name, seconds):
-            _say(f"params.yaml: {name}.tune.budget_seconds = {seconds:g}")
-
-
-def _moment(text: str) -> datetime:
-    """The moment named, in UTC; of a day, its end."""
-    from datetime import UTC, time
-
-    try:
-        found = datetime.fromisoformat(text)
-        found.astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise ParamsError(f"--at {text}: is neither a day (YYYY-MM-DD) nor a time (YYYY-MM-DDTHH:MM)") from None
-    if len(text) == len("YYYY-MM-DD"):
-        found = datetime.combine(found, time.max)
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(_finite(value), default=str))
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN: null."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and value != value else value
+            say(f"params.yaml: {name}.tune.budget_seconds = {seconds:g}")
 
 
 def _print_rows(rows: Any) -> None:
@@ -536,38 +472,14 @@ def _print_rows(rows: Any) -> None:
         (
             row.problem,
             f"{row.model} v{row.version}" if row.version else "none",
-            f"{row.metric} {_number(row.score)} [{_number(row.low)}, {_number(row.high)}]" if row.score is not None else "",
-            _number(row.baseline),
+            f"{row.metric} {number(row.score)} [{number(row.low)}, {number(row.high)}]" if row.score is not None else "",
+            number(row.baseline),
             row.verdict or "",
             f"{row.cpu_seconds:.0f}" if row.cpu_seconds is not None else "",
         )
         for row in rows
     ]
-    _print_table(("problem", "champion", "score", "baseline", "newest decision", "CPU s"), cells)
-
-
-def _number(value: float | None) -> str:
-    """Four significant digits, no exponent for what people read as money or as a share."""
-    return "" if value is None else f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-
-
-def _short(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M}"
-
-
-def _print_table(names: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in names:
-        table.add_column(name, justify="right" if name in ("baseline", "CPU s") else "left", overflow="fold")
-    for line in cells:
-        table.add_row(*(Text(cell) for cell in line))
-    console = Console()
-    console.width = console.width if console.is_terminal else 200
-    console.print(table)
+    print_table(("problem", "champion", "score", "baseline", "newest decision", "CPU s"), cells)
 
 
 if __name__ == "__main__":

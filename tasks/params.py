@@ -8,44 +8,17 @@ import json
 from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from tasks.errors import ParamsError
+from tasks.production import Monitor, Retrain, Rollout, Schedule, Serve
+from tasks.section import Days, Name, Options, Section
 
 KindName = Literal["classification", "regression", "clustering", "recommendation"]
-
-T = TypeVar("T")
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
-
-
-class _OneOrMany:
-    def __get_pydantic_json_schema__(self, core: Any, make: Any) -> dict[str, Any]:
-        """In the schema too, one value may stand for a list of one."""
-        many = make(core)
-        return {"anyOf": [many["items"], many]}
-
-
-Options = Annotated[tuple[T, ...], BeforeValidator(_as_tuple), Field(min_length=1), _OneOrMany()]
-"""One value, or a list of values to search over."""
-
-Days = Annotated[int, Field(ge=1)]
-"""A number of days."""
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
-"""Names a folder, a stage, a model: a letter, then letters, digits, _ and -; 64 at most."""
-
-
-class Section(BaseModel):
-    """A frozen part of params.yaml; unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
 
 class Project(Section):
@@ -677,6 +650,10 @@ class Tabular(Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
+    rollout: Rollout = Rollout()
+    monitor: Monitor = Monitor()
+    retrain: Retrain = Retrain()
+    schedule: Schedule = Schedule()
 
 
 class Recommend(Section):
@@ -691,6 +668,10 @@ class Recommend(Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
+    rollout: Rollout = Rollout()
+    monitor: Monitor = Monitor()
+    retrain: Retrain = Retrain()
+    schedule: Schedule = Schedule()
 
 
 Problem = Tabular | Recommend
@@ -712,6 +693,8 @@ class Params(Section):
     """Table -> what must hold of it."""
     problems: dict[Name, KindName]
     """Problem -> kind."""
+    serve: Serve = Serve()
+    """The HTTP service."""
     sections: dict[str, Problem] = {}
     """Problem -> its section."""
 
@@ -726,7 +709,7 @@ class Params(Section):
         return self.sections[problem]
 
 
-FIXED = ("project", "ingest", "validate", "problems")
+FIXED = ("project", "ingest", "validate", "problems", "serve")
 TAKEN = (*FIXED, "validation", "all")
 """Names that no problem can have: keys of the file, the report of validation, the row of the shared steps."""
 

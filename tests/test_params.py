@@ -142,7 +142,8 @@ def test_a_problem_needs_a_section_and_a_section_a_problem(tmp_path):
     assert "problems.lapse: has no section lapse at the top level of the file; add one" in said
     said = refused(tmp_path, "{spend: regression}", "{}")
     assert (
-        "spend: unknown key; known are project, ingest, validate, problems; a problem also needs a line under problems" in said
+        "spend: unknown key; known are project, ingest, validate, problems, serve; a problem also needs a line under problems"
+        in said
     )
     assert "ingest is a name of Evergreen's own" in refused(
         tmp_path, "{spend: regression}", "{ingest: regression, spend: regression}"
