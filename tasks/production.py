@@ -101,14 +101,15 @@ class Retrain(Section):
     mode: Literal["suggest", "automatic"] = "suggest"
     """suggest: the decision is written down and told. automatic: the retraining also starts."""
     every_days: Days | None = None
-    """So many days after the champion's training. null: not by age."""
+    """So many days after the last training, of the champion or of a challenger that was refused. null: not by age."""
     on_drift: bool = False
     """On an alarm of drift."""
     on_loss: Annotated[float, Field(ge=0)] | None = None
     """Once the score (realised where truths are there, else estimated) is surely worse than the champion's was when it was
     judged by more than this, in the metric's unit. null: not by score."""
     on_labels: Annotated[int, Field(ge=1)] | None = None
-    """After so many new truths since the champion's training. null: not by their number."""
+    """After so many new truths since the last training, of the champion or of a challenger that was refused. null: not by
+    their number."""
     alarms: Annotated[int, Field(ge=1)] = 1
     """on_drift and on_loss: in so many of the last `of_last` windows, and in the latest."""
     of_last: Annotated[int, Field(ge=1)] = 1
