@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -99,6 +100,8 @@ class Compiled:
         self.features = list(dict.fromkeys(each.name for each in (*reading.columns, *reading.texts)))
         """The features that a row must name."""
         self._readers = [(column.name, _reader(column, reading)) for column in reading.columns]
+        self._cells = _getter([name for name, _ in self._readers])
+        self._coded = [(place, read) for place, (_, read) in enumerate(self._readers) if not isinstance(read, _Number)]
         self._texts = [(text, _Words(text)) for text in reading.texts]
         self._names = [f"{PREFIX}{name}" for name in reading.classes]
 
@@ -127,6 +130,23 @@ class Compiled:
         """
         numbers = [read(_cell(row, name)) for name, read in self._readers]
         return Point(numbers, [read(_cell(row, text.name)) for text, read in self._texts])
+
+    def read_plain(self, row: Mapping[str, Any]) -> "Point | None":
+        """What `read` gives, in a fraction of its time, for a row of values as JSON has them (no number is infinite).
+
+        None for a row that needs a closer look: a feature is not there, a number is a text or missing where it must not be,
+        a category is no text, or a date is none.
+        """
+        try:
+            numbers: list[Any] = list(self._cells(row))
+            for place, read in self._coded:
+                numbers[place] = read.plain(numbers[place])
+            words = [read(_as_plain_text(row[text.name])) for text, read in self._texts]
+        except (KeyError, DataError, TypeError):
+            return None
+        if not PLAIN.issuperset(map(type, numbers)) or (self.reading.complete and None in numbers):
+            return None
+        return Point(numbers, words)
 
     def answer(self, points: Sequence["Point"]) -> list[dict[str, Any]]:
         """The answers to rows that were read, in their order."""
@@ -175,6 +195,8 @@ class Compiled:
         return self._session.run(None, feeds)[0]  # pyright: ignore[reportReturnType]
 
 
+PLAIN = frozenset((float, int, type(None)))
+"""Types of a number as JSON has it; NumPy makes NaN of None."""
 Weights = dict[int, float]
 """Word -> its weight in one text."""
 
@@ -182,8 +204,8 @@ Weights = dict[int, float]
 class Point(NamedTuple):
     """A row, read."""
 
-    numbers: list[float]
-    """One per column of the input."""
+    numbers: list[float] | list[float | None]
+    """One per column of the input; None is NaN."""
     words: list[Weights]
     """One per text."""
 
@@ -195,6 +217,13 @@ def _padded(texts: Sequence[Weights], end: int) -> tuple[np.ndarray, np.ndarray]
     for row, found in enumerate(texts):
         ids[row, : len(found)], weights[row, : len(found)] = list(found), list(found.values())
     return ids, weights
+
+
+def _getter(names: Sequence[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    """The values of `names`, in their order; raises KeyError for one that is not there."""
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda row: tuple(row[name] for name in names)
 
 
 def _cell(row: Mapping[str, Any], name: str) -> Any:
@@ -210,13 +239,13 @@ def _column(values: Any, read: Callable[[Any], float]) -> np.ndarray:
     return np.array([read(value) for value in values], dtype=float)
 
 
-def _reader(column: Column, reading: Reading) -> Callable[[Any], float]:
+def _reader(column: Column, reading: Reading) -> "_Number | _Code | _Moment | _Length":
     if column.part == "number":
         return _Number(column.name, reading.complete)
     if column.part == "category":
         return _Code(column.codes or {}, column.unseen, reading.missing)
     if column.part in ("letters", "words"):
-        return _letters if column.part == "letters" else _words
+        return _Length(column.part == "words")
     return _Moment(column.name, MOMENTS[column.part])
 
 
@@ -247,6 +276,14 @@ class _Code:
             value = text(value, self.missing)
         return self.codes.get(value, self.unseen)
 
+    def plain(self, value: Any) -> float:
+        """Of a text or None; raises TypeError for anything else."""
+        if type(value) is str:
+            return self.codes.get(value, self.unseen)
+        if value is None:
+            return self.codes.get(self.missing, self.unseen)
+        raise TypeError
+
 
 class _Moment:
     """A part of a date or time; NaN where it is missing."""
@@ -258,6 +295,8 @@ class _Moment:
         if value is None or value != value or value == "":
             return np.nan
         return self.part(self._read(value))
+
+    plain = __call__
 
     def _read(self, value: Any) -> datetime:
         try:
@@ -310,12 +349,25 @@ def _as_text(value: Any) -> str:
     return text(value, "")
 
 
-def _letters(value: Any) -> float:
-    return float(np.log1p(len(_as_text(value))))
+def _as_plain_text(value: Any) -> str | None:
+    if value is None or type(value) is str:
+        return value
+    raise TypeError
 
 
-def _words(value: Any) -> float:
-    return float(np.log1p(len(_as_text(value).split())))
+class _Length:
+    """Of a text: its letters, or its words."""
+
+    def __init__(self, words: bool) -> None:
+        self.words = words
+
+    def __call__(self, value: Any) -> float:
+        found = _as_text(value)
+        return float(np.log1p(len(found.split() if self.words else found)))
+
+    def plain(self, value: Any) -> float:
+        """Raises TypeError for what is neither text nor None."""
+        return self(_as_plain_text(value))
 
 
 def text(value: Any, missing: str) -> str:
