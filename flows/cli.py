@@ -295,13 +295,24 @@ def rollback(
 @app.command()
 def score(
     name: Name,
-    data: Annotated[Path, typer.Option(help="csv or parquet: rows of features, or only the key of whom to answer for.")],
-    out: Annotated[Path, typer.Option(help="csv or parquet; written whole or not at all.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="csv, parquet: rows of features, or only the key of whom to answer for. None: everybody, by the newest features."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="csv or parquet; written whole or not at all. Without --data: data/scores/NAME.parquet.")
+    ] = None,
     version: Version = None,
     k: Annotated[int | None, typer.Option("--k", help="Recommendation: length of a list; none: as in params.")] = None,
-    as_of: AsOf = None,
+    as_of: Annotated[
+        str | None,
+        typer.Option("--as-of", help="As on that day (YYYY-MM-DD): by histories, or without --data features, up to it."),
+    ] = None,
     novel: Annotated[bool, typer.Option("--novel", help="Recommendation: only what the user never bought.")] = False,
     because: Annotated[bool, typer.Option("--because", help="Recommendation: a column that says why.")] = False,
+    no_ledger: Annotated[bool, typer.Option("--no-ledger", help="Leave the answers out of the ledger.")] = False,
     root: Root = HERE,
     as_json: Json = False,
     debug: Debug = False,
@@ -313,9 +324,14 @@ def score(
     known = read_params(place)
     known.section(name)
     lists = scoring.Lists(k, as_day(as_of), novel, because)
-    result = scoring.run(place, known, name, data, out, version, lists)
+    if data is None:
+        result = scoring.newest(place, known, name, out=out, version=version, lists=lists, ledger=not no_ledger)
+    elif out is None:
+        raise ParamsError(f"--data {data}: needs --out FILE, where the answers go")
+    else:
+        result = scoring.run(place, known, name, data, out, version, lists)
     if as_json:
-        print_json(result.model_dump())
+        print_json(result.model_dump(mode="json"))
     else:
         cells = (name, f"v{result.version}", f"{result.rows:,}", f"{result.not_scored:,}", result.out)
         print_table(("problem", "version", "rows", "not scored", "out"), [cells])

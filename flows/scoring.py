@@ -1,8 +1,8 @@
-"""Batch scoring: the champion's answer to each row of a file, or a list to each of its users."""
+"""Batch scoring: the champion's answer to each row of a file, or to everybody by the newest features, and into the ledger."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,63 @@ def run(
 
     A recommender reads the purchases of the event log too.
     """
-    params, moved = _moved(layout, params, problem, lists)
+    made = _scorer(layout, params, problem, version, lists)
+    return score.run(made.params, problem, layout, made.model, made.version, data, out, made.moved, made.compiled)
+
+
+def newest(
+    layout: Layout,
+    params: Params,
+    problem: str,
+    *,
+    out: Path | None = None,
+    version: int | None = None,
+    lists: Lists = Lists(),
+    at: datetime | None = None,
+    ledger: bool = True,
+) -> score.Result:
+    """Answer by the newest features for everybody they are about, with `version` or the champion, into `out`.
+
+    `out`: None: data/scores/PROBLEM.parquet, the key, the cutoff and the answer in a row. `lists.as_of`: the newest features
+    up to that day, inclusive. `ledger`: write the answers there too, as given at `at` (now for None); the same ones of the
+    same version and cutoff are there once, however often this is called.
+    Raises what tasks.score, the registry and the ledger raise.
+    """
+    made = _scorer(layout, params, problem, version, lists, anybody=True)
+    place = out or layout.scores(problem)
+    return score.newest(
+        made, place, lists.as_of, _tell(layout, problem, made.version) if ledger else None, at or datetime.now(UTC)
+    )
+
+
+def _scorer(
+    layout: Layout, params: Params, problem: str, version: int | None, lists: Lists, anybody: bool = False
+) -> score.Scorer:
+    """What answers, with the compiled model where there is one. `anybody`: an event problem may be asked as of a day too."""
+    params, moved = _moved(layout, params, problem, lists, anybody)
     model, chosen = champion(layout, problem, version)
-    return score.run(params, problem, layout, model, chosen, data, out, moved)
+    compiled = settings.registry(layout).load_compiled(problem, chosen)
+    return score.Scorer(params, problem, layout, model, chosen, compiled, moved)
+
+
+def _tell(layout: Layout, problem: str, version: int) -> score.Tell:
+    """What writes answers to the ledger."""
+    ledger = settings.ledger(layout)
+
+    def tell(entry: score.Entry, at: datetime) -> int:
+        return ledger.append_frame(
+            problem,
+            version,
+            entry.frame,
+            at=at,
+            variant="batch",
+            key=entry.key,
+            cutoff=entry.cutoff,
+            features=list(entry.features),
+            answer=list(entry.answer),
+        )
+
+    return tell
 
 
 def champion(layout: Layout, problem: str, version: int | None) -> tuple[Model, int]:
@@ -52,11 +106,11 @@ def champion(layout: Layout, problem: str, version: int | None) -> tuple[Model, 
     return registry.load(problem, chosen), chosen
 
 
-def _moved(layout: Layout, params: Params, problem: str, lists: Lists) -> tuple[Params, Callable[[Data], Data]]:
+def _moved(layout: Layout, params: Params, problem: str, lists: Lists, anybody: bool) -> tuple[Params, Callable[[Data], Data]]:
     """The params as `lists` has them, and what brings the histories up to the day."""
     section = params.section(problem)
     if not isinstance(section, Recommend):
-        for name in lists.given():
+        for name in lists.given().keys() - ({"as_of"} if anybody else set()):
             raise ParamsError(f"--{name.replace('_', '-')}: {problem} is a problem of {params.kind(problem)} and has no lists")
         return params, lambda known: known
     if lists.k is not None and lists.k < 1:

@@ -29,7 +29,7 @@ from tasks.layout import Layout, write_json
 from tasks.params import Params, Section
 from tasks.problems.base import Model
 from tasks.problems.tabular.calibration import SMALLEST
-from tasks.problems.tabular.kind import TabularKind
+from tasks.problems.tabular.kind import Said, TabularKind
 from tasks.problems.tabular.pipeline import MISSING
 from tasks.problems.tabular.reading import DIGITS
 from tasks.trees import Tree, boosted, grown, histogram, objective
@@ -168,8 +168,6 @@ class Frame:
         return self._read[key]
 
 
-Said = Callable[[pd.DataFrame], dict[str, np.ndarray]]
-"""The answers of a pipeline to a frame of features, as a kind's `said` gives them."""
 Value = Frame | str
 """What a step starts from: the named columns, or a matrix."""
 Converter = Callable[[Graph, Any, Value], str]

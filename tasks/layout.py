@@ -58,6 +58,10 @@ class Layout:
         """A folder of parquet files, made by the problem's kind."""
         return self.root / "data" / "features" / problem
 
+    def scores(self, problem: str) -> Path:
+        """The newest answers to everybody; see flows.scoring.newest."""
+        return self.root / "data" / "scores" / f"{problem}.parquet"
+
     def tuning(self, problem: str) -> Path:
         """A folder: best.json (the chosen configuration), trials.parquet (one row per trial)."""
         return self.root / "models" / problem / "tuning"

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -83,6 +84,8 @@ FOR_AMOUNTS = {"target_log": Range(values=("auto", False))}
 CELLS = 30_000_000
 """Large or wide tables bend at fewer points, so that the matrix of numbers stays within so many (of 8 bytes)."""
 
+Said = Callable[[pd.DataFrame], dict[str, np.ndarray]]
+"""The answers of a pipeline, or of what it was compiled to, to a frame of features: one per row in each column."""
 Stage = Literal["baseline", "linear", "trees", "boosting", "ensemble"]
 """How much a model costs to run and to understand, the least first."""
 BLEND = "blend"
@@ -300,12 +303,19 @@ class TabularKind:
 
     def answer(self, model: Model, data: Rows, asked: pl.DataFrame, section: Tabular) -> pl.DataFrame:
         """`asked`, the columns of `said`, and why a row has no answer: its entity is unknown, or a number is none."""
-        features, why = _asked(data, asked, section.features.entity)
+        return self.answered(partial(self.said, model), *self.asked(data, asked, section), asked)
+
+    def asked(self, data: Rows, asked: pl.DataFrame, section: Tabular) -> tuple[pd.DataFrame, list[str | None]]:
+        """The features of each row of `asked`, given in it or looked up by its entity, and why a row has none."""
+        return _asked(data, asked, section.features.entity)
+
+    def answered(self, said: Said, features: pd.DataFrame, why: Sequence[str | None], asked: pl.DataFrame) -> pl.DataFrame:
+        """See `answer`. `said`: the columns of the answer to features, by a pipeline or by what it was compiled to."""
         there = np.array([each is None for each in why], dtype=bool)
-        said = self.said(model, features.loc[there]) if there.any() else {"prediction": np.empty(0)}
-        if taken := [name for name in (*said, NOT_SCORED) if name in asked.columns]:
+        found = said(features.loc[there]) if there.any() else {"prediction": np.empty(0)}
+        if taken := [name for name in (*found, NOT_SCORED) if name in asked.columns]:
             raise DataError(f"column {taken[0]}: the answer brings a column of that name; rename it in the file")
-        places = pl.DataFrame({"row": np.flatnonzero(there), **said})
+        places = pl.DataFrame({"row": np.flatnonzero(there), **found})
         answers = pl.DataFrame({"row": np.arange(len(why))}).join(places, on="row", how="left", maintain_order="left")
         return asked.hstack(answers.drop("row")).with_columns(pl.Series(NOT_SCORED, why, pl.String))
 
