@@ -298,7 +298,7 @@ def score(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="csv, parquet: rows of features, or only the key of whom to answer for. None: everybody, by the newest features."
+            help="csv, parquet: rows of features, or only the key of whom to answer for. None: all, by the newest features."
         ),
     ] = None,
     out: Annotated[
