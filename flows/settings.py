@@ -1,5 +1,6 @@
 """Addresses, from the environment alone: EVERGREEN_MLFLOW_URI and its like. Without them everything lies under var/."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -7,9 +8,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from tasks.layout import Layout
 
 if TYPE_CHECKING:
+    from monitoring.ledger import Ledger
     from serving.events import EventLog
     from tasks.deploy import Deployments
     from tasks.registry import Registry
+    from tasks.rollout import Rollouts
 
 
 class Settings(BaseSettings):
@@ -51,8 +54,27 @@ def deployments(layout: Layout) -> "Deployments":
     return Deployments(read(layout).database)
 
 
+def rollouts(layout: Layout) -> "Rollouts":
+    """The rollouts, which stand beside the deployments."""
+    from tasks.rollout import Rollouts
+
+    return Rollouts(read(layout).database)
+
+
 def events(layout: Layout) -> "EventLog":
     """The log of purchases that the settings name."""
     from serving.events import EventLog
 
     return EventLog(read(layout).database)
+
+
+def ledger(layout: Layout) -> "Ledger":
+    """The ledger of predictions that the settings name."""
+    from monitoring.ledger import Ledger
+
+    return Ledger(read(layout).database)
+
+
+def journal(layout: Layout) -> Path:
+    """The folder in which servers of this machine write down what they answer, until it is in the ledger."""
+    return layout.var / "ledger"
