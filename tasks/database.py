@@ -1,12 +1,43 @@
-"""A transaction on a database of the project's own, and what to say where the database refuses."""
+"""Databases of the project's own: how one is opened, a transaction on it, and what to say where it refuses."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
+import sqlalchemy.event
 from sqlalchemy.exc import SQLAlchemyError
 
 from tasks.errors import ProjectError
+
+
+def connect(address: str, of: str, tables: sa.MetaData) -> sa.Engine:
+    """The database at the SQLAlchemy `address`; missing tables, or the folder of an SQLite file, are made.
+
+    `of`: what it holds. Raises ProjectError where it cannot be used.
+    """
+    try:
+        engine = sa.create_engine(address, pool_pre_ping=True)
+    except (SQLAlchemyError, ImportError) as error:
+        raise ProjectError(f"the address of the database of {of}: {str(error).splitlines()[0]}") from error
+    try:
+        if engine.dialect.name == "sqlite":
+            sqlalchemy.event.listen(engine, "connect", _prepare)
+            Path(engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
+        try:
+            tables.create_all(engine)
+        except SQLAlchemyError:  # another process made them at the same moment
+            tables.create_all(engine)
+    except (SQLAlchemyError, OSError) as error:
+        raise unusable(engine, of, error) from error
+    return engine
+
+
+def _prepare(link: Any, _record: Any) -> None:
+    """SQLite: readers and a writer at once, patience with another writer, and nothing lost when the power goes."""
+    for setting in ("busy_timeout = 30000", "journal_mode = WAL", "synchronous = FULL"):
+        link.execute(f"PRAGMA {setting}")
 
 
 @contextmanager
