@@ -71,13 +71,13 @@ def decide(
 
     `windows`: one or more, oldest first; those of other versions than the last one's say nothing about it. `past`: every
     retraining of the problem that began, in any order. `trained`: last moment that the champion's training knew. All times have
-    a zone. A window or retraining after `now` means that the clock went back or that somebody looks back: nothing is decided.
+    a zone. Anything of these after `now` means that the clock went back, or that somebody looks back: nothing is decided.
     Raises ValueError without windows.
     """
     if not windows:
         raise ValueError("a decision needs a window")
     window = windows[-1]
-    later = _later(windows, past, now)
+    later = _later(windows, past, trained, now)
     if later:
         return _decision(window, False, None, f"no retraining: {later}")
     mine = [each for each in windows if each.version == window.version]
@@ -103,7 +103,7 @@ def _joined(findings: Sequence[Finding]) -> str:
     return "; ".join(each.words for each in findings)
 
 
-def _later(windows: Sequence[Window], past: Sequence[Retraining], now: datetime) -> str | None:
+def _later(windows: Sequence[Window], past: Sequence[Retraining], trained: datetime, now: datetime) -> str | None:
     """What lies after the look, which makes it one into the past."""
     if (newest := max(each.until for each in windows)) > windows[-1].until:
         return f"this look ends {windows[-1].until:%Y-%m-%d %H:%M}, before an earlier one ({newest:%Y-%m-%d %H:%M})"
@@ -111,6 +111,8 @@ def _later(windows: Sequence[Window], past: Sequence[Retraining], now: datetime)
         return f"the window ends {newest:%Y-%m-%d %H:%M}, after the present ({now:%Y-%m-%d %H:%M}): the clock went back"
     if past and (last := max(each.at for each in past)) > now:
         return f"the last retraining is of {last:%Y-%m-%d %H:%M}, after this look ({now:%Y-%m-%d %H:%M})"
+    if trained > now:
+        return f"the champion learned from days up to {trained:%Y-%m-%d}, after this look ({now:%Y-%m-%d %H:%M})"
     return None
 
 

@@ -235,6 +235,11 @@ def test_a_clock_that_went_back_decides_nothing() -> None:
     assert found.reason.startswith("no retraining: the last retraining is of 2017-06-21 00:00, after this look")
 
 
+def test_a_look_at_days_that_the_champion_learned_from_decides_nothing() -> None:
+    found = after([window(14, alarm=True)], trained=20, on_drift=True)
+    assert found.reason == "no retraining: the champion learned from days up to 2017-06-21, after this look (2017-06-15 00:00)"
+
+
 @FEW
 @given(st.floats(-400, 400), st.floats(-400, 400), st.floats(-400, 400), st.sampled_from(sorted(POLICIES)))
 def test_whatever_the_clocks_say_there_is_a_decision_with_a_reason(at: float, past: float, now: float, name: str) -> None:
