@@ -1,0 +1,217 @@
+"""Whether a window of production differs from what the version learned from: drift of features, answers and truths.
+
+Statistics are Evidently's; whether one is large is told by draws without drift from the reference itself (monitoring.null), all
+columns considered together (Benjamini and Hochberg, at a level at which false_alarms of undrifted windows show anything).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from monitoring import answers, null, sketch
+from monitoring.findings import Change, Drift, What
+from monitoring.reference import PartName, Reference
+from monitoring.sketch import Bins, Categories, Sketch
+from tasks.production import Monitor
+
+if TYPE_CHECKING:
+    from monitoring.ledger import Predicted
+
+CERTAIN = 1e-12
+"""p of what cannot be without drift, such as a column that is gone."""
+
+
+@dataclass(frozen=True)
+class Test:
+    """One statistic of one column, and its p in each draw without drift."""
+
+    column: str
+    what: What
+    statistic: str
+    value: float
+    p: float
+    effect: float
+    reason: str
+    drawn: np.ndarray = field(repr=False)
+    """Values of the statistic without drift."""
+    null: np.ndarray = field(repr=False)
+    """The p of each draw, by all statistics of this column."""
+    share: float = 1.0
+    """Of the p that this statistic alone must reach: half where another one is tried beside it."""
+
+
+def compare(reference: Reference, predicted: "Predicted", policy: Monitor, seed: int) -> Drift:
+    """`predicted` beside `reference`: every change, alarms first. With too few rows nothing is said."""
+    rows = predicted.rows.height
+    if rows < policy.min_rows:
+        why = f"{rows} predictions; min_rows = {policy.min_rows} are needed"
+        return Drift(changes=(), reference_rows=reference.rows, alarm=False, skipped=why)
+    entity = predicted.rows["entity"] if "entity" in predicted.rows.columns else None
+    tests, told = [], []
+    for name, frame, there in sides(reference, predicted):
+        who = entity.filter(there) if entity is not None else None
+        if frame.height < policy.min_rows:
+            continue
+        tests += _tests(reference, name, frame, _size(frame, who), policy, seed)
+        if name == "features":
+            told += _columns(reference, frame, policy)
+    changes = [*told, *_judge(reference, tests, policy)]
+    changes.sort(key=lambda each: (not each.alarm, not each.drifts, 1.0 if each.p is None else each.p, each.column))
+    return Drift(changes=tuple(changes), reference_rows=reference.rows, alarm=any(each.alarm for each in changes))
+
+
+def sides(reference: Reference, predicted: "Predicted") -> list[tuple[PartName, pl.DataFrame, pl.Series]]:
+    """Part -> its columns in the window, and which rows of the window they are of."""
+    facts, every = reference.facts, pl.Series([True] * predicted.rows.height, dtype=pl.Boolean)
+    found: list[tuple[PartName, pl.DataFrame, pl.Series]] = []
+    if "features" in reference.parts:
+        found.append(("features", predicted.features, every))
+    if "answers" in reference.parts:
+        found.append(("answers", answers.answers(facts.kind, predicted.rows, predicted.features, facts.answers), every))
+    if "truths" in reference.parts and "truth" in predicted.rows.columns:
+        known = predicted.rows["truth"].is_not_null()
+        found.append(("truths", answers.truths(facts.kind, predicted.rows.filter(known)), known))
+    return found
+
+
+def _size(frame: pl.DataFrame, entity: pl.Series | None) -> int:
+    """Entities in the window; a row about nobody counts as one."""
+    if entity is None:
+        return frame.height
+    return entity.drop_nulls().n_unique() + entity.null_count()
+
+
+def _columns(reference: Reference, frame: pl.DataFrame, policy: Monitor) -> list[Change]:
+    """Features that are gone, and those that are new."""
+    known, importance = reference.parts["features"].forms, reference.facts.importance
+    gone = [name for name in known if name not in frame.columns]
+    new = [name for name in frame.columns if name not in known]
+    return [
+        *(
+            Change(
+                column=name,
+                what="missing",
+                statistic="share",
+                value=1.0,
+                threshold=None,
+                p=0.0,
+                effect=1.0,
+                importance=importance.get(name, 0.0) if importance else None,
+                drifts=True,
+                alarm=not importance or importance.get(name, 0.0) >= policy.min_importance,
+                reason="the column is gone",
+            )
+            for name in gone
+        ),
+        *(
+            Change(
+                column=name,
+                what="feature",
+                statistic="none",
+                value=None,
+                threshold=None,
+                p=None,
+                effect=None,
+                importance=0.0 if importance else None,
+                drifts=False,
+                alarm=False,
+                reason="the column is new: this version does not know it",
+            )
+            for name in new
+        ),
+    ]
+
+
+def _tests(reference: Reference, part: PartName, frame: pl.DataFrame, size: int, policy: Monitor, seed: int) -> list[Test]:
+    side = reference.parts[part]
+    drawn = reference.drawn(part, size, policy.resamples, seed)
+    found = []
+    for name, now in sketch.profile(frame, side.bins).items():
+        bins, was = side.bins[name], side.profile[name]
+        values = {key: rows for (column, key), rows in drawn.items() if column == name}
+        found += _of_column(name, _what(part, reference.facts.kind), bins, was, now, values)
+    return found
+
+
+def _what(part: PartName, kind: str) -> What:
+    if part == "features":
+        return "feature"
+    if part == "truths":
+        return "label"
+    return "segments" if kind == "clustering" else "ranking" if kind == "recommendation" else "prediction"
+
+
+def _of_column(name: str, what: What, bins: Bins, was: Sketch, now: Sketch, drawn: dict[str, np.ndarray]) -> list[Test]:
+    found = []
+    if was.present and now.present:
+        found.append(_values(name, what, bins, was, now, drawn))
+    if "unseen" in drawn and isinstance(bins, Categories) and now.present:
+        share = float(now.counts[-1] / now.rows)
+        reason = f"{share:.1%} of rows are of categories that training did not know"
+        found.append(_share(name, "unseen", share, reason, drawn["unseen"]))
+    if "missing" in drawn:
+        change = abs(now.missing - was.missing)
+        odd = f" ({now.odd:,} of them not finite numbers)" if now.odd else ""
+        reason = f"{now.missing:.1%} of rows are missing{odd}, {was.missing:.1%} in training"
+        found.append(_share(name, "missing", change, reason, drawn["missing"]))
+    return found
+
+
+def _share(name: str, what: What, value: float, reason: str, drawn: np.ndarray) -> Test:
+    p = null.p_values(drawn, np.array([value, *drawn]))
+    return Test(name, what, "share", value, float(p[0]), value, reason, drawn, p[1:])
+
+
+def _values(name: str, what: What, bins: Bins, was: Sketch, now: Sketch, drawn: dict[str, np.ndarray]) -> Test:
+    mine, other = (each.counts / each.present for each in (now, was))
+    if isinstance(bins, Categories):
+        value, effect = float(sketch.jensenshannon(mine, other)), float(sketch.variation(mine, other))
+        p = null.p_values(drawn["jensenshannon"], np.array([value, *drawn["jensenshannon"]]))
+        most = int(np.abs(mine - other).argmax())
+        reason = f"{bins.label(most)}: {other[most]:.1%} of rows to {mine[most]:.1%}"
+        return Test(name, what, "jensenshannon", value, float(p[0]), effect, reason, drawn["jensenshannon"], p[1:])
+    far = float(sketch.wasserstein(bins, mine, now.beyond / now.present, other, was.beyond / was.present))
+    apart = float(sketch.kolmogorov(mine, other))
+    both = {"wasserstein": far, "ks": apart}
+    p = {key: null.p_values(drawn[key], np.array([value, *drawn[key]])) for key, value in both.items()}
+    best = min(both, key=lambda key: p[key][0])
+    together = np.minimum(2 * np.minimum(p["wasserstein"], p["ks"]), 1.0)
+    reason = f"mean {bins.mean(was):.4g} to {bins.mean(now):.4g}"
+    effect = max(far, apart)
+    return Test(name, what, best, both[best], float(together[0]), effect, reason, drawn[best], together[1:], 0.5)
+
+
+def _judge(reference: Reference, tests: Sequence[Test], policy: Monitor) -> list[Change]:
+    """All tests together."""
+    if not tests:
+        return []
+    at = null.level(np.stack([each.null for each in tests]), policy.false_alarms)
+    drifts, cut = null.discoveries([each.p for each in tests], at)
+    return [_change(reference, each, found, cut, policy) for each, found in zip(tests, drifts, strict=True)]
+
+
+def _change(reference: Reference, test: Test, drifts: bool, cut: float, policy: Monitor) -> Change:
+    known = reference.facts.importance
+    is_feature = test.what in ("feature", "missing", "unseen") and test.column in reference.facts.forms.get("features", {})
+    importance = known.get(test.column, 0.0) if known and is_feature else None
+    large = test.effect >= policy.min_effect
+    matters = importance is None or importance >= policy.min_importance
+    why = [] if large else [f"smaller than min_effect {policy.min_effect:g}"]
+    why += [] if matters else [f"the model hardly uses it ({importance:.1%} of its importance)"]
+    reason = test.reason if not drifts or not why else f"{test.reason}; no alarm: {', and '.join(why)}"
+    return Change(
+        column=test.column,
+        what=test.what,
+        statistic=test.statistic,
+        value=test.value,
+        threshold=null.threshold(test.drawn, cut * test.share),
+        p=test.p,
+        effect=test.effect,
+        importance=importance,
+        drifts=drifts,
+        alarm=drifts and large and matters,
+        reason=reason,
+    )

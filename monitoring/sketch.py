@@ -1,0 +1,248 @@
+"""Sketches of columns: histograms of fixed bins with sums, so that windows add up and no row is read twice.
+
+The bins of a column are made once, from the reference. For numbers they give the normed Wasserstein distance exactly, but for
+bins in which the two distribution functions cross, and the Kolmogorov-Smirnov distance at the edges.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from polars.exceptions import PolarsError
+
+BINS = 128
+"""Most bins of a column of numbers: every so many rows of the reference."""
+LEVELS = 200
+"""Categories with a bin of their own, the largest; the others of the reference share one."""
+KNOWN = 20_000
+"""With more categories than this in the reference it is not said which are unseen."""
+SMALLEST_NORM = 0.001
+"""Evidently's floor of the standard deviation that the Wasserstein distance is divided by."""
+
+Form = Literal["number", "category"]
+"""How a column is compared."""
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """Rows of one column as places in its bins."""
+
+    bin: np.ndarray
+    """Of each row that has a value, int."""
+    beyond: np.ndarray
+    """How far its value lies above the lower edge of the bin (below: negative); zeros for a category."""
+    place: np.ndarray
+    """Which rows have a value: numbers of rows."""
+    rows: int
+    """All rows."""
+    odd: int = 0
+    """Values that are none of this form: infinite, or no number; they count as missing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sketch:
+    """What a check needs to know of one column of a window. Sketches of the same bins add up."""
+
+    rows: int
+    odd: int
+    counts: np.ndarray
+    """Rows per bin."""
+    beyond: np.ndarray
+    """Sum per bin of Codes.beyond."""
+
+    def __add__(self, other: "Sketch") -> "Sketch":
+        return Sketch(self.rows + other.rows, self.odd + other.odd, self.counts + other.counts, self.beyond + other.beyond)
+
+    @property
+    def present(self) -> int:
+        return int(self.counts.sum())
+
+    @property
+    def missing(self) -> float:
+        """Share of rows without a value, 0 to 1."""
+        return 1 - self.present / self.rows if self.rows else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Numbers:
+    """Bins of a column of numbers: up to the first edge, between each two (the upper one belongs to it), above the last."""
+
+    edges: np.ndarray
+    norm: float
+    """What distances are divided by: the standard deviation of the reference, at least SMALLEST_NORM."""
+    form: Form = "number"
+
+    @classmethod
+    def of(cls, values: pl.Series) -> "Numbers":
+        known = numbers(values)[0]
+        known = known[~np.isnan(known)]
+        if not len(known):
+            return cls(np.zeros(1), SMALLEST_NORM)
+        distinct = np.unique(known)
+        shares = np.linspace(0, 1, BINS)
+        edges = distinct if len(distinct) <= BINS else np.unique(np.quantile(known, shares, method="inverted_cdf"))
+        return cls(edges, max(float(np.std(known)), SMALLEST_NORM))
+
+    @property
+    def bins(self) -> int:
+        return len(self.edges) + 1
+
+    @property
+    def widths(self) -> np.ndarray:
+        """Of each bin; 0 for the two that have no end."""
+        return np.concatenate([[0.0], np.diff(self.edges), [0.0]])
+
+    def code(self, values: pl.Series) -> Codes:
+        found, odd = numbers(values)
+        place = np.flatnonzero(~np.isnan(found))
+        found = found[place] if len(place) < len(found) else found
+        bins = np.searchsorted(self.edges, found, side="left")
+        return Codes(bins, found - self.edges[np.maximum(bins - 1, 0)], place, len(values), odd)
+
+    def sketch(self, values: pl.Series) -> Sketch:
+        return _counted(self.code(values), self.bins)
+
+    def mean(self, sketch: Sketch) -> float:
+        """Of the values; NaN where there are none."""
+        lower = self.edges[np.maximum(np.arange(self.bins) - 1, 0)]
+        return float((sketch.counts @ lower + sketch.beyond.sum()) / sketch.present) if sketch.present else math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class Categories:
+    """Bins of a column of categories: one for each of the largest, one for the others of the reference, one for the unseen."""
+
+    names: tuple[str, ...]
+    """Known categories, the largest first."""
+    complete: bool
+    """Whether these are all; else nothing is unseen."""
+    single: frozenset[str] = frozenset()
+    """Categories that one entity alone has: as likely as these is one that was never seen (Good and Turing)."""
+    form: Form = "category"
+
+    @classmethod
+    def of(cls, values: pl.Series, entity: np.ndarray) -> "Categories":
+        found = pl.DataFrame({"name": texts(values), "entity": entity}).drop_nulls("name")
+        sizes = found.group_by("name").agg(pl.len().alias("rows"), pl.col("entity").n_unique().alias("entities"))
+        sizes = sizes.sort(["rows", "name"], descending=[True, False])
+        single = sizes.filter(pl.col("entities") == 1)["name"].to_list()
+        return cls(tuple(sizes["name"].head(KNOWN)), sizes.height <= KNOWN, frozenset(single))
+
+    @property
+    def own(self) -> int:
+        """Categories with a bin of their own."""
+        return min(len(self.names), LEVELS)
+
+    @property
+    def bins(self) -> int:
+        return self.own + 2
+
+    @property
+    def widths(self) -> np.ndarray:
+        return np.zeros(self.bins)
+
+    def code(self, values: pl.Series) -> Codes:
+        known = pl.DataFrame({"name": self.names, "bin": np.minimum(np.arange(len(self.names)), self.own)}, _KNOWN)
+        lost = self.own + 1 if self.complete else self.own
+        rows = pl.DataFrame({"name": texts(values)}).with_row_index("row").drop_nulls("name")
+        bins = rows.join(known, on="name", how="left", maintain_order="left")["bin"].fill_null(lost).to_numpy()
+        return Codes(bins, np.zeros(len(bins)), rows["row"].to_numpy().astype(np.int64), len(values))
+
+    def sketch(self, values: pl.Series) -> Sketch:
+        return _counted(self.code(values), self.bins)
+
+    def label(self, place: int) -> str:
+        """What bin `place` stands for."""
+        return self.names[place] if place < self.own else ("other" if place == self.own else "unseen")
+
+
+_KNOWN = {"name": pl.String, "bin": pl.Int64}
+Bins = Numbers | Categories
+
+
+def _counted(codes: Codes, bins: int) -> Sketch:
+    counts = np.bincount(codes.bin, minlength=bins).astype(float)
+    beyond = np.bincount(codes.bin, codes.beyond, minlength=bins)
+    return Sketch(codes.rows, codes.odd, counts, beyond)
+
+
+def profile(frame: pl.DataFrame, bins: Mapping[str, Bins]) -> dict[str, Sketch]:
+    """Column -> sketch, of the columns of `bins` that are in `frame`: one pass, linear in rows."""
+    return {name: each.sketch(frame[name]) for name, each in bins.items() if name in frame.columns}
+
+
+def numbers(values: pl.Series) -> tuple[np.ndarray, int]:
+    """`values` as float64, NaN where there is none, and how many could not be read as finite numbers.
+
+    A date counts in days since 1970; true and false are 1 and 0.
+    """
+    if values.dtype.is_temporal():
+        values = values.cast(pl.Datetime("us"), strict=False).to_physical() / 86_400e6
+    try:
+        found = values.cast(pl.Float64, strict=False)
+    except PolarsError:
+        found = pl.Series([None] * len(values), dtype=pl.Float64)
+    there = len(values) - values.null_count() - (int(values.is_nan().sum()) if values.dtype.is_float() else 0)
+    array = found.to_numpy() if not found.null_count() else found.fill_null(math.nan).to_numpy()
+    finite = np.isfinite(array)
+    if not finite.all():
+        array = np.where(finite, array, math.nan)
+    return array, there - int(finite.sum())
+
+
+def texts(values: pl.Series) -> pl.Series:
+    """`values` as names of categories: a whole number is written without decimals, true and false as 1 and 0."""
+    if values.dtype == pl.Boolean:
+        values = values.cast(pl.Int8)
+    if values.dtype.is_float():
+        whole = values.is_finite() & (values == values.round())
+        named = pl.DataFrame({"value": values.fill_nan(None), "whole": whole}).select(
+            pl.when("whole")
+            .then(pl.col("value").cast(pl.Int64, strict=False).cast(pl.String))
+            .otherwise(pl.col("value").cast(pl.String))
+        )
+        return named.to_series().alias("name")
+    if values.dtype in (pl.List, pl.Struct, pl.Array, pl.Object):
+        return pl.Series("name", [None if each is None else str(each) for each in values], pl.String)
+    return values.cast(pl.String).alias("name")
+
+
+def wasserstein(
+    bins: Numbers, counts: np.ndarray, beyond: np.ndarray, other: np.ndarray, other_beyond: np.ndarray
+) -> np.ndarray:
+    """Normed Wasserstein distance (Evidently's `wasserstein`; `counts` of the reference first or last, it is symmetric).
+
+    Shares per bin and sums of `beyond` per row, along the last axis.
+    """
+    integral = np.cumsum(counts - other, axis=-1) * bins.widths - (beyond - other_beyond)
+    return np.abs(integral).sum(axis=-1) / bins.norm
+
+
+def kolmogorov(counts: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The largest difference of the two distribution functions at an edge: what Evidently's `ks` turns into p.
+
+    Shares per bin, along the last axis.
+    """
+    return np.abs(np.cumsum(counts - other, axis=-1)).max(axis=-1)
+
+
+def jensenshannon(counts: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Jensen-Shannon distance (Evidently's `jensenshannon`), shares per bin along the last axis.
+
+    Categories that are not in the other sample count the same in one bin as in many.
+    """
+    middle = (counts + other) / 2
+
+    def part(shares: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(shares > 0, shares * np.log(shares / middle), 0.0).sum(axis=-1)
+
+    return np.sqrt(np.maximum(part(counts) + part(other), 0) / 2)
+
+
+def variation(counts: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Share of rows that would have to be of another category: half the sum of differences, along the last axis."""
+    return np.abs(counts - other).sum(axis=-1) / 2
