@@ -5,7 +5,8 @@
     ├── SourceError        a table cannot be read
     │   └── AwayError      its server does not answer: the one error that may be gone at the next try
     ├── DataError          a table was read and breaks a rule that stops the run
-    │   └── LeakError      a feature uses what was not known at its cutoff
+    │   ├── LeakError      a feature uses what was not known at its cutoff
+    │   └── RequestError   a request breaks a rule: which field, which value, which rule
     ├── StepError          a step failed in its own process
     ├── BusyError          somebody else is at work on the same files
     ├── SpaceError         a disk is full or a folder cannot be written
@@ -16,6 +17,8 @@
 Every message says where, which value, the rule, and what to do next, on one line. The command line prints it and exits with
 its `code`.
 """
+
+from typing import Any
 
 
 class EvergreenError(Exception):
@@ -39,6 +42,18 @@ class DataError(EvergreenError): ...
 
 
 class LeakError(DataError): ...
+
+
+class RequestError(DataError):
+    def __init__(self, field: str, rule: str, *value: Any) -> None:
+        """`value`: none where the field is not there."""
+        self.field, self.rule, self.value = field, rule, _shown(*value) if value else None
+        super().__init__(f"{field} = {self.value}: {rule}" if value else f"{field}: {rule}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 class StepError(EvergreenError): ...

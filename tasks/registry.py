@@ -76,6 +76,17 @@ class Version(Section):
     """`roc_auc`, and with _low, _high, _baseline, _gain, _gain_low and _gain_high behind it. Undefined numbers are left out."""
 
 
+class Described(Section):
+    """What a registered model takes."""
+
+    features: dict[str, str]
+    """Feature -> its type as MLflow names it: double, string, datetime."""
+    example: tuple[dict[str, Any], ...]
+    """A few rows of features, as JSON has them."""
+    trained: dict[str, str]
+    """The version's tags."""
+
+
 class Registry:
     """The model registry at `uri` (sqlite:///FILE, or http://HOST:PORT of a server).
 
@@ -183,6 +194,23 @@ class Registry:
         with tempfile.TemporaryDirectory() as folder, self._speaking():
             source = self._client.get_model_version_download_uri(problem, str(version))
             return Compiled(self._fetch_as_registered(f"{source}/compiled/{COMPILED}", folder, found, "compiled.sha256"))
+
+    def described(self, problem: str, version: int) -> "Described":
+        """What the version takes, and an example of it. Raises ModelError for a version that is not there."""
+        found = self.require(problem, version)
+        with tempfile.TemporaryDirectory() as folder, self._speaking():
+            source = self._client.get_model_version_download_uri(problem, str(version))
+            card, example = (
+                self._fetch(f"{source}/{name}", folder, f"{problem} v{version}") for name in ("MLmodel", "input_example.json")
+            )
+            signature = mlflow.models.Model.load(str(card)).signature
+            given = read_json(example)
+        types = signature.inputs.input_types() if signature else []
+        return Described(
+            features={name: str(getattr(each, "name", each)) for name, each in zip(given["columns"], types, strict=True)},
+            example=tuple(dict(zip(given["columns"], row, strict=True)) for row in given["data"]),
+            trained=dict(found.tags),
+        )
 
     def set_alias(self, problem: str, alias: str, version: int) -> None:
         """Let `alias` name `version`, and no other. Raises ModelError for a version that is not there."""
