@@ -196,8 +196,8 @@ class Ledger:
         """Write the rows of `frame`, all of them predictions of one moment; returns how many are new.
 
         `key`: the column of the entity. `features`, `answer`: the columns to keep. `id`: a column of ids; None: they are made
-        of the version, the cutoff (`at` where there is none) and the entity, or the row itself, so that the same call again
-        changes nothing. Rows are written in parts; a call that was killed is made again to write the rest.
+        of the version, and of the cutoff and the entity, or of `at` and the row itself, so that the same call again changes
+        nothing. Rows are written in parts; a call that was killed is made again to write the rest.
         """
         fresh, seen = 0, dict[str, int]()
         told = {"problem": problem, "version": version, "variant": variant, "at": _micros(at)}
@@ -207,8 +207,10 @@ class Ledger:
             entities = part[key].cast(pl.String).to_list() if key else [None] * part.height
             if id is not None:
                 ids = part[id].cast(pl.String).to_list()
+            elif key and cutoff:
+                ids = [_short(f"{stem}{name}") for name in entities]
             else:
-                ids = [_short(f"{stem}{name}") for name in (entities if key else _hashes(part, [*features, *answer], seen))]
+                ids = [f"{stem}{name}" for name in _hashes(part, [*([key] if key else []), *features, *answer], seen)]
             rows = [
                 {**told, "id": name, "entity": entity, "place": place}
                 for place, (name, entity) in enumerate(zip(ids, entities, strict=True))
