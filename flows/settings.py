@@ -10,6 +10,7 @@ from tasks.layout import Layout
 if TYPE_CHECKING:
     from monitoring.ledger import Ledger
     from serving.events import EventLog
+    from serving.keys import Keys
     from tasks.deploy import Deployments
     from tasks.registry import Registry
     from tasks.rollout import Rollouts
@@ -52,6 +53,13 @@ def deployments(layout: Layout) -> "Deployments":
     from tasks.deploy import Deployments
 
     return Deployments(read(layout).database)
+
+
+def keys(layout: Layout) -> "Keys":
+    """The API keys, which stand beside the deployments."""
+    from serving.keys import Keys
+
+    return Keys(read(layout).database)
 
 
 def rollouts(layout: Layout) -> "Rollouts":

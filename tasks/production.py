@@ -35,6 +35,9 @@ class Serve(Section):
     """Share of the answers of compiled models that the pipeline itself gives again, off the way of the answer, to compare."""
     workers: Annotated[int, Field(ge=1)] = 1
     """Processes that answer."""
+    keys: Literal["elsewhere", "always"] = "elsewhere"
+    """Who must show an API key. elsewhere: everybody, unless the server is bound to an address that this machine alone reaches.
+    always: everybody, as is right where a proxy on this machine passes requests on."""
 
 
 class Rollout(Section):
