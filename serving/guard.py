@@ -44,7 +44,7 @@ SECURITY: tuple[tuple[str, str], ...] = (
 """Headers of every answer that is no page: nothing in it is run, framed, guessed at or kept."""
 STRINGS = re.compile(rb'"[^"]*"?')
 BUT_BRACKETS = bytes(set(range(256)) - set(b'[]{}"'))
-FURTHER_IN = re.compile(rb"[\[{]{%d}" % (DEEPEST + 1))
+ALIKE = bytes.maketrans(b"{}", b"[]")
 
 
 class Headers(Protocol):
@@ -187,12 +187,12 @@ def too_deep(body: bytes) -> bool:
         return False
     if b"\\" in body:
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    left = STRINGS.sub(b"", body.translate(None, BUT_BRACKETS).replace(b'""', b""))
+    left = STRINGS.sub(b"", body.translate(ALIKE, BUT_BRACKETS).replace(b'""', b""))
     for _ in range(DEEPEST):
-        if FURTHER_IN.search(left):
+        if b"[" * (DEEPEST + 1) in left:
             return True
         before = len(left)
-        left = left.replace(b"[]", b"").replace(b"{}", b"")
+        left = left.replace(b"[]", b"")
         if len(left) == before:
             return False
     return bool(left)
