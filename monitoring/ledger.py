@@ -308,6 +308,18 @@ class Ledger:
         rows = rows.join(truths, on=["block", "place"], how="left", maintain_order="left").drop("block", "place")
         return Predicted(rows, asked)
 
+    def untold(self, problem: str, until: date, again: date) -> pl.DataFrame:
+        """entity and day (the cutoff, else that of the answer) of predictions up to the day `until`, each pair once: those
+        without a truth of that day, and all those later than `again`."""
+        told = sa.and_(TRUTHS.c.problem == PREDICTIONS.c.problem, ABOUT[1])
+        wanted = sa.select(PREDICTIONS.c.entity, PREDICTIONS.c.day).distinct()
+        wanted = wanted.where(PREDICTIONS.c.problem == problem, PREDICTIONS.c.entity.is_not(None))
+        wanted = wanted.where(PREDICTIONS.c.day <= _days(until))
+        wanted = wanted.where(sa.or_(PREDICTIONS.c.day > _days(again), ~sa.exists().where(told)))
+        with self._link() as link:
+            rows = link.execute(wanted.order_by(PREDICTIONS.c.day, PREDICTIONS.c.entity)).all()
+        return pl.DataFrame(rows, schema={"entity": pl.String, "day": pl.Int32}, orient="row").cast({"day": pl.Date})
+
     def _link(self) -> AbstractContextManager[sa.Connection]:
         """A transaction; raises ProjectError, in one line, where the database refuses."""
         return database.transaction(self._engine, "predictions")

@@ -429,7 +429,27 @@ def _population(known: Known, section: Features, cutoffs: Sequence[date]) -> pl.
 
 
 def _label(known: Known, rows: pl.DataFrame, target: Target, horizon_days: int, cutoffs: Sequence[date]) -> pl.DataFrame:
-    """`rows` with `target`, null where the days that it looks at are not all known."""
+    """`rows` with `target`, null where the days that it looks at are not all known; refused where all labels are the same."""
+    rows = _targets(known, rows, target, horizon_days, cutoffs)
+    _refuse_one_answer(rows[TARGET].drop_nulls(), target)
+    return rows
+
+
+def targets(
+    tables: Mapping[str, pl.LazyFrame], times: Mapping[str, str | None], section: Features, as_of: date, rows: pl.DataFrame
+) -> pl.DataFrame:
+    """`rows`, the entity's key and `cutoff` (any days), with their `target`, null where its days are not all known at `as_of`.
+
+    Keys are as in the tables; one that no event knows has a target too, of no events. Raises what `point_in_time` raises.
+    """
+    assert section.target
+    known = Known(tables, times, section.entity, as_of)
+    rows = rows.cast({section.entity: known.events(section.target.table).collect_schema()[section.entity]}, strict=False)
+    rows = rows.filter(pl.col(section.entity).is_not_null())
+    return _targets(known, rows, section.target, section.horizon_days, rows[CUTOFF].unique().sort().to_list())
+
+
+def _targets(known: Known, rows: pl.DataFrame, target: Target, horizon_days: int, cutoffs: Sequence[date]) -> pl.DataFrame:
     events = known.events(target.table)
     _refuse_column("features.target.column", target.column, target.table, events, numeric=True)
     where = _condition("features.target.where", target.where, target.table, events, known.as_of)
@@ -438,9 +458,7 @@ def _label(known: Known, rows: pl.DataFrame, target: Target, horizon_days: int, 
     number = pl.col(TARGET)
     answer = {"any": number > 0, "none": number == 0}.get(target.function, number).cast(pl.Float64)
     complete = pl.col(CUTOFF) <= known.as_of - timedelta(days=horizon_days)
-    rows = _measure(known, rows, [measure], cutoffs).with_columns(pl.when(complete).then(answer).alias(TARGET))
-    _refuse_one_answer(rows[TARGET].drop_nulls(), target)
-    return rows
+    return _measure(known, rows, [measure], cutoffs).with_columns(pl.when(complete).then(answer).alias(TARGET))
 
 
 def _refuse_one_answer(labels: pl.Series, target: Target) -> None:
