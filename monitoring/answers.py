@@ -1,6 +1,7 @@
-"""Answers and truths as columns that can be compared: of a ledger's rows, and of the rows a version was judged on."""
+"""Features, answers and truths as columns that can be compared: of a ledger's rows, and of rows a version learned from."""
 
 from collections.abc import Mapping
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -8,105 +9,153 @@ import polars as pl
 
 from monitoring import sketch
 from monitoring.sketch import Form
-from tasks.params import KindName
+from tasks.params import KindName, Role
 
 Reads = Mapping[str, Any]
 """What it takes to read answers beside the answers. clustering: features, centre and spread of each after the signed logarithm,
-groups (name -> its centre). recommendation: catalogue (number of items), bits (item -> how rare it is)."""
+groups (name -> its centre). recommendation: bits (item -> how rare it is among buyers), rarest (of any other item)."""
+ITEMS = "_items"
+"""Column with a list's items: its entries are what coverage counts; they are no column to compare."""
 
 
-def answers(kind: KindName, rows: pl.DataFrame, features: pl.DataFrame | None, reads: Reads) -> pl.DataFrame:
+def features(frame: pl.DataFrame, roles: Mapping[str, Role], at: pl.Series | None) -> pl.DataFrame:
+    """`frame` with words by their number and dates by their age in days at `at` (None: as days since 1970)."""
+    moments = sketch.numbers(at)[0] if at is not None else None
+    made = []
+    for name in frame.columns:
+        if roles.get(name) == "text":
+            made.append(sketch.texts(frame[name]).str.split(" ").list.len().alias(name))
+        elif roles.get(name) == "date":
+            days = sketch.numbers(_moments(frame[name]))[0]
+            made.append(pl.Series(name, days if moments is None else moments - days, nan_to_null=True))
+        else:
+            made.append(frame[name])
+    return pl.DataFrame(made)
+
+
+def _moments(values: pl.Series) -> pl.Series:
+    """Dates; those that came as text are read."""
+    if values.dtype == pl.String:
+        return values.str.slice(0, 19).str.replace(" ", "T").str.to_datetime(strict=False, format=None, time_unit="us")
+    return values
+
+
+def answers(kind: KindName, rows: pl.DataFrame, points: pl.DataFrame | None, reads: Reads) -> pl.DataFrame:
     """The columns of answers that are compared, in the order of `rows`; without any for rows that hold no answer.
 
-    classification: probability_<class> of all but one class (of two: the later one), else prediction. regression: prediction.
-    clustering: group, distance to its centre. recommendation: see `lists`.
+    classification: probability_<class> (of two classes: the later one's), else prediction. regression: prediction. clustering:
+    group, and distance to its centre where `points` has the features. recommendation: see `_lists`.
     """
-    if kind == "classification":
-        named = sorted(name for name in rows.columns if name.startswith("probability_"))
-        if named:
-            return rows.select(named[1:] if len(named) == 2 else named).cast(pl.Float64, strict=False)
-        return (
-            rows.select(sketch.texts(rows["prediction"]).alias("prediction"))
-            if "prediction" in rows.columns
-            else pl.DataFrame()
-        )
-    if kind == "regression":
-        return (
-            rows.select(pl.col("prediction").cast(pl.Float64, strict=False)) if "prediction" in rows.columns else pl.DataFrame()
-        )
-    if kind == "clustering":
-        return _groups(rows, features, reads)
-    return lists(rows, reads)
-
-
-def truths(kind: KindName, rows: pl.DataFrame) -> pl.DataFrame:
-    """The column label, of the rows of `rows` whose truth is known; none for groups and lists."""
-    if kind not in ("classification", "regression") or "truth" not in rows.columns:
-        return pl.DataFrame()
-    values = sketch.texts(rows["truth"]) if kind == "classification" else rows["truth"].cast(pl.Float64, strict=False)
-    return pl.DataFrame({"label": values})
-
-
-def form(kind: KindName, column: str) -> Form:
-    if column == "label":
-        return "category" if kind == "classification" else "number"
-    return "category" if column == "group" or (column == "prediction" and kind == "classification") else "number"
-
-
-def _groups(rows: pl.DataFrame, features: pl.DataFrame | None, reads: Reads) -> pl.DataFrame:
+    if kind == "recommendation":
+        return _lists(rows, reads)
+    named = sorted(name for name in rows.columns if name.startswith("probability_"))
+    if kind == "classification" and named:
+        return rows.select(pl.col(named[1:] if len(named) == 2 else named).cast(pl.Float64, strict=False))
     if "prediction" not in rows.columns:
         return pl.DataFrame()
-    group = sketch.texts(rows["prediction"])
-    found = {"group": group}
+    if kind == "regression":
+        return rows.select(pl.col("prediction").cast(pl.Float64, strict=False))
+    if kind == "classification":
+        return pl.DataFrame({"prediction": sketch.texts(rows["prediction"])})
+    return _groups(sketch.texts(rows["prediction"]), points, reads)
+
+
+def truths(kind: KindName, values: pl.Series) -> pl.DataFrame:
+    """The column label; none for groups and lists."""
+    if kind == "regression":
+        return pl.DataFrame({"label": values.cast(pl.Float64, strict=False)})
+    if kind == "classification":
+        return pl.DataFrame({"label": sketch.texts(values).str.replace(r"^(-?\d+)\.0+$", "$1")})
+    return pl.DataFrame()
+
+
+def form(values: pl.Series) -> Form:
+    """How a column is compared, by its type."""
+    dtype = values.dtype
+    return "number" if dtype.is_numeric() or dtype.is_temporal() or dtype == pl.Boolean else "category"
+
+
+def _groups(group: pl.Series, points: pl.DataFrame | None, reads: Reads) -> pl.DataFrame:
     names = reads.get("features", [])
-    if features is not None and names and all(name in features.columns for name in names):
-        found["distance"] = pl.Series(_distance(group, placed(features, reads), reads))
-    return pl.DataFrame(found)
+    if points is None or not names or any(name not in points.columns for name in names):
+        return pl.DataFrame({"group": group})
+    where, centres = placed(points, reads), reads["groups"]
+    nowhere = [np.nan] * len(names)
+    centre = np.array([centres.get(name, nowhere) for name in group], dtype=float).reshape(where.shape)
+    distance = np.sqrt(np.square(where - centre).mean(axis=1))
+    return pl.DataFrame({"group": group, "distance": pl.Series(distance, nan_to_null=True)})
 
 
-def placed(features: pl.DataFrame, reads: Reads) -> np.ndarray:
+def placed(points: pl.DataFrame, reads: Reads) -> np.ndarray:
     """Rows of features as points: the signed logarithm, then in standard deviations from the mean; a missing one is at it."""
-    columns = [sketch.numbers(features[name])[0] for name in reads["features"]]
+    columns = [sketch.numbers(points[name])[0] for name in reads["features"]]
     logs = np.column_stack([np.sign(each) * np.log1p(np.abs(each)) for each in columns])
     return np.nan_to_num((logs - np.asarray(reads["centre"])) / np.asarray(reads["spread"]))
 
 
-def _distance(group: pl.Series, points: np.ndarray, reads: Reads) -> np.ndarray:
-    """Of each point from the centre of its group; null for a group that is not known."""
-    centres = reads["groups"]
-    where = np.array([centres.get(name, [np.nan] * points.shape[1]) for name in group], dtype=float).reshape(points.shape)
-    return np.sqrt(np.square(points - where).mean(axis=1))
-
-
-def grouping(features: pl.DataFrame, group: pl.Series) -> dict[str, Any]:
-    """What `answers` needs to know of groups, of rows of numbers and the group of each."""
-    numeric = [name for name in features.columns if features[name].dtype.is_numeric()]
+def grouping(points: pl.DataFrame, group: pl.Series) -> dict[str, Any]:
+    """The Reads of groups, from rows of features and the group of each: their numbers alone are looked at."""
+    numeric = [name for name in points.columns if form(points[name]) == "number"]
     if not numeric:
         return {}
     reads: dict[str, Any] = {"features": numeric, "centre": [0.0] * len(numeric), "spread": [1.0] * len(numeric)}
-    points = placed(features, reads)
-    reads["centre"] = points.mean(axis=0).tolist()
-    reads["spread"] = np.maximum(points.std(axis=0), 1e-9).tolist()
-    points, names = placed(features, reads), sketch.texts(group)
-    reads["groups"] = {
-        name: points[(names == name).to_numpy()].mean(axis=0).tolist() for name in names.drop_nulls().unique().sort()
-    }
-    return reads
+    logs = placed(points, reads)
+    reads["centre"] = logs.mean(axis=0).tolist()
+    reads["spread"] = np.maximum(logs.std(axis=0), 1e-9).tolist()
+    where, names = placed(points, reads), sketch.texts(group)
+    known = names.drop_nulls().unique().sort()
+    return reads | {"groups": {name: where[(names == name).to_numpy()].mean(axis=0).tolist() for name in known}}
 
 
-def lists(rows: pl.DataFrame, reads: Reads) -> pl.DataFrame:
-    """Of each list: popularity (mean number of buyers' bits of its items; more is rarer), repeats (share bought before) where
-    the rows say so, and its items."""
-    name = next((each for each in ("items", "prediction") if each in rows.columns and rows[each].dtype == pl.List), None)
+def rarities(lines: pl.DataFrame, until: date) -> dict[str, Any]:
+    """The Reads of lists, from purchases (user, item, day) up to `until`: bits = -log2 of the share of users who bought it."""
+    known = lines.filter(pl.col("day") <= until).select("user", "item").unique()
+    users = max(known["user"].n_unique(), 1)
+    buyers = known.group_by("item").len().filter(pl.col("len") > 1).sort("item")
+    bits = (-(buyers["len"] / users).log(2)).round(3)
+    return {"bits": dict(zip(buyers["item"].cast(pl.String), bits, strict=True)), "rarest": float(np.log2(users))}
+
+
+def repeats(rows: pl.DataFrame, lines: pl.DataFrame) -> pl.DataFrame:
+    """`rows` (entity, cutoff or at, items) with repeats: share of a list that its user had bought.
+
+    `lines`: every purchase (user, item, day).
+    """
+    name = _items(rows)
+    if name is None or "repeats" in rows.columns:
+        return rows
+    day = pl.coalesce(*(pl.col(each).cast(pl.Date) for each in ("cutoff", "at") if each in rows.columns))
+    long = rows.select(pl.col("entity").cast(pl.String), day.alias("known"), pl.col(name).alias("item")).with_row_index("row")
+    long = long.explode("item").with_columns(pl.col("item").cast(pl.String)).drop_nulls("item")
+    first = lines.select(pl.col("user").cast(pl.String).alias("entity"), pl.col("item").cast(pl.String), "day")
+    first = first.join(long.select("entity", "item").unique(), on=["entity", "item"], how="semi")
+    first = first.group_by("entity", "item").agg(pl.col("day").min())
+    share = (pl.col("day") <= pl.col("known")).fill_null(False).mean().alias("repeats")
+    found = long.join(first, on=["entity", "item"], how="left").group_by("row").agg(share)
+    return rows.with_row_index("row").join(found, on="row", how="left", maintain_order="left").drop("row")
+
+
+def _items(rows: pl.DataFrame) -> str | None:
+    return next((name for name in ("items", "prediction") if name in rows.columns and rows[name].dtype == pl.List), None)
+
+
+def _lists(rows: pl.DataFrame, reads: Reads) -> pl.DataFrame:
+    """Of each list popularity (minus the mean bits of its items), repeats where the rows say so, and ITEMS."""
+    name = _items(rows)
     if name is None:
         return pl.DataFrame()
     bits = reads.get("bits", {})
     known = pl.DataFrame({"item": list(bits), "bits": list(bits.values())}, {"item": pl.String, "bits": pl.Float64})
-    long = rows.select(pl.col(name).alias("item")).with_row_index("row").explode("item").drop_nulls("item")
-    long = long.with_columns(pl.col("item").cast(pl.String)).join(known, on="item", how="left")
-    mean = long.group_by("row").agg(pl.col("bits").fill_null(reads.get("rarest", 0.0)).mean())
+    items = rows.select(pl.col(name).cast(pl.List(pl.String)).alias("item"))
+    long = items.with_row_index("row").explode("item").drop_nulls("item").join(known, on="item", how="left")
+    mean = long.group_by("row").agg(-pl.col("bits").fill_null(reads.get("rarest", 0.0)).mean())
     order = pl.DataFrame({"row": pl.Series(range(rows.height), dtype=pl.UInt32)})
-    found = {"rarity": order.join(mean, on="row", how="left", maintain_order="left")["bits"]}
+    found = {"popularity": order.join(mean, on="row", how="left", maintain_order="left")["bits"]}
     if "repeats" in rows.columns:
         found["repeats"] = rows["repeats"].cast(pl.Float64, strict=False)
-    return pl.DataFrame(found)
+    return pl.DataFrame(found | {ITEMS: items["item"]})
+
+
+def coverage(lists: pl.Series, chosen: np.ndarray) -> float:
+    """How many items there are in the `chosen` of `lists`."""
+    return float(lists.gather(chosen).explode().drop_nulls().n_unique())

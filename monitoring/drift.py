@@ -5,16 +5,20 @@ columns considered together (Benjamini and Hochberg, at a level at which false_a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
 from monitoring import answers, null, sketch
+from monitoring.answers import ITEMS
 from monitoring.findings import Change, Drift, What
-from monitoring.reference import PartName, Reference
-from monitoring.sketch import Bins, Categories, Sketch
+from monitoring.reference import Part, PartName, Reference, moments
+from monitoring.sketch import Bins, Categories, Form, Sketch
+from tasks.layout import Layout
+from tasks.params import Params
 from tasks.production import Monitor
 
 if TYPE_CHECKING:
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
 
 CERTAIN = 1e-12
 """p of what cannot be without drift, such as a column that is gone."""
+TRIES = 20
+"""Coverage is the mean over so many draws of lists from the window."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +69,58 @@ def compare(reference: Reference, predicted: "Predicted", policy: Monitor, seed:
     return Drift(changes=tuple(changes), reference_rows=reference.rows, alarm=any(each.alarm for each in changes))
 
 
+def look(params: Params, problem: str, layout: Layout, reference: Reference, predicted: "Predicted") -> Drift:
+    """`compare` as params say, with what the lists of a recommender repeat, and with the report where it is wanted."""
+    policy, seed = params.section(problem).monitor, params.project.seed
+    lines = layout.features(problem) / "lines.parquet"
+    if reference.facts.kind == "recommendation" and lines.exists():
+        bought = pl.read_parquet(lines, columns=["user", "item", "day"])
+        predicted = replace(predicted, rows=answers.repeats(predicted.rows, bought))
+    found = compare(reference, predicted, policy, seed)
+    if policy.report and found.skipped is None:
+        path = report(reference, predicted, found, layout.report(problem) / "drift" / "report.html", seed)
+        found = found.model_copy(update={"report": str(path.relative_to(layout.root))})
+    return found
+
+
+def report(reference: Reference, predicted: "Predicted", drift: Drift, path: Path, seed: int) -> Path:
+    """Write the Evidently report of `predicted` beside `reference`, for people to read: what drifts most comes first.
+
+    Returns `path`.
+    """
+    from monitoring import evident  # takes seconds to import
+
+    was: list[pl.DataFrame] = []
+    now: list[pl.DataFrame] = []
+    forms: dict[str, Form] = {}
+    for name, frame, _ in sides(reference, predicted):
+        part = reference.parts[name]
+        fresh = {each: form for each, form in part.forms.items() if each in frame.columns and each not in forms}
+        was.append(part.rows.select(fresh))
+        now.append(frame.select(fresh))
+        forms |= fresh
+    values = {each.column: each for each in drift.changes if each.statistic in ("wasserstein", "ks", "jensenshannon")}
+    return evident.write(_side_by_side(was), _side_by_side(now), forms, values, path, seed)
+
+
+def _side_by_side(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """As columns of one frame; the shorter ones end in missing values."""
+    return pl.concat(frames, how="horizontal") if frames else pl.DataFrame()
+
+
 def sides(reference: Reference, predicted: "Predicted") -> list[tuple[PartName, pl.DataFrame, pl.Series]]:
     """Part -> its columns in the window, and which rows of the window they are of."""
-    facts, every = reference.facts, pl.Series([True] * predicted.rows.height, dtype=pl.Boolean)
+    facts, rows = reference.facts, predicted.rows
+    every = pl.Series([True] * rows.height, dtype=pl.Boolean)
+    points = answers.features(predicted.features, facts.roles, moments(rows) if facts.roles else None)
     found: list[tuple[PartName, pl.DataFrame, pl.Series]] = []
     if "features" in reference.parts:
-        found.append(("features", predicted.features, every))
+        found.append(("features", points, every))
     if "answers" in reference.parts:
-        found.append(("answers", answers.answers(facts.kind, predicted.rows, predicted.features, facts.answers), every))
-    if "truths" in reference.parts and "truth" in predicted.rows.columns:
-        known = predicted.rows["truth"].is_not_null()
-        found.append(("truths", answers.truths(facts.kind, predicted.rows.filter(known)), known))
+        found.append(("answers", answers.answers(facts.kind, rows, points, facts.reads), every))
+    if "truths" in reference.parts and "truth" in rows.columns:
+        known = rows["truth"].is_not_null()
+        found.append(("truths", answers.truths(facts.kind, rows["truth"].filter(known)), known))
     return found
 
 
@@ -133,7 +180,21 @@ def _tests(reference: Reference, part: PartName, frame: pl.DataFrame, size: int,
         bins, was = side.bins[name], side.profile[name]
         values = {key: rows for (column, key), rows in drawn.items() if column == name}
         found += _of_column(name, _what(part, reference.facts.kind), bins, was, now, values)
+    if ITEMS in frame.columns and ("coverage", "items") in drawn:
+        found.append(_coverage(side, frame[ITEMS].drop_nulls(), null.rounded(size), drawn["coverage", "items"], seed))
     return found
+
+
+def _coverage(side: Part, lists: pl.Series, size: int, drawn: np.ndarray, seed: int) -> Test:
+    """How many items there are in as many lists as those of the draws; as a share of what is usual."""
+    random, count = np.random.default_rng(seed), min(side.lists(size), len(lists))
+    tries = [answers.coverage(lists, random.choice(len(lists), count, replace=False)) for _ in range(TRIES)]
+    usual, now = float(drawn.mean()), float(np.mean(tries))
+    far = np.abs(drawn - usual) / usual
+    value = abs(now - usual) / usual
+    p = null.p_values(far, np.array([value, *far]))
+    reason = f"{usual:.0f} items in {count} lists to {now:.0f}"
+    return Test("coverage", "ranking", "share", value, float(p[0]), value, reason, far, p[1:])
 
 
 def _what(part: PartName, kind: str) -> What:

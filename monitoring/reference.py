@@ -16,19 +16,27 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from monitoring import null, sketch
+from monitoring import answers, null, sketch
+from monitoring.answers import ITEMS
+from monitoring.ledger import Predicted
 from monitoring.sketch import Bins, Categories, Codes, Form, Numbers, Sketch
-from tasks.errors import ProjectError
+from tasks import problems
+from tasks.errors import ProjectError, StepError
 from tasks.layout import Layout, read_json, writing
-from tasks.params import KindName
+from tasks.params import KindName, Params, Recommend, Role, Table, Tabular
+from tasks.problems.base import Model
+from tasks.production import Monitor
 from tasks.section import Section
 
 log = logging.getLogger(__name__)
 
 ENTITY, WEEK = "_entity", "_week"
+TARGET, TIME, TEST = "_target", "_time", "_test"
 """Columns of every part beside those that are compared; null where a row is about nobody, or of no week."""
 FEWEST_IN_WEEK = 10
 """Weeks with fewer rows are too few to say how weeks differ."""
+LISTS = 300
+"""Coverage is counted over so many lists at most, since it grows with their number."""
 PartName = Literal["features", "answers", "truths"]
 PARTS: tuple[PartName, ...] = ("features", "answers", "truths")
 Draws = dict[tuple[str, str], np.ndarray]
@@ -82,7 +90,30 @@ class Part:
         for name, bins in self.bins.items():
             codes: Codes = bins.code(self.rows[name])
             found |= {(name, statistic): values for statistic, values in null.statistics(bins, codes, by).items()}
+        if ITEMS in self.rows.columns:
+            found["coverage", "items"] = self._cover(size, draws, seed)
         return found
+
+    def lists(self, size: int) -> int:
+        """How many lists coverage is counted over, in windows of `size`: no more than half of the smallest week."""
+        fewest = self.rows.height if self.week is None else int(np.bincount(self.week).min())
+        return max(1, min(LISTS, size, fewest // 2))
+
+    def _cover(self, size: int, draws: int, seed: int) -> np.ndarray:
+        """Items in so many lists of one week, none of them twice."""
+        random, count = np.random.default_rng([seed, size, 1]), self.lists(size)
+        weeks = (
+            [np.arange(self.rows.height)]
+            if self.week is None
+            else [np.flatnonzero(self.week == each) for each in range(int(self.week.max()) + 1)]
+        )
+        lists = self.rows[ITEMS]
+        return np.array(
+            [
+                answers.coverage(lists, random.choice(weeks[random.integers(len(weeks))], count, replace=False))
+                for _ in range(draws)
+            ]
+        )
 
 
 class Facts(Section):
@@ -94,8 +125,10 @@ class Facts(Section):
     importance: dict[str, float]
     """Feature -> share of the model's importance, 0 to 1; empty where it is unknown."""
     forms: dict[PartName, dict[str, Form]]
-    answers: dict[str, Any]
-    """What it takes to read an answer: see monitoring.answers."""
+    roles: dict[str, Role]
+    """Of the features of a plain table."""
+    reads: dict[str, Any]
+    """What it takes to read answers: see monitoring.answers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,44 +208,203 @@ def of(
     problem: str,
     version: int,
     kind: KindName,
+    sides: Mapping[PartName, pl.DataFrame],
     *,
-    features: pl.DataFrame | None = None,
-    answers: pl.DataFrame | None = None,
-    truths: pl.DataFrame | None = None,
-    forms: Mapping[str, Form] | None = None,
     importance: Mapping[str, float] | None = None,
+    roles: Mapping[str, Role] | None = None,
     reads: Mapping[str, Any] | None = None,
-    rows: int = 20_000,
+    rows: int = Monitor().reference_rows,
     seed: int = 0,
 ) -> Reference:
     """A reference of frames, each with ENTITY and WEEK (either may be null throughout) beside what is compared.
 
-    `forms`: of columns whose type does not tell. `rows`: most of each part that are kept, by entity. `reads`: Facts.answers.
+    `importance`, `roles`, `reads`: see Facts. `rows`: most of each part that are kept, by entity.
     """
-    given = {"features": features, "answers": answers, "truths": truths}
     parts: dict[PartName, Part] = {}
     for name in PARTS:
-        frame = given[name]
-        if frame is not None and frame.height:
+        frame = sides.get(name)
+        if frame is not None and frame.height and _compared(frame):
             kept = capped(frame, rows, seed)
-            parts[name] = Part(kept, {each: (forms or {}).get(each) or form(kept[each]) for each in _compared(kept)})
+            parts[name] = Part(kept, {each: answers.form(kept[each]) for each in _compared(kept)})
     facts = Facts(
         problem=problem,
         version=version,
         kind=kind,
         importance=dict(importance or {}),
         forms={name: dict(part.forms) for name, part in parts.items()},
-        answers=dict(reads or {}),
+        roles=dict(roles or {}),
+        reads=dict(reads or {}),
     )
     return Reference(facts, parts)
 
 
+def of_predicted(
+    problem: str,
+    version: int,
+    kind: KindName,
+    learned: Predicted,
+    *,
+    judged: Predicted | None = None,
+    importance: Mapping[str, float] | None = None,
+    roles: Mapping[str, Role] | None = None,
+    reads: Mapping[str, Any] | None = None,
+    rows: int = Monitor().reference_rows,
+    seed: int = 0,
+) -> Reference:
+    """A reference of rows as the ledger holds them: features and truths of those that were learned from, answers of those that
+    were `judged` (None: of the same).
+
+    Of rows, the columns entity, cutoff (else at) and truth are looked at, and those of the answers.
+    """
+    judged, roles, reads = judged or learned, roles or {}, dict(reads or {})
+    points = answers.features(judged.features, roles, moments(judged.rows)) if judged.features.width else None
+    if kind == "clustering" and points is not None and "prediction" in judged.rows.columns:
+        reads |= answers.grouping(points, judged.rows["prediction"])
+    sides: dict[PartName, pl.DataFrame] = {"answers": _beside(judged.rows, answers.answers(kind, judged.rows, points, reads))}
+    if learned.features.width:
+        sides["features"] = _beside(learned.rows, answers.features(learned.features, roles, moments(learned.rows)))
+    if "truth" in learned.rows.columns:
+        known = learned.rows.filter(pl.col("truth").is_not_null())
+        sides["truths"] = _beside(known, answers.truths(kind, known["truth"]))
+    return of(problem, version, kind, sides, importance=importance, roles=roles, reads=reads, rows=rows, seed=seed)
+
+
+def moments(rows: pl.DataFrame) -> pl.Series | None:
+    """When each row was true: at, else the end of its cutoff; None where neither is known."""
+    found = [pl.col(name).cast(pl.Datetime("us")) for name in ("at", "cutoff") if name in rows.columns]
+    when = rows.select(pl.coalesce(*found)).to_series() if found else None
+    return when if when is not None and when.null_count() < len(when) else None
+
+
+def _beside(rows: pl.DataFrame, compared: pl.DataFrame) -> pl.DataFrame:
+    """`compared` with ENTITY and WEEK of `rows`: the cutoff, else the Monday of the week of `at`."""
+    if not compared.width:
+        return pl.DataFrame()
+    entity = rows["entity"] if "entity" in rows.columns else pl.Series([None] * rows.height, dtype=pl.String)
+    if "cutoff" in rows.columns and rows["cutoff"].null_count() < rows.height:
+        week = rows["cutoff"].cast(pl.Date)
+    elif "at" in rows.columns:
+        week = rows["at"].cast(pl.Date).dt.truncate("1w")
+    else:
+        week = pl.Series([None] * rows.height, dtype=pl.Date)
+    return compared.select(entity.alias(ENTITY), week.alias(WEEK), pl.all())
+
+
+def build(
+    params: Params,
+    problem: str,
+    layout: Layout,
+    model: Model | None,
+    version: int,
+    card: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+) -> Reference:
+    """The reference of a version, made of the features it learned from and the answers it was judged by, and saved.
+
+    `card`: its model.json (None: that of the newest model of the problem). `model`: asked for its answers where the rows it was
+    judged by are those of another version; None: then answers are not compared. Raises StepError where there are no features.
+    """
+    section, kind = params.section(problem), params.kind(problem)
+    told: Mapping[str, Any] = read_json(layout.model(problem) / "model.json") if card is None else card
+    seed = params.project.seed if seed is None else seed
+    if not layout.features(problem).exists():
+        raise StepError(f"{problem}: has no features to be a reference; run evergreen train {problem}")
+    importance = weighed(told, layout.report(problem) / "explanation" / "explanation.json")
+    reads, roles = {}, {}
+    if isinstance(section, Recommend):
+        learned, judged = _lists(problem, layout, told), None
+        lines = pl.read_parquet(layout.features(problem) / "lines.parquet")
+        reads = answers.rarities(lines, date.fromisoformat(str(told["cutoff"])))
+    else:
+        roles = section.features.columns if isinstance(section.features, Table) else {}
+        learned, judged = _rows(problem, kind, section, layout, model, told)
+    most = section.monitor.reference_rows
+    found = of_predicted(
+        problem, version, kind, learned, judged=judged, importance=importance, roles=roles, reads=reads, rows=most, seed=seed
+    )
+    return found.save(place(layout, problem, version))
+
+
+def _lists(problem: str, layout: Layout, card: Mapping[str, Any]) -> Predicted:
+    said = _said(layout, problem, card)
+    if said is None:
+        folder = layout.report(problem) / "evaluation"
+        raise StepError(f"{folder}: holds no lists of the version judged at {card['cutoff']}; run evergreen train {problem}")
+    return Predicted(said, pl.DataFrame())
+
+
+def _rows(
+    problem: str, kind: KindName, section: Tabular, layout: Layout, model: Model | None, card: Mapping[str, Any]
+) -> tuple[Predicted, Predicted | None]:
+    """What was learned from, and what was judged by where that is known; else the former has the answers of `model`."""
+    rows = _learned(pl.read_parquet(layout.features(problem) / "rows.parquet"), section, card)
+    names = [name for name in card["features"] if name in rows.columns]
+    kept = rows.filter("learned")
+    learned = Predicted(kept.select("entity", "cutoff", "at", "truth"), kept.select(names))
+    said = _said(layout, problem, card)
+    if said is not None:
+        key = ["entity"] if said["cutoff"].null_count() else ["entity", "cutoff"]
+        once = rows.unique(key, keep="last").select(*key, "at", *names)
+        joined = said.join(once, on=key, how="left", maintain_order="left")
+        return learned, Predicted(joined.select(*said.columns, "at"), joined.select(names))
+    if model is not None:
+        answered = _answered(problems.kind(kind), model, learned.features)
+        learned = Predicted(learned.rows.hstack(answered), learned.features)
+    return learned, None
+
+
+def _answered(kind: Any, model: Model, features: pl.DataFrame) -> pl.DataFrame:
+    """What `model` says to rows of features."""
+    return pl.DataFrame(kind.said(model, features.to_pandas()))
+
+
+def _learned(frame: pl.DataFrame, section: Tabular, card: Mapping[str, Any]) -> pl.DataFrame:
+    """`frame` with entity, cutoff, at, truth, and whether this version learned from a row."""
+    if isinstance(section.features, Table):
+        learned = pl.lit(True) if section.train.refit else ~pl.col(TEST)
+        named = {"entity": ENTITY, "at": TIME, "truth": TARGET}
+        return frame.with_columns(
+            *(pl.col(column).alias(name) for name, column in named.items()), cutoff=pl.lit(None, pl.Date), learned=learned
+        ).with_columns(pl.col("entity").cast(pl.String))
+    trained = frame["cutoff"].cast(pl.String).is_in([str(each) for each in card["trained_on"]])
+    if not trained.any():
+        trained = frame["cutoff"] <= date.fromisoformat(str(card["cutoff"]))
+    truth = pl.col("target") if "target" in frame.columns else pl.lit(None, pl.Float64)
+    return frame.with_columns(
+        entity=pl.col(section.features.entity).cast(pl.String), at=pl.lit(None, pl.Datetime("us")), truth=truth, learned=trained
+    )
+
+
+def _said(layout: Layout, problem: str, card: Mapping[str, Any]) -> pl.DataFrame | None:
+    """What the version said of rows it had not learned from, as a ledger's rows are; None where that is of another version."""
+    folder = layout.report(problem) / "evaluation"
+    if not (folder / "evaluation.json").exists() or not (folder / "predictions.parquet").exists():
+        return None
+    if str(read_json(folder / "evaluation.json").get("cutoff")) != str(card["cutoff"]):
+        return None
+    found = pl.read_parquet(folder / "predictions.parquet").rename({"cluster": "prediction"}, strict=False)
+    if found.schema["cutoff"] != pl.Date:
+        found = found.with_columns(pl.lit(None, pl.Date).alias("cutoff"))
+    return found.with_columns(pl.col("entity").cast(pl.String))
+
+
+def weighed(card: Mapping[str, Any], explanation: Path) -> dict[str, float]:
+    """Feature -> share of the importance: the larger of what the model itself says and of what its score loses when the column
+    is shuffled. Empty where neither is known."""
+    shuffled = {}
+    if explanation.exists():
+        told = read_json(explanation)
+        shuffled = {each["column"]: each["importance"] or 0.0 for each in told.get("importance", []) if "column" in each}
+    found: dict[str, float] = {}
+    for shares in (card.get("importance") or {}, shuffled):
+        total = sum(max(each, 0.0) for each in shares.values())
+        for name, each in shares.items():
+            found[name] = max(found.get(name, 0.0), max(each, 0.0) / total if total > 0 else 0.0)
+    return found if any(found.values()) else {}
+
+
 def _compared(frame: pl.DataFrame) -> list[str]:
-    return [name for name in frame.columns if name not in (ENTITY, WEEK)]
-
-
-def form(values: pl.Series) -> Form:
-    return "number" if values.dtype.is_numeric() or values.dtype.is_temporal() or values.dtype == pl.Boolean else "category"
+    return [name for name in frame.columns if name not in (ENTITY, WEEK, ITEMS)]
 
 
 def capped(frame: pl.DataFrame, rows: int, seed: int) -> pl.DataFrame:
@@ -227,10 +419,3 @@ def capped(frame: pl.DataFrame, rows: int, seed: int) -> pl.DataFrame:
     if not kept.any():
         return frame.sample(rows, seed=seed)  # one entity alone has more
     return frame.filter(pl.Series(kept[entity]))
-
-
-def week_of(day: date) -> date:
-    """The Monday of its week."""
-    from datetime import timedelta
-
-    return day - timedelta(days=day.weekday())

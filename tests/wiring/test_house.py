@@ -25,6 +25,7 @@ HOMES = {
     "mlflow": {"tasks/registry.py"},
     "dvc": {"tasks/record.py"},
     "matplotlib": {"monitoring/charts.py"},
+    "evidently": {"monitoring/evident.py"},
     "implicit": {"tasks/problems/ranking/sources.py"},
     "onnx": {"tasks/compile.py"},
     "onnxruntime": {"tasks/compiled.py"},
