@@ -1,5 +1,9 @@
-"""What commands set in params.yaml: the day a project lives on, and the seconds of a search. Every other character stays."""
+"""What commands set in params.yaml: the day a project lives on, the seconds of a search, what a retraining learns from.
 
+Every other character stays.
+"""
+
+import json
 import re
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -36,6 +40,18 @@ def set_seconds(path: Path, problem: str, seconds: float) -> bool:
     )
 
 
+def set_value(path: Path, keys: Sequence[str], value: Any) -> bool:
+    """Write `value`, which JSON knows, at `keys`, the first of which names a problem; see `set_as_of`."""
+
+    def done(params: Params) -> bool:
+        found: Any = params.section(keys[0]).model_dump(mode="json")
+        for key in keys[1:]:
+            found = found[key]
+        return found == value
+
+    return _set(path, keys, json.dumps(value), done)
+
+
 def _set(path: Path, keys: Sequence[str], value: str, done: Callable[[Params], bool]) -> bool:
     if done(load(path)):
         return False
@@ -44,7 +60,7 @@ def _set(path: Path, keys: Sequence[str], value: str, done: Callable[[Params], b
         try:
             scratch.write_bytes(_replaced(text, keys, value).encode())
             written = done(load(scratch))
-        except (ParamsError, AttributeError, KeyError, TypeError, IndexError):
+        except (ParamsError, AttributeError, KeyError, TypeError, IndexError, ValueError):
             written = False
         if not written:
             raise ParamsError(f"{path.name}: {'.'.join(keys)} cannot be set here; write {keys[-1]}: {value} into it by hand")
@@ -68,10 +84,17 @@ def _put(lines: list[str], around: Any, key: str, value: str) -> str:
     if key in around:
         line, column = around.lc.value(key)
         head, tail = lines[line][:column], lines[line][column:]
-        lines[line] = head + value + (EMPTY if tail.startswith("{") else SCALAR).sub("", tail, count=1)
+        lines[line] = head + value + _after(tail)
     else:
         line, column = around.lc.key(next(iter(around)))
         end = "\r\n" if lines[line].endswith("\r\n") else "\n"
         between = ", " if around.fa.flow_style() else f"{end}{' ' * column}"
         lines[line] = f"{lines[line][:column]}{key}: {value}{between}{lines[line][column:]}"
     return "".join(lines)
+
+
+def _after(tail: str) -> str:
+    """What follows the value that `tail` begins with; a list is one that was written here, as JSON."""
+    if tail.startswith("["):
+        return tail[json.JSONDecoder().raw_decode(tail)[1] :]
+    return (EMPTY if tail.startswith("{") else SCALAR).sub("", tail, count=1)

@@ -151,8 +151,8 @@ def _row(layout: Layout, problem: str, version: "Version | None", decisions: lis
         return Row(problem, verdict=newest, cpu_seconds=cpu)
     arrival = _arrival(version, decisions)
     metric = version.tags.get("metric")
-    known = {_plain(name): value for name, value in version.metrics.items()}
-    numbers = {part: known.get(_plain(f"{metric}{end}")) for part, end in SUFFIXES.items()}
+    known = {plain(name): value for name, value in version.metrics.items()}
+    numbers = {part: known.get(plain(f"{metric}{end}")) for part, end in SUFFIXES.items()}
     return Row(
         problem,
         version.version,
@@ -171,6 +171,6 @@ SUFFIXES = {"score": "", "low": "_low", "high": "_high", "baseline": "_baseline"
 """How the registry names the numbers of one metric."""
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """MLflow takes no @ in a metric's name; whatever stands there instead."""
     return re.sub(r"\W", "_", name)

@@ -9,6 +9,7 @@ from tasks.layout import Layout
 
 if TYPE_CHECKING:
     from monitoring.ledger import Ledger
+    from monitoring.looks import Looks
     from serving.events import EventLog
     from serving.keys import Keys
     from tasks.deploy import Deployments
@@ -25,6 +26,10 @@ class Settings(BaseSettings):
     """Tracking and registry address of MLflow: sqlite:///FILE, or http://HOST:PORT of a server."""
     artifacts: str = ""
     """Where MLflow keeps files: a folder, or an address such as s3://BUCKET/PATH."""
+    webhook: str = ""
+    """Address that takes a JSON message (its key `text` says all) on an alarm, a retraining or a failure; "": none."""
+    notify_block: str = ""
+    """Block of Prefect that takes the same messages, such as sendgrid-email/operations; "": none."""
     database: str = ""
     """SQLAlchemy address of the database of deployments and of purchases that came since the tables were read."""
 
@@ -86,3 +91,10 @@ def ledger(layout: Layout) -> "Ledger":
 def journal(layout: Layout) -> Path:
     """The folder in which servers of this machine write down what they answer, until it is in the ledger."""
     return layout.var / "ledger"
+
+
+def looks(layout: Layout) -> "Looks":
+    """The looks and retrainings that the settings name."""
+    from monitoring.looks import Looks
+
+    return Looks(read(layout).database)

@@ -87,8 +87,8 @@ class Look(Section):
 
 
 def end_of(day: date) -> datetime:
-    """The last second of a day, in UTC: when it is looked back on."""
-    return datetime.combine(day, time(23, 59, 59), UTC)
+    """The last moment of a day, in UTC: when it is looked back on."""
+    return datetime.combine(day, time.max, UTC)
 
 
 def look_id(project: str, problem: str, until: datetime) -> str:

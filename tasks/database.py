@@ -25,13 +25,21 @@ def connect(address: str, of: str, tables: sa.MetaData) -> sa.Engine:
         if engine.dialect.name == "sqlite":
             sqlalchemy.event.listen(engine, "connect", _prepare)
             Path(engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
-        try:
-            tables.create_all(engine)
-        except SQLAlchemyError:  # another process made them at the same moment
-            tables.create_all(engine)
+        _make(engine, tables)
     except (SQLAlchemyError, OSError) as error:
         raise unusable(engine, of, error) from error
     return engine
+
+
+def _make(engine: sa.Engine, tables: sa.MetaData) -> None:
+    """Make what is missing; as often as others may make a part of it at the same moment."""
+    for left in reversed(range(1 + sum(1 + len(each.indexes) for each in tables.tables.values()))):
+        try:
+            tables.create_all(engine)
+            return
+        except SQLAlchemyError:
+            if not left:
+                raise
 
 
 def _prepare(link: Any, _record: Any) -> None:
