@@ -15,15 +15,13 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
-import sqlalchemy.event
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError
 
 from tasks import database
-from tasks.errors import ModelError, ProjectError
+from tasks.errors import ModelError
 from tasks.params import Section
 
 if TYPE_CHECKING:
@@ -85,17 +83,7 @@ class Deployments:
     """
 
     def __init__(self, address: str) -> None:
-        try:
-            self._engine = sa.create_engine(address, poolclass=sa.NullPool)
-        except (SQLAlchemyError, ImportError) as error:
-            raise ProjectError(f"the address of the database of deployments: {str(error).splitlines()[0]}") from error
-        try:
-            if self._engine.dialect.name == "sqlite":
-                sqlalchemy.event.listen(self._engine, "connect", prepare)
-                Path(self._engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
-            METADATA.create_all(self._engine)
-        except (SQLAlchemyError, OSError) as error:
-            raise database.unusable(self._engine, "deployments", error) from error
+        self._engine = database.connect(address, "deployments", METADATA)
 
     def deploy(self, registry: "Registry", problem: str, version: int, verdict: "Verdict", by: str) -> Deployment:
         """Act on the gate's verdict: make `version` champion, or note the refusal and leave the champion.
@@ -225,13 +213,15 @@ class Deployments:
         row = self._write(made, in_force=False, after=after)
         if row is None:
             return None
+        if after is not None and self.pending(made.problem) is None:  # another process settled and took it for a dead one
+            return None
         if "challenger" in found.aliases:
             registry.drop_alias(made.problem, "challenger")
         registry.set_alias(made.problem, "champion", made.version)
         with self._link() as link:
             stands = link.execute(sa.update(TABLE).where(TABLE.c.id == row).values(in_force=True)).rowcount
-        if not stands:  # another process settled in between and took the row for a dead one
-            self._write(made, in_force=True)
+        if not stands and (after is None or self.champion(made.problem) != made.version):
+            self._write(made, in_force=True)  # another process settled in between and took the row for a dead one
         return made
 
     def _note(self, made: Deployment) -> Deployment:
@@ -342,9 +332,3 @@ def _read(row: Any) -> Deployment:
 def as_utc(moment: datetime) -> datetime:
     """`moment` in UTC; SQLite gives times back without a zone."""
     return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-def prepare(link: Any, _record: Any) -> None:
-    """Readers and a writer at once, and patience with another writer."""
-    for setting in ("busy_timeout = 30000", "journal_mode = WAL"):
-        link.execute(f"PRAGMA {setting}")

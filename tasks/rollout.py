@@ -1,8 +1,8 @@
 """Rollouts: how a version that the gate promotes becomes champion, from the first share of the traffic to the last.
 
 Every change is a decision beside the others (tasks.deploy), written whole or not at all; what stands is read from them. A
-rollout keeps the policy it began with. Any move of the champion ends it: its own promotion, a rollback, a direct deployment. A newer
-version that the gate promotes replaces the one on trial, which is then aborted with that reason.
+rollout keeps the policy it began with. Any move of the champion ends it: its own promotion, a rollback, a direct deployment. A
+newer version that the gate promotes replaces the one on trial, which is then aborted with that reason.
 
 Servers write here, for all to judge on, how many answers they gave with each of the two versions, and what they are serving.
 """
@@ -15,11 +15,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
-import sqlalchemy.event
-from sqlalchemy.exc import SQLAlchemyError
 
 from tasks import database
-from tasks.deploy import MOVES, Action, Deployment, Deployments, as_utc, prepare
+from tasks.deploy import MOVES, Action, Deployment, Deployments, as_utc
 from tasks.errors import ModelError
 from tasks.production import Rollout
 from tasks.section import Section
@@ -53,7 +51,7 @@ SERVERS = sa.Table(
 GONE = timedelta(seconds=60)
 """A server that said nothing for so long is taken for dead."""
 DEAD = timedelta(seconds=60)
-"""A move begun so long ago and not ended is taken for one that was killed."""
+"""A move of the champion that began so long ago and did not end was killed."""
 
 FINEST = 1e-5
 """Seconds: answers up to here share the first bucket of a latency histogram."""
@@ -79,6 +77,10 @@ class Count:
         buckets = {*self.latency, *other.latency}
         latency = {each: self.latency.get(each, 0) + other.latency.get(each, 0) for each in buckets}
         return Count(self.requests + other.requests, self.errors + other.errors, latency)
+
+
+SHADOW = ".shadow"
+"""An answer that only the ledger sees has the id of the champion's answer to the same request, with this behind it."""
 
 
 class Standing(Section):
@@ -206,20 +208,7 @@ class Rollouts:
 
     def __init__(self, address: str) -> None:
         self.deployments = Deployments(address)
-        try:
-            self._engine = sa.create_engine(address, poolclass=sa.NullPool)
-            if self._engine.dialect.name == "sqlite":
-                sqlalchemy.event.listen(self._engine, "connect", prepare)
-            self._make_tables()
-        except (SQLAlchemyError, OSError) as error:
-            raise database.unusable(self._engine, "rollouts", error) from error
-
-    def _make_tables(self) -> None:
-        """Once more where another process made them at the same moment."""
-        try:
-            METADATA.create_all(self._engine)
-        except SQLAlchemyError:
-            METADATA.create_all(self._engine)
+        self._engine = database.connect(address, "rollouts", METADATA)
 
     def enter(
         self, registry: "Registry", problem: str, version: int, verdict: "Verdict", by: str, policy: Rollout
@@ -230,14 +219,12 @@ class Rollouts:
         the place of the one on trial. A refusal of the very version on trial takes it back. Raises ModelError for a version
         that is not registered.
         """
-        stands = self.standing(problem)
+        self.deployments.settle(registry, problem)
+        stands, champion = self.standing(problem), self.deployments.champion(problem)
         if not verdict.promote:
             if stands and stands.candidate == version:
-                self.deployments.settle(registry, problem)
-                self._end(stands, "abort", by, verdict.reason)
+                self.withdraw(stands, by, verdict.reason, {})
             return self.deployments.deploy(registry, problem, version, verdict, by)
-        self.deployments.settle(registry, problem)
-        champion = self.deployments.champion(problem)
         direct = policy.strategy == "direct" or champion in (None, version) or self.deployments.barred(problem, version)
         if direct:
             return self.deployments.deploy(registry, problem, version, verdict, by)
@@ -252,21 +239,18 @@ class Rollouts:
 
         Nothing changes where it is on trial already. Raises ModelError where nothing is deployed that could be replaced.
         """
-        rows = self.deployments.numbered(problem)
-        stands, champion = fold(rows), self.deployments.champion(problem)
-        if champion is None:
-            raise ModelError(f"{problem}: nothing is deployed that v{version} could be tried beside; deploy it directly")
-        if stands and stands.candidate == version:
-            return next(row for number, row in rows if number == stands.id)
         told = {**(evidence or {}), "policy": policy.model_dump(mode="json")}
-        made = _decision(problem, version, "begin", by, reason, champion, told)
-        before = []
-        if stands:
-            why = f"v{version}, which is newer, takes its place"
-            before = [_decision(problem, stands.candidate, "abort", by, why, champion, {"replaced": version})]
-        if not self.deployments.append([*before, made], rows[-1][0]):
-            raise ModelError(f"{problem}: somebody else decided at the same moment; evergreen history {problem} says what")
-        return made
+        while True:
+            rows = self.deployments.numbered(problem)
+            stands, champion = fold(rows), self.deployments.champion(problem)
+            if champion is None:
+                raise ModelError(f"{problem}: nothing is deployed that v{version} could be tried beside; deploy it directly")
+            if stands and stands.candidate == version:
+                return next(row for number, row in rows if number == stands.id)
+            made = _decision(problem, version, "begin", by, reason, champion, told)
+            ended = [_replaced(stands, made)] if stands else []
+            if self.deployments.append([*ended, made], rows[-1][0]):
+                return made
 
     def standing(self, problem: str) -> Standing | None:
         """The rollout of `problem` that is under way, if one is."""
@@ -274,10 +258,14 @@ class Rollouts:
 
     def step(self, stands: Standing, by: str, reason: str, evidence: Mapping[str, Any]) -> bool:
         """Go on to the next share; False where somebody else acted on `stands` already."""
-        return self._end(stands, "step", by, reason, evidence)
+        return self._write(stands, "step", by, reason, evidence)
+
+    def withdraw(self, stands: Standing, by: str, reason: str, evidence: Mapping[str, Any]) -> bool:
+        """Take the candidate back; False where somebody else acted on `stands` already."""
+        return self._write(stands, "abort", by, reason, evidence)
 
     def pause(self, problem: str, by: str, reason: str) -> Standing:
-        """Keep the share as it is until `resume`; nothing but a person ends it then.
+        """Keep the share as it is until `resume`; only what is surely worse is taken back meanwhile.
 
         This and what follows raise ModelError where no rollout of `problem` is under way.
         """
@@ -298,6 +286,19 @@ class Rollouts:
         told = {**stands.verdict, "rollout": dict(evidence or {})}
         return self.deployments.promote(registry, stands.problem, stands.candidate, stands.mark, by, reason, told)
 
+    def finish(self, registry: "Registry", problem: str, by: str, reason: str) -> Deployment:
+        """Promote whatever is on trial, at once. The same call again, after a kill, does the rest.
+
+        Raises ModelError where no rollout is under way.
+        """
+        while True:
+            begun = self.deployments.pending(problem)
+            self.deployments.settle(registry, problem)
+            if begun and begun.action == "promote" and self.deployments.champion(problem) == begun.version:
+                return begun
+            if made := self.promote(registry, self.require(problem), by, reason):
+                return made
+
     def require(self, problem: str) -> Standing:
         """The rollout under way. Raises ModelError where there is none."""
         if stands := self.standing(problem):
@@ -310,10 +311,10 @@ class Rollouts:
             stands = self.require(problem)
             if (action, stands.state) in (("pause", "paused"), ("resume", "running")):
                 return stands
-            if self._end(stands, action, by, reason, evidence):
+            if self._write(stands, action, by, reason, evidence):
                 return stands if action == "abort" else self.require(problem)
 
-    def _end(self, stands: Standing, action: Action, by: str, reason: str, evidence: Mapping[str, Any] | None = None) -> bool:
+    def _write(self, stands: Standing, action: Action, by: str, reason: str, evidence: Mapping[str, Any] | None = None) -> bool:
         made = _decision(stands.problem, stands.candidate, action, by, reason, stands.champion, evidence or {})
         return self.deployments.append([made], stands.mark)
 
@@ -359,6 +360,11 @@ class Rollouts:
     def _link(self) -> AbstractContextManager[sa.Connection]:
         """A transaction; raises ProjectError, in one line, where the database refuses."""
         return database.transaction(self._engine, "rollouts")
+
+
+def _replaced(stands: Standing, by: Deployment) -> Deployment:
+    why = f"v{by.version}, which is newer, takes its place"
+    return _decision(stands.problem, stands.candidate, "abort", by.by, why, stands.champion, {"replaced": by.version})
 
 
 def _decision(
