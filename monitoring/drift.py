@@ -95,7 +95,9 @@ def report(reference: Reference, predicted: "Predicted", drift: Drift, path: Pat
     forms: dict[str, Form] = {}
     for name, frame, _ in sides(reference, predicted):
         part = reference.parts[name]
-        fresh = {each: form for each, form in part.forms.items() if each in frame.columns and each not in forms}
+        fresh: dict[str, Form] = {
+            each: form for each, form in part.forms.items() if each in frame.columns and each not in forms
+        }
         was.append(part.rows.select(fresh))
         now.append(frame.select(fresh))
         forms |= fresh
