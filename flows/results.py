@@ -10,7 +10,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from flows import settings
+from flows import rolling, settings
 from tasks.__main__ import STEPS
 from tasks.layout import Layout, read_json
 from tasks.params import load
@@ -55,6 +55,8 @@ class Row:
     """Of the last run of each of the problem's own steps."""
     compiled: str | None = None
     """Whether the champion has a compiled form: yes, or no and why."""
+    rollout: str | None = None
+    """The rollout under way, and what running servers have to say, in words."""
 
 
 def digest(origin: Mapping[str, str], problem: str) -> str:
@@ -74,7 +76,7 @@ def cutoff(registry: "Registry", problem: str, version: int) -> date | None:
 def standing(layout: Layout, problem: str) -> tuple[int | None, bool]:
     """The version under which the model as it is now was registered, if it was, and whether it was decided on last.
 
-    A rollback is no decision on what is there now: it stays in force until there is something new.
+    A rollback is no decision on what is there now: it stays in force until there is something new. A rollout's beginning is.
     """
     from tasks.record import lineage
 
@@ -83,7 +85,7 @@ def standing(layout: Layout, problem: str) -> tuple[int | None, bool]:
     if not known:
         return None, False
     deployments = settings.deployments(layout)
-    judged = [each.version for each in deployments.history(problem) if each.action != "rollback"]
+    judged = [each.version for each in deployments.history(problem) if each.action in ("deploy", "refuse", "begin")]
     return max(known), max(known) in (deployments.champion(problem), *judged[-1:])
 
 
@@ -101,7 +103,11 @@ def nothing_to_do(layout: Layout, problems: Sequence[str], deploy: bool) -> bool
 def rows(layout: Layout, problems: Iterable[str]) -> list[Row]:
     """One row per problem, in this order."""
     registry, deployments = settings.registry(layout), settings.deployments(layout)
-    return [_row(layout, problem, *_champion(registry, deployments, problem)) for problem in problems]
+    rollouts = settings.rollouts(layout)
+    return [
+        _row(layout, problem, *_champion(registry, deployments, problem), rolling.words(rollouts, problem))
+        for problem in problems
+    ]
 
 
 def page(layout: Layout) -> Path:
@@ -127,7 +133,9 @@ def _champion(registry: Any, deployments: Any, problem: str) -> tuple["Version |
 
 def _arrival(version: "Version", decisions: list["Deployment"]) -> "Deployment | None":
     """The decision that made `version` the champion it is now."""
-    return next((each for each in reversed(decisions) if each.version == version.version and each.action != "refuse"), None)
+    from tasks.deploy import MOVES
+
+    return next((each for each in reversed(decisions) if each.version == version.version and each.action in MOVES), None)
 
 
 def _told(version: "Version", decisions: list["Deployment"]) -> dict[str, Any]:
@@ -143,12 +151,12 @@ def _told(version: "Version", decisions: list["Deployment"]) -> dict[str, Any]:
     }
 
 
-def _row(layout: Layout, problem: str, version: "Version | None", decisions: list["Deployment"]) -> Row:
+def _row(layout: Layout, problem: str, version: "Version | None", decisions: list["Deployment"], rollout: str | None) -> Row:
     spent = [read_json(path)["cpu_seconds"] for path in sorted((layout.var / "costs").glob(f"*@{problem}.json"))]
     cpu = round(math.fsum(spent), 1) if spent else None
     newest = decisions[-1].reason if decisions else None
     if version is None:
-        return Row(problem, verdict=newest, cpu_seconds=cpu)
+        return Row(problem, verdict=newest, cpu_seconds=cpu, rollout=rollout)
     arrival = _arrival(version, decisions)
     metric = version.tags.get("metric")
     known = {plain(name): value for name, value in version.metrics.items()}
@@ -164,6 +172,7 @@ def _row(layout: Layout, problem: str, version: "Version | None", decisions: lis
         verdict=newest,
         cpu_seconds=cpu,
         compiled=version.tags.get("compiled"),
+        rollout=rollout,
     )
 
 

@@ -172,13 +172,18 @@ def enter(root: str, problem: str, verdict: dict[str, Any]) -> int:
 
 
 def release(root: str, problem: str, version: int, verdict: dict[str, Any], by: str) -> str:
-    """Act on the verdict: champion or not, who decided, when and why. Returns the action."""
+    """Act on the verdict as `rollout` in the problem's params says: champion, on trial or not; who decided, when and why.
+
+    Returns the action: deploy, begin or refuse.
+    """
     from tasks.gate import Verdict
 
     with at("deploy", problem), WORLD:
         layout = Layout(Path(root))
-        registry, deployments = settings.registry(layout), settings.deployments(layout)
-        found = deployments.deploy(registry, problem, version, Verdict.model_validate(verdict), by)
+        policy = load(layout.params).section(problem).rollout
+        found = settings.rollouts(layout).enter(
+            settings.registry(layout), problem, version, Verdict.model_validate(verdict), by, policy
+        )
         log.info("%s version %d: %s", found.action, found.version, found.reason, extra={"event": "line"})
         return found.action
 

@@ -3,4 +3,5 @@
 from flows.commands import (
     keys,  # noqa: F401
     replay,  # noqa: F401
+    rollout,  # noqa: F401
 )
