@@ -10,7 +10,7 @@ import polars as pl
 from flows import scoring, settings
 from serving import recommending
 from serving.recommending import Observed, Recommendations
-from tasks import score
+from tasks import blocks
 from tasks.layout import Layout
 from tasks.params import Params
 from tasks.problems.ranking.answering import Request
@@ -42,7 +42,7 @@ def ask(layout: Layout, params: Params, problem: str, wanted: Mapping[str, Any],
 def observe(layout: Layout, params: Params, problem: str, data: Path) -> Observed:
     """Write the purchases in `data` (csv or parquet) down. Raises SourceError where it cannot be read."""
     recommending.section(params, problem)
-    given = score.read(data)
+    given = blocks.whole(data)
     return recommending.record(
         params, problem, recommending.load(params, problem, layout), settings.events(layout), given.iter_rows(named=True)
     )

@@ -236,6 +236,8 @@ def status(root: Root = HERE, as_json: Json = False, debug: Debug = False) -> No
         for row in rows:
             if row.compiled and row.compiled != "yes":
                 say(f"{row.problem}: answers without a compiled model ({row.compiled.removeprefix('no: ')})")
+            if row.rollout:
+                say(f"{row.problem}: {row.rollout}")
 
 
 @app.command()
@@ -329,7 +331,7 @@ def score(
     elif out is None:
         raise ParamsError(f"--data {data}: needs --out FILE, where the answers go")
     else:
-        result = scoring.run(place, known, name, data, out, version, lists)
+        result = scoring.run(place, known, name, data, out, version, lists, ledger=not no_ledger, say=say)
     if as_json:
         print_json(result.model_dump(mode="json"))
     else:

@@ -1,5 +1,6 @@
 """Batch scoring: the champion's answer to each row of a file, or to everybody by the newest features, and into the ledger."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -13,6 +14,8 @@ from tasks.errors import ModelError, ParamsError
 from tasks.layout import Layout
 from tasks.params import Params, Recommend
 from tasks.problems.base import Data, Model
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,26 @@ class Lists:
 
 
 def run(
-    layout: Layout, params: Params, problem: str, data: Path, out: Path, version: int | None, lists: Lists = Lists()
+    layout: Layout,
+    params: Params,
+    problem: str,
+    data: Path,
+    out: Path,
+    version: int | None,
+    lists: Lists = Lists(),
+    *,
+    ledger: bool = True,
+    say: Callable[[str], None] = log.info,
 ) -> score.Result:
-    """Score `data` into `out` with `version`, or the champion for None. Raises what tasks.score and the registry raise.
+    """Score `data` into `out` with `version`, or the champion for None. A recommender reads the purchases of the event log too.
 
-    A recommender reads the purchases of the event log too.
+    `ledger`: write the answers there too. `say`: told how far it came. Raises what tasks.score, the registry and the ledger
+    raise.
     """
     made = _scorer(layout, params, problem, version, lists)
-    return score.run(made.params, problem, layout, made.model, made.version, data, out, made.moved, made.compiled)
+    tell = _tell(layout, problem, made.version) if ledger else None
+    about = f"{lists.as_of} {settings.events(layout).mark(problem) if isinstance(made.section, Recommend) else ''}"
+    return score.run(made, data, out, tell=tell, about=about, say=say)
 
 
 def newest(
@@ -71,7 +86,8 @@ def _scorer(
     """What answers, with the compiled model where there is one. `anybody`: an event problem may be asked as of a day too."""
     params, moved = _moved(layout, params, problem, lists, anybody)
     model, chosen = champion(layout, problem, version)
-    compiled = settings.registry(layout).load_compiled(problem, chosen)
+    lists_alone = isinstance(params.section(problem), Recommend)  # they come from live histories
+    compiled = None if lists_alone else settings.registry(layout).load_compiled(problem, chosen)
     return score.Scorer(params, problem, layout, model, chosen, compiled, moved)
 
 
@@ -80,17 +96,8 @@ def _tell(layout: Layout, problem: str, version: int) -> score.Tell:
     ledger = settings.ledger(layout)
 
     def tell(entry: score.Entry, at: datetime) -> int:
-        return ledger.append_frame(
-            problem,
-            version,
-            entry.frame,
-            at=at,
-            variant="batch",
-            key=entry.key,
-            cutoff=entry.cutoff,
-            features=list(entry.features),
-            answer=list(entry.answer),
-        )
+        about = {"at": at, "key": entry.key, "features": entry.features, "answer": entry.answer}
+        return sum(ledger.append_frame(problem, version, rows, cutoff=cutoff, **about) for cutoff, rows in entry.by_cutoff())
 
     return tell
 

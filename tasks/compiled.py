@@ -96,7 +96,7 @@ class Compiled:
         except (Fail, InvalidGraph, InvalidProtobuf, NotImplemented, OSError, KeyError, ValueError) as error:
             shown = "compiled model" if isinstance(file, bytes) else file
             raise ModelError(f"{shown}: is no compiled model that can be read: {str(error)[:200]}. Train it again.") from error
-        self.reading = reading
+        self.reading, self._file = reading, given
         self.features = list(dict.fromkeys(each.name for each in (*reading.columns, *reading.texts)))
         """The features that a row must name."""
         self._readers = [(column.name, _reader(column, reading)) for column in reading.columns]
@@ -104,6 +104,10 @@ class Compiled:
         self._coded = [(place, read) for place, (_, read) in enumerate(self._readers) if not isinstance(read, _Number)]
         self._texts = [(text, _Words(text)) for text in reading.texts]
         self._names = [f"{PREFIX}{name}" for name in reading.classes]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process makes its own session of the file."""
+        return Compiled, (self._file,)
 
     def predict_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to one row of features: `prediction`, and for a classifier `probability_<class>` of each class.

@@ -116,11 +116,11 @@ class Crew:
 
 def beside(judge: Any, config: Any, bar: Sequence[float] | None, master: int | None) -> Outcome:
     """Run a trial in a process beside `master`."""
-    _end_with(master)
+    end_with(master)
     return judge(config, bar)
 
 
-def _end_with(master: int | None) -> None:
+def end_with(master: int | None) -> None:
     """Let this process end when `master` was killed: joblib's would go on, and hold their memory for minutes."""
 
     def watch() -> None:
@@ -134,7 +134,7 @@ def _end_with(master: int | None) -> None:
 
 def read(judge: Judge, master: int | None) -> None:
     """Read what `judge` needs into this process, and stay a moment, so that the next one is read by another process."""
-    _end_with(master)
+    end_with(master)
     judge.folds()
     time.sleep(MOMENT)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tasks import params, score
+from tasks import blocks, params, score
 from tasks.errors import DataError, EvergreenError, ModelError, ParamsError, SourceError
 from tasks.layout import Layout
 from tests import contracts
@@ -30,8 +30,8 @@ def asking(made: World, problem: str, model: str) -> Ask:
     def ask(frame: pl.DataFrame, name: str = "in.parquet", out: str = "out.parquet") -> pl.DataFrame:
         place, known = made.folder / name, params.load(made.folder / "params.yaml")
         frame.write_csv(place) if place.suffix == ".csv" else frame.write_parquet(place)
-        result = score.run(known, problem, Layout(made.folder), fitted, 3, place, made.folder / out)
-        answers = score.read(Path(result.out))
+        result = score.run(score.Scorer(known, problem, Layout(made.folder), fitted, 3), place, made.folder / out)
+        answers = blocks.whole(Path(result.out))
         assert (result.rows, result.version) == (frame.height, 3)
         assert result.not_scored == (answers["not_scored"].count() if "not_scored" in answers.columns else 0)
         return answers
@@ -125,7 +125,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, says):
     if name == "bad.csv":
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(SourceError, match=rf"{name}: .*{says}"):
-        score.read(tmp_path / name)
+        blocks.whole(tmp_path / name)
 
 
 def test_a_model_of_other_features_is_named_with_its_version(redeem, newest):
@@ -137,7 +137,7 @@ def test_a_model_of_other_features_is_named_with_its_version(redeem, newest):
     newest.select("household_id").write_csv(made.folder / "ids.csv")
     known, layout = params.load(made.folder / "params.yaml"), Layout(made.folder)
     with pytest.raises(ModelError, match=r"redeem: version 7 cannot score ids.csv: .*gone"):
-        score.run(known, "redeem", layout, stranger, 7, made.folder / "ids.csv", made.folder / "o.csv")
+        score.run(score.Scorer(known, "redeem", layout, stranger, 7), made.folder / "ids.csv", made.folder / "o.csv")
 
 
 def test_a_recommender_answers_with_lists_from_the_newest_histories(tmp_path):
