@@ -15,7 +15,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from io import BytesIO
 from itertools import groupby
@@ -27,11 +27,13 @@ import polars as pl
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from monitoring.findings import Estimate
 from tasks import database
 
 Variant = Literal["champion", "candidate", "shadow", "batch"]
 """Why a version was asked: it was in charge, on trial with a share of the traffic, on trial unheard, or for a file."""
 
+ALL: tuple[Variant, ...] = ("champion", "candidate", "shadow", "batch")
 METADATA = sa.MetaData()
 NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 PREDICTIONS = sa.Table(
@@ -71,6 +73,17 @@ TRUTHS = sa.Table(
     sa.Index("truths_by_id", "problem", "id"),
     sa.Index("truths_by_entity", "problem", "entity"),
 )
+COHORTS = sa.Table(
+    "prediction_cohorts",
+    METADATA,
+    sa.Column("problem", sa.String(64), primary_key=True),
+    sa.Column("week", sa.Date, primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("predictions", sa.Integer, nullable=False),
+    sa.Column("matured", sa.Integer, nullable=False),
+    sa.Column("score", sa.Text),
+    sa.Column("estimated", sa.Text),
+)
 AT_ONCE = 500
 """Rows per statement that names each of them: databases bound the values of one."""
 BLOCK = 50_000
@@ -79,6 +92,11 @@ SMALL = 64
 """Blocks with fewer rows are kept as JSON: a parquet file of a few wide rows is mostly its own head."""
 LONGEST = 255
 """Characters of an id or an entity."""
+WEEK = 7 * 86_400 * 1_000_000
+"""Microseconds."""
+TO_MONDAY = 3 * 86_400 * 1_000_000
+"""1970 began on a Thursday."""
+ATTEMPTS = 5
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MOMENT = pl.Datetime("us", "UTC")
 ROWS = {"id": pl.String, "version": pl.Int64, "variant": pl.String, "at": MOMENT, "cutoff": pl.Date, "entity": pl.String}
@@ -150,6 +168,32 @@ class Predicted:
     """The same rows, a column for each feature; no column where features were not asked for."""
 
 
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """The predictions of one version in one week."""
+
+    week: date
+    """Its Monday (UTC)."""
+    version: int
+    predictions: int
+    matured: int
+    """Of these, whose truth is known."""
+    score: Estimate | None = None
+    """Realised. None: not asked for."""
+    estimated: Estimate | None = None
+    """What was to be expected before the truths came."""
+
+    @property
+    def off(self) -> float | None:
+        """How much higher the score was estimated than it turned out."""
+        one, two = self.estimated, self.score
+        return None if not one or not two or one.score is None or two.score is None else one.score - two.score
+
+
+Judge = Callable[[Predicted, datetime], tuple[Estimate, Estimate]]
+"""Predictions of one version in one week, and its end -> realised and estimated score. Weeks come in their order."""
+
+
 class Ledger:
     """The predictions and truths, in tables at the SQLAlchemy `address`; missing tables, or the folder of an SQLite file, are
     made.
@@ -216,7 +260,9 @@ class Ledger:
                 for place, (name, entity) in enumerate(zip(ids, entities, strict=True))
             ]
             with self._link() as link:
-                fresh += self._write(link, rows, part.select(answer), part.select(features))
+                fresh += self._write(
+                    link, rows, *(part.select(each) if each else _nothing(part.height) for each in (answer, features))
+                )
         return fresh
 
     def _write(self, link: sa.Connection, rows: list[dict[str, Any]], answers: pl.DataFrame, features: pl.DataFrame) -> int:
@@ -308,6 +354,83 @@ class Ledger:
         rows = rows.join(truths, on=["block", "place"], how="left", maintain_order="left").drop("block", "place")
         return Predicted(rows, asked)
 
+    def cohorts(self, problem: str, judge: Judge | None = None, since: date | None = None) -> list[Cohort]:
+        """Per week and version how many predictions there are, of how many the truth is known, and their scores by `judge`.
+
+        `since`: from the week of that day on. Weeks whose predictions were compacted are told as they were kept.
+        """
+        first = _monday(since) if since else date.min
+        kept = {(each.week, each.version): each for each in self._kept(problem) if each.week >= first}
+        found = {(each.week, each.version): each for each in self._cohorts(problem, judge, first, None)}
+        both = {key: _merged(kept[key], found[key]) for key in kept.keys() & found.keys()}
+        return [each for _, each in sorted({**kept, **found, **both}.items(), key=lambda pair: pair[0])]
+
+    def _cohorts(self, problem: str, judge: Judge | None, first: date, before: date | None) -> Iterator[Cohort]:
+        week = (PREDICTIONS.c.at + TO_MONDAY) // WEEK
+        asked = sa.select(week, PREDICTIONS.c.version, sa.func.count()).where(PREDICTIONS.c.problem == problem)
+        with self._link() as link:
+            counts = link.execute(asked.group_by(week, PREDICTIONS.c.version).order_by(week, PREDICTIONS.c.version)).all()
+        for number, version, count in counts:
+            monday = (EPOCH + timedelta(microseconds=number * WEEK - TO_MONDAY)).date()
+            if monday < first or (before and monday >= before):
+                continue
+            since, until = (_midnight(monday + timedelta(days=days)) - timedelta(microseconds=1) for days in (0, 7))
+            rows = self.read(problem, since=since, until=until, version=version, variants=ALL, features=False)
+            matured = rows.rows.height - rows.rows["truth"].null_count()
+            scores = judge(rows, until) if judge else (None, None)
+            yield Cohort(monday, version, count, matured, *scores)
+
+    def _kept(self, problem: str) -> list[Cohort]:
+        with self._link() as link:
+            rows = link.execute(sa.select(COHORTS).where(COHORTS.c.problem == problem)).mappings().all()
+        scores = [[each and Estimate.model_validate_json(each) for each in (row["score"], row["estimated"])] for row in rows]
+        return [
+            Cohort(row["week"], row["version"], row["predictions"], row["matured"], *both)
+            for row, both in zip(rows, scores, strict=True)
+        ]
+
+    def compact(self, problem: str, before: date, judge: Judge | None = None) -> int:
+        """Forget the single predictions of the weeks that ended before the day `before`, and the truths about them; their
+        cohorts stay, with their scores by `judge`. Returns how many predictions went.
+        """
+        monday = _monday(before)
+        end, wanted = _micros(_midnight(monday)), PREDICTIONS.c.problem == problem
+        old = sa.and_(wanted, PREDICTIONS.c.at < end)
+        for _ in range(ATTEMPTS):
+            cohorts = list(self._cohorts(problem, judge, date.min, monday))
+            if not cohorts:
+                return 0
+            with self._link() as link:
+                self._alone(link, problem)
+                there = link.execute(sa.select(sa.func.count()).select_from(PREDICTIONS).where(old)).scalar_one()
+                if there != sum(each.predictions for each in cohorts):
+                    continue  # another process compacts too, or late ones came: look again
+                self._keep(link, problem, cohorts)
+                blocks = sa.select(PREDICTIONS.c.block).where(old).distinct()
+                gone = link.execute(blocks).scalars().all()
+                link.execute(sa.delete(PREDICTIONS).where(old))
+                for part in _parts(list(gone), AT_ONCE):
+                    empty = ~sa.exists().where(PREDICTIONS.c.block == BLOCKS.c.number)
+                    link.execute(sa.delete(BLOCKS).where(BLOCKS.c.number.in_(part), empty))
+                about = [sa.exists().where(wanted, each) for each in ABOUT]
+                idle = sa.and_(TRUTHS.c.problem == problem, TRUTHS.c.known_at < end, ~sa.or_(*about))
+                link.execute(sa.delete(TRUTHS).where(idle))
+                return there
+        return 0
+
+    def _keep(self, link: sa.Connection, problem: str, cohorts: Sequence[Cohort]) -> None:
+        known = {(each.week, each.version): each for each in self._kept(problem)}
+        for each in cohorts:
+            key = sa.and_(COHORTS.c.problem == problem, COHORTS.c.week == each.week, COHORTS.c.version == each.version)
+            link.execute(sa.delete(COHORTS).where(key))
+            whole = _merged(known[each.week, each.version], each) if (each.week, each.version) in known else each
+            scores = {
+                name: found and found.model_dump_json()
+                for name, found in (("score", whole.score), ("estimated", whole.estimated))
+            }
+            counts = {"predictions": whole.predictions, "matured": whole.matured}
+            link.execute(sa.insert(COHORTS).values(problem=problem, week=each.week, version=each.version, **counts, **scores))
+
     def untold(self, problem: str, until: date, again: date) -> pl.DataFrame:
         """entity and day (the cutoff, else that of the answer) of predictions up to the day `until`, each pair once: those
         without a truth of that day, and all those later than `again`."""
@@ -323,6 +446,12 @@ class Ledger:
     def _link(self) -> AbstractContextManager[sa.Connection]:
         """A transaction; raises ProjectError, in one line, where the database refuses."""
         return database.transaction(self._engine, "predictions")
+
+
+def _merged(one: Cohort, two: Cohort) -> Cohort:
+    """Both parts of a cohort; its scores are those of the larger part."""
+    large = one if one.predictions >= two.predictions else two
+    return replace(large, predictions=one.predictions + two.predictions, matured=one.matured + two.matured)
 
 
 def _within(
@@ -384,8 +513,6 @@ def _pack(frame: pl.DataFrame) -> bytes:
     if frame.height < SMALL:
         return zlib.compress(orjson.dumps([frame.height, {name: frame[name].to_list() for name in frame.columns}]))
     buffer = BytesIO()
-    if not frame.width:  # parquet keeps no rows without columns
-        frame = pl.DataFrame({"": pl.Series([None] * frame.height, dtype=pl.Boolean)})
     frame.write_parquet(buffer, compression="zstd", statistics=False)
     return buffer.getvalue()
 
@@ -421,7 +548,12 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 def _frame(columns: Mapping[str, Sequence[Any]], height: int) -> pl.DataFrame:
     made = [_column(name, values) for name, values in columns.items()]
-    return pl.DataFrame(made) if made else pl.DataFrame({"": pl.Series([None] * height, dtype=pl.Boolean)})
+    return pl.DataFrame(made) if made else _nothing(height)
+
+
+def _nothing(height: int) -> pl.DataFrame:
+    """A frame keeps no rows without a column."""
+    return pl.DataFrame({"": pl.Series([None] * height, dtype=pl.Boolean)})
 
 
 def _column(name: str, values: Sequence[Any]) -> pl.Series:
@@ -526,6 +658,14 @@ def _short(name: str) -> str:
 
 def _parts(rows: list[Any], size: int) -> Iterator[list[Any]]:
     return (rows[first : first + size] for first in range(0, len(rows), size))
+
+
+def _monday(day: date) -> date:
+    return day - timedelta(days=day.weekday())
+
+
+def _midnight(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
 def _utc(moment: datetime) -> datetime:

@@ -8,8 +8,8 @@ An estimate draws truths as the model itself would have them and scores the pred
     recommendation   none: a list says nothing of how likely its items are bought
     clustering       nothing is ever true or false of a group
 
-It sees what changes in what goes in. That the same rows come to another end than they did (concept drift) it cannot see; `off`
-says afterwards how far it was from what was realised.
+It sees what changes in what goes in. That the same rows come to another end than they did (concept drift) it cannot see; a
+cohort's `off` says afterwards how far it was from what was realised.
 """
 
 import math
@@ -36,8 +36,11 @@ BINS = 20
 DRAWS = 200
 MOST = 10_000
 """Of more rows so many, whole entities, are drawn from; intervals are then as wide as those of all rows would be."""
+EARLIER = 8
+"""Most cohorts before one that an estimate learns from."""
 RIPE = 0.8
 """A window's truths are known where its matured share is at least this, times that of the window with the largest."""
+ANYBODY = {"entity": pl.String, "truth_at": pl.Datetime("us", "UTC")}
 NOTHING = Estimate(score=None, low=None, high=None, rows=0, reason="no predictions")
 
 Seen = tuple[datetime, Predicted]
@@ -86,16 +89,33 @@ def _matured(frame: pl.DataFrame) -> float:
     return _labels(frame) / frame.height if frame.height else 0.0
 
 
-def off(estimate: Estimate, realised: Estimate) -> float | None:
-    """How much higher the score was estimated than it turned out; None where one of them is not known."""
-    return None if estimate.score is None or realised.score is None else estimate.score - realised.score
+class Judge:
+    """Scores cohorts one after the other, as the ledger asks for them."""
+
+    def __init__(self, kind: Kind, section: Any, seed: int = 0) -> None:
+        self._kind, self._section, self._seed = kind, section, seed
+        self._past: dict[int, list[pl.DataFrame]] = {}
+
+    def __call__(self, predicted: Predicted, until: datetime) -> tuple[Estimate, Estimate]:
+        """Realised, and as estimated from earlier cohorts of the version whose truths were known at `until`."""
+        frame = judged(self._kind, self._section, predicted)
+        past = self._past.setdefault(predicted.rows["version"][0], [])
+        known = [each.filter(pl.col("truth_at") <= until) for each in past]
+        past[:] = [*past[1 - EARLIER :], frame]
+        found = realised(self._kind, self._section, frame, self._seed)
+        return found, estimated(self._kind, self._section, frame, known, self._seed)
+
+
+def judge(kind: Kind, section: Any, seed: int = 0) -> Judge | None:
+    """What scores cohorts; None for a kind without truth."""
+    return None if kind.name == "clustering" else Judge(kind, section, seed)
 
 
 # What was predicted, as the kind's own score takes it
 
 
 def judged(kind: Kind, section: Any, predicted: Predicted) -> pl.DataFrame:
-    """The rows as `kind.predict` gives them, in their order: entity, truth (null where unknown), and the answer.
+    """The rows as `kind.predict` gives them, in their order: entity, truth and truth_at (null where unknown), and the answer.
 
     Of lists entity, truth (items bought) and the metric of each; null for a user who bought nothing. A row about nobody has an
     entity of its own. Truths that cannot be ones of this kind, such as a word for an amount, are null.
@@ -122,7 +142,7 @@ def _classes(rows: pl.DataFrame, kind: Kind, section: Any) -> pl.DataFrame:
         if labels and all(_is_number(label) or label in ("true", "false") for label in labels):
             truth = truth.str.to_lowercase()
     known = truth if labels else truth.clear(len(truth))
-    frame = rows.select("entity", *chances).with_columns(known.alias("truth"))
+    frame = rows.select("entity", "truth_at", *chances).with_columns(known.alias("truth"))
     frame = frame.with_columns(threshold=pl.lit(_threshold(rows, names, labels), pl.Float64))
     return frame.filter(pl.sum_horizontal(names) > 0) if names else frame.clear()
 
@@ -148,20 +168,20 @@ def _threshold(rows: pl.DataFrame, names: Sequence[str], labels: Sequence[str]) 
 
 def _amounts(rows: pl.DataFrame, kind: Kind, section: Any) -> pl.DataFrame:
     if "prediction" not in rows.columns:
-        return pl.DataFrame(schema={"entity": pl.String, "truth": pl.Float64, "prediction": pl.Float64})
+        return pl.DataFrame(schema={**ANYBODY, "truth": pl.Float64, "prediction": pl.Float64})
     numbers = (pl.col(name).cast(pl.Float64, strict=False).alias(name) for name in ("truth", "prediction"))
-    return rows.select("entity", *numbers).filter(pl.col("prediction").is_not_null())
+    return rows.select(*ANYBODY, *numbers).filter(pl.col("prediction").is_not_null())
 
 
 def _lists(rows: pl.DataFrame, kind: Kind, section: Any) -> pl.DataFrame:
     from tasks.problems.ranking.metrics import per_user
 
-    schema = {"entity": pl.String, "truth": pl.List(pl.String), "prediction": pl.Float64}
+    schema = {**ANYBODY, "truth": pl.List(pl.String), "prediction": pl.Float64}
     if "items" not in rows.columns:
         return pl.DataFrame(schema=schema)
     k, texts = section.pipeline.k, pl.List(pl.String)
     bought = rows["truth"].cast(texts) if rows["truth"].dtype.base_type() == pl.List else rows["truth"].clear(rows.height)
-    rows = rows.select("entity", pl.col("items").cast(texts), bought.cast(texts).alias("truth"))
+    rows = rows.select(*ANYBODY, pl.col("items").cast(texts), bought.cast(texts).alias("truth"))
     hits, relevant = np.zeros((rows.height, k), bool), np.zeros(rows.height, int)
     for row, (items, truth) in enumerate(rows.select("items", "truth").iter_rows()):
         wanted = set(truth or ())
