@@ -236,15 +236,17 @@ def _values(name: str, what: What, bins: Bins, was: Sketch, now: Sketch, drawn: 
         most = int(np.abs(mine - other).argmax())
         reason = f"{bins.label(most)}: {other[most]:.1%} of rows to {mine[most]:.1%}"
         return Test(name, what, "jensenshannon", value, float(p[0]), effect, reason, drawn["jensenshannon"], p[1:])
-    far = float(sketch.wasserstein(bins, mine, now.beyond / now.present, other, was.beyond / was.present))
     apart = float(sketch.kolmogorov(mine, other))
-    both = {"wasserstein": far, "ks": apart}
-    p = {key: null.p_values(drawn[key], np.array([value, *drawn[key]])) for key, value in both.items()}
-    best = min(both, key=lambda key: p[key][0])
-    together = np.minimum(2 * np.minimum(p["wasserstein"], p["ks"]), 1.0)
+    tried = {"ks": apart}
+    if "wasserstein" in drawn:
+        far = sketch.wasserstein(bins, mine, now.beyond / now.present, other, was.beyond / was.present)
+        tried["wasserstein"] = float(far)
+    p = {key: null.p_values(drawn[key], np.array([value, *drawn[key]])) for key, value in tried.items()}
+    best = min(tried, key=lambda key: p[key][0])
+    together = np.minimum(len(tried) * np.min(list(p.values()), axis=0), 1.0)
     reason = f"mean {bins.mean(was):.4g} to {bins.mean(now):.4g}"
-    effect = max(far, apart)
-    return Test(name, what, best, both[best], float(together[0]), effect, reason, drawn[best], together[1:], 0.5)
+    effect = max(tried.values())
+    return Test(name, what, best, tried[best], float(together[0]), effect, reason, drawn[best], together[1:], 1 / len(tried))
 
 
 def _judge(reference: Reference, tests: Sequence[Test], policy: Monitor) -> list[Change]:

@@ -83,7 +83,8 @@ def statistics(bins: Bins, codes: Codes, by: Weights) -> dict[str, np.ndarray]:
     if isinstance(bins, Numbers):
         win, ref = _drawn(codes, bins.bins, by, cumulative=True)
         if win is not None and ref is not None:
-            found["wasserstein"] = sketch.wasserstein(bins, win[0], win[1], ref[0], ref[1])
+            if not bins.heavy:
+                found["wasserstein"] = sketch.wasserstein(bins, win[0], win[1], ref[0], ref[1])
             found["ks"] = sketch.kolmogorov(win[0], ref[0])
     else:
         win, ref = _drawn(codes, bins.bins, by)

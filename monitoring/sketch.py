@@ -14,7 +14,9 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 BINS = 128
-"""Most bins of a column of numbers: every so many rows of the reference."""
+"""A column of numbers has so many edges at equal shares of the reference's rows, and as many at equal distances."""
+ENOUGH = 100
+"""Rows that a variance must rest on (rows / kurtosis): else a few values in the tail decide on the Wasserstein distance."""
 LEVELS = 200
 """Categories with a bin of their own, the largest; the others of the reference share one."""
 KNOWN = 20_000
@@ -73,6 +75,8 @@ class Numbers:
     edges: np.ndarray
     norm: float
     """What distances are divided by: the standard deviation of the reference, at least SMALLEST_NORM."""
+    heavy: bool
+    """Whether its tails are too heavy for the Wasserstein distance (see ENOUGH); then Kolmogorov-Smirnov alone is looked at."""
     form: Form = "number"
 
     @classmethod
@@ -80,11 +84,14 @@ class Numbers:
         known = numbers(values)[0]
         known = known[~np.isnan(known)]
         if not len(known):
-            return cls(np.zeros(1), SMALLEST_NORM)
+            return cls(np.zeros(1), SMALLEST_NORM, False)
         distinct = np.unique(known)
-        shares = np.linspace(0, 1, BINS)
-        edges = distinct if len(distinct) <= BINS else np.unique(np.quantile(known, shares, method="inverted_cdf"))
-        return cls(edges, max(float(np.std(known)), SMALLEST_NORM))
+        if len(distinct) > 2 * BINS:
+            shares = np.quantile(known, np.linspace(0, 1, BINS), method="inverted_cdf")
+            distinct = np.unique([*shares, *np.linspace(distinct[0], distinct[-1], BINS)])
+        apart = np.square(known - known.mean())
+        heavy = bool(np.square(apart.sum()) < ENOUGH * np.square(apart).sum())
+        return cls(distinct, max(float(np.std(known)), SMALLEST_NORM), heavy)
 
     @property
     def bins(self) -> int:

@@ -84,7 +84,7 @@ class Monitor(Section):
     """Share of windows without any drift that may raise an alarm (false-discovery rate over the columns)."""
     resamples: Annotated[int, Field(ge=100)] = 400
     """Draws from the reference that tell what its statistics are without drift; done once for each reference and size."""
-    min_effect: Annotated[float, Field(ge=0)] = 0.1
+    min_effect: Annotated[float, Field(ge=0)] = 0.05
     """A change smaller than this is reported, not alarmed on: standard deviations of a number, share of rows of a category."""
     min_importance: Annotated[float, Field(ge=0, le=1)] = 0.02
     """A feature with a smaller share of the model's importance is reported, not alarmed on."""
