@@ -138,7 +138,7 @@ class Deployments:
         """Problem -> number of the newest decision that changes what answers. One small query, for those who watch."""
         wanted = sa.select(TABLE.c.problem, sa.func.max(TABLE.c.id)).where(*_SHAPING).group_by(TABLE.c.problem)
         with self._link() as link:
-            return dict(link.execute(wanted).tuples())
+            return {problem: number for problem, number in link.execute(wanted)}  # noqa: C416  # a result is no mapping
 
     def barred(self, problem: str, version: int) -> str | None:
         """Why a verdict may not bring `version` back, where a rollback or a rollout took it away; else None."""
