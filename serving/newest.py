@@ -1,46 +1,64 @@
 """The newest features of each entity, in memory: for requests that name only the key."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from polars.exceptions import PolarsError
 
 from tasks.errors import RequestError
 
+log = logging.getLogger(__name__)
+
 
 class Newest:
-    """Of the table of features in `file`, its last cutoff. Read at the first question, and again when the file changes."""
+    """Of the table of features in `file`, its last cutoff; read at once, and again by `refresh`.
 
-    def __init__(self, file: Path, features: Sequence[str]) -> None:
-        self._file, self._features = file, list(features)
-        self._stamp: int | None = None
-        self._frame, self._places, self._day = pl.DataFrame(), dict[str, int](), date.min
+    `entity`: the column of the keys. A file that is not there, or without a feature, knows nobody.
+    """
 
-    def of(self, entity: str, key: Any) -> tuple[Mapping[str, Any], date]:
-        """The features of the entity with that key, and the day they were known on. Raises RequestError for an unknown one.
+    def __init__(self, file: Path, entity: str, features: Iterable[str]) -> None:
+        self._file, self._entity, self._features = file, entity, list(features)
+        self._stamp = 0
+        self._known = _Known(pl.DataFrame(), {}, None)
+        self.refresh()
 
-        `entity`: the column of the keys.
-        """
-        if self._stamp is None:
-            self.refresh(entity)
-        place = self._places.get(str(int(key)) if isinstance(key, float) and key.is_integer() else str(key))
-        if place is None:
-            raise RequestError(entity, f"no features at {self._day}", key)
-        return self._frame.row(place, named=True), self._day
+    def of(self, key: str) -> tuple[Mapping[str, Any], date]:
+        """The features of the entity with that key, and the day they were known on. Raises RequestError for an unknown one."""
+        known = self._known
+        if known.day is None:
+            raise RequestError(self._entity, "no features are known here; give all features of the row")
+        if (place := known.places.get(key)) is None:
+            raise RequestError(self._entity, f"no features at {known.day}", key)
+        return known.frame.row(place, named=True), known.day
 
-    def refresh(self, entity: str) -> None:
-        """Read the file where it is another one than before. Raises RequestError where there is none."""
+    def keys(self) -> list[str]:
+        """Of all that are known."""
+        return list(self._known.places)
+
+    def refresh(self) -> None:
+        """Read the file where it is another one than before."""
         try:
             stamp = self._file.stat().st_mtime_ns
-        except OSError:
-            raise RequestError(entity, "no features are known here; give all features of the row") from None
-        if stamp == self._stamp:
+            if stamp == self._stamp:
+                return
+            lines = pl.scan_parquet(self._file)
+            newest = lines.filter(pl.col("cutoff") == pl.col("cutoff").max()).collect()
+            frame, keys = newest.select(self._features), newest[self._entity].to_list()
+        except (OSError, PolarsError) as error:
+            log.warning("%s: nobody can be looked up: %s", self._file.parent.name, str(error).splitlines()[0])
             return
-        lines = pl.scan_parquet(self._file)
-        newest = lines.filter(pl.col("cutoff") == pl.col("cutoff").max()).collect()
-        self._frame = newest.select(self._features)
-        self._places = {str(each): place for place, each in enumerate(newest[entity].to_list())}
-        self._day = newest["cutoff"][0] if newest.height else date.min
-        self._stamp = stamp
+        day = newest["cutoff"][0] if newest.height else None
+        self._known, self._stamp = _Known(frame, {str(each): place for place, each in enumerate(keys)}, day), stamp
+
+
+@dataclass(frozen=True)
+class _Known:
+    frame: pl.DataFrame
+    places: dict[str, int]
+    """Key -> row."""
+    day: date | None

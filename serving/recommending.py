@@ -89,6 +89,14 @@ class Recommendations:
         """See Shop.answer."""
         return self._shop.answer(request)
 
+    def users(self) -> list[Any]:
+        """Keys of all that ever bought, up to the last training."""
+        return self._shop.data.histories.users.tolist()
+
+    def items(self) -> list[Any]:
+        """Keys of what can be recommended."""
+        return self._shop.goods.ids[: self._shop.goods.size].tolist()
+
     def observe(self, given: Iterable[Mapping[str, Any]], now: datetime | None = None) -> Observed:
         """Write purchases down, then let them count: when this returns, they last and the next answer knows them.
 

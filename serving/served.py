@@ -9,6 +9,7 @@ from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
+from serving.batching import Batch
 from serving.newest import Newest
 from tasks import compiled
 from tasks.compiled import Compiled, Point
@@ -19,7 +20,7 @@ from tasks.params import Expectation, KindName, Params, Recommend, Table, Tabula
 if TYPE_CHECKING:
     from serving.events import EventLog
     from serving.recommending import Recommendations
-    from tasks.problems.ranking.answering import Answer, Request
+    from tasks.problems.ranking.answering import Request
     from tasks.registry import Registry
 
 Type = Literal["number", "text", "date"]
@@ -99,6 +100,10 @@ class Rows(Served):
         self._load, self._loading = pipeline, Lock()
         self._ruled = tuple((each.name, each.domains) for each in features if each.domains)
         self._keys = frozenset({*self.features, *([entity] if entity else []), *([CUTOFF] if newest else [])})
+        self.said: Mapping[str, Any] = {}
+        """The answer to the first row of the example, once it was checked."""
+        self.batch: Batch[Asked] | None = None
+        """Where a server collects its rows."""
         self._width = len(self.features)
         self._read_plain = self.compiled.read_plain if self.compiled else None
 
@@ -114,7 +119,7 @@ class Rows(Served):
     def _read(self, row: Mapping[str, Any]) -> Asked:
         entity, cutoff = self._about(row)
         if entity is not None and self.newest and len(row) == 1:
-            features, cutoff = self.newest.of(self.entity or "", row[self.entity or ""])
+            features, cutoff = self.newest.of(entity)
         else:
             features = row if len(row) == self._width else {name: row[name] for name in self.features if name in row}
             self._refuse_unknown(row)
@@ -150,13 +155,14 @@ class Rows(Served):
             for name, value in answer.items():
                 if isinstance(value, float) and not math.isfinite(value):
                     raise ModelError(f"{what}: answers {name} = {value} to its own example. Train again, or roll back.")
+        self.said = said[0] if said else {}
         return said
 
     def _about(self, row: Mapping[str, Any]) -> tuple[str | None, date | None]:
         key = row.get(self.entity) if self.entity else None
         if key is not None and not isinstance(key, str | int | float):
             raise RequestError(str(self.entity), "must be a text or a number", key)
-        return None if key is None else _key(key), _day(row.get(CUTOFF)) if self.newest else None
+        return None if key is None else key_of(key), _day(row.get(CUTOFF)) if self.newest else None
 
     def _refuse_unknown(self, row: Mapping[str, Any]) -> None:
         for name in row:
@@ -179,8 +185,31 @@ class Lists(Served):
         self.problem, self.version = recommendations.problem, recommendations.version
         self.recommendations, self.item, self.user = recommendations, item, user
 
-    def answer(self, request: "Request") -> "Answer":
-        return self.recommendations.answer(request)
+    def example_user(self) -> Any:
+        """Somebody who bought."""
+        return next(iter(self.recommendations.users()), None)
+
+    def example_item(self) -> Any:
+        """Something that can be bought."""
+        return next(iter(self.recommendations.items()), None)
+
+    def lists(self, request: "Request") -> list[dict[str, Any]]:
+        """One for each user of the request: user, items (item, score, source, because), notes, as_of, learned.
+
+        Raises DataError and ParamsError for a wish that cannot be.
+        """
+        users = list(request.users) or [None]
+        answer = self.recommendations.answer(request)
+        days = {"as_of": answer.as_of, "learned": answer.learned}
+        found: list[dict[str, Any]] = [{"user": user, "items": [], "notes": [], **days} for user in users]
+        because: Sequence[str | None] = answer.because or [None] * len(answer.row)
+        columns = (answer.row, answer.item, answer.score, answer.source, because)
+        for row, item, score, source, why in zip(*(_plain(each) for each in columns), strict=True):
+            one = {"item": item, "score": None if score != score else score, "source": source, "because": why}
+            found[row]["items"].append(one)
+        for note in answer.notes:
+            found[note.row]["notes"].append(str(note))
+        return found
 
     def check(self) -> None:
         """It answered when it was made (see Recommendations)."""
@@ -200,8 +229,9 @@ def load(params: Params, layout: Layout, registry: "Registry", events: "EventLog
     kind, rules = params.kind(problem), _domains(params, section)
     features = [Feature(name, TYPES.get(type_, "number"), rules.get(name, ())) for name, type_ in described.features.items()]
     pipeline = partial(_pipeline, registry, problem, version, kind, features)
-    table = isinstance(section.features, Table)
-    newest = None if table else Newest(layout.features(problem) / "rows.parquet", list(described.features))
+    newest = None
+    if not isinstance(section.features, Table):
+        newest = Newest(layout.features(problem) / "rows.parquet", section.features.entity, described.features)
     return Rows(
         problem, version, kind, features, described.example, found or pipeline(),
         entity=section.features.entity, newest=newest, pipeline=pipeline,
@@ -248,6 +278,10 @@ def _check(feature: Feature, value: Any) -> None:
             raise RequestError(feature.name, domain.rule, value)
 
 
+def _plain(values: Any) -> list[Any]:
+    return values.tolist() if hasattr(values, "tolist") else list(values)
+
+
 def _moment(name: str, value: Any) -> None:
     try:
         datetime.fromisoformat(str(value))
@@ -264,8 +298,8 @@ def _day(value: Any) -> date | None:
         raise RequestError(CUTOFF, "must be a day, such as 2024-03-31", value) from None
 
 
-def _key(value: str | float) -> str:
-    """As text: 7 and 7.0 are the same one."""
+def key_of(value: Any) -> str:
+    """Of an entity, as text: 7 and 7.0 are the same one."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 

@@ -47,6 +47,8 @@ class LeakError(DataError): ...
 class RequestError(DataError):
     def __init__(self, field: str, rule: str, *value: Any) -> None:
         """`value`: none where the field is not there."""
+        self.row: int | None = None
+        """Which of several, counted from 0."""
         self.field, self.rule, self.value = field, rule, _shown(*value) if value else None
         super().__init__(f"{field} = {self.value}: {rule}" if value else f"{field}: {rule}")
 
