@@ -531,6 +531,9 @@ class Tune(Section):
     """Models to try. null: all of the kind."""
     space: dict[str, dict[str, Range]] = {}
     """model -> hyper-parameter -> range, in place of the kind's own."""
+    start: tuple[dict[str, Any], ...] = ()
+    """Configurations that are tried right after the defaults: a retraining writes the best of the search before it here. What
+    the space does not have (any more) is left out."""
     folds: Annotated[int, Field(ge=1)] = 3
     """Validation windows in time, each after its training rows; parts of the cross-validation of a table without time."""
     repeats: Annotated[int, Field(ge=1)] | None = None
@@ -560,6 +563,9 @@ class Tune(Section):
 class Train(Section):
     history_days: int | None = None
     """Learn from rows with a cutoff in that many days before the newest. null: from all."""
+    half_life_days: Annotated[float, Field(gt=0)] | None = None
+    """Not for recommendation, and not for tables without time: of rows this much older than the newest that are learned from,
+    every second one is, of twice as old ones every fourth. null: all are."""
     calibrate: Literal["auto", "none", "sigmoid", "isotonic"] | None = None
     """classification: mend probabilities by what was said of rows in the search that the model had not seen. auto: sigmoid or
     isotonic where it lowers their logarithmic loss clearly. null: auto for a plain table, else none."""
@@ -655,6 +661,12 @@ class Tabular(Section):
     retrain: Retrain = Retrain()
     schedule: Schedule = Schedule()
 
+    @model_validator(mode="after")
+    def windows_need_cutoffs(self) -> "Tabular":
+        if isinstance(self.features, Table) and (self.retrain.window != "growing" or self.train.half_life_days):
+            raise ValueError("rows of a plain table have no cutoffs: retrain.window must be growing, train.half_life_days null")
+        return self
+
 
 class Recommend(Section):
     """A recommendation problem: one list per user."""
@@ -672,6 +684,15 @@ class Recommend(Section):
     monitor: Monitor = Monitor()
     retrain: Retrain = Retrain()
     schedule: Schedule = Schedule()
+
+    @model_validator(mode="after")
+    def purchases_have_weights_of_their_own(self) -> "Recommend":
+        if self.retrain.window == "weighted" or self.train.half_life_days:
+            raise ValueError(
+                "purchases are weighed by pipeline.half_life_days: retrain.window must be growing or sliding, "
+                "train.half_life_days null"
+            )
+        return self
 
 
 Problem = Tabular | Recommend

@@ -39,6 +39,8 @@ class Stages:
     expected: Mapping[str, float] = field(default_factory=dict)
     """Model -> seconds that its defaults will take, as measured on a few rows."""
     workers: int = 1
+    starts: Sequence[Config] = ()
+    """Configurations that follow the defaults of their stage."""
 
     def next(self, tried: Sequence[Tried]) -> list[Request]:
         """The next batch; empty at the end."""
@@ -62,6 +64,11 @@ class Stages:
             if stage == "baseline" or self._fits(model, mine, room, stage, tried, place)
         ]
         asked: list[Request] = [self.defaults[model] for model in affordable[:most]]
+        known = [each.config for each in mine]
+        for start in self.starts:
+            fits = start["model"] in models and start not in known and len(asked) < min(most, max(room, len(asked)))
+            if fits and self._fits(start["model"], mine, room, stage, tried, len(asked), default=False):
+                asked.append(start)
         searched = [model for model in models if model in self.searched and (model not in missing or model in affordable)]
         if searched and (asked or self._pays(mine, tried)):
             turns = self._by_score(searched, mine)

@@ -63,6 +63,8 @@ KILLS = 3
 """A trial that was running in so many kills is given up."""
 STARTUP = 6
 """tpe: so many trials are random or planned before the model of the space takes over."""
+STARTS = 3
+"""So many configurations of a search begin the next one."""
 SCALARS = (bool, int, float, str, type(None))
 NOWHERE = -1
 """Position of a trial that was killed before it had one."""
@@ -108,6 +110,8 @@ class Search:
     """Model -> seconds that a trial of its defaults will take."""
     estimate: Estimate | None = None
     """With a budget: what the steps after the search will need."""
+    starts: Sequence[Config] = ()
+    """Configurations that follow the defaults."""
     probes: Mapping[str, Outcome] = field(default_factory=dict)
     """Model -> how its defaults did on one fold of a few rows."""
 
@@ -158,6 +162,7 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
             score=lambda frame: float(kind.score(frame, section)[metric.name]),
             clock=clock,
         )
+        search = replace(search, starts=_starts(search))
         workers = crew.here(tune.batch or 1, tune.workers, clock)
         if clock.seconds is not None:
             if clock.seconds >= PROCESSES_PAY:
@@ -291,6 +296,39 @@ def _alone(search: Search, journal: Path, workers: Crew) -> Tried:
     own.unlink()
     Said(own.with_suffix("")).clear()
     return pick(search, tried)
+
+
+def _starts(search: Search) -> list[Config]:
+    """tune.start as configurations of the space: each once, none of them a default; unknown models and names are left out."""
+    found: list[Config] = []
+    for each in search.tune.start:
+        model = each.get("model")
+        if model not in search.space:
+            log.info("%s: tune: start: %s is no model of this search", search.name, model)
+            continue
+        known = {name: each[name] for name in search.defaults[model] if name in each}
+        config = _within({**search.defaults[model], **known}, search.space[model])
+        if config not in (*search.defaults.values(), *found):
+            found.append(config)
+    return found
+
+
+def starts(params: Params, problem: str, layout: Layout) -> list[dict[str, Any]]:
+    """For tune.start: the STARTS best configurations of the last search of `problem`, in JSON's own types; no defaults, which
+    every search tries, and no blends."""
+    path = layout.tuning(problem) / "trials.parquet"
+    if not path.exists():
+        return []
+    kind, section = problems.kind(params.kind(problem)), params.section(problem)
+    metric = problems.metric(kind, section.tune.metric, f"{problem}.tune.metric")
+    trials = pl.read_parquet(path).filter(pl.col("state") == "complete", ~pl.col("default"))
+    best = trials.sort("score", descending=metric.greater_is_better, maintain_order=True)
+    found: list[dict[str, Any]] = []
+    for text in best["config"]:
+        config = json.loads(text)
+        if config["model"] != BLEND and config not in found:
+            found.append(config)
+    return found[:STARTS]
 
 
 def _optimism(search: Search, judge: Judge, best: Tried, found: Mapping[int, Tried]) -> dict[str, Any]:
@@ -453,6 +491,7 @@ def _strategy(search: Search, workers: int) -> Strategy:
         clock=search.clock,
         expected=search.expected,
         workers=workers,
+        starts=search.starts,
     )
 
 
@@ -757,7 +796,7 @@ def _clamp(value: Any, each: Range) -> Any:
 
 def _plan(search: Search) -> list[Config]:
     """The points that are tried whatever the sampler thinks: the defaults, then for a grid all others, simple models first."""
-    plan = list(search.defaults.values())
+    plan = [*search.defaults.values(), *search.starts]
     limit = search.tune.n_trials
     if len(plan) > limit:
         left = ", ".join(list(search.space)[limit:])

@@ -90,7 +90,7 @@ class Classification(TabularKind):
 
     def fit(self, data: Rows, parts: Sequence[Part], config: Config, section: Tabular, seed: int) -> Model:
         """A classifier with `predict_proba` and, for two classes, a threshold. Raises DataError for a single class."""
-        rows = self.training_rows(data, parts)
+        rows = self.training_rows(data, parts, section, seed)
         y = classes_of(rows.target)
         classes, counts = np.unique(y, return_counts=True)
         if len(classes) < 2:

@@ -117,7 +117,7 @@ class Clustering(TabularKind):
 
     def fit(self, data: Rows, parts: Sequence[Part], config: Config, section: Tabular, seed: int) -> Model:
         """A Segmenter. Raises DataError where there are fewer rows than groups."""
-        rows = self.training_rows(data, parts)
+        rows = self.training_rows(data, parts, section, seed)
         whole: Pipeline = self.assemble(rows, config, section, "none", seed)
         clusterer = whole.named_steps["model"]
         groups = getattr(clusterer, "n_clusters", getattr(clusterer, "n_components", 2))

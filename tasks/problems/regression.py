@@ -133,7 +133,7 @@ class Regression(TabularKind):
 
     def fit(self, data: Rows, parts: Sequence[Part], config: Config, section: Tabular, seed: int) -> Model:
         """A regressor. The baseline is the first guess alone, or the mean where pipeline.offset names none."""
-        rows = self.training_rows(data, parts)
+        rows = self.training_rows(data, parts, section, seed)
         return self.assemble(rows, config, section, "continuous", seed).fit(rows.features, rows.target.to_numpy())
 
     def assemble(self, rows: Rows, config: Config, section: Tabular, task: pipeline.Task, seed: int) -> Any:

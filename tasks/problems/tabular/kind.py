@@ -249,8 +249,8 @@ class TabularKind:
             {"entity": rows.entity} | {name: pl.Series(rows.features[name]) for name in names}, nan_to_null=True
         )
 
-    def training_rows(self, data: Rows, parts: Sequence[Part]) -> Rows:
-        """What there is to learn from. Raises DataError for nothing."""
+    def training_rows(self, data: Rows, parts: Sequence[Part], section: Tabular, seed: int) -> Rows:
+        """What there is to learn from, of older rows fewer with train.half_life_days. Raises DataError for nothing."""
         rows = data.at(parts, labelled=self.supervised)
         if not len(rows):
             days = ", ".join(map(str, parts)) or "(none)"
@@ -258,7 +258,7 @@ class TabularKind:
                 f"no {'labelled ' if self.supervised else ''}row to learn from at the cutoffs {days}. "
                 "Give more history or an earlier features.cutoffs.first."
             )
-        return rows
+        return aged(rows, section.train.half_life_days, seed)
 
     def assemble(self, rows: Rows, config: Config, section: Tabular, task: pipeline.Task, seed: int) -> Any:
         """The unfitted model: the steps of the pipeline, as the training rows call for them, and the estimator.
@@ -318,6 +318,21 @@ class TabularKind:
         places = pl.DataFrame({"row": np.flatnonzero(there), **found})
         answers = pl.DataFrame({"row": np.arange(len(why))}).join(places, on="row", how="left", maintain_order="left")
         return asked.hstack(answers.drop("row")).with_columns(pl.Series(NOT_SCORED, why, pl.String))
+
+
+def aged(rows: Rows, half_life_days: float | None, seed: int) -> Rows:
+    """`rows` with a part of the older ones: of those `half_life_days` before the newest cutoff a half, drawn at random.
+
+    So they weigh less in whatever learns, a model that takes no weights too. All of them for None, and without cutoffs.
+    """
+    if half_life_days is None or rows.cutoff is None or not len(rows):
+        return rows
+    newest = rows.cutoff.max()
+    age = pl.DataFrame({"cutoff": rows.cutoff}).select((pl.lit(newest) - pl.col("cutoff")).dt.total_days()).to_series()
+    kept = np.random.default_rng(seed).random(len(rows)) < 0.5 ** (age.to_numpy() / half_life_days)
+    mask = pl.Series(kept)
+    entity, target, cutoff = rows.entity.filter(mask), rows.target.filter(mask), rows.cutoff.filter(mask)
+    return replace(rows, entity=entity, target=target, cutoff=cutoff, features=rows.features.loc[kept])
 
 
 def roles(features: pd.DataFrame, high_cardinality: int) -> tuple[list[str], list[str], list[str]]:
