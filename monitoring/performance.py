@@ -194,8 +194,13 @@ def _lists(rows: pl.DataFrame, kind: Kind, section: Any) -> pl.DataFrame:
 def _score(kind: Kind, section: Any) -> Callable[[pl.DataFrame], float]:
     """The primary metric of rows of `judged`."""
     if kind.name == "recommendation":
-        return lambda frame: float(frame["prediction"].mean() or math.nan) if frame["prediction"].count() else math.nan  # pyright: ignore[reportArgumentType]
+        return _mean
     return lambda frame: kind.score(frame, section)[kind.metrics[0].name]
+
+
+def _mean(frame: pl.DataFrame) -> float:
+    values = frame["prediction"].drop_nulls().to_numpy()
+    return float(values.mean()) if len(values) else math.nan
 
 
 # Realised

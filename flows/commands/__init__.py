@@ -3,6 +3,7 @@
 from flows.commands import (
     keys,  # noqa: F401
     ledger,  # noqa: F401
+    loop,  # noqa: F401
     replay,  # noqa: F401
     rollout,  # noqa: F401
     serving,  # noqa: F401
