@@ -33,9 +33,10 @@ ENVIRONMENT = {
 OWN = {
     "PREFECT_UI_ENABLED": "0",
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-    "PREFECT__SERVER_EPHEMERAL": "1",
     "PREFECT__SERVER_FINAL": "1",
 }
+BRIEF = {"PREFECT__SERVER_EPHEMERAL": "1"}
+"""For a server that nobody's schedules wait for."""
 
 
 @dataclass
@@ -60,8 +61,10 @@ class Server:
 
 
 @contextmanager
-def running(layout: Layout, say: Callable[[str], None]) -> Iterator[Server]:
+def running(layout: Layout, say: Callable[[str], None], scheduling: bool = False) -> Iterator[Server]:
     """A server for the block, perhaps not ready yet (`Server.wait`). One that this starts ends with the block.
+
+    `scheduling`: it also makes the runs of schedules.
 
     Sets PREFECT_API_URL and its like in this process, so do it before the first import of prefect.
     """
@@ -74,7 +77,7 @@ def running(layout: Layout, say: Callable[[str], None]) -> Iterator[Server]:
         return
     first = not (home / "prefect.db").exists()
     say(f"starting the local Prefect server ({'the first start makes its database, about 20 s' if first else 'about 5 s'})")
-    found = _use(_start(home))
+    found = _use(_start(home, scheduling))
     try:
         yield found
     finally:
@@ -105,7 +108,7 @@ def _already(home: Path) -> str | None:
     return None
 
 
-def _start(home: Path) -> Server:
+def _start(home: Path, scheduling: bool) -> Server:
     home.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -114,7 +117,7 @@ def _start(home: Path) -> Server:
     with (home / "server.log").open("w") as log:
         process = tied.start(
             "uvicorn", "--factory", "prefect.server.api.server:create_app", *address,
-            cwd=home, env={**os.environ, **OWN}, stdout=log, stderr=log,
+            cwd=home, env={**os.environ, **OWN, **({} if scheduling else BRIEF)}, stdout=log, stderr=log,
         )  # fmt: skip
     server = Server(f"http://127.0.0.1:{port}/api", home / "server.log", process)
     write_json(home / "server.json", {"url": server.url, "pid": process.pid, "port": port})

@@ -92,6 +92,10 @@ class Branches:
         for name, task in steps.SHARED.items():
             self._step(name, task, None)
 
+    def see(self, problem: str) -> None:
+        """The features of one problem, for whoever scores or watches. Raises what the step raises."""
+        self._step("features", steps.OWN["features"], problem)
+
     def grow(self, problem: str) -> Outcome:
         """The steps of one problem; an error ends its branch and is told in the outcome."""
         outcome = Outcome(problem)
