@@ -98,8 +98,8 @@ def report(reference: Reference, predicted: "Predicted", drift: Drift, path: Pat
         fresh: dict[str, Form] = {
             each: form for each, form in part.forms.items() if each in frame.columns and each not in forms
         }
-        was.append(part.rows.select(fresh))
-        now.append(frame.select(fresh))
+        was.append(part.rows.select(list(fresh)))
+        now.append(frame.select(list(fresh)))
         forms |= fresh
     values = {each.column: each for each in drift.changes if each.statistic in ("wasserstein", "ks", "jensenshannon")}
     return evident.write(_side_by_side(was), _side_by_side(now), forms, values, path, seed)
