@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -36,6 +37,19 @@ VARIABLES = {
     PAPER: "--card",
 }
 """Stand-in colour -> the style sheet's variable."""
+LIGHT = {
+    MODEL: "#0b7a5b",
+    BASELINE: "#8b9089",
+    THIRD: "#c9590f",
+    FOURTH: "#2e6fb0",
+    FIFTH: "#8a4f9e",
+    SIXTH: "#a37a00",
+    INK: "#1b2420",
+    SOFT: "#56635c",
+    GRID: "#dedbd1",
+    PAPER: "#fffefb",
+}
+"""The same in the light scheme, for drawings outside the page."""
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -108,7 +122,7 @@ def draw(key: str, name: str, table: pl.DataFrame) -> Chart:
     """The chart of the plot `name`, or a generic one for a name or columns that are not known. `key` is unique on the page."""
     known = DRAWINGS.get(name)
     if known and set(known.needs) <= set(table.columns):
-        return Chart(name, known.title, known.caption, _drawn(key, known.title, known.draw, table, known.height(table)))
+        return Chart(name, known.title, known.caption, drawn(key, known.title, known.draw, table, known.height(table)))
     return _generic(key, name, table)
 
 
@@ -117,14 +131,36 @@ def order(name: str) -> int:
     return list(DRAWINGS).index(name) if name in DRAWINGS else len(DRAWINGS)
 
 
-def _drawn(
-    key: str, title: str, paint: Callable[[Axes, pl.DataFrame], None], table: pl.DataFrame, height: float = HEIGHT
+def drawn(
+    key: str,
+    title: str,
+    paint: Callable[[Axes, pl.DataFrame], None],
+    table: pl.DataFrame,
+    height: float = HEIGHT,
+    width: float = WIDTH,
 ) -> Markup:
+    """What `paint` makes of `table`, for the page; `key` is unique on it."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        axes = figure.add_subplot()
-        paint(axes, table)
-        return _svg(figure, key, title)
+        return _svg(_figure(paint, table, height, width), key, title)
+
+
+def _figure(paint: Callable[[Axes, pl.DataFrame], None], table: pl.DataFrame, height: float, width: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    paint(figure.add_subplot(), table)
+    return figure
+
+
+def save(
+    path: Path, paint: Callable[[Axes, pl.DataFrame], None], table: pl.DataFrame, height: float = HEIGHT, width: float = WIDTH
+) -> None:
+    """The same drawing as an SVG file of its own, in the colours of the light scheme."""
+    text = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        _figure(paint, table, height, width).savefig(text, format="svg", metadata={"Date": None}, facecolor=PAPER)
+    drawing = text.getvalue()
+    for colour, light in LIGHT.items():
+        drawing = drawing.replace(colour, light)
+    path.write_text(drawing)
 
 
 def _svg(figure: Figure, key: str, title: str) -> Markup:
@@ -160,7 +196,7 @@ def _tag(tag: str, prefix: str, used: set[str]) -> str:
 # --- parts that drawings share ---------------------------------------------------------------------------------------------
 
 
-def _people(axes: Axes, x: str = "", y: str = "", percent: str = "") -> None:
+def people(axes: Axes, x: str = "", y: str = "", percent: str = "") -> None:
     """Labels, few ticks, and numbers as people write them; `percent` names the axes that show shares of 1."""
     for name, axis, text in (("x", axes.xaxis, x), ("y", axes.yaxis, y)):
         axis.set_label_text(text)
@@ -212,7 +248,7 @@ def _legend(axes: Axes, **where: Any) -> None:
         axes.legend(**({"loc": "best"} | where))
 
 
-def _legend_below(axes: Axes, title: str = "", x: float = 0.5) -> None:
+def legend_below(axes: Axes, title: str = "", x: float = 0.5) -> None:
     """In one row under the axes, where it hides nothing; its middle is at `x`, a share of their width."""
     axes.legend(
         title=title,
@@ -280,13 +316,13 @@ def search(key: str, trials: pl.DataFrame, metric: str, greater_is_better: bool,
             name, x, y = part["model"][0], (part["number"] + 1).to_list(), part["score"].to_list()
             colour = BASELINE if name == baseline else next(others)
             axes.plot(x, y, "o", color=colour, markersize=6, label=name)
-        _people(axes, "trial", metric)
+        people(axes, "trial", metric)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         _fit(axes, table["score"], greater_is_better)
-        _legend_below(axes)
+        legend_below(axes)
 
     caption = "One dot per configuration tried, on validation windows before the test windows; the line is the best so far."
-    return Chart("search", title, caption, _drawn(key, title, paint, trials, 3.1))
+    return Chart("search", title, caption, drawn(key, title, paint, trials, 3.1))
 
 
 def _fit(axes: Axes, scores: pl.Series, greater_is_better: bool) -> None:
@@ -325,13 +361,13 @@ def pareto(key: str, trials: pl.DataFrame, metric: str, baseline: str | None) ->
         ring = {"markersize": 12, "markerfacecolor": "none", "markeredgecolor": INK, "label": "chosen"}
         axes.plot(chosen["cost"].to_list(), chosen["score"].to_list(), "o", **ring)
         axes.set_xscale("log")
-        _people(axes, "ms for one row", metric)
+        people(axes, "ms for one row", metric)
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
         axes.xaxis.set_minor_locator(NullLocator())
-        _legend_below(axes)
+        legend_below(axes)
 
     caption = "One dot per configuration tried. Left is quicker; those on the line are not beaten in both."
-    return Chart("pareto", title, caption, _drawn(key, title, paint, trials, 3.1))
+    return Chart("pareto", title, caption, drawn(key, title, paint, trials, 3.1))
 
 
 def dependence(key: str, table: pl.DataFrame) -> Chart:
@@ -352,7 +388,7 @@ def dependence(key: str, table: pl.DataFrame) -> Chart:
                 axes.vlines(x, low, high, color=colour, alpha=0.35, linewidth=5)
                 axes.plot(x, mean, "o", color=colour, markersize=6, label=name)
         share = min(table["low"]) >= 0 and max(table["high"]) <= 1 and table["answer"][0] != "prediction"
-        _people(axes, "", "mean answer", percent="y" if share else "")
+        people(axes, "", "mean answer", percent="y" if share else "")
         first = table.filter(pl.col("answer") == table["answer"][0])
         if days:
             axes.set_xticks(*_some(first["x"].to_list(), first["value"].to_list(), 3))
@@ -361,7 +397,7 @@ def dependence(key: str, table: pl.DataFrame) -> Chart:
         _legend(axes)
 
     caption = "The mean answer had every row this value. The wider the band, the more it depends on the other columns."
-    return Chart("dependence", title, caption, _drawn(key, title, paint, table))
+    return Chart("dependence", title, caption, drawn(key, title, paint, table))
 
 
 def _some(places: Sequence[float], names: Sequence[str], most: int) -> tuple[list[float], list[str]]:
@@ -384,8 +420,8 @@ def _with_bands(axes: Axes, table: pl.DataFrame, x: str) -> None:
 
 def _learning_curve(axes: Axes, table: pl.DataFrame) -> None:
     _with_bands(axes, table, "rows")
-    _people(axes, "rows learned from", _metric_of(table))
-    _legend_below(axes)
+    people(axes, "rows learned from", _metric_of(table))
+    legend_below(axes)
 
 
 def _validation_curve(axes: Axes, table: pl.DataFrame) -> None:
@@ -402,21 +438,21 @@ def _validation_curve(axes: Axes, table: pl.DataFrame) -> None:
     )
     if numeric and table["log"][0]:
         axes.set_xscale("log")
-    _people(axes, words.plain(table["parameter"][0]), _metric_of(table))
+    people(axes, words.plain(table["parameter"][0]), _metric_of(table))
     if numeric and table["log"][0]:
         low, high = axes.get_xlim()
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,), numticks=6))
         axes.xaxis.set_minor_locator(NullLocator())
     if not numeric:
         axes.set_xticks(range(len(values)), [_label(each, 12) for each in values])
-    _legend_below(axes)
+    legend_below(axes)
 
 
 def _bias_variance(axes: Axes, table: pl.DataFrame) -> None:
     places = list(range(table.height))
     axes.barh(places, table["share"].to_list(), color=[BASELINE, MODEL], alpha=0.85, height=0.55, linewidth=0)
     axes.grid(False, axis="y")
-    _people(axes, "share of what varies in the target", percent="x")
+    people(axes, "share of what varies in the target", percent="x")
     axes.set_yticks(places, [_label(each) for each in table["part"]])
     axes.invert_yaxis()
 
@@ -430,7 +466,7 @@ def _permutation(axes: Axes, table: pl.DataFrame) -> None:
             axes.plot([low, high], [place, place], color=INK, linewidth=1.4)
     axes.axvline(0, color=GRID, linewidth=0.8)
     axes.grid(False, axis="y")
-    _people(axes, "score lost")
+    people(axes, "score lost")
     axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.set_yticks(places, [_label(each) for each in shown["column"]])
 
@@ -453,10 +489,10 @@ def _contributions(axes: Axes, table: pl.DataFrame) -> None:
                 axes.plot(x, y, "o", color=colour, markersize=3.2, alpha=0.75, markeredgewidth=0)
     axes.axvline(0, color=SOFT, linewidth=0.8)
     axes.grid(False, axis="y")
-    _people(axes, "added to the mean answer")
+    people(axes, "added to the mean answer")
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_yticks(range(len(names)), [_label(each) for each in reversed(names)])
-    _legend_below(axes, x=0.1)
+    legend_below(axes, x=0.1)
 
 
 def _spread(values: Sequence[float], bins: int = 60) -> list[float]:
@@ -488,21 +524,21 @@ def _generic(key: str, name: str, table: pl.DataFrame) -> Chart:
 
         def paint(axes: Axes, table: pl.DataFrame) -> None:
             _lines(axes, table, x, y, texts[0] if texts else None)
-            _people(axes, words.plain(x), words.plain(y))
+            people(axes, words.plain(x), words.plain(y))
             _legend(axes)
 
-        return Chart(name, title, f"{words.plain(y).capitalize()} by {words.plain(x)}.", _drawn(key, title, paint, table))
+        return Chart(name, title, f"{words.plain(y).capitalize()} by {words.plain(x)}.", drawn(key, title, paint, table))
     if len(texts) == 1 and len(numbers) == 1 and table.height <= ROWS:
 
         def paint_bars(axes: Axes, table: pl.DataFrame) -> None:
-            _people(axes, words.plain(texts[0]), words.plain(numbers[0]))
+            people(axes, words.plain(texts[0]), words.plain(numbers[0]))
             _bars(axes, table[texts[0]].to_list(), table[numbers[0]].to_list())
 
         return Chart(
             name,
             title,
             f"{words.plain(numbers[0]).capitalize()} by {words.plain(texts[0])}.",
-            _drawn(key, title, paint_bars, table),
+            drawn(key, title, paint_bars, table),
         )
     return _table(name, title, table)
 
@@ -524,14 +560,14 @@ def _cell(value: Any) -> str:
 
 def _roc(axes: Axes, table: pl.DataFrame) -> None:
     _lines(axes, table, "false_positive_rate", "true_positive_rate", "series")
-    _people(axes, "share of negatives called positive", "share of positives found", percent="xy")
+    people(axes, "share of negatives called positive", "share of positives found", percent="xy")
     _legend(axes, loc="lower right")
 
 
 def _precision_recall(axes: Axes, table: pl.DataFrame) -> None:
     _lines(axes, table, "recall", "precision", "series")
     axes.set_ylim(bottom=0)
-    _people(axes, "recall: share of positives found", "precision", percent="xy")
+    people(axes, "recall: share of positives found", "precision", percent="xy")
     _legend(axes, loc="upper right")
 
 
@@ -539,13 +575,13 @@ def _calibration(axes: Axes, table: pl.DataFrame) -> None:
     _lines(axes, table, "predicted", "observed", "series", marker="o", markersize=5)
     axes.set(xlim=(0, None), ylim=(0, None))
     _diagonal(axes, "as often as said")
-    _people(axes, "probability given", "share that came true", percent="xy")
+    people(axes, "probability given", "share that came true", percent="xy")
     _legend(axes, loc="upper left")
 
 
 def _gain(axes: Axes, table: pl.DataFrame) -> None:
     _lines(axes, table, "share_of_rows", "share_found", "series")
-    _people(axes, "share of cases asked, best first", "share of positives found", percent="xy")
+    people(axes, "share of cases asked, best first", "share of positives found", percent="xy")
     _legend(axes, loc="lower right")
 
 
@@ -554,7 +590,7 @@ def _scores(axes: Axes, table: pl.DataFrame) -> None:
     edges = [*table["low"].to_list(), table["high"][-1]]
     for column, name, colour in (("share_of_negatives", "negatives", BASELINE), ("share_of_positives", "positives", MODEL)):
         axes.stairs(table[column].to_list(), edges, color=colour, fill=True, alpha=0.45, label=name)
-    _people(axes, "probability given", "share of the class", percent="xy")
+    people(axes, "probability given", "share of the class", percent="xy")
     _legend(axes, loc="upper right")
 
 
@@ -577,7 +613,7 @@ def _predicted_actual(axes: Axes, table: pl.DataFrame) -> None:
         shown["predicted"].to_list(), shown["actual"].to_list(), "o", color=MODEL, markersize=4, alpha=0.45, markeredgewidth=0
     )
     _diagonal(axes)
-    _people(axes, "predicted", "actual")
+    people(axes, "predicted", "actual")
 
 
 def _residuals(axes: Axes, table: pl.DataFrame) -> None:
@@ -587,14 +623,14 @@ def _residuals(axes: Axes, table: pl.DataFrame) -> None:
         colour, alpha = (MODEL, 0.45) if model else (BASELINE, 1.0)
         axes.stairs(part["share"].to_list(), edges, color=colour, alpha=alpha, fill=model, linewidth=1.8, label=name)
     axes.axvline(0, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
-    _people(axes, "actual minus predicted", "share of rows", percent="y")
+    people(axes, "actual minus predicted", "share of rows", percent="y")
     _legend(axes, loc="upper right")
 
 
 def _error_by_prediction(axes: Axes, table: pl.DataFrame) -> None:
     _lines(axes, table, "decile", "mae", "series", marker="o", markersize=5)
     axes.set_ylim(bottom=0)
-    _people(axes, "tenth of the rows by prediction, smallest first", "mean absolute error")
+    people(axes, "tenth of the rows by prediction, smallest first", "mean absolute error")
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     _legend(axes, loc="upper left")
 
@@ -629,8 +665,8 @@ def _projection(axes: Axes, table: pl.DataFrame) -> None:
             markeredgewidth=0,
             label=name,
         )
-    _people(axes, "first direction", "second direction")
-    _legend_below(axes, "group")
+    people(axes, "first direction", "second direction")
+    legend_below(axes, "group")
 
 
 def _silhouettes(axes: Axes, table: pl.DataFrame) -> None:
@@ -645,9 +681,9 @@ def _silhouettes(axes: Axes, table: pl.DataFrame) -> None:
             label=name,
         )
     axes.axhline(sum(table["silhouette"]) / table.height, color=SOFT, linewidth=1.2, linestyle=(0, (4, 3)))
-    _people(axes, "rows of each group, the surest first", "silhouette")
+    people(axes, "rows of each group, the surest first", "silhouette")
     axes.set_xticks([])
-    _legend_below(axes, "group")
+    legend_below(axes, "group")
 
 
 # --- recommendation --------------------------------------------------------------------------------------------------------
@@ -657,7 +693,7 @@ def _by_history(metric: str, label: str) -> Callable[[Axes, pl.DataFrame], None]
     def paint(axes: Axes, table: pl.DataFrame) -> None:
         _lines(axes, table, "visits", metric, "series", marker="o", markersize=5)
         axes.set_ylim(bottom=0)
-        _people(axes, "visits before the cutoff", label)
+        people(axes, "visits before the cutoff", label)
         _legend(axes)
 
     return paint
@@ -668,7 +704,7 @@ def _sources(axes: Axes, table: pl.DataFrame) -> None:
     places = list(range(shown.height))
     axes.barh(places, shown["share"].to_list(), color=MODEL, alpha=0.85, height=0.66, linewidth=0)
     axes.grid(False, axis="y")
-    _people(axes, "share of all places in the lists", percent="x")
+    people(axes, "share of all places in the lists", percent="x")
     axes.set_yticks(places, [_label(each) for each in shown["source"]])
 
 
@@ -676,10 +712,10 @@ def _catalogue(axes: Axes, table: pl.DataFrame) -> None:
     _lines(axes, table, "share_of_catalogue", "share_of_entries", "series")
     axes.set_xscale("log")
     axes.set_ylim(0, 1.02)
-    _people(axes, "share of the catalogue, most frequent first", "share of all places", percent="xy")
+    people(axes, "share of the catalogue, most frequent first", "share of all places", percent="xy")
     axes.xaxis.set_major_locator(LogLocator(numticks=6))
     axes.xaxis.set_minor_locator(NullLocator())
-    _legend_below(axes)
+    legend_below(axes)
 
 
 def _candidates(axes: Axes, table: pl.DataFrame) -> None:
@@ -700,11 +736,11 @@ def _ablations(axes: Axes, table: pl.DataFrame) -> None:
         axes.hlines(height, left[f"low{suffix}"], left[f"high{suffix}"], color=colour, linewidth=1.4)
         axes.plot(left[f"gain{suffix}"].to_list(), height, "o", color=colour, markersize=6, label=name)
     axes.axvline(0, color=INK, linewidth=1, zorder=1)
-    _people(axes, "change of NDCG")
+    people(axes, "change of NDCG")
     axes.set_yticks(range(left.height), [_label(each) for each in left["variant"]])
     axes.set_ylim(left.height - 0.5, -0.5)
     axes.grid(False, axis="y")
-    _legend_below(axes)
+    legend_below(axes)
 
 
 def _diversity(axes: Axes, table: pl.DataFrame) -> None:
@@ -715,7 +751,7 @@ def _diversity(axes: Axes, table: pl.DataFrame) -> None:
             f"{row['dial']:g}", (row["diversity"], row["ndcg"]), xytext=(4, 4), textcoords="offset points", color=SOFT
         )
     axes.set_ylim(bottom=0)
-    _people(axes, "pairs of different categories in a list", "NDCG", "x")
+    people(axes, "pairs of different categories in a list", "NDCG", "x")
     _legend(axes)
 
 
@@ -746,7 +782,7 @@ def _in_groups(group: str, value: str, x: str, y: str, percent: str = "") -> Cal
         if {"low", "high"} <= set(table.columns):
             axes.vlines(placed["place"], placed["low"], placed["high"], color=SOFT, linewidth=1, zorder=1)
         axes.set_ylim(bottom=0)
-        _people(axes, x, y, percent)
+        people(axes, x, y, percent)
         axes.set_xticks(range(len(names)), [str(name).replace(" and ", "\nand ").replace(" to ", "\nto ") for name in names])
         axes.grid(False, axis="x")
         _legend(axes)

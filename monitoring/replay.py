@@ -44,10 +44,15 @@ class Learned:
 class World(Protocol):
     """What the past would have answered. Same question, same answer, whichever policy asks."""
 
-    days: Sequence[date]
-    """The last day of each window, ascending."""
-    metric: Metric
-    """What quality is."""
+    @property
+    def days(self) -> Sequence[date]:
+        """The last day of each window, ascending."""
+        ...
+
+    @property
+    def metric(self) -> Metric:
+        """What quality is."""
+        ...
 
     def first(self) -> Learned:
         """The model that serves in the first window."""
