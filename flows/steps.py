@@ -22,7 +22,7 @@ from prefect.cache_policies import NO_CACHE
 from flows import results, settings, tied
 from tasks.errors import AwayError, EvergreenError, StepError
 from tasks.layout import Layout
-from tasks.params import load
+from tasks.params import Params, load
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +168,18 @@ def enter(root: str, problem: str, verdict: dict[str, Any]) -> int:
             params, problem, layout, Verdict.model_validate(verdict), {**origin, "digest": results.digest(origin, problem)}
         )
         log.info("version %d", found.version, extra={"event": "line"})
+        refer(params, problem, layout, found.version)
         return found.version
+
+
+def refer(params: Params, problem: str, layout: Layout, version: int) -> None:
+    """Keep what the version learned from, for monitoring; where that fails the first look makes it."""
+    from monitoring import reference
+
+    try:
+        reference.build(params, problem, layout, None, version)
+    except Exception as error:  # noqa: BLE001  # the version stands
+        log.warning("%s: no reference for monitoring yet: %s", problem, " ".join(str(error).split()))
 
 
 def release(root: str, problem: str, version: int, verdict: dict[str, Any], by: str) -> str:

@@ -94,6 +94,8 @@ def _report(found: "list[Any]", as_json: bool) -> None:
     else:
         print_table(watching.COLUMNS, [watching.cells(each) for each in found])
         for each in found:
+            for line in each.notes if each.decision else ():
+                say(f"{each.problem}: {line}")
             if each.retraining:
                 say(f"{each.problem}: retrained: {each.retraining.outcome}")
             elif each.answered:
