@@ -19,7 +19,9 @@ Latencies of single answers are taken to be alike within a step: what slows a wh
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from tasks.production import Rollout
 from tasks.rollout import EDGES, PER_DOUBLING, Count
@@ -29,8 +31,9 @@ LEAST = 50
 """Entities with known truth, of each version, from which on quality is judged."""
 SPREAD = 0.1
 """Of differences of quality that are worth looking for, in standard deviations of the loss."""
-COINS = tuple(0.5 + gain for gain in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.49))
+COINS = 0.5 + np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.49])
 """Chances that a coin which is not fair is bet to have."""
+LOG_HEADS, LOG_TAILS = np.log(2 * COINS), np.log(2 * (1 - COINS))
 ROUNDS = 100
 """Of the search for the likeliest pair of shares."""
 
@@ -133,9 +136,10 @@ def compare_errors(old: Count, new: Count, gain: float, alpha: float, spotless: 
     known = [each.errors / each.requests if each.requests else None for each in (old, new)]
     before = 0.0 if spotless else known[0]
     evidence = 0.0
-    if before is not None and known[1] is not None and known[1] > before + gain:
+    seems = before is not None and known[1] is not None and known[1] > before + gain
+    if seems:
         evidence = _stake(new) + _stake(old) + _least(_against(old, new, gain), 0.0, 0.0 if spotless else 1 - gain)
-    return _test("errors", before, known[1], gain, (old.requests, new.requests), evidence, alpha, "gain")
+    return _test("errors", before, known[1], gain, (old.requests, new.requests), evidence, alpha, seems)
 
 
 def _stake(count: Count) -> float:
@@ -177,77 +181,67 @@ def compare_latency(old: Count, new: Count, ratio: float, alpha: float) -> Test:
     if seems:
         farther = 1 + math.floor(PER_DOUBLING * math.log2(ratio) + 1e-9)
         below_old, below_new = _cumulated(old), _cumulated(new)
-        last = len(EDGES)
-        bets = (
-            _coin(below_old[place - 1] if place else 0, below_old[last])
-            + _coin(below_new[last] - below_new[min(place + farther, last)], below_new[last])
-            for place in range(last + 1)
-        )
-        evidence = min(bets)
+        places = np.arange(len(below_old))
+        slower = below_new[-1] - below_new[np.minimum(places + farther, places[-1])]
+        faster = np.concatenate([[0], below_old[:-1]])
+        evidence = float((_coin(faster, below_old[-1]) + _coin(slower, below_new[-1])).min())
     rows = (sum(old.latency.values()), sum(new.latency.values()))
-    return _test("latency", before, after, ratio, rows, evidence, alpha, "ratio")
+    return _test("latency", before, after, ratio, rows, evidence, alpha, seems)
 
 
 def _median(count: Count) -> float | None:
     """In seconds, to the width of a bucket."""
-    below, half = _cumulated(count), sum(count.latency.values()) / 2
-    if not half:
+    below = _cumulated(count)
+    if not below[-1]:
         return None
-    place = next(place for place, number in enumerate(below) if number >= half)
-    return EDGES[min(place, len(EDGES) - 1)]
+    return EDGES[min(int(np.searchsorted(below, below[-1] / 2)), len(EDGES) - 1)]
 
 
-def _cumulated(count: Count) -> list[int]:
+def _cumulated(count: Count) -> np.ndarray:
     """Answers in each bucket or one before it."""
-    found, total = [], 0
-    for place in range(len(EDGES) + 1):
-        total += count.latency.get(place, 0)
-        found.append(total)
-    return found
+    found = np.zeros(len(EDGES) + 1)
+    for place, number in count.latency.items():
+        found[place] = number
+    return found.cumsum()
 
 
-def _coin(heads: int, tosses: int) -> float:
-    """Log of what a bet won that a coin falls on heads more often than not; of a coin that does not, nothing on average."""
-    bets = [heads * math.log(2 * chance) + (tosses - heads) * math.log(2 * (1 - chance)) for chance in COINS]
-    best = max(bets)
-    return best + math.log(sum(math.exp(each - best) for each in bets) / len(bets))
+def _coin(heads: Any, tosses: float) -> Any:
+    """Log of what a bet won that a coin falls on heads more often than not; of a coin that does not, nothing on average.
+
+    One value for each of `heads`.
+    """
+    bets = np.multiply.outer(heads, LOG_HEADS) + np.multiply.outer(tosses - np.asarray(heads), LOG_TAILS)
+    return np.logaddexp.reduce(bets, axis=-1) - math.log(len(LOG_HEADS))
 
 
 def compare_losses(losses: Sequence[Losses], alpha: float) -> Test:
     """Compares mean losses, each stretch within itself: what is hard at one time is hard for both."""
-    rows = sum(len(each.old) for each in losses), sum(len(each.new) for each in losses)
-    old, new = (
-        math.fsum(value for each in losses for value in side(each)) / (count or 1)
-        for side, count in zip(_SIDES, rows, strict=True)
-    )
+    sides = [[np.asarray(each.old, dtype=float) for each in losses], [np.asarray(each.new, dtype=float) for each in losses]]
+    rows = [sum(len(each) for each in side) for side in sides]
+    means = [
+        float(sum(each.sum() for each in side)) / count if count else None for side, count in zip(sides, rows, strict=True)
+    ]
     weight = gained = spread = 0.0
-    for each in losses:
-        if each.old and each.new and max(len(each.old), len(each.new)) > 1:
-            mine, gain, variance = _paired(each) if each.paired else _unpaired(each)
+    for old, new, paired in zip(*sides, (each.paired for each in losses), strict=True):
+        if len(old) and len(new) and max(len(old), len(new)) > 1:
+            mine, gain, variance = (_pairs if paired else _groups)(old, new)
             weight, gained, spread = weight + mine, gained + mine * gain, spread + mine * variance
     evidence = 0.0
     if min(rows) >= LEAST and spread > 0:
-        evidence = _mixture(gained / weight, spread / weight**2, (SPREAD**2) * spread / weight)
-    known = [value if count else None for value, count in zip((old, new), rows, strict=True)]
-    return _test("quality", *known, 0.0, rows, evidence, alpha, "gain", seems=gained > 0)  # type: ignore[misc]
+        evidence = _mixture(gained / weight, spread / weight**2, SPREAD**2 * spread / weight)
+    return _test("quality", means[0], means[1], 0.0, (rows[0], rows[1]), evidence, alpha, gained > 0)
 
 
-_SIDES: tuple[Callable[[Losses], Sequence[float]], ...] = (lambda each: each.old, lambda each: each.new)
-
-
-def _paired(losses: Losses) -> tuple[float, float, float]:
+def _pairs(old: np.ndarray, new: np.ndarray) -> tuple[float, float, float]:
     """Weight, mean gain of the loss, and variance of one pair's gain."""
-    gains = [new - old for old, new in zip(losses.old, losses.new, strict=True)]
-    mean = math.fsum(gains) / len(gains)
-    return len(gains), mean, math.fsum((each - mean) ** 2 for each in gains) / (len(gains) - 1)
+    return len(old), float((new - old).mean()), float((new - old).var(ddof=1))
 
 
-def _unpaired(losses: Losses) -> tuple[float, float, float]:
+def _groups(old: np.ndarray, new: np.ndarray) -> tuple[float, float, float]:
     """The same of two groups: Mantel and Haenszel's weight, and the variance within both."""
-    counts = len(losses.old), len(losses.new)
-    means = [math.fsum(side) / len(side) for side in (losses.old, losses.new)]
-    squares = math.fsum((each - mean) ** 2 for side, mean in zip((losses.old, losses.new), means, strict=True) for each in side)
-    return counts[0] * counts[1] / sum(counts), means[1] - means[0], squares / max(1, sum(counts) - 2)
+    counts = len(old), len(new)
+    within = float(old.var() * counts[0] + new.var() * counts[1]) / max(1, sum(counts) - 2)
+    return counts[0] * counts[1] / sum(counts), float(new.mean() - old.mean()), within
 
 
 def _mixture(gain: float, variance: float, prior: float) -> float:
@@ -266,11 +260,8 @@ def _test(
     rows: tuple[int, int],
     evidence: float,
     alpha: float,
-    kind: Literal["gain", "ratio"],
-    seems: bool | None = None,
+    seems: bool,
 ) -> Test:
-    if seems is None:
-        seems = old is not None and new is not None and new > (old + limit if kind == "gain" else old * limit)
     return Test(
         name=name,
         old=old,
