@@ -15,7 +15,7 @@ import polars as pl
 from prefect import flow
 from prefect.states import Failed
 
-from flows import asof, notify, results, retraining, schedule, scoring, settings
+from flows import asof, notify, results, retraining, rolling, schedule, scoring, settings
 from flows.retraining import Asked, Train
 from monitoring.findings import Decision, Estimate, Performance, Window
 from monitoring.looks import Begun, Look, Looks, end_of, evidence, look_id
@@ -87,11 +87,21 @@ def run(layout: Layout, problems: Sequence[str], as_of: date | None, means: Mean
     for each in seen:
         if each.decision:
             _act(layout, looks, each, means)
+    _roll(layout, problems)
     for left in retraining.complete(layout, list(problems), means.train):
         log.info("%s: %s", left.problem, left.outcome)
     expose(layout, looks)
     results.page(layout)
     return seen
+
+
+def _roll(layout: Layout, problems: Sequence[str]) -> None:
+    """Let rollouts go on that no server leads, with the truths that came."""
+    try:
+        for problem, found in rolling.advance(layout, problems).items():
+            log.info("%s: rollout: %s", problem, found)
+    except EvergreenError as error:
+        log.error("rollouts: %s", error)
 
 
 def drain(layout: Layout) -> int:

@@ -22,6 +22,7 @@ from serving.protocols import Answered
 from serving.served import Asked, Lists, Rows, Served, key_of
 from tasks.errors import EvergreenError, RequestError
 from tasks.params import Params
+from tasks.rollout import SHADOW
 
 if TYPE_CHECKING:
     from monitoring.journal import Journal
@@ -92,7 +93,7 @@ class Answering:
         else:
             served, variant = lineup.pick(_entity(champion, row), id_)
             assert isinstance(served, Rows)
-        asked = served.read(row)
+        served, variant, asked = _read_by(lineup, served, variant, row)
         said, served, variant = await self._said(lineup, served, variant, asked, row)
         if self._journal:
             features = written if written is not None and asked.features is row else asked.features
@@ -102,7 +103,7 @@ class Answering:
         if served.compiled and self._share and random.random() < self._share:
             self._compared.append((served, asked, said))
         if lineup.shadow and lineup.candidate:
-            self._aside(self._shadow(lineup, problem, row))
+            self._aside(self._shadow(lineup, problem, row, id_))
         return Answered(id_, served.version, variant, said)
 
     async def rows(
@@ -118,7 +119,11 @@ class Answering:
         if isinstance(lineup.champion, Lists):
             return await self._rows_of_lists(problem, lineup, rows, version, explain)
         picked = [self._picked(problem, lineup, row, version) for row in rows]
-        asked = [_read(served, rows, place) for place, (_, served, _) in enumerate(picked)]
+        asked = list[Asked]()
+        for place, (id_, served, variant) in enumerate(picked):
+            served, variant, one = _read_of(lineup, served, variant, rows, place, version)
+            picked[place] = id_, served, variant
+            asked.append(one)
         if len(rows) <= self._policy.batch_rows:
             pairs = zip(picked, asked, rows, strict=True)
             found = await asyncio.gather(
@@ -134,8 +139,8 @@ class Answering:
             why = await self._apart(explaining.contributions, served, one) if explain else None
             answers.append(Answered(id_, served.version, variant, said, why))
         if lineup.shadow and lineup.candidate and version is None:
-            for row in rows:
-                self._aside(self._shadow(lineup, problem, row))
+            for (id_, _, _), row in zip(picked, rows, strict=True):
+                self._aside(self._shadow(lineup, problem, row, id_))
         await self._safe()
         return answers
 
@@ -236,8 +241,8 @@ class Answering:
             served.batch = Batch(served.answer, policy.batch_rows, policy.batch_wait_ms / 1000, aside)
         return served.batch
 
-    async def _shadow(self, lineup: "Lineup[Served]", problem: str, row: Mapping[str, Any]) -> None:
-        """What the candidate would have said, for the ledger alone."""
+    async def _shadow(self, lineup: "Lineup[Served]", problem: str, row: Mapping[str, Any], id_: str) -> None:
+        """What the candidate would have said, for the ledger alone. `id_`: of the champion's answer."""
         served = lineup.candidate
         assert isinstance(served, Rows)
         begun, failed = time.perf_counter(), True
@@ -246,7 +251,7 @@ class Answering:
             said = await self._batch(served).ask(asked)
             _require_sound(said)
             failed = False
-            self._put(self._new_id(), served, "shadow", asked.entity, asked.features, said, asked.cutoff)
+            self._put(id_ + SHADOW, served, "shadow", asked.entity, asked.features, said, asked.cutoff)
             self.metrics.rows[problem, served.version, "shadow"] += 1
         except Exception as error:  # noqa: BLE001 - it is the shadow's own affair
             self.metrics.failures[problem, served.version, "shadow"] += 1
@@ -261,6 +266,9 @@ class Answering:
         users = list(request.users) or [None]
         if len(users) > self._policy.max_rows:
             raise RequestError("users", f"at most {self._policy.max_rows} at once (serve.max_rows)", len(users))
+        for user in users:
+            if user is not None and not isinstance(user, str | int | float):
+                raise RequestError("users", "must be texts or numbers, the keys of users", user)
         ids = [self._new_id() for _ in users]
         entities = [None if each is None else key_of(each) for each in users]
         if version is not None:
@@ -276,7 +284,7 @@ class Answering:
                 found[place] = {"id": ids[place], "version": who.version, "variant": how, **one}
                 self._put_list(ids[place], who, how, entities[place], request, one)
         if lineup.shadow and lineup.candidate and version is None:
-            self._aside(self._shadow_lists(lineup, request, entities))
+            self._aside(self._shadow_lists(lineup, request, entities, ids))
         await self._safe()
         return found
 
@@ -301,15 +309,17 @@ class Answering:
         self.metrics.rows[served.problem, served.version, variant] += len(lists)
         return lists, served, variant
 
-    async def _shadow_lists(self, lineup: "Lineup[Served]", request: "Request", entities: Sequence[str | None]) -> None:
+    async def _shadow_lists(
+        self, lineup: "Lineup[Served]", request: "Request", entities: Sequence[str | None], ids: Sequence[str]
+    ) -> None:
         served = lineup.candidate
         assert isinstance(served, Lists)
         begun, failed = time.perf_counter(), True
         try:
             lists = await asyncio.get_running_loop().run_in_executor(self._lists, served.lists, request)
             failed = False
-            for entity, one in zip(entities, lists, strict=True):
-                self._put_list(self._new_id(), served, "shadow", entity, request, one)
+            for id_, entity, one in zip(ids, entities, lists, strict=True):
+                self._put_list(id_ + SHADOW, served, "shadow", entity, request, one)
         except Exception as error:  # noqa: BLE001 - it is the shadow's own affair
             log.warning("%s v%d: as a shadow gave no answer: %r", served.problem, served.version, error)
         lineup.note("shadow", time.perf_counter() - begun, failed)
@@ -383,7 +393,7 @@ class Answering:
     ) -> None:
         asked = request.model_dump(mode="json", exclude={"users", "because"}, exclude_defaults=True)
         said = {"items": [each["item"] for each in one["items"]], "scores": [each["score"] for each in one["items"]]}
-        self._put(id_, served, variant, entity, asked, said)
+        self._put(id_, served, variant, entity, asked, said, one["as_of"])
 
     async def _safe(self) -> None:
         """Return when what was put is on disk, where that is asked for: all that wait are written together."""
@@ -514,9 +524,37 @@ def _entity(served: Served, row: Mapping[str, Any]) -> str | None:
     return None if value is None else key_of(value)
 
 
-def _read(served: Rows, rows: Sequence[Mapping[str, Any]], place: int) -> Asked:
+def _read_by(
+    lineup: "Lineup[Served]", served: Rows, variant: "Variant", row: Mapping[str, Any]
+) -> "tuple[Rows, Variant, Asked]":
+    """The row as the version picked takes it. Where a candidate does not take it and the champion does, the champion's it is.
+
+    Raises RequestError for a row that is at fault itself.
+    """
     try:
-        return served.read(rows[place])
+        return served, variant, served.read(row)
+    except RequestError:
+        champion = lineup.champion
+        if served is champion or not isinstance(champion, Rows):
+            raise
+        asked = champion.read(row)
+        lineup.note(variant, 0.0, True)
+        return champion, "champion", asked
+
+
+def _read_of(
+    lineup: "Lineup[Served]",
+    served: Rows,
+    variant: "Variant",
+    rows: Sequence[Mapping[str, Any]],
+    place: int,
+    version: int | None,
+) -> "tuple[Rows, Variant, Asked]":
+    """One of several rows; a `version` that was named answers itself."""
+    try:
+        if version is not None:
+            return served, variant, served.read(rows[place])
+        return _read_by(lineup, served, variant, rows[place])
     except RequestError as error:
         error.row = place
         raise
