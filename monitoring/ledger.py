@@ -90,6 +90,8 @@ BLOCK = 50_000
 """Most rows of one block, and of one transaction."""
 SMALL = 64
 """Blocks with fewer rows are kept as JSON: a parquet file of a few wide rows is mostly its own head."""
+HEIGHT = "__height"
+"""The column of a block that has no other."""
 LONGEST = 255
 """Characters of an id or an entity."""
 WEEK = 7 * 86_400 * 1_000_000
@@ -270,15 +272,18 @@ class Ledger:
         made = link.execute(sa.insert(BLOCKS).values(answers=_pack(answers), features=_pack(features)))
         assert made.inserted_primary_key is not None
         block = made.inserted_primary_key[0]
-        fresh = link.execute(self._unless_there(), [{**row, "block": block} for row in rows]).rowcount
+        fresh = self._insert(link, [{**row, "block": block} for row in rows])
         if not fresh:
             link.execute(sa.delete(BLOCKS).where(BLOCKS.c.number == block))
         return fresh
 
-    def _unless_there(self) -> Any:
-        """The statement that writes rows of predictions whose ids are not there."""
-        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
-        return dialect.insert(PREDICTIONS).on_conflict_do_nothing()
+    def _insert(self, link: sa.Connection, rows: list[dict[str, Any]]) -> int:
+        """Write those rows of predictions whose ids are not there; returns how many."""
+        rows.sort(key=lambda row: row["id"])  # two writers so never wait for each other
+        if self._engine.dialect.name == "sqlite":
+            return link.execute(sqlite.insert(PREDICTIONS).on_conflict_do_nothing(), rows).rowcount
+        whole = {name: [row[name] for row in rows] for name in PREDICTIONS.c.keys()}  # noqa: SIM118  # no dict
+        return link.execute(FROM_ARRAYS, whole).rowcount
 
     def label(self, problem: str, truths: Sequence[Truth]) -> Labelled:
         """Write the truths, all of them or none; those that cannot be kept are refused one by one."""
@@ -464,6 +469,12 @@ def _within(
     return wanted
 
 
+FROM_ARRAYS = sa.text(
+    f"INSERT INTO predictions ({', '.join(PREDICTIONS.c.keys())}) SELECT * FROM unnest("
+    + ", ".join(f"CAST(:{each.name} AS {each.type.compile(postgresql.dialect())}[])" for each in PREDICTIONS.c)
+    + ") ON CONFLICT DO NOTHING"
+)
+"""PostgreSQL: all rows in one statement, a column in each array."""
 ABOUT = (
     TRUTHS.c.id == PREDICTIONS.c.id,
     sa.and_(TRUTHS.c.entity == PREDICTIONS.c.entity, TRUTHS.c.day == PREDICTIONS.c.day),
@@ -481,12 +492,10 @@ def _truths(link: sa.Connection, wanted: Sequence[sa.ColumnElement[bool]], known
         asked = asked.where(TRUTHS.c.known_at <= _micros(known_at)) if known_at else asked
         found += link.execute(asked).all()
     columns = list(zip(*found, strict=True)) or [()] * 5
-    schema = {"block": pl.Int64, "place": pl.Int64, "value": pl.Int64, "truth_at": pl.Int64, "number": pl.Int64}
-    values = orjson.loads(f"[{','.join(columns[2])}]")
-    columns[2] = range(len(values))  # type: ignore[call-overload]
+    schema = {"block": pl.Int64, "place": pl.Int64, "value": pl.String, "truth_at": pl.Int64, "number": pl.Int64}
     frame = pl.DataFrame(dict(zip(schema, columns, strict=True)), schema=schema)
     frame = frame.sort("truth_at", "number").unique(["block", "place"], keep="last", maintain_order=True)
-    truth = _column("truth", values)[frame["value"].to_list()]
+    truth = _column("truth", orjson.loads(f"[{','.join(frame['value'])}]"))
     return frame.select("block", "place", truth, pl.col("truth_at").cast(pl.Datetime("us")).dt.replace_time_zone("UTC"))
 
 
@@ -504,7 +513,7 @@ def _gather(link: sa.Connection, column: sa.Column[Any], block: np.ndarray, plac
         return pl.DataFrame()
     starts = np.cumsum([0, *sizes[:-1]])
     every = frames[0] if len(frames) == 1 else pl.concat(frames, how="diagonal_relaxed")
-    return every[starts[np.searchsorted(numbers, block)] + place].select(pl.exclude(""))
+    return every[starts[np.searchsorted(numbers, block)] + place].drop(HEIGHT, strict=False)
 
 
 def _pack(frame: pl.DataFrame) -> bytes:
@@ -553,7 +562,7 @@ def _frame(columns: Mapping[str, Sequence[Any]], height: int) -> pl.DataFrame:
 
 def _nothing(height: int) -> pl.DataFrame:
     """A frame keeps no rows without a column."""
-    return pl.DataFrame({"": pl.Series([None] * height, dtype=pl.Boolean)})
+    return pl.DataFrame({HEIGHT: pl.Series([None] * height, dtype=pl.Boolean)})
 
 
 def _column(name: str, values: Sequence[Any]) -> pl.Series:
