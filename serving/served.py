@@ -105,16 +105,29 @@ class Rows(Served):
         self.batch: Batch[Asked] | None = None
         """Where a server collects its rows."""
         self._width = len(self.features)
-        self._read_plain = self.compiled.read_plain if self.compiled else None
+        plain = self.compiled is not None and len(self.compiled.features) == self._width
+        self._read_plain = self.compiled.read_plain if self.compiled and plain else None
 
     def read(self, row: Mapping[str, Any]) -> Asked:
         """A row of features as JSON has them, perhaps with the entity's key and the cutoff; or the entity's key alone.
 
         Raises RequestError for a column that is unknown or missing, and for a value of another type or out of its domain.
         """
-        if len(row) == self._width and self._read_plain and (point := self._read_plain(row)) and not self._ruled:
-            return Asked(row, None, None, point)  # all features, and nothing else: there are as many, and the point has all
+        if self._read_plain and (point := self._read_plain(row)):
+            more = len(row) - self._width
+            if more:
+                more -= (self.entity in row) + (self.newest is not None and CUTOFF in row)
+            if not more:  # all features are there, so what is over is known too
+                return self._read_quickly(row, point)
         return self._read(row)
+
+    def _read_quickly(self, row: Mapping[str, Any], point: Point) -> Asked:
+        """A row of all features whose values are of their types."""
+        for name, domains in self._ruled:
+            _keep(domains, name, row[name])
+        if len(row) == self._width:
+            return Asked(row, None, None, point)
+        return Asked({name: row[name] for name in self.features}, *self._about(row), point)
 
     def _read(self, row: Mapping[str, Any]) -> Asked:
         entity, cutoff = self._about(row)
@@ -273,9 +286,13 @@ def _check(feature: Feature, value: Any) -> None:
             raise RequestError(feature.name, "must be a text, or null", value)
         elif feature.type == "date" and not isinstance(value, datetime):
             _moment(feature.name, value)
-    for domain in feature.domains:
+    _keep(feature.domains, feature.name, value)
+
+
+def _keep(domains: Sequence[Domain], name: str, value: Any) -> None:
+    for domain in domains:
         if not domain.holds(value):
-            raise RequestError(feature.name, domain.rule, value)
+            raise RequestError(name, domain.rule, value)
 
 
 def _plain(values: Any) -> list[Any]:
