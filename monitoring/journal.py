@@ -123,11 +123,9 @@ class Journal:
             self._counter.close()
 
     def _begin(self) -> int:
-        """The next file, locked."""
+        """The next file."""
         self._number += 1
-        path = self._folder / f"{self._name}.{self._number:06d}.jsonl"
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(file, fcntl.LOCK_EX)
+        file = _held_from_birth(self._folder / f"{self._name}.{self._number:06d}.jsonl")
         self._end = 0
         if self._durable:
             _sync(self._folder)
@@ -157,10 +155,7 @@ class _Counter:
     """Three numbers in a file that is memory too. Its lock says that its writer lives."""
 
     def __init__(self, path: Path, make: bool = False) -> None:
-        self._file = os.open(path, os.O_RDWR | (os.O_CREAT | os.O_EXCL if make else 0), 0o600)
-        if make:
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-            os.pwrite(self._file, bytes(24), 0)
+        self._file = _held_from_birth(path, bytes(24)) if make else os.open(path, os.O_RDWR)
         self._memory = mmap.mmap(self._file, 24)
         self.numbers = memoryview(self._memory).cast("Q")
 
@@ -254,14 +249,13 @@ def _settle(folder: Path) -> int:
     for path in sorted(folder.glob("*.count")):
         if _held(path):
             continue
-        if path.stat().st_size == 24:
-            counter = _Counter(path)
-            answered, written, end = counter.numbers
-            counter.close()
-            lost += max(0, answered - written - _further(folder, path.stem, end))
-            scratch = folder / "lost.new"
-            scratch.write_text(str(lost))
-            scratch.replace(total)
+        counter = _Counter(path)
+        answered, written, end = counter.numbers
+        counter.close()
+        lost += max(0, answered - written - _further(folder, path.stem, end))
+        scratch = folder / "lost.new"
+        scratch.write_text(str(lost))
+        scratch.replace(total)
         path.unlink()
     return lost
 
@@ -284,6 +278,16 @@ def _held(path: Path) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def _held_from_birth(path: Path, holds: bytes = b"") -> int:
+    """A new file, locked by this process before anybody can see it."""
+    scratch = path.with_suffix(".born")
+    file = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    os.pwrite(file, holds, 0)
+    scratch.replace(path)
+    return file
 
 
 @contextmanager
