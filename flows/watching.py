@@ -222,6 +222,7 @@ def observe(
     since = until - timedelta(days=section.monitor.window_days)
     predicted = ledger.read(problem, since=since, until=until, version=champion.version, known_at=until)
     reference = _reference(layout, params, champion)
+    predicted = drift.completed(layout, problem, predicted)
     found = drift.compare(reference, predicted, section.monitor, params.project.seed)
     window = Window(
         problem=problem,

@@ -18,7 +18,6 @@ from monitoring.findings import Change, Drift, What
 from monitoring.reference import Part, PartName, Reference, moments
 from monitoring.sketch import Bins, Categories, Form, Sketch
 from tasks.layout import Layout
-from tasks.params import Params
 from tasks.production import Monitor
 
 if TYPE_CHECKING:
@@ -69,18 +68,13 @@ def compare(reference: Reference, predicted: "Predicted", policy: Monitor, seed:
     return Drift(changes=tuple(changes), reference_rows=reference.rows, alarm=any(each.alarm for each in changes))
 
 
-def look(params: Params, problem: str, layout: Layout, reference: Reference, predicted: "Predicted") -> Drift:
-    """`compare` as params say, with what the lists of a recommender repeat, and with the report where it is wanted."""
-    policy, seed = params.section(problem).monitor, params.project.seed
+def completed(layout: Layout, problem: str, predicted: "Predicted") -> "Predicted":
+    """`predicted` with what lists repeat, as the purchases of the project say; as it is where there are none."""
     lines = layout.features(problem) / "lines.parquet"
-    if reference.facts.kind == "recommendation" and lines.exists():
-        bought = pl.read_parquet(lines, columns=["user", "item", "day"])
-        predicted = replace(predicted, rows=answers.repeats(predicted.rows, bought))
-    found = compare(reference, predicted, policy, seed)
-    if policy.report and found.skipped is None:
-        path = report(reference, predicted, found, layout.report(problem) / "drift" / "report.html", seed)
-        found = found.model_copy(update={"report": str(path.relative_to(layout.root))})
-    return found
+    if not lines.exists():
+        return predicted
+    bought = pl.read_parquet(lines, columns=["user", "item", "day"])
+    return replace(predicted, rows=answers.repeats(predicted.rows, bought))
 
 
 def report(reference: Reference, predicted: "Predicted", drift: Drift, path: Path, seed: int) -> Path:

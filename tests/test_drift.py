@@ -10,6 +10,7 @@ from monitoring import drift, evident, null, reference
 from monitoring.findings import Change, Drift
 from monitoring.ledger import Predicted
 from monitoring.reference import ENTITY, WEEK, Reference
+from tasks.layout import Layout
 from tasks.production import Monitor
 
 POLICY = Monitor(resamples=200)
@@ -292,3 +293,17 @@ def test_the_report_for_people_needs_nothing_beside_it_and_minds_no_empty_column
     assert path.stat().st_size < 8_000_000
     nothing = evident.write(pl.DataFrame(), pl.DataFrame(), {}, {}, tmp_path / "none.html", 0)
     assert "No column" in nothing.read_text()
+
+
+def test_what_a_list_repeats_is_what_its_user_had_bought_by_then(tmp_path):
+    layout = Layout(tmp_path)
+    days = [date(2024, 5, 1), date(2024, 5, 9), date(2024, 5, 1)]
+    bought = pl.DataFrame({"user": [1, 1, 2], "item": [10, 11, 10], "day": days})
+    rows = pl.DataFrame(
+        {"entity": ["1", "2", "3"], "cutoff": [date(2024, 5, 5)] * 3, "items": [[10, 11], [10, 11, 12, 13], [10]]}
+    )
+    predicted = Predicted(rows, pl.DataFrame())
+    assert drift.completed(layout, "recommend", predicted) is predicted
+    layout.features("recommend").mkdir(parents=True)
+    bought.write_parquet(layout.features("recommend") / "lines.parquet")
+    assert drift.completed(layout, "recommend", predicted).rows["repeats"].to_list() == [0.5, 0.25, 0.0]
