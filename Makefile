@@ -6,7 +6,7 @@ ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 
 ifneq ($(CURDIR),$(ROOT))
 
-install demo test check bench bench-recommend lock clean:
+install demo test check bench bench-recommend bench-automl bench-serve lock clean:
 	@$(MAKE) --no-print-directory -C "$(ROOT)" $@
 
 else
@@ -63,6 +63,9 @@ bench-recommend: install  ## how the recommender grows, on generated purchases
 bench-automl: install  ## Evergreen beside FLAML and AutoGluon, on public tables; makes their environments, takes about half an hour
 	@python -m bench.automl
 
+bench-serve: install  ## the server beside MLflow's, BentoML and MLServer on the same model, after make demo; about ten minutes, needs wrk
+	@python -m bench.serve
+
 lock: install  ## requirements.lock from pyproject.toml
 	$(LOCK) -o requirements.lock
 
@@ -71,4 +74,4 @@ clean:  ## all that runs have made; the environment and git's files stay
 
 endif
 
-.PHONY: install demo test check bench bench-recommend lock clean
+.PHONY: install demo test check bench bench-recommend bench-automl bench-serve lock clean

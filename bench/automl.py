@@ -29,10 +29,11 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.metrics import log_loss, roc_auc_score, root_mean_squared_error
 from sklearn.model_selection import train_test_split
 
+from bench.environments import python
 from bench.rivals.job import median_ms
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENTS, RESULTS = ROOT / ".venv-bench", ROOT / "bench" / "results" / "automl.csv"
+RESULTS = ROOT / "bench" / "results" / "automl.csv"
 CORES = 2
 log = logging.getLogger("bench")
 
@@ -165,23 +166,12 @@ def rival(script: str, **more: Any) -> Callable[[Task], Outcome]:
         about = {"target": task.table.target, "metric": task.table.metric, "seconds": task.seconds, "out": str(folder), **more}
         job = {**about, "train": str(task.folder / "train.parquet"), "test": str(task.folder / "test.parquet")}
         (folder / "job.json").write_text(json.dumps(job))
-        _call([_python(script), str(ROOT / "bench" / "rivals" / f"with_{script}.py"), str(folder / "job.json")], folder)
+        program = [str(python(script, REQUIREMENTS[script])), str(ROOT / "bench" / "rivals" / f"with_{script}.py")]
+        _call([*program, str(folder / "job.json")], folder)
         told = json.loads((folder / "told.json").read_text())
         return Outcome(pd.read_parquet(folder / "answers.parquet"), told["seconds"], told["row_ms"], told["best"])
 
     return run
-
-
-def _python(name: str) -> str:
-    """The interpreter of an environment, which is made where it is missing or asks for something else by now."""
-    folder, wanted = ENVIRONMENTS / name, "\n".join(REQUIREMENTS[name])
-    python, ready = folder / "bin" / "python", folder / "ready"
-    if not ready.exists() or ready.read_text() != wanted:
-        log.info("making the environment %s; this may take some minutes", folder)
-        subprocess.run(["uv", "venv", "-q", "--clear", "--python", sys.executable, str(folder)], check=True)
-        subprocess.run(["uv", "pip", "install", "-q", "--python", str(python), *REQUIREMENTS[name]], check=True)
-        ready.write_text(wanted)
-    return str(python)
 
 
 def _call(command: list[str], folder: Path) -> None:
