@@ -19,8 +19,6 @@ STEP = 2 ** (1 / 4)
 """Sizes of windows are rounded down to a power of this: thresholds are then up to a tenth too high, never too low."""
 NOISY = 24
 """Draws that tell how much of the difference between weeks is noise."""
-BEFOREHAND = 2
-"""How far weeks lie apart is known as well as from so many weeks more than there are."""
 TAIL = 0.1
 """Share of the draws that the tail is fitted to."""
 HALF = 0.5
@@ -57,8 +55,7 @@ def weights(entity: np.ndarray, week: np.ndarray | None, size: int, draws: int, 
     reference = _times(random, people, people, draws)[:, entity].T
     window = _times(random, blocks, size, draws)[:, block].T
     weeks = 1 if week is None else int(week.max()) + 1
-    sure = weeks - 1 + BEFOREHAND
-    stretch = np.sqrt((1 + 1 / weeks) * sure / random.chisquare(sure, draws))
+    stretch = np.sqrt((1 + 1 / weeks) * (weeks - 1) / random.chisquare(max(weeks - 1, 1), draws))
     extra = random.poisson(size * random.gamma(HALF, 1, draws) / people) / size
     return Weights(
         window=np.ascontiguousarray(window),
