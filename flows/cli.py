@@ -148,10 +148,38 @@ def init(
 
 @app.command()
 def demo(root: Root = HERE, as_json: Json = False, debug: Debug = False) -> None:
-    """The whole story: train, judge and deploy every problem, and write the page about it."""
+    """The whole story: live through the last weeks, then train, judge and deploy every problem, and write the page about it."""
+    from flows import lived
+
     place = find(root)
+    if names := lived.due(place):
+        _live(place, names)
     _train(place, [], None, False, True, as_json)
+    for line in lived.lines(place):
+        say(line)
     say(f"The page: {place.page.as_uri()}")
+
+
+def _live(place: "Layout", names: list[str]) -> None:
+    """Live through the last weeks of `names`, and show it."""
+    from flows import display, server
+
+    _one_thread()
+    say(f"the last weeks of {', '.join(names)}: params.yaml lives on the day of each, and is then as it was")
+    with server.running(place, say) as prefect:
+        from flows import living, steps
+
+        try:
+            with display.shown(lambda: steps.here.get(None), names):
+                living.run(place, names, prefect, me())
+        except KeyboardInterrupt:
+            say("stopped. What was lived through stays; the same command goes on from there.")
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def _one_thread() -> None:
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
 
 
 def _train(
@@ -171,8 +199,7 @@ def _train(
     problems = list(dict.fromkeys(names or params.problems))
     for name in problems:
         params.section(name)
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
+    _one_thread()
     if len(problems) > 1:
         os.environ.setdefault("EVERGREEN_WORKERS", "1")  # the branches share the cores
     with locking(place.var / "train.lock", "train"):

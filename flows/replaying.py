@@ -212,27 +212,38 @@ def _cutoffs(
     grid = windows(features.cutoffs.first, last, step)
     labelled = -(-horizon // step) + 1  # windows until the first cutoff is labelled, and one more to learn from it
     days = _asked(grid[labelled:], first, last, f"labels of {problem} are first complete")
+    key, place = dense(layout, params, problem, last, say)
+    return key, Cutoffs(kind.load(place, section), section, days, end, step, features.cutoffs.every_days)
+
+
+def dense(layout: Layout, params: Params, problem: str, last: date, say: Callable[[str], None] = log.info) -> tuple[str, Path]:
+    """The rows of a problem made from events at the cutoff of every window up to `last`: a folder for the kind's `load`, and
+    what it depends on as one text. Targets that the data leave incomplete are null. Raises StepError without tables."""
+    section = _fitting(params, problem)
+    features, kind = section.features, problems.kind(params.kind(problem))
+    assert isinstance(features, Features)
+    step, horizon, end = section.monitor.window_days, features.horizon_days, ingest.resolve_as_of(params, layout)
     paths = {name: layout.table(name) for name in tables_of(section)}
     for path in paths.values():
         if not path.is_file():
             raise StepError(f"{path}: is not there. Train first: evergreen train {problem}")
     key = _digest(features.model_dump(mode="json"), str(end), str(last), step, [_content(path) for path in paths.values()])
     place = layout.var / "replay" / problem / f"features-{key}"
-    if not place.exists():
-        say(f"{problem}: features at {len(grid)} cutoffs from {grid[0]} to {grid[-1]}")
-        weekly = features.cutoffs.model_copy(update={"every_days": step})
-        dense = section.model_copy(update={"features": features.model_copy(update={"cutoffs": weekly})})
+    if not (place / "rows.parquet").exists():
+        say(f"{problem}: features of every {step} days up to {last}")
+        often = features.cutoffs.model_copy(update={"every_days": step})
+        shaped = section.model_copy(update={"features": features.model_copy(update={"cutoffs": often})})
         tables = {name: pl.scan_parquet(path) for name, path in paths.items()}
         times = {name: params.ingest[name].time for name in tables}
-        # built as of a day by which every label of the windows would be complete, so that every window has its cutoff
-        rows = kind.build(tables, times, dense, last + timedelta(days=horizon))["rows"]
+        # as of a day on which every label of the windows would be complete, so that every window has its cutoff
+        rows = kind.build(tables, times, shaped, last + timedelta(days=horizon))["rows"]
         complete = pl.col("cutoff") <= end - timedelta(days=horizon)
         rows = rows.filter(pl.col("cutoff") <= last).with_columns(target=pl.when(complete).then(pl.col("target")))
         with writing(place) as scratch:
             scratch.mkdir()
             rows.write_parquet(scratch / "rows.parquet")
     _forget(place)
-    return key, Cutoffs(kind.load(place, section), section, days, end, step, features.cutoffs.every_days)
+    return key, place
 
 
 def _lines(

@@ -16,6 +16,7 @@ from tasks.layout import Layout, read_json
 from tasks.params import load
 
 if TYPE_CHECKING:
+    from monitoring.production import Watched
     from tasks.deploy import Deployment
     from tasks.registry import Registry, Version
 
@@ -121,7 +122,20 @@ def page(layout: Layout) -> Path:
         version, decisions = _champion(registry, deployments, problem)
         if version:
             champions[problem] = _told(version, decisions)
-    return build(params, layout, champions)
+    return build(params, layout, champions, {problem: _watched(layout, problem) for problem in params.problems})
+
+
+def _watched(layout: Layout, problem: str) -> "Watched":
+    """What the databases hold of its life in production."""
+    from monitoring.production import Watched
+
+    looks, ledger = settings.looks(layout), settings.ledger(layout)
+    return Watched(
+        looks=[each.decision for each in looks.looks(problem)],
+        retrainings=looks.retrainings(problem),
+        cohorts=ledger.cohorts(problem),
+        standing=settings.rollouts(layout).standing(problem),
+    )
 
 
 def _champion(registry: Any, deployments: Any, problem: str) -> tuple["Version | None", list["Deployment"]]:

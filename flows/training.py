@@ -82,9 +82,9 @@ def _side_by_side(work: Callable[[str], Outcome], problems: Sequence[str]) -> li
 class Branches:
     """The way of one problem through the steps, and of all through those they share."""
 
-    def __init__(self, layout: Layout, refresh: bool, deploy: bool, by: str) -> None:
+    def __init__(self, layout: Layout, refresh: bool, deploy: bool, by: str, advise: bool = True) -> None:
         self.layout, self.root = layout, str(layout.root)
-        self.refresh, self.deploy, self.by = refresh, deploy, by
+        self.refresh, self.deploy, self.by, self.advise = refresh, deploy, by, advise
         self.stages = Stages(layout)
 
     def share(self) -> None:
@@ -101,6 +101,8 @@ class Branches:
         outcome = Outcome(problem)
         try:
             for name, task in steps.OWN.items():
+                if name in steps.ADVICE and not self.advise:
+                    continue
                 outcome.done += self._advise(name, task, problem) if name in steps.ADVICE else self._step(name, task, problem)
             outcome.done += self._promote(problem)
         except EvergreenError as error:

@@ -8,7 +8,8 @@ from typing import Any
 import polars as pl
 
 from monitoring import charts, words
-from monitoring.charts import BASELINE, PAPER, SERIES, Chart
+from monitoring.charts import BASELINE, INK, MODEL, PAPER, SERIES, Chart
+from monitoring.findings import Decision
 
 WIDE, HIGH = 8.6, 3.3
 """Inches of a drawing as wide as the page."""
@@ -61,6 +62,68 @@ def _replayed(found: Mapping[str, Any]) -> tuple[pl.DataFrame, Any]:
         charts.legend_below(axes)
 
     return table, paint
+
+
+def timeline(key: str, looks: Sequence[Decision], retrained: Sequence[date]) -> Chart | None:
+    """How good the predictions were from look to look. `retrained`: the days of retrainings. None where no score is known."""
+    told = [row for each in looks for row in _scored(each)]
+    if not told:
+        return None
+    metric, title = words.label(_metric(looks)), "From week to week"
+    caption = (
+        f"{metric} of each window, when its truths came, and as it was estimated before; bands are 95 % intervals, the dashed "
+        "line is what the version had when it was judged. Triangles: alarms of drift. Upright lines: retrainings."
+    )
+    alarms = [each.at.date().toordinal() for each in looks if each.window.drift.alarm]
+    days = [each.at.date().toordinal() for each in looks]
+
+    def paint(axes: Any, table: pl.DataFrame) -> None:
+        for what, colour, style in LINES:
+            part = table.filter(pl.col("what") == what).unique("day", keep="last").sort("day")
+            x = part["day"].to_list()
+            if what == "expected":
+                axes.step(x, part["score"].to_list(), where="post", color=colour, label=what, **style)
+                continue
+            there = part.filter(pl.col("low").is_not_null() & pl.col("high").is_not_null())
+            band = {"color": colour, "alpha": 0.15, "linewidth": 0}
+            axes.fill_between(there["day"].to_list(), there["low"].to_list(), there["high"].to_list(), **band)
+            axes.plot(x, part["score"].to_list(), "o-", color=colour, label=what if x else "_", **style)
+        low, high = axes.get_ylim()
+        for day in retrained:
+            axes.axvline(day.toordinal(), color=INK, linewidth=1, linestyle=(0, (1, 2)))
+        floor = low - 0.06 * (high - low)
+        axes.plot(alarms, [floor] * len(alarms), "^", color=SERIES[1], markersize=7, label="alarm" if alarms else "_")
+        axes.set_ylim(floor - 0.06 * (high - low), high)
+        charts.people(axes, "", metric)
+        _dates(axes, [*days, *table["day"].to_list()])
+        charts.legend_below(axes)
+
+    schema = {"what": pl.String, "day": pl.Int64} | dict.fromkeys(("score", "low", "high"), pl.Float64)
+    return Chart("timeline", title, caption, charts.drawn(key, title, paint, pl.DataFrame(told, schema=schema), HIGH, WIDE))
+
+
+LINES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("expected", BASELINE, {"linewidth": 1.3, "linestyle": (0, (4, 3))}),
+    ("estimated", SERIES[2], {"linewidth": 1.6, "markersize": 4}),
+    ("realised", MODEL, {"linewidth": 1.8, "markersize": 5}),
+)
+
+
+def _scored(look: Decision) -> list[dict[str, Any]]:
+    """What one look says of scores: one row for each that is known, on the day that it is about."""
+    found = look.window.performance
+    if found is None:
+        return []
+    days = {"realised": found.realised_until or look.at, "estimated": look.at, "expected": look.at}
+    return [
+        {"what": what, "day": day.date().toordinal(), "score": each.score, "low": each.low, "high": each.high}
+        for what, day in days.items()
+        if (each := getattr(found, what)).score is not None
+    ]
+
+
+def _metric(looks: Sequence[Decision]) -> str:
+    return next(each.window.performance.metric for each in reversed(looks) if each.window.performance)
 
 
 def _day(text: Any) -> int:

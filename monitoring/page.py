@@ -6,16 +6,18 @@ It reads what the steps left behind and draws it; what is not there, the page sa
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from monitoring import charts, words
+from monitoring import charts, production, words
 from monitoring.charts import Chart
+from monitoring.production import Production, Watched
 from tasks.errors import ProjectError
 from tasks.layout import Layout, read_json, writing
 from tasks.params import Params
@@ -153,6 +155,7 @@ class Answer:
     explanation: Mapping[str, Any] | None = None
     reasons: list[Chart] = field(default_factory=list)
     """What it leans on, what moves an answer, and how."""
+    production: Production | None = None
     newer: bool = False
     """Whether the scores are those of a candidate that is not the champion."""
 
@@ -205,13 +208,22 @@ class Health:
     sentence: str
 
 
-def build(params: Params, layout: Layout, champions: Mapping[str, Mapping[str, Any]]) -> Path:
+def build(
+    params: Params,
+    layout: Layout,
+    champions: Mapping[str, Mapping[str, Any]],
+    watched: Mapping[str, Watched] = MappingProxyType({}),
+) -> Path:
     """Write the page from the files of `layout`, whole or not at all, and return its path.
 
     `champions`: problem -> {version, aliases, since, by, reason, verdict, lineage}; a problem without one is not deployed yet.
-    The same files and champions give the same page, but for the time at which it was built. Raises SpaceError.
+    `watched`: problem -> what the databases hold about its life in production.
+    The same files, champions and watched give the same page, but for the time at which it was built. Raises SpaceError.
     """
-    answers = [_answer(name, params, layout, champions.get(name)) for name in params.problems]
+    answers = [
+        replace(_answer(name, params, layout, champions.get(name)), production=_production(layout, name, watched.get(name)))
+        for name in params.problems
+    ]
     results = _read(layout.validation / "results.json") or {}
     tables = _tables(layout, results)
     page = (
@@ -337,6 +349,15 @@ def _answer(name: str, params: Params, layout: Layout, champion: Mapping[str, An
         explanation=_read(layout.report(name) / "explanation" / "explanation.json"),
         reasons=[*_charts(layout, name, "explanation", ("permutation", "contributions")), *_dependence(layout, name)],
     )
+
+
+def _production(layout: Layout, name: str, watched: Watched | None) -> Production | None:
+    """Its life in production; None where nothing is known of it."""
+    found = production.tell(name, watched or Watched(), _read(layout.report(name) / "replay" / "replay.json"))
+    drift = found and found.drift
+    if not found or not drift or (drift.report and (layout.page.parent / drift.report).is_file()):
+        return found
+    return replace(found, drift=replace(drift, report=None))
 
 
 def _newer(champion: Mapping[str, Any] | None, evaluation: Mapping[str, Any]) -> bool:
