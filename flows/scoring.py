@@ -104,13 +104,18 @@ def _tell(layout: Layout, problem: str, version: int) -> score.Tell:
 
 def champion(layout: Layout, problem: str, version: int | None) -> tuple[Model, int]:
     """The model of `version`, or the champion for None, and its number. Raises ModelError where nothing is deployed."""
-    chosen = version or settings.deployments(layout).champion(problem)
-    registry = settings.registry(layout)
-    if chosen is None:
-        refused = [f"v{each.version}" for each in registry.versions(problem)]
+    number = chosen(layout, problem, version)
+    return settings.registry(layout).load(problem, number), number
+
+
+def chosen(layout: Layout, problem: str, version: int | None) -> int:
+    """`version`, or the champion for None. Raises ModelError where nothing is deployed."""
+    number = version or settings.deployments(layout).champion(problem)
+    if number is None:
+        refused = [f"v{each.version}" for each in settings.registry(layout).versions(problem)]
         way = f"the gate promoted none of {', '.join(refused)} (evergreen history {problem} says why); name a --version"
         raise ModelError(f"{problem}: nothing is deployed; {way if refused else f'run evergreen train {problem}'}")
-    return registry.load(problem, chosen), chosen
+    return number
 
 
 def _moved(layout: Layout, params: Params, problem: str, lists: Lists, anybody: bool) -> tuple[Params, Callable[[Data], Data]]:

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import socket
 import tempfile
 import threading
@@ -194,6 +195,21 @@ class Registry:
         with tempfile.TemporaryDirectory() as folder, self._speaking():
             source = self._client.get_model_version_download_uri(problem, str(version))
             return Compiled(self._fetch_as_registered(f"{source}/compiled/{COMPILED}", folder, found, "compiled.sha256"))
+
+    def download(self, problem: str, version: int, folder: Path) -> Path:
+        """Lay the file that answers into `folder`, the compiled model's where there is one, compared with what was registered.
+
+        Raises what `load_compiled` and `load` raise.
+        """
+        from tasks.compile import COMPILED
+
+        found = self.require(problem, version)
+        compiled = "compiled.sha256" in found.tags
+        name, tag = (f"compiled/{COMPILED}", "compiled.sha256") if compiled else (MODEL, "sha256")
+        with tempfile.TemporaryDirectory() as scratch, self._speaking():
+            source = self._client.get_model_version_download_uri(problem, str(version))
+            file = self._fetch_as_registered(f"{source}/{name}", scratch, found, tag)
+            return Path(shutil.copy(file, folder / file.name))
 
     def described(self, problem: str, version: int) -> "Described":
         """What the version takes, and an example of it. Raises ModelError for a version that is not there."""

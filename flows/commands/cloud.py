@@ -1,0 +1,36 @@
+"""`evergreen export` and `evergreen reproduce`: a version on another machine, and once more on this one."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.terminal import HERE, Debug, Json, Name, Root, Version, app, find, print_json, print_table, read_params, say
+
+
+@app.command()
+def export(
+    name: Name,
+    out: Annotated[Path, typer.Option(help="Folder of the bundle: new or empty.")],
+    version: Version = None,
+    root: Root = HERE,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a version, its server and its pinned packages to a folder that answers on a machine without the project."""
+    from flows import exporting
+
+    place = find(root)
+    known = read_params(place)
+    known.section(name)
+    found = exporting.run(place, known, name, out, version)
+    if as_json:
+        print_json(dataclasses.asdict(found))
+        return
+    cells = (
+        name, f"v{found.version}", "compiled" if found.compiled else "pipeline",
+        f"{found.packages}", f"{found.megabytes:g}", f"{found.difference:.1g} on {found.rows}", found.out,
+    )  # fmt: skip
+    print_table(("problem", "version", "model", "packages", "MB", "differs by", "out"), [cells])
+    say(f"{Path(found.out) / 'README.md'} says how it is run.")
