@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from monitoring.rolling import BY, advance
-from tasks.deploy import MOVES
+from tasks.deploy import MOVES, fallback
 from tasks.errors import EvergreenError, ModelError, ProjectError
 from tasks.params import Params
 from tasks.rollout import DEAD, EDGES, Count, Rollouts, Server, Standing, fold
@@ -160,6 +160,7 @@ class Watch(Generic[S]):
         self._seen: dict[str, int] = {}
         self._loaded: dict[tuple[str, int], S] = {}
         self._waiting: dict[tuple[str, int], _Waiting] = {}
+        self._spares: dict[str, int] = {}
         self._tallies: dict[tuple[int, int], tuple[Tally, Tally]] = {}
         self._written: dict[tuple[int, int], tuple[int, int]] = {}
         self._due: dict[str, float] = {}
@@ -208,15 +209,18 @@ class Watch(Generic[S]):
 
     def _look(self) -> None:
         newest = self._rollouts.deployments.newest()
-        for problem in self._params.problems:
-            if newest.get(problem, 0) != self._seen.get(problem, 0) or self._again(problem):
-                self._arrange(problem)
+        problems = self._params.problems
+        news = [name for name in problems if newest.get(name, 0) != self._seen.get(name, 0) or self._again(name)]
+        for problem in news:
+            self._arrange(problem)
         if self._is_due("count", COUNT_SECONDS):
             self._count()
         if self.standing and self._is_due("judge", JUDGE_SECONDS):
             self._judge()
         if self._is_due("settle", SETTLE_SECONDS):
             self._settle()
+        if not news and self._spares:
+            self._keep_spare(*self._spares.popitem())
         if self._is_due("report", REPORT_SECONDS):
             for problem in self._params.problems:
                 self._report(problem)
@@ -251,7 +255,12 @@ class Watch(Generic[S]):
             return  # it was ended: the next look finds that
         if champion and not stands and champion.candidate is not None:
             self._lineups[problem] = Lineup(champion.champion)
-        self._forget(problem, moves[-2:], {*moves[-1:], *([stands.candidate] if stands else [])})
+        spare = fallback([row for _, row in rows])
+        if spare and self._params.serve.spare:
+            self._spares[problem] = spare
+        self._forget(
+            problem, [*moves[-2:], *([spare] if spare else [])], {*moves[-1:], *([stands.candidate] if stands else [])}
+        )
         self._seen[problem] = rows[-1][0] if rows else 0
         self._report(problem)
 
@@ -312,6 +321,13 @@ class Watch(Generic[S]):
         self._waiting.pop(key, None)
         self._loaded[key] = found
         return found
+
+    def _keep_spare(self, problem: str, version: int) -> None:
+        """Load what a rollback would return to. Where it cannot be, whoever rolls back will see why."""
+        lineup = self._lineups.get(problem)
+        if lineup:
+            self._bring(problem, version, lineup.champion)
+            self._waiting.pop((problem, version), None)
 
     def _forget(self, problem: str, spare: Sequence[int], wanted: set[int]) -> None:
         """Let go of versions that nobody asks for; requests that they answer still hold them."""

@@ -165,7 +165,7 @@ class Deployments:
                 raise ModelError(
                     f"{problem}: nothing is deployed, so nothing can be rolled back; run evergreen train {problem}"
                 )
-            target = self._before(problem) if to is None else to
+            target = fallback(self.history(problem)) if to is None else to
             if target is None:
                 raise ModelError(
                     f"{problem}: v{champion} is champion and nothing was deployed before it; name a version with --to"
@@ -248,15 +248,6 @@ class Deployments:
         """The decision that put the present champion, `version`, in charge."""
         return next(each for each in reversed(_moves(self.history(problem))) if each.version == version)
 
-    def _before(self, problem: str) -> int | None:
-        """The champion below the present one, with what was rolled back taken off the pile."""
-        pile: list[int] = []
-        for each in _moves(self.history(problem)):
-            if each.action == "rollback" and each.version in pile:
-                del pile[pile.index(each.version) :]
-            pile.append(each.version)
-        return pile[-2] if len(pile) > 1 else None
-
     def _taken_away(self, problem: str, version: int) -> Deployment | None:
         """The rollback that ended the last reign of `version`, or the abort that ended its rollout, if one did."""
         rows = [each for each in self.history(problem) if each.action in (*MOVES, "begin", "abort")]
@@ -314,6 +305,16 @@ def _decision(
         evidence=json.loads(verdict.model_dump_json()) if verdict else {},
         previous=previous,
     )
+
+
+def fallback(rows: Sequence[Deployment]) -> int | None:
+    """The champion below the present one, with what was rolled back taken off the pile: what a rollback returns to."""
+    pile: list[int] = []
+    for each in _moves(rows):
+        if each.action == "rollback" and each.version in pile:
+            del pile[pile.index(each.version) :]
+        pile.append(each.version)
+    return pile[-2] if len(pile) > 1 else None
 
 
 def _moves(rows: Sequence[Deployment]) -> list[Deployment]:

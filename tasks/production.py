@@ -35,6 +35,8 @@ class Serve(Section):
     """Share of the answers of compiled models that the pipeline itself gives again, off the way of the answer, to compare."""
     workers: Annotated[int, Field(ge=1)] = 1
     """Processes that answer."""
+    spare: bool = True
+    """Whether each keeps the champion before in memory too, so that a rollback need not wait until it is loaded."""
     keys: Literal["elsewhere", "always"] = "elsewhere"
     """Who must show an API key. elsewhere: everybody, unless the server is bound to an address that this machine alone reaches.
     always: everybody, as is right where a proxy on this machine passes requests on."""

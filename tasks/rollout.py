@@ -299,6 +299,14 @@ class Rollouts:
             if made := self.promote(registry, self.require(problem), by, reason):
                 return made
 
+    def rollback(self, registry: "Registry", problem: str, to: int | None, by: str, reason: str) -> Deployment:
+        """`Deployments.rollback`; while a rollout is under way, back from the version on trial to the champion."""
+        stands = self.standing(problem)
+        if stands and to in (None, stands.champion):
+            self.abort(problem, by, reason)
+            return self.deployments.history(problem)[-1]
+        return self.deployments.rollback(registry, problem, to, by, reason)
+
     def require(self, problem: str) -> Standing:
         """The rollout under way. Raises ModelError where there is none."""
         if stands := self.standing(problem):

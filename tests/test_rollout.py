@@ -137,6 +137,17 @@ def test_a_rollback_ends_a_rollout_unless_it_changes_nothing(rollouts: Rollouts,
     assert (rollouts.standing("redeem") is None) == (to == 3)
 
 
+@pytest.mark.parametrize("to", [None, 1])
+def test_a_rollback_while_a_version_is_on_trial_goes_back_to_the_champion(rollouts: Rollouts, names: Names, to: int | None):
+    enter(rollouts, names, 2, policy=Rollout())
+    enter(rollouts, names, 3, policy=Rollout(strategy="blue_green"))
+    made = rollouts.rollback(cast(Registry, names), "redeem", 2 if to else None, "ann", "complaints")
+    assert (made.action, made.version, made.previous, made.reason) == ("abort", 3, 2, "complaints")
+    assert rollouts.standing("redeem") is None
+    assert rollouts.rollback(cast(Registry, names), "redeem", to, "ann", "complaints").action == "rollback"
+    assert names.aliases == {"champion": 1}
+
+
 def test_a_canary_takes_step_after_step_to_the_promotion(rollouts: Rollouts, names: Names):
     enter(rollouts, names, 2)
     for share in (0.1, 0.5):

@@ -12,7 +12,7 @@ import pytest
 from serving import watch
 from serving.watch import Lineup, Tally, Watch
 from tasks.errors import ModelError, ProjectError
-from tasks.production import Rollout
+from tasks.production import Rollout, Serve
 from tasks.registry import Registry, Version
 from tasks.rollout import EDGES, Count, Rollouts
 from tests.test_deploy import Names, verdict
@@ -50,6 +50,7 @@ class Shelf:
 
 class Problems(Known):
     problems = ("redeem", "spend")
+    serve = Serve()
 
 
 class Aliases(Names):
@@ -165,6 +166,29 @@ def test_an_aborted_candidate_answers_nothing_any_more_and_is_let_go(rollouts: R
     found.look()
     assert versions(found) == (1, None)
     assert shelf.asked == [1, 2, 3], "the champion before is kept, for a rollback at once"
+
+
+@pytest.mark.parametrize("spare", [True, False])
+def test_what_a_rollback_would_return_to_is_loaded_when_there_is_nothing_else_to_do(
+    rollouts: Rollouts, names: Names, shelf: Shelf, spare: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Problems, "serve", Serve(spare=spare))
+    enter(rollouts, names, 2, Rollout())
+    shelf.broken[1] = OSError("no file")
+    found = watching(rollouts, names, shelf)
+    assert shelf.asked == [2], "what answers comes first"
+    for _ in range(3):
+        found.look()
+    assert shelf.asked == ([2, 1] if spare else [2]), "once, though it failed"
+    assert found.troubles == {}
+    shelf.broken.clear()
+    enter(rollouts, names, 3, Rollout())
+    for _ in range(2):
+        found.look()
+    roll_back(rollouts, names)
+    found.look()
+    assert versions(found) == (2, None)
+    assert shelf.asked == ([2, 1, 3] if spare else [2, 3])
 
 
 def test_two_servers_follow_a_rollback_while_they_run(rollouts: Rollouts, names: Names, tmp_path: Path):
