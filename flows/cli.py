@@ -303,22 +303,22 @@ def rollback(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make an earlier version champion again."""
+    """Make an earlier version champion again, or, while a version is on trial, end its trial."""
     from flows import results, settings
     from tasks.layout import locking
 
     place = find(root)
     read_params(place).section(name)
     with locking(place.var / "train.lock", "rollback"):
-        registry, deployments = settings.registry(place), settings.deployments(place)
-        decision = deployments.rollback(registry, name, to, me(), reason)
+        decision = settings.rollouts(place).rollback(settings.registry(place), name, to, me(), reason)
         results.page(place)
     if as_json:
         print_json(decision.model_dump(mode="json"))
-    else:
-        print_table(
-            ("problem", "champion", "was", "reason"), [(name, f"v{decision.version}", f"v{decision.previous}", decision.reason)]
-        )
+        return
+    now, was = decision.version, decision.previous
+    if decision.action == "abort":
+        now, was = was, f"{now}, on trial"
+    print_table(("problem", "champion", "was", "reason"), [(name, f"v{now}", f"v{was}", decision.reason)])
 
 
 @app.command()

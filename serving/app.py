@@ -346,7 +346,7 @@ class App:
         if call.header(b"content-encoding") not in (None, b"identity"):
             return _error(415, "content-encoding: send the body as it is")
         length = call.header(b"inference-header-content-length")
-        if length is not None and not length.isdigit():
+        if length is not None and not (length.isdigit() and len(length) < 10):
             raise MalformedError("Inference-Header-Content-Length must be a number")
         body = await call.body()
         if too_deep(body if length is None else body[: int(length)]):
@@ -442,7 +442,9 @@ class App:
             for problem in self._params.problems
         }
         ready = any(versions.values()) and not self._ending
-        return _json({"ready": ready, "problems": versions}, 200 if ready else 503)
+        why = "what should answer cannot; evergreen status and the server's log say why"  # no path for whoever asks
+        troubles = {"troubles": dict.fromkeys(self._watch.troubles, why)} if self._watch.troubles else {}
+        return _json({"ready": ready, "problems": versions, **troubles}, 200 if ready else 503)
 
     async def _tell_metrics(self, call: Call) -> Reply:
         everyone = [(problem, each) for problem in self._params.problems for each in self._answering.loaded(problem)]

@@ -91,6 +91,7 @@ class Alone:
     """The lineup of a server whose version never changes."""
 
     champion: served.Served
+    troubles: tuple[str, ...] = ()
 
     def lineup(self, problem: str) -> "Lineup[served.Served] | None":
         return Lineup(self.champion) if problem == self.champion.problem else None
