@@ -165,6 +165,7 @@ def look(layout: Layout, looks: Looks, as_of: date | None, seen: Seen) -> None:
     decision = decide(section.retrain, looks.before(window), past, trained(champion), until)
     seen.decision = looks.keep(decision)
     seen.fresh = earlier is None or _alarms(earlier.decision) != _alarms(seen.decision)
+    _forget(params, problem, ledger, day)
     if section.monitor.report and not window.drift.skipped:
         _report(layout, champion, predicted, day, seen)
 
@@ -209,6 +210,18 @@ def _collect(layout: Layout, params: Params, problem: str, ledger: "Ledger", day
 
     if truths.collect(params, problem, layout, ledger, day):
         log.info("%s: new truths", problem)
+
+
+def _forget(params: Params, problem: str, ledger: "Ledger", day: date) -> None:
+    """Leave of predictions older than monitor.keep_days what their cohorts say."""
+    from monitoring import performance
+
+    section, kind = params.section(problem), kinds.kind(params.kind(problem))
+    judge = performance.judge(kind, section, params.project.seed)
+    if gone := ledger.compact(problem, day - timedelta(days=section.monitor.keep_days), judge):
+        log.info(
+            "%s: %s predictions are older than %d days; their cohorts stay", problem, f"{gone:,}", section.monitor.keep_days
+        )
 
 
 def observe(

@@ -366,23 +366,26 @@ class Ledger:
         """
         first = _monday(since) if since else date.min
         kept = {(each.week, each.version): each for each in self._kept(problem) if each.week >= first}
-        found = {(each.week, each.version): each for each in self._cohorts(problem, judge, first, None)}
+        found = {(each.week, each.version): each for each in self._cohorts(problem, judge, since=since and first)}
         both = {key: _merged(kept[key], found[key]) for key in kept.keys() & found.keys()}
         return [each for _, each in sorted({**kept, **found, **both}.items(), key=lambda pair: pair[0])]
 
-    def _cohorts(self, problem: str, judge: Judge | None, first: date, before: date | None) -> Iterator[Cohort]:
+    def _cohorts(
+        self, problem: str, judge: Judge | None, *, since: date | None = None, before: date | None = None
+    ) -> Iterator[Cohort]:
+        """Those of the single predictions, oldest first; `since`, `before`: Mondays."""
         week = (PREDICTIONS.c.at + TO_MONDAY) // WEEK
         asked = sa.select(week, PREDICTIONS.c.version, sa.func.count()).where(PREDICTIONS.c.problem == problem)
+        asked = asked.where(PREDICTIONS.c.at >= _micros(_midnight(since))) if since else asked
+        asked = asked.where(PREDICTIONS.c.at < _micros(_midnight(before))) if before else asked
         with self._link() as link:
             counts = link.execute(asked.group_by(week, PREDICTIONS.c.version).order_by(week, PREDICTIONS.c.version)).all()
         for number, version, count in counts:
             monday = (EPOCH + timedelta(microseconds=number * WEEK - TO_MONDAY)).date()
-            if monday < first or (before and monday >= before):
-                continue
-            since, until = (_midnight(monday + timedelta(days=days)) - timedelta(microseconds=1) for days in (0, 7))
-            rows = self.read(problem, since=since, until=until, version=version, variants=ALL, features=False)
+            begin, end = (_midnight(monday + timedelta(days=days)) - timedelta(microseconds=1) for days in (0, 7))
+            rows = self.read(problem, since=begin, until=end, version=version, variants=ALL, features=False)
             matured = rows.rows.height - rows.rows["truth"].null_count()
-            scores = judge(rows, until) if judge else (None, None)
+            scores = judge(rows, end) if judge else (None, None)
             yield Cohort(monday, version, count, matured, *scores)
 
     def _kept(self, problem: str) -> list[Cohort]:
@@ -402,7 +405,7 @@ class Ledger:
         end, wanted = _micros(_midnight(monday)), PREDICTIONS.c.problem == problem
         old = sa.and_(wanted, PREDICTIONS.c.at < end)
         for _ in range(ATTEMPTS):
-            cohorts = list(self._cohorts(problem, judge, date.min, monday))
+            cohorts = list(self._cohorts(problem, judge, before=monday))
             if not cohorts:
                 return 0
             with self._link() as link:
