@@ -178,7 +178,7 @@ def _lists(params: Params, problem: str, served: Lists) -> dict[str, Any]:
     recommend = _operation(params.section(problem).question, "lists", wanted, examples, _answers({}))
     either = {"anyOf": [event, {"type": "array", "items": event}]}
     events = _operation(
-        "Purchases: each counts once, however often it is sent", "lists", either, {"event": {"value": one}}, _answers({})
+        "Purchases: each counts once, however often it is sent", "lists", either, {"event": {"value": one}}, _counted({})
     )
     rows = {"type": "object", "properties": {"dataframe_records": {"type": "array", "items": {"type": "object"}}}}
     score = _operation(
@@ -205,7 +205,7 @@ def _labels(truth: Any) -> dict[str, Any]:
     either = {"anyOf": [label, {"type": "array", "items": label}]}
     example = {"id": "3f9a1c0e5d7b2468-0", "value": truth}
     return _operation(
-        "What turned out", "truths", either, {"label": {"value": example}}, _answers({"matched": 1, "waiting": 0})
+        "What turned out", "truths", either, {"label": {"value": example}}, _counted({"matched": 1, "waiting": 0})
     )
 
 
@@ -229,6 +229,8 @@ def _own(params: Params) -> dict[str, Any]:
 
 
 ERROR = {"description": "Why not", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
+_ALL_REFUSED = {"anyOf": [{"$ref": "#/components/schemas/Error"}, {"type": "object", "required": ["refused"]}]}
+REFUSED = {"description": "Why none of them counts", "content": {"application/json": {"schema": _ALL_REFUSED}}}
 
 
 def _operation(
@@ -248,6 +250,10 @@ def _answers(example: Any) -> dict[str, Any]:
     if example:
         content["example"] = example
     return {"200": {"description": "The answer", "content": {"application/json": content}}}
+
+
+def _counted(example: Any) -> dict[str, Any]:
+    return {**_answers(example), "422": REFUSED}
 
 
 def _ruled(feature: Feature) -> dict[str, str]:

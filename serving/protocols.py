@@ -21,6 +21,7 @@ NUMBERS = {
     "UINT64": "<u8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
 }  # fmt: skip
 """Datatype of a V2 tensor -> NumPy's, in the byte order of the binary extension."""
+DIMENSIONS = 8
 DATATYPES = {"number": "FP64", "text": "BYTES", "date": "BYTES"}
 """Type of a feature -> datatype of its tensor."""
 
@@ -167,7 +168,9 @@ def _tensor(tensor: Any, rest: bytes) -> tuple[str, list[int], list[Any], int]:
     shape, kind = tensor.get("shape"), tensor.get("datatype")
     if not isinstance(shape, list) or not all(type(each) is int and each >= 0 for each in shape):
         raise MalformedError(f"{name}: shape must be a list of whole numbers")
-    if kind != "BYTES" and kind not in NUMBERS:
+    if len(shape) > DIMENSIONS:
+        raise MalformedError(f"{name}: a tensor has at most {DIMENSIONS} dimensions")
+    if not isinstance(kind, str) or (kind != "BYTES" and kind not in NUMBERS):
         raise MalformedError(f"{name}: datatype must be BYTES or one of {', '.join(NUMBERS)}")
     options = tensor.get("parameters")
     size = options.get("binary_data_size") if isinstance(options, Mapping) else None
@@ -178,7 +181,7 @@ def _tensor(tensor: Any, rest: bytes) -> tuple[str, list[int], list[Any], int]:
     else:
         if type(size) is not int or not 0 <= size <= len(rest):
             raise MalformedError(f"{name}: binary_data_size {size} where {len(rest)} bytes are left")
-        values, used = _binary(name, str(kind), rest[:size], count), size
+        values, used = _binary(name, kind, rest[:size], count), size
     if len(values) != count:
         raise MalformedError(f"{name}: {len(values)} values where the shape says {count}")
     return name, shape, values, used

@@ -49,12 +49,15 @@ class RequestError(DataError):
         """`value`: none where the field is not there."""
         self.row: int | None = None
         """Which of several, counted from 0."""
-        self.field, self.rule, self.value = field, rule, _shown(*value) if value else None
-        super().__init__(f"{field} = {self.value}: {rule}" if value else f"{field}: {rule}")
+        self.field, self.rule, self.value = _cut(field), rule, _shown(*value) if value else None
+        super().__init__(f"{self.field} = {self.value}: {rule}" if value else f"{self.field}: {rule}")
 
 
 def _shown(value: Any) -> str:
-    text = repr(value) if isinstance(value, str) else str(value)
+    return _cut(repr(value) if isinstance(value, str) else str(value))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
