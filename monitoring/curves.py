@@ -11,7 +11,7 @@ from monitoring import charts, words
 from monitoring.charts import BASELINE, INK, MODEL, PAPER, SERIES, Chart
 from monitoring.findings import Decision
 
-WIDE, HIGH = 8.6, 3.3
+WIDE, HIGH = 10.6, 3.6
 """Inches of a drawing as wide as the page."""
 TICKS = 7
 
@@ -20,8 +20,8 @@ def replay(key: str, found: Mapping[str, Any]) -> Chart:
     """The quality of each policy from window to window. `found`: what replay.json says."""
     title = "Quality under each policy"
     caption = (
-        "One line per policy, its band the 95 % interval over entities; a dot where a retraining was promoted, a hollow one "
-        "where the gate kept the champion."
+        "One line per policy (those that did the same lie within each other), its band the 95 % interval over entities; a dot "
+        "where a retraining was promoted, a hollow one where the gate kept the champion."
     )
     table, paint = _replayed(found)
     return Chart("replay", title, caption, charts.drawn(key, title, paint, table, HIGH, WIDE))
@@ -46,13 +46,15 @@ def _replayed(found: Mapping[str, Any]) -> tuple[pl.DataFrame, Any]:
 
     def paint(axes: Any, table: pl.DataFrame) -> None:
         others = iter(SERIES * table.height)
-        for part in table.partition_by("policy", maintain_order=True):
+        parts = table.partition_by("policy", maintain_order=True)
+        for place, part in enumerate(parts):
             name = part["policy"][0]
             colour = BASELINE if name == "never" else next(others)
+            width = 1.6 + 1.8 * (len(parts) - 1 - place)  # policies that did the same lie within each other
             known = part.filter(pl.col("score").is_not_null())
             days = known["day"].to_list()
             axes.fill_between(days, known["low"].to_list(), known["high"].to_list(), color=colour, alpha=0.1, linewidth=0)
-            axes.plot(days, known["score"].to_list(), color=colour, label=name, linewidth=1.8)
+            axes.plot(days, known["score"].to_list(), color=colour, label=name, linewidth=width)
             for promoted, fill in ((True, colour), (False, PAPER)):
                 marked = known.filter(pl.col("promoted") == promoted)
                 style = {"color": colour, "markerfacecolor": fill, "markersize": 5, "markeredgewidth": 1.2}
