@@ -6,7 +6,7 @@ ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 
 ifneq ($(CURDIR),$(ROOT))
 
-install demo test check bench bench-recommend bench-automl bench-serve lock clean:
+install demo test check bench bench-recommend bench-automl bench-serve bench-monitor lock clean:
 	@$(MAKE) --no-print-directory -C "$(ROOT)" $@
 
 else
@@ -60,6 +60,9 @@ bench: install  ## what things cost, as ratios of two things run in turn
 bench-recommend: install  ## how the recommender grows, on generated purchases
 	@python -m bench recommend
 
+bench-monitor: install  ## false alarms, power and cost of monitoring beside Evidently's defaults, in about half an hour
+	@python -m bench.monitor
+
 bench-automl: install  ## Evergreen beside FLAML and AutoGluon, on public tables; makes their environments, takes about half an hour
 	@python -m bench.automl
 
@@ -74,4 +77,4 @@ clean:  ## all that runs have made; the environment and git's files stay
 
 endif
 
-.PHONY: install demo test check bench bench-recommend bench-automl bench-serve lock clean
+.PHONY: install demo test check bench bench-recommend bench-automl bench-serve bench-monitor lock clean
