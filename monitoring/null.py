@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_matrix
+from scipy.stats import chi2
 
 from monitoring import sketch
 from monitoring.sketch import Bins, Categories, Codes, Numbers
@@ -21,6 +22,10 @@ NOISY = 24
 """Draws that tell how much of the difference between weeks is noise."""
 TAIL = 0.1
 """Share of the draws that the tail is fitted to."""
+LIGHT = 1e-6
+"""A tail of a smaller shape is exponential."""
+SURE = 0.05
+"""The difference between weeks is taken as large as it is with a chance of this: a few weeks may be alike by chance."""
 HALF = 0.5
 """As if so many rows more of the reference had been missing, or unseen: what was never met yet is not impossible."""
 
@@ -132,7 +137,8 @@ def _apart(codes: Codes, bins: int, by: Weights, week: np.ndarray, cumulative: b
     energy, noise = (
         float(np.square(np.cumsum(each, axis=-1) if cumulative else each).sum(axis=-1).mean()) for each in (apart[0], noisy)
     )
-    return apart, math.sqrt(max(0.0, 1 - noise / energy)) if energy > 0 else 0.0
+    most = energy * (weeks - 1) / float(chi2.ppf(SURE, weeks - 1))
+    return apart, math.sqrt(min(max(most - noise, 0.0) / energy, 1.0)) if energy > 0 else 0.0
 
 
 def _from_others(counts: np.ndarray, beyond: np.ndarray) -> Shares:
@@ -174,16 +180,16 @@ def _share(marked: np.ndarray, by: Weights) -> np.ndarray:
 
 
 def p_values(drawn: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """Share of draws without drift that come as far as `observed`; beyond the outer TAIL of them, by an exponential tail."""
+    """Share of draws without drift that come as far as `observed`; beyond nearly all of them by a fitted tail (see _tail)."""
     ordered = np.sort(drawn)
     count = len(ordered)
     above = count - np.searchsorted(ordered, observed - 1e-12, side="left")
     p = np.minimum((above + 1) / (count + 1), 1.0)
-    start = ordered[count - int(TAIL * count) - 1]
-    excess = float((ordered[ordered > start] - start).mean()) if (ordered > start).any() else 0.0
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        tail = (int(TAIL * count) + 1) / (count + 1) * np.exp(-(observed - start) / max(excess, 1e-9))
-    return np.where(observed > ordered[-2] if count > 1 else False, np.minimum(np.maximum(tail, 1e-12), p), p)
+    start, scale, shape, share = _tail(ordered)
+    with np.errstate(over="ignore"):
+        excess = np.maximum(observed - start, 0) / scale
+        beyond = share * (np.exp(-excess) if shape < LIGHT else (1 + shape * excess) ** (-1 / shape))
+    return np.where(observed > ordered[-2], np.clip(beyond, 1e-12, p), p)
 
 
 def threshold(drawn: np.ndarray, p: float) -> float:
@@ -192,9 +198,24 @@ def threshold(drawn: np.ndarray, p: float) -> float:
     count = len(ordered)
     if p > 2 / (count + 1):
         return float(ordered[min(count - 1, max(0, math.ceil(count - p * (count + 1))))])
-    start = ordered[count - int(TAIL * count) - 1]
-    excess = float((ordered[ordered > start] - start).mean()) if (ordered > start).any() else 0.0
-    return float(max(ordered[-1], start + max(excess, 1e-9) * math.log((int(TAIL * count) + 1) / (count + 1) / p)))
+    start, scale, shape, share = _tail(ordered)
+    rarer = share / max(p, 1e-12)
+    return start + scale * (math.log(rarer) if shape < LIGHT else (rarer**shape - 1) / shape)
+
+
+def _tail(ordered: np.ndarray) -> tuple[float, float, float, float]:
+    """Start, scale and shape of the generalised Pareto distribution that the outer TAIL of the draws follow, and their share.
+
+    By probability-weighted moments (Hosking and Wallis); never with an end, which no draws can know of.
+    """
+    most = max(1, int(TAIL * len(ordered)))
+    start = float(ordered[-most - 1])
+    excess = ordered[-most:] - start
+    mean = float(excess.mean())
+    weighted = float((excess * (1 - (np.arange(1, most + 1) - 0.35) / most)).mean())
+    shape = min(max(2 - mean / (mean - 2 * weighted), 0.0), 0.9) if mean > 2 * weighted else 0.9
+    share = (most + 1) / (len(ordered) + 1)
+    return (start, mean * (1 - shape), shape, share) if mean > 0 else (start, 1e-9, 0.0, share)
 
 
 def simes(p: np.ndarray) -> np.ndarray:
