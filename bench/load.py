@@ -147,6 +147,8 @@ def wrk(port: int, path: str, bodies: Sequence[bytes], seconds: float, connectio
     found = json.loads(done.stdout.splitlines()[-1])
     if found["failed"]:
         raise RuntimeError(f"{path}: {found['failed']} of {found['requests']} requests failed")
+    if not found["requests"]:
+        raise RuntimeError(f"{path}: no answer within {seconds:g} s")
     return Pace(found["requests"] / found["seconds"], found["p50_ms"], found["p99_ms"])
 
 
