@@ -21,7 +21,7 @@ from prefect import flow
 from flows import asof, notify, results, settings
 from monitoring.looks import Begun, Looks, end_of
 from tasks.errors import BusyError, StepError
-from tasks.layout import Layout, locking, read_json
+from tasks.layout import Layout, find, locking, read_json
 from tasks.params import Params, load
 
 if TYPE_CHECKING:
@@ -237,4 +237,4 @@ def retraining(
         at, as_of = datetime.fromisoformat(decision["at"]), decision.get("as_of")
         day = date.fromisoformat(as_of) if as_of else None
         asked = Asked(problem, reason, f"policy ({decision['ground']})", decision["ground"], decision["id"], at, day)
-    return run(Layout(Path(root)), asked, flowing).model_dump(mode="json")
+    return run(find(Path(root)), asked, flowing).model_dump(mode="json")

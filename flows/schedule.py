@@ -12,6 +12,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -59,7 +60,7 @@ class Planned:
 
 def resource(params: Params, problem: str) -> str:
     """What the events of a problem are about."""
-    return f"evergreen.problem.{params.project.name}.{problem}"
+    return f"evergreen.problem.{_allowed(params.project.name)}.{problem}"
 
 
 def plan(params: Params, root: str) -> list[Planned]:
@@ -68,7 +69,7 @@ def plan(params: Params, root: str) -> list[Planned]:
 
 
 def _planned(params: Params, problem: str, root: str) -> Iterator[Planned]:
-    name, asked = f"{params.project.name}.{problem}", params.section(problem).schedule
+    name, asked = f"{_allowed(params.project.name)}.{problem}", params.section(problem).schedule
     again = {"root": root, "problem": problem, "reason": "scheduled"}
     yield Planned(name, "retraining", "flows.retraining.retraining", problem, again, asked.train, asked.zone, True)
     if asked.score:
@@ -77,6 +78,11 @@ def _planned(params: Params, problem: str, root: str) -> Iterator[Planned]:
     if asked.monitor:
         watch = {"root": root, "problems": [problem]}
         yield Planned(name, "monitoring", "flows.watching.monitoring", problem, watch, asked.monitor, asked.zone, False)
+
+
+def _allowed(name: str) -> str:
+    """Prefect's names hold none of these letters."""
+    return re.sub(r"[/%&<>]", "-", name)
 
 
 def check(params: Params) -> None:
@@ -167,7 +173,7 @@ def _ours(client: "SyncPrefectClient", params: Params) -> list[Any]:
 
 
 def automation_name(params: Params, problem: str) -> str:
-    return f"evergreen: retrain {params.project.name}.{problem}"
+    return f"evergreen: retrain {_allowed(params.project.name)}.{problem}"
 
 
 def answers(params: Params, problem: str) -> bool:

@@ -22,7 +22,7 @@ from monitoring.looks import Begun, Look, Looks, end_of, evidence, look_id
 from monitoring.policy import decide
 from tasks import problems as kinds
 from tasks.errors import BusyError, EvergreenError
-from tasks.layout import Layout, locking, writing
+from tasks.layout import Layout, find, locking, writing
 from tasks.params import Params, Problem, Recommend, Table, load
 
 if TYPE_CHECKING:
@@ -498,7 +498,7 @@ def emitting(layout: Layout, params: Params, decision: Decision) -> bool:
 @flow(name="monitoring", on_failure=[retraining.crashed], on_crashed=[retraining.crashed])
 def monitoring(root: str, problems: list[str] | None = None, as_of: str | None = None) -> Any:
     """The flow. It fails, after all looks, with one line per problem that failed."""
-    layout = Layout(Path(root))
+    layout = find(Path(root))
     named = list(problems or load(layout.params).problems)
     day = date.fromisoformat(as_of) if as_of else None
     seen = run(layout, named, day, Means(refreshing, emitting, retraining.flowing))

@@ -1,8 +1,9 @@
 """The sections of params.yaml about life in production: serve, rollout, monitor, retrain, schedule."""
 
 from typing import Annotated, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks.section import Days, Name, Section
 
@@ -155,3 +156,12 @@ class Schedule(Section):
     """Batch scoring of the newest features, into the ledger and data/scores/NAME.parquet."""
     monitor: Cron | None = None
     """Monitoring."""
+
+    @field_validator("zone")
+    @classmethod
+    def zone_is_one(cls, zone: str) -> str:
+        try:
+            ZoneInfo(zone)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError("no such time zone; write one as America/New_York") from None
+        return zone
