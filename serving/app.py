@@ -476,7 +476,8 @@ class App:
         for problem in self._params.problems:
             lineup = self._watch.lineup(problem)
             champions[problem] = lineup.champion if lineup else None
-        return describe.openapi(self._params, champions, set(self._routes))
+        paths = {path: next(iter(methods.values())).problem for path, methods in self._routes.items()}
+        return describe.openapi(self._params, champions, paths)
 
     # --- from start to end --------------------------------------------------------------------------------------------------
 

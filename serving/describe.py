@@ -2,7 +2,7 @@
 
 import html
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from typing import Any
 
 from serving.served import Feature, Lists, Rows, Served
@@ -15,15 +15,20 @@ TYPES: Mapping[str, list[str]] = {
 }
 
 
-def openapi(params: Params, champions: Mapping[str, Served | None], paths: Set[str]) -> dict[str, Any]:
-    """The description of the `paths` that there are. `champions`: problem -> who answers, if anybody does."""
+def openapi(params: Params, champions: Mapping[str, Served | None], paths: Mapping[str, str]) -> dict[str, Any]:
+    """The description of the `paths` that there are, each with the problem that it means ("": none).
+
+    `champions`: problem -> who answers, if anybody does.
+    """
     found: dict[str, Any] = {}
     for problem, served in champions.items():
+        made: dict[str, Any] = {}
         if isinstance(served, Rows):
-            found |= _rows(params, problem, served)
+            made = _rows(params, problem, served)
         elif isinstance(served, Lists):
-            found |= _lists(params, problem, served)
-    found |= _own(params)
+            made = _lists(params, problem, served)
+        found |= {path: each for path, each in made.items() if paths.get(path) == problem}
+    found |= _own()
     return {
         "openapi": "3.1.0",
         "info": {
@@ -31,7 +36,7 @@ def openapi(params: Params, champions: Mapping[str, Served | None], paths: Set[s
             "version": "1",
             "description": "Answers of every deployed problem. Errors are {error}, of a field also {field, value, rule}.",
         },
-        "paths": {path: each for path, each in found.items() if path in paths},
+        "paths": found,
         "components": {
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
@@ -143,6 +148,7 @@ def _rows(params: Params, problem: str, served: Rows) -> dict[str, Any]:
         f"/v2/models/{problem}/ready": {"get": _operation(f"Whether {problem} answers", "V2", None, {}, _answers({}))},
         f"/v2/models/{problem}/infer": {"post": infer},
         f"/v1/labels/{problem}": {"post": _labels(served.said.get("prediction"))},
+        "/v1/labels": {"post": _labels(served.said.get("prediction"))},
     }
 
 
@@ -192,6 +198,7 @@ def _lists(params: Params, problem: str, served: Lists) -> dict[str, Any]:
         "/v1/events": {"post": events},
         f"/v1/models/{problem}/invocations": {"post": score},
         f"/v1/labels/{problem}": {"post": _labels([served.example_item()])},
+        "/v1/labels": {"post": _labels([served.example_item()])},
     }
 
 
@@ -209,14 +216,13 @@ def _labels(truth: Any) -> dict[str, Any]:
     )
 
 
-def _own(params: Params) -> dict[str, Any]:
+def _own() -> dict[str, Any]:
     found = {
         "/health": {"get": _operation("Whether the server lives", "server", None, {}, _answers({"status": "alive"}))},
         "/ready": {"get": _operation("Which versions answer", "server", None, {}, _answers({}))},
         "/v2": {"get": _operation("The server", "V2", None, {}, _answers({}))},
         "/v2/health/live": {"get": _operation("Whether the server lives", "V2", None, {}, _answers({}))},
         "/v2/health/ready": {"get": _operation("Whether models answer", "V2", None, {}, _answers({}))},
-        "/v1/labels": {"post": _labels(1)},
     }
     for path, about, kind in (
         ("/metrics", "Counts, as Prometheus reads them", "text/plain"),

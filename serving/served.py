@@ -240,7 +240,8 @@ def load(params: Params, layout: Layout, registry: "Registry", events: "EventLog
         )
     described, found = registry.described(problem, version), registry.load_compiled(problem, version)
     kind, rules = params.kind(problem), _domains(params, section)
-    features = [Feature(name, TYPES.get(type_, "number"), rules.get(name, ())) for name, type_ in described.features.items()]
+    types = _types(described.features, section)
+    features = [Feature(name, type_, rules.get(name, ())) for name, type_ in types.items()]
     pipeline = partial(_pipeline, registry, problem, version, kind, features)
     newest = None
     if not isinstance(section.features, Table):
@@ -249,6 +250,12 @@ def load(params: Params, layout: Layout, registry: "Registry", events: "EventLog
         problem, version, kind, features, described.example, found or pipeline(),
         entity=section.features.entity, newest=newest, pipeline=pipeline,
     )  # fmt: skip
+
+
+def _types(registered: Mapping[str, str], section: Tabular) -> dict[str, Type]:
+    """Feature -> its type: as registered, where a date, which JSON has as a text, is one by its role in params."""
+    roles = section.features.columns if isinstance(section.features, Table) else {}
+    return {name: "date" if roles.get(name) == "date" else TYPES.get(type_, "number") for name, type_ in registered.items()}
 
 
 def _pipeline(
