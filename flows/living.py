@@ -96,7 +96,7 @@ def _week(layout: Layout, problem: str, day: date, dense: Path, last: bool, bran
     params = load(layout.params)
     seen = watching.Seen(problem)
     if not looks.unfinished([problem]):
-        _cut(layout, params, problem, dense, day)
+        cut(layout, params, problem, dense, day)
         watching.look(layout, looks, day, seen)
         for note in seen.notes:
             log.warning("%s: %s", problem, note)
@@ -121,7 +121,7 @@ def _answered(looks: Looks, decision: Any) -> bool:
     return not decision.retrain or any(each.at == decision.at and each.ended for each in looks.retrainings(decision.problem))
 
 
-def _cut(layout: Layout, params: Params, problem: str, dense: Path, day: date) -> None:
+def cut(layout: Layout, params: Params, problem: str, dense: Path, day: date) -> None:
     """The features as they were at the end of `day`: no later cutoff, no label that was not complete."""
     features = params.section(problem).features
     assert isinstance(features, Features)

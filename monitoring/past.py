@@ -19,7 +19,7 @@ import polars as pl
 
 from monitoring import drift, performance, reference
 from monitoring.findings import Drift, Estimate, Performance, Window
-from monitoring.ledger import MOMENT, Predicted
+from monitoring.ledger import Predicted
 from monitoring.reference import Reference
 from monitoring.replay import Learned, Scores, moment
 from monitoring.timeline import Lesson, Timeline
@@ -30,6 +30,7 @@ from tasks.problems.base import Config, Metric, Model, Part
 from tasks.problems.tabular.kind import Rows
 from tasks.production import Retrain
 
+MOMENT = pl.Datetime("us", "UTC")
 RESAMPLES = 200
 """Of entities, for every interval of a replay."""
 FIRST = "first"

@@ -218,7 +218,7 @@ def _drifting(look: Decision) -> Drifting:
 
 
 def _differs(change: Change) -> Differs:
-    level, verdict = ("bad", "alarm") if change.alarm else ("watch", "differs") if change.drifts else ("idle", "as before")
+    level, verdict = ("bad", "alarm") if change.alarm else ("watch", "differs") if change.drifts else ("idle", "may be chance")
     return Differs(
         column=change.column,
         what=WHAT.get(change.what, ""),
