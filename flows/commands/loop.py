@@ -27,6 +27,7 @@ from flows.terminal import (
 if TYPE_CHECKING:
     from monitoring.findings import Decision
     from monitoring.looks import Begun
+    from tasks.params import Params
 
 SHOWN = 8
 """So many changes are printed."""
@@ -228,20 +229,15 @@ def schedule(
 
     place = find(root)
     known = read_params(place)
-    schedules.check(known)
-    planned = schedules.plan(known, str(place.root))
-    if as_json:
-        print_json([vars(each) for each in planned])
-    else:
-        cells = [(each.flow, each.problem, each.cron or "when asked for", each.zone if each.cron else "") for each in planned]
-        print_table(("flow", "problem", "when", "time zone"), cells)
-    if write:
-        say(f"written: {schedules.write(place)}")
-    if show or write:
-        return
     _one_thread()
+    if show or write:
+        _planned(known, as_json)
+        if write:
+            say(f"written: {schedules.write(place)}")
+        return
     pool = schedules.POOL if os.environ.get("PREFECT_API_URL") else None
     with server.running(place, say, scheduling=True) as prefect:
+        _planned(known, as_json)
         prefect.wait()
         made = schedules.register(place, known, pool)
         for each in schedules.catch_up(made):
@@ -250,3 +246,16 @@ def schedule(
             return
         say(f"{len(made)} deployments, worked on here. Ctrl-C ends it.")
         schedules.work(place, known, pool)
+
+
+def _planned(known: "Params", as_json: bool) -> None:
+    """Check and print what is scheduled. Imports prefect, which reads its settings once: a server must be named before."""
+    from flows import schedule as schedules
+
+    schedules.check(known)
+    planned = schedules.plan(known, ".")
+    if as_json:
+        print_json([vars(each) for each in planned])
+        return
+    cells = [(each.flow, each.problem, each.cron or "when asked for", each.zone if each.cron else "") for each in planned]
+    print_table(("flow", "problem", "when", "time zone"), cells)
