@@ -5,7 +5,9 @@ import json
 import logging
 import os
 import platform
+import shutil
 import subprocess
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -117,6 +119,47 @@ class Stages:
             advice = "Bring it back (git checkout dvc.lock), or remove it: then all is done again."
             return f"{self._root / 'dvc.lock'}: {said}. {advice}"
         return f"{self._root / 'dvc.yaml'}: {said}"
+
+
+def restore(layout: Layout, digest: str, place: Path) -> bool:
+    """Lay what DVC recorded as `digest`, a file or a folder, at `place`. False where its cache does not hold all of it.
+
+    Raises ProjectError where DVC is not set up.
+    """
+    logging.getLogger("dvc").setLevel(logging.CRITICAL)
+    try:
+        with Repo(str(layout.root)) as repo:
+            cache = Path(repo.cache.local.path)
+    except DvcException as error:
+        raise ProjectError(f"{layout.root}: DVC is not set up here, so no data of earlier versions is kept") from error
+    kept = cache / digest[:2] / digest[2:]
+    if not kept.is_file():
+        return False
+    files = {"": kept}
+    if digest.endswith(".dir"):
+        files = {each["relpath"]: cache / each["md5"][:2] / each["md5"][2:] for each in read_json(kept)}
+    if not all(path.is_file() for path in files.values()):
+        return False
+    for name, path in files.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place / name)
+    return True
+
+
+def archive(layout: Layout, commit: str, place: Path) -> bool:
+    """Lay the project as it was at `commit` into the folder `place`. False where git does not know the commit.
+
+    Raises ProjectError where the project is not under git.
+    """
+    inside = _ask_git(layout.root, "rev-parse", "--show-prefix").strip()
+    if not _ask_git(layout.root, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}", allowed=(0, 1, 128)).strip():
+        return False
+    file = place / "commit.tar"
+    _ask_git(layout.root, "archive", "--format=tar", "-o", str(file), f"{commit}:{inside}")
+    with tarfile.open(file) as tar:
+        tar.extractall(place, filter="data")
+    file.unlink()
+    return True
 
 
 def set_up(layout: Layout) -> list[str]:

@@ -34,3 +34,25 @@ def export(
     )  # fmt: skip
     print_table(("problem", "version", "model", "packages", "MB", "differs by", "out"), [cells])
     say(f"{Path(found.out) / 'README.md'} says how it is run.")
+
+
+@app.command()
+def reproduce(name: Name, version: Version = None, root: Root = HERE, as_json: Json = False, debug: Debug = False) -> None:
+    """Make a version again from its recorded code, data and params; the same predictions, or a list of what differs."""
+    from flows import reproducing
+
+    place = find(root)
+    known = read_params(place)
+    known.section(name)
+    found = reproducing.run(place, known, name, version)
+    if as_json:
+        print_json(dataclasses.asdict(found))
+    else:
+        said = "the same" if found.same else "differs" if found.rows else "cannot be made again"
+        far = "" if found.difference is None else f"{found.difference:.2g}"
+        cells = (name, f"v{found.version}", said, f"{found.rows:,}", far, found.commit[:12])
+        print_table(("problem", "version", "predictions", "rows", "largest difference", "commit"), [cells])
+        for line in found.differs:
+            say(line)
+    if not found.same:
+        raise typer.Exit(1)
