@@ -14,7 +14,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from io import BytesIO
@@ -29,6 +29,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from monitoring.findings import Estimate
 from tasks import database
+from tasks.errors import ProjectError
 
 Variant = Literal["champion", "candidate", "shadow", "batch"]
 """Why a version was asked: it was in charge, on trial with a share of the traffic, on trial unheard, or for a file."""
@@ -101,7 +102,9 @@ TO_MONDAY = 3 * 86_400 * 1_000_000
 ATTEMPTS = 5
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MOMENT = pl.Datetime("us", "UTC")
-ROWS = {"id": pl.String, "version": pl.Int64, "variant": pl.String, "at": MOMENT, "cutoff": pl.Date, "entity": pl.String}
+"""How times come out."""
+STORED = {"id": pl.String, "version": pl.Int64, "variant": pl.String, "at": pl.Int64, "cutoff": pl.Int32, "entity": pl.String}
+STORED |= {"block": pl.Int64, "place": pl.Int64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +225,7 @@ class Ledger:
                         for place, each in enumerate(part)
                     ]  # fmt: skip
                     answers, features = (_columns([getattr(each, of) for each in part]) for of in ("answer", "features"))
-                    fresh += self._write(link, rows, _frame(answers, len(part)), _frame(features, len(part)))
+                    fresh += self._write(link, rows, _pack_columns(answers, len(part)), _pack_columns(features, len(part)))
         return fresh
 
     def append_frame(
@@ -262,14 +265,12 @@ class Ledger:
                 for place, (name, entity) in enumerate(zip(ids, entities, strict=True))
             ]
             with self._link() as link:
-                fresh += self._write(
-                    link, rows, *(part.select(each) if each else _nothing(part.height) for each in (answer, features))
-                )
+                fresh += self._write(link, rows, _pack(part, answer), _pack(part, features))
         return fresh
 
-    def _write(self, link: sa.Connection, rows: list[dict[str, Any]], answers: pl.DataFrame, features: pl.DataFrame) -> int:
+    def _write(self, link: sa.Connection, rows: list[dict[str, Any]], answers: bytes, features: bytes) -> int:
         """One block and its rows; no block where no row is new."""
-        made = link.execute(sa.insert(BLOCKS).values(answers=_pack(answers), features=_pack(features)))
+        made = link.execute(sa.insert(BLOCKS).values(answers=answers, features=features))
         assert made.inserted_primary_key is not None
         block = made.inserted_primary_key[0]
         fresh = self._insert(link, [{**row, "block": block} for row in rows])
@@ -341,23 +342,23 @@ class Ledger:
         `known_at`: with the truths that were known by then. `features`: also what they were asked with.
         """
         wanted = _within(problem, since, until, version, variants)
+        for _ in range(ATTEMPTS):
+            with suppress(_GoneError):  # compacted while it was read: what is left is read again
+                return self._read(wanted, features, known_at)
+        raise ProjectError(f"{problem}: predictions are being compacted; read them again when that is over")
+
+    def _read(self, wanted: Sequence[sa.ColumnElement[bool]], features: bool, known_at: datetime | None) -> Predicted:
         with self._link() as link:
-            keys = (PREDICTIONS.c[name] for name in ROWS)
-            found = link.execute(
-                sa.select(*keys, PREDICTIONS.c.block, PREDICTIONS.c.place)
-                .where(*wanted)
-                .order_by(PREDICTIONS.c.at, PREDICTIONS.c.block, PREDICTIONS.c.place)
-            ).all()
-            columns = dict(zip([*ROWS, "block", "place"], zip(*found, strict=True), strict=True)) if found else {}
-            block, place = (np.array(columns.pop(name, ()), dtype=np.int64) for name in ("block", "place"))
+            asked = sa.select(*(PREDICTIONS.c[name] for name in STORED)).where(*wanted)
+            rows = _fetch(link, asked.order_by(PREDICTIONS.c.at, PREDICTIONS.c.block, PREDICTIONS.c.place), STORED)
+            block, place = rows["block"].to_numpy(), rows["place"].to_numpy()
             answers = _gather(link, BLOCKS.c.answers, block, place)
-            asked = _gather(link, BLOCKS.c.features, block, place) if features else pl.DataFrame()
+            given = _gather(link, BLOCKS.c.features, block, place) if features else pl.DataFrame()
             truths = _truths(link, wanted, known_at)
-        rows = pl.DataFrame([_series(name, columns.get(name, ()), dtype) for name, dtype in ROWS.items()])
-        own = answers.select(pl.exclude([*ROWS, "truth", "truth_at"]))
-        rows = rows.hstack(own.get_columns()).with_columns(block=pl.Series(block), place=pl.Series(place))
+        rows = rows.with_columns(_moment("at"), pl.col("cutoff").cast(pl.Date))
+        rows = rows.hstack(answers.select(pl.exclude([*STORED, "truth", "truth_at"])).get_columns())
         rows = rows.join(truths, on=["block", "place"], how="left", maintain_order="left").drop("block", "place")
-        return Predicted(rows, asked)
+        return Predicted(rows, given)
 
     def cohorts(self, problem: str, judge: Judge | None = None, since: date | None = None) -> list[Cohort]:
         """Per week and version how many predictions there are, of how many the truth is known, and their scores by `judge`.
@@ -462,6 +463,10 @@ def _merged(one: Cohort, two: Cohort) -> Cohort:
     return replace(large, predictions=one.predictions + two.predictions, matured=one.matured + two.matured)
 
 
+class _GoneError(Exception):
+    """Rows that were there a moment ago are not."""
+
+
 def _within(
     problem: str, since: datetime | None, until: datetime | None, version: int | None, variants: Sequence[Variant]
 ) -> list[sa.ColumnElement[bool]]:
@@ -488,30 +493,43 @@ ABOUT = (
 
 def _truths(link: sa.Connection, wanted: Sequence[sa.ColumnElement[bool]], known_at: datetime | None) -> pl.DataFrame:
     """block, place, truth and truth_at of the predictions `wanted` whose truth is known: the one known last."""
+    names = {"block": pl.Int64, "place": pl.Int64, "value": pl.String, "known_at": pl.Int64, "number": pl.Int64}
     found = []
     for about in ABOUT:
         asked = sa.select(PREDICTIONS.c.block, PREDICTIONS.c.place, TRUTHS.c.value, TRUTHS.c.known_at, TRUTHS.c.number)
         asked = asked.where(*wanted, TRUTHS.c.problem == PREDICTIONS.c.problem, about)
-        asked = asked.where(TRUTHS.c.known_at <= _micros(known_at)) if known_at else asked
-        found += link.execute(asked).all()
-    columns = list(zip(*found, strict=True)) or [()] * 5
-    schema = {"block": pl.Int64, "place": pl.Int64, "value": pl.String, "truth_at": pl.Int64, "number": pl.Int64}
-    frame = pl.DataFrame(dict(zip(schema, columns, strict=True)), schema=schema)
-    frame = frame.sort("truth_at", "number").unique(["block", "place"], keep="last", maintain_order=True)
+        found.append(_fetch(link, asked.where(TRUTHS.c.known_at <= _micros(known_at)) if known_at else asked, names))
+    frame = pl.concat(found).sort("known_at", "number").unique(["block", "place"], keep="last", maintain_order=True)
     truth = _column("truth", orjson.loads(f"[{','.join(frame['value'])}]"))
-    return frame.select("block", "place", truth, pl.col("truth_at").cast(pl.Datetime("us")).dt.replace_time_zone("UTC"))
+    return frame.select("block", "place", truth, _moment("known_at").alias("truth_at"))
+
+
+def _fetch(link: sa.Connection, asked: sa.Select[Any], schema: Mapping[str, Any]) -> pl.DataFrame:
+    """The answer to a query, in parts, since rows take more memory than columns."""
+    frames = [pl.DataFrame(schema=schema)]
+    for part in link.execute(asked.execution_options(yield_per=BLOCK)).partitions():
+        frames.append(pl.DataFrame(dict(zip(schema, zip(*part, strict=True), strict=True)), schema=schema))
+    return pl.concat(frames)
+
+
+def _moment(name: str) -> pl.Expr:
+    return pl.col(name).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
 
 
 def _gather(link: sa.Connection, column: sa.Column[Any], block: np.ndarray, place: np.ndarray) -> pl.DataFrame:
     """The rows at `place` of each `block`, from the frames in `column`."""
-    numbers = np.unique(block)
+    numbers, there = np.unique(block), list[int]()
     frames, sizes = list[pl.DataFrame](), list[int]()
     for part in _parts(numbers.tolist(), AT_ONCE):
-        asked = sa.select(column).where(BLOCKS.c.number.in_(part)).order_by(BLOCKS.c.number)
-        for small, packed in groupby(link.execute(asked).scalars(), key=_is_small):
-            made = (_unpack_small if small else _unpack)(list(packed))
+        asked = sa.select(BLOCKS.c.number, column).where(BLOCKS.c.number.in_(part)).order_by(BLOCKS.c.number)
+        for small, rows in groupby(link.execute(asked), key=lambda row: _is_small(row[1])):
+            found, packed = zip(*rows, strict=True)
+            made = (_unpack_small if small else _unpack)(packed)
+            there += found
             frames += made[0]
             sizes += made[1]
+    if there != numbers.tolist():
+        raise _GoneError
     if not frames:
         return pl.DataFrame()
     starts = np.cumsum([0, *sizes[:-1]])
@@ -519,14 +537,23 @@ def _gather(link: sa.Connection, column: sa.Column[Any], block: np.ndarray, plac
     return every[starts[np.searchsorted(numbers, block)] + place].drop(HEIGHT, strict=False)
 
 
-def _pack(frame: pl.DataFrame) -> bytes:
-    """A frame in few bytes. Dates become text."""
-    frame = frame.with_columns(pl.selectors.temporal().cast(pl.String), pl.selectors.float().fill_nan(None))
+def _pack(frame: pl.DataFrame, names: Sequence[str]) -> bytes:
+    """Columns of a frame in few bytes. Dates become text."""
+    if not names:
+        return _pack_columns({}, frame.height)
+    frame = frame.select(names).with_columns(pl.selectors.temporal().cast(pl.String), pl.selectors.float().fill_nan(None))
     if frame.height < SMALL:
-        return zlib.compress(orjson.dumps([frame.height, {name: frame[name].to_list() for name in frame.columns}]))
+        return _pack_columns(frame.to_dict(as_series=False), frame.height)
     buffer = BytesIO()
     frame.write_parquet(buffer, compression="zstd", statistics=False)
     return buffer.getvalue()
+
+
+def _pack_columns(columns: Mapping[str, Sequence[Any]], height: int) -> bytes:
+    """The same of columns that may hold anything."""
+    if height >= SMALL and columns:
+        return _pack(_frame(columns, height), list(columns))
+    return zlib.compress(orjson.dumps([height, columns], default=_text, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
 def _is_small(packed: bytes) -> bool:
@@ -590,15 +617,6 @@ def _column(name: str, values: Sequence[Any]) -> pl.Series:
 
 def _text(value: Any) -> str:
     return value.isoformat() if isinstance(value, date) else json.dumps(value, default=str)
-
-
-def _series(name: str, values: Iterable[Any], dtype: Any) -> pl.Series:
-    """A column of the table of predictions as people read it."""
-    if dtype == MOMENT:
-        return pl.Series(name, values, dtype=pl.Int64).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    if dtype == pl.Date:
-        return pl.Series(name, values, dtype=pl.Int32).cast(pl.Date)
-    return pl.Series(name, values, dtype=dtype)
 
 
 def _told(truth: Truth, now: datetime) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def test_a_prediction_counts_once_and_comes_back_as_it_was(ledger, address):
 
 def test_nothing_predicted_is_an_empty_answer_with_the_columns_of_rows(ledger):
     found = ledger.read("redeem")
-    assert found.rows.columns == [*ledgers.ROWS, "truth", "truth_at"]
+    assert found.rows.columns == ["id", "version", "variant", "at", "cutoff", "entity", "truth", "truth_at"]
     assert found.rows.is_empty()
     assert found.features.is_empty()
     assert ledger.cohorts("redeem") == []

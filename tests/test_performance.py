@@ -9,11 +9,12 @@ import pytest
 
 from monitoring import performance
 from monitoring.findings import Estimate
-from monitoring.ledger import MOMENT, Predicted
+from monitoring.ledger import Predicted
 from tasks import problems
 from tasks.params import Recommend, Tabular
 
 NOON = datetime(2017, 10, 9, 12, tzinfo=UTC)
+MOMENT = pl.Datetime("us", "UTC")
 WEEK = timedelta(days=7)
 EXPECTED = Estimate(score=0.8, low=0.75, high=0.85, rows=500)
 EVENTS = {"entity": "id", "horizon_days": 7, "cutoffs": {"first": "2017-01-01"}, "target": {"table": "t", "function": "any"}}
