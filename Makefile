@@ -6,7 +6,7 @@ ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 
 ifneq ($(CURDIR),$(ROOT))
 
-install demo test check bench bench-recommend bench-automl bench-serve bench-monitor lock clean:
+install demo test check bench bench-recommend bench-automl bench-serve soak bench-monitor lock clean:
 	@$(MAKE) --no-print-directory -C "$(ROOT)" $@
 
 else
@@ -69,6 +69,9 @@ bench-automl: install  ## Evergreen beside FLAML and AutoGluon, on public tables
 bench-serve: install  ## the server beside MLflow's, BentoML and MLServer on the same model, after make demo; about ten minutes, needs wrk
 	@python -m bench.serve
 
+soak: install  ## ten minutes of mixed load on the server, while versions come and go and a worker is killed
+	@python -m bench.soak
+
 lock: install  ## requirements.lock from pyproject.toml
 	$(LOCK) -o requirements.lock
 
@@ -77,4 +80,4 @@ clean:  ## all that runs have made; the environment and git's files stay
 
 endif
 
-.PHONY: install demo test check bench bench-recommend bench-automl bench-serve bench-monitor lock clean
+.PHONY: install demo test check bench bench-recommend bench-automl bench-serve soak bench-monitor lock clean

@@ -1,0 +1,293 @@
+"""`make soak`: minutes of mixed load on a server with two workers, while versions come and go and a worker is killed.
+
+    make soak                                      ten minutes
+    python -m bench.soak --seconds 60 --rate 40    shorter, and gentler
+
+A small project of its own is made in a temporary folder. Rows, lists, purchases, truths and nonsense are sent at their times,
+whether or not those before them are answered; three rollouts, one rollback and a kill -9 come in between. Afterwards each
+answer is compared with what the version that it names says of the row, and each purchase and truth that was acknowledged is
+looked for.
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import psutil
+import sqlalchemy as sa
+
+from bench.load import Client, Load
+from flows import settings
+from monitoring.ledger import PREDICTIONS, TRUTHS
+from serving.events import EVENTS
+from tasks.layout import Layout
+from tasks.production import Rollout
+from tests import front
+
+PROBLEM, SHOP = "redeem", "recommend"
+WORKERS = 2
+GAP = 1e-5
+"""Most that an answer may differ from the batch score of its version."""
+SETTLED = 3.0
+"""Seconds: so long after a rollback the old version may still be seen, and after a kill connections may break."""
+FLAT_MB = 2.0
+"""Most megabytes a minute that a worker may grow by, towards the end."""
+CANARY = Rollout(strategy="canary", steps=(0.5,), step_minutes=600, patience_hours=100)
+PLAN = (
+    (0.08, "rollout of v2 begins"),
+    (0.16, "v2 is promoted"),
+    (0.20, "rollout of v3 begins"),
+    (0.28, "v3 is taken back"),
+    (0.32, "rollout of v4 begins"),
+    (0.38, "v4 is promoted"),
+    (0.44, "v4 is rolled back"),
+    (0.52, "a worker is killed"),
+)
+"""Part of the time -> what happens."""
+CALM = 0.65
+"""Part of the time after which memory must not grow."""
+KINDS = ("predict",) * 9 + ("scoring",) * 3 + ("recommend",) * 3 + ("events",) * 2 + ("labels",) * 2 + ("nonsense",)
+"""Of twenty requests."""
+NONSENSE = (
+    (f"/v1/predict/{PROBLEM}", b"{"),
+    (f"/v1/predict/{PROBLEM}", b'{"nosuch": 1}'),
+    (f"/v1/predict/{PROBLEM}", b"[" * 5000),
+    ("/v1/predict/nosuch", b"{}"),
+    (f"/v2/models/{PROBLEM}/infer", b'{"inputs": 3}'),
+    (f"/v1/recommend/{SHOP}", b'{"users": [7], "k": -1}'),
+    (f"/v1/events/{SHOP}", b'{"user": null}'),
+    (f"/v1/labels/{PROBLEM}", b'{"id": 3}'),
+)
+log = logging.getLogger("bench")
+
+
+@dataclass
+class Seen:
+    """What was sent, said and acknowledged."""
+
+    statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
+    answers: list[tuple[float, str, int, int, float]] = field(default_factory=list)
+    """When, id, version, row and probability."""
+    events: list[str] = field(default_factory=list)
+    truths: list[str] = field(default_factory=list)
+    broken: list[float] = field(default_factory=list)
+    """When a connection ended before its answer."""
+    wrong: list[str] = field(default_factory=list)
+    memory: list[tuple[float, int, float]] = field(default_factory=list)
+    """When, process and megabytes of a worker."""
+    happened: dict[str, float] = field(default_factory=dict)
+
+
+class Soak:
+    """One run against a server on `port`."""
+
+    def __init__(
+        self, layout: Layout, server: front.Server, rows: Sequence[Mapping[str, Any]], users: Sequence[Any], items: Any
+    ):
+        self.layout, self.server, self.rows, self.users, self.items = layout, server, rows, users, items
+        self.client, self.seen = Client(int(server.url.rpartition(":")[2])), Seen()
+        self._draw = np.random.default_rng(7)
+        self._registry, self._rollouts = settings.registry(layout), settings.rollouts(layout)
+
+    async def run(self, seconds: float, rate: float) -> None:
+        plan = asyncio.create_task(self._follow(seconds))
+        watch = asyncio.create_task(self._watch())
+        try:
+            await Load(rate, seconds).run(self._ask)
+            await plan
+        finally:
+            watch.cancel()
+            self.client.close()
+
+    async def _ask(self, number: int) -> bool:
+        kind = KINDS[int(self._draw.integers(len(KINDS)))]
+        ask: Callable[[int], Any] = getattr(self, f"_{kind}")
+        try:
+            await ask(number)
+        except (ConnectionError, OSError):
+            self.seen.broken.append(time.monotonic())
+        return True
+
+    async def _post(self, kind: str, path: str, body: Any) -> Any:
+        reply = await self.client.post(path, body if isinstance(body, bytes) else json.dumps(body).encode())
+        self.seen.statuses[kind, reply.status] += 1
+        return reply.json() if reply.status == 200 else None
+
+    async def _predict(self, number: int) -> None:
+        place = number % len(self.rows)
+        if said := await self._post("predict", f"/v1/predict/{PROBLEM}", self.rows[place]):
+            self._note(said["id"], said["version"], place, said["probability_1"])
+
+    async def _scoring(self, number: int) -> None:
+        places = [(number + more) % len(self.rows) for more in range(5)]
+        body = {"dataframe_records": [self.rows[each] for each in places]}
+        if said := await self._post("scoring", f"/v1/models/{PROBLEM}/invocations", body):
+            for place, id_, version, chance in zip(places, said["ids"], said["versions"], said["probability_1"], strict=True):
+                self._note(id_, version, place, chance)
+
+    def _note(self, id_: str, version: int, place: int, chance: float) -> None:
+        self.seen.answers.append((time.monotonic(), id_, version, place, chance))
+
+    async def _recommend(self, number: int) -> None:
+        user = self.users[number % len(self.users)]
+        said = await self._post("recommend", f"/v1/recommend/{SHOP}", {"users": [user], "k": 5})
+        if said and (said["lists"][0]["user"] != user or not said["lists"][0]["items"]):
+            self.seen.wrong.append(f"the list of {user}: {said}")
+
+    async def _events(self, number: int) -> None:
+        """At least once: again, with the same id, where the answer did not come."""
+        event = {
+            "id": f"soak-{number}",
+            "user": self.users[number % len(self.users)],
+            "item": self.items[number % len(self.items)],
+        }
+        for _ in range(5):
+            with suppress(ConnectionError, OSError):
+                said = await self._post("events", f"/v1/events/{SHOP}", {**event, "basket": f"b{number}"})
+                if said and said["counted"] + said["known"] == 1:
+                    self.seen.events.append(event["id"])
+                return
+            self.seen.broken.append(time.monotonic())
+
+    async def _labels(self, number: int) -> None:
+        """Of an answer that was given, or of one that never was."""
+        known = self.seen.answers
+        id_ = known[int(self._draw.integers(len(known)))][1] if known and number % 10 else f"nobody-{number}"
+        if await self._post("labels", f"/v1/labels/{PROBLEM}", {"id": id_, "value": number % 2}):
+            self.seen.truths.append(id_)
+
+    async def _nonsense(self, number: int) -> None:
+        path, body = NONSENSE[number % len(NONSENSE)]
+        if await self._post("nonsense", path, body) is not None:
+            self.seen.wrong.append(f"{path} took {body[:40]!r}")
+
+    async def _follow(self, seconds: float) -> None:
+        began = time.monotonic()
+        for part, what in PLAN:
+            await asyncio.sleep(max(0.0, began + part * seconds - time.monotonic()))
+            await asyncio.to_thread(self._act, what)
+            self.seen.happened[what] = time.monotonic()
+            log.info("%5.0f s  %s", time.monotonic() - began, what)
+        await asyncio.sleep(max(0.0, began + CALM * seconds - time.monotonic()))
+        self.seen.happened["calm"] = time.monotonic()
+
+    def _act(self, what: str) -> None:
+        if "begins" in what:
+            self._rollouts.begin(PROBLEM, int(what.split()[2][1:]), CANARY, "soak", "soak")
+        elif "promoted" in what:
+            self._rollouts.finish(self._registry, PROBLEM, "soak", "soak")
+        elif "taken back" in what:
+            self._rollouts.abort(PROBLEM, "soak", "soak")
+        elif "rolled back" in what:
+            settings.deployments(self.layout).rollback(self._registry, PROBLEM, None, "soak", "soak")
+        else:
+            os.kill(self.server.workers()[0], signal.SIGKILL)
+
+    async def _watch(self) -> None:
+        while True:
+            for pid in await asyncio.to_thread(self.server.workers):
+                with suppress(psutil.Error):
+                    self.seen.memory.append((time.monotonic(), pid, psutil.Process(pid).memory_info().rss / 2**20))
+            await asyncio.sleep(1.0)
+
+
+def expected(layout: Layout, rows: pl.DataFrame, versions: int) -> dict[int, np.ndarray]:
+    """Version -> its batch score of each row, by the registered pipeline."""
+    registry = settings.registry(layout)
+    return {
+        each: np.asarray(registry.load(PROBLEM, each).predict_proba(rows.to_pandas()))[:, 1] for each in range(1, versions + 1)
+    }
+
+
+def verdicts(soak: Soak, scores: Mapping[int, np.ndarray]) -> list[tuple[bool, str]]:
+    """What was to be proved, and whether it holds."""
+    seen = soak.seen
+    gaps = [abs(scores[version][place] - chance) for _, _, version, place, chance in seen.answers]
+    by_version = Counter(version for _, _, version, *_ in seen.answers)
+    rolled, killed = seen.happened["v4 is rolled back"], seen.happened["a worker is killed"]
+    stale = sum(version == 4 and at > rolled + SETTLED for at, _, version, *_ in seen.answers)
+    failed = {key: count for key, count in seen.statuses.items() if key[1] >= 500}
+    refused = {key: count for key, count in seen.statuses.items() if 400 <= key[1] < 500 and key[0] != "nonsense"}
+    away = [at for at in seen.broken if not killed - 1 <= at <= killed + SETTLED]
+    engine = sa.create_engine(settings.read(soak.layout).database)
+    with engine.connect() as link:
+        events = Counter(link.execute(sa.select(EVENTS.c.id)).scalars())
+        truths = set(link.execute(sa.select(TRUTHS.c.id)).scalars())
+        written = Counter(link.execute(sa.select(PREDICTIONS.c.id).where(PREDICTIONS.c.variant != "shadow")).scalars())
+    missing = [(at, id_) for at, id_, *_ in seen.answers if written[id_] != 1]
+    early = [at for at, _ in missing if not killed - 1 <= at <= killed + 1]
+    growth = slopes(seen)
+    return [
+        (max(gaps) <= GAP and not seen.wrong, f"{len(gaps)} answers, by version {dict(sorted(by_version.items()))}: "
+         f"at most {max(gaps):.1e} from the batch score; {len(seen.wrong)} wrong otherwise {seen.wrong[:2]}"),
+        (not stale, f"{stale} answers of v4 later than {SETTLED:g} s after its rollback"),
+        (all(events[each] == 1 for each in seen.events), f"{len(seen.events)} purchases acknowledged, each there once"),
+        (truths >= set(seen.truths), f"{len(set(seen.truths))} truths acknowledged, {len(set(seen.truths) - truths)} lost"),
+        (not early, f"{len(missing)} predictions are not in the ledger, {len(early)} of them not of the second of the kill"),
+        (not failed, f"answers of status 500 and above: {failed or 'none'}"),
+        (not refused, f"requests in order that were refused: {refused or 'none'}"),
+        (not away, f"{len(seen.broken)} connections broke, {len(away)} of them not by the kill"),
+        (all(each <= FLAT_MB for each in growth.values()), "memory of the workers, MB a minute towards the end: "
+         + ", ".join(f"{each:+.2f}" for each in growth.values())),
+    ]  # fmt: skip
+
+
+def slopes(seen: Seen) -> dict[int, float]:
+    """Worker -> megabytes a minute after everything had happened (least squares)."""
+    late: dict[int, list[tuple[float, float]]] = {}
+    for at, pid, size in seen.memory:
+        if at >= seen.happened["calm"]:
+            late.setdefault(pid, []).append((at / 60, size))
+    return {pid: float(np.polyfit(*np.transpose(found), 1)[0]) for pid, found in late.items() if len(found) > 2}
+
+
+def main() -> None:
+    given = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    given.add_argument("--seconds", type=float, default=600.0)
+    given.add_argument("--rate", type=float, default=100.0, help="requests per second")
+    asked = given.parse_args()
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    log.setLevel(logging.INFO)
+    for name in [each for each in os.environ if each.startswith("EVERGREEN_")]:
+        del os.environ[name]
+    with tempfile.TemporaryDirectory(prefix="evergreen soak ") as folder:
+        layout = front.project(Path(folder), (PROBLEM, SHOP))
+        for strength in (0.01, 0.1, 0.3):
+            front.register(layout, PROBLEM, "logistic", C=strength)
+        names = json.loads((layout.model(PROBLEM) / "model.json").read_text())["features"]
+        rows = pl.read_parquet(layout.features(PROBLEM) / "rows.parquet").select(names).tail(200)
+        lines = pl.read_parquet(layout.features(SHOP) / "lines.parquet")
+        users, items = lines["user"].unique().sort().to_list(), lines["item"].unique().sort().to_list()
+        as_json = [{name: None if value != value else value for name, value in row.items()} for row in rows.to_dicts()]
+        server = front.Server(layout, "--workers", str(WORKERS))
+        try:
+            soak = Soak(layout, server, as_json, users, items)
+            asyncio.run(soak.run(asked.seconds, asked.rate))
+        finally:
+            server.stop()
+        found = verdicts(soak, expected(layout, rows, 4))
+        for fine, line in found:
+            log.info("%s  %s", "holds" if fine else "FAILS", line)
+        log.info(
+            "requests: %s",
+            ", ".join(f"{kind} {status}: {count}" for (kind, status), count in sorted(soak.seen.statuses.items())),
+        )
+    if not all(fine for fine, _ in found):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
