@@ -45,6 +45,8 @@ SETTLED = 3.0
 """Seconds: so long after a rollback the old version may still be seen, and after a kill connections may break."""
 FLAT_MB = 2.0
 """Most megabytes a minute that a worker may grow by, towards the end."""
+WARM_SECONDS, ENOUGH = 60.0, 30
+"""So long a worker may grow, as its libraries and caches fill; with fewer looks at it afterwards nothing is said."""
 CANARY = Rollout(strategy="canary", steps=(0.5,), step_minutes=600, patience_hours=100)
 PLAN = (
     (0.08, "rollout of v2 begins"),
@@ -241,17 +243,18 @@ def verdicts(soak: Soak, scores: Mapping[int, np.ndarray]) -> list[tuple[bool, s
         (not refused, f"requests in order that were refused: {refused or 'none'}"),
         (not away, f"{len(seen.broken)} connections broke, {len(away)} of them not by the kill"),
         (all(each <= FLAT_MB for each in growth.values()), "memory of the workers, MB a minute towards the end: "
-         + ", ".join(f"{each:+.2f}" for each in growth.values())),
+         + (", ".join(f"{each:+.2f}" for each in growth.values()) or "too short a time to tell")),
     ]  # fmt: skip
 
 
 def slopes(seen: Seen) -> dict[int, float]:
-    """Worker -> megabytes a minute after everything had happened (least squares)."""
+    """Worker -> megabytes a minute after everything had happened and it was warm (least squares)."""
+    born: dict[int, float] = {}
     late: dict[int, list[tuple[float, float]]] = {}
     for at, pid, size in seen.memory:
-        if at >= seen.happened["calm"]:
+        if at >= max(seen.happened["calm"], born.setdefault(pid, at) + WARM_SECONDS):
             late.setdefault(pid, []).append((at / 60, size))
-    return {pid: float(np.polyfit(*np.transpose(found), 1)[0]) for pid, found in late.items() if len(found) > 2}
+    return {pid: float(np.polyfit(*np.transpose(found), 1)[0]) for pid, found in late.items() if len(found) >= ENOUGH}
 
 
 def main() -> None:
