@@ -114,7 +114,7 @@ def test_many_single_rows_at_once_each_get_their_own_answer_and_share_batches(sh
     def ask(place: int) -> float:
         with httpx.Client(base_url=server.url) as own:
             answers = [own.post("/v1/predict/dear", json=rows[place]).json()["probability_yes"] for _ in range(8)]
-        assert len(set(answers)) == 1
+        assert np.ptp(answers) < 1e-12  # the last digits depend on who shares the batch
         return answers[0]
 
     with ThreadPoolExecutor(16) as pool:
