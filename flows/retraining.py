@@ -188,7 +188,8 @@ def _done(layout: Layout, begun: Begun, outcome: "Outcome") -> Begun:
         return begun.model_copy(update={**ended, "outcome": f"failed: {outcome.error}"})
     version, _ = results.standing(layout, begun.problem)
     deployments = settings.deployments(layout)
-    told = [each for each in deployments.history(begun.problem) if each.version == version and each.evidence]
+    judged = [each for each in deployments.history(begun.problem) if each.action in ("deploy", "refuse", "begin")]
+    told = [each for each in judged if each.version == version and each.evidence]
     if version is None or not told or told[-1].at < begun.begun:
         why = f"nothing is new since v{version} was trained" if version else "there is no challenger"
         return begun.model_copy(update={**ended, "outcome": f"no challenger: {why}"})

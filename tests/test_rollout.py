@@ -10,11 +10,15 @@ from typing import Any, cast
 
 import polars as pl
 import pytest
+import sqlalchemy as sa
 
+from flows import rolling as rolls
+from flows import settings, steps
+from monitoring import ledger as ledgers
 from monitoring import rolling
 from monitoring.ledger import Ledger, Prediction, Truth
 from monitoring.losses import compared, of
-from tasks import database
+from tasks import database, deploy, rollout
 from tasks.deploy import Deployment
 from tasks.errors import ModelError
 from tasks.params import Params
@@ -32,6 +36,8 @@ class Section:
 
     class gate:  # noqa: N801
         metric = None
+
+    rollout = CANARY
 
 
 class Known:
@@ -52,12 +58,27 @@ def names() -> Names:
     return Names(6)
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Of an empty database, in a file and on a server."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'evergreen.db'}"
+        return
+    found = request.getfixturevalue("postgres")
+    yield found
+    engine = sa.create_engine(found)
+    for tables in (deploy.METADATA, rollout.METADATA, ledgers.METADATA):
+        tables.drop_all(engine)
+
+
 @pytest.fixture
-def rollouts(tmp_path: Path, names: Names) -> Rollouts:
+def rollouts(address: str, names: Names) -> Iterator[Rollouts]:
     """Version 1 is champion."""
-    found = Rollouts(f"sqlite:///{tmp_path / 'evergreen.db'}")
+    found = Rollouts(address)
     enter(found, names, 1)
-    return found
+    yield found
+    for engine in (found._engine, found.deployments._engine):
+        engine.dispose()
 
 
 def enter(rollouts: Rollouts, names: Names, version: int, promote: bool = True, policy: Rollout = CANARY) -> Deployment:
@@ -258,11 +279,24 @@ def test_nothing_can_be_tried_beside_nothing(tmp_path: Path):
         found.begin("redeem", 2, CANARY, "ann", "try")
 
 
-def test_a_rollout_outlives_its_process_and_problems_do_not_see_each_other(tmp_path: Path, rollouts: Rollouts, names: Names):
+def test_a_rollout_outlives_its_process_and_problems_do_not_see_each_other(address: str, rollouts: Rollouts, names: Names):
     enter(rollouts, names, 2)
-    again = Rollouts(f"sqlite:///{tmp_path / 'evergreen.db'}")
+    again = Rollouts(address)
     assert again.standing("redeem") == rollouts.standing("redeem")
     assert again.standing("spend") is None
+
+
+def test_the_training_flow_begins_a_rollout_where_params_say_so(
+    tmp_path: Path, rollouts: Rollouts, names: Names, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(settings, "rollouts", lambda layout: rollouts)
+    monkeypatch.setattr(settings, "registry", lambda layout: names)
+    monkeypatch.setattr(steps, "load", lambda path: PARAMS)
+    assert steps.release(str(tmp_path), "redeem", 2, verdict().model_dump(), "flow") == "begin"
+    assert names.aliases == {"champion": 1}
+    found = rollouts.require("redeem")
+    assert found.policy == CANARY
+    assert rolls.words(rollouts, "redeem") == found.words()
 
 
 def test_of_many_that_act_on_the_same_state_one_does(rollouts: Rollouts, names: Names):
@@ -323,7 +357,7 @@ class Fuse:
     @contextmanager
     def transaction(self, *arguments: Any) -> Iterator[Any]:
         with database_transaction(*arguments) as link:
-            sqlite = link.connection.driver_connection
+            sqlite = cast(sqlite3.Connection, link.connection.driver_connection)
             before = sqlite.total_changes
             yield link
             wrote = sqlite.total_changes > before
@@ -423,12 +457,12 @@ def predictions(stands: Standing, right: dict[str, float], shadow: bool = False)
 @pytest.mark.parametrize("shadow", [False, True])
 @pytest.mark.parametrize(("new", "ends"), [(0.3, "take back"), (0.7, "wait"), (0.85, "wait")])
 def test_late_truths_take_back_what_is_surely_worse(
-    tmp_path: Path, rollouts: Rollouts, names: Names, shadow: bool, new: float, ends: str
+    address: str, rollouts: Rollouts, names: Names, shadow: bool, new: float, ends: str
 ):
     policy = Rollout(strategy="shadow" if shadow else "canary", steps=(0.5,), step_minutes=30)
     enter(rollouts, names, 2, policy=policy)
     stands = rollouts.require("redeem")
-    ledger = Ledger(f"sqlite:///{tmp_path / 'evergreen.db'}")
+    ledger = Ledger(address)
     ledger.append(predictions(stands, {"old": 0.7, "new": new}, shadow))
     assert advance(rollouts, names, 20, ledger).decision == "wait", "no truth is known yet"
     ledger.label("redeem", [Truth(1, id=f"r{place}") for place in range(400)])
@@ -438,9 +472,9 @@ def test_late_truths_take_back_what_is_surely_worse(
     assert found.tests[-1].new_rows == (400 if shadow else 200)
 
 
-def test_quality_is_not_looked_at_where_the_policy_does_not_want_it(tmp_path: Path, rollouts: Rollouts, names: Names):
+def test_quality_is_not_looked_at_where_the_policy_does_not_want_it(address: str, rollouts: Rollouts, names: Names):
     enter(rollouts, names, 2, policy=CANARY.model_copy(update={"quality": False}))
-    found = advance(rollouts, names, 20, Ledger(f"sqlite:///{tmp_path / 'evergreen.db'}"))
+    found = advance(rollouts, names, 20, Ledger(address))
     assert [each.name for each in found.tests] == ["errors", "latency"]
 
 
