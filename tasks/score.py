@@ -226,9 +226,14 @@ def run(
         wide = len(scorer.data.features.columns) if tabular else 1
         source = blocks.opened(data, written, place, wide, rows or (blocks.ROWS if tabular else LISTS))
         job = _Job(scorer, source, data, out, place, tell, about, say)
-        result = job.at_once() if len(source.spans) == 1 else job.in_blocks(workers)
-        shutil.rmtree(place)
-    return result
+        if len(source.spans) > 1:
+            result = job.in_blocks(workers)
+            shutil.rmtree(place)
+            return result
+        try:
+            return job.at_once()
+        finally:
+            shutil.rmtree(place)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,12 +1,20 @@
 """Batch scoring: every row gets its answer or a reason, in its place."""
 
+import csv
+import dataclasses
 from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tasks import blocks, params, score
+from tasks.compile import compile_model
+from tasks.compiled import Compiled
 from tasks.errors import DataError, EvergreenError, ModelError, ParamsError, SourceError
 from tasks.layout import Layout
 from tests import contracts
@@ -153,3 +161,129 @@ def test_a_recommender_answers_with_lists_from_the_newest_histories(tmp_path):
     assert answers[:k].drop("household_id").equals(answers[3 * k :].drop("household_id"))
     with pytest.raises(EvergreenError, match="needs household_id, whom to recommend to"):
         ask(pl.DataFrame({"product_id": [1]}))
+
+
+# -- files of many rows
+
+
+def many(newest: pl.DataFrame, times: int) -> pl.DataFrame:
+    """The features of all households, again and again, each row with its number."""
+    rows = pl.concat([newest.drop("household_id")] * times)
+    return pl.DataFrame({"number": range(rows.height)}).hstack(rows)
+
+
+def scorer(made: World, model: str, compiled: Compiled | None = None) -> score.Scorer:
+    known = params.load(made.folder / "params.yaml")
+    return score.Scorer(known, "redeem", Layout(made.folder), made.fit(made.defaults(model)), 3, compiled)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_in_blocks_is_answered_as_in_one_by_any_number_of_processes(redeem, newest, suffix, workers):
+    made, one = redeem[0], scorer(redeem[0], "logistic")
+    asked, place = many(newest, 2), made.folder / f"many.{suffix}"
+    asked.write_csv(place) if suffix == "csv" else asked.write_parquet(place)
+    out, whole = made.folder / f"blocks.{suffix}", made.folder / f"whole.{suffix}"
+    result = score.run(one, place, out, rows=100, workers=workers)
+    assert score.run(one, place, whole).rows == result.rows == asked.height > 300
+    assert blocks.whole(out).equals(blocks.whole(whole))
+    assert not list((made.folder / "var" / "scoring").rglob("*.parquet"))
+
+
+def test_a_block_in_which_no_row_is_answered_has_the_columns_of_the_others(redeem, newest):
+    made, one = redeem[0], scorer(redeem[0], "logistic")
+    ids = [-1] * 5 + newest["household_id"].to_list()[:5] + [-2] * 5
+    pl.DataFrame({"household_id": ids}).write_csv(made.folder / "gaps.csv")
+    result = score.run(one, made.folder / "gaps.csv", made.folder / "gaps.parquet", rows=5)
+    answers = pl.read_parquet(made.folder / "gaps.parquet")
+    assert (result.rows, result.not_scored) == (15, 10)
+    assert answers["household_id"].to_list() == ids
+    assert answers["probability_1"].is_null().to_list() == [True] * 5 + [False] * 5 + [True] * 5
+    assert answers.schema["prediction"] == pl.Int64
+
+
+def test_a_csv_file_whose_types_change_late_is_read_as_a_look_at_all_rows_finds_them(redeem, newest):
+    made, one = redeem[0], scorer(redeem[0], "logistic")
+    ids = newest["household_id"].to_list()[:6]
+    notes = ["1", "2", "3", "4.5", "", 'a "quoted"\nline']
+    pl.DataFrame({"household_id": ids, "note": notes}).write_csv(made.folder / "late.csv")
+    score.run(one, made.folder / "late.csv", made.folder / "late.parquet", rows=2)
+    answers = pl.read_parquet(made.folder / "late.parquet")
+    assert answers["note"].to_list() == blocks.whole(made.folder / "late.csv")["note"].to_list()
+    assert answers["household_id"].to_list() == ids
+
+
+def test_a_run_that_stopped_goes_on_with_its_finished_blocks_and_tells_the_ledger_of_one_moment(redeem, newest, monkeypatch):
+    made, one, told = redeem[0], scorer(redeem[0], "logistic"), []
+
+    def tell(entry: score.Entry, at: datetime) -> int:
+        told.append((at, entry))
+        return entry.frame.height
+
+    many(newest, 1).write_parquet(made.folder / "killed.parquet")
+    do, place, out = score._Work.do, made.folder / "killed.parquet", made.folder / "killed-out.parquet"
+
+    def dies_at_third(work: score._Work, number: int) -> None:
+        if number == 2:
+            raise KeyboardInterrupt
+        do(work, number)
+
+    monkeypatch.setattr(score._Work, "do", dies_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        score.run(one, place, out, rows=50, workers=1, tell=tell)
+    assert not out.exists()
+    assert told == []
+    monkeypatch.setattr(score._Work, "do", do)
+    result = score.run(one, place, out, rows=50, workers=1, tell=tell)
+    assert (result.resumed, result.rows, result.logged) == (2, newest.height, newest.height)
+    assert len({at for at, _ in told}) == 1
+    assert {entry.features for _, entry in told} == {tuple(newest.drop("household_id").columns)}
+    assert pl.concat([entry.frame for _, entry in told])["prediction"].to_list() == pl.read_parquet(out)["prediction"].to_list()
+    newest_row = many(newest, 1).head(1)
+    newest_row.write_parquet(place)
+    assert score.run(one, place, out, rows=50).resumed == 0
+
+
+def test_what_a_model_was_compiled_to_answers_as_the_model(redeem, newest):
+    made, one = redeem[0], scorer(redeem[0], "logistic")
+    compiled = Compiled(compile_model(one.model, one.data.features))
+    newest.head(50).write_parquet(made.folder / "few.parquet")
+    answers = []
+    for each in (one, dataclasses.replace(one, compiled=compiled)):
+        score.run(each, made.folder / "few.parquet", made.folder / "few-out.parquet")
+        answers.append(pl.read_parquet(made.folder / "few-out.parquet"))
+    assert answers[0]["prediction"].equals(answers[1]["prediction"])
+    assert answers[0]["probability_1"].to_list() == pytest.approx(answers[1]["probability_1"].to_list(), abs=1e-9)
+
+
+def test_everybody_is_answered_by_the_newest_features_up_to_a_day(redeem, newest):
+    made, one, told = redeem[0], scorer(redeem[0], "logistic"), []
+    days = sorted(one.data.cutoff.unique())
+
+    def tell(entry: score.Entry, at: datetime) -> int:
+        told.extend(entry.by_cutoff())
+        return entry.frame.height
+
+    out = made.folder / "scores" / "redeem.parquet"
+    now = score.newest(one, out, None, tell, datetime.now(UTC))
+    assert (now.cutoff, now.rows, now.logged) == (days[-1], newest.height, newest.height)
+    assert pl.read_parquet(out)["household_id"].to_list() == newest["household_id"].to_list()
+    before = score.newest(one, out, days[-1] - timedelta(days=1), tell, datetime.now(UTC))
+    assert [cutoff for cutoff, _ in told] == [days[-1], before.cutoff]
+    assert before.cutoff == days[-2]
+    rows = one.data.at([days[-2]])
+    assert pl.read_parquet(out)["probability_1"].to_list() == pytest.approx(one.model.predict_proba(rows.features)[:, 1])
+    with pytest.raises(DataError, match=r"--as-of 2000-01-01: lies before the first cutoff"):
+        score.newest(one, out, date(2000, 1, 1), tell, datetime.now(UTC))
+
+
+@given(st.lists(st.lists(st.text('a,"\n\r é', max_size=4), min_size=2, max_size=2), min_size=1, max_size=30), st.integers(1, 7))
+@settings(max_examples=60, deadline=None)
+def test_blocks_of_a_csv_file_hold_its_rows_whatever_is_quoted(rows, size):
+    with TemporaryDirectory() as folder:
+        place = Path(folder) / "t.csv"
+        with place.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, quoting=csv.QUOTE_ALL).writerows([["x", "y"], *rows])
+        parts = blocks.opened(place, None, Path(folder), rows=size).settled(all_rows=True)
+        assert pl.concat([parts.read(span) for span in parts.spans]).equals(blocks.whole(place))
+        assert len(parts.spans) >= -(-len(rows) // size)
