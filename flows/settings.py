@@ -31,7 +31,8 @@ class Settings(BaseSettings):
     notify_block: str = ""
     """Block of Prefect that takes the same messages, such as sendgrid-email/operations; "": none."""
     database: str = ""
-    """SQLAlchemy address of the database of deployments, looks, predictions, truths, and purchases since the tables were read."""
+    """SQLAlchemy address of the database of deployments, looks, predictions, truths, API keys, and purchases since the tables
+    were read."""
 
 
 def read(layout: Layout) -> Settings:

@@ -31,8 +31,8 @@ class Serve(Section):
     max_seconds: Annotated[float, Field(gt=0)] = 10.0
     """A request that is not answered by then is given up with status 503."""
     rate_per_second: Annotated[float, Field(ge=0)] = 0.0
-    """Requests per second of one key, or of one address where no key is needed; beyond that status 429. 0: no limit. Each worker
-    counts for itself."""
+    """Requests per second of one key, or of one address where no key is needed; beyond that status 429. 0: no limit. Each
+    worker counts for itself."""
     parity_share: Annotated[float, Field(ge=0, le=1)] = 0.001
     """Share of the answers of compiled models that the pipeline itself gives again, off the way of the answer, to compare."""
     workers: Annotated[int, Field(ge=1)] = 1
