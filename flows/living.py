@@ -42,7 +42,7 @@ def run(layout: Layout, problems: Sequence[str], server: Server, by: str) -> Non
 @flow(name="living")
 def living(root: str, problems: list[str], by: str) -> None:
     layout = Layout(Path(root))
-    original = _begin(layout)
+    original = begin(layout)
     end = load(original).project.as_of
     assert end is not None
     asof.set_as_of(layout.params, end)
@@ -55,23 +55,28 @@ def living(root: str, problems: list[str], by: str) -> None:
         _champion(layout, problem, days[0] - timedelta(days=_step(original, problem)), branches)
         for day in days:
             _week(layout, problem, day, dense[problem], day == end, branches)
-    with writing(layout.params) as scratch:
-        scratch.write_bytes(original.read_bytes())
-    write_json(lived.told(layout), {"problems": problems, "weeks": WEEKS, "until": end})
-    original.unlink()
+    restore(layout, original, problems)
 
 
 def _step(original: Path, problem: str) -> int:
     return load(original).section(problem).monitor.window_days
 
 
-def _begin(layout: Layout) -> Path:
+def begin(layout: Layout) -> Path:
     """Keep params.yaml as it is, unless an earlier life did."""
     kept = lived.kept(layout)
     if not kept.exists():
         with writing(kept) as scratch:
             scratch.write_bytes(layout.params.read_bytes())
     return kept
+
+
+def restore(layout: Layout, original: Path, problems: list[str]) -> None:
+    """Let params.yaml be as it was, and write down that this life is over."""
+    with writing(layout.params) as scratch:
+        scratch.write_bytes(original.read_bytes())
+    write_json(lived.told(layout), {"problems": problems, "weeks": WEEKS, "until": load(original).project.as_of})
+    original.unlink()
 
 
 def _champion(layout: Layout, problem: str, day: date, branches: training.Branches) -> None:
