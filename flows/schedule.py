@@ -229,6 +229,21 @@ def _automate(client: "SyncPrefectClient", params: Params, each: Planned, id: "U
 # What was missed
 
 
+def bury(made: "dict[Planned, UUID]") -> None:
+    """Set the runs of these deployments that are at work to crashed: for a process that serves them, when it begins."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter, FlowRunFilterState
+    from prefect.client.schemas.filters import FlowRunFilterStateType as OfType
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Crashed
+
+    asked = DeploymentFilter(id=DeploymentFilterId(any_=list(made.values())))
+    states = FlowRunFilterState(type=OfType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]))
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(deployment_filter=asked, flow_run_filter=FlowRunFilter(state=states)):
+            client.set_flow_run_state(run.id, Crashed(message="the process that served it is gone"), force=True)
+
+
 def catch_up(made: "dict[Planned, UUID]", now: datetime | None = None) -> list[Planned]:
     """Of the scheduled runs that no process began, however many, one for each deployment is run now; the others are removed."""
     from prefect.client.orchestration import get_client

@@ -240,6 +240,8 @@ def schedule(
         _planned(known, as_json)
         prefect.wait()
         made = schedules.register(place, known, pool)
+        if not pool:
+            schedules.bury(made)
         for each in schedules.catch_up(made):
             say(f"{each.flow} {each.problem}: a run was missed; it is caught up now")
         if no_work:
