@@ -66,8 +66,8 @@ bench-monitor: install  ## false alarms, power and cost of monitoring beside Evi
 bench-automl: install  ## Evergreen beside FLAML and AutoGluon, on public tables; makes their environments, takes about half an hour
 	@python -m bench.automl
 
-bench-serve: install  ## the server beside MLflow's, BentoML and MLServer on the same model, after make demo; about ten minutes, needs wrk
-	@python -m bench.serve
+bench-serve: install  ## the server beside MLflow's, BentoML and MLServer on the same model, after make demo, or with PROJECT=FOLDER; about ten minutes, needs wrk
+	@python -m bench.serve $(if $(PROJECT),--project "$(PROJECT)")
 
 soak: install  ## ten minutes of mixed load on the server, while versions come and go and a worker is killed
 	@python -m bench.soak

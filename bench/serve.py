@@ -86,6 +86,10 @@ def read(project: Path, problem: str, folder: Path) -> Task:
     from flows import settings
     from tasks.layout import Layout
 
+    for name in [each for each in os.environ if each.startswith("EVERGREEN_")]:
+        del os.environ[name]  # nothing but the copy is asked or written
+    if not (project / "var" / "mlflow.db").exists():
+        raise SystemExit(f"{project}: nothing was trained here; make demo does, or name a project with --project")
     copy = folder / "project"
     copy.mkdir()
     shutil.copy(project / "params.yaml", copy)
