@@ -262,6 +262,7 @@ def catch_up(made: "dict[Planned, UUID]", now: datetime | None = None) -> list[P
 def _missed(client: "SyncPrefectClient", each: Planned, id: "UUID", now: datetime) -> datetime | None:
     """The first time after the last run that began, if it has passed; waiting runs that are late are removed."""
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+    from prefect.client.schemas.objects import StateType
     from prefect.client.schemas.sorting import FlowRunSort
     from prefect.server.schemas.schedules import CronSchedule
 
@@ -269,7 +270,12 @@ def _missed(client: "SyncPrefectClient", each: Planned, id: "UUID", now: datetim
     runs = client.read_flow_runs(deployment_filter=asked, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=200)
     late = [(run.expected_start_time, run.id) for run in runs if run.start_time is None and run.auto_scheduled]
     late = [(due, run) for due, run in late if due and due < now - LATE]
-    begun = [run.start_time or run.created for run in runs if run.start_time or CAUGHT in run.tags]
+    lost = (StateType.CANCELLED, StateType.CRASHED)
+    begun = [
+        run.start_time or run.created
+        for run in runs
+        if (run.start_time or CAUGHT in run.tags) and run.state and run.state.type not in lost
+    ]
     for _, run in late:
         client.delete_flow_run(run)
     last = max((moment for moment in begun if moment), default=min(late)[0] - LATE if late else None)
