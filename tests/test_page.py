@@ -2,7 +2,7 @@
 
 import json
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from monitoring import charts, page, words
+from monitoring import charts, page, production, words
+from monitoring.findings import Change, Decision, Drift, Estimate, Performance, Window
+from monitoring.ledger import Cohort
+from monitoring.looks import Begun
+from monitoring.production import Watched
 from tasks import params as known
 from tasks.layout import Layout
 from tasks.params import Params
@@ -692,3 +696,108 @@ def test_a_search_that_measured_its_cost_shows_the_front_and_what_tuning_bought(
         "flatters itself by",
     ):
         assert said in text, said
+
+
+# In production
+
+
+def looked(day: str, alarm: bool, retrain: bool) -> Decision:
+    """One look: three columns, of which `redemptions` may alarm."""
+    until = datetime.fromisoformat(f"{day}T23:59:59+00:00")
+    blank = {"value": 0.3, "threshold": 0.1, "p": 0.001, "importance": 0.12, "what": "feature", "statistic": "ks"}
+    changes = (
+        Change(column="redemptions", effect=0.511, drifts=alarm, alarm=alarm, reason="mean 0.14 to 0.53", **blank),
+        Change(column="tenure", effect=0.02, drifts=True, alarm=False, reason="mean 1 to 2; no alarm: small", **blank),
+    )
+    performance = Performance(
+        metric="roc_auc",
+        greater_is_better=True,
+        expected=Estimate(score=0.9, low=0.88, high=0.92, rows=2209),
+        realised=Estimate(score=0.87, low=0.85, high=0.89, rows=2209),
+        realised_until=until - timedelta(days=28),
+        estimated=Estimate(score=0.88, low=0.85, high=0.91, rows=2209),
+        matured=0.0,
+    )
+    window = Window(
+        problem="redeem",
+        version=1,
+        since=until - timedelta(days=7),
+        until=until,
+        rows=2209,
+        new_labels=4400,
+        drift=Drift(changes=changes, reference_rows=20_000, alarm=alarm),
+        performance=performance,
+    )
+    reason = f"{'' if retrain else 'no '}retrain{': ' if retrain else 'ing: '}drift <in> redemptions"
+    return Decision(
+        problem="redeem", at=until, retrain=retrain, ground="drift" if alarm else None, reason=reason, window=window
+    )
+
+
+def begun(look: Decision, promoted: bool | None) -> Begun:
+    told = {"version": 2, "outcome": "roc_auc 0.867 cannot be told"} if promoted is not None else {}
+    return Begun(
+        id="a", problem="redeem", at=look.at, as_of=look.at.date(), ground="drift", reason=look.reason, by="policy",
+        begun=look.at, promoted=promoted, **told,
+    )  # fmt: skip
+
+
+LOOKS = [looked("2017-12-10", False, False), looked("2017-12-17", True, True), looked("2017-12-24", True, False)]
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> tuple[Params, Layout]:
+    layout = Layout(tmp_path)
+    layout.params.write_text(ONE)
+    return known.load(layout.params), layout
+
+
+def drawn(one: tuple[Params, Layout], watched: Watched) -> str:
+    return page.build(one[0], one[1], {}, {"redeem": watched}).read_text()
+
+
+def test_a_problem_nobody_watches_has_no_section_about_production(one):
+    assert "In production" not in drawn(one, Watched())
+
+
+def test_alarms_decisions_and_weeks_are_on_the_page_in_words(one):
+    report = one[1].report("redeem") / "drift" / "2017-12-24.html"
+    _write(report, "")
+    weeks = [Cohort(date(2017, 12, 4), 1, 2209, 0, None, None), Cohort(date(2017, 11, 6), 1, 2200, 1100, None, None)]
+    text = drawn(one, Watched(LOOKS, [begun(LOOKS[1], False)], weeks))
+    assert "3 looks; 2 with an alarm of drift; retrained 1 time, 0 promoted" in text
+    assert re.search(r"24 Dec 2017.*alarm, no retraining.*17 Dec 2017.*challenger refused.*10 Dec 2017.*all quiet", text, re.S)
+    assert "v2: roc_auc 0.867 cannot be told" in text
+    assert "drift &lt;in&gt; redemptions" in text
+    assert re.search(r"redemptions<br><span[^>]*>alarm</span>.*mean 0.14 to 0.53.*0\.511.*12 %", text, re.S)
+    assert '<a href="redeem/drift/2017-12-24.html">' in text
+    assert re.search(r"6 Nov 2017.*2,200.*50 %", text, re.S)
+    report.unlink()
+    assert "redeem/drift/" not in drawn(one, Watched(LOOKS))
+
+
+def test_scores_of_looks_become_a_timeline_with_alarms_and_retrainings(one):
+    chart = production.tell("redeem", Watched(LOOKS, [begun(LOOKS[1], None)]), None).timeline
+    assert all(name in chart.svg for name in ("expected", "estimated", "realised", "alarm", "ROC AUC"))
+    bare = [each.model_copy(update={"window": each.window.model_copy(update={"performance": None})}) for each in LOOKS]
+    assert production.tell("redeem", Watched(bare), None).timeline is None
+    assert "it has not finished" in drawn(one, Watched(LOOKS, [begun(LOOKS[1], None)]))
+
+
+def test_a_replay_is_told_with_its_recommendation_and_a_damaged_one_is_left_out(one):
+    found = {"metric": "roc_auc", "greater_is_better": True, "first": "2017-04-02", "last": "2017-04-09", "step_days": 7}
+    blank = {"score": 0.87, "low": 0.85, "high": 0.89, "rows": 2, "reason": None}
+    points = [{"day": day, "score": 0.87, "low": 0.85, "high": 0.89} for day in ("2017-04-02", "2017-04-09")]
+    outcome = {"quality": blank, "gain": blank, "promoted": 1, "alarms": 3, "false_alarms": 2, "points": points}
+    outcome |= {"steps": [{"promoted": None}, {"promoted": True}], "per_cpu_minute": 0.002}
+    outcomes = [
+        {**outcome, "policy": name, "retrainings": n, "cpu_minutes": 1.4 * n} for n, name in enumerate(("never", "drift"))
+    ]
+    whole = {**found, "outcomes": outcomes, "cost": "learning alone", "verdict": {"policy": "drift", "reason": "the best"}}
+    path = one[1].report("redeem") / "replay" / "replay.json"
+    _write(path, whole)
+    text = drawn(one, Watched())
+    assert "Take drift: the best." in text
+    assert re.search(r"drift <span[^>]*>recommended</span>.*0\.870 <span[^>]*>\[0\.850, 0\.890\]", text, re.S)
+    _write(path, {**whole, "outcomes": [{"policy": "never"}]})
+    assert "Take drift" not in drawn(one, Watched())
