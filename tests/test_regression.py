@@ -11,7 +11,7 @@ from sklearn.dummy import DummyRegressor
 from tasks.errors import DataError, ParamsError
 from tasks.params import Tabular
 from tasks.problems.regression import KIND, LogRegressor, OffsetRegressor, has_long_tail
-from tasks.problems.tabular.kind import Rows
+from tasks.problems.tabular.kind import Rows, aged
 from tests.contracts import SupervisedContract
 
 DAY = date(2024, 1, 1)
@@ -152,3 +152,17 @@ def test_auto_learns_the_logarithm_where_there_is_a_long_tail():
     assert not isinstance(KIND.fit(data, [DAY], config, section(), 0), LogRegressor)
     long = replace(data, target=(data.target / 20).exp())
     assert isinstance(KIND.fit(long, [DAY], config, section(), 0), LogRegressor)
+
+
+def test_of_rows_a_half_life_old_a_half_are_learned_from_and_all_of_the_newest():
+    days = [date(2024, 1, 1), date(2024, 1, 31), date(2024, 3, 1)]
+    cutoff = pl.Series("cutoff", [day for day in days for _ in range(4000)])
+    count = len(cutoff)
+    rows = Rows(
+        pl.Series("who", range(count)), cutoff, pl.Series("target", [1.0] * count), pd.DataFrame({"x": np.arange(count) * 1.0})
+    )
+    kept = aged(rows, 30.0, 0)
+    shares = [(kept.cutoff == day).sum() / 4000 for day in days]
+    assert shares == pytest.approx([0.25, 0.5, 1.0], abs=0.03)
+    assert kept.features["x"].tolist() == kept.entity.to_list()
+    assert aged(rows, None, 0) is rows

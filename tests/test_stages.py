@@ -103,3 +103,15 @@ def test_with_time_left_the_number_of_trials_is_no_limit() -> None:
     done = [tried(50, "prior", 0.5), tried(51, "line", 0.6), tried(52, "forest", 0.6), *done]
     asked = staged(n_trials=20, clock=Spent(60, 30), searched=["boost"]).next(done)
     assert asked == ["boost"] * 4
+
+
+def test_what_the_last_search_ended_with_follows_the_defaults_of_its_stage() -> None:
+    start = {"model": "forest", "n": 99}
+    stages = staged(starts=[start])
+    done = [tried(place, model, SCORES[model]) for place, model in enumerate(("prior", "line"))]
+    asked: list[Request] = []
+    while start not in asked:
+        asked = stages.next(done)
+        assert asked
+        done += [tried(len(done) + place, named(each), SCORES[named(each)]) for place, each in enumerate(asked)]
+    assert asked.index(start) == asked.index(DEFAULTS["forest"]) + 1

@@ -127,6 +127,15 @@ def test_fewer_trials_than_models_says_which_defaults_are_left_out(journal: Path
     assert "leaves out the defaults of curve" in caplog.text
 
 
+def test_a_search_begins_where_the_last_one_ended_right_after_the_defaults(journal: Path) -> None:
+    best, gone = {"model": "line", "slope": 3.0}, {"model": "gone"}
+    search = searching(n_trials=4, start=[best, best, DEFAULTS["curve"], gone, {"model": "curve", "n": 99}])
+    starts = tune._starts(search)
+    assert starts == [{"model": "line", "slope": 3.0, "fixed": "kept"}, {"model": "curve", "n": 9}]
+    tried = configs(tune.find(replace(search, starts=starts), journal))
+    assert tried == [*search.defaults.values(), starts[0]]
+
+
 def test_a_configuration_is_not_computed_twice(journal: Path) -> None:
     asked: list[str] = []
 
