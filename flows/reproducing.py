@@ -141,7 +141,7 @@ def _params(layout: Layout, version: "Version", scratch: Layout) -> Iterator[str
     section = json.loads(told)
     if (whole.get("problems") or {}).get(version.problem) is None:
         yield f"params: the commit has no problem {version.problem}; its recorded section stands among the commit's keys"
-        whole["problems"][version.problem] = version.tags["kind"]
+        whole.setdefault("problems", {})[version.problem] = version.tags["kind"]
     whole[version.problem] = section
     with scratch.params.open("w") as file:
         yaml.dump(whole, file)
