@@ -37,10 +37,12 @@ T = TypeVar("T")
 FLUSH_SECONDS = 0.05
 """Predictions are written so often where nothing waits for it."""
 SECOND = 1.0
+COMPARE_SECONDS = 5.0
+"""The pipeline answers again so often, all rows drawn since the last time at once: it costs some 20 ms whatever their number."""
 TOLERANCE = 1e-5
 """Largest difference between compiled model and pipeline; of a number above 1, in relation to it."""
 MOST_COMPARED = 64
-"""Most rows that the pipeline answers again in one second."""
+"""Most rows that it answers again at a time."""
 
 
 class UnknownError(Exception):
@@ -430,7 +432,7 @@ class Answering:
         """Write and look regularly from now on. Call it in the event loop."""
         self._aside(self._regularly(FLUSH_SECONDS, self._flush))
         self._aside(self._regularly(SECOND, self._refresh))
-        self._aside(self._regularly(SECOND, self._compare))
+        self._aside(self._regularly(COMPARE_SECONDS, self._compare))
 
     async def end(self) -> None:
         """Write what waits; when this returns nothing is left to lose."""
