@@ -38,7 +38,7 @@ FLUSH_SECONDS = 0.05
 """Predictions are written so often where nothing waits for it."""
 SECOND = 1.0
 COMPARE_SECONDS = 5.0
-"""The pipeline answers again so often, all rows drawn since the last time at once: it costs some 20 ms whatever their number."""
+"""The pipeline answers again so often, all rows drawn meanwhile at once: it costs some 20 ms whatever their number."""
 TOLERANCE = 1e-5
 """Largest difference between compiled model and pipeline; of a number above 1, in relation to it."""
 MOST_COMPARED = 64
