@@ -38,7 +38,7 @@ GAP = 1e-6
 """Most that an answer may differ from the pipeline's own."""
 CHECKED = 50
 """Rows whose answers are compared."""
-WARM_SECONDS = 3.0
+WARM_SECONDS = 5.0
 ASKED_PER_SECOND, NEW_EVENTS = 200, 10
 """Of the recommender: requests per second, and every how many-th of them is a purchase."""
 log = logging.getLogger("bench")

@@ -275,7 +275,7 @@ def main() -> None:
         lines = pl.read_parquet(layout.features(SHOP) / "lines.parquet")
         users, items = lines["user"].unique().sort().to_list(), lines["item"].unique().sort().to_list()
         as_json = [{name: None if value != value else value for name, value in row.items()} for row in rows.to_dicts()]
-        server = front.Server(layout, "--workers", str(WORKERS))
+        server = front.Server(layout, "--workers", str(WORKERS), seconds=400)
         try:
             soak = Soak(layout, server, as_json, users, items)
             asyncio.run(soak.run(asked.seconds, asked.rate))

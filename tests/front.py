@@ -3,6 +3,7 @@
 Beside the small store's problems there is `dear`: houses, a plain table whose rules params.yaml declares.
 """
 
+import atexit
 import json
 import os
 import re
@@ -113,16 +114,18 @@ def evergreen(layout: Layout, *words: str) -> subprocess.CompletedProcess[str]:
 class Server:
     """`evergreen serve` on a free port of this machine. What it says is in `said`, line by line."""
 
-    def __init__(self, layout: Layout, *options: str) -> None:
+    def __init__(self, layout: Layout, *options: str, seconds: float = 120) -> None:
+        """`seconds`: it answers by then."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("EVERGREEN")}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "flows.cli", "serve", "--port", "0", "--root", str(layout.root), *options],
             cwd=HERE, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
+        atexit.register(self.process.kill)  # where a test failed before its end; workers end with it
         self.said: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.url = self.wait_for(r"answers at (http://\S+)")
+        self.url = self.wait_for(r"answers at (http://\S+)", seconds)
         self.client = httpx.Client(base_url=self.url, timeout=30)
 
     def wait_for(self, pattern: str, seconds: float = 120) -> str:
