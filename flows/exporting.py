@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
@@ -106,7 +106,7 @@ def _lay_model(folder: Path, registry: "Registry", version: "Version") -> bool:
             "file": file.name,
             "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
             "features": described.features,
-            "example": described.example,
+            "example": _known(described.example),
             "tags": {name: version.tags[name] for name in tagged if name in version.tags},
         },
     )
@@ -155,9 +155,14 @@ def _lay_request(folder: Path, layout: Layout, params: Params, version: "Version
         users = pl.scan_parquet(features / "lines.parquet").select(pl.col("user").unique(maintain_order=True)).head(TRIED)
         request: dict[str, Any] = {"users": users.collect()["user"].to_list(), "k": section.pipeline.k}
     else:
-        request = {"rows": list(registry.described(version.problem, version.version).example[:TRIED])}
+        request = {"rows": _known(registry.described(version.problem, version.version).example[:TRIED])}
     write_json(folder / "request.json", request)
     return request
+
+
+def _known(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """`rows` in strict JSON: what is not known is null."""
+    return [{name: None if value != value else value for name, value in row.items()} for row in rows]
 
 
 # -- code

@@ -91,3 +91,7 @@ def test_a_model_that_is_not_the_one_exported_is_not_loaded(tmp_path):
         Files(tmp_path).load_compiled("p", 2)
     with pytest.raises(ModelError, match=r"cannot be read.*Is this the folder of a bundle"):
         Files(tmp_path / MODEL)
+
+
+def test_a_request_that_lies_in_a_bundle_is_strict_json():
+    assert json.dumps(exporting._known([{"a": float("nan"), "b": "x", "c": 1.5}]), allow_nan=False)
