@@ -101,7 +101,7 @@ def report(reference: Reference, predicted: "Predicted", drift: Drift, path: Pat
 
 def _side_by_side(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """As columns of one frame; the shorter ones end in missing values."""
-    return pl.concat(frames, how="horizontal", strict=False) if frames else pl.DataFrame()
+    return pl.concat(frames, how="horizontal_extend") if frames else pl.DataFrame()
 
 
 def sides(reference: Reference, predicted: "Predicted") -> list[tuple[PartName, pl.DataFrame, pl.Series]]:
