@@ -94,6 +94,8 @@ class Past:
     said: Callable[[str], None] = lambda line: None
     """Told of every model that is learned."""
     lessons: dict[str, Lesson] = field(default_factory=dict)
+    shaped: dict[str, Tabular] = field(default_factory=dict)
+    """Of models whose policy weighs rows by age, the section that says so."""
     cards: dict[str, Card] = field(default_factory=dict)
     loaded: dict[tuple[str, str], Model] = field(default_factory=dict)
     answered: dict[tuple[str, date, bool], Predicted] = field(default_factory=dict)
@@ -126,6 +128,9 @@ class Past:
         window = "" if policy.window == "growing" else f"-{policy.window}-{policy.days}"
         name = f"{day}{window}"
         lesson = self.lessons.get(name) or self.timeline.lesson(day, policy)
+        if policy.window == "weighted":
+            train = self.section.train.model_copy(update={"half_life_days": policy.days})
+            self.shaped[name] = self.section.model_copy(update={"train": train})
         return self._learned(name, day, lesson) if lesson else None
 
     def _learned(self, name: str, day: date, lesson: Lesson) -> Learned:
@@ -150,8 +155,9 @@ class Past:
     def _learn(self, name: str, lesson: Lesson) -> None:
         self.said(f"learns what was known on {name}" if name != FIRST else "learns the first model")
         began = time.process_time()
-        judged = self.kind.fit(lesson.rows, lesson.train, self.config, self.section, self.seed)
-        whole = self.kind.fit(lesson.rows, lesson.refit, self.config, self.section, self.seed) if lesson.refit else judged
+        section = self.shaped.get(name, self.section)
+        judged = self.kind.fit(lesson.rows, lesson.train, self.config, section, self.seed)
+        whole = self.kind.fit(lesson.rows, lesson.refit, self.config, section, self.seed) if lesson.refit else judged
         took = time.process_time() - began
         expected = self._judge(judged, lesson)
         with writing(self._folder(name)) as scratch:
