@@ -211,8 +211,8 @@ def paint(axes: Any, table: pl.DataFrame) -> None:
         axes.plot(rows["change"], rows["evergreen"], color=colour, label=name)
         axes.plot(rows["change"], rows["evidently"], color=colour, linestyle="dashed")
     axes.set_ylim(-0.03, 1.03)
-    charts.people(axes, "standard deviations shifted, or share of rows changed (dashed: Evidently's defaults)", "found", "y")
-    charts.legend_below(axes)
+    charts.people(axes, "shift in standard deviations, or share of rows changed", "found; dashed: Evidently", "y")
+    axes.legend(loc="lower right", frameon=False)
 
 
 def main(words: list[str]) -> None:
@@ -240,7 +240,7 @@ def main(words: list[str]) -> None:
     if curves.height:
         from monitoring import charts
 
-        charts.save(RESULTS / "monitor.svg", paint, curves, height=4.2)
+        charts.save(RESULTS / "monitor.svg", paint, curves, height=4.2, width=8.0)
 
 
 def _short(value: Any) -> str:
