@@ -55,11 +55,11 @@ class Worker:
 class Service:
     """The processes of one service. Raises ProjectError where the address cannot be had or needs keys that are not there."""
 
-    def __init__(self, layout: Layout, params: Params, host: str, port: int, workers: int, say: Callable[[str], None]) -> None:
+    def __init__(self, layout: Layout, params: Params, host: str, port: int, workers: int) -> None:
         from serving.guard import Guard
 
         Guard(params.serve, host, settings.keys(layout))  # it says why the service may not start
-        self._layout, self._params, self._host, self._count, self._say = layout, params, host, workers, say
+        self._layout, self._params, self._host, self._count = layout, params, host, workers
         self._socket = _bind(host, port)
         self.url = _url(self._socket)
         self._notes = layout.var / "serving" / str(os.getpid())
@@ -68,8 +68,8 @@ class Service:
         self._waits: float = 0.0
         self._ending = False
 
-    def run(self) -> None:
-        """Answer until SIGTERM or SIGINT; what is under way is finished then.
+    def run(self, ready: Callable[[str], None]) -> None:
+        """Answer until SIGTERM or SIGINT; what is under way is finished then. `ready`: is told the address once it answers.
 
         Raises StepError where no worker comes to life.
         """
@@ -81,7 +81,7 @@ class Service:
             self._workers = [self._start() for _ in range(self._count)]
             if self._params.serve.ledger:
                 self._drainer = self._drain()
-            self._await_first()
+            self._await_first(ready)
             while not self._ending:
                 self._replace()
                 time.sleep(LOOK_SECONDS)
@@ -106,7 +106,7 @@ class Service:
         folder = str(settings.journal(self._layout))
         return Worker(tied.start("monitoring.journal", folder, cwd=Path.cwd(), env=environment), time.monotonic())
 
-    def _await_first(self) -> None:
+    def _await_first(self, ready: Callable[[str], None]) -> None:
         end = time.monotonic() + STARTING_SECONDS
         while not self._ending and not self._ready():
             ended = [each.process.returncode for each in self._workers if each.process.poll() is not None]
@@ -115,7 +115,7 @@ class Service:
                 raise StepError(f"serve: a worker {why}; what it said stands above")
             time.sleep(LOOK_SECONDS)
         if not self._ending:
-            self._say(f"answers at {self.url} ({self.url}/docs says what); Ctrl-C ends it")
+            ready(self.url)
 
     def _ready(self) -> bool:
         return any((self._notes / f"{each.process.pid}.ready").exists() for each in self._workers)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from flows.terminal import HERE, Debug, Root, app, find, read_params, say
+from flows.terminal import HERE, Debug, Json, Root, app, find, print_json, read_params, say
 
 
 @app.command()
@@ -13,6 +13,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any that is free.")] = 8080,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that answer; none: as in params.")] = None,
     root: Root = HERE,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Answer for every deployed problem over HTTP, and follow what is deployed, rolled out and rolled back meanwhile."""
@@ -23,4 +24,9 @@ def serve(
     place = find(root)
     params = read_params(place)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    Service(place, params, host, port, workers or params.serve.workers, say).run()
+    service = Service(place, params, host, port, workers or params.serve.workers)
+    service.run((lambda url: print_json({"url": url})) if as_json else _tell)
+
+
+def _tell(url: str) -> None:
+    say(f"answers at {url} ({url}/docs says what); Ctrl-C ends it")
