@@ -217,9 +217,13 @@ async def _compare(system: System, bodies: Sequence[bytes], chances: np.ndarray)
 
 
 def recommend(task: Task, problem: str, seconds: float) -> Pace:
-    """Lists of ten, each for another user; every tenth request is a purchase of one of them."""
+    """Lists of ten, each for another user; every tenth request is a purchase of one of them.
+
+    Everybody was asked for once before: a list is kept until its user buys.
+    """
     users, items = _shop(task.project, problem)
     with evergreen(task):
+        asyncio.run(_ask_everybody(problem, users))
         load = Load(ASKED_PER_SECOND, WARM_SECONDS)
         asyncio.run(_recommend(load, problem, users, items))
         load = Load(ASKED_PER_SECOND, seconds)
@@ -246,6 +250,13 @@ async def _recommend(load: Load, problem: str, users: Sequence[Any], items: Sequ
         return True
 
     await load.run(ask)
+    client.close()
+
+
+async def _ask_everybody(problem: str, users: Sequence[Any]) -> None:
+    client = Client(PORT)
+    for user in users:
+        await client.post(f"/v1/recommend/{problem}", json.dumps({"users": [user], "k": 10}).encode())
     client.close()
 
 

@@ -315,10 +315,15 @@ def _no_space(folder: Path, error: OSError) -> SpaceError:
     return SpaceError(f"{folder}: {shortage(error, folder) or error.strerror}. Free space or allow writing there.")
 
 
+NICE = 15
+"""What is drained gives way to what is answered; after a rush it catches up."""
+
+
 def main(folder: Path, address: str, every_seconds: float = 0.5) -> None:
     """Drain until SIGTERM or SIGINT, then once more. A database that is away is tried again."""
     from monitoring.ledger import Ledger
 
+    os.nice(NICE)
     ended = threading.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: ended.set())

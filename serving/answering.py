@@ -42,7 +42,7 @@ COMPARE_SECONDS = 5.0
 TOLERANCE = 1e-5
 """Largest difference between compiled model and pipeline; of a number above 1, in relation to it."""
 MOST_COMPARED = 64
-"""Most rows that it answers again at a time."""
+"""Most rows of a version that it answers again at a time."""
 
 
 class UnknownError(Exception):
@@ -482,9 +482,9 @@ class Answering:
 
     async def _compare(self) -> None:
         """Let pipelines answer what was drawn since the last time."""
-        drawn, self._compared = self._compared[:MOST_COMPARED], []
+        drawn, self._compared = self._compared, []
         for served in {served for served, _, _ in drawn}:
-            mine = [(asked, said) for each, asked, said in drawn if each is served]
+            mine = [(asked, said) for each, asked, said in drawn if each is served][:MOST_COMPARED]
             again = await self._apart(served.answer_by_pipeline, [asked for asked, _ in mine])
             for (_, said), other in zip(mine, again, strict=True):
                 far = difference(said, other)

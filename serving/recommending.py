@@ -20,7 +20,13 @@ from tasks.params import Params, Recommend
 from tasks.problems.base import Model
 from tasks.problems.ranking import goods
 from tasks.problems.ranking.answering import Answer, Request, Shop
+from tasks.problems.ranking.live import as_id
 from tasks.problems.ranking.purchases import Purchases
+
+KEPT = 20_000
+"""Users whose answers are kept, some three kilobytes each."""
+WISHES = 8
+"""Answers to other wishes that are kept of each."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +89,27 @@ class Recommendations:
                 f"{problem}: version {version} cannot answer: {error}. Train again, or name a --version."
             ) from error
         self._mark, self._stocked, self._writing = NOTHING, self._stock_stamp(), threading.Lock()
+        self._kept: dict[str, dict[Request, Answer]] = {}
         self.refresh()
 
     def answer(self, request: Request) -> Answer:
-        """See Shop.answer."""
-        return self._shop.answer(request)
+        """See Shop.answer. What one user was told is told again until he buys: nothing else changes it."""
+        shop = self._shop
+        if len(request.users) != 1 or request.items:
+            return shop.answer(request)
+        user = str(as_id(request.users[0], shop.histories.users))
+        if found := self._kept.get(user, {}).get(request):
+            return found
+        answer = shop.answer(request)
+        with self._writing:
+            if shop is self._shop:  # nobody bought meanwhile
+                if len(self._kept) >= KEPT:
+                    self._kept.clear()
+                mine = self._kept.setdefault(user, {})
+                if len(mine) >= WISHES:
+                    mine.clear()
+                mine[request] = answer
+        return answer
 
     def users(self) -> list[Any]:
         """Keys of all that ever bought, up to the last training."""
@@ -105,7 +127,7 @@ class Recommendations:
         observed, lines = _record(self._incoming, self.problem, self._log, given, now)
         if len(lines):
             with self._writing:
-                self._shop = self._shop.observe(lines)
+                self._observe(lines)
         return observed
 
     def refresh(self) -> None:
@@ -113,11 +135,17 @@ class Recommendations:
         with self._writing:
             if self._log.mark(self.problem, self._mark) != self._mark:
                 lines, self._mark = self._log.since(self.problem, self._mark)
-                self._shop = self._shop.observe(lines)
+                self._observe(lines)
             if (stamp := self._stock_stamp()) != self._stocked:
                 table = pl.scan_parquet(self._layout.table(str(self._section.features.stock_table)))
                 self._shop = self._shop.restocked(goods.stock(table, self._section.features))
                 self._stocked = stamp
+                self._kept.clear()
+
+    def _observe(self, lines: pl.DataFrame) -> None:
+        self._shop = self._shop.observe(lines)
+        for user in lines["user"].unique().to_list():
+            self._kept.pop(user, None)
 
     def _stock_stamp(self) -> int:
         """When the table of stock was last written; 0 where there is none."""

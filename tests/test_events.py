@@ -198,6 +198,26 @@ def test_a_purchase_counts_in_the_next_answer_in_every_process_and_after_a_resta
     assert again(here, 6) == again(there, 6)
 
 
+def test_a_list_is_kept_until_its_user_buys_and_is_always_what_would_be_said_anew(start, world):
+    answers, other = start(), start()
+    users = answers.users()[:12]
+    first = {user: answers.answer(Request(users=(user,))) for user in users}
+    assert all(answers.answer(Request(users=(str(user),))) is not None for user in users)
+    assert all(answers.answer(Request(users=(user,))) is first[user] for user in users)
+    assert answers.answer(Request(users=(users[0],), k=2)) is not first[users[0]]
+    bought = first[users[0]].item[-1].item()
+    other.observe([{"id": "of another process", "household_id": users[0], "product_id": bought}])
+    answers.refresh()
+    assert answers.answer(Request(users=(users[0],))) is not first[users[0]]
+    assert all(answers.answer(Request(users=(user,))) is first[user] for user in users[1:])
+    anew = start()
+    for user in users:
+        kept, fresh = answers.answer(Request(users=(user,))), anew.answer(Request(users=(user,)))
+        assert kept.item.tolist() == fresh.item.tolist()
+        assert kept.score.tolist() == pytest.approx(fresh.score.tolist())
+        assert kept.because == fresh.because
+
+
 def test_what_is_refused_lasts_too(start, known, tmp_path):
     here = start()
     found = here.observe([{"user": 6, "item": 1, "basket": "b9"}, {"user": 6, "item": 1003, "quantity": -3}], NOW)
