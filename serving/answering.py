@@ -297,7 +297,9 @@ class Answering:
             raise UnknownError(f"{served.problem}: gives no lists; POST rows to /v1/predict/{served.problem}")
         begun = time.perf_counter()
         try:
-            lists = await asyncio.get_running_loop().run_in_executor(self._lists, served.lists, request)
+            lists = served.kept(request)
+            if lists is None:
+                lists = await asyncio.get_running_loop().run_in_executor(self._lists, served.lists, request)
         except EvergreenError:
             raise  # what the request asks for cannot be
         except Exception as error:
@@ -360,6 +362,7 @@ class Answering:
         observed = await self._in_database(champion.recommendations.observe, events)
         if isinstance(lineup.candidate, Lists):
             await self._in_database(lineup.candidate.recommendations.refresh)
+        asyncio.get_running_loop().run_in_executor(self._lists, champion.recommendations.renew)
         return observed
 
     # --- truths -------------------------------------------------------------------------------------------------------------

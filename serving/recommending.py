@@ -4,6 +4,7 @@ What an HTTP service and the command line call. Safe to use from several threads
 """
 
 import threading
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from serving.events import NOTHING, SCHEMA, EventLog, Refusal
+from serving.events import NOTHING, OVERLAP, SCHEMA, EventLog, Refusal
 from serving.incoming import Incoming
 from tasks import problems
 from tasks.errors import ModelError, ParamsError
@@ -27,6 +28,11 @@ KEPT = 20_000
 """Users whose answers are kept, some three kilobytes each."""
 WISHES = 8
 """Answers to other wishes that are kept of each."""
+
+STALE = 1_000
+"""Answers at most that wait to be given anew."""
+REMEMBERED = 2 * OVERLAP
+"""Newest lines that are known to count."""
 
 
 @dataclass(frozen=True)
@@ -90,17 +96,19 @@ class Recommendations:
             ) from error
         self._mark, self._stocked, self._writing = NOTHING, self._stock_stamp(), threading.Lock()
         self._kept: dict[str, dict[Request, Answer]] = {}
+        self._stale = deque[Request](maxlen=STALE)
+        self._counted: dict[tuple[Any, ...], None] = {}
         self.refresh()
 
     def answer(self, request: Request) -> Answer:
         """See Shop.answer. What one user was told is told again until he buys: nothing else changes it."""
-        shop = self._shop
-        if len(request.users) != 1 or request.items:
-            return shop.answer(request)
-        user = str(as_id(request.users[0], shop.histories.users))
-        if found := self._kept.get(user, {}).get(request):
+        shop, found = self._shop, self.kept(request)
+        if found:
             return found
         answer = shop.answer(request)
+        if len(request.users) != 1 or request.items:
+            return answer
+        user = self._key(request)
         with self._writing:
             if shop is self._shop:  # nobody bought meanwhile
                 if len(self._kept) >= KEPT:
@@ -110,6 +118,20 @@ class Recommendations:
                     mine.clear()
                 mine[request] = answer
         return answer
+
+    def kept(self, request: Request) -> Answer | None:
+        """The answer, where it was given before and still holds. Takes microseconds."""
+        if len(request.users) != 1 or request.items:
+            return None
+        return self._kept.get(self._key(request), {}).get(request)
+
+    def renew(self) -> None:
+        """Answer anew what users who bought had asked for: they are likely to ask again."""
+        while self._stale:
+            self.answer(self._stale.popleft())
+
+    def _key(self, request: Request) -> str:
+        return str(as_id(request.users[0], self._shop.histories.users))
 
     def users(self) -> list[Any]:
         """Keys of all that ever bought, up to the last training."""
@@ -143,9 +165,13 @@ class Recommendations:
                 self._kept.clear()
 
     def _observe(self, lines: pl.DataFrame) -> None:
-        self._shop = self._shop.observe(lines)
-        for user in lines["user"].unique().to_list():
-            self._kept.pop(user, None)
+        """Let lines count that do not yet: the log gives its newest ones again and again."""
+        fresh = [line for line in lines.iter_rows() if line not in self._counted]
+        if fresh:
+            self._shop = self._shop.observe(pl.DataFrame(fresh, schema=SCHEMA, orient="row"))
+        for line in fresh:
+            self._stale.extend(self._kept.pop(line[0], ()))
+        self._counted = dict.fromkeys([*self._counted, *fresh][-REMEMBERED:])
 
     def _stock_stamp(self) -> int:
         """When the table of stock was last written; 0 where there is none."""
