@@ -42,6 +42,7 @@ from tasks.errors import EvergreenError, ParamsError
 
 if TYPE_CHECKING:
     from flows.results import Outcome
+    from flows.server import Server
     from tasks.layout import Layout
 
 SHOWN = 10
@@ -153,28 +154,30 @@ def demo(root: Root = HERE, as_json: Json = False, debug: Debug = False) -> None
 
     place = find(root)
     if names := lived.due(place):
-        _live(place, names)
-    _train(place, [], None, False, True, as_json)
+        from flows import server
+
+        with server.running(place, say) as prefect:  # Prefect reads its address once: one server for both
+            _live(place, names, prefect)
+            _train(place, [], None, False, True, as_json)
+    else:
+        _train(place, [], None, False, True, as_json)
     for line in lived.lines(place):
         say(line)
     say(f"The page: {place.page.as_uri()}")
 
 
-def _live(place: "Layout", names: list[str]) -> None:
+def _live(place: "Layout", names: list[str], prefect: "Server") -> None:
     """Live through the last weeks of `names`, and show it."""
-    from flows import display, server
+    from flows import display, living, steps
 
     _one_thread()
     say(f"the last weeks of {', '.join(names)}: params.yaml lives on the day of each, and is then as it was")
-    with server.running(place, say) as prefect:
-        from flows import living, steps
-
-        try:
-            with display.shown(lambda: steps.here.get(None), names):
-                living.run(place, names, prefect, me())
-        except KeyboardInterrupt:
-            say("stopped. What was lived through stays; the same command goes on from there.")
-            raise typer.Exit(INTERRUPTED) from None
+    try:
+        with display.shown(lambda: steps.here.get(None), names):
+            living.run(place, names, prefect, me())
+    except KeyboardInterrupt:
+        say("stopped. What was lived through stays; the same command goes on from there.")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _one_thread() -> None:
