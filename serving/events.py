@@ -8,16 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 import sqlalchemy as sa
 import sqlalchemy.event
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError
 
 from tasks import database
-from tasks.errors import ProjectError
 
 METADATA = sa.MetaData()
 NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
@@ -87,24 +85,7 @@ class EventLog:
     """
 
     def __init__(self, address: str) -> None:
-        try:
-            self._engine = sa.create_engine(address, pool_pre_ping=True)
-        except (SQLAlchemyError, ImportError) as error:
-            raise ProjectError(f"the address of the database of events: {str(error).splitlines()[0]}") from error
-        try:
-            if self._engine.dialect.name == "sqlite":
-                sqlalchemy.event.listen(self._engine, "connect", _prepare)
-                Path(self._engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
-            self._make_tables()
-        except (SQLAlchemyError, OSError) as error:
-            raise database.unusable(self._engine, "events", error) from error
-
-    def _make_tables(self) -> None:
-        """Once more where another process made them at the same moment."""
-        try:
-            METADATA.create_all(self._engine)
-        except SQLAlchemyError:
-            METADATA.create_all(self._engine)
+        self._engine = database.connect(address, "events", METADATA)
 
     def append(self, problem: str, events: Sequence[Event], refusals: Sequence[Refusal] = ()) -> list[Event]:
         """Write all of them or none. Returns those that were not there yet; of two with the same id the first counts."""
@@ -170,9 +151,3 @@ def _after(problem: str, mark: Mark) -> list[sa.ColumnElement[bool]]:
 
 def _parts(rows: list[Any]) -> Iterator[list[Any]]:
     return (rows[first : first + AT_ONCE] for first in range(0, len(rows), AT_ONCE))
-
-
-def _prepare(link: Any, _record: Any) -> None:
-    """Readers and a writer at once, patience with another writer, and nothing lost when the power goes."""
-    for setting in ("busy_timeout = 30000", "journal_mode = WAL", "synchronous = FULL"):
-        link.execute(f"PRAGMA {setting}")

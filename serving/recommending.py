@@ -102,15 +102,12 @@ class Recommendations:
 
     def answer(self, request: Request) -> Answer:
         """See Shop.answer. What one user was told is told again until he buys: nothing else changes it."""
-        shop, found = self._shop, self.kept(request)
-        if found:
+        if found := self.kept(request):
             return found
+        shop, user = self._shop, self._keeper(request)
         answer = shop.answer(request)
-        if len(request.users) != 1 or request.items:
-            return answer
-        user = self._key(request)
         with self._writing:
-            if shop is self._shop:  # nobody bought meanwhile
+            if user is not None and shop is self._shop:  # nobody bought meanwhile
                 if len(self._kept) >= KEPT:
                     self._kept.clear()
                 mine = self._kept.setdefault(user, {})
@@ -121,17 +118,18 @@ class Recommendations:
 
     def kept(self, request: Request) -> Answer | None:
         """The answer, where it was given before and still holds. Takes microseconds."""
-        if len(request.users) != 1 or request.items:
-            return None
-        return self._kept.get(self._key(request), {}).get(request)
+        user = self._keeper(request)
+        return None if user is None else self._kept.get(user, {}).get(request)
 
     def renew(self) -> None:
         """Answer anew what users who bought had asked for: they are likely to ask again."""
         while self._stale:
             self.answer(self._stale.popleft())
 
-    def _key(self, request: Request) -> str:
-        return str(as_id(request.users[0], self._shop.histories.users))
+    def _keeper(self, request: Request) -> str | None:
+        """The one user whose answer may be kept; None for several, and for a basket of this session."""
+        alone = len(request.users) == 1 and not request.items
+        return str(as_id(request.users[0], self._shop.histories.users)) if alone else None
 
     def users(self) -> list[Any]:
         """Keys of all that ever bought, up to the last training."""
