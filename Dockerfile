@@ -8,6 +8,7 @@ RUN python -m venv /venv \
  && /venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r uv.lock \
  && VIRTUAL_ENV=/venv /venv/bin/uv pip install --no-cache --require-hashes -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
+COPY src src
 COPY tasks tasks
 COPY monitoring monitoring
 COPY serving serving

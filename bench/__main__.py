@@ -23,8 +23,9 @@ from pathlib import Path
 import psutil
 
 from bench.recommend import SCALES
-from tasks import layout, params
-from tasks.__main__ import STEPS
+from evergreen.tasks.__main__ import STEPS
+from evergreen.tasks.config import params
+from evergreen.tasks.core import paths
 
 ROOT = Path(__file__).parents[1]
 PER_PROBLEM = [step for step, per_problem in STEPS.items() if per_problem]
@@ -38,7 +39,7 @@ def clone(folder: Path, name: str) -> Path:
 
 
 def step(project: Path, name: str, problem: str | None = None) -> None:
-    command = [sys.executable, "-m", "tasks", name, *([problem] if problem else []), "--root", str(project)]
+    command = [sys.executable, "-P", "-m", "evergreen", name, *([problem] if problem else []), "--root", str(project)]
     subprocess.run(command, check=True, capture_output=True, cwd=project)
 
 
@@ -47,7 +48,7 @@ def bare(project: Path) -> None:
     for name in STEPS:
         if name not in PER_PROBLEM:
             step(project, name)
-    problems = list(params.load(layout.Layout(project).params).problems)
+    problems = list(params.load(paths.Layout(project).params).problems)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda problem: [step(project, name, problem) for name in PER_PROBLEM], problems))
 
@@ -105,7 +106,7 @@ def bench_validation(folder: Path) -> None:
     project = clone(folder, "validation")
     for name in ("ingest", "validate"):
         step(project, name)
-    costs = {name: json.loads(layout.Layout(project).cost(name, None).read_text()) for name in ("ingest", "validate")}
+    costs = {name: json.loads(paths.Layout(project).cost(name, None).read_text()) for name in ("ingest", "validate")}
     for name, cost in costs.items():
         log.info("%-10s %6.1f CPU s  %6.1f s wall  %7.0f MB", name, cost["cpu_seconds"], cost["wall_seconds"], cost["peak_mb"])
     log.info("validate / ingest, CPU  %5.2f", costs["validate"]["cpu_seconds"] / costs["ingest"]["cpu_seconds"])

@@ -149,8 +149,8 @@ def _choose_metric(path: Path, problem: str, metric: str) -> None:
 
 def _newest(project: Path, name: str) -> tuple[Any, Any]:
     """The version that training registered, whether the gate promoted it or not, and its compiled form, if it has one."""
-    from flows import settings
-    from tasks.layout import Layout
+    from evergreen.flows import settings
+    from evergreen.tasks.core.paths import Layout
 
     registry = settings.registry(Layout(project))
     version = registry.versions(name)[-1]

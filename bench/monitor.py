@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from monitoring import drift, reference
-from monitoring.ledger import Predicted
-from monitoring.reference import ENTITY, WEEK, Reference
-from tasks.production import Monitor
+from evergreen.monitoring.drift import detection, reference_data
+from evergreen.monitoring.drift.reference_data import ENTITY, WEEK, Reference
+from evergreen.monitoring.ledger.predictions import Predicted
+from evergreen.tasks.config.operations import Monitor
 
 log = logging.getLogger("bench")
 
@@ -70,7 +70,7 @@ def columns(draw: np.random.Generator, rows: int) -> pl.DataFrame:
 
 def referring(frame: pl.DataFrame) -> Reference:
     nobody = [pl.lit(None, pl.Int64).alias(ENTITY), pl.lit(None, pl.Date).alias(WEEK)]
-    return reference.of("bench", 1, "regression", {"features": frame.with_columns(nobody)})
+    return reference_data.of("bench", 1, "regression", {"features": frame.with_columns(nobody)})
 
 
 def predicted(frame: pl.DataFrame) -> Predicted:
@@ -106,7 +106,7 @@ def alarms(reports: int) -> Iterator[dict[str, Any]]:
                 made = referring(was)
                 for place in range(PER_REFERENCE):
                     now = columns(draw, size)
-                    ours += any(each.drifts for each in drift.compare(made, predicted(now), ANY, 0).changes)
+                    ours += any(each.drifts for each in detection.compare(made, predicted(now), ANY, 0).changes)
                     if place == 0:
                         found = flagged(was, now)
                         theirs, share = theirs + bool(found), share + len(found) / was.width
@@ -147,7 +147,7 @@ def power(tries: int) -> Iterator[dict[str, Any]]:
                 cache[known] = frame, referring(frame)
             was, made = cache[known]
             now = change(columns(draw, rows), draw)
-            found = drift.compare(made, predicted(now), Monitor(), 0)
+            found = detection.compare(made, predicted(now), Monitor(), 0)
             mine = [each for each in found.changes if each.column == column]
             theirs = column in flagged(was.select(column), now.select(column))
             hits += [any(each.drifts for each in mine), any(each.alarm for each in mine), theirs]
@@ -185,7 +185,7 @@ def one(who: str, rows: int) -> dict[str, float]:
         seen = predicted(now)
         for name in ("first_cpu_s", "again_cpu_s"):
             began = time.process_time()
-            drift.compare(made, seen, Monitor(), 0)
+            detection.compare(made, seen, Monitor(), 0)
             found[name] = round(time.process_time() - began, 2)
     if who == "evidently":
         with warnings.catch_warnings():
@@ -204,7 +204,7 @@ def one(who: str, rows: int) -> dict[str, float]:
 
 def paint(axes: Any, table: pl.DataFrame) -> None:
     """The curves of power: Evergreen as lines, Evidently's defaults dashed, a colour for each case."""
-    from monitoring import charts
+    from evergreen.monitoring.report import charts
 
     for (name,), colour in zip(table.select("case").unique(maintain_order=True).iter_rows(), charts.SERIES, strict=False):
         rows = table.filter(pl.col("case") == name)
@@ -238,7 +238,7 @@ def main(words: list[str]) -> None:
     pl.DataFrame(kept, infer_schema_length=None).write_csv(path)
     curves = pl.DataFrame([row for row in kept if row["table"] == "power"], infer_schema_length=None)
     if curves.height:
-        from monitoring import charts
+        from evergreen.monitoring.report import charts
 
         charts.save(RESULTS / "monitor.svg", paint, curves, height=4.2, width=8.0)
 

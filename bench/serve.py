@@ -83,8 +83,8 @@ def read(project: Path, problem: str, folder: Path) -> Task:
     from mlflow.artifacts import download_artifacts
     from mlflow.tracking import MlflowClient
 
-    from flows import settings
-    from tasks.layout import Layout
+    from evergreen.flows import settings
+    from evergreen.tasks.core.paths import Layout
 
     for name in [each for each in os.environ if each.startswith("EVERGREEN_")]:
         del os.environ[name]  # nothing but the copy is asked or written
@@ -112,7 +112,18 @@ def read(project: Path, problem: str, folder: Path) -> Task:
 
 @contextmanager
 def evergreen(task: Task) -> Iterator[None]:
-    command = [sys.executable, "-m", "flows.cli", "serve", "--root", str(task.project), "--port", str(PORT), "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "evergreen.flows.cli.main",
+        "serve",
+        "--root",
+        str(task.project),
+        "--port",
+        str(PORT),
+        "--workers",
+        "1",
+    ]
     with running(command, ROOT, PORT, "/ready"):
         yield
 

@@ -18,14 +18,16 @@ from uuid import uuid4
 
 from prefect import flow
 
-from flows import asof, notify, results, settings
-from monitoring.looks import Begun, Looks, end_of
-from tasks.errors import BusyError, StepError
-from tasks.layout import Layout, find, locking, read_json
-from tasks.params import Params, load
+from evergreen.flows import settings
+from evergreen.flows.operations import notifications, params_edit
+from evergreen.flows.operations import status as results
+from evergreen.monitoring.ledger.decisions import Begun, Looks, end_of
+from evergreen.tasks.config.params import Params, load
+from evergreen.tasks.core.errors import BusyError, StepError
+from evergreen.tasks.core.paths import Layout, find, locking, read_json
 
 if TYPE_CHECKING:
-    from flows.results import Outcome
+    from evergreen.flows.operations.status import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -141,17 +143,17 @@ def _claimed(layout: Layout, looks: Looks, asked: Asked) -> Begun:
 def prepare(layout: Layout, begun: Begun) -> None:
     """Write into params.yaml, where DVC sees it, what the challenger learns from and where its search begins."""
     if begun.as_of and load(layout.params).project.as_of is not None:
-        asof.set_as_of(layout.params, begun.as_of)
+        params_edit.set_as_of(layout.params, begun.as_of)
     if _searched_since(layout, begun):
         return
     for keys, value in changes(load(layout.params), begun.problem, layout).items():
-        if asof.set_value(layout.params, (begun.problem, *keys), value):
+        if params_edit.set_value(layout.params, (begun.problem, *keys), value):
             log.info("params.yaml: %s = %s", ".".join((begun.problem, *keys)), value)
 
 
 def changes(params: Params, problem: str, layout: Layout) -> Mapping[tuple[str, str], Any]:
     """Keys of the problem's section, and what a retraining sets there."""
-    from tasks import tune
+    from evergreen.tasks import tune
 
     section = params.section(problem)
     policy, found = section.retrain, dict[tuple[str, str], Any]()
@@ -209,8 +211,8 @@ def _cpu_minutes(layout: Layout, begun: Begun) -> float:
 
 def flowing(layout: Layout, problem: str, refresh: bool, by: str) -> "Outcome":
     """The training flow, on the server that PREFECT_API_URL names."""
-    from flows import training
-    from flows.server import Server
+    from evergreen.flows import training
+    from evergreen.flows.prefect_runtime.server import Server
 
     server = Server(os.environ["PREFECT_API_URL"], layout.var / "prefect" / "server.log")
     return training.run(layout, [problem], server, refresh=refresh, deploy=True, by=by)[0]
@@ -222,7 +224,7 @@ def crashed(flow: Any, flow_run: Any, state: Any) -> None:
     root, problem = given.get("root"), given.get("problem") or ", ".join(given.get("problems") or ())
     if root:
         said = " ".join(str(state.message or state.name).split())
-        notify.send(Layout(Path(root)), f"{flow.name} {problem}: {state.name.lower()}", said, {"problem": problem})
+        notifications.send(Layout(Path(root)), f"{flow.name} {problem}: {state.name.lower()}", said, {"problem": problem})
 
 
 @flow(name="retraining", flow_run_name="retraining {problem}", on_failure=[crashed], on_crashed=[crashed])

@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from tasks.layout import Layout
+from evergreen.tasks.core.paths import Layout
 
 if TYPE_CHECKING:
-    from monitoring.ledger import Ledger
-    from monitoring.looks import Looks
-    from serving.events import EventLog
-    from serving.keys import Keys
-    from tasks.deploy import Deployments
-    from tasks.registry import Registry
-    from tasks.rollout import Rollouts
+    from evergreen.monitoring.ledger.decisions import Looks
+    from evergreen.monitoring.ledger.predictions import Ledger
+    from evergreen.serving.event_log import EventLog
+    from evergreen.serving.keys import Keys
+    from evergreen.tasks.release.deployments import Deployments
+    from evergreen.tasks.release.model_registry import Registry
+    from evergreen.tasks.release.rollouts import Rollouts
 
 
 class Settings(BaseSettings):
@@ -48,7 +48,7 @@ def read(layout: Layout) -> Settings:
 
 def registry(layout: Layout) -> "Registry":
     """The registry of models that the settings name."""
-    from tasks.registry import Registry
+    from evergreen.tasks.release.model_registry import Registry
 
     found = read(layout)
     return Registry(found.mlflow_uri, found.artifacts)
@@ -56,35 +56,35 @@ def registry(layout: Layout) -> "Registry":
 
 def deployments(layout: Layout) -> "Deployments":
     """The deployments that the settings name."""
-    from tasks.deploy import Deployments
+    from evergreen.tasks.release.deployments import Deployments
 
     return Deployments(read(layout).database)
 
 
 def keys(layout: Layout) -> "Keys":
     """The API keys, which stand beside the deployments."""
-    from serving.keys import Keys
+    from evergreen.serving.keys import Keys
 
     return Keys(read(layout).database)
 
 
 def rollouts(layout: Layout) -> "Rollouts":
     """The rollouts, which stand beside the deployments."""
-    from tasks.rollout import Rollouts
+    from evergreen.tasks.release.rollouts import Rollouts
 
     return Rollouts(read(layout).database)
 
 
 def events(layout: Layout) -> "EventLog":
     """The log of purchases that the settings name."""
-    from serving.events import EventLog
+    from evergreen.serving.event_log import EventLog
 
     return EventLog(read(layout).database)
 
 
 def ledger(layout: Layout) -> "Ledger":
     """The ledger of predictions that the settings name."""
-    from monitoring.ledger import Ledger
+    from evergreen.monitoring.ledger.predictions import Ledger
 
     return Ledger(read(layout).database)
 
@@ -96,6 +96,6 @@ def journal(layout: Layout) -> Path:
 
 def looks(layout: Layout) -> "Looks":
     """The looks and retrainings that the settings name."""
-    from monitoring.looks import Looks
+    from evergreen.monitoring.ledger.decisions import Looks
 
     return Looks(read(layout).database)

@@ -19,10 +19,11 @@ from typing import IO, Any
 from prefect import Task
 from prefect.cache_policies import NO_CACHE
 
-from flows import results, settings, tied
-from tasks.errors import AwayError, EvergreenError, StepError
-from tasks.layout import Layout
-from tasks.params import Params, load
+from evergreen.flows import child_process, settings
+from evergreen.flows.operations import status
+from evergreen.tasks.config.params import Params, load
+from evergreen.tasks.core.errors import AwayError, EvergreenError, StepError
+from evergreen.tasks.core.paths import Layout
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ WORLD = threading.RLock()
 TIMEOUT_SECONDS = {"tune": 12 * 3600}
 """Of the steps that may take more than OTHERWISE_SECONDS."""
 OTHERWISE_SECONDS = 3600
+PROGRAM = "evergreen"
+"""Module that runs a step."""
 
 here: ContextVar[tuple[str, str | None]] = ContextVar("here")
 """The step and the problem that this thread is at: what a log line is about."""
@@ -67,7 +70,7 @@ def unchanged(step: str, problem: str | None) -> None:
 
 
 def work(step: str, root: str, problem: str | None = None) -> dict[str, Any]:
-    """Run a step as `python -m tasks` does, its progress going to the log, and return its result.
+    """Run a step as `python -P -m evergreen` does, its progress going to the log, and return its result.
 
     Raises StepError with the step's own line where the step refused, and CrashError where it ended in any other way.
     """
@@ -76,7 +79,7 @@ def work(step: str, root: str, problem: str | None = None) -> dict[str, Any]:
     journal.parent.mkdir(parents=True, exist_ok=True)
     arguments = [step, *([problem] if problem else []), "--root", root]
     with at(step, problem), tempfile.TemporaryFile("w+") as result, journal.open("w") as copy:
-        process = tied.start("tasks", *arguments, cwd=layout.root, stdout=result, stderr=subprocess.PIPE, bufsize=1)
+        process = child_process.start(PROGRAM, *arguments, cwd=layout.root, stdout=result, stderr=subprocess.PIPE, bufsize=1)
         last = _follow(process, copy, _timeout(step))
         if process.returncode:
             raise _why(process.returncode, last, step, problem, journal)
@@ -90,7 +93,7 @@ def _timeout(step: str) -> int:
 
 def _follow(process: subprocess.Popen[str], copy: IO[str], timeout_seconds: float) -> str:
     """Log each line of the process until it ends; the last one is returned."""
-    last, clock = "", threading.Timer(timeout_seconds, tied.end, [process, signal.SIGTERM])
+    last, clock = "", threading.Timer(timeout_seconds, child_process.end, [process, signal.SIGTERM])
     clock.start()
     _running.add(process)
     try:
@@ -104,7 +107,7 @@ def _follow(process: subprocess.Popen[str], copy: IO[str], timeout_seconds: floa
         process.wait()
     finally:
         clock.cancel()
-        tied.end(process)
+        child_process.end(process)
         _running.discard(process)
         for pipe in (process.stdin, process.stderr):
             if pipe:
@@ -135,12 +138,12 @@ def end_all() -> None:
     """End every step that still runs, and try none again: for an interrupted flow."""
     _interrupted.set()
     for process in list(_running):
-        tied.end(process)
+        child_process.end(process)
 
 
 def judge(root: str, problem: str) -> dict[str, Any]:
     """The gate's verdict on the newest model of a problem, beside its champion or, where there is none, its baseline."""
-    from tasks import gate as gates
+    from evergreen.tasks.release import promotion_gate as gates
 
     layout = Layout(Path(root))
     with at("gate", problem):
@@ -150,14 +153,14 @@ def judge(root: str, problem: str) -> dict[str, Any]:
             deployments.settle(registry, problem)
             version = deployments.champion(problem)
             champion = registry.load(problem, version, judged=True) if version else None
-            seen = results.cutoff(registry, problem, version) if version else None
+            seen = status.cutoff(registry, problem, version) if version else None
         return gates.run(load(layout.params), problem, layout, champion, version, seen).model_dump()
 
 
 def enter(root: str, problem: str, verdict: dict[str, Any]) -> int:
     """Register the newest model with the verdict on it and where it comes from. Returns its version."""
-    from tasks.gate import Verdict
-    from tasks.record import lineage
+    from evergreen.tasks.release.lineage import lineage
+    from evergreen.tasks.release.promotion_gate import Verdict
 
     layout = Layout(Path(root))
     with at("register", problem), WORLD:
@@ -165,7 +168,7 @@ def enter(root: str, problem: str, verdict: dict[str, Any]) -> int:
         params = load(layout.params)
         origin = lineage(layout, params, problem)
         found = registry.register(
-            params, problem, layout, Verdict.model_validate(verdict), {**origin, "digest": results.digest(origin, problem)}
+            params, problem, layout, Verdict.model_validate(verdict), {**origin, "digest": status.digest(origin, problem)}
         )
         log.info("version %d", found.version, extra={"event": "line"})
         refer(params, problem, layout, found.version)
@@ -174,10 +177,10 @@ def enter(root: str, problem: str, verdict: dict[str, Any]) -> int:
 
 def refer(params: Params, problem: str, layout: Layout, version: int) -> None:
     """Keep what the version learned from, for monitoring; where that fails the first look makes it."""
-    from monitoring import reference
+    from evergreen.monitoring.drift import reference_data
 
     try:
-        reference.build(params, problem, layout, None, version)
+        reference_data.build(params, problem, layout, None, version)
     except Exception as error:  # noqa: BLE001  # the version stands
         log.warning("%s: no reference for monitoring yet: %s", problem, " ".join(str(error).split()))
 
@@ -187,7 +190,7 @@ def release(root: str, problem: str, version: int, verdict: dict[str, Any], by: 
 
     Returns the action: deploy, begin or refuse.
     """
-    from tasks.gate import Verdict
+    from evergreen.tasks.release.promotion_gate import Verdict
 
     with at("deploy", problem), WORLD:
         layout = Layout(Path(root))
@@ -202,7 +205,7 @@ def release(root: str, problem: str, version: int, verdict: dict[str, Any], by: 
 def draw(root: str) -> str:
     """Rebuild the page. Returns its path."""
     with at("page", None), WORLD:
-        return str(results.page(Layout(Path(root))))
+        return str(status.page(Layout(Path(root))))
 
 
 def _may_pass(task: Any, run: Any, state: Any) -> bool:

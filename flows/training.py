@@ -16,12 +16,14 @@ from prefect import flow
 from prefect.context import FlowRunContext
 from prefect.states import Failed
 
-from flows import results, runs, steps
-from flows.results import Outcome
-from flows.server import Server
-from tasks.errors import EvergreenError
-from tasks.layout import Layout
-from tasks.record import Stages
+from evergreen.flows import steps
+from evergreen.flows.operations import status
+from evergreen.flows.operations.status import Outcome
+from evergreen.flows.prefect_runtime import stale_runs
+from evergreen.flows.prefect_runtime.server import Server
+from evergreen.tasks.core.errors import EvergreenError
+from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.release.lineage import Stages
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +38,13 @@ def run(layout: Layout, problems: Sequence[str], server: Server, *, refresh: boo
     problems are in their outcomes.
     """
     server.wait()
-    for name in runs.sweep(layout):
+    for name in stale_runs.sweep(layout):
         log.warning("the run %s was killed; it is now marked as crashed", name)
     try:
         state = training(str(layout.root), list(problems), refresh, deploy, by, return_state=True)
     finally:
-        runs.deliver()
-    runs.forget(layout)
+        stale_runs.deliver()
+    stale_runs.forget(layout)
     outcomes = state.result(raise_on_failure=False)
     if isinstance(outcomes, BaseException):
         raise outcomes
@@ -55,7 +57,7 @@ def training(root: str, problems: list[str], refresh: bool, deploy: bool, by: st
     layout = Layout(Path(root))
     context = FlowRunContext.get()
     if context and context.flow_run:
-        runs.note(layout, context.flow_run.id)
+        stale_runs.note(layout, context.flow_run.id)
     branch = Branches(layout, refresh, deploy, by)
     branch.share()
     outcomes = _side_by_side(branch.grow, problems)
@@ -138,7 +140,7 @@ class Branches:
     def _promote(self, problem: str) -> list[str]:
         """Judge, register and deploy what `evaluate` left, or what of this an earlier run did not come to."""
         with steps.WORLD:
-            version, decided = results.standing(self.layout, problem)
+            version, decided = status.standing(self.layout, problem)
         if version and (decided or not self.deploy):
             return []
         steps.check()

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from monitoring.findings import Estimate, Performance
-from monitoring.ledger import Predicted
-from tasks import bootstrap
-from tasks.params import Table
-from tasks.problems.base import Kind
+from evergreen.monitoring.ledger.predictions import Predicted
+from evergreen.monitoring.ledger.records import Estimate, Performance
+from evergreen.tasks.config.params import Table
+from evergreen.tasks.core import bootstrap
+from evergreen.tasks.problems.base import Kind
 
 PREFIX = "probability_"
 LEAST = 10
@@ -174,7 +174,7 @@ def _amounts(rows: pl.DataFrame, kind: Kind, section: Any) -> pl.DataFrame:
 
 
 def _lists(rows: pl.DataFrame, kind: Kind, section: Any) -> pl.DataFrame:
-    from tasks.problems.ranking.metrics import per_user
+    from evergreen.tasks.problems.recommender.ranking_metrics import per_user
 
     schema = {**ANYBODY, "truth": pl.List(pl.String), "prediction": pl.Float64}
     if "items" not in rows.columns:
@@ -301,8 +301,8 @@ def _drawn_classes(frame: pl.DataFrame, known: Sequence[pl.DataFrame], seed: int
 
 def _straightened(chances: np.ndarray, names: Sequence[str], known: Sequence[pl.DataFrame], seed: int) -> np.ndarray:
     """Probabilities after the calibration that `known` calls for; as they are where it calls for none."""
-    from tasks.problems.classification import arrays
-    from tasks.problems.tabular import calibration
+    from evergreen.tasks.problems.classification import arrays
+    from evergreen.tasks.problems.tabular import calibration
 
     rows = [
         arrays(each.select("truth", *names, "threshold")) for each in known if each.height and set(names) <= set(each.columns)

@@ -22,18 +22,18 @@ from urllib.parse import parse_qs
 
 import orjson
 
-from serving import describe, protocols
-from serving.answering import Answering, UnavailableError, UnknownError
-from serving.guard import SECURITY, too_deep
-from serving.metrics import TYPE, gauge
-from serving.protocols import MalformedError
-from serving.served import Lists, Rows
-from tasks.errors import DataError, EvergreenError, ParamsError, RequestError
+from evergreen.serving import openapi, protocols
+from evergreen.serving.access_control import SECURITY, too_deep
+from evergreen.serving.loaded_model import Lists, Rows
+from evergreen.serving.metrics import TYPE, gauge
+from evergreen.serving.prediction_service import Answering, UnavailableError, UnknownError
+from evergreen.serving.protocols import MalformedError
+from evergreen.tasks.core.errors import DataError, EvergreenError, ParamsError, RequestError
 
 if TYPE_CHECKING:
-    from serving.guard import Guard, Refusal
-    from serving.keys import Scope
-    from serving.watch import Watch
+    from evergreen.serving.access_control import Guard, Refusal
+    from evergreen.serving.deployment_watcher import Watch
+    from evergreen.serving.keys import Scope
 
 log = logging.getLogger(__name__)
 
@@ -390,7 +390,7 @@ class App:
     # --- lists, purchases, truths -------------------------------------------------------------------------------------------
 
     async def _recommend(self, call: Call) -> Reply:
-        from tasks.problems.ranking.answering import Request
+        from evergreen.tasks.problems.recommender.list_builder import Request
 
         given = await call.json()
         if not isinstance(given, dict):
@@ -468,7 +468,7 @@ class App:
         return _json(self._described())
 
     async def _docs(self, call: Call) -> Reply:
-        page = describe.page(self._described()).encode()
+        page = openapi.page(self._described()).encode()
         return Reply(200, page, ((b"content-type", b"text/html; charset=utf-8"), *HTML))
 
     def _described(self) -> dict[str, Any]:
@@ -477,7 +477,7 @@ class App:
             lineup = self._watch.lineup(problem)
             champions[problem] = lineup.champion if lineup else None
         paths = {path: next(iter(methods.values())).problem for path, methods in self._routes.items()}
-        return describe.openapi(self._params, champions, paths)
+        return openapi.openapi(self._params, champions, paths)
 
     # --- from start to end --------------------------------------------------------------------------------------------------
 
@@ -514,7 +514,7 @@ class App:
 
 
 def _truth(given: Mapping[str, Any], place: int) -> Any:
-    from monitoring.ledger import Truth
+    from evergreen.monitoring.ledger.predictions import Truth
 
     fields = {"value", "id", "entity", "at", "known_at"}
     for name in given:
@@ -532,7 +532,7 @@ def _truth(given: Mapping[str, Any], place: int) -> Any:
 
 
 def _key(value: Any, place: int) -> str:
-    from serving.served import key_of
+    from evergreen.serving.loaded_model import key_of
 
     if not isinstance(value, str | int | float):
         raise _at(place, RequestError("entity", "must be a text or a number", value))

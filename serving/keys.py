@@ -19,8 +19,8 @@ from typing import Any, Literal, get_args
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from tasks import database
-from tasks.errors import ParamsError
+from evergreen.tasks.core import database
+from evergreen.tasks.core.errors import ParamsError
 
 Scope = Literal["predict", "events", "labels", "admin"]
 """What a key is for: answers, purchases, late truths; admin: all of it, and what only operators need."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from tasks.errors import RequestError
+from evergreen.tasks.core.errors import RequestError
 
 Row = Mapping[str, Any]
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")

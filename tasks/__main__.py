@@ -1,4 +1,5 @@
-"""`python -m tasks STEP [PROBLEM]`: run one step on the project around the current folder. This is what DVC and Prefect run.
+"""`python -P -m evergreen STEP [PROBLEM]`: run one step on the project around the current folder. This is what DVC and
+Prefect run.
 
 Progress goes to stderr, one line each; the result goes to stdout as one JSON object; what it cost goes to var/costs.
 """
@@ -33,9 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name in THREADS:
         os.environ.setdefault(name, "1")
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
-    logging.getLogger("tasks").setLevel(logging.INFO)
+    logging.getLogger("evergreen").setLevel(logging.INFO)
     logging.captureWarnings(True)
-    from tasks.errors import EvergreenError
+    from evergreen.tasks.core.errors import EvergreenError
 
     try:
         return _run(options.step, options.problem, options.root)
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tasks", description="Run one step.")
+    parser = argparse.ArgumentParser(prog="python -P -m evergreen", description="Run one step.")
     parser.add_argument("step", choices=STEPS)
     parser.add_argument("problem", nargs="?", help="a name under problems in params.yaml")
     parser.add_argument("--root", type=Path, default=Path(), help="folder of params.yaml or below")
@@ -56,10 +57,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(step: str, problem: str | None, root: Path) -> int:
-    from tasks import budget, layout, params, problems
-    from tasks.errors import EvergreenError, ParamsError, ProjectError
+    from evergreen.tasks import problems
+    from evergreen.tasks.config import params
+    from evergreen.tasks.core import paths
+    from evergreen.tasks.core.errors import EvergreenError, ParamsError, ProjectError
+    from evergreen.tasks.search import time_budget
 
-    place = layout.find(root)
+    place = paths.find(root)
     known = params.load(place.params)
     if STEPS[step] != bool(problem):
         raise ParamsError(
@@ -68,22 +72,22 @@ def _run(step: str, problem: str | None, root: Path) -> int:
     if problem:
         known.section(problem)
     started, clock = datetime.now(UTC), time.perf_counter()
-    module = import_module(f"tasks.{step}")
+    module = import_module(f"evergreen.tasks.{step}")
     if problem:
         problems.kind(known.kind(problem))
     ready = time.perf_counter() - clock
-    budget.begin()
+    time_budget.begin()
     try:
         result = module.run(known, problem, place)
     except EvergreenError:
         raise
     except Exception as error:
-        if half := layout.torn(place):
+        if half := paths.torn(place):
             raise ProjectError(
                 f"{half}: is damaged: no whole parquet file. Remove it, then run evergreen train or dvc repro."
             ) from error
         raise
-    layout.write_json(
+    paths.write_json(
         place.cost(step, problem),
         {
             "started": started.isoformat(),

@@ -1,12 +1,13 @@
-"""Why the model is not better, and the ONE next step that promises most: see tasks.examine and tasks.advice."""
+"""Why the model is not better, and the ONE next step that promises most: see diagnosis.experiments and
+diagnosis.recommendation."""
 
 import json
 import logging
 from typing import TYPE_CHECKING, Any
 
-from tasks import problems
-from tasks.layout import Layout, writing
-from tasks.params import Params, Section, Tabular
+from evergreen.tasks import problems
+from evergreen.tasks.config.params import Params, Section, Tabular
+from evergreen.tasks.core.paths import Layout, writing
 
 if TYPE_CHECKING:
     import polars as pl
@@ -61,8 +62,8 @@ def _examined(
     """What an examination finds; its libraries are loaded here alone."""
     import polars as pl
 
-    from tasks.examine import examine
-    from tasks.train import best
+    from evergreen.tasks.diagnosis.experiments import examine
+    from evergreen.tasks.train import best
 
     kind, config = problems.kind(params.kind(problem)), best(layout.tuning(problem), problem)
     data, trials = kind.load(layout.features(problem), section), layout.tuning(problem) / "trials.parquet"

@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from tasks import bootstrap, budget, models, problems
-from tasks.budget import RESAMPLES, Clock
-from tasks.errors import DataError, StepError
-from tasks.layout import JUDGED, MODEL, Layout, read_json, write_json, writing
-from tasks.params import Params, Problem, Section
-from tasks.problems.base import Config, Data, Fold, Kind, Metric, Model
-from tasks.train import windows
+from evergreen.tasks import problems
+from evergreen.tasks.config.params import Params, Problem, Section
+from evergreen.tasks.core import bootstrap
+from evergreen.tasks.core.errors import DataError, StepError
+from evergreen.tasks.core.paths import JUDGED, MODEL, Layout, read_json, write_json, writing
+from evergreen.tasks.model_files import skops_models
+from evergreen.tasks.problems.base import Config, Data, Fold, Kind, Metric, Model
+from evergreen.tasks.search import time_budget
+from evergreen.tasks.search.time_budget import RESAMPLES, Clock
+from evergreen.tasks.train import windows
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +99,7 @@ def run(params: Params, problem: str, layout: Layout) -> Result:
 
 def _run(params: Params, problem: str, layout: Layout) -> Result:
     section, kind, seed = params.section(problem), problems.kind(params.kind(problem)), params.project.seed
-    clock = budget.clock(params, problem, layout, "evaluate")
+    clock = time_budget.clock(params, problem, layout, "evaluate")
     data = kind.load(layout.features(problem), section)
     folds = windows(kind, data, section)
     model, config = trained(layout.model(problem), problem, folds[-1])
@@ -155,15 +158,15 @@ def trained(folder: Path, problem: str, last: Fold) -> tuple[Model, Config]:
     """
     path = folder / "model.json"
     if not path.exists():
-        raise StepError(f"{path}: is missing. Run train first: python -m tasks train {problem}")
+        raise StepError(f"{path}: is missing. Run train first: python -P -m evergreen train {problem}")
     card = read_json(path)
     if card["cutoff"] != str(last.test) or card["trained_on"] != [str(part) for part in last.train]:
         raise StepError(
             f"{path}: was trained for the test window after {card['cutoff']}, and the last one now is after {last.test} "
-            f"(or its training rows changed). Train again: python -m tasks train {problem}"
+            f"(or its training rows changed). Train again: python -P -m evergreen train {problem}"
         )
     judged = folder / JUDGED
-    return models.load(judged if judged.exists() else folder / MODEL), card["config"]
+    return skops_models.load(judged if judged.exists() else folder / MODEL), card["config"]
 
 
 def judge_window(

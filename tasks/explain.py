@@ -24,16 +24,18 @@ import pandas as pd
 import polars as pl
 from sklearn.tree import DecisionTreeRegressor
 
-from tasks import bootstrap, models, problems
-from tasks.card import card, markdown
-from tasks.evaluate import trained
-from tasks.layout import MODEL, Layout, read_json, writing
-from tasks.params import Params, Section, Tabular
-from tasks.problems.base import Kind, Model
-from tasks.problems.tabular import subset
-from tasks.problems.tabular.kind import Rows
-from tasks.problems.tabular.subset import ROWS
-from tasks.train import windows
+from evergreen.tasks import problems
+from evergreen.tasks.config.params import Params, Section, Tabular
+from evergreen.tasks.core import bootstrap
+from evergreen.tasks.core.paths import MODEL, Layout, read_json, writing
+from evergreen.tasks.evaluate import trained
+from evergreen.tasks.explanation.model_card import card, markdown
+from evergreen.tasks.model_files import skops_models
+from evergreen.tasks.problems.base import Kind, Model
+from evergreen.tasks.problems.tabular import row_subset
+from evergreen.tasks.problems.tabular.row_subset import ROWS
+from evergreen.tasks.problems.tabular.tabular_kind import Rows
+from evergreen.tasks.train import windows
 
 log = logging.getLogger(__name__)
 
@@ -87,9 +89,9 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
     found: dict[str, Any] = {"problem": problem, "kind": kind.name, "of": str(fold.test)}
     tables: dict[str, pl.DataFrame] = {}
     if isinstance(data, Rows) and isinstance(section, Tabular):
-        held = subset.places(data, (fold.test,), labelled=getattr(kind, "supervised", False))
-        order = subset.by_entity(data, held, params.project.seed)
-        few, many = (subset.subset(data, np.sort(order[:most])) for most in (section.evaluate.explain_rows, MANY))
+        held = row_subset.places(data, (fold.test,), labelled=getattr(kind, "supervised", False))
+        order = row_subset.by_entity(data, held, params.project.seed)
+        few, many = (row_subset.subset(data, np.sort(order[:most])) for most in (section.evaluate.explain_rows, MANY))
         said, tables = explain(kind, model, few, many, section, params.project.seed, problem)
         found |= said
     else:
@@ -189,7 +191,7 @@ def _shuffled(
         return []
     count = len(rows)
     orders = [random.permutation(count) for _ in range(times)]
-    many = subset.subset(rows, np.tile(np.arange(count), times))
+    many = row_subset.subset(rows, np.tile(np.arange(count), times))
     many.features[name] = many.features[name].iloc[np.concatenate(orders)].to_numpy()
     said = kind.predict(model, many, ROWS, section)
     return [said.slice(count * place, count) for place in range(times)]
@@ -236,7 +238,9 @@ class Contributions:
         self.answers = answers(rows.features)
         random = np.random.default_rng(seed)
         count = max(3, min(EXPLAINED, MOST_CALLS // (2 * ORDERS * (len(ranked) + 1)), len(rows)))
-        self.places = self._three() + [each for each in subset.evenly(np.arange(len(rows)), count) if each not in self._three()]
+        self.places = self._three() + [
+            each for each in row_subset.evenly(np.arange(len(rows)), count) if each not in self._three()
+        ]
         self.base = self.answers.mean(axis=0)
         self.values = self._values(answers, random)
 
@@ -351,7 +355,7 @@ def _dependence(answers: Answers, names: Sequence[str], rows: Rows, columns: Seq
 
     low, high: how differently rows move, the middle half of them, each taken from its own mean over the values.
     """
-    few: Any = rows.features.iloc[subset.evenly(np.arange(len(rows)), BANDED)]
+    few: Any = rows.features.iloc[row_subset.evenly(np.arange(len(rows)), BANDED)]
     found = []
     for column in columns:
         grid = _grid(pd.Series(rows.features[column]))
@@ -433,7 +437,7 @@ def _losses(kind: Kind, frame: pl.DataFrame) -> np.ndarray:
     """Per row: the absolute error, or minus the logarithm of the probability of what happened."""
     if kind.name == "regression":
         return np.abs((frame["truth"] - frame["prediction"]).to_numpy())
-    from tasks.problems.classification import arrays
+    from evergreen.tasks.problems.classification import arrays
 
     place, chances, _ = arrays(frame)
     sure = np.where(place >= 0, chances[np.arange(len(place)), place], 0.0)
@@ -517,7 +521,7 @@ def _between(name: str, low: float, high: float) -> str:
 def _serving(file: Path, kind: Kind, data: Any, section: Any) -> dict[str, float | None]:
     """Size of the model that serves, seconds to load it, and wall time of an answer to one row and of a batch."""
     started = time.perf_counter()
-    model = models.load(file)
+    model = skops_models.load(file)
     loaded = time.perf_counter() - started
     example = kind.example(data, section)
     ask: Callable[[Any], Any] = getattr(model, "predict_proba", model.predict)

@@ -5,11 +5,11 @@ from datetime import date
 
 import polars as pl
 
-from tasks import ingest
-from tasks.errors import DataError, ParamsError, SourceError
-from tasks.layout import Layout, writing
-from tasks.params import Params, Section, tables_of
-from tasks.problems import kind
+from evergreen.tasks import ingest
+from evergreen.tasks.config.params import Params, Section, tables_of
+from evergreen.tasks.core.errors import DataError, ParamsError, SourceError
+from evergreen.tasks.core.paths import Layout, writing
+from evergreen.tasks.problems import kind
 
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import polars as pl
 
-from tasks.errors import AwayError, DataError, ParamsError, ProjectError, SourceError
-from tasks.layout import Layout, read_json, shortage, write_json, writing
-from tasks.params import Params, Section, Source, nearest
+from evergreen.tasks.config.params import Params, Section, Source, nearest
+from evergreen.tasks.core.errors import AwayError, DataError, ParamsError, ProjectError, SourceError
+from evergreen.tasks.core.paths import Layout, read_json, shortage, write_json, writing
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def resolve_as_of(params: Params, layout: Layout) -> date:
         return params.project.as_of
     facts = folder(layout) / "sources.json"
     if not facts.is_file():
-        raise ProjectError(f"{facts}: not there, and project.as_of is null. Ingest first: python -m tasks ingest")
+        raise ProjectError(f"{facts}: not there, and project.as_of is null. Ingest first: python -P -m evergreen ingest")
     return date.fromisoformat(read_json(facts)["as_of"])
 
 

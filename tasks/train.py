@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from tasks import budget, models, problems
-from tasks.budget import SLACK, Clock
-from tasks.errors import StepError
-from tasks.layout import HELD_OUT, JUDGED, MODEL, Layout, read_json, writing
-from tasks.params import Params, Problem, Section
-from tasks.problems.base import Config, Data, Finishing, Fold, Kind, Model, Splits
+from evergreen.tasks import problems
+from evergreen.tasks.config.params import Params, Problem, Section
+from evergreen.tasks.core.errors import StepError
+from evergreen.tasks.core.paths import HELD_OUT, JUDGED, MODEL, Layout, read_json, writing
+from evergreen.tasks.model_files import skops_models
+from evergreen.tasks.problems.base import Config, Data, Finishing, Fold, Kind, Model, Splits
+from evergreen.tasks.search import time_budget
+from evergreen.tasks.search.time_budget import SLACK, Clock
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ def run(params: Params, problem: str, layout: Layout) -> Result:
 
 
 def _run(params: Params, problem: str, layout: Layout) -> Result:
-    clock = budget.clock(params, problem, layout, "train")
+    clock = time_budget.clock(params, problem, layout, "train")
     section, kind = params.section(problem), problems.kind(params.kind(problem))
     data = kind.load(layout.features(problem), section)
     splits = kind.splits(data, section)
@@ -65,9 +67,9 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
     folder = layout.model(problem)
     with writing(folder) as scratch:
         scratch.mkdir()
-        models.save(model, scratch / MODEL)
+        skops_models.save(model, scratch / MODEL)
         if model is not judged:
-            models.save(judged, scratch / JUDGED)
+            skops_models.save(judged, scratch / JUDGED)
         text = json.dumps({"problem": problem, **card}, indent=2, default=str, allow_nan=False)
         (scratch / "model.json").write_text(text + "\n")
     return Result(model=str(folder / MODEL), card=str(folder / "model.json"), cutoff=str(fold.test), rows=rows)
@@ -136,7 +138,7 @@ def _learn(
 
 
 def _part(data: Data, rows: int, seed: int) -> Data:
-    from tasks.problems.tabular.thin import thin
+    from evergreen.tasks.problems.tabular.subsample import thin
 
     return thin(data, rows, seed)
 
@@ -167,7 +169,7 @@ def best(folder: Path, problem: str) -> Config:
     """The configuration that tuning chose. Raises StepError where there is none."""
     path = folder / "best.json"
     if not path.exists():
-        raise StepError(f"{path}: is missing. Run tune first: python -m tasks tune {problem}")
+        raise StepError(f"{path}: is missing. Run tune first: python -P -m evergreen tune {problem}")
     return read_json(path)["config"]
 
 

@@ -1,7 +1,7 @@
 """The one home of optuna: which model, with which hyper-parameters, on rows that no test window touches.
 
 A search goes in batches: a strategy says what to try next, given all that ended before the batch (a plan of defaults and grid
-points, then what the sampler suggests; or the stages of tasks.stages); the crew runs the batch, and the study is told. The
+points, then what the sampler suggests; or the stages of search.staged); the crew runs the batch, and the study is told. The
 sampler of every trial is seeded with the seed plus the trial's position, so a trial depends on what ended before its batch and
 on nothing else, such as how many processes there are: a search that was killed goes on from its journal as if nothing had
 happened. The trials that were running when the kill came are marked as failed and their points are asked for once more; after
@@ -30,16 +30,18 @@ import polars as pl
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from tasks import budget, crew, ensemble, problems
-from tasks.budget import REFIT, Clock, Estimate
-from tasks.crew import Crew
-from tasks.ensemble import BLEND, Said
-from tasks.errors import ParamsError, StepError
-from tasks.layout import HELD_OUT, Layout, locking, writing
-from tasks.params import Params, Problem, Range, Section, Table, Tune, nearest
-from tasks.problems.base import Config, Finishing, Kind, Metric
-from tasks.stages import ORDER, Request, Stages, best_of
-from tasks.trial import Cost, Judge, Outcome, Tried, standard_error
+from evergreen.tasks import problems
+from evergreen.tasks.config.params import Params, Problem, Range, Section, Table, Tune, nearest
+from evergreen.tasks.core.errors import ParamsError, StepError
+from evergreen.tasks.core.paths import HELD_OUT, Layout, locking, writing
+from evergreen.tasks.problems.base import Config, Finishing, Kind, Metric
+from evergreen.tasks.search import ensemble, time_budget
+from evergreen.tasks.search import workers as crew
+from evergreen.tasks.search.ensemble import BLEND, Said
+from evergreen.tasks.search.staged import ORDER, Request, Stages, best_of
+from evergreen.tasks.search.time_budget import REFIT, Clock, Estimate
+from evergreen.tasks.search.trials import Cost, Judge, Outcome, Tried, standard_error
+from evergreen.tasks.search.workers import Crew
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +49,8 @@ Space = dict[str, dict[str, Range]]
 """Model -> hyper-parameter -> range."""
 LIMITS = {"n_trials", "timeout_seconds", "budget_seconds", "workers", "choose", "max_latency_ms", "max_model_mb", "nested"}
 """Settings of tune that change no trial."""
-CODE = ("tune.py", "trial.py", "stages.py", "ensemble.py", "split.py")
-"""Modules, beside the kinds, that trials depend on."""
+CODE = ("tune.py", "search", "problems")
+"""Module and rooms of tasks that trials depend on."""
 PROBE_ROWS = 2_000
 """With a budget, each model first learns from so many rows."""
 PROBING = 0.12
@@ -134,7 +136,7 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
     section, kind = params.section(problem), problems.kind(params.kind(problem))
     metric = problems.metric(kind, section.tune.metric, f"{problem}.tune.metric")
     space, tune = narrow(kind, section, problem), settled(section)
-    clock = budget.clock(params, problem, layout, "tune")
+    clock = time_budget.clock(params, problem, layout, "tune")
     with locking(layout.var / "tuning" / f"{problem}.lock", f"{problem}: tune"):
         key = fingerprint(params, problem, layout)
         journal = layout.var / "tuning" / f"{problem}-{key}.log"
@@ -253,7 +255,7 @@ def _looked_at(features: Path, section: Problem, tune: Tune, seed: int, journal:
     """The folder that the search reads: of a large plain table a part, beside the journal."""
     if not isinstance(section.features, Table):
         return features
-    from tasks.problems.tabular.thin import sample
+    from evergreen.tasks.problems.tabular.subsample import sample
 
     return sample(features, tune.max_rows, section.features.test_share, seed, journal.with_suffix("") / "rows")
 
@@ -420,7 +422,7 @@ def fingerprint(params: Params, problem: str, layout: Layout) -> str:
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     here = Path(__file__).parent
-    code = [here / name for name in CODE] + sorted((here / "problems").rglob("*.py"))
+    code = [path for name in CODE for path in ([here / name] if name.endswith(".py") else sorted((here / name).rglob("*.py")))]
     data = sorted(path for path in layout.features(problem).rglob("*") if path.is_file())
     for path in [*code, *data, *([layout.lock] if layout.lock.exists() else [])]:
         digest.update(path.name.encode())

@@ -17,9 +17,9 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from tasks.errors import DataError, ParamsError, ProjectError
-from tasks.layout import Layout, write_json, writing
-from tasks.params import Expectation, Params, Rules, Section, nearest
+from evergreen.tasks.config.params import Expectation, Params, Rules, Section, nearest
+from evergreen.tasks.core.errors import DataError, ParamsError, ProjectError
+from evergreen.tasks.core.paths import Layout, write_json, writing
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def _ordered(params: Params) -> list[str]:
 def _check_file(name: str, params: Params, layout: Layout, checked: Path) -> Checked:
     raw = layout.raw(name)
     if not raw.is_file():
-        raise ProjectError(f"{raw.relative_to(layout.root)}: not there. Ingest first: python -m tasks ingest")
+        raise ProjectError(f"{raw.relative_to(layout.root)}: not there. Ingest first: python -P -m evergreen ingest")
     rules = params.validate_.get(name, Rules())
     known = {}
     for reference in rules.references.values():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.__main__ import THREADS
+from evergreen.tasks.__main__ import THREADS
 
 for name in THREADS:
     os.environ.setdefault(name, "1")

@@ -17,10 +17,12 @@ import polars as pl
 import pytest
 from sklearn.linear_model import LinearRegression
 
-from tasks import compile as compiling
-from tasks import models, params, problems
-from tasks.params import Problem
-from tasks.problems.base import Config, Data, Fold, Kind, Model
+from evergreen.tasks import problems
+from evergreen.tasks.config import params
+from evergreen.tasks.config.params import Problem
+from evergreen.tasks.model_files import onnx_export as compiling
+from evergreen.tasks.model_files import skops_models
+from evergreen.tasks.problems.base import Config, Data, Fold, Kind, Model
 from tests import store
 
 SEED = 3
@@ -133,8 +135,8 @@ class Contract:
 
     def test_every_model_answers_the_same_after_it_was_saved_and_loaded(self, world, fitted, tmp_path):
         for name, model in fitted.items():
-            models.save(model, tmp_path / "model.skops")
-            assert world.predict(models.load(tmp_path / "model.skops")).equals(world.predict(model)), name
+            skops_models.save(model, tmp_path / "model.skops")
+            assert world.predict(skops_models.load(tmp_path / "model.skops")).equals(world.predict(model)), name
 
     def test_scores_name_every_metric_in_order(self, world, fitted):
         model = fitted[self.model]

@@ -10,11 +10,11 @@ import polars as pl
 from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import Ridge
 
-from tasks import split
-from tasks.errors import ParamsError
-from tasks.layout import Layout
-from tasks.params import Params, Range, Tabular, nearest
-from tasks.problems.base import Config, Fold, Metric, Splits
+from evergreen.tasks.config.params import Params, Range, Tabular, nearest
+from evergreen.tasks.core.errors import ParamsError
+from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.problems import splits as split
+from evergreen.tasks.problems.base import Config, Fold, Metric, Splits
 
 FIRST = date(2024, 1, 7)
 HORIZON = 7

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-HERE = Path(__file__).resolve().parent.parent
+from tests import ROOT
+
 FIRST = date(2017, 1, 1)
 AISLES, PER_AISLE, FAVOURITES = 8, 12, 8
 VISITS = np.array([3.0, 1.0, 0.5])
@@ -66,9 +67,9 @@ def project(folder: Path, households: int = 240, weeks: int = 30, seed: int = 0)
     first = last_day(min(8, max(2, weeks - 14)))
     text = PARAMS.replace("AS_OF", str(last_day(weeks))).replace("FIRST", str(first))
     (folder / "params.yaml").write_text(text.replace("WINDOWS", "2" if weeks >= 26 else "1"))
-    shutil.copytree(HERE / "tasks", folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    shutil.copytree(ROOT / "tasks", folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     for name in ("dvc.yaml", ".gitignore", ".dvcignore", "requirements.lock"):
-        shutil.copy(HERE / name, folder / name)
+        shutil.copy(ROOT / name, folder / name)
     return folder
 
 

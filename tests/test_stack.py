@@ -3,6 +3,8 @@
 import pandas as pd
 import pytest
 
+from tests import ROOT
+
 
 def test_prefect_accepts_what_its_own_client_sends():
     """FastAPI above 0.150 answers a null in a request body with 422."""
@@ -35,8 +37,7 @@ def test_pandas_is_below_what_breaks_evidently():
 def test_a_pinned_library_is_installed_at_its_pin(library):
     import re
     from importlib.metadata import version
-    from pathlib import Path
 
     name = {"great_expectations": "great-expectations", "sklearn": "scikit-learn"}.get(library, library)
-    lock = (Path(__file__).parents[1] / "requirements.lock").read_text()
+    lock = (ROOT / "requirements.lock").read_text()
     assert re.search(rf"^{name}==([^ ;]+)", lock, re.M).group(1) == version(name)

@@ -9,13 +9,13 @@ from pathlib import Path
 import bentoml
 import pandas as pd
 
-from tasks import models
+from evergreen.tasks.model_files import skops_models
 
 
 @bentoml.service(workers=1)
 class Model:
     def __init__(self) -> None:
-        self.model = models.load(Path(os.environ["MODEL"]))
+        self.model = skops_models.load(Path(os.environ["MODEL"]))
 
     @bentoml.api(batchable=True)
     def predict(self, rows: list[dict]) -> list[float]:

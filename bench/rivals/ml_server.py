@@ -6,10 +6,10 @@ from pathlib import Path
 
 import joblib
 
-from tasks import models
+from evergreen.tasks.model_files import skops_models
 
 model, folder, port = sys.argv[1:]
-joblib.dump(models.load(Path(model)), Path(folder) / "model.joblib")
+joblib.dump(skops_models.load(Path(model)), Path(folder) / "model.joblib")
 settings = {"host": "127.0.0.1", "http_port": int(port), "grpc_port": int(port) + 1, "metrics_port": int(port) + 2}
 (Path(folder) / "settings.json").write_text(json.dumps({**settings, "parallel_workers": 0}))
 about = {"name": "model", "implementation": "mlserver_sklearn.SKLearnModel", "parameters": {"uri": "./model.joblib"}}

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
-from tasks.errors import DataError, ParamsError
-from tasks.params import KindName, nearest
-from tasks.problems.base import Kind, Metric
+from evergreen.tasks.config.params import KindName, nearest
+from evergreen.tasks.core.errors import DataError, ParamsError
+from evergreen.tasks.problems.base import Kind, Metric
 
 
 def kind(name: KindName) -> Kind:
     """The kind called `name`; only its own module (and the libraries it owns) is imported."""
-    return import_module(f"tasks.problems.{name}").KIND
+    return import_module(f"evergreen.tasks.problems.{name}").KIND
 
 
 def metric(of: Kind, name: str | None, key: str) -> Metric:

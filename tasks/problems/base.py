@@ -12,12 +12,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import polars as pl
 
-from tasks.params import KindName, Range
+from evergreen.tasks.config.params import KindName, Range
 
 Config = Mapping[str, Any]
 """One point of the search: "model" names the model, the other keys are its hyper-parameters and pipeline choices."""
 Model = Any
-"""A fitted scikit-learn estimator, savable by tasks.models."""
+"""A fitted scikit-learn estimator, savable by tasks.model_files.skops_models."""
 NOT_SCORED = "not_scored"
 """Column of answers: why a row has none; null where it has one."""
 Data = Any

@@ -14,12 +14,11 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import FixedThresholdClassifier
 
-from tasks.errors import DataError, ParamsError
-from tasks.params import KindName, Range, Table, Tabular, nearest
-from tasks.problems.base import Config, Kind, Metric, Model, Part
-from tasks.problems.tabular import calibration
-from tasks.problems.tabular.blend import BlendClassifier
-from tasks.problems.tabular.kind import (
+from evergreen.tasks.config.params import KindName, Range, Table, Tabular, nearest
+from evergreen.tasks.core.errors import DataError, ParamsError
+from evergreen.tasks.problems.base import Config, Kind, Metric, Model, Part
+from evergreen.tasks.problems.tabular import calibration
+from evergreen.tasks.problems.tabular.tabular_kind import (
     BOOSTING,
     BOOSTING_SPACE,
     FOR_LINES,
@@ -35,6 +34,7 @@ from tasks.problems.tabular.kind import (
     Rows,
     TabularKind,
 )
+from evergreen.tasks.problems.tabular.weighted_ensemble import BlendClassifier
 
 log = logging.getLogger(__name__)
 

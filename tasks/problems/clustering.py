@@ -15,10 +15,10 @@ from sklearn.mixture import GaussianMixture
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
-from tasks.errors import DataError, ParamsError
-from tasks.params import KindName, Range, Tabular
-from tasks.problems.base import Config, Fold, Kind, Metric, Model, Part
-from tasks.problems.tabular.kind import Family, Rows, TabularKind
+from evergreen.tasks.config.params import KindName, Range, Tabular
+from evergreen.tasks.core.errors import DataError, ParamsError
+from evergreen.tasks.problems.base import Config, Fold, Kind, Metric, Model, Part
+from evergreen.tasks.problems.tabular.tabular_kind import Family, Rows, TabularKind
 
 RESAMPLES = 20
 """Bootstrap fits behind `stability`."""

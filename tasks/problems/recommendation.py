@@ -16,19 +16,19 @@ import numpy as np
 import pandas as pd
 import polars as pl
 
-from tasks import split
-from tasks.errors import DataError
-from tasks.params import KindName, Range, Recommend, require
-from tasks.problems.base import Config, Fold, Metric, Part, Splits
-from tasks.problems.ranking import partitions, purchases, report
-from tasks.problems.ranking.ablation import ablate
-from tasks.problems.ranking.answering import Request, Shop
-from tasks.problems.ranking.features import USER
-from tasks.problems.ranking.histories import codes, to_date, to_day
-from tasks.problems.ranking.metrics import Items, of_lists, per_user
-from tasks.problems.ranking.models import MODELS, Frequency, Ranked, Recommender, TwoStage
-from tasks.problems.ranking.purchases import Purchases
-from tasks.problems.ranking.sources import SOURCES
+from evergreen.tasks.config.params import KindName, Range, Recommend, require
+from evergreen.tasks.core.errors import DataError
+from evergreen.tasks.problems import splits as split
+from evergreen.tasks.problems.base import Config, Fold, Metric, Part, Splits
+from evergreen.tasks.problems.recommender import dask_partitions, evaluation_tables, interactions
+from evergreen.tasks.problems.recommender.candidate_sources import SOURCES
+from evergreen.tasks.problems.recommender.estimators import MODELS, Frequency, Ranked, Recommender, TwoStage
+from evergreen.tasks.problems.recommender.interactions import Purchases
+from evergreen.tasks.problems.recommender.list_builder import Request, Shop
+from evergreen.tasks.problems.recommender.ranker_features import USER
+from evergreen.tasks.problems.recommender.ranking_metrics import Items, of_lists, per_user
+from evergreen.tasks.problems.recommender.source_ablation import ablate
+from evergreen.tasks.problems.recommender.user_histories import codes, to_date, to_day
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +57,10 @@ class Recommendation:
         self, tables: Mapping[str, pl.LazyFrame], times: Mapping[str, str | None], section: Recommend, as_of: date
     ) -> dict[str, pl.DataFrame]:
         """`lines`: one row per user, basket and item with its day; `items`: item and category; `known`: the day `as_of`."""
-        return purchases.build(tables, times, section.features, as_of)
+        return interactions.build(tables, times, section.features, as_of)
 
     def load(self, folder: Path, section: Recommend) -> Purchases:
-        return purchases.load(folder, section.features)
+        return interactions.load(folder, section.features)
 
     def cutoffs(self, data: Purchases) -> list[date]:
         """Every `horizon_days` days backwards from the newest day with a complete truth, as long as as many days lie before."""
@@ -134,8 +134,8 @@ class Recommendation:
 
     def _both(self, reader: Recommender, data: Purchases, cutoff: date, positions: np.ndarray, k: int) -> list[Ranked]:
         """The lists of everything and those of new items; candidates are shared with whoever else asks for this cutoff."""
-        if not isinstance(reader, TwoStage) or len(positions) > purchases.TOGETHER:
-            return partitions.rank(reader, positions, k, list(LISTS.values()))
+        if not isinstance(reader, TwoStage) or len(positions) > interactions.TOGETHER:
+            return dask_partitions.rank(reader, positions, k, list(LISTS.values()))
         candidates = data.candidates(reader.learned_, cutoff, reader.settings)
         return [reader.rank(positions, k, novel, candidates) for novel in LISTS.values()]
 
@@ -151,13 +151,16 @@ class Recommendation:
         """Share of the catalogue that is in anybody's list at the test cutoff."""
         assert isinstance(fold.test, date)
         rows, size = self.predict(model, data, fold.test, section), max(len(model.catalogue_), 1)
-        return {f"coverage{suffix}": report.entries(rows[f"items{suffix}"]).n_unique() / size for suffix in LISTS}
+        return {f"coverage{suffix}": evaluation_tables.entries(rows[f"items{suffix}"]).n_unique() / size for suffix in LISTS}
 
     def plots(
         self, predictions: pl.DataFrame, baseline: pl.DataFrame, model: Recommender, data: Purchases, section: Recommend
     ) -> dict[str, pl.DataFrame]:
         """How good the lists are by length of history, what they are made of, and what each source is worth."""
-        found, users = report.plots(predictions, baseline, model, data, section.pipeline.k), section.pipeline.ablation_users
+        found, users = (
+            evaluation_tables.plots(predictions, baseline, model, data, section.pipeline.k),
+            section.pipeline.ablation_users,
+        )
         cutoff = predictions["cutoff"].max()
         if isinstance(model, TwoStage) and isinstance(cutoff, date) and users:
             table = ablate(model, data, cutoff, section.pipeline.k, users)
@@ -231,7 +234,7 @@ def _unfitted(config: Config, section: Recommend, seed: int) -> Recommender:
 
 
 def _judged(
-    lists: Ranked, model: Recommender, data: Purchases, truth: purchases.Truth, k: int, suffix: str, items: Items
+    lists: Ranked, model: Recommender, data: Purchases, truth: interactions.Truth, k: int, suffix: str, items: Items
 ) -> dict[str, Any]:
     """The columns of one kind of list."""
     count, novel = len(truth.users), bool(suffix)

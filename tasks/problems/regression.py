@@ -14,11 +14,10 @@ from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.linear_model import Ridge
 from sklearn.utils.validation import check_is_fitted
 
-from tasks.params import KindName, Range, Tabular, require
-from tasks.problems.base import Config, Kind, Metric, Model, Part
-from tasks.problems.tabular import pipeline
-from tasks.problems.tabular.blend import BlendRegressor
-from tasks.problems.tabular.kind import (
+from evergreen.tasks.config.params import KindName, Range, Tabular, require
+from evergreen.tasks.problems.base import Config, Kind, Metric, Model, Part
+from evergreen.tasks.problems.tabular import preprocessing
+from evergreen.tasks.problems.tabular.tabular_kind import (
     BLEND,
     BOOSTING,
     BOOSTING_SPACE,
@@ -36,6 +35,7 @@ from tasks.problems.tabular.kind import (
     Rows,
     TabularKind,
 )
+from evergreen.tasks.problems.tabular.weighted_ensemble import BlendRegressor
 
 BINS = 10
 POINTS = 600
@@ -136,7 +136,7 @@ class Regression(TabularKind):
         rows = self.training_rows(data, parts, section, seed)
         return self.assemble(rows, config, section, "continuous", seed).fit(rows.features, rows.target.to_numpy())
 
-    def assemble(self, rows: Rows, config: Config, section: Tabular, task: pipeline.Task, seed: int) -> Any:
+    def assemble(self, rows: Rows, config: Config, section: Tabular, task: preprocessing.Task, seed: int) -> Any:
         """The unfitted model, on the rest that the first guess leaves over where there is one."""
         model = super().assemble(rows, config, section, task, seed)
         naive = config["model"] == self.baseline

@@ -32,7 +32,7 @@ def began(shop: Shop) -> dict[str, str]:
 
 def steps_alive(root: Path) -> list[str]:
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in listed.splitlines() if "flows.tied tasks" in line and str(root) in line]
+    return [line for line in listed.splitlines() if "evergreen.flows.child_process tasks" in line and str(root) in line]
 
 
 def prefect_states(shop: Shop) -> list[str]:

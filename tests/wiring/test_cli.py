@@ -1,14 +1,13 @@
 """Every command and option that a document shows is one that the command line has."""
 
 import re
-from pathlib import Path
 
 import pytest
 import typer
 
-from flows.cli import app
+from evergreen.flows.cli.main import app
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 COMMANDS = {
     " ".join(filter(None, (name, inner))): each
     for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]

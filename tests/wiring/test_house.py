@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks import params
-from tasks.__main__ import STEPS
+from evergreen.tasks.__main__ import STEPS
+from evergreen.tasks.config import params
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 README = (ROOT / "README.md").read_text()
@@ -22,13 +22,13 @@ PROBLEMS = PARAMS["problems"]
 HOMES = {
     "great_expectations": {"tasks/validate.py"},
     "optuna": {"tasks/tune.py"},
-    "mlflow": {"tasks/registry.py"},
-    "dvc": {"tasks/record.py"},
-    "matplotlib": {"monitoring/charts.py"},
-    "evidently": {"monitoring/evident.py"},
-    "implicit": {"tasks/problems/ranking/sources.py"},
-    "onnx": {"tasks/compile.py"},
-    "onnxruntime": {"tasks/compiled.py"},
+    "mlflow": {"tasks/release/model_registry.py"},
+    "dvc": {"tasks/release/lineage.py"},
+    "matplotlib": {"monitoring/report/charts.py"},
+    "evidently": {"monitoring/drift/evidently_report.py"},
+    "implicit": {"tasks/problems/recommender/candidate_sources.py"},
+    "onnx": {"tasks/model_files/onnx_export.py"},
+    "onnxruntime": {"tasks/model_files/onnx_runtime.py"},
 }
 
 
@@ -48,7 +48,7 @@ def stages() -> list[tuple[str, str, str, dict]]:
     ("name", "problem", "kind", "stage"), stages(), ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_a_stage_names_a_real_step_its_own_module_and_keys_that_exist(name, problem, kind, stage):
-    assert stage["cmd"] == f"python -m tasks {name} {problem}".strip()
+    assert stage["cmd"] == f"python -P -m evergreen {name} {problem}".strip()
     assert STEPS[name] == bool(problem)
     assert f"tasks/{name}.py" in stage["deps"]
     for path in stage["deps"]:
@@ -67,9 +67,9 @@ def test_the_stages_are_the_steps():
 def test_every_kind_has_a_file_a_contract_and_a_row_in_the_readme():
     for kind in params.SECTIONS:
         assert (ROOT / f"tasks/problems/{kind}.py").is_file()
-        tests = ast.parse((ROOT / f"tests/test_{kind}.py").read_text())
+        tests = ast.parse((ROOT / f"tests/tasks/problems/test_{kind}.py").read_text())
         bases = [ast.unparse(base) for node in tests.body if isinstance(node, ast.ClassDef) for base in node.bases]
-        assert any("Contract" in base for base in bases), f"tests/test_{kind}.py inherits no contract"
+        assert any("Contract" in base for base in bases), f"tests/tasks/problems/test_{kind}.py inherits no contract"
         assert re.search(rf"^\| `?{kind}`? ", README, re.M), f"README.md has no row for {kind}"
 
 
@@ -141,7 +141,7 @@ def test_a_make_target_of_the_readme_exists(line):
 def test_an_evergreen_command_of_the_readme_parses(line):
     from typer.main import get_command
 
-    from flows.cli import app
+    from evergreen.flows.cli.main import app
 
     command, words = get_command(app), shlex.split(line)[1:]
     context = command.make_context("evergreen", words[:], resilient_parsing=False)

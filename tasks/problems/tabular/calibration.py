@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold
 from sklearn.utils.validation import check_is_fitted
 
-from tasks.params import Costs
+from evergreen.tasks.config.params import Costs
 
 Method = Literal["sigmoid", "isotonic"]
 FOLDS = 5

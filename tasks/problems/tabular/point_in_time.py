@@ -18,8 +18,8 @@ from typing import Any
 import polars as pl
 from polars.exceptions import PolarsError
 
-from tasks.errors import DataError, LeakError, ParamsError
-from tasks.params import Aggregate, Attributes, Features, Ratio, Share, Target, nearest
+from evergreen.tasks.config.params import Aggregate, Attributes, Features, Ratio, Share, Target, nearest
+from evergreen.tasks.core.errors import DataError, LeakError, ParamsError
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def list_cutoffs(section: Features, as_of: date) -> list[date]:
 
     Raises DataError where not even one label is complete.
 
-    >>> from tasks.params import Cutoffs
+    >>> from evergreen.tasks.config.params import Cutoffs
     >>> section = Features(entity="id", horizon_days=7, cutoffs=Cutoffs(first=date(2024, 1, 1), every_days=10))
     >>> [str(each) for each in list_cutoffs(section, date(2024, 1, 31))]
     ['2024-01-04', '2024-01-14', '2024-01-24', '2024-01-31']

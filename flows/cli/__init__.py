@@ -1,0 +1,1 @@
+"""The `evergreen` command: a file per verb."""

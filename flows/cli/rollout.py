@@ -1,0 +1,93 @@
+"""`evergreen rollout`: look at a rollout, and take it into one's own hands."""
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from evergreen.flows.cli.common import (
+    HERE,
+    Debug,
+    Json,
+    Name,
+    Root,
+    app,
+    find,
+    me,
+    print_json,
+    print_table,
+    read_params,
+    say,
+    short,
+)
+
+Act = Annotated[
+    Literal["status", "pause", "resume", "promote", "abort"],
+    typer.Argument(help="status judges it too, as servers do; the others need --reason."),
+]
+
+
+@app.command()
+def rollout(
+    act: Act,
+    name: Name,
+    reason: Annotated[str, typer.Option(help="Why; kept in the history.")] = "",
+    root: Root = HERE,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """How far a new version is on its way to be champion; pause or resume it there, promote it, or take it back."""
+    from evergreen.flows import settings
+    from evergreen.flows.operations import rollouts as rolling
+    from evergreen.flows.operations import status
+    from evergreen.tasks.core.errors import ParamsError
+
+    place = find(root)
+    read_params(place).section(name)
+    if act != "status" and not reason:
+        raise ParamsError(f"evergreen rollout {act} {name}: needs --reason, which is kept in the history")
+    rollouts, said = settings.rollouts(place), None
+    if act == "status":
+        said = rolling.advance(place, [name]).get(name)
+    elif act == "promote":
+        registry = settings.registry(place)
+        rollouts.finish(registry, name, me(), reason)
+        status.page(place)
+    else:
+        {"pause": rollouts.pause, "resume": rollouts.resume, "abort": rollouts.abort}[act](name, me(), reason)
+    told = rolling.told(place, name)
+    champion = rollouts.deployments.champion(name)
+    if as_json:
+        print_json({**told, "champion": champion, "judgement": said})
+        return
+    _show(name, champion, told)
+    if said:
+        say(said)
+
+
+def _show(name: str, champion: int | None, told: dict[str, Any]) -> None:
+    stands = told["rollout"]
+    if stands:
+        counts = stands["answers"]
+        print_table(
+            ("problem", "strategy", "champion", "candidate", "share", "since (UTC)", "state", "answers", "errors"),
+            [
+                (
+                    name,
+                    stands["policy"]["strategy"],
+                    f"v{stands['champion']}",
+                    f"v{stands['candidate']}",
+                    f"{stands['share']:.0%}",
+                    short(stands["since"]),
+                    stands["state"],
+                    f"{counts['candidate']['requests']:,} and {counts['champion']['requests']:,}",
+                    f"{counts['candidate']['errors']:,} and {counts['champion']['errors']:,}",
+                )
+            ],
+        )
+    else:
+        say(f"{name}: no rollout is under way; champion {f'v{champion}' if champion else 'none'}")
+    for each in told["servers"]:
+        serves = f"v{each['champion']}" if each["champion"] else "nothing"
+        trial = f", v{each['candidate']} on trial" if each["candidate"] else ""
+        trouble = f"; {each['trouble']}" if each["trouble"] else ""
+        say(f"server {each['server']}: {serves}{trial}{trouble}")

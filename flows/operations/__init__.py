@@ -1,0 +1,1 @@
+"""What commands and flows do beside the steps."""

@@ -1,0 +1,140 @@
+"""Batch scoring: the champion's answer to each row of a file, or to everybody by the newest features, and into the ledger."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from evergreen.flows import settings
+from evergreen.tasks.config.params import Params, Recommend
+from evergreen.tasks.core.errors import ModelError, ParamsError
+from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.problems.base import Data, Model
+from evergreen.tasks.scoring import batch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Lists:
+    """How a recommender answers where it is not as in params; None and False: as there."""
+
+    k: int | None = None
+    as_of: date | None = None
+    novel: bool = False
+    because: bool = False
+
+    def given(self) -> dict[str, Any]:
+        """The options that say something."""
+        return {name: value for name, value in vars(self).items() if value is not None and value is not False}
+
+
+def run(
+    layout: Layout,
+    params: Params,
+    problem: str,
+    data: Path,
+    out: Path,
+    version: int | None,
+    lists: Lists = Lists(),
+    *,
+    ledger: bool = True,
+    say: Callable[[str], None] = log.info,
+) -> batch.Result:
+    """Score `data` into `out` with `version`, or the champion for None. A recommender reads the purchases of the event log too.
+
+    `ledger`: write the answers there too. `say`: told how far it came. Raises what scoring.batch, the registry and the ledger
+    raise.
+    """
+    made = _scorer(layout, params, problem, version, lists)
+    tell = _tell(layout, problem, made.version) if ledger else None
+    about = f"{lists.as_of} {settings.events(layout).mark(problem) if isinstance(made.section, Recommend) else ''}"
+    return batch.run(made, data, out, tell=tell, about=about, say=say)
+
+
+def newest(
+    layout: Layout,
+    params: Params,
+    problem: str,
+    *,
+    out: Path | None = None,
+    version: int | None = None,
+    lists: Lists = Lists(),
+    at: datetime | None = None,
+    ledger: bool = True,
+) -> batch.Result:
+    """Answer by the newest features for everybody they are about, with `version` or the champion, into `out`.
+
+    `out`: None: data/scores/PROBLEM.parquet, the key, the cutoff and the answer in a row. `lists.as_of`: the newest features
+    up to that day, inclusive. `ledger`: write the answers there too, as given at `at` (now for None); the same ones of the
+    same version and cutoff are there once, however often this is called.
+    Raises what tasks.scoring.batch, the registry and the ledger raise.
+    """
+    made = _scorer(layout, params, problem, version, lists, anybody=True)
+    place = out or layout.scores(problem)
+    return batch.newest(
+        made, place, lists.as_of, _tell(layout, problem, made.version) if ledger else None, at or datetime.now(UTC)
+    )
+
+
+def _scorer(
+    layout: Layout, params: Params, problem: str, version: int | None, lists: Lists, anybody: bool = False
+) -> batch.Scorer:
+    """What answers, with the compiled model where there is one. `anybody`: an event problem may be asked as of a day too."""
+    params, moved = _moved(layout, params, problem, lists, anybody)
+    model, chosen = champion(layout, problem, version)
+    lists_alone = isinstance(params.section(problem), Recommend)  # they come from live histories
+    compiled = None if lists_alone else settings.registry(layout).load_compiled(problem, chosen)
+    return batch.Scorer(params, problem, layout, model, chosen, compiled, moved)
+
+
+def _tell(layout: Layout, problem: str, version: int) -> batch.Tell:
+    """What writes answers to the ledger."""
+    ledger = settings.ledger(layout)
+
+    def tell(entry: batch.Entry, at: datetime) -> int:
+        about = {"at": at, "key": entry.key, "features": entry.features, "answer": entry.answer}
+        return sum(ledger.append_frame(problem, version, rows, cutoff=cutoff, **about) for cutoff, rows in entry.by_cutoff())
+
+    return tell
+
+
+def champion(layout: Layout, problem: str, version: int | None) -> tuple[Model, int]:
+    """The model of `version`, or the champion for None, and its number. Raises ModelError where nothing is deployed."""
+    number = chosen(layout, problem, version)
+    return settings.registry(layout).load(problem, number), number
+
+
+def chosen(layout: Layout, problem: str, version: int | None) -> int:
+    """`version`, or the champion for None. Raises ModelError where nothing is deployed."""
+    number = version or settings.deployments(layout).champion(problem)
+    if number is None:
+        refused = [f"v{each.version}" for each in settings.registry(layout).versions(problem)]
+        way = f"the gate promoted none of {', '.join(refused)} (evergreen history {problem} says why); name a --version"
+        raise ModelError(f"{problem}: nothing is deployed; {way if refused else f'run evergreen train {problem}'}")
+    return number
+
+
+def _moved(layout: Layout, params: Params, problem: str, lists: Lists, anybody: bool) -> tuple[Params, Callable[[Data], Data]]:
+    """The params as `lists` has them, and what brings the histories up to the day."""
+    section = params.section(problem)
+    if not isinstance(section, Recommend):
+        for name in lists.given().keys() - ({"as_of"} if anybody else set()):
+            raise ParamsError(f"--{name.replace('_', '-')}: {problem} is a problem of {params.kind(problem)} and has no lists")
+        return params, lambda known: known
+    if lists.k is not None and lists.k < 1:
+        raise ParamsError(f"--k {lists.k}: a list holds at least 1 item")
+    from evergreen.tasks.problems.recommender import list_builder
+
+    pipeline = section.pipeline if lists.k is None else section.pipeline.model_copy(update={"k": lists.k})
+    wanted: dict[str, Any] = {"because": lists.because or section.answers.because}
+    wanted |= {"show": "new"} if lists.novel else {}
+    changed = section.model_copy(update={"pipeline": pipeline, "answers": section.answers.model_copy(update=wanted)})
+    newer = settings.events(layout).since(problem)[0]
+    return (
+        params.model_copy(update={"sections": {**params.sections, problem: changed}}),
+        partial(list_builder.moved, newer=newer, as_of=lists.as_of),
+    )

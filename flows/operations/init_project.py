@@ -1,0 +1,184 @@
+"""`evergreen init`: a table becomes a problem of this project, or of a new one. Nothing is written before all is known."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from importlib.resources import files
+from pathlib import Path
+
+from evergreen.tasks import ingest
+from evergreen.tasks.config.params import Params, load
+from evergreen.tasks.core.errors import ParamsError, ProjectError
+from evergreen.tasks.core.paths import Layout, find, locking, writing
+from evergreen.tasks.onboarding import csv_dialect, params_template
+from evergreen.tasks.onboarding.schema_inference import Asked, Inferred, infer
+from evergreen.tasks.release import lineage
+
+IGNORED = (
+    "/data/raw/",
+    "/data/tables/",
+    "/data/quarantine/",
+    "/data/features/",
+    "/models/",
+    "/reports/",
+    "/dvc_plots/",
+    "/var/",
+)
+"""What DVC keeps, or nobody: none of git's business in a new project."""
+BEGIN = """\
+# Every number a person may change. `evergreen params --schema` prints what each key means; an unknown key is refused.
+
+project:
+  name: {name}
+  seed: 0
+
+problems:
+
+# Where each table comes from.
+ingest:
+
+# What must hold before anything learns from a table, in the vocabulary of Great Expectations.
+validate:
+"""
+
+
+@dataclass(frozen=True)
+class Started:
+    name: str
+    root: str
+    found: Inferred
+    made: tuple[str, ...]
+    """What a new project got, relative to `root`; params.yaml alone where the project was there."""
+    warnings: tuple[str, ...]
+
+
+def run(name: str, data: str, address: str | None, asked: Asked, root: Path, here: Path, today: date) -> Started:
+    """Draft the problem `name` from a table and add it to params.yaml.
+
+    `root`: a folder of the project or below it; where no folder upwards has a params.yaml, the new project's. `here`: the
+    folder from which `data` is seen. Raises ParamsError for a name that is taken and a column that is not there, SourceError
+    where the table cannot be read, DataError where nothing can be learned from it; then nothing is changed.
+    """
+    layout, params = _project(root)
+    params_template.check_name(name, params)
+    _refuse_password(address)
+    with tempfile.TemporaryDirectory(prefix="evergreen.") as scratch:
+        staging = Path(scratch)
+        given = csv_dialect.source(data, address, layout.root, here.resolve(), staging)
+        table = ingest.table(name, given, layout.root, staging)
+        found = infer(table, asked, today)
+    warnings = list(found.warnings)
+    timed = _timed(found, params, layout, warnings)
+    parts = params_template.parts(
+        name,
+        found.kind,
+        params_template.source(found, given, timed),
+        params_template.rules(found, asked),
+        params_template.section(name, found, asked),
+    )
+    made = _add(layout, params is None, parts)
+    return Started(name, str(layout.root), found, tuple(made), tuple(warnings))
+
+
+def _project(root: Path) -> tuple[Layout, Params | None]:
+    """The project around `root` and its params; a new one, without params, where there is none."""
+    try:
+        layout = find(root)
+    except ProjectError:
+        layout = Layout(root.resolve())
+        if not layout.root.is_dir():
+            raise ProjectError(f"{root}: no such folder; make it first, or name another one with --root") from None
+        if (taken := layout.root / "dvc.yaml").exists():
+            raise ProjectError(f"{taken}: is there without a params.yaml; start in another folder, or move it away") from None
+        return layout, None
+    return layout, load(layout.params)
+
+
+def _refuse_password(address: str | None) -> None:
+    """params.yaml goes into git: no password in it."""
+    if address is None or address.startswith("env:"):
+        return
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        secret = make_url(address).password
+    except ArgumentError:
+        return  # reading the table says what is wrong
+    if secret:
+        raise ParamsError(
+            "--address: holds a password, and params.yaml is no place for one; put the address into the environment "
+            "(export SHOP_DB=...) and say --address env:SHOP_DB"
+        )
+
+
+def _timed(found: Inferred, params: Params | None, layout: Layout, warnings: list[str]) -> bool:
+    """Whether the table's time may also cut it at project.as_of, without moving that day for the other tables."""
+    column = found.column(found.time)
+    if column is None:
+        return False
+    newest = column.high.date() if hasattr(column.high, "date") else column.high
+    others = params is not None and any(source.time for source in params.ingest.values())
+    as_of = params.project.as_of if params else None
+    if as_of is None and others and params is not None and (ingest.folder(layout) / "sources.json").exists():
+        as_of = ingest.resolve_as_of(params, layout)
+    if as_of is None and not others:
+        return True
+    if as_of is not None and newest <= as_of:
+        return True
+    if found.kind == "recommendation":
+        if as_of is not None and params is not None and params.project.as_of is not None:
+            warnings.append(f"{column.name}: rows after project.as_of = {as_of} are left out; the newest is of {newest}")
+        else:
+            warnings.append(f"{column.name}: goes to {newest}; with it the newest known day of all tables moves there")
+        return True
+    warnings.append(
+        f"{column.name}: goes beyond the last known day of this project ({as_of or 'unknown'}); so all rows count as known, "
+        "and as_of does not cut this table"
+    )
+    return False
+
+
+def _add(layout: Layout, new: bool, parts: Sequence[params_template.Part]) -> list[str]:
+    with locking(layout.var / "train.lock", "init"):
+        if not new:
+            params_template.write(layout.params, parts)
+            return ["params.yaml"]
+        text = params_template.with_parts(BEGIN.format(name=params_template.scalar(layout.root.name or "project")), parts)
+        _check(text)
+        return [*_make(layout), *_file(layout.params, text)]
+
+
+def _check(text: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="evergreen.") as scratch:
+        path = Path(scratch) / "params.yaml"
+        path.write_text(text, encoding="utf8")
+        load(path)
+
+
+def _make(layout: Layout) -> list[str]:
+    """The files around params.yaml, which comes last: only with it is the folder a project."""
+    root = layout.root
+    made = [
+        *_file(root / "dvc.yaml", files("evergreen.flows").joinpath("templates/dvc.yaml").read_text(encoding="utf8")),
+        *_lines(root / ".gitignore", IGNORED),
+    ]
+    made += lineage.set_up(layout)
+    return [*made, *_lines(root / ".dvcignore", ("__pycache__",))]
+
+
+def _file(path: Path, text: str) -> list[str]:
+    with writing(path) as scratch:
+        scratch.write_text(text, encoding="utf8")
+    return [path.name]
+
+
+def _lines(path: Path, lines: Sequence[str]) -> list[str]:
+    """Add the lines that the file lacks."""
+    before = path.read_text(encoding="utf8") if path.exists() else ""
+    lacking = [line for line in lines if line not in before.splitlines()]
+    if not lacking:
+        return []
+    end = "\n" if before and not before.endswith("\n") else ""
+    return _file(path, before + end + "".join(f"{line}\n" for line in lacking))

@@ -1,0 +1,1 @@
+"""Drift: reference data, null distribution, detection, reports."""

@@ -1,0 +1,423 @@
+"""What production is compared with: a sample of what a version learned from, with its answers, its truths and what it leans on.
+
+A reference stands in var/monitoring/PROBLEM/vN/ and is read without the model. Its rows are drawn by entity, an entity with all
+its rows; each row knows its week (the cutoff, or the week of its time), so that what differs between weeks is no drift.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from evergreen.monitoring.drift import comparable_columns, histograms, null_distribution
+from evergreen.monitoring.drift.comparable_columns import ITEMS
+from evergreen.monitoring.drift.histograms import Bins, Categories, Codes, Form, Numbers, Sketch
+from evergreen.monitoring.ledger.predictions import Predicted
+from evergreen.tasks import problems
+from evergreen.tasks.config.base import Section
+from evergreen.tasks.config.operations import Monitor
+from evergreen.tasks.config.params import KindName, Params, Recommend, Role, Table, Tabular
+from evergreen.tasks.core.errors import ProjectError, StepError
+from evergreen.tasks.core.paths import Layout, read_json, writing
+from evergreen.tasks.problems.base import Model
+
+log = logging.getLogger(__name__)
+
+ENTITY, WEEK = "_entity", "_week"
+TARGET, TIME, TEST = "_target", "_time", "_test"
+"""Columns of every part beside those that are compared; null where a row is about nobody, or of no week."""
+FEWEST_IN_WEEK = 10
+"""Weeks with fewer rows are too few to say how weeks differ."""
+LISTS = 300
+"""Coverage is counted over so many lists at most, since it grows with their number."""
+PartName = Literal["features", "answers", "truths"]
+PARTS: tuple[PartName, ...] = ("features", "answers", "truths")
+Draws = dict[tuple[str, str], np.ndarray]
+"""(column, statistic) -> its value in each draw without drift."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One side of the problem: rows with ENTITY, WEEK and the columns that are compared."""
+
+    rows: pl.DataFrame
+    forms: Mapping[str, Form]
+    """Column -> how it is compared."""
+
+    @cached_property
+    def entity(self) -> np.ndarray:
+        """Code of each row's entity; a row about nobody is one of its own."""
+        named = self.rows[ENTITY]
+        codes = named.rank("dense").fill_null(0).to_numpy().astype(np.int64)
+        alone = named.is_null().to_numpy()
+        codes[alone] = int(codes.max(initial=0)) + 1 + np.arange(int(alone.sum()))
+        return np.unique(codes, return_inverse=True)[1]
+
+    @cached_property
+    def week(self) -> np.ndarray | None:
+        """Code of each row's week; None where fewer than two are known. Rows of a small week, or of none, are with the next."""
+        sizes = self.rows[WEEK].drop_nulls().value_counts().filter(pl.col("count") >= FEWEST_IN_WEEK)
+        if sizes.height < 2:
+            return None
+        ordered = sizes[WEEK].sort()
+        place = ordered.search_sorted(self.rows[WEEK].fill_null(ordered[0]), side="left")
+        return np.minimum(place.to_numpy().astype(np.int64), len(ordered) - 1)
+
+    @cached_property
+    def bins(self) -> dict[str, Bins]:
+        return {
+            name: Numbers.of(self.rows[name]) if form == "number" else Categories.of(self.rows[name], self.entity)
+            for name, form in self.forms.items()
+        }
+
+    @cached_property
+    def profile(self) -> dict[str, Sketch]:
+        return histograms.profile(self.rows, self.bins)
+
+    def draw(self, size: int, draws: int, seed: int) -> Draws:
+        """Each statistic of each column in windows of `size` entities without drift."""
+        if not self.rows.height:
+            return {}
+        by = null_distribution.weights(self.entity, self.week, size, draws, seed)
+        found = {}
+        for name, bins in self.bins.items():
+            codes: Codes = bins.code(self.rows[name])
+            found |= {(name, statistic): values for statistic, values in null_distribution.statistics(bins, codes, by).items()}
+        if ITEMS in self.rows.columns:
+            found["coverage", "items"] = self._cover(size, draws, seed)
+        return found
+
+    def lists(self, size: int) -> int:
+        """How many lists coverage is counted over, in windows of `size`: no more than half of the smallest week."""
+        fewest = self.rows.height if self.week is None else int(np.bincount(self.week).min())
+        return max(1, min(LISTS, size, fewest // 2))
+
+    def _cover(self, size: int, draws: int, seed: int) -> np.ndarray:
+        """Items in so many lists of one week, none of them twice."""
+        random, count = np.random.default_rng([seed, size, 1]), self.lists(size)
+        weeks = (
+            [np.arange(self.rows.height)]
+            if self.week is None
+            else [np.flatnonzero(self.week == each) for each in range(int(self.week.max()) + 1)]
+        )
+        lists = self.rows[ITEMS]
+        return np.array(
+            [
+                comparable_columns.coverage(lists, random.choice(weeks[random.integers(len(weeks))], count, replace=False))
+                for _ in range(draws)
+            ]
+        )
+
+
+class Facts(Section):
+    """What reference.json holds of a reference beside its rows."""
+
+    problem: str
+    version: int
+    kind: KindName
+    importance: dict[str, float]
+    """Feature -> share of the model's importance, 0 to 1; empty where it is unknown."""
+    forms: dict[PartName, dict[str, Form]]
+    roles: dict[str, Role]
+    """Of the features of a plain table."""
+    reads: dict[str, Any]
+    """What it takes to read answers: see monitoring.drift.comparable_columns."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    facts: Facts
+    parts: Mapping[PartName, Part]
+    folder: Path | None = None
+    """Where it stands; None: nowhere yet, and then null draws are kept in memory alone."""
+    _drawn: dict[tuple[PartName, int, int, int], Draws] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        return (
+            self.parts["features"].rows.height
+            if "features" in self.parts
+            else max((each.rows.height for each in self.parts.values()), default=0)
+        )
+
+    def drawn(self, name: PartName, size: int, draws: int, seed: int) -> Draws:
+        """Each statistic of a part in windows of about `size` entities (see null.rounded) without drift; drawn once."""
+        size = null_distribution.rounded(size)
+        key = (name, size, draws, seed)
+        if key not in self._drawn:
+            path = self.folder / "null" / f"{name}-{size}-{draws}-{seed}.npz" if self.folder else None
+            self._drawn[key] = _read_or_make(path, lambda: self.parts[name].draw(size, draws, seed))
+        return self._drawn[key]
+
+    def save(self, folder: Path) -> "Reference":
+        """Write it to `folder`, whole or not at all. Returns the one that stands there."""
+        with writing(folder) as scratch:
+            scratch.mkdir(parents=True)
+            for name, part in self.parts.items():
+                part.rows.write_parquet(scratch / f"{name}.parquet")
+            (scratch / "reference.json").write_text(self.facts.model_dump_json(indent=1) + "\n")
+        return Reference(self.facts, self.parts, folder)
+
+
+def _read_or_make(path: Path | None, make: Callable[[], Draws]) -> Draws:
+    if path is not None and path.exists():
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                return {tuple(json.loads(str(name))): row for name, row in zip(kept["names"], kept["values"], strict=True)}  # pyright: ignore[reportReturnType]
+        except (OSError, ValueError, KeyError) as error:
+            log.warning("%s: is damaged and drawn again: %s", path, error)
+    found = make()
+    if path is not None and found:
+        names = np.array([json.dumps(each) for each in found])
+        with writing(path) as scratch, scratch.open("wb") as file:
+            np.savez_compressed(file, names=names, values=np.stack(list(found.values())).astype(np.float32))
+    return found
+
+
+def place(layout: Layout, problem: str, version: int) -> Path:
+    """Where the reference of a version stands."""
+    return layout.var / "monitoring" / problem / f"v{version}"
+
+
+def load(layout: Layout, problem: str, version: int) -> Reference | None:
+    """The reference of a version; None where none was made. Raises ProjectError where it is damaged."""
+    folder = place(layout, problem, version)
+    if not (folder / "reference.json").exists():
+        return None
+    try:
+        facts = Facts.model_validate(read_json(folder / "reference.json"))
+        parts: dict[PartName, Part] = {
+            name: Part(pl.read_parquet(folder / f"{name}.parquet"), forms) for name, forms in facts.forms.items()
+        }
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+        raise ProjectError(
+            f"{folder}: the reference of {problem} v{version} is damaged: {str(error).splitlines()[0]}. "
+            "Remove the folder; the next look makes it again."
+        ) from error
+    return Reference(facts, parts, folder)
+
+
+def of(
+    problem: str,
+    version: int,
+    kind: KindName,
+    sides: Mapping[PartName, pl.DataFrame],
+    *,
+    importance: Mapping[str, float] | None = None,
+    roles: Mapping[str, Role] | None = None,
+    reads: Mapping[str, Any] | None = None,
+    rows: int = Monitor().reference_rows,
+    seed: int = 0,
+) -> Reference:
+    """A reference of frames, each with ENTITY and WEEK (either may be null throughout) beside what is compared.
+
+    `importance`, `roles`, `reads`: see Facts. `rows`: most of each part that are kept, by entity.
+    """
+    parts: dict[PartName, Part] = {}
+    for name in PARTS:
+        frame = sides.get(name)
+        if frame is not None and frame.height and _compared(frame):
+            kept = capped(frame, rows, seed)
+            parts[name] = Part(kept, {each: comparable_columns.form(kept[each]) for each in _compared(kept)})
+    facts = Facts(
+        problem=problem,
+        version=version,
+        kind=kind,
+        importance=dict(importance or {}),
+        forms={name: dict(part.forms) for name, part in parts.items()},
+        roles=dict(roles or {}),
+        reads=dict(reads or {}),
+    )
+    return Reference(facts, parts)
+
+
+def of_predicted(
+    problem: str,
+    version: int,
+    kind: KindName,
+    learned: Predicted,
+    *,
+    judged: Predicted | None = None,
+    importance: Mapping[str, float] | None = None,
+    roles: Mapping[str, Role] | None = None,
+    reads: Mapping[str, Any] | None = None,
+    rows: int = Monitor().reference_rows,
+    seed: int = 0,
+) -> Reference:
+    """A reference of rows as the ledger holds them: features and truths of those that were learned from, answers of those that
+    were `judged` (None: of the same).
+
+    Of rows, the columns entity, cutoff (else at) and truth are looked at, and those of the answers.
+    """
+    judged, roles, reads = judged or learned, roles or {}, dict(reads or {})
+    points = comparable_columns.features(judged.features, roles, moments(judged.rows)) if judged.features.width else None
+    if kind == "clustering" and points is not None and "prediction" in judged.rows.columns:
+        reads |= comparable_columns.grouping(points, judged.rows["prediction"])
+    sides: dict[PartName, pl.DataFrame] = {
+        "answers": _beside(judged.rows, comparable_columns.answers(kind, judged.rows, points, reads))
+    }
+    if learned.features.width:
+        sides["features"] = _beside(learned.rows, comparable_columns.features(learned.features, roles, moments(learned.rows)))
+    if "truth" in learned.rows.columns:
+        known = learned.rows.filter(pl.col("truth").is_not_null())
+        sides["truths"] = _beside(known, comparable_columns.truths(kind, known["truth"]))
+    return of(problem, version, kind, sides, importance=importance, roles=roles, reads=reads, rows=rows, seed=seed)
+
+
+def moments(rows: pl.DataFrame) -> pl.Series | None:
+    """When each row was true: at, else the end of its cutoff; None where neither is known."""
+    found = [pl.col(name).cast(pl.Datetime("us")) for name in ("at", "cutoff") if name in rows.columns]
+    when = rows.select(pl.coalesce(*found)).to_series() if found else None
+    return when if when is not None and when.null_count() < len(when) else None
+
+
+def _beside(rows: pl.DataFrame, compared: pl.DataFrame) -> pl.DataFrame:
+    """`compared` with ENTITY and WEEK of `rows`: the cutoff, else the Monday of the week of `at`."""
+    if not compared.width:
+        return pl.DataFrame()
+    entity = rows["entity"] if "entity" in rows.columns else pl.Series([None] * rows.height, dtype=pl.String)
+    if "cutoff" in rows.columns and rows["cutoff"].null_count() < rows.height:
+        week = rows["cutoff"].cast(pl.Date)
+    elif "at" in rows.columns:
+        week = rows["at"].cast(pl.Date).dt.truncate("1w")
+    else:
+        week = pl.Series([None] * rows.height, dtype=pl.Date)
+    return compared.select(entity.alias(ENTITY), week.alias(WEEK), pl.all())
+
+
+def build(
+    params: Params,
+    problem: str,
+    layout: Layout,
+    model: Model | None,
+    version: int,
+    card: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+) -> Reference:
+    """The reference of a version, made of the features it learned from and the answers it was judged by, and saved.
+
+    `card`: its model.json (None: that of the newest model of the problem). `model`: asked for its answers where the rows it was
+    judged by are those of another version; None: then answers are not compared. Raises StepError where there are no features.
+    """
+    section, kind = params.section(problem), params.kind(problem)
+    told: Mapping[str, Any] = read_json(layout.model(problem) / "model.json") if card is None else card
+    seed = params.project.seed if seed is None else seed
+    if not layout.features(problem).exists():
+        raise StepError(f"{problem}: has no features to be a reference; run evergreen train {problem}")
+    importance = weighed(told, layout.report(problem) / "explanation" / "explanation.json")
+    reads, roles = {}, {}
+    if isinstance(section, Recommend):
+        learned, judged = _lists(problem, layout, told), None
+        lines = pl.read_parquet(layout.features(problem) / "lines.parquet")
+        reads = comparable_columns.rarities(lines, date.fromisoformat(str(told["cutoff"])))
+    else:
+        roles = section.features.columns if isinstance(section.features, Table) else {}
+        learned, judged = _rows(problem, kind, section, layout, model, told)
+    most = section.monitor.reference_rows
+    found = of_predicted(
+        problem, version, kind, learned, judged=judged, importance=importance, roles=roles, reads=reads, rows=most, seed=seed
+    )
+    return found.save(place(layout, problem, version))
+
+
+def _lists(problem: str, layout: Layout, card: Mapping[str, Any]) -> Predicted:
+    said = _said(layout, problem, card)
+    if said is None:
+        folder = layout.report(problem) / "evaluation"
+        raise StepError(f"{folder}: holds no lists of the version judged at {card['cutoff']}; run evergreen train {problem}")
+    return Predicted(said, pl.DataFrame())
+
+
+def _rows(
+    problem: str, kind: KindName, section: Tabular, layout: Layout, model: Model | None, card: Mapping[str, Any]
+) -> tuple[Predicted, Predicted | None]:
+    """What was learned from, and what was judged by where that is known; else the former has the answers of `model`."""
+    rows = _learned(pl.read_parquet(layout.features(problem) / "rows.parquet"), section, card)
+    names = [name for name in card["features"] if name in rows.columns]
+    kept = rows.filter("learned")
+    learned = Predicted(kept.select("entity", "cutoff", "at", "truth"), kept.select(names))
+    said = _said(layout, problem, card)
+    if said is not None:
+        key = ["entity"] if said["cutoff"].null_count() else ["entity", "cutoff"]
+        once = rows.unique(key, keep="last").select(*key, "at", *names)
+        joined = said.join(once, on=key, how="left", maintain_order="left")
+        return learned, Predicted(joined.select(*said.columns, "at"), joined.select(names))
+    if model is not None:
+        answered = _answered(problems.kind(kind), model, learned.features)
+        learned = Predicted(learned.rows.hstack(answered), learned.features)
+    return learned, None
+
+
+def _answered(kind: Any, model: Model, features: pl.DataFrame) -> pl.DataFrame:
+    """What `model` says to rows of features."""
+    return pl.DataFrame(kind.said(model, features.to_pandas()))
+
+
+def _learned(frame: pl.DataFrame, section: Tabular, card: Mapping[str, Any]) -> pl.DataFrame:
+    """`frame` with entity, cutoff, at, truth, and whether this version learned from a row."""
+    if isinstance(section.features, Table):
+        learned = pl.lit(True) if section.train.refit else ~pl.col(TEST)
+        named = {"entity": ENTITY, "at": TIME, "truth": TARGET}
+        return frame.with_columns(
+            *(pl.col(column).alias(name) for name, column in named.items()), cutoff=pl.lit(None, pl.Date), learned=learned
+        ).with_columns(pl.col("entity").cast(pl.String))
+    trained = frame["cutoff"].cast(pl.String).is_in([str(each) for each in card["trained_on"]])
+    if not trained.any():
+        trained = frame["cutoff"] <= date.fromisoformat(str(card["cutoff"]))
+    truth = pl.col("target") if "target" in frame.columns else pl.lit(None, pl.Float64)
+    return frame.with_columns(
+        entity=pl.col(section.features.entity).cast(pl.String), at=pl.lit(None, pl.Datetime("us")), truth=truth, learned=trained
+    )
+
+
+def _said(layout: Layout, problem: str, card: Mapping[str, Any]) -> pl.DataFrame | None:
+    """What the version said of rows it had not learned from, as a ledger's rows are; None where that is of another version."""
+    folder = layout.report(problem) / "evaluation"
+    if not (folder / "evaluation.json").exists() or not (folder / "predictions.parquet").exists():
+        return None
+    if str(read_json(folder / "evaluation.json").get("cutoff")) != str(card["cutoff"]):
+        return None
+    found = pl.read_parquet(folder / "predictions.parquet").rename({"cluster": "prediction"}, strict=False)
+    if found.schema["cutoff"] != pl.Date:
+        found = found.with_columns(pl.lit(None, pl.Date).alias("cutoff"))
+    return found.with_columns(pl.col("entity").cast(pl.String))
+
+
+def weighed(card: Mapping[str, Any], explanation: Path) -> dict[str, float]:
+    """Feature -> share of the importance: the larger of what the model itself says and of what its score loses when the column
+    is shuffled. Empty where neither is known."""
+    shuffled = {}
+    if explanation.exists():
+        told = read_json(explanation)
+        shuffled = {each["column"]: each["importance"] or 0.0 for each in told.get("importance", []) if "column" in each}
+    found: dict[str, float] = {}
+    for shares in (card.get("importance") or {}, shuffled):
+        total = sum(max(each, 0.0) for each in shares.values())
+        for name, each in shares.items():
+            found[name] = max(found.get(name, 0.0), max(each, 0.0) / total if total > 0 else 0.0)
+    return found if any(found.values()) else {}
+
+
+def _compared(frame: pl.DataFrame) -> list[str]:
+    return [name for name in frame.columns if name not in (ENTITY, WEEK, ITEMS)]
+
+
+def capped(frame: pl.DataFrame, rows: int, seed: int) -> pl.DataFrame:
+    """At most `rows` rows of `frame` in their order, of entities drawn at random, each with all its rows."""
+    if frame.height <= rows:
+        return frame
+    entity = Part(frame.select(ENTITY, WEEK), {}).entity
+    order = np.random.default_rng(seed).permutation(int(entity.max()) + 1)
+    sizes = np.bincount(entity)[order]
+    kept = np.zeros(len(order), dtype=bool)
+    kept[order[np.cumsum(sizes) <= rows]] = True
+    if not kept.any():
+        return frame.sample(rows, seed=seed)  # one entity alone has more
+    return frame.filter(pl.Series(kept[entity]))

@@ -1,0 +1,1 @@
+"""The ledger: predictions, labels, decisions."""

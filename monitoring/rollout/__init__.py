@@ -1,0 +1,1 @@
+"""Rollouts: losses, sequential tests, controller."""

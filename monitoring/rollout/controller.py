@@ -1,0 +1,87 @@
+"""A rollout goes on, waits or is taken back: what was answered is judged, and the judgement acted on.
+
+Whoever comes along calls `advance`: the watch of every running server, `evergreen monitor`, `evergreen rollout status`. Of
+several at once one acts (tasks.release.rollouts).
+"""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from evergreen.monitoring.rollout.sequential_tests import Judgement, Losses, judge
+from evergreen.tasks.config.params import Params
+from evergreen.tasks.release.rollouts import DEAD, Rollouts, Standing
+
+if TYPE_CHECKING:
+    from evergreen.monitoring.ledger.predictions import Ledger
+    from evergreen.tasks.release.model_registry import Registry
+
+BY = "rollout"
+"""Who decides, where no person does."""
+
+
+def advance(
+    params: Params,
+    registry: "Registry",
+    rollouts: Rollouts,
+    problem: str,
+    ledger: "Ledger | None" = None,
+    now: datetime | None = None,
+) -> Judgement | None:
+    """Judge the rollout of `problem` that is under way, and act on it. None where there is none.
+
+    `ledger`: where truths are looked for, if the rollout's policy wants quality compared; None: they are not looked for now.
+    A paused rollout goes no step on, but what is surely worse is taken back. `now`: UTC.
+    """
+    now = now or datetime.now(UTC)
+    begun = rollouts.deployments.pending(problem)
+    if begun and begun.at > now - DEAD:  # somebody is moving the champion this very moment
+        return None
+    if begun:
+        rollouts.deployments.settle(registry, problem)
+    stands = rollouts.standing(problem)
+    if stands is None:
+        return None
+    found = look(params, rollouts, stands, ledger, now)
+    _act(registry, rollouts, stands, found)
+    return found
+
+
+def look(params: Params, rollouts: Rollouts, stands: Standing, ledger: "Ledger | None", now: datetime) -> Judgement:
+    """What is to be said of `stands`, which nothing changes."""
+    old, new = rollouts.counts(stands.id, stands.step)
+    losses = _losses(params, rollouts, stands, ledger, now) if stands.policy.quality and ledger else None
+    return judge(
+        stands.policy,
+        len(stands.shares),
+        old,
+        new,
+        losses,
+        (now - stands.since).total_seconds() / 60,
+        alone=stands.strategy == "blue_green",
+        quality=stands.policy.quality and params.kind(stands.problem) != "clustering",
+    )
+
+
+def _losses(params: Params, rollouts: Rollouts, stands: Standing, ledger: "Ledger", now: datetime) -> list[Losses]:
+    """Of each step so far."""
+    from evergreen.monitoring.rollout.losses import compared
+
+    rows = rollouts.deployments.numbered(stands.problem)
+    bounds = [row.at for number, row in rows if number >= stands.id and row.action in ("begin", "step")]
+    seen = ledger.read(
+        stands.problem, since=stands.begun, until=now, variants=("champion", "candidate", "shadow"), features=False
+    )
+    absolute = params.section(stands.problem).gate.metric == "mae"
+    return compared(params.kind(stands.problem), absolute, seen.rows, stands, [*bounds, now])
+
+
+def _act(registry: "Registry", rollouts: Rollouts, stands: Standing, found: Judgement) -> None:
+    evidence = found.model_dump(mode="json")
+    if found.decision == "take back":
+        rollouts.withdraw(stands, BY, found.reason, evidence)
+    elif found.decision == "wait" or stands.state == "paused":
+        return
+    elif stands.last or found.decision == "promote":
+        rollouts.promote(registry, stands, BY, found.reason, evidence)
+    else:
+        rollouts.step(stands, BY, found.reason, evidence)

@@ -1,0 +1,141 @@
+"""Purchases as they come, from a file or a request: each is counted or refused with its reason."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from functools import cached_property
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import polars as pl
+
+from evergreen.serving.event_log import Event, Refusal
+from evergreen.tasks.config.params import Params, Recommend
+from evergreen.tasks.problems.recommender.interactions import Purchases
+from evergreen.tasks.problems.recommender.online_histories import as_id
+from evergreen.tasks.problems.recommender.user_histories import codes, to_ids
+
+AHEAD = timedelta(minutes=5)
+"""Clocks may differ by so much before an event is from the future."""
+LONGEST = 255
+"""Characters of an id."""
+
+
+class Incoming:
+    """What the events of one problem must hold: which users and items can be, which columns say what, which time it is there.
+
+    An event names user, item, basket, time and place as the columns of the purchases are named in params, or as `user`, `item`,
+    `basket`, `time` and `place`; also `id` (or `event_id`) and `quantity`. Without a basket it belongs to that of its user's
+    day, without a time to today (to project.as_of, if the project lives on a day), without quantity it is one, and without
+    an id it is known by its user, basket and item.
+    """
+
+    def __init__(self, params: Params, problem: str, data: Purchases) -> None:
+        section = params.section(problem)
+        assert isinstance(section, Recommend)
+        self._features, self._source, self._data = section.features, params.ingest[section.features.table], data
+        self._today = params.project.as_of or (data.as_of if self._features.order else None)
+        named = {"user": self._features.user, "item": self._features.item, "basket": self._features.basket}
+        named |= {"time": self._source.time, "place": self._features.place, "id": "event_id", "quantity": "quantity"}
+        self._names = {key: (key, name) for key, name in named.items() if name}
+
+    def read(self, given: Iterable[Mapping[str, Any]], now: datetime | None = None) -> tuple[list[Event], list[Refusal]]:
+        """Those that count and those that do not, each in its order. `now`: with a zone; None: the clock's."""
+        events, refusals, moment = list[Event](), list[Refusal](), now or datetime.now(UTC)
+        for each in given:
+            try:
+                events.append(self._event(each, moment))
+            except _NotCounted as reason:
+                refusals.append(Refusal(each, str(reason)))
+        return events, refusals
+
+    def _event(self, given: Mapping[str, Any], now: datetime) -> Event:
+        value = {key: self._value(given, names) for key, names in self._names.items()}
+        user, item = self._user(value["user"]), self._item(value["item"])
+        day = self._day(value.get("time"), now)
+        basket = str(value.get("basket") or f"{user} {day}")
+        event = str(value.get("id") or f"{user} {basket} {item}")
+        for name, text in (("basket", basket), ("id", event), ("place", str(value.get("place") or ""))):
+            if len(text) > LONGEST:
+                raise _NotCounted(f"{name} = {text[:20]}…: is longer than {LONGEST} characters")
+        place = value.get("place")
+        return Event(
+            event, str(user), str(item), basket, day, _quantity(value["quantity"]), None if place is None else str(place)
+        )
+
+    def _value(self, given: Mapping[str, Any], names: Sequence[str]) -> Any:
+        found = next((given[name] for name in reversed(names) if given.get(name) is not None), None)
+        return None if isinstance(found, float) and math.isnan(found) else found
+
+    def _user(self, value: Any) -> Any:
+        if value is None:
+            raise _NotCounted(f"{self._features.user} is missing: whose purchase is it?")
+        return self._id(self._features.user, value, self._data.histories.users)
+
+    def _item(self, value: Any) -> Any:
+        if value is None:
+            raise _NotCounted(f"{self._features.item} is missing: what was bought?")
+        found = self._id(self._features.item, value, self._items)
+        if self._features.items and codes(np.array([found]), self._items)[0] < 0:
+            raise _NotCounted(f"{self._features.item} = {value}: is neither in {self._features.items} nor among the purchases")
+        return found
+
+    def _id(self, name: str, value: Any, known: np.ndarray) -> Any:
+        found = as_id(value, known) if len(known) else value
+        if found is None or len(str(found)) > LONGEST:
+            raise _NotCounted(f"{name} = {str(value)[:40]}: is no id; here ids are like {known[0] if len(known) else 'text'}")
+        return found
+
+    @cached_property
+    def _items(self) -> np.ndarray:
+        """Sorted ids of all goods."""
+        bought = self._data.histories.items
+        kind = pl.Int64 if bought.dtype.kind in "iu" else pl.String
+        return np.union1d(bought, to_ids(self._data.goods["item"].cast(kind, strict=False).drop_nulls()))
+
+    def _day(self, value: Any, now: datetime) -> date:
+        """Local, as the purchases in the tables are."""
+        local = ZoneInfo(self._source.local) if self._source.local else None
+        if value is None:
+            return self._today or now.astimezone(local or UTC).date()
+        moment = _moment(value, str(self._source.time or "time"))
+        if not isinstance(moment, datetime):
+            if moment > (now + AHEAD).astimezone(local or UTC).date():
+                raise _NotCounted(f"{self._source.time or 'time'} = {value}: lies in the future")
+            return moment
+        if moment.tzinfo is None:
+            stored = ZoneInfo(self._source.stored_in) if self._source.stored_in else local
+            moment = moment.replace(tzinfo=stored or UTC)
+        if moment > now + AHEAD:
+            raise _NotCounted(f"{self._source.time or 'time'} = {value}: lies in the future")
+        return moment.astimezone(local or moment.tzinfo).date()
+
+
+class _NotCounted(Exception):  # noqa: N818 - it becomes a Refusal, never leaves this file
+    pass
+
+
+def _moment(value: Any, name: str) -> date | datetime:
+    """A day, or a time."""
+    if isinstance(value, date):
+        return value
+    try:
+        found = datetime.fromisoformat(str(value))
+    except ValueError:
+        raise _NotCounted(f"{name} = {str(value)[:40]}: is neither a day (YYYY-MM-DD) nor a time") from None
+    return found.date() if len(str(value)) == len("YYYY-MM-DD") and found.time() == time() else found
+
+
+def _quantity(value: Any) -> float:
+    if value is None:
+        return 1.0
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise _NotCounted(f"quantity = {str(value)[:40]}: is no number")
+    if found < 0:
+        raise _NotCounted(f"quantity = {value}: is below 0; a return is no purchase")
+    return found

@@ -1,0 +1,1 @@
+"""Errors, paths, atomic writing, database, bootstrap."""

@@ -1,0 +1,221 @@
+"""Where every artefact lives, and how it gets there: whole or not at all."""
+
+import errno
+import fcntl
+import glob
+import json
+import os
+import re
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evergreen.tasks.core.errors import BusyError, ProjectError, SpaceError
+
+MODEL = "model.skops"
+"""The model that serves."""
+JUDGED = "judged.skops"
+"""The one that was judged in its place: it never saw the rows to judge by. Only there where the two differ."""
+HELD_OUT = "held_out.parquet"
+"""What the chosen configuration said of rows of the search that it had not learned from, for kinds whose models are finished by
+that."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths of one project. `root` is the folder that holds params.yaml."""
+
+    root: Path
+
+    @property
+    def params(self) -> Path:
+        return self.root / "params.yaml"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "requirements.lock"
+
+    @property
+    def var(self) -> Path:
+        """State that is neither data nor result: databases, journals, locks, costs."""
+        return self.root / "var"
+
+    def raw(self, table: str) -> Path:
+        return self.root / "data" / "raw" / f"{table}.parquet"
+
+    def table(self, table: str) -> Path:
+        return self.root / "data" / "tables" / f"{table}.parquet"
+
+    def quarantine(self, table: str) -> Path:
+        return self.root / "data" / "quarantine" / f"{table}.parquet"
+
+    def features(self, problem: str) -> Path:
+        """A folder of parquet files, made by the problem's kind."""
+        return self.root / "data" / "features" / problem
+
+    def scores(self, problem: str) -> Path:
+        """The newest answers to everybody; see flows.operations.batch_scoring.newest."""
+        return self.root / "data" / "scores" / f"{problem}.parquet"
+
+    def tuning(self, problem: str) -> Path:
+        """A folder: best.json (the chosen configuration), trials.parquet (one row per trial)."""
+        return self.root / "models" / problem / "tuning"
+
+    def model(self, problem: str) -> Path:
+        """A folder: model.skops and model.json (configuration, columns, cutoff)."""
+        return self.root / "models" / problem / "model"
+
+    def report(self, problem: str) -> Path:
+        """A folder: metrics.json, plots/ (one CSV each), evaluation/ (evaluation.json, predictions.parquet)."""
+        return self.root / "reports" / problem
+
+    @property
+    def validation(self) -> Path:
+        return self.root / "reports" / "validation"
+
+    @property
+    def page(self) -> Path:
+        return self.root / "reports" / "index.html"
+
+    def cost(self, step: str, problem: str | None) -> Path:
+        return self.var / "costs" / f"{step}@{problem}.json" if problem else self.var / "costs" / f"{step}.json"
+
+
+def find(start: Path) -> Layout:
+    """The project that `start` lies in: the nearest folder upwards with a params.yaml.
+
+    Raises ProjectError where there is none.
+    """
+    for folder in [start.resolve(), *start.resolve().parents]:
+        if (folder / "params.yaml").is_file():
+            return Layout(folder)
+    raise ProjectError(f"{start}: no params.yaml here or in any folder above. Go to a project, or name one with --root DIR.")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, moved onto it when the block ends well and removed when it does not.
+
+    Works for a file and for a folder (make the temporary path a folder, and it replaces the old one). Readers see the old
+    artefact or the new one, never half of either. What a killed process left is cleared away by the next one that writes there.
+    Raises SpaceError when the disk is full or the folder cannot be written; any other error of the block stays what it is.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_dead(path)
+        scratch = Path(tempfile.mkdtemp(prefix=f"{_mark(path)}{os.getpid()}.", dir=path.parent))
+    except OSError as error:
+        raise _no_space(path, error.strerror) from error
+    try:
+        yield scratch / path.name
+        _replace(scratch / path.name, path)
+    except Exception as error:
+        if (why := shortage(error, path.parent)) is None:
+            raise
+        raise _no_space(path, why) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def shortage(error: BaseException, folder: Path) -> str | None:
+    """Why nothing could be written in `folder`: no space, no right, read-only. None for an error about anything else.
+
+    Polars reports the operating system's errors as its own, with the number in the text alone.
+    """
+    number = getattr(error, "errno", None)
+    if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(found[1])
+    name = getattr(error, "filename", None)
+    here = name is None or folder in Path(os.fsdecode(name)).parents
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) or (number in (errno.EACCES, errno.EPERM) and here):
+        return os.strerror(number)
+    return None
+
+
+def _no_space(path: Path, why: str | None) -> SpaceError:
+    return SpaceError(f"{path}: {why}. Free space or allow writing there, then run the same command again.")
+
+
+def _mark(path: Path) -> str:
+    """How the temporary folders beside `path` begin, for the processes of this machine."""
+    return f".{path.name}.{socket.gethostname()}."
+
+
+def _clear_dead(path: Path) -> None:
+    """Remove the temporary folders of processes that are no more; an old artefact one of them had set aside goes back."""
+    for left in path.parent.glob(f"{glob.escape(_mark(path))}*"):
+        pid = left.name.removeprefix(_mark(path)).split(".")[0]
+        if pid.isdigit() and not _lives(int(pid)):
+            if (left / "old").exists() and not path.exists():
+                (left / "old").replace(path)
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _replace(new: Path, path: Path) -> None:
+    """Move `new` onto `path`; a folder that stands there is set aside first, since a rename does not replace one."""
+    if new.is_dir() and path.exists():
+        path.rename(new.parent / "old")
+    new.replace(path)
+
+
+@contextmanager
+def locking(path: Path, what: str) -> Iterator[None]:
+    """Hold `path` as a lock among the processes of this machine until the block ends; a kill releases it too.
+
+    Raises BusyError at once where another process holds it; `what` says at what, as in "redeem: tune".
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise BusyError(
+                f"{what}: process {file.read().strip() or 'unknown'} is at it (lock {path}). Wait for it, or stop it first."
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON, atomically. Dates become ISO text."""
+    with writing(path) as scratch:
+        scratch.write_text(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What the JSON file at `path` holds. Raises ProjectError where it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ProjectError(f"{path}: is damaged: {error}. Remove it, then run the same command again.") from error
+
+
+def torn(layout: Layout) -> Path | None:
+    """A parquet file under data/ or models/ that does not end as such a file does, if there is one."""
+    every = (path for part in ("data", "models") for path in sorted((layout.root / part).rglob("*.parquet")))
+    return next((path for path in every if _end(path) != b"PAR1"), None)
+
+
+def _end(path: Path) -> bytes:
+    """The last four bytes."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4))
+        return file.read()

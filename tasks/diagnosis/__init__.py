@@ -1,0 +1,1 @@
+"""Why a model is not better, and the next step."""

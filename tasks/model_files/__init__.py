@@ -1,0 +1,1 @@
+"""Models on disk: skops files and ONNX graphs."""

@@ -1,0 +1,112 @@
+"""Fitted models on disk: skops files, no pickle. What may be loaded is listed here, never read from the file."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from skops import io
+from skops.io.exceptions import UntrustedTypesFoundException
+
+from evergreen.tasks.core.errors import ModelError
+from evergreen.tasks.core.paths import writing
+
+TRUSTED = (
+    "collections.OrderedDict",
+    "lightgbm.basic.Booster",
+    "lightgbm.sklearn.LGBMClassifier",
+    "lightgbm.sklearn.LGBMRanker",
+    "lightgbm.sklearn.LGBMRegressor",
+    "numpy.dtype",
+    "scipy.sparse._csr.csr_array",
+    "sklearn.feature_selection._univariate_selection.f_classif",
+    "sklearn.feature_selection._univariate_selection.f_regression",
+    "sklearn.model_selection._split.KFold",
+    "sklearn.model_selection._split.StratifiedKFold",
+    "evergreen.tasks.problems.clustering.QuantileGroups",
+    "evergreen.tasks.problems.clustering.Segmenter",
+    "sklearn.tree._tree.Tree",
+    "evergreen.tasks.problems.tabular.weighted_ensemble.BlendClassifier",
+    "evergreen.tasks.problems.tabular.weighted_ensemble.BlendRegressor",
+    "evergreen.tasks.problems.tabular.calibration.Calibrated",
+    "evergreen.tasks.problems.tabular.preprocessing.Curves",
+    "evergreen.tasks.problems.tabular.preprocessing.Frequency",
+    "evergreen.tasks.problems.tabular.preprocessing.Numbers",
+    "evergreen.tasks.problems.tabular.preprocessing.Rare",
+    "evergreen.tasks.problems.tabular.preprocessing.SignedLog",
+    "evergreen.tasks.problems.tabular.preprocessing.Text",
+    "evergreen.tasks.problems.tabular.preprocessing.f_of_classes",
+    "evergreen.tasks.problems.tabular.preprocessing.f_of_numbers",
+    "evergreen.tasks.problems.tabular.preprocessing.l1_weights",
+    "evergreen.tasks.problems.tabular.date_text_encoders.Dates",
+    "evergreen.tasks.problems.tabular.date_text_encoders.Words",
+    "evergreen.tasks.problems.recommender.candidate_generation.Learned",
+    "evergreen.tasks.problems.recommender.user_histories.Histories",
+    "evergreen.tasks.problems.recommender.estimators.Frequency",
+    "evergreen.tasks.problems.recommender.estimators.Recommender",
+    "evergreen.tasks.problems.recommender.estimators.TwoStage",
+    "evergreen.tasks.problems.recommender.candidate_sources.Ease",
+    "evergreen.tasks.problems.recommender.candidate_sources.Factors",
+    "evergreen.tasks.problems.recommender.candidate_sources.Nearby",
+    "evergreen.tasks.problems.recommender.candidate_sources.Segments",
+    "evergreen.tasks.problems.recommender.candidate_sources.Similar",
+    "evergreen.tasks.problems.regression.LogRegressor",
+    "evergreen.tasks.problems.regression.OffsetRegressor",
+)
+"""Types a model may hold beyond those of scikit-learn and NumPy that skops trusts itself: by full name."""
+
+
+def save(model: Any, path: Path) -> None:
+    """Write a fitted estimator to `path`, atomically. Raises ModelError for a type that `load` would refuse."""
+    with writing(path) as scratch:
+        io.dump(model, scratch)
+        _check(scratch, path)
+        _settle(scratch)
+
+
+def load(path: Path) -> Any:
+    """Read a fitted estimator.
+
+    Raises ModelError for a file that is missing or no skops file, and for one that holds a type outside TRUSTED.
+    """
+    _check(path, path)
+    return io.load(path, trusted=list(TRUSTED))
+
+
+def _settle(file: Path) -> None:
+    """Let the same model be the same bytes, so that DVC knows it again: skops writes times and addresses in memory.
+
+    Every address becomes the place at which the model mentions it first.
+    """
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    places: dict[str, int] = {}
+
+    def settle(node: dict[str, Any]) -> dict[str, Any]:
+        if "__id__" in node:
+            node["__id__"] = places.setdefault(str(node["__id__"]), len(places) + 1)
+        if isinstance(name := node.get("file"), str) and name in parts:
+            address, dot, suffix = name.partition(".")
+            node["file"] = f"{places.setdefault(address, len(places) + 1)}{dot}{suffix}"
+            settled[node["file"]] = parts[name]
+        return node
+
+    settled: dict[str, bytes] = {}
+    schema = json.loads(parts["schema.json"], object_hook=settle)
+    settled["schema.json"] = json.dumps(schema, indent=2).encode()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in settled.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+
+
+def _check(file: Path, shown: Path) -> None:
+    """Refuse `file`, called `shown`, before anything in it is built."""
+    try:
+        untrusted = sorted(set(io.get_untrusted_types(file=file)) - set(TRUSTED))
+    except (OSError, KeyError, zipfile.BadZipFile, UntrustedTypesFoundException) as error:
+        raise ModelError(f"{shown}: is no model that can be read: {error}. Train it again.") from error
+    if untrusted:
+        raise ModelError(
+            f"{shown}: holds {', '.join(untrusted)}, which is not in TRUSTED of tasks/model_files/skops_models.py. "
+            "Do not load the file if you did not make it; a type of your own goes into that list."
+        )

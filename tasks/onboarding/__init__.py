@@ -1,0 +1,1 @@
+"""`evergreen init`: from a file to a section of params.yaml."""

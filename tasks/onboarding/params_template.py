@@ -1,0 +1,402 @@
+"""Drafts of what `params.yaml` says of a new problem, and how they get into the file: nothing else in it changes by a byte."""
+
+import io
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from evergreen.tasks.config.params import TAKEN, KindName, Name, Params, Source, load
+from evergreen.tasks.core.errors import ParamsError
+from evergreen.tasks.core.paths import writing
+from evergreen.tasks.onboarding.schema_inference import Asked, Column, Inferred
+
+BAD_SHARE = 0.05
+"""Share of rows that may go to quarantine before a run stops, in a draft."""
+RULES = 60
+"""Of a table with more features, single columns get no rule: a person reads them."""
+SLACK = 0.5
+"""How far beyond what was seen a number may lie, as a share of its range."""
+SMALL = 20_000
+"""Rows below which a cross-validation has five parts: each then learns from more of them."""
+BASKET_DAYS = 28
+"""Horizon of a drafted recommendation, in days."""
+
+
+class Noted(NamedTuple):
+    """A value, and a comment behind it."""
+
+    value: Any
+    comment: str
+
+
+class Block(dict[str, Any]):
+    """A mapping with a line for each key."""
+
+
+class Lines(list[Any]):
+    """A list with a line for each element."""
+
+
+class Remark(str):
+    """A key that stands for a comment on a line of its own."""
+
+
+# What is drafted
+
+
+def source(found: Inferred, given: Source, timed: bool) -> Block:
+    """The table's lines under `ingest`. `timed`: its time column also says from when on a row is known."""
+    default = Source(csv="x").model_dump()
+    said = {name: value for name, value in given.model_dump(mode="json").items() if value and value != default.get(name)}
+    unusable = [each.name for each in found.columns if each.what == "unusable"]
+    types = {each.name: each.type for each in found.columns if each.type}
+    formats = {each.name: each.format for each in found.columns if each.format}
+    if unusable:
+        kept = [each.name for each in found.columns if each.name not in unusable]
+        said["columns"] = Noted(kept, f"all but {', '.join(unusable)}: no model takes them")
+    said |= {name: value for name, value in (("types", types), ("formats", formats)) if value}
+    if timed:
+        said["time"] = Noted(found.time, "rows after project.as_of are left out")
+    return Block(said)
+
+
+def rules(found: Inferred, asked: Asked) -> Block:
+    """The table's lines under `validate`. What is unusual is only warned about: tomorrow's file may differ a little."""
+    key = found.column(found.entity)
+    lines = Block(max_bad_share=Noted(BAD_SHARE, "of all rows; more in quarantine stops the run"))
+    named = [found.entity, asked.user, asked.item]
+    if key is not None and key.distinct == found.rows:
+        lines["unique"] = [key.name]
+    must = [_rule("not_be_null", name, severity="error") for name in named if name is not None]
+    about = [each for each in found.columns if each.feature or each.name == found.target]
+    if len(about) > RULES:
+        about = [each for each in about if each.name == found.target]
+    expectations = [*must, *(rule for each in about for rule in _expected(each, found))]
+    if expectations:
+        lines["expectations"] = Lines(expectations)
+    return lines
+
+
+def _expected(column: Column, found: Inferred) -> Iterator[dict[str, Any]]:
+    if not column.missing:
+        yield _rule("not_be_null", column.name)
+    elif column.name != found.target and column.missing < 0.5 * found.rows:
+        yield _rule("not_be_null", column.name, mostly=math.floor(100 * (1 - 2 * column.missing / found.rows)) / 100)
+    if column.levels:
+        yield _rule("be_in_set", column.name, value_set=list(column.levels))
+    elif column.what == "number" and isinstance(column.low, int | float) and not isinstance(column.low, bool):
+        low, high = _bounds(column.low, column.high)
+        if math.isfinite(low) and math.isfinite(high):
+            yield _rule("be_between", column.name, min_value=low, max_value=high)
+
+
+def _rule(what: str, column: str, *, severity: str = "warning", **kwargs: Any) -> dict[str, Any]:
+    said = {"type": f"expect_column_values_to_{what}", "kwargs": {"column": column, **kwargs}}
+    return said if severity == "error" else {**said, "severity": severity}
+
+
+def _bounds(low: float, high: float) -> tuple[float, float]:
+    """Wider than what was seen, in two digits; numbers never below zero stay so."""
+    room = SLACK * (high - low)
+    floor = 0 if low >= 0 else _outward(low - room, -1)
+    return (floor, 0 if high <= 0 else _outward(high + room, 1))
+
+
+def _outward(value: float, side: int) -> float:
+    if abs(value) < 1e-300 or not math.isfinite(value):
+        return value
+    step = 10.0 ** (math.floor(math.log10(abs(value))) - 1)
+    found = (math.floor if side < 0 else math.ceil)(value / step) * step
+    return int(found) if float(found).is_integer() and abs(found) < 1e15 else float(f"{found:.6g}")
+
+
+def section(name: str, found: Inferred, asked: Asked) -> Block:
+    """The problem's section."""
+    features = _interactions(name, found, asked) if found.kind == "recommendation" else _features(name, found, asked)
+    rest = {"pipeline": {}, "tune": _tune(found), "train": {}, "evaluate": {"windows": 3}, "gate": {}}
+    return Block(question=_question(name, found, asked), features=features, **rest)
+
+
+def _tune(found: Inferred) -> dict[str, int]:
+    """A recommender is learned anew with every trial, which takes long; small tables need as many rows as a fold can have."""
+    if found.kind == "recommendation":
+        return {"n_trials": 4, "folds": 1}
+    return {"folds": 5} if found.target is not None and found.time is None and found.rows < SMALL else {}
+
+
+def _question(name: str, found: Inferred, asked: Asked) -> str:
+    if found.kind == "recommendation":
+        return f"Which {asked.item} will each {asked.user} take next?"
+    if found.kind == "clustering":
+        return f"What kinds of rows does {name} have?"
+    if found.kind == "regression":
+        return f"How much is {found.target}?"
+    return f"Is {found.target} {found.positive}?" if found.positive else f"Which {found.target} is it?"
+
+
+def _features(name: str, found: Inferred, asked: Asked) -> Block:
+    said = Block(table=name)
+    for key in ("target", "positive", "entity", "time"):
+        if value := getattr(found, key):
+            reason = found.reasons.get("kind" if key == "target" else key, "")
+            said[key] = Noted(value, reason if reason != "named" else "")
+    columns = Block()
+    for each in found.columns:
+        if each.feature:
+            columns[each.name] = Noted(each.feature, "; ".join(part for part in (each.seen, each.why) if part))
+        elif each.name not in (found.target, found.entity):
+            columns[Remark(f"{scalar(each.name)}: {_would_be(each)}  # left out: {each.why or each.what}")] = None
+    columns |= {Remark(f"{scalar(each)}  # left out: named with --drop"): None for each in asked.drop}
+    said["columns"] = columns
+    return said
+
+
+def _would_be(column: Column) -> str:
+    return {"identifier": "category", "constant": "category", "empty": "category", "unusable": "category"}.get(
+        column.what, column.what
+    )
+
+
+def _interactions(name: str, found: Inferred, asked: Asked) -> Block:
+    assert asked.user
+    assert asked.item
+    said = Block(table=name, user=asked.user, item=asked.item)
+    if asked.basket:
+        said["basket"] = asked.basket
+    else:
+        said["basket"] = Noted(found.time or asked.order, "what one user takes at one time")
+    if asked.order and not found.time:
+        each = Noted("user", "each user's orders count 1, 2, 3; shop: one sequence for all")
+        return Block(**said, order=asked.order, order_counts=each, horizon_orders=1)
+    return Block(**said, horizon_days=Noted(BASKET_DAYS, "the truth is what is taken in so many days after"))
+
+
+# YAML
+
+
+PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*( [A-Za-z0-9_./-]+)*")
+WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "none", "nan", "inf", "_"}
+"""Plain words that some reader of YAML takes for something else."""
+
+
+def scalar(value: Any) -> str:
+    """One value as YAML 1.1 and 1.2 read it alike."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value) if "e" not in repr(value) else f"{value:.6e}"
+    text = str(value)
+    if PLAIN.fullmatch(text) and text.lower() not in WORDS:
+        return text
+    return '"' + "".join(_escaped(mark) for mark in text) + '"'
+
+
+def _escaped(mark: str) -> str:
+    if mark in '"\\':
+        return f"\\{mark}"
+    if mark.isprintable() and mark != "\ufeff":
+        return mark
+    code = ord(mark)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def flow(value: Any) -> str:
+    """A value on one line, without its comments."""
+    if isinstance(value, Noted):
+        return flow(value.value)
+    if isinstance(value, Mapping):
+        return (
+            "{" + ", ".join(f"{scalar(key)}: {flow(each)}" for key, each in value.items() if not isinstance(key, Remark)) + "}"
+        )
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(flow(each) for each in value) + "]"
+    return scalar(value)
+
+
+def block(value: Mapping[str, Any], indent: str = "") -> list[str]:
+    """The lines of a mapping, with its comments; those behind the values of one mapping stand in one column."""
+    lines: list[tuple[str, str]] = []
+    for key, noted in value.items():
+        each, comment = noted if isinstance(noted, Noted) else (noted, "")
+        if isinstance(key, Remark):
+            lines.append((f"{indent}# {key}", ""))
+        elif isinstance(each, Block) and each:
+            lines += [(f"{indent}{scalar(key)}:", comment), *((line, "") for line in block(each, f"{indent}  "))]
+        elif isinstance(each, Lines) and each:
+            lines += [(f"{indent}{scalar(key)}:", comment), *((f"{indent}  - {flow(part)}", "") for part in each)]
+        else:
+            lines.append((f"{indent}{scalar(key)}: {flow(each)}", comment))
+    width = min(48, max((len(line) for line, comment in lines if comment), default=0))
+    return [f"{line:<{width}}  # {_one_line(comment)}" if comment else line for line, comment in lines]
+
+
+def _one_line(comment: str) -> str:
+    return "".join(mark if mark.isprintable() else " " for mark in comment)
+
+
+def plain(value: Any) -> Any:
+    """What a reader of the YAML gets."""
+    if isinstance(value, Noted):
+        return plain(value.value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items() if not isinstance(key, Remark)}
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+# Into the file
+
+
+class Part(NamedTuple):
+    """One key and its value that the file gets, under `under` or, for None, at its top."""
+
+    under: str | None
+    key: str
+    value: Any
+
+
+def parts(name: str, kind: KindName, lines: Block, held: Block, whole: Block) -> list[Part]:
+    """What a new problem adds: its line under problems, its table under ingest and validate, its section."""
+    return [Part("problems", name, kind), Part("ingest", name, lines), Part("validate", name, held), Part(None, name, whole)]
+
+
+def check_name(name: str, params: Params | None) -> None:
+    """Raises ParamsError for a name that no problem can have, or that is taken by a problem or a table."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        TypeAdapter(Name).validate_python(name)
+    except ValidationError:
+        raise ParamsError(
+            f"{name!r}: no problem can be called that: a name starts with a letter, then has letters (a-z), digits, _ and -, "
+            "64 at most; choose another one"
+        ) from None
+    if name in TAKEN:
+        raise ParamsError(f"{name}: is a name of Evergreen's own; choose another one")
+    if params is None:
+        return
+    if name in params.problems:
+        raise ParamsError(
+            f"{name}: is already a problem in params.yaml; nothing was changed. Edit its section, choose another name, or "
+            f"remove {name} under problems, ingest and validate and its section, then run this again."
+        )
+    if name in params.ingest:
+        raise ParamsError(f"{name}: is already a table under ingest in params.yaml; nothing was changed. Choose another name.")
+
+
+def write(path: Path, added: Sequence[Part]) -> None:
+    """Add to the params.yaml at `path`. Raises ParamsError, and leaves it as it was, where its text does not allow that."""
+    before = path.read_bytes()
+    text = with_parts(before.decode("utf8"), added)
+    with writing(path) as scratch:
+        scratch.write_bytes(text.encode("utf8"))
+        load(scratch)
+
+
+def with_parts(text: str, added: Sequence[Part]) -> str:
+    """The text of params.yaml with `added`; what was there stays as it was. Raises ParamsError where it does not allow that."""
+    mark, text = ("\ufeff", text[1:]) if text.startswith("\ufeff") else ("", text)
+    for part in added:
+        text = _first_right(text, part)
+    return mark + text
+
+
+def _first_right(text: str, part: Part) -> str:
+    wanted = _read(text)
+    if part.under is None:
+        wanted[part.key] = plain(part.value)
+    else:
+        wanted[part.under] = {**(wanted.get(part.under) or {}), part.key: plain(part.value)}
+    for new in _tries(text, part):
+        try:
+            if _read(new) == wanted:
+                return new
+        except (YAMLError, ValueError):
+            continue
+    lines = "\n".join(block({part.under: Block({part.key: part.value})} if part.under else {part.key: part.value}))
+    raise ParamsError(
+        f"params.yaml: {part.under or part.key}: the way it is written, nothing can be added to it; nothing was changed. "
+        f"Write it with a line for each key, or add by hand:\n{lines}"
+    )
+
+
+def _read(text: str) -> dict[str, Any]:
+    return YAML(typ="safe", pure=True).load(text) or {}
+
+
+def _tries(text: str, part: Part) -> Iterator[str]:
+    """Texts with the part added, the best first."""
+    root = YAML(typ="safe", pure=True).compose(io.StringIO(text))
+    if not isinstance(root, MappingNode):
+        return
+    if part.under is None:
+        yield from _at_top(text, root, part.key, part.value)
+        return
+    found = next(((key, value) for key, value in root.value if key.value == part.under), None)
+    if found is None:
+        yield from _at_top(text, root, part.under, Block({part.key: part.value}))
+        return
+    key, node = found
+    indent = " " * (key.start_mark.column + 2)
+    lines = block({part.key: part.value}, indent)
+    if isinstance(node, ScalarNode) and node.start_mark.index == node.end_mark.index:
+        yield _after_line(text, key.end_mark.index, lines)
+    elif isinstance(node, MappingNode):
+        yield from _into(text, node, part.key, part.value)
+
+
+def _at_top(text: str, root: MappingNode, key: str, value: Any) -> Iterator[str]:
+    if root.flow_style:
+        yield from _into(text, root, key, value)
+        return
+    column = root.value[0][0].start_mark.column if root.value else 0
+    lines = block({key: value}, " " * column)
+    yield _after_line(text, len(text), ["", *lines])
+    yield _after_line(text, len(text), lines)
+    yield _after_line(text, _end(root), ["", *lines])
+    yield _after_line(text, _end(root), lines)
+
+
+def _into(text: str, node: MappingNode, key: str, value: Any) -> Iterator[str]:
+    """Behind the last entry of a mapping, in the style it has."""
+    if node.flow_style and not node.value:
+        at = node.start_mark.index + 1
+        yield f"{text[:at]}{scalar(key)}: {flow(value)}{text[at:]}"
+    elif node.flow_style:
+        at = max(node.value[-1][0].end_mark.index, node.value[-1][1].end_mark.index)
+        yield f"{text[:at]}, {scalar(key)}: {flow(value)}{text[at:]}"
+    elif node.value:
+        lines = block({key: value}, " " * node.value[0][0].start_mark.column)
+        yield _after_line(text, _end(node), lines)
+
+
+def _end(node: Node) -> int:
+    """Where the last thing written in a node ends; an alias ends with its key's line."""
+    end = node.start_mark.index
+    while isinstance(node, MappingNode | SequenceNode) and node.value and not node.flow_style:
+        last = node.value[-1]
+        if isinstance(last, tuple):
+            end, node = max(end, last[0].end_mark.index), last[1]
+        else:
+            node = last
+        if node.end_mark.index < end:
+            return end
+    return max(end, node.end_mark.index)
+
+
+def _after_line(text: str, at: int, lines: Iterable[str]) -> str:
+    """`lines` below the line that the character before `at` is in."""
+    newline = "\r\n" if "\r\n" in text else "\n"
+    while at and at < len(text) and text[at - 1] in " \t\r\n":
+        at -= 1
+    end = text.find("\n", at)
+    head, tail = (text, "") if end < 0 else (text[: end + 1], text[end + 1 :])
+    between = newline if head and not head.endswith("\n") else ""
+    return head + between + "".join(f"{line}{newline}" for line in lines) + tail

@@ -1,0 +1,304 @@
+"""The first stage: a few hundred items per user out of the whole catalogue, with all that the second stage looks at."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from evergreen.tasks.problems.recommender import ranker_features
+from evergreen.tasks.problems.recommender.candidate_sources import (
+    BLOCK,
+    SOURCES,
+    Ease,
+    Factors,
+    Nearby,
+    Segments,
+    Similar,
+    decay,
+    favourites,
+    popularity,
+)
+from evergreen.tasks.problems.recommender.online_histories import Live
+from evergreen.tasks.problems.recommender.user_histories import Histories, Sparse, codes, distinct, matrix
+
+OWN = 0.7
+"""Share of a user's own purchases beside those of similar users, where similar users propose what to buy again."""
+BOUGHT = {"similar": 0.7, "together": 0.3, "factors": 0.1}
+NEW = {"together": 0.5, "similar": 0.25, "popular": 0.25, "alike": 0.25, "beside": 0.25, "factors": 0.25, "segment": 0.25}
+"""Source -> its part of the candidates among bought and among new items; parts of sources that are on are scaled to one."""
+CELLS = 8_000_000
+"""Users x items of one block, at most, where even BLOCK users would be more."""
+LATELY = 91
+"""Days that say which segment a user belongs to and what is popular there."""
+BASKETS = 182
+"""Days whose baskets say what lies beside what."""
+SAMPLED = 8
+"""One score in so many tells which of one user's are too low to be among the best."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the first stage depends on besides the histories; see params.Sources and params.Interactions."""
+
+    min_users: int
+    popular_days: int
+    candidates: int
+    half_life_days: float
+    ease_penalty: float
+    neighbours: int
+    with_similar: bool = True
+    with_together: bool = True
+    with_alike: bool = False
+    with_beside: bool = False
+    with_factors: bool = False
+    with_segment: bool = False
+    factors: int = 64
+    item_neighbours: int = 50
+    dense_users: int = 10_000
+
+
+@dataclass(eq=False)
+class Candidates:
+    """Pairs of a user and an item, sorted by user: parallel arrays.
+
+    `row`: user, in the order asked for. `item`: column of the catalogue. `bought`: whether the user ever bought it.
+    `features`: pairs x features.FEATURES; the last columns hold the scores of the sources and their places, 0 is the best of
+    the user's; both are 0 for a source that is off.
+    """
+
+    row: np.ndarray
+    item: np.ndarray
+    bought: np.ndarray
+    features: np.ndarray
+
+
+@dataclass(eq=False)
+class Learned:
+    """What the first stage learned from the lines up to one day. A source that is off is None."""
+
+    catalogue: np.ndarray
+    """Sorted ids of the items that can be recommended."""
+    category: np.ndarray
+    """Number of the category of each of them."""
+    popular: np.ndarray
+    """Users who bought each of them lately."""
+    facts: np.ndarray
+    """catalogue x features.ITEM."""
+    ease: Ease | None = None
+    similar: Similar | None = None
+    alike: Nearby | None = None
+    beside: Nearby | None = None
+    factors: Factors | None = None
+    segments: Segments | None = None
+    users: np.ndarray | None = None
+    """Sorted ids of the users that EASE learned from. None: those of `similar`."""
+    groups: np.ndarray | None = None
+    """As `category`, a column for each of features.groups."""
+    _ordered: np.ndarray | None = field(default=None, init=False, repr=False)
+    """The catalogue by popularity: asked for with every list and the same every time."""
+
+    @classmethod
+    def of(
+        cls,
+        known: Histories,
+        categories: np.ndarray,
+        day: int,
+        settings: Settings,
+        segment: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+    ) -> "Learned":
+        """`known`: the lines up to `day`; `categories`: number of the category of each of `known.items`.
+
+        `groups`: as `categories`, a column for each of features.groups. `segment`: number of the
+        segment of each of `known.users`, -1 for none. None: the category a user stands out by.
+        With more users than settings.dense_users no users x users system is built: a factor model stands in for EASE, and
+        TIFU-kNN looks for neighbours among so many users, drawn at random.
+        """
+        catalogue = known.catalogue(settings.min_users)
+        place = np.searchsorted(known.items, catalogue)
+        category = categories[place]
+        groups = None if groups is None else groups[place]
+        found = cls(
+            catalogue=catalogue,
+            category=category,
+            popular=popularity(known, catalogue, day - settings.popular_days + 1, day),
+            facts=ranker_features.of_items(known, catalogue, category, day, groups),
+            users=known.users,
+            groups=groups,
+        )
+        counts, many = known.matrix(catalogue), len(known.users) > settings.dense_users
+        if settings.with_together and not many:
+            found.ease = Ease.learn(counts.log1p(), settings.ease_penalty)
+        if settings.with_similar:
+            recent, some = decayed(known, catalogue, day, settings.half_life_days), np.arange(len(known.users))
+            if many:
+                some = np.sort(np.random.default_rng(day).permutation(some)[: settings.dense_users])
+            found.similar = Similar(known.users[some], recent[some], settings.neighbours)
+        if settings.with_alike:
+            found.alike = Nearby.learn(counts, settings.item_neighbours)
+        if settings.with_beside:
+            found.beside = Nearby.learn(_baskets(known.between(day - BASKETS + 1, day), catalogue), settings.item_neighbours)
+        if settings.with_factors or (settings.with_together and many):
+            found.factors = Factors.learn(counts.log1p(), settings.factors, seed=day)
+        if settings.with_segment:
+            lately = known.between(day - LATELY + 1, day).matrix(catalogue)
+            found.segments = Segments.learn(known.users, favourites(lately, category) if segment is None else segment, lately)
+        return found
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Those that are on, in the order of SOURCES."""
+        parts = {"together": self.ease, "similar": self.similar, "alike": self.alike, "beside": self.beside}
+        parts |= {"factors": self.factors, "segment": self.segments}
+        return tuple(name for name in SOURCES if parts.get(name, name) is not None)
+
+    def propose(self, histories: Histories | Live, positions: np.ndarray, day: int, settings: Settings) -> Candidates:
+        """Up to settings.candidates bought and as many new items for each user; `positions`: in `histories.users`."""
+        lines = ranker_features.Lines.of(histories, positions, self.catalogue, day)
+        counts, recent = lines.counts(), lines.decayed(settings.half_life_days)
+        ids, step = histories.users[positions], _step(len(self.catalogue))
+        if len(ids) <= step:
+            row, item, bought, scores = self._block(counts, recent, ids, 0, settings.candidates)
+        else:
+            parts = [
+                self._block(counts[i : i + step], recent[i : i + step], ids[i : i + step], i, settings.candidates)
+                for i in range(0, len(ids), step)
+            ]
+            row, item, bought, scores = (np.concatenate(each) for each in zip(*parts, strict=True))
+        users = ranker_features.of_users(lines)
+        facts = self._facts()
+        gap = facts[:, ranker_features.ITEM.index("usual_gap")]
+        pairs = ranker_features.of_pairs(
+            lines, row, item, self.category, settings.half_life_days, users[:, 0], gap, self.groups
+        )
+        table = np.column_stack([users[row], facts[item], pairs, scores, self._places(row, scores)])
+        return Candidates(row, item, bought, table.astype(np.float32))
+
+    def _block(
+        self, counts: Sparse, recent: Sparse, ids: np.ndarray, first: int, size: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """row (from `first` on), item, bought and the score of each source."""
+        scores, columns = self._scores(counts, recent, ids), counts.shape[1]
+        owner = np.repeat(np.arange(len(ids)), np.diff(counts.indptr))
+        own = owner * columns + counts.indices
+        parts = {name: share for name, share in BOUGHT.items() if name in scores} or {"again": 1.0}
+        picks = []
+        for name, share in parts.items():
+            value = scores[name][owner, counts.indices]
+            if name == "similar":
+                value = OWN * scores["again"][owner, counts.indices] + (1 - OWN) * value
+            by, rank = order(owner, value)
+            picks.append(own[by[rank < round(size * share / sum(parts.values()))]])
+        parts = {name: share for name, share in NEW.items() if name in scores}
+        for name, share in parts.items():
+            count = round(size * share / sum(parts.values()))
+            if name == "popular":
+                picks.append(self._popular(own, owner, len(ids), count))
+                continue
+            new = np.array(scores[name], np.float32, order="C")
+            new.ravel()[own] = -np.inf
+            picks.append(best(new, count))
+        pairs = distinct(np.concatenate(picks))
+        row, item = np.divmod(pairs, max(columns, 1))
+        chosen = np.zeros((len(row), len(SOURCES)), np.float32)
+        for name, score in scores.items():
+            chosen[:, SOURCES.index(name)] = score[row, item]
+        return row + first, item, codes(pairs, own) >= 0, chosen
+
+    def _scores(self, counts: Sparse, recent: Sparse, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Source -> users x catalogue, dense, for those that are on."""
+        found, logs = {"again": recent.toarray()}, counts.log1p()
+        if self.ease is not None:
+            found["together"] = self.ease.score(logs, codes(ids, self._users()))
+        if self.similar is not None:
+            found["similar"] = self.similar.score(recent, ids)
+        found["popular"] = np.broadcast_to(self.popular, found["again"].shape)
+        if self.alike is not None:
+            found["alike"] = self.alike.score(logs)
+        if self.beside is not None:
+            found["beside"] = self.beside.score(recent)
+        if self.factors is not None:
+            found["factors"] = self.factors.score(logs)
+        if self.segments is not None:
+            found["segment"] = self.segments.score(ids)
+        return found
+
+    def _popular(self, own: np.ndarray, owner: np.ndarray, users: int, count: int) -> np.ndarray:
+        """row * columns + column of the `count` most popular items of each row without `own`."""
+        if self._ordered is None:
+            self._ordered = np.argsort(-self.popular, kind="stable")
+        columns, most = len(self.catalogue), np.bincount(owner, minlength=users).max(initial=0)
+        near = (np.arange(users)[:, None] * columns + self._ordered[: count + most]).ravel()
+        near = near[codes(near, own) < 0]
+        row = near // max(columns, 1)
+        return near[np.arange(len(near)) - np.searchsorted(row, row) < count]
+
+    def _users(self) -> np.ndarray:
+        if self.users is not None:
+            return self.users
+        return self.similar.ids if self.similar is not None else self.catalogue[:0]
+
+    def _facts(self) -> np.ndarray:
+        """`facts`; what an older model does not know of items, its trees do not ask for."""
+        more = len(ranker_features.ITEM) - self.facts.shape[1]
+        return np.pad(self.facts, ((0, 0), (0, more))) if more else self.facts
+
+    def _places(self, row: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Rank of each entry among those of its row, from 0, per column of `scores`; 0 for a source that is off."""
+        places, on = np.zeros(scores.shape, np.float32), [SOURCES.index(name) for name in self.sources]
+        if len(row) and row[0] == row[-1]:
+            by = np.argsort(-scores[:, on], axis=0, kind="stable")
+            places[by, on] = np.arange(len(row))[:, None]
+            return places
+        for column in on:
+            by, rank = order(row, scores[:, column])
+            places[by, column] = rank
+        return places
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+
+
+def _step(columns: int) -> int:
+    """Users of one block: a power of two, so that partitions hold whole blocks.
+
+    >>> _step(20_000), _step(1_000_000)
+    (256, 8)
+    """
+    return min(BLOCK, 1 << max(CELLS // max(columns, 1), 1).bit_length() - 1)
+
+
+def _baskets(histories: Histories, catalogue: np.ndarray) -> Sparse:
+    """Baskets x catalogue: what lies in each."""
+    basket = codes(histories.basket, known := distinct(histories.basket))
+    return matrix(basket, histories.columns(catalogue)[histories.item], (len(known), len(catalogue)))
+
+
+def decayed(histories: Histories, catalogue: np.ndarray, day: int, half_life: float) -> Sparse:
+    """Users x catalogue: purchases, each counting less the longer ago it is."""
+    return histories.matrix(catalogue, decay(day - histories.day, half_life))
+
+
+def best(scores: np.ndarray, count: int) -> np.ndarray:
+    """row * columns + column of the `count` highest finite scores of each row, of equal ones the first.
+
+    >>> best(np.array([[1.0, 3.0, 2.0]]), 2).tolist()
+    [1, 2]
+    """
+    found = [row * scores.shape[1] + _best(score, count) for row, score in enumerate(scores)]
+    return np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
+
+
+def _best(score: np.ndarray, count: int) -> np.ndarray:
+    """Of one row. Part of the scores has `count` that are so high; only those that reach the lowest of them are sorted."""
+    part = score[::SAMPLED]
+    edge = np.partition(part, len(part) - count)[len(part) - count] if 0 < count <= len(part) else -np.inf
+    near = np.flatnonzero(score >= edge) if edge > -np.inf else np.flatnonzero(score > -np.inf)
+    return near[np.argsort(-score[near], kind="stable")[:count]]
+
+
+def order(row: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions sorted by row, then from the highest score to the lowest (ties: as they come); and the rank of each, from 0."""
+    by = np.lexsort((-score, row))
+    ranked = row[by]
+    return by, np.arange(len(row)) - np.searchsorted(ranked, ranked)

@@ -1,0 +1,325 @@
+"""Where candidates come from: what a user buys anyway, what similar users buy, what goes together, what is popular.
+
+Each source learns from a users x items matrix and scores rows of such a matrix: a history that changed is scored the same way.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy import linalg, sparse
+from threadpoolctl import threadpool_limits
+
+from evergreen.tasks.problems.recommender.user_histories import Histories, Sparse, codes, distinct, ranges
+
+SOURCES = ("again", "together", "similar", "popular", "alike", "beside", "factors", "segment")
+"""Own purchases with decay, EASE, TIFU-kNN, popularity; neighbours among items by who buys them and by the baskets they lie in,
+implicit ALS, popularity in the user's segment: the order of the scores of a candidate."""
+BLOCK = 256
+"""Users or items at a time: bounds the memory of whatever is dense."""
+LONGEST = 1_000
+"""Entries of one row that count when pairs of items are counted: their number grows with the square."""
+
+
+def decay(days_ago: np.ndarray, half_life: float) -> np.ndarray:
+    """Weight of a purchase: 1 today, one half after `half_life` days."""
+    return 0.5 ** (days_ago / half_life)
+
+
+MOVED = 64
+"""Up to so many items that are new in a basket are looked at one by one; for more the product with all of K is faster."""
+SHARES = 64 << 20
+"""Bytes of what is kept of items that lay in baskets."""
+
+
+def _learned(learned: Any) -> dict[str, Any]:
+    """The state to save: without what is made of it when first asked for."""
+    return {name: value for name, value in learned.__dict__.items() if not name.startswith("_")}
+
+
+@dataclass(eq=False)
+class Ease:
+    """Linear item-to-item model with a ridge penalty and a zero diagonal (EASE: Steck 2019), through users instead of items.
+
+    The closed form is B = I - P / diag(P) with P = (X'X + penalty I)^-1, items x items. With fewer users than items the
+    Woodbury identity gives P = (I - X' K X) / penalty, K = (X X' + penalty I)^-1, users x users: exact, and B is never built.
+    """
+
+    users: Sparse
+    """X, users x items."""
+    kernel: np.ndarray
+    """K, users x users."""
+    remainder: np.ndarray
+    """penalty times diag(P), per item: 1 - x_j' K x_j."""
+    penalty: float | None = None
+    _by_item: Sparse | None = field(default=None, init=False, repr=False)
+    """X', by rows: asked for with every score and the same every time."""
+    _shares: dict[int, np.ndarray] | None = field(default=None, init=False, repr=False)
+    """Item -> x' K, see `_share`."""
+
+    @classmethod
+    def learn(cls, users: Sparse, penalty: float) -> "Ease":
+        """`users`: users x items, as many users as a dense users x users matrix may have."""
+        gram = (users @ users.T).toarray().astype(np.float64)
+        gram[np.diag_indices_from(gram)] += penalty
+        kernel = linalg.inv(gram, overwrite_a=True, assume_a="pos").astype(np.float32)
+        return cls(users, kernel, 1 - _diagonal(users, kernel), float(penalty))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return _learned(self)
+
+    @property
+    def by_item(self) -> Sparse:
+        if self._by_item is None:
+            self._by_item = self.users.T.tocsr()
+        return self._by_item
+
+    def score(self, rows: Sparse, own: np.ndarray | None = None) -> np.ndarray:
+        """rows x items, dense: rows @ B. `own`: which learned user each row is about, -1 for another one."""
+        dense = rows.toarray()
+        if own is not None and len(own) == 1 and self.penalty is not None:
+            weights = self._moved(dense[0], own[0])[None]
+        else:
+            weights = (rows @ self.by_item).toarray() @ self.kernel
+        explained = (self.by_item @ weights.T).T
+        return np.ascontiguousarray((explained - dense * (1 - self.remainder)) / self.remainder)
+
+    def _moved(self, row: np.ndarray, own: int) -> np.ndarray:
+        """row X' K, from what changed since the row was learned, mostly nothing: the product with all of K takes longest.
+
+        By the definition of K a learned row gives x X' K = e - penalty K[own], e being one at `own` (-1: nobody learned from).
+        """
+        weights, change = np.zeros(len(self.kernel), np.float32), row.copy()
+        if own >= 0:
+            weights = -(self.penalty or 0.0) * self.kernel[own]
+            weights[own] += 1
+            mine = slice(*self.users.indptr[own : own + 2])
+            change[self.users.indices[mine]] -= self.users.data[mine]
+        changed = np.flatnonzero(change)
+        if len(changed) > MOVED:
+            return weights + _touched(self.by_item, changed, change) @ self.kernel
+        for item in changed.tolist():
+            weights += change[item] * self._share(item)
+        return weights
+
+    def _share(self, item: int) -> np.ndarray:
+        """x' K of one item: the same in every basket it lies in, so those asked for last are kept."""
+        if self._shares is None:
+            self._shares = {}
+        if (kept := self._shares.get(item)) is None:
+            mine = slice(*self.by_item.indptr[item : item + 2])
+            kept = self.by_item.data[mine] @ self.kernel[self.by_item.indices[mine]]
+            while len(self._shares) * kept.nbytes >= SHARES:
+                self._shares.pop(next(iter(self._shares)), None)
+            self._shares[item] = kept
+        return kept
+
+
+def _diagonal(users: Sparse, kernel: np.ndarray, width: int = 2048) -> np.ndarray:
+    """x_j' K x_j per item j, some items at a time."""
+    by_item, found = users.tocsc(), []
+    for first in range(0, users.shape[1], width):
+        block = by_item[:, first : first + width]
+        found.append(np.asarray(block.multiply((block.T @ kernel).T).sum(axis=0)).ravel())
+    return np.concatenate(found) if found else np.zeros(0, np.float32)
+
+
+@dataclass(eq=False)
+class Similar:
+    """The mean purchases of the most similar users (TIFU-kNN: Hu et al. 2020, with one decay in days instead of groups)."""
+
+    ids: np.ndarray
+    """Ids of the users learned from: nobody is similar to himself."""
+    users: Sparse
+    """Decayed purchases, users x items."""
+    neighbours: int
+    _by_item: Sparse | None = field(default=None, init=False, repr=False)
+    """Items x users, each user of length one: asked for with every score and the same every time."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return _learned(self)
+
+    @property
+    def by_item(self) -> Sparse:
+        if self._by_item is None:
+            self._by_item = _unit(self.users).T.tocsr()
+        return self._by_item
+
+    def score(self, rows: Sparse, ids: np.ndarray) -> np.ndarray:
+        """rows x items, dense. `ids`: whose rows these are."""
+        own = codes(ids, self.ids)
+        if len(own) == 1:
+            return self._score_one(rows, own)
+        alike = (_unit(rows) @ self.by_item).toarray()
+        alike[np.flatnonzero(own >= 0), own[own >= 0]] = -1
+        count = min(self.neighbours, alike.shape[1])
+        nearest = np.argpartition(-alike, count - 1, axis=1)[:, :count] if count else np.zeros((len(ids), 0), int)
+        share = np.full(nearest.size, 1 / max(count, 1), np.float32)
+        chosen = sparse.csr_array((share, nearest.ravel(), np.arange(len(ids) + 1) * count), shape=alike.shape)
+        return (chosen @ self.users).toarray()
+
+    def _score_one(self, rows: Sparse, own: np.ndarray) -> np.ndarray:
+        """`score` of one row without sparse matrices: to make them takes longer than to use them. Its length is no matter."""
+        row = np.zeros(rows.shape[1], np.float32)
+        row[rows.indices] = rows.data
+        alike = _touched(self.by_item, rows.indices, row)
+        alike[own[own >= 0]] = -1
+        count = min(self.neighbours, len(alike))
+        nearest = np.argpartition(-alike, count - 1)[:count] if count else np.zeros(0, int)
+        return _touched(self.users, nearest, np.full(len(alike), 1 / max(count, 1), np.float32))[None]
+
+
+@dataclass(eq=False)
+class Nearby:
+    """Each item's nearest by the cosine of the rows that hold both: rows are users (item-kNN) or baskets (co-visitation)."""
+
+    nearest: Sparse
+    """items x items, nothing on the diagonal, at most so many neighbours per row."""
+
+    @classmethod
+    def learn(cls, rows: Sparse, neighbours: int) -> "Nearby":
+        unit = _unit(_shortened(rows).T.tocsr())
+        across, found = unit.T.tocsr(), []
+        for first in range(0, unit.shape[0], BLOCK):
+            found.append(_nearest((unit[first : first + BLOCK] @ across).tocsr(), first, neighbours))
+        empty = sparse.csr_array((0, rows.shape[1]), dtype=np.float32)
+        return cls(sparse.vstack([empty, *found], format="csr", dtype=np.float32))
+
+    def score(self, rows: Sparse) -> np.ndarray:
+        """rows x items, dense."""
+        if rows.shape[0] == 1:
+            row = np.zeros(rows.shape[1], np.float32)
+            row[rows.indices] = rows.data
+            return _touched(self.nearest, rows.indices, row)[None]
+        return (rows @ self.nearest).toarray()
+
+
+def _shortened(rows: Sparse) -> Sparse:
+    """`rows` as zeros and ones, without those of more than LONGEST entries: who buys everything tells little of each."""
+    kept = np.flatnonzero(np.diff(rows.indptr) <= LONGEST)
+    found = rows[kept]
+    return sparse.csr_array((np.ones(found.nnz, np.float32), found.indices, found.indptr), shape=found.shape)
+
+
+def _nearest(alike: Sparse, first: int, count: int) -> Sparse:
+    """The `count` highest entries of each row, without the diagonal; row 0 is item `first`."""
+    row = np.repeat(np.arange(alike.shape[0]), np.diff(alike.indptr))
+    off = alike.indices != row + first
+    row, column, value = row[off], alike.indices[off], alike.data[off]
+    by = np.lexsort((column, -value, row))
+    row, column, value = row[by], column[by], value[by]
+    kept = np.arange(len(row)) - np.searchsorted(row, row) < count
+    return sparse.csr_array((value[kept], (row[kept], column[kept])), shape=alike.shape)
+
+
+@dataclass(eq=False)
+class Factors:
+    """A short vector per item and user whose product says who buys what (implicit ALS: Hu, Koren, Volinsky 2008).
+
+    Vectors of items are learned; that of a user is solved from what the user bought, whenever it is asked for.
+    """
+
+    items: np.ndarray
+    """items x factors."""
+    gram: np.ndarray
+    """items' items + penalty I, factors x factors."""
+
+    PENALTY = 0.05
+    ROUNDS = 12
+
+    @classmethod
+    def learn(cls, users: Sparse, factors: int, seed: int) -> "Factors":
+        """`users`: users x items, how sure each purchase makes us; 0 is the same as not bought."""
+        from implicit.cpu.als import AlternatingLeastSquares  # takes longer to import than most shops to score
+
+        model = AlternatingLeastSquares(
+            factors=factors,
+            regularization=cls.PENALTY,
+            alpha=1.0,
+            iterations=cls.ROUNDS,
+            num_threads=1,
+            random_state=seed,
+        )
+        with threadpool_limits(1, "blas"):
+            model.fit(sparse.csr_matrix(users), show_progress=False)
+        items = np.asarray(model.item_factors, np.float32)
+        return cls(items, items.T @ items + cls.PENALTY * np.eye(items.shape[1], dtype=np.float32))
+
+    def score(self, rows: Sparse) -> np.ndarray:
+        """rows x items, dense."""
+        users = np.zeros((rows.shape[0], self.items.shape[1]), np.float32)
+        for at, (first, last) in enumerate(zip(rows.indptr[:-1], rows.indptr[1:], strict=True)):
+            if first < last:
+                mine, sure = self.items[rows.indices[first:last]], rows.data[first:last]
+                users[at] = np.linalg.solve(self.gram + (mine.T * (sure - 1)) @ mine, sure @ mine)
+        return users @ self.items.T
+
+
+@dataclass(eq=False)
+class Segments:
+    """What is popular lately among the users of the same segment."""
+
+    ids: np.ndarray
+    """Sorted ids of the users that belong to one."""
+    segment: np.ndarray
+    """Number of the segment of each of them."""
+    share: Sparse
+    """segments x items: part of the segment's users who bought each item."""
+
+    @classmethod
+    def learn(cls, ids: np.ndarray, segment: np.ndarray, bought: Sparse) -> "Segments":
+        """`segment`: of each of `ids`, -1 for none; `bought`: users x items, what each bought lately."""
+        there = segment >= 0
+        groups = int(segment.max(initial=-1)) + 1
+        size = np.bincount(segment[there], minlength=groups)
+        member: Sparse = sparse.csr_array(
+            ((1 / size[segment[there]]).astype(np.float32), (segment[there], np.flatnonzero(there))), shape=(groups, len(ids))
+        )
+        ones = sparse.csr_array((np.ones(bought.nnz, np.float32), bought.indices, bought.indptr), shape=bought.shape)
+        return cls(ids[there], segment[there], (member @ ones).tocsr())
+
+    def score(self, ids: np.ndarray) -> np.ndarray:
+        """users x items, dense; zeros for a user of no segment."""
+        at, found = codes(ids, self.ids), np.zeros((len(ids), self.share.shape[1]), np.float32)
+        for row in np.flatnonzero(at >= 0):
+            mine = slice(*self.share.indptr[self.segment[at[row]] :][:2])
+            found[row, self.share.indices[mine]] = self.share.data[mine]
+        return found
+
+
+def favourites(bought: Sparse, category: np.ndarray) -> np.ndarray:
+    """The category that each user stands out by, -1 for none: n log(share / share of all) is largest there.
+
+    `bought`: users x items; `category`: number per item.
+    """
+    of = sparse.csr_array((np.ones(len(category), np.float32), (np.arange(len(category)), category)))
+    mix: Sparse = (bought @ of).tocsr()
+    total = np.maximum(np.asarray(mix.sum(axis=1)).ravel(), 1e-9)
+    usual = np.maximum(np.bincount(mix.indices, mix.data, minlength=mix.shape[1]) / max(mix.data.sum(), 1e-9), 1e-12)
+    row = np.repeat(np.arange(mix.shape[0]), np.diff(mix.indptr))
+    lift = mix.data * np.log(mix.data / total[row] / usual[mix.indices])
+    by = np.lexsort((mix.indices, -lift, row))
+    first = by[np.searchsorted(row, distinct(row))]
+    found = np.full(mix.shape[0], -1)
+    found[row[first]] = mix.indices[first]
+    return found
+
+
+def _touched(matrix: Sparse, rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """weight[rows] @ matrix[rows], dense, reading nothing but these rows."""
+    first = matrix.indptr[rows]
+    sizes = matrix.indptr[rows + 1] - first
+    place = ranges(first, sizes)
+    value = matrix.data[place] * np.repeat(weight[rows], sizes)
+    return np.bincount(matrix.indices[place], value, minlength=matrix.shape[1]).astype(np.float32)
+
+
+def _unit(rows: Sparse) -> Sparse:
+    norm = sparse.linalg.norm(rows, axis=1)
+    return (sparse.diags_array((1 / np.maximum(norm, 1e-12)).astype(np.float32)) @ rows).tocsr()
+
+
+def popularity(histories: Histories, catalogue: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Number of users who bought each item of the catalogue in the days `first` to `last`, both inclusive."""
+    bought = histories.between(first, last).matrix(catalogue)
+    return np.bincount(bought.indices, minlength=len(catalogue)).astype(np.float32)

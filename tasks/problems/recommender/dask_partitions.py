@@ -1,0 +1,99 @@
+"""What is independent per user, partition by partition: one after the other here, or on a Dask cluster.
+
+The cluster is one setting, EVERGREEN_DASK in the environment: the address of its scheduler, such as tcp://10.0.0.5:8786. Its
+workers need the same code and libraries. A partition takes nothing but its own users' lines and what was learned, and holds
+whole blocks of users, so that the result is the same to the bit wherever, and in how many parts, it was made.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from evergreen.tasks.core.errors import AwayError
+from evergreen.tasks.problems.recommender.candidate_generation import Candidates, Learned, Settings
+from evergreen.tasks.problems.recommender.estimators import Ranked, Recommender, TwoStage
+from evergreen.tasks.problems.recommender.online_histories import Live, merged
+from evergreen.tasks.problems.recommender.user_histories import Histories
+
+ADDRESS = "EVERGREEN_DASK"
+PARTITION = 2048
+"""Users of one partition; a multiple of candidates.BLOCK. Their features take about 100 MB."""
+WAIT = "10s"
+"""How long a scheduler may take to answer."""
+
+T = TypeVar("T")
+
+
+def propose(learned: Learned, histories: Histories | Live, positions: np.ndarray, day: int, settings: Settings) -> Candidates:
+    """Learned.propose, partition by partition."""
+    shared = (learned, day, settings)
+    parts = _each(_propose, shared, merged(histories), positions)
+    firsts = np.arange(len(parts)) * PARTITION
+    return Candidates(
+        np.concatenate([part.row + first for part, first in zip(parts, firsts, strict=True)]),
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("item", "bought", "features")),
+    )
+
+
+def _propose(shared: tuple[Learned, int, Settings], histories: Histories, positions: np.ndarray) -> Candidates:
+    learned, day, settings = shared
+    return learned.propose(histories, positions, day, settings)
+
+
+def rank(reader: Recommender, positions: np.ndarray, k: int, lists: Sequence[bool]) -> list[Ranked]:
+    """Recommender.rank for each of `lists` (whether it is of new items only), partition by partition; one look for all."""
+    histories = merged(reader.histories_)
+    shared = (reader.reading(histories.between(1, 0), reader.day_), k, tuple(lists))
+    parts = _each(_rank, shared, histories, positions)
+    return [_joined([part[place] for part in parts]) for place in range(len(lists))]
+
+
+def _rank(shared: tuple[Recommender, int, tuple[bool, ...]], histories: Histories, positions: np.ndarray) -> list[Ranked]:
+    model, k, lists = shared
+    reader = model.reading(histories, model.day_)
+    found = reader.propose(positions) if isinstance(reader, TwoStage) else None
+    return [reader.rank(positions, k, novel, found) for novel in lists]
+
+
+def _joined(parts: list[Ranked]) -> Ranked:
+    rows = np.concatenate([part.row + first * PARTITION for first, part in enumerate(parts)])
+    rest = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("rank", "item", "score", "source")}
+    return type(parts[0])(row=rows, **rest)
+
+
+def _each(function: Callable[..., T], shared: Any, histories: Histories, positions: np.ndarray) -> list[T]:
+    """function(shared, histories of a partition, its positions in them) for each partition; -1: a user without history."""
+    cuts = range(0, max(len(positions), 1), PARTITION)
+    address = os.environ.get(ADDRESS)
+    if address and len(cuts) > 1:
+        return _on_cluster(address, function, shared, [_cut(histories, positions, first) for first in cuts])
+    return [function(shared, *_cut(histories, positions, first)) for first in cuts]
+
+
+def _cut(histories: Histories, positions: np.ndarray, first: int) -> tuple[Histories, np.ndarray]:
+    """The histories of one partition's users alone, and where they are in them."""
+    asked = positions[first : first + PARTITION]
+    there = np.unique(asked[asked >= 0])
+    return histories.of_users(there), np.where(asked >= 0, np.searchsorted(there, asked), -1)
+
+
+def _on_cluster(address: str, function: Callable[..., T], shared: Any, parts: list[tuple[Histories, np.ndarray]]) -> list[T]:
+    """What was learned goes to every worker once, each partition to one of them; results come back in order.
+
+    Raises AwayError where no scheduler answers.
+    """
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=WAIT, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise AwayError(
+            f"{ADDRESS} = {address}: no scheduler answers ({error}). Start dask scheduler and dask worker there, or unset it."
+        ) from None
+    with client:
+        everywhere = client.scatter(shared, broadcast=True, hash=False)
+        futures = [client.submit(function, everywhere, *part, pure=False) for part in parts]
+        found: Any = client.gather(futures)
+        return list(found)

@@ -1,0 +1,386 @@
+"""The models of the search, as estimators that answer on their own: who is asked for -> a ranked list for each.
+
+What a model learned and the histories it reads are apart: histories move on every day, what was learned stays.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import lightgbm
+import numpy as np
+import pandas as pd
+import polars as pl
+from sklearn.base import BaseEstimator
+
+from evergreen.tasks.problems.recommender.candidate_generation import Candidates, Learned, Settings, order
+from evergreen.tasks.problems.recommender.candidate_sources import SOURCES, popularity
+from evergreen.tasks.problems.recommender.online_histories import Live, merged
+from evergreen.tasks.problems.recommender.ranker_features import FEATURES, Lines
+from evergreen.tasks.problems.recommender.user_histories import Histories, codes
+
+NAMES = pd.Series(list(SOURCES)).array
+"""Of the sources, as a column has them: to make such a column of text takes longer than to take from one."""
+
+
+@dataclass(eq=False)
+class Ranked:
+    """Entries of lists, sorted by user and rank: parallel arrays. `source`: number in SOURCES."""
+
+    row: np.ndarray
+    rank: np.ndarray
+    item: np.ndarray
+    score: np.ndarray
+    source: np.ndarray
+
+
+class Recommender(BaseEstimator):
+    """What the models share, and the baseline itself: what most users bought lately.
+
+    `novel`: only items that the user never bought. `k`: length of a list; shorter where the catalogue has no more.
+    """
+
+    def __init__(
+        self,
+        user: str = "user",
+        item: str = "item",
+        k: int = 10,
+        novel: bool = False,
+        min_users: int = 5,
+        popular_days: int = 56,
+    ) -> None:
+        self.user = user
+        self.item = item
+        self.k = k
+        self.novel = novel
+        self.min_users = min_users
+        self.popular_days = popular_days
+
+    def learn(self, known: Histories, day: int) -> "Recommender":
+        """From the lines up to `day`, which it keeps as the histories it reads."""
+        self.catalogue_ = known.catalogue(self.min_users)
+        self.popular_ = popularity(known, self.catalogue_, day - self.popular_days + 1, day)
+        return self.read(known, day)
+
+    def read(self, histories: Histories | Live, day: int) -> Self:
+        """Answer from these histories from now on; nothing that was learned changes. `day`: the last one they cover."""
+        self.histories_, self.day_ = histories, int(day)
+        return self
+
+    def reading(self, histories: Histories | Live, day: int) -> Self:
+        """A twin that shares what was learned, and what is built of it, and answers from other histories."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)  # copy would save and load it
+        return twin.read(histories, day)
+
+    def observe(self, events: pd.DataFrame) -> "Recommender":
+        """Add newer lines to the histories: the user and item columns, `basket` and `day` (a date).
+
+        Lines known already change nothing. Today becomes the newest day of the lines.
+        """
+        frame = pl.from_pandas(events).rename({self.user: "user", self.item: "item"})
+        histories = Live.of(self.histories_).and_then(frame)
+        return self.read(histories, max(self.day_, histories.last_day))
+
+    def predict(self, X: pd.DataFrame) -> pd.DataFrame:
+        """One row per user of `X` (in its order, a user asked for twice twice) and rank: user, rank, item, score, source.
+
+        A user without history gets what is popular. Higher scores are better; they compare within one list only.
+        """
+        asked = X[self.user]
+        wanted = known_as(asked.to_numpy(), self.histories_.users)
+        found, place = np.unique(wanted, return_inverse=True)
+        lists = self.rank(found, self.k, self.novel)
+        starts = np.searchsorted(lists.row, np.arange(len(found) + 1))
+        sizes = np.diff(starts)[place]
+        first = np.repeat(starts[place] - np.cumsum(sizes) + sizes, sizes)
+        entry = first + np.arange(sizes.sum())
+        return pd.DataFrame(
+            {
+                self.user: np.repeat(asked.to_numpy(), sizes),
+                "rank": lists.rank[entry] + 1,
+                self.item: self.catalogue_[lists.item[entry]],
+                "score": lists.score[entry].astype(float),
+                "source": NAMES.take(lists.source[entry]),
+            }
+        )
+
+    def rank(self, positions: np.ndarray, k: int, novel: bool, candidates: Candidates | None = None) -> Ranked:
+        """The lists of the users at `positions` in the histories (-1: without history), `row` counts them.
+
+        `candidates`: what `propose` gave for the same positions; one call serves both kinds of list.
+        """
+        there = np.flatnonzero(positions >= 0)
+        found = self._rank(positions[there], k, novel, candidates)
+        found.row = there[found.row]
+        return self._fill(found, positions, k, novel)
+
+    def everything(self, positions: np.ndarray, novel: bool, times: int = 1) -> Ranked:
+        """All that the model has to say of the users at `positions` (each with a history), nothing added.
+
+        `times`: as many times the usual candidates, for whom rules leave too few.
+        """
+        return self._rank(positions, np.iinfo(np.int64).max, novel, None)
+
+    def _rank(self, positions: np.ndarray, k: int, novel: bool, candidates: Candidates | None) -> Ranked:
+        """Lists for users with a history, possibly short: then what is popular is added."""
+        return _ranked(np.zeros(0, int), np.zeros(0, int), np.zeros(0), np.zeros(0, int), k)
+
+    def _fill(self, lists: Ranked, positions: np.ndarray, k: int, novel: bool) -> Ranked:
+        """Add what is popular where a list is shorter than `k`, below what is there."""
+        starts = np.searchsorted(lists.row, np.arange(len(positions) + 1))
+        short = np.flatnonzero(np.diff(starts) < k)
+        if not len(short):
+            return lists
+        popular = np.argsort(-self.popular_, kind="stable")
+        share = self.popular_ / (self.popular_.max(initial=0) + 1)
+        taken = self._bought(short, positions[short]) if novel else {}
+        added = []
+        for row in short:
+            mine = slice(starts[row], starts[row + 1])
+            out = np.concatenate([lists.item[mine], taken.get(int(row), np.zeros(0, int))])
+            items = popular[: k + len(out)]
+            items = items[~np.isin(items, out)][: k - len(lists.item[mine])]
+            score = lists.score[mine].min(initial=0) - 1 + share[items]
+            added.append((np.full(len(items), row), items, score, np.full(len(items), SOURCES.index("popular"))))
+        parts = zip((lists.row, lists.item, lists.score, lists.source), *added, strict=True)
+        row, item, score, source = (np.concatenate(each) for each in parts)
+        return _ranked(row, item, score, source, k)
+
+    def _bought(self, rows: np.ndarray, positions: np.ndarray) -> dict[int, np.ndarray]:
+        """Row -> the columns of the catalogue that the user at its position bought."""
+        known = positions >= 0
+        bought = Lines.of(self.histories_, positions[known], self.catalogue_, self.day_).counts()
+        parts = np.split(bought.indices, bought.indptr[1:-1])
+        return {int(row): part for row, part in zip(rows[known], parts, strict=False)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is saved: histories with their newest lines in place, and nothing that is built when first asked for."""
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("_built", "_asked")}
+        return {**kept, "histories_": merged(kept["histories_"])} if "histories_" in kept else kept
+
+    def importance(self) -> dict[str, float]:
+        """Feature -> share of the gain, largest first; empty without a ranker."""
+        return {}
+
+
+class Frequency(Recommender):
+    """What the user buys anyway: own purchases, each counting half after `half_life_days`; then what is popular."""
+
+    def __init__(
+        self,
+        user: str = "user",
+        item: str = "item",
+        k: int = 10,
+        novel: bool = False,
+        min_users: int = 5,
+        popular_days: int = 56,
+        half_life_days: float = 90.0,
+    ) -> None:
+        super().__init__(user, item, k, novel, min_users, popular_days)
+        self.half_life_days = half_life_days
+
+    def _rank(self, positions: np.ndarray, k: int, novel: bool, candidates: Candidates | None) -> Ranked:
+        if novel:
+            return super()._rank(positions, k, novel, candidates)
+        own = Lines.of(self.histories_, positions, self.catalogue_, self.day_).decayed(self.half_life_days).tocoo()
+        tie = 1e-3 * self.popular_ / max(self.popular_.max(initial=0), 1)
+        by = np.lexsort((own.col, own.row))
+        row, item = own.row[by], own.col[by]
+        return _ranked(row, item, own.data[by] + tie[item], np.full(len(row), SOURCES.index("again")), k)
+
+
+class TwoStage(Recommender):
+    """Candidates of all sources, sorted by boosted trees.
+
+    The ranker minimises the cross entropy between the ranking and the purchases of each list (XE-NDCG: Bruch 2021, in LightGBM)
+    and sees two lists per user: everything, and only what the user never bought. One ranker so serves both.
+    """
+
+    def __init__(
+        self,
+        user: str = "user",
+        item: str = "item",
+        k: int = 10,
+        novel: bool = False,
+        min_users: int = 5,
+        popular_days: int = 56,
+        candidates: int = 150,
+        half_life_days: float = 90.0,
+        ease_penalty: float = 150.0,
+        neighbours: int = 100,
+        trees: int = 150,
+        leaves: int = 31,
+        learning_rate: float = 0.05,
+        seed: int = 0,
+        with_similar: bool = True,
+        with_together: bool = True,
+        with_alike: bool = False,
+        with_beside: bool = False,
+        with_factors: bool = False,
+        with_segment: bool = False,
+        factors: int = 64,
+        item_neighbours: int = 50,
+        dense_users: int = 10_000,
+    ) -> None:
+        super().__init__(user, item, k, novel, min_users, popular_days)
+        self.candidates = candidates
+        self.half_life_days = half_life_days
+        self.ease_penalty = ease_penalty
+        self.neighbours = neighbours
+        self.trees = trees
+        self.leaves = leaves
+        self.learning_rate = learning_rate
+        self.seed = seed
+        self.with_similar = with_similar
+        self.with_together = with_together
+        self.with_alike = with_alike
+        self.with_beside = with_beside
+        self.with_factors = with_factors
+        self.with_segment = with_segment
+        self.factors = factors
+        self.item_neighbours = item_neighbours
+        self.dense_users = dense_users
+
+    @property
+    def settings(self) -> Settings:
+        """An older model knows fewer of them."""
+        given = {name: getattr(self, name) for name in Settings.__dataclass_fields__ if hasattr(self, name)}
+        return Settings(**given)
+
+    def learn_ranker(self, learned: Learned, examples: Sequence[tuple[Candidates, np.ndarray]]) -> "TwoStage":
+        """`examples`: candidates of an earlier day, and whether each was bought in the days after it.
+
+        Lists without a hit teach nothing and are left out.
+        """
+        self.learned_, self.catalogue_, self.popular_ = learned, learned.catalogue, learned.popular
+        parts = [(found, *each) for found, label in examples for each in _lists(found, label)]
+        table = np.empty((sum(len(kept) for _, kept, _, _ in parts), len(FEATURES)), np.float32)
+        last = 0
+        for found, kept, _, _ in parts:  # one by one: all side by side would take the memory twice
+            first, last = last, last + len(kept)
+            table[first:last] = found.features[kept]
+        data = lightgbm.Dataset(
+            table,
+            np.concatenate([label for _, _, label, _ in parts]),
+            group=np.concatenate([sizes for _, _, _, sizes in parts]),
+            feature_name=list(FEATURES),
+            params={"max_bin": 63, "verbosity": -1, "num_threads": 1},
+        )
+        self._keep(lightgbm.train(self._ranking(), data, self.trees))
+        return self
+
+    def _ranking(self) -> dict[str, Any]:
+        return {
+            "objective": "rank_xendcg",
+            "learning_rate": self.learning_rate,
+            "num_leaves": self.leaves,
+            "min_data_in_leaf": 100,
+            "feature_fraction": 0.5,
+            "bagging_fraction": 0.7,
+            "bagging_freq": 1,
+            "max_bin": 63,
+            "seed": self.seed,
+            "num_threads": 1,
+            "deterministic": True,
+            "force_row_wise": True,
+            "verbosity": -1,
+        }
+
+    def reading(self, histories: Histories | Live, day: int) -> Self:
+        self._booster()  # one for all twins
+        return super().reading(histories, day)
+
+    def propose(self, positions: np.ndarray) -> Candidates:
+        """Candidates of the users at `positions`; those without history have none."""
+        return self.learned_.propose(self.histories_, positions[positions >= 0], self.day_, self.settings)
+
+    def everything(self, positions: np.ndarray, novel: bool, times: int = 1) -> Ranked:
+        settings = dataclasses.replace(self.settings, candidates=times * self.candidates)
+        found = self.learned_.propose(self.histories_, positions, self.day_, settings)
+        return self._rank(positions, np.iinfo(np.int64).max, novel, found)
+
+    def _rank(self, positions: np.ndarray, k: int, novel: bool, candidates: Candidates | None) -> Ranked:
+        found = candidates or self.propose(positions)
+        kept = ~found.bought if novel else np.ones(len(found.row), bool)
+        table = found.features[kept]
+        return _ranked(found.row[kept], found.item[kept], self._scores(table), _sources(table, self.learned_.sources), k)
+
+    def order_by(self, candidates: Candidates) -> np.ndarray:
+        """The ranker's score of each candidate; higher is better."""
+        return self._scores(candidates.features)
+
+    def _scores(self, table: np.ndarray) -> np.ndarray:
+        if not len(table):
+            return np.zeros(0)
+        booster = self._booster()
+        if self._asked is not None:
+            table = table[:, self._asked]
+        return np.asarray(booster.predict(table, num_threads=1, validate_features=False))
+
+    def importance(self) -> dict[str, float]:
+        gain = self._booster().feature_importance("gain")
+        share, names = gain / max(gain.sum(), 1e-12), self._booster().feature_name()
+        return {names[i]: float(share[i]) for i in np.argsort(-share, kind="stable")}
+
+    def _keep(self, booster: lightgbm.Booster) -> None:
+        """The trees are kept as text, which any version of the file format can hold; `_booster` builds them once."""
+        self.ranker_ = booster.model_to_string()
+        self._built = None
+
+    def _booster(self) -> lightgbm.Booster:
+        if self._built is None:
+            self._built = lightgbm.Booster(model_str=self.ranker_)
+            names = self._built.feature_name()
+            self._asked = None if names == list(FEATURES) else np.array([FEATURES.index(name) for name in names])
+        return self._built
+
+    _built: lightgbm.Booster | None = None
+    _asked: np.ndarray | None = None
+    """The columns that the trees of an older model ask for. None: all."""
+
+
+MODELS: dict[str, type[Recommender]] = {"popularity": Recommender, "frequency": Frequency, "two_stage": TwoStage}
+"""Simple before complex."""
+
+
+def known_as(ids: np.ndarray, users: np.ndarray) -> np.ndarray:
+    """Position of each asked id in `users`, -1 for an unknown one. Where ids are numbers, 7, 7.0 and "7" are the same user."""
+    if ids.dtype.kind == users.dtype.kind == "i":
+        return codes(ids, users)
+    asked = pl.Series(ids)
+    if users.dtype.kind in "iu":
+        numbers = asked.cast(pl.Int64, strict=False)
+        place = codes(numbers.fill_null(-1).to_numpy(), users)
+        return np.where(numbers.is_null().to_numpy(), -1, place)
+    return codes(asked.cast(pl.String).fill_null("").to_numpy().astype(str), users)
+
+
+def _ranked(row: np.ndarray, item: np.ndarray, score: np.ndarray, source: np.ndarray, k: int) -> Ranked:
+    """The `k` best entries of each row, in order."""
+    by, rank = order(row, score)
+    by, rank = by[rank < k], rank[rank < k]
+    return Ranked(row[by], rank, item[by], score[by], source[by])
+
+
+def _lists(candidates: Candidates, label: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Places, labels and sizes of the lists of everything and of the lists of new items."""
+    found = []
+    for kept in (np.ones(len(label), bool), ~candidates.bought):
+        hits = np.bincount(candidates.row[kept], label[kept], minlength=candidates.row.max(initial=0) + 1)
+        kept = kept & (hits[candidates.row] > 0)
+        sizes = np.bincount(candidates.row[kept])
+        sizes = sizes[sizes > 0]
+        found.append((np.flatnonzero(kept), label[kept], sizes))
+    return found
+
+
+def _sources(table: np.ndarray, on: Sequence[str]) -> np.ndarray:
+    """Who to credit for each candidate: own purchases for what was bought, else which source of `on` places it best."""
+    if not len(table):
+        return np.zeros(0, int)
+    places = table[:, FEATURES.index(f"{SOURCES[0]}_place") :][:, [SOURCES.index(name) for name in on if name != "again"]]
+    again = table[:, FEATURES.index("again")] > 0
+    number = np.array([SOURCES.index(name) for name in on if name != "again"])
+    return np.where(again, 0, number[places.argmin(axis=1)])

@@ -1,0 +1,308 @@
+"""The data of a recommender: all purchases, what is true after a cutoff, and what was made of a cutoff before."""
+
+import logging
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import polars as pl
+from polars.exceptions import PolarsError
+
+from evergreen.tasks.config.params import Interactions, require
+from evergreen.tasks.core.errors import DataError, ParamsError
+from evergreen.tasks.problems.recommender import dask_partitions, item_catalogue, ranker_features
+from evergreen.tasks.problems.recommender.candidate_generation import LATELY, Candidates, Learned, Settings
+from evergreen.tasks.problems.recommender.ranking_metrics import Items
+from evergreen.tasks.problems.recommender.user_histories import Histories, codes, distinct, to_date, to_day
+
+log = logging.getLogger(__name__)
+
+FURTHEST = 99_000
+"""Days back at which the past ends (271 years): what a damaged date puts before that counts as bought then."""
+TOGETHER = 20_000
+"""Candidates of so many users, at most, are kept for the next model that asks; of more, they are made when they are needed."""
+KEPT = 6
+"""Results of so many cutoffs are kept in memory (about 100 MB each for 2,000 users)."""
+
+
+def build(
+    tables: Mapping[str, pl.LazyFrame], times: Mapping[str, str | None], section: Interactions, as_of: date
+) -> dict[str, pl.DataFrame]:
+    """See Recommendation.build. Raises ParamsError for a column that is not there, DataError where no purchase is left."""
+    time, events = times[section.table], tables[section.table]
+    schema = events.collect_schema()
+    for name in ("user", "item", "basket"):
+        require(getattr(section, name), schema.names(), f"features.{name}")
+    when = _when(schema, time, section)
+    sold = _goods(events, tables, section)
+    read = sold.select(user=section.user, basket=section.basket, item=section.item, when=when).collect()
+    whole = read.drop_nulls()
+    if whole.height < read.height:
+        log.warning("%s: %s lines without user, basket, item or time are left out", section.table, read.height - whole.height)
+    dated = whole.select("user", "basket", "item", day=_day(section, whole["user"].n_unique(), as_of))
+    lines = dated.filter(pl.col("day") <= as_of).with_columns(pl.col("day").clip(as_of - timedelta(days=FURTHEST)))
+    if lines.is_empty():
+        raise DataError(f"{section.table}: no purchase up to {as_of} is left. Look at features.exclude and features.where.")
+    return {
+        "lines": Histories.of(lines).frame(),
+        "items": item_catalogue.items(tables, section),
+        "places": item_catalogue.places(sold, section),
+        "users": _users(tables, section),
+        "known": pl.DataFrame({"as_of": [as_of]}),
+    }
+
+
+def _when(schema: pl.Schema, time: str | None, section: Interactions) -> pl.Expr:
+    """What puts the lines in order: their day, or the number of their order."""
+    if section.order is None:
+        if time is None:
+            raise ParamsError(
+                f"features.table = {section.table}: its source names no time column; give ingest.{section.table}.time, "
+                "or name the column that numbers the orders in features.order"
+            )
+        return pl.col(time).cast(pl.Datetime).dt.date()
+    require(section.order, schema.names(), "features.order")
+    if time is not None:
+        raise ParamsError(
+            f"features.order = {section.order}: {section.table} has times too (ingest.{section.table}.time = {time}); "
+            "remove one"
+        )
+    if not schema[section.order].is_numeric():
+        raise ParamsError(
+            f"features.order = {section.order}: holds {schema[section.order]}, not numbers; "
+            f"declare ingest.{section.table}.types: {{{section.order}: integer}} or name another column"
+        )
+    return pl.col(section.order)
+
+
+def _day(section: Interactions, users: int, as_of: date) -> pl.Expr:
+    """The day of each line. Without dates an order is as many orders back from the newest as came after it, and the newest is
+    of the day `as_of`. Counted over the shop, an average user orders once in `order_days`.
+    """
+    if section.order is None:
+        return pl.col("when")
+    place = pl.col("when").rank("dense").cast(pl.Int64)
+    if section.order_counts == "user":
+        back = (place.max().over("user") - place.over("user")) * section.order_days
+    else:
+        back = (place.max() - place) * section.order_days // users
+    return pl.lit(as_of) - pl.duration(days=back.clip(upper_bound=FURTHEST))
+
+
+def _goods(events: pl.LazyFrame, tables: Mapping[str, pl.LazyFrame], section: Interactions) -> pl.LazyFrame:
+    """The events that `where` and `exclude` leave. What the table of items does not know is not known to be goods."""
+    if section.where is not None:
+        try:
+            events = events.filter(pl.sql_expr(section.where))
+            events.collect_schema()
+        except PolarsError as error:
+            raise ParamsError(f"features.where = {section.where}: is no condition on {section.table}: {error}") from None
+    if section.items is None or not section.exclude:
+        return events
+    items = tables[section.items]
+    for column in section.exclude:
+        require(column, items.collect_schema().names(), "features.exclude")
+    bad = [pl.col(column).cast(pl.String).is_in(list(values)) for column, values in section.exclude.items()]
+    goods = items.filter(~pl.any_horizontal(bad).fill_null(False)).select(section.item)
+    return events.join(goods, on=section.item, how="semi")
+
+
+def _users(tables: Mapping[str, pl.LazyFrame], section: Interactions) -> pl.DataFrame:
+    """user and its attributes; of a user who is there twice the first row counts."""
+    found = pl.DataFrame(schema={"user": pl.String})
+    for each in section.attributes:
+        known = tables[each.table].collect_schema().names()
+        for column in (section.user, *each.columns):
+            require(column, known, f"features.attributes.{each.table}")
+        facts = tables[each.table].select(pl.col(section.user).alias("user"), *each.columns).drop_nulls("user")
+        facts = facts.unique("user", keep="first", maintain_order=True).collect()
+        found = (
+            facts if found.width == 1 else found.join(facts, on="user", how="full", coalesce=True, maintain_order="left_right")
+        )
+    return found.sort("user")
+
+
+def load(folder: Path, section: Interactions) -> "Purchases":
+    frames = {path.stem: pl.read_parquet(path) for path in folder.glob("*.parquet")}
+    histories = Histories.of(frames["lines"])
+    items, as_of = frames["items"], frames["known"].item()
+    categories = _categories(histories.items, items, "category")
+    groups = [_categories(histories.items, items, name) for name in item_catalogue.GROUPS if name in items.columns]
+    return Purchases(
+        histories,
+        categories,
+        as_of,
+        section.horizon_days,
+        frames.get("users", pl.DataFrame({"user": []})),
+        item_catalogue.whole(items),
+        frames.get("places", item_catalogue.NOWHERE),
+        np.column_stack(groups) if groups else None,
+    )
+
+
+def _categories(items: np.ndarray, known: pl.DataFrame, column: str) -> np.ndarray:
+    """A number per item; items without a value in `column` share number 0."""
+    asked = pl.DataFrame({"item": items})
+    found = asked.join(known.cast({"item": asked["item"].dtype}), on="item", how="left", maintain_order="left")[column]
+    names = found.drop_nulls().unique().sort()
+    return np.where(found.is_null(), 0, codes(found.fill_null("").to_numpy().astype(str), names.to_numpy().astype(str)) + 1)
+
+
+@dataclass(eq=False)
+class Truth:
+    """What was bought in a window. `users`: positions of its users; `pairs`: sorted keys of (row in `users`, item)."""
+
+    users: np.ndarray
+    pairs: np.ndarray
+    novel: np.ndarray
+    """Whether each pair is new to the user."""
+    items: int
+    known: np.ndarray
+    """Sorted keys of (user, item) of all that was bought before."""
+
+    def again(self, row: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """Whether the user of each row bought the item before."""
+        return codes(self.users[row].astype(np.int64) * self.items + item, self.known) >= 0
+
+    def holds(self, row: np.ndarray, item: np.ndarray, novel: bool) -> np.ndarray:
+        pairs = self.pairs[self.novel] if novel else self.pairs
+        return codes(row.astype(np.int64) * self.items + item, pairs) >= 0
+
+    def entries(self, novel: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Row and item of each pair."""
+        return np.divmod(self.pairs[self.novel] if novel else self.pairs, self.items)
+
+    def sizes(self, novel: bool) -> np.ndarray:
+        """Number of items per user."""
+        pairs = self.pairs[self.novel] if novel else self.pairs
+        return np.bincount(pairs // self.items, minlength=len(self.users))
+
+
+@dataclass(eq=False)
+class Purchases:
+    histories: Histories
+    categories: np.ndarray
+    """Number of the category of each of `histories.items`."""
+    as_of: date
+    horizon_days: int
+    attributes: pl.DataFrame
+    """user and facts about him that scores are shown by; not every user is there."""
+    goods: pl.DataFrame
+    """What goods.items makes: item, category, name, stock."""
+    places: pl.DataFrame
+    """What goods.places makes: user, basket, place."""
+    groups: np.ndarray | None = None
+    """As `categories`, one column for each of features.groups."""
+    _kept: dict[str, dict[Hashable, Any]] = field(default_factory=dict)
+    _answers: WeakKeyDictionary[Any, dict[date, pl.DataFrame]] = field(default_factory=WeakKeyDictionary)
+    _proposed: WeakKeyDictionary[Learned, dict[Hashable, Candidates]] = field(default_factory=WeakKeyDictionary)
+
+    @property
+    def first(self) -> date:
+        return to_date(self.histories.day[0])
+
+    def truth(self, cutoff: date) -> Truth:
+        """What is bought in the days 1 to `horizon_days` after `cutoff`."""
+        return self._once("truth", cutoff, lambda: self._find_truth(cutoff))
+
+    def _find_truth(self, cutoff: date) -> Truth:
+        day, size = to_day(cutoff), len(self.histories.items)
+        after = self.histories.between(day + 1, day + self.horizon_days)
+        before = self.histories.until_positions(day)
+        users = distinct(after.user)
+        bought = distinct(after.user.astype(np.int64) * size + after.item)
+        known = distinct(before.user.astype(np.int64) * size + before.item)
+        row = np.searchsorted(users, bought // size)
+        return Truth(users, row * size + bought % size, codes(bought, known) < 0, size, known)
+
+    def items(self, cutoff: date) -> Items:
+        """What is known of the items at `cutoff`."""
+        known = self.histories.until_positions(to_day(cutoff))
+        return self._once("items", cutoff, lambda: Items.of(known, self.categories))
+
+    def users(self, users: np.ndarray, cutoff: date) -> np.ndarray:
+        """users x features.USER at `cutoff`; `users`: positions."""
+        none = np.zeros(0, self.histories.items.dtype)
+        return ranker_features.of_users(ranker_features.Lines.of(self.histories, users, none, to_day(cutoff)))
+
+    def attributes_of(self, ids: np.ndarray) -> pl.DataFrame:
+        """The attributes of the users `ids`, row by row; null for those of whom nothing is told."""
+        asked = pl.DataFrame({"user": ids})
+        told = self.attributes.cast({"user": asked["user"].dtype})
+        return asked.join(told, on="user", how="left", maintain_order="left")
+
+    def visits(self, users: np.ndarray, cutoff: date) -> np.ndarray:
+        """Days with a purchase up to `cutoff`, per user."""
+        return self.users(users, cutoff)[:, ranker_features.USER.index("visits")].astype(np.int64)
+
+    def learned(self, day: int, settings: Settings) -> Learned:
+        """The first stage, learned from the lines up to `day`."""
+        return self._once("learned", (day, settings), lambda: self._learn(day, settings))
+
+    def _learn(self, day: int, settings: Settings) -> Learned:
+        known = self.histories.until(day)
+        segment = item_catalogue.mostly_at(self.places, known, day - LATELY + 1) if settings.with_segment else None
+        items = codes(known.items, self.histories.items)
+        groups = None if self.groups is None else self.groups[items]
+        return Learned.of(known, self.categories[items], day, settings, segment, groups)
+
+    def candidates(self, learned: Learned, cutoff: date, settings: Settings) -> Candidates:
+        """Candidates at `cutoff` for those users of its truth that have a history."""
+        kept = self._proposed.setdefault(learned, {})
+        if (cutoff, settings) not in kept:
+            known = self.histories.until(to_day(cutoff))
+            users = self.truth(cutoff).users[self.known_rows(cutoff)]
+            positions = codes(self.histories.users[users], known.users)
+            kept[cutoff, settings] = dask_partitions.propose(learned, known, positions, to_day(cutoff), settings)
+        return kept[cutoff, settings]
+
+    def examples(self, cutoff: date, settings: Settings, users: int, seed: int) -> tuple[Candidates, np.ndarray]:
+        """Candidates at `cutoff` for up to `users` users with a history, and whether each was bought in its window."""
+        learned, there, drawn = self.learned(to_day(cutoff), settings), self.known_rows(cutoff), self.draw(cutoff, users, seed)
+        if len(there) > TOGETHER:
+            return self.labelled(learned, cutoff, settings, drawn)
+        found = self.candidates(learned, cutoff, settings)
+        kept = np.isin(there[found.row], drawn)
+        found = Candidates(found.row[kept], found.item[kept], found.bought[kept], found.features[kept])
+        return found, self._label(found, learned, cutoff, there)
+
+    def draw(self, cutoff: date, users: int, seed: int) -> np.ndarray:
+        """Up to `users` rows of the truth of `cutoff` whose user has a history, ascending."""
+        there = self.known_rows(cutoff)
+        return there[np.sort(np.random.default_rng([seed, to_day(cutoff)]).permutation(len(there))[:users])]
+
+    def labelled(self, learned: Learned, cutoff: date, settings: Settings, rows: np.ndarray) -> tuple[Candidates, np.ndarray]:
+        """Candidates for `rows` of the truth of `cutoff`, which their own rows count, and whether each was bought."""
+        known = self.histories.until(to_day(cutoff))
+        positions = codes(self.histories.users[self.truth(cutoff).users[rows]], known.users)
+        found = dask_partitions.propose(learned, known, positions, to_day(cutoff), settings)
+        return found, self._label(found, learned, cutoff, rows)
+
+    def _label(self, found: Candidates, learned: Learned, cutoff: date, rows: np.ndarray) -> np.ndarray:
+        column = codes(learned.catalogue, self.histories.items)
+        return self.truth(cutoff).holds(rows[found.row], column[found.item], False)
+
+    def known_rows(self, cutoff: date) -> np.ndarray:
+        """The rows of the truth of `cutoff` whose user has a history; rows of `candidates` count these."""
+        seen = distinct(self.histories.until_positions(to_day(cutoff)).user)
+        return np.flatnonzero(np.isin(self.truth(cutoff).users, seen))
+
+    def answer(self, model: Any, cutoff: date) -> pl.DataFrame | None:
+        """What `keep` was given for the same model object and cutoff."""
+        return self._answers.get(model, {}).get(cutoff)
+
+    def keep(self, model: Any, cutoff: date, answer: pl.DataFrame) -> pl.DataFrame:
+        self._answers.setdefault(model, {})[cutoff] = answer
+        return answer
+
+    def _once(self, what: str, key: Hashable, make: Callable[[], Any]) -> Any:
+        kept = self._kept.setdefault(what, {})
+        if key not in kept:
+            while len(kept) >= KEPT:
+                del kept[next(iter(kept))]
+            kept[key] = make()
+        return kept[key]

@@ -1,0 +1,252 @@
+"""What can be recommended, and what rules and reasons need to know of it: category, name, stock, who buys it where."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+
+from evergreen.tasks.config.params import Interactions, ListRules, nearest, require
+from evergreen.tasks.core.errors import ParamsError
+from evergreen.tasks.problems.recommender.online_histories import as_id
+from evergreen.tasks.problems.recommender.user_histories import Histories, codes, distinct, to_ids
+
+NONE = pl.DataFrame(schema={"item": pl.String, "category": pl.String, "name": pl.String, "stock": pl.Boolean})
+NOWHERE = pl.DataFrame(schema={"user": pl.String, "basket": pl.String, "place": pl.String})
+GROUPS = ("group1", "group2")
+"""Columns of `items` for features.groups; only those that are given are there."""
+MASKS = 64
+"""So many sets of rules are kept worked out."""
+
+
+def items(tables: Mapping[str, pl.LazyFrame], section: Interactions) -> pl.DataFrame:
+    """One row per item of the table of items not excluded: item, category, name, stock, groups; null where nothing is told.
+
+    Raises ParamsError for a column that is not there, and for one that has no table.
+    """
+    if section.items is None:
+        for key in ("category", "groups", "name", "exclude"):
+            if getattr(section, key):
+                raise ParamsError(f"features.{key} = {getattr(section, key)}: needs a table of items; give features.items")
+    found = NONE if section.items is None else _items(tables[section.items], section)
+    return found if section.stock is None else _stocked(found, tables, section)
+
+
+def places(lines: pl.LazyFrame, section: Interactions) -> pl.DataFrame:
+    """user, basket and place, one row per basket of `lines` (the purchases with their own columns)."""
+    if section.place is None:
+        return NOWHERE
+    require(section.place, lines.collect_schema().names(), "features.place")
+    chosen = lines.select(user=section.user, basket=section.basket, place=pl.col(section.place).cast(pl.String)).drop_nulls()
+    return chosen.unique(["user", "basket"], keep="first", maintain_order=True).collect()
+
+
+def whole(found: pl.DataFrame) -> pl.DataFrame:
+    """`found` with all the columns of `items`, empty where it was made before they were."""
+    missing = [pl.lit(None, kind).alias(name) for name, kind in NONE.schema.items() if name not in found.columns]
+    return found.with_columns(missing)
+
+
+def _items(table: pl.LazyFrame, section: Interactions) -> pl.DataFrame:
+    known = table.collect_schema().names()
+    for key in ("category", "name"):
+        if (column := getattr(section, key)) is not None:
+            require(column, known, f"features.{key}")
+    for column in section.groups:
+        require(column, known, "features.groups")
+    for column, values in section.exclude.items():
+        require(column, known, "features.exclude")
+        table = table.filter(~pl.col(column).cast(pl.String).is_in(list(values)).fill_null(False))
+    text = {key: _text(getattr(section, key)) for key in ("category", "name")}
+    text |= {name: _text(column) for name, column in zip(GROUPS, section.groups, strict=False)}
+    chosen = table.select(item=section.item, **text, stock=pl.lit(None, pl.Boolean)).drop_nulls("item")
+    return chosen.unique("item", keep="first", maintain_order=True).sort("item").collect()
+
+
+def _text(column: str | None) -> pl.Expr:
+    return pl.lit(None, pl.String) if column is None else pl.col(column).cast(pl.String)
+
+
+def _stocked(found: pl.DataFrame, tables: Mapping[str, pl.LazyFrame], section: Interactions) -> pl.DataFrame:
+    """`found` with its stock; an item that only the table of stock knows comes without category."""
+    if (name := section.stock_table or section.items) is None:
+        raise ParamsError(f"features.stock = {section.stock}: needs a table; give features.stock_table or features.items")
+    told = stock(tables[name], section)
+    if not len(found):
+        found = found.cast({"item": told.schema["item"]})
+    return (
+        found.drop("stock").join(told, on="item", how="full" if section.items is None else "left", coalesce=True).sort("item")
+    )
+
+
+def stock(table: pl.LazyFrame, section: Interactions) -> pl.DataFrame:
+    """item and stock (whether there is any), one row per item; of several rows one in stock is enough."""
+    schema = table.collect_schema()
+    for key, column in (("item", section.item), ("stock", str(section.stock))):
+        require(column, schema.names(), f"features.{key}")
+    value = pl.col(str(section.stock))
+    if not (schema[str(section.stock)].is_numeric() or schema[str(section.stock)] == pl.Boolean):
+        raise ParamsError(
+            f"features.stock = {section.stock}: holds {schema[str(section.stock)]}; it must hold numbers or true and false"
+        )
+    there = value.cast(pl.Float64) > 0
+    return table.drop_nulls(section.item).group_by(item=section.item).agg(stock=there.any()).sort("item").collect()
+
+
+@dataclass(eq=False)
+class Goods:
+    """Everything that can be recommended: the catalogue, in its order, then other known items, too rare to learn of (`rare`).
+
+    Arrays are parallel to `ids`; both parts are sorted.
+    """
+
+    ids: np.ndarray
+    size: int
+    """Of the catalogue."""
+    category: np.ndarray
+    """Number of the category in `categories`; 0: none."""
+    categories: np.ndarray
+    """Names, sorted; the first is empty."""
+    names: np.ndarray
+    """What each is in words; "" where nothing says it."""
+    stock: np.ndarray | None
+    """Whether each is there; None: unknown."""
+    users: np.ndarray
+    """Number of users who bought each."""
+    popular: np.ndarray
+    """Number of users who bought each lately."""
+    _place: dict[object, int] = field(default_factory=dict, init=False, repr=False)
+    _masks: dict[ListRules, list[tuple[str, np.ndarray]]] = field(default_factory=dict, init=False, repr=False)
+    _orders: dict[str | None, np.ndarray] = field(default_factory=dict, init=False, repr=False)
+    _pools: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, init=False, repr=False)
+    local: "Local | None" = None
+
+    @classmethod
+    def of(cls, catalogue: np.ndarray, histories: Histories, told: pl.DataFrame, first: int) -> "Goods":
+        """`told`: what `items` makes; `first`: the day from which on purchases count as lately."""
+        told = told.with_columns(item=_like(told["item"], catalogue)).drop_nulls("item")
+        known = np.union1d(histories.items, to_ids(told["item"]))
+        ids = np.concatenate([catalogue, known[codes(known, catalogue) < 0]])
+        facts = pl.DataFrame({"item": ids}).join(told, on="item", how="left", maintain_order="left")
+        categories = np.concatenate([[""], facts["category"].drop_nulls().unique().sort().to_numpy().astype(str)])
+        category = codes(facts["category"].fill_null("").to_numpy().astype(str), categories)
+        told_stock = facts["stock"].fill_null(False).to_numpy() if told["stock"].count() else None
+        names = facts["name"].fill_null(facts["category"]).fill_null("").to_numpy()
+        lately = histories.between(first, np.iinfo(np.int32).max)
+        users, popular = (_buyers(each, ids, len(catalogue)) for each in (histories, lately))
+        return cls(ids, len(catalogue), category, categories, names, told_stock, users, popular)
+
+    def __post_init__(self) -> None:
+        self.rare = self.ids[self.size :]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def positions(self, asked: list[object]) -> np.ndarray:
+        """Of the items `asked`, -1 for one that is not known."""
+        if not self._place:
+            self._place.update(zip(self.ids.tolist(), range(len(self.ids)), strict=True))
+        return np.array([self._place.get(as_id(each, self.ids), -1) for each in asked], np.int64)
+
+    def masks(self, rules: ListRules) -> list[tuple[str, np.ndarray]]:
+        """Rule -> which items it allows, for the rules that are the same for every user; those that allow all are left out.
+
+        Raises ParamsError for a category that no item has, and for stock of which nothing is known.
+        """
+        if rules not in self._masks:
+            while len(self._masks) >= MASKS:
+                del self._masks[next(iter(self._masks))]
+            self._masks[rules] = list(self._made(rules))
+        return self._masks[rules]
+
+    def _made(self, rules: ListRules) -> Iterator[tuple[str, np.ndarray]]:
+        if rules.in_stock:
+            if self.stock is None:
+                raise ParamsError("in_stock = true: nothing says what is in stock; name a column in features.stock")
+            yield "in_stock", self.stock
+        if rules.categories is not None:
+            yield "categories", np.isin(self.category, self._codes("categories", rules.categories))
+        if rules.not_categories:
+            yield "not_categories", ~np.isin(self.category, self._codes("not_categories", rules.not_categories))
+        if rules.not_items:
+            found = self.positions(list(rules.not_items))
+            allowed = np.ones(len(self.ids), bool)
+            allowed[found[found >= 0]] = False
+            yield "not_items", allowed
+
+    def _codes(self, key: str, names: tuple[str, ...]) -> list[int]:
+        known = self.categories[1:].tolist()
+        for name in names:
+            if name not in known:
+                raise ParamsError(f"{key} = {name}: no such category{nearest(name, known) if known else '; none is known'}")
+        return [known.index(name) + 1 for name in names]
+
+    def by_popularity(self, place: str | None) -> np.ndarray:
+        """Positions of the catalogue: what most users bought lately at `place`, then in all, first."""
+        if self.local is None or place not in self.local.users:
+            place = None
+        if place not in self._orders:
+            popular = self.popular[: self.size].astype(float)
+            if place is not None and self.local is not None:
+                item, count = self.local.users[place]
+                inside = item < self.size
+                popular[item[inside]] += count[inside] * (len(popular) and popular.max() + 1)
+            self._orders[place] = np.argsort(-popular, kind="stable")
+        return self._orders[place]
+
+    def pool(self, fewer_than: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the items that fewer users bought, category after category, and where each category begins."""
+        if fewer_than not in self._pools:
+            chosen = np.flatnonzero(self.users < fewer_than)
+            by = np.argsort(self.category[chosen], kind="stable")
+            starts = np.searchsorted(self.category[chosen][by], np.arange(len(self.categories) + 1))
+            self._pools[fewer_than] = chosen[by], starts
+        return self._pools[fewer_than]
+
+
+def mostly_at(places: pl.DataFrame, histories: Histories, since: int) -> np.ndarray | None:
+    """Number of the place with most baskets of each of histories.users from the day `since` on, -1 for none; None: no places.
+
+    `places`: what `places` makes.
+    """
+    if places.is_empty():
+        return None
+    late = histories.between(since, np.iinfo(np.int32).max).frame().select("user", "basket").unique()
+    keys = [pl.col(name).cast(pl.String) for name in ("user", "basket")]
+    counts = late.with_columns(keys).join(places.with_columns(keys), on=["user", "basket"]).group_by("user", "place").len()
+    first = counts.sort("user", "len", "place", descending=[False, True, False]).unique(
+        "user", keep="first", maintain_order=True
+    )
+    number = first.with_columns(number=pl.col("place").rank("dense").cast(pl.Int64) - 1).select("user", "number")
+    asked = pl.DataFrame({"user": pl.Series(histories.users).cast(pl.String)})
+    return asked.join(number, on="user", how="left", maintain_order="left")["number"].fill_null(-1).to_numpy()
+
+
+@dataclass(eq=False)
+class Local:
+    """What is popular where: place -> positions of items in Goods, and users who bought each there lately."""
+
+    users: dict[str, tuple[np.ndarray, np.ndarray]]
+
+    @classmethod
+    def of(cls, goods: Goods, lines: pl.DataFrame, places: pl.DataFrame) -> "Local":
+        """`lines`: the late purchases, in the columns of Histories.of; `places`: what `places` makes."""
+        keys = [pl.col(name).cast(pl.String) for name in ("user", "basket")]
+        at = lines.with_columns(keys).join(places.with_columns(keys), on=["user", "basket"])
+        counts = at.group_by("place", "item").agg(pl.col("user").n_unique().alias("users")).sort("place", "item")
+        counts = counts.with_columns(at=pl.Series(goods.positions(counts["item"].to_list())))
+        parts = counts.partition_by("place", as_dict=True)
+        return cls({str(place): (part["at"].to_numpy(), part["users"].to_numpy()) for (place,), part in parts.items()})
+
+
+def _like(ids: pl.Series, known: np.ndarray) -> pl.Series:
+    return ids.cast(pl.Int64 if known.dtype.kind in "iu" else pl.String, strict=False)
+
+
+def _buyers(histories: Histories, ids: np.ndarray, size: int) -> np.ndarray:
+    """Number of users per entry of `ids`: the sorted catalogue of `size`, and the sorted rest."""
+    pairs = distinct(histories.user.astype(np.int64) * max(len(histories.items), 1) + histories.item)
+    count = np.bincount(pairs % max(len(histories.items), 1), minlength=len(histories.items))
+    found = [codes(part, histories.items) for part in (ids[:size], ids[size:])]
+    at = np.concatenate(found)
+    return np.where(at >= 0, count[at] if len(count) else 0, 0)

@@ -1,0 +1,481 @@
+"""What classification, regression and clustering share: features beside a target, one row per entity and cutoff or per case."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import polars as pl
+from sklearn.pipeline import Pipeline
+
+from evergreen.tasks.config.params import KindName, Range, Role, Table, Tabular, require
+from evergreen.tasks.core.errors import DataError
+from evergreen.tasks.problems import splits as split
+from evergreen.tasks.problems.base import NOT_SCORED, Config, Fold, Metric, Model, Part, Splits
+from evergreen.tasks.problems.tabular import holdout_split, preprocessing
+from evergreen.tasks.problems.tabular.point_in_time import point_in_time
+from evergreen.tasks.problems.tabular.transform_cache import once
+from evergreen.tasks.problems.tabular.weighted_ensemble import Blend
+
+LIGHTGBM = {
+    "n_jobs": 1,
+    "deterministic": True,
+    "force_row_wise": True,
+    "verbosity": -1,
+    "subsample": 0.7,
+    "subsample_freq": 1,
+    "max_bin": 63,
+}
+"""Settings of every LightGBM model: one thread, the same trees each time, and histograms coarse enough to be quick."""
+
+BOOSTING = {
+    "n_estimators": 150,
+    "learning_rate": 0.05,
+    "num_leaves": 6,
+    "min_child_samples": 50,
+    "colsample_bytree": 0.3,
+    "reg_lambda": 5.0,
+}
+BOOSTING_SPACE = {
+    "n_estimators": Range(low=80, high=250, integer=True),
+    "learning_rate": Range(low=0.02, high=0.1, log=True),
+    "num_leaves": Range(low=3, high=16, integer=True, log=True),
+    "min_child_samples": Range(low=10, high=200, integer=True, log=True),
+    "colsample_bytree": Range(low=0.2, high=0.8),
+    "reg_lambda": Range(low=0.1, high=50.0, log=True),
+}
+
+
+PLAIN_LIGHTGBM = {**LIGHTGBM, "max_bin": 255}
+PLAIN_BOOSTING = {
+    "n_estimators": 250,
+    "learning_rate": 0.05,
+    "num_leaves": 8,
+    "min_child_samples": 20,
+    "colsample_bytree": 0.5,
+    "reg_lambda": 1.0,
+}
+"""Of plain tables, from a thousand rows to a million."""
+PLAIN_BOOSTING_SPACE = {
+    "n_estimators": Range(low=80, high=1000, integer=True, log=True),
+    "learning_rate": Range(low=0.02, high=0.15, log=True),
+    "num_leaves": Range(low=3, high=96, integer=True, log=True),
+    "min_child_samples": Range(low=3, high=100, integer=True, log=True),
+    "colsample_bytree": Range(low=0.2, high=1.0),
+    "reg_lambda": Range(low=0.01, high=50.0, log=True),
+}
+FOREST = {"n_jobs": 1, "n_estimators": 100}
+TREE_ROWS = 10_000
+"""A tree of a forest learns from so many rows at most, drawn for it: time and size stay within bounds."""
+FOREST_DEFAULTS = {"min_samples_leaf": 3, "max_features": 0.4}
+FOREST_SPACE = {
+    "min_samples_leaf": Range(low=1, high=30, integer=True, log=True),
+    "max_features": Range(low=0.1, high=0.8),
+}
+FOR_LINES = {"indicate": Range(values=(True,)), "curves": Range(values=(5, 0)), "log": Range(values=(False, True))}
+"""Choices of the pipeline for linear models of plain tables, and for trees."""
+FOR_TREES = {"encode": Range(values=("target", "onehot"))}
+FOR_AMOUNTS = {"target_log": Range(values=("auto", False))}
+
+CELLS = 30_000_000
+"""Large or wide tables bend at fewer points, so that the matrix of numbers stays within so many (of 8 bytes)."""
+
+Said = Callable[[pd.DataFrame], dict[str, np.ndarray]]
+"""The answers of a pipeline, or of what it was compiled to, to a frame of features: one per row in each column."""
+Stage = Literal["baseline", "linear", "trees", "boosting", "ensemble"]
+"""How much a model costs to run and to understand, the least first."""
+BLEND = "blend"
+"""The model that is several: "members" of its configuration are theirs, "weights" one number each."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model of a kind: its estimator, what is fixed, what is searched and where the search begins."""
+
+    estimator: Callable[..., Any]
+    """A scikit-learn estimator class."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    space: Mapping[str, Range] = field(default_factory=dict)
+    native: bool = False
+    """It understands missing values and does not care for the scale of numbers."""
+    prepared: bool = True
+    """It needs the steps of the pipeline before it; a baseline may not."""
+    stage: Stage = "boosting"
+    """When a staged search tries it."""
+    choices: Mapping[str, Range] = field(default_factory=dict)
+    """Choices of the pipeline that are searched for it where params do not say them; the first of each is its default."""
+
+    def make(self, config: Config, seed: int) -> Any:
+        """The unfitted estimator; keys of `config` that are no parameter of it belong to the pipeline."""
+        known = self.estimator().get_params()
+        given = {name: value for name, value in config.items() if name in known}
+        seeded = {"random_state": seed} if "random_state" in known else {}
+        return self.estimator(**{**self.fixed, **seeded, **given})
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One row per entity and cutoff, or per row of a plain table; all columns in the same order."""
+
+    entity: pl.Series
+    cutoff: pl.Series | None
+    """None for a plain table."""
+    target: pl.Series
+    """Missing where the label is not complete, and everywhere for clustering."""
+    features: pd.DataFrame
+    """float64 numbers, text, and dates (datetime64)."""
+    horizon_days: int = 0
+    parts: holdout_split.Parts | None = None
+    """Of a plain table."""
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    """Of the features of a plain table."""
+
+    def at(self, parts: Iterable[Part], labelled: bool = False) -> "Rows":
+        """The rows at cutoffs, or of the parts of a plain table; only those with a target if `labelled`."""
+        mask = self._mask(list(parts))
+        mask = mask & self.target.is_not_null() if labelled else mask
+        cutoff = self.cutoff.filter(mask) if self.cutoff is not None else None
+        entity, target, features = self.entity.filter(mask), self.target.filter(mask), self.features.loc[mask.to_numpy()]
+        return replace(self, entity=entity, target=target, features=features, cutoff=cutoff, parts=None)
+
+    def _mask(self, parts: Sequence[Part]) -> pl.Series:
+        if self.parts is not None:
+            return pl.Series(self.parts.rows([str(each) for each in parts]))
+        assert self.cutoff is not None
+        return self.cutoff.is_in([each for each in parts if isinstance(each, date)])
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+class TabularKind:
+    """The part of the protocol that does not depend on what is predicted."""
+
+    name: KindName
+    metrics: tuple[Metric, ...]
+    baseline: str
+    supervised: ClassVar[bool] = True
+    """Whether there is a target to learn from."""
+    families: ClassVar[Mapping[str, Family]]
+    """Model -> family, the baseline first, simple ones before complex ones."""
+    plain: ClassVar[Mapping[str, Family]]
+    """The same for plain tables."""
+    blend: ClassVar[type[Blend] | None] = None
+    """How several models answer together. None: they cannot."""
+
+    def offered(self, section: Tabular) -> Mapping[str, Family]:
+        """Model -> family, of those that suit the form of the features. A blend is made of them and is none of them."""
+        return self.plain if isinstance(section.features, Table) else self.families
+
+    def stages(self, section: Tabular) -> dict[str, Stage]:
+        """Model -> its stage, in the order of the search; last the blend, where the kind has one."""
+        found: dict[str, Stage] = {name: family.stage for name, family in self.offered(section).items()}
+        if self.blend:
+            found[BLEND] = "ensemble"
+        return found
+
+    def build(
+        self, tables: Mapping[str, pl.LazyFrame], times: Mapping[str, str | None], section: Tabular, as_of: date
+    ) -> dict[str, pl.DataFrame]:
+        """`rows`: one row per entity and cutoff, known at the cutoff; `as_of` itself comes with a missing target.
+
+        Of a plain table its rows, see table.plain.
+        """
+        if isinstance(section.features, Table):
+            return {
+                "rows": holdout_split.plain(tables[section.features.table], section.features, self.name == "classification")
+            }
+        return {"rows": point_in_time(tables, times, section.features, as_of)}
+
+    def load(self, folder: Path, section: Tabular) -> Rows:
+        """Read rows.parquet. Raises DataError where there is no row, no feature or an infinite number."""
+        frame = pl.read_parquet(folder / "rows.parquet")
+        if isinstance(section.features, Table):
+            features = _features(frame.select(*section.features.columns), folder / "rows.parquet")
+            parts = holdout_split.parts(frame, section, self.name == "classification")
+            return Rows(
+                frame[holdout_split.ENTITY],
+                None,
+                frame[holdout_split.TARGET],
+                features,
+                parts=parts,
+                roles=section.features.columns,
+            )
+        entity = section.features.entity
+        named = [name for name in frame.columns if name not in (entity, "cutoff", "target")]
+        if frame.is_empty() or not named:
+            raise DataError(
+                f"{folder / 'rows.parquet'}: {frame.height} rows with {len(named)} features; needs at least one of each."
+            )
+        target = frame["target"] if "target" in frame.columns else pl.Series("target", [None] * frame.height, pl.Float64)
+        features = _features(frame.select(named), folder / "rows.parquet")
+        return Rows(frame[entity], frame["cutoff"], target, features, section.features.horizon_days)
+
+    def splits(self, data: Rows, section: Tabular) -> Splits:
+        if data.parts is not None:
+            return data.parts.splits
+        return split.by_cutoff(self.cutoffs(data), data.horizon_days, section)
+
+    def begins(self, data: Rows, part: Part) -> date | None:
+        return part if isinstance(part, date) else data.parts.begins.get(part) if data.parts else None
+
+    def cutoffs(self, data: Rows) -> list[date]:
+        """Cutoffs with complete labels, ascending; none for a plain table."""
+        if data.cutoff is None:
+            return []
+        return data.cutoff.filter(data.target.is_not_null()).unique().sort().to_list()
+
+    def space(self, section: Tabular) -> dict[str, dict[str, Range]]:
+        """The ranges of each model, and before them the pipeline's choices that params gives as lists."""
+        return {model: {**self.choices(model, section), **family.space} for model, family in self.offered(section).items()}
+
+    def choices(self, model: str, section: Tabular) -> dict[str, Range]:
+        family = self.offered(section)[model]
+        if not family.prepared:
+            return {}
+        own = {name: each for name, each in family.choices.items() if name not in section.pipeline.model_fields_set}
+        return preprocessing.space(section.pipeline, family.native) | own
+
+    def defaults(self, model: str, section: Tabular) -> Config:
+        """The family's defaults, and the first of each list of choices."""
+        first = {name: each.values[0] for name, each in self.choices(model, section).items() if each.values}
+        return {"model": model, **first, **self.offered(section)[model].defaults}
+
+    def rows(self, data: Rows, parts: Sequence[Part]) -> int:
+        return len(data.at(parts, labelled=self.supervised))
+
+    def slices(self, data: Rows, part: Part, names: Sequence[str], section: Tabular) -> pl.DataFrame:
+        """`entity` and the features called `names`; raises ParamsError for a name that is no feature."""
+        rows = data.at([part])
+        for name in names:
+            require(name, rows.features, "evaluate.slices")
+        return pl.DataFrame(
+            {"entity": rows.entity} | {name: pl.Series(rows.features[name]) for name in names}, nan_to_null=True
+        )
+
+    def training_rows(self, data: Rows, parts: Sequence[Part], section: Tabular, seed: int) -> Rows:
+        """What there is to learn from, of older rows fewer with train.half_life_days. Raises DataError for nothing."""
+        rows = data.at(parts, labelled=self.supervised)
+        if not len(rows):
+            days = ", ".join(map(str, parts)) or "(none)"
+            raise DataError(
+                f"no {'labelled ' if self.supervised else ''}row to learn from at the cutoffs {days}. "
+                "Give more history or an earlier features.cutoffs.first."
+            )
+        return aged(rows, section.train.half_life_days, seed)
+
+    def assemble(self, rows: Rows, config: Config, section: Tabular, task: preprocessing.Task, seed: int) -> Any:
+        """The unfitted model: the steps of the pipeline, as the training rows call for them, and the estimator.
+
+        Of a blend all that its members are.
+        """
+        if config["model"] == BLEND and self.blend:
+            members = [self.assemble(rows, each, section, task, seed) for each in config["members"]]
+            return self.blend(members, config["weights"])
+        family = self.offered(section)[config["model"]]
+        estimator = family.make(config, seed)
+        if not family.prepared:
+            return estimator
+        if "max_samples" in estimator.get_params() and len(rows) > TREE_ROWS:
+            estimator.set_params(bootstrap=True, max_samples=TREE_ROWS)
+        dates, texts = ([name for name, each in rows.roles.items() if each == role] for role in ("date", "text"))
+        others = rows.features.drop(columns=[*dates, *texts]) if dates or texts else rows.features
+        numeric, low, high = roles(others, section.pipeline.high_cardinality)
+        if not family.native and preprocessing.choose(section.pipeline, config)["impute"] == "none":
+            _refuse_missing(rows.features.loc[:, numeric], config["model"])
+        bent = _bounded(preprocessing.choose(section.pipeline, config)["curves"], len(rows) * len(numeric))
+        steps = preprocessing.preprocess(
+            *(section.pipeline, {**config, "curves": bent}, numeric, low, high, task, seed, family.native, dates, texts),
+            stratified=task == "continuous" or _smallest_class(rows.target) >= preprocessing.ENCODING_FOLDS,
+        )
+        return Pipeline([("prepare", once(steps)), ("model", estimator)])
+
+    def score_model(
+        self, model: Model, data: Rows, fold: Fold, config: Config, section: Tabular, seed: int
+    ) -> dict[str, float]:
+        return {}
+
+    def importance(self, model: Model) -> dict[str, float]:
+        return importance(model)
+
+    def example(self, data: Rows, section: Tabular) -> pd.DataFrame:
+        return data.features.tail(5).reset_index(drop=True)
+
+    def said(self, model: Model, features: pd.DataFrame) -> dict[str, np.ndarray]:
+        """The columns of an answer: `prediction`, one per row of `features`."""
+        return {"prediction": model.predict(features)}
+
+    def answer(self, model: Model, data: Rows, asked: pl.DataFrame, section: Tabular) -> pl.DataFrame:
+        """`asked`, the columns of `said`, and why a row has no answer: its entity is unknown, or a number is none."""
+        return self.answered(partial(self.said, model), *self.asked(data, asked, section), asked)
+
+    def asked(self, data: Rows, asked: pl.DataFrame, section: Tabular) -> tuple[pd.DataFrame, list[str | None]]:
+        """The features of each row of `asked`, given in it or looked up by its entity, and why a row has none."""
+        return _asked(data, asked, section.features.entity)
+
+    def answered(self, said: Said, features: pd.DataFrame, why: Sequence[str | None], asked: pl.DataFrame) -> pl.DataFrame:
+        """See `answer`. `said`: the columns of the answer to features, by a pipeline or by what it was compiled to."""
+        there = np.array([each is None for each in why], dtype=bool)
+        found = said(features.loc[there]) if there.any() else {"prediction": np.empty(0)}
+        if taken := [name for name in (*found, NOT_SCORED) if name in asked.columns]:
+            raise DataError(f"column {taken[0]}: the answer brings a column of that name; rename it in the file")
+        places = pl.DataFrame({"row": np.flatnonzero(there), **found})
+        answers = pl.DataFrame({"row": np.arange(len(why))}).join(places, on="row", how="left", maintain_order="left")
+        return asked.hstack(answers.drop("row")).with_columns(pl.Series(NOT_SCORED, why, pl.String))
+
+
+def aged(rows: Rows, half_life_days: float | None, seed: int) -> Rows:
+    """`rows` with a part of the older ones: of those `half_life_days` before the newest cutoff a half, drawn at random.
+
+    So they weigh less in whatever learns, a model that takes no weights too. All of them for None, and without cutoffs.
+    """
+    if half_life_days is None or rows.cutoff is None or not len(rows):
+        return rows
+    newest = rows.cutoff.max()
+    age = pl.DataFrame({"cutoff": rows.cutoff}).select((pl.lit(newest) - pl.col("cutoff")).dt.total_days()).to_series()
+    kept = np.random.default_rng(seed).random(len(rows)) < 0.5 ** (age.to_numpy() / half_life_days)
+    mask = pl.Series(kept)
+    entity, target, cutoff = rows.entity.filter(mask), rows.target.filter(mask), rows.cutoff.filter(mask)
+    return replace(rows, entity=entity, target=target, cutoff=cutoff, features=rows.features.loc[kept])
+
+
+def roles(features: pd.DataFrame, high_cardinality: int) -> tuple[list[str], list[str], list[str]]:
+    """Columns that are numbers, text with few distinct values and text with more than `high_cardinality`."""
+    numeric = [name for name in features if pd.api.types.is_numeric_dtype(features[name])]
+    text = [name for name in features if pd.api.types.is_string_dtype(features[name])]
+    high = [name for name in text if features[name].nunique() > high_cardinality]
+    return numeric, [name for name in text if name not in set(high)], high
+
+
+def _bounded(knots: int, numbers: int) -> int:
+    """So many of `knots` that the columns for them, for so many `numbers`, keep to CELLS."""
+    return knots if numbers * (1 + knots) <= CELLS else max(CELLS // numbers - 1, 0)
+
+
+def _smallest_class(target: pl.Series) -> int:
+    return int(target.value_counts()["count"].min() or 0)  # pyright: ignore[reportArgumentType]
+
+
+def importance(model: Model) -> dict[str, float]:
+    """Each input feature's share, largest first: of the gain for trees, of the weights without sign for a linear model.
+
+    Categories count with all their columns; a blend has the weighted mean of its members. Empty for a model that has neither.
+    """
+    inner = getattr(model, "estimator_", getattr(model, "regressor_", model))
+    if isinstance(inner, Blend):
+        return _importance_of(inner)
+    if inner is not model and not isinstance(inner, Pipeline):
+        return importance(inner)
+    if not isinstance(inner, Pipeline):
+        return {}
+    last = inner.named_steps["model"]
+    if hasattr(last, "booster_"):
+        weights = last.booster_.feature_importance("gain").astype(float)
+    elif hasattr(last, "estimators_"):
+        weights = last.feature_importances_
+    elif hasattr(last, "coef_"):
+        weights = np.abs(np.atleast_2d(last.coef_)).sum(axis=0)
+    else:
+        return {}
+    return preprocessing.fold_back(inner.named_steps["prepare"], weights)
+
+
+def _importance_of(blend: Blend) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for weight, each in zip(blend.weights_, blend.models_, strict=True):
+        for name, share in importance(each).items():
+            found[name] = found.get(name, 0.0) + weight * share
+    total = sum(found.values()) or 1.0
+    return {name: share / total for name, share in sorted(found.items(), key=lambda item: -item[1])}
+
+
+def _features(frame: pl.DataFrame, path: Path) -> pd.DataFrame:
+    """Numbers as float64, the rest as text. Raises DataError for an infinite number."""
+    columns = {}
+    for series in frame:
+        if series.dtype.is_numeric() or series.dtype == pl.Boolean:
+            values = series.cast(pl.Float64)
+            if rows := (values.is_infinite().fill_null(False)).sum():
+                raise DataError(
+                    f"{path}: {series.name}: {rows} of {frame.height:,} rows are infinite. Mend the feature's definition."
+                )
+            columns[series.name] = values.to_numpy()
+        elif series.dtype.is_temporal():
+            columns[series.name] = series.to_pandas()
+        else:
+            columns[series.name] = pd.Series(series.cast(pl.String).to_list(), dtype="str")
+    return pd.DataFrame(columns)
+
+
+def _refuse_missing(numbers: pd.DataFrame, model: str) -> None:
+    missing = numbers.isna().sum()
+    if missing.any():
+        raise DataError(
+            f"{missing.idxmax()}: {missing.max():,} of {len(numbers):,} rows are missing, and with pipeline.impute none "
+            f"{model} cannot learn from them. Set pipeline.impute to median, mean or zero, or tune.models to others."
+        )
+
+
+def _asked(data: Rows, asked: pl.DataFrame, entity: str | None) -> tuple[pd.DataFrame, list[str | None]]:
+    """The features of each row of `asked`, given in it or looked up by its entity, and why a row has none.
+
+    Raises DataError where neither all features nor the entity are columns of `asked`.
+    """
+    missing = [name for name in data.features if name not in asked.columns]
+    if not missing:
+        return _given(data, asked)
+    if entity in asked.columns and data.cutoff is not None:
+        return _looked_up(data, asked[entity])
+    either = f"{entity}, or " if data.cutoff is not None else ""
+    raise DataError(
+        f"columns {', '.join(asked.columns) or '(none)'}: needs {either}every feature; {len(missing)} are missing "
+        f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''})"
+    )
+
+
+def _looked_up(data: Rows, wanted: pl.Series) -> tuple[pd.DataFrame, list[str | None]]:
+    """The newest features of each entity."""
+    assert data.cutoff is not None
+    day = data.cutoff.unique().sort()[-1]
+    newest = data.at([day])
+    places = pl.DataFrame({"entity": newest.entity, "place": np.arange(len(newest))})
+    keys = wanted.cast(newest.entity.dtype, strict=False).alias("entity").to_frame()
+    place = keys.join(places, on="entity", how="left", maintain_order="left")["place"]
+    unknown = place.is_null()
+    why = [f"{wanted.name} = {key}: no features at {day}" if lost else None for key, lost in zip(wanted, unknown, strict=True)]
+    return newest.features.iloc[place.fill_null(0).to_numpy()], why
+
+
+def _given(data: Rows, asked: pl.DataFrame) -> tuple[pd.DataFrame, list[str | None]]:
+    """The columns of the features, with the types they have in training."""
+    why: list[str | None] = [None] * asked.height
+    columns = {}
+    for name in data.features:
+        if not pd.api.types.is_numeric_dtype(data.features[name]):
+            columns[name] = _as_trained(data.features[name], asked[name], why)
+            continue
+        numbers = asked[name].cast(pl.Float64, strict=False)
+        wrong = (numbers.is_null() & asked[name].is_not_null()) | numbers.is_infinite().fill_null(False)
+        for row in wrong.arg_true():
+            why[row] = why[row] or f"{name} = {asked[name][row]}: is no finite number"
+        columns[name] = numbers.to_numpy()
+    return pd.DataFrame(columns), why
+
+
+def _as_trained(known: Any, asked: pl.Series, why: list[str | None]) -> pd.Series:
+    """Dates or text, as in training; where a date is none, `why` says so."""
+    if not pd.api.types.is_datetime64_any_dtype(known):
+        return pd.Series(asked.cast(pl.String).to_list(), dtype="str")
+    text = asked.dtype == pl.String
+    try:
+        moments = asked.str.to_datetime(strict=False) if text else asked.cast(pl.Datetime("us"), strict=False)
+    except pl.exceptions.PolarsError:  # not one of them is a date
+        moments = pl.Series(asked.name, [None] * len(asked), dtype=pl.Datetime("us"))
+    for row in (moments.is_null() & asked.is_not_null()).arg_true():
+        why[row] = why[row] or f"{asked.name} = {asked[row]}: is no date"
+    return moments.to_pandas()

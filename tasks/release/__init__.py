@@ -1,0 +1,1 @@
+"""Registry, lineage, promotion gate, deployments, rollouts."""

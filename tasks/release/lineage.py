@@ -1,0 +1,264 @@
+"""Recording with DVC what the steps made, and saying where a model comes from. The one home of dvc."""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dvc.exceptions import DvcException, NotDvcRepoError
+from dvc.lock import LockError
+from dvc.repo import Repo
+from dvc.scm import SCMError
+from ruamel.yaml import YAML
+
+from evergreen.tasks.config.params import Params
+from evergreen.tasks.core.errors import BusyError, ProjectError, SpaceError
+from evergreen.tasks.core.paths import Layout, read_json
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PATIENCE = 60.0
+"""Seconds to wait for another `dvc` before giving up. DVC itself gives up after three."""
+CHANGED_FILES = 20
+"""How many changed files lineage names."""
+_ONE_AT_A_TIME = threading.RLock()
+
+
+class Stages:
+    """The stages of dvc.yaml, called as DVC calls them: "ingest", "train@redeem".
+
+    Every call opens the repository anew (6 ms), so it sees the files as they are, and holds DVC's own lock meanwhile.
+    Raises ProjectError where the folder has no git, no DVC, or no such stage; BusyError where another `dvc` keeps the lock;
+    SpaceError where its cache cannot be written.
+    """
+
+    def __init__(self, layout: Layout, patience: float = PATIENCE) -> None:
+        self._root = layout.root
+        self._patience = patience
+        logging.getLogger("dvc").setLevel(logging.CRITICAL)  # its bars stop with its level; errors arrive as exceptions
+        self._call(lambda repo: repo.root_dir)
+
+    def fresh(self, stage: str) -> bool:
+        """Whether the outputs of `stage` stand and belong to its present command, dependencies and params."""
+        return not self._call(lambda repo: repo.status(targets=[self._address(stage)]))
+
+    def commit(self, stage: str) -> None:
+        """Record the outputs of `stage` as they are, so that DVC has nothing to do for it.
+
+        Raises ProjectError where an output is missing.
+        """
+
+        def save(repo: Repo) -> None:
+            if not Path.cwd().is_relative_to(self._root):
+                # DVC's run cache finds its stages from the current folder; without it the outputs are recorded all the same
+                repo.stage_cache.save = lambda stage: None
+            repo.commit(self._address(stage), force=True)
+
+        self._call(save)
+
+    def status(self) -> dict[str, Any]:
+        """Stage -> what changed, in DVC's words; empty where nothing is to be done."""
+        found = self._call(lambda repo: repo.status())
+        return {_name(address): changes for address, changes in found.items()}
+
+    def graph(self) -> dict[str, list[str]]:
+        """Stage -> the stages whose outputs it reads, sorted; in the order of dvc.yaml."""
+
+        def read(repo: Repo) -> dict[str, list[str]]:
+            graph = repo.index.graph
+            return {
+                _name(each.addressing): sorted(_name(other.addressing) for other in graph.successors(each))
+                for each in repo.index.stages
+            }
+
+        return self._call(read)
+
+    def _address(self, stage: str) -> str:
+        """With the whole path: DVC reads a bare name from the current folder, which need not be the project."""
+        return f"{self._root / 'dvc.yaml'}:{stage}"
+
+    def _call(self, question: Callable[[Repo], T]) -> T:
+        deadline = time.monotonic() + self._patience
+        with _ONE_AT_A_TIME:
+            while True:
+                try:
+                    with Repo(str(self._root)) as repo:
+                        return question(repo)
+                except LockError as error:
+                    if time.monotonic() >= deadline:
+                        raise BusyError(
+                            f"{self._root}: another dvc command has held the lock for {self._patience:.0f} s. "
+                            "Wait until it ends, then run the same command again."
+                        ) from error
+                    log.info("dvc: another dvc command holds the lock of this project; waiting")
+                except DvcException as error:
+                    raise ProjectError(self._explain(error)) from error
+                except OSError as error:
+                    raise SpaceError(
+                        f"{error.filename or self._root}: {error.strerror or error}. DVC could not record; free space or allow "
+                        "writing there, then run the same command again."
+                    ) from error
+
+    def _explain(self, error: DvcException) -> str:
+        if isinstance(error, NotDvcRepoError):
+            return f"{self._root}: DVC is not set up here; run dvc init"
+        if isinstance(error, SCMError) and "not a git repository" in str(error):
+            return _no_git(self._root)
+        said = " ".join(str(error).split())
+        if "dvc.lock" in said:
+            advice = "Bring it back (git checkout dvc.lock), or remove it: then all is done again."
+            return f"{self._root / 'dvc.lock'}: {said}. {advice}"
+        return f"{self._root / 'dvc.yaml'}: {said}"
+
+
+def restore(layout: Layout, digest: str, place: Path) -> bool:
+    """Lay what DVC recorded as `digest`, a file or a folder, at `place`. False where its cache does not hold all of it.
+
+    Raises ProjectError where DVC is not set up.
+    """
+    logging.getLogger("dvc").setLevel(logging.CRITICAL)
+    try:
+        with Repo(str(layout.root)) as repo:
+            cache = Path(repo.cache.local.path)
+    except DvcException as error:
+        raise ProjectError(f"{layout.root}: DVC is not set up here, so no data of earlier versions is kept") from error
+    kept = cache / digest[:2] / digest[2:]
+    if not kept.is_file():
+        return False
+    files = {"": kept}
+    if digest.endswith(".dir"):
+        files = {each["relpath"]: cache / each["md5"][:2] / each["md5"][2:] for each in read_json(kept)}
+    if not all(path.is_file() for path in files.values()):
+        return False
+    for name, path in files.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place / name)
+    return True
+
+
+def archive(layout: Layout, commit: str, place: Path) -> bool:
+    """Lay the project as it was at `commit` into the folder `place`. False where git does not know the commit.
+
+    Raises ProjectError where the project is not under git.
+    """
+    inside = _ask_git(layout.root, "rev-parse", "--show-prefix").strip()
+    if not _ask_git(layout.root, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}", allowed=(0, 1, 128)).strip():
+        return False
+    file = place / "commit.tar"
+    _ask_git(layout.root, "archive", "--format=tar", "-o", str(file), f"{commit}:{inside}")
+    with tarfile.open(file) as tar:
+        tar.extractall(place, filter="data")
+    file.unlink()
+    return True
+
+
+def set_up(layout: Layout) -> list[str]:
+    """Put a folder under git and DVC where it is not yet. Returns what was made.
+
+    Raises ProjectError where git is not installed, or git or DVC refuses.
+    """
+    root, made = layout.root, []
+    if _ask_git(root, "rev-parse", "--show-toplevel", allowed=(0, 128), anywhere=True) == "":
+        _ask_git(root, "init", "--quiet")
+        made.append(".git")
+    if not (root / ".dvc").is_dir():
+        top = Path(_ask_git(root, "rev-parse", "--show-toplevel").strip())
+        logging.getLogger("dvc").setLevel(logging.CRITICAL)
+        try:
+            with Repo.init(str(root), subdir=top.resolve() != root.resolve()) as repo:
+                changing: Any = repo.config.edit()
+                with changing as config:
+                    config["core"]["analytics"] = False
+        except DvcException as error:
+            raise ProjectError(f"{root}: dvc init failed: {' '.join(str(error).split())}") from error
+        made.append(".dvc")
+    return made
+
+
+def _name(address: str) -> str:
+    """`../shop/dvc.yaml:train@redeem` -> `train@redeem`."""
+    return address.rpartition(":")[2]
+
+
+def lineage(layout: Layout, params: Params, problem: str) -> dict[str, str]:
+    """Where the model of `problem` comes from, as short texts.
+
+    git.commit ("none" before the first one), git.dirty (true, false; dvc.lock does not count), git.changed (up to 20 files),
+    dvc.PATH (DVC's hash of each recorded output that belongs to the problem), params (its section, JSON), cutoff (or the name
+    of the last test window), begins and as_of (ISO dates, inclusive), requirements.lock (sha256), cpu_seconds.STEP,
+    peak_mb.STEP, python.
+    Raises ProjectError where the folder is not under git.
+    """
+    model = layout.model(problem) / "model.json"
+    card = read_json(model) if model.exists() else {}
+    return {
+        **_git(layout.root),
+        **{f"dvc.{path}": digest for path, digest in _outputs(layout, problem)},
+        "params": json.dumps(params.section(problem).model_dump(mode="json"), sort_keys=True),
+        **{name: str(card.get(name) or "none") for name in ("cutoff", "begins")},
+        "as_of": str(params.project.as_of or "newest day in the data"),
+        "requirements.lock": hashlib.sha256(layout.lock.read_bytes()).hexdigest() if layout.lock.exists() else "none",
+        **dict(_costs(layout, problem)),
+        "python": platform.python_version(),
+    }
+
+
+def _git(root: Path) -> dict[str, str]:
+    head = _ask_git(root, "rev-parse", "--verify", "--quiet", "HEAD", allowed=(0, 1)).strip()
+    listed = _ask_git(root, "status", "--porcelain", "--no-renames", "-z", "--", ".", ":(exclude)dvc.lock")
+    changed = [entry[3:] for entry in listed.split("\0") if entry]
+    more = f" and {len(changed) - CHANGED_FILES} more" if len(changed) > CHANGED_FILES else ""
+    return {
+        "git.commit": head or "none",
+        "git.dirty": str(bool(changed)).lower(),
+        "git.changed": ", ".join(changed[:CHANGED_FILES]) + more,
+    }
+
+
+def _ask_git(root: Path, *words: str, allowed: tuple[int, ...] = (0,), anywhere: bool = False) -> str:
+    """What git says. Raises ProjectError where it is missing, fails, or, unless `anywhere`, `root` is in no repository."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
+        )
+    except FileNotFoundError:
+        raise ProjectError("git is not installed or not on PATH; install it, then run the same command again") from None
+    if "not a git repository" in done.stderr and not anywhere:
+        raise ProjectError(_no_git(root))
+    if done.returncode not in allowed:
+        raise ProjectError(f"{root}: git {words[0]} failed: {' '.join(done.stderr.split()) or done.returncode}")
+    return done.stdout
+
+
+def _no_git(root: Path) -> str:
+    return f"{root}: not a git repository, so neither code nor data can be recorded; run git init"
+
+
+def _outputs(layout: Layout, problem: str) -> Iterator[tuple[str, str]]:
+    """Path and hash of the recorded outputs of the shared stages and of this problem's, in the order of dvc.lock."""
+    path = layout.root / "dvc.lock"
+    stages = (YAML(typ="safe").load(path) or {}).get("stages", {}) if path.exists() else {}
+    for name, stage in stages.items():
+        _, branch, owner = name.partition("@")
+        if not branch or owner == problem:
+            yield from ((out["path"], str(out.get("md5") or out.get("etag") or "none")) for out in stage.get("outs", ()))
+
+
+def _costs(layout: Layout, problem: str) -> Iterator[tuple[str, str]]:
+    """CPU seconds and peak memory of each step that worked for this problem, as its last run wrote them down."""
+    for path in sorted((layout.var / "costs").glob("*.json")):
+        step, branch, owner = path.stem.partition("@")
+        if not branch or owner == problem:
+            cost = read_json(path)
+            yield f"cpu_seconds.{step}", str(cost["cpu_seconds"])
+            yield f"peak_mb.{step}", str(cost["peak_mb"])

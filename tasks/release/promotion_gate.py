@@ -1,0 +1,190 @@
+"""May a candidate take the place of another model? Pure: frames and a policy in, a verdict out; nothing is written.
+
+The rule looks at the interval of the gain, from a paired bootstrap over entities on the very same rows:
+
+    better       the whole interval lies above margin
+    not worse    else, the whole interval lies at or above minus tolerance
+    worse        else, the whole interval lies below zero
+    cannot tell  else, and wherever the metric is undefined
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from datetime import date
+from typing import Literal
+
+import polars as pl
+
+from evergreen.tasks import problems
+from evergreen.tasks.config.params import Gate, Params, Section
+from evergreen.tasks.core import bootstrap
+from evergreen.tasks.core.errors import ParamsError, StepError
+from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.problems.base import Metric, Model
+
+log = logging.getLogger(__name__)
+
+Decision = Literal["better", "not worse", "worse", "cannot tell"]
+
+
+class Verdict(Section):
+    """What the gate decided, and on what evidence. Numbers that could not be computed are NaN."""
+
+    decision: Decision
+    promote: bool
+    reason: str
+    """One sentence for a person."""
+    metric: str
+    candidate: float
+    """Score of the candidate."""
+    other: float
+    """Score of what it is measured against."""
+    gain: float
+    """How much better the candidate is: positive is better, in the metric's unit."""
+    low: float
+    high: float
+    """Interval of the gain."""
+    rows: int
+    """Rows both were judged on."""
+    against: str
+    """What it is measured against, such as champion v3 or baseline prior."""
+
+
+def judge(
+    candidate: pl.DataFrame,
+    other: pl.DataFrame,
+    score: Callable[[pl.DataFrame], float],
+    metric: Metric,
+    policy: Gate,
+    against: str,
+    seed: int,
+) -> Verdict:
+    """Compare two models by their predictions, one row per entity in both. `score`: such rows -> the metric.
+
+    The same seed draws the same resamples. Raises DataError where the frames are not about the same rows.
+    """
+    left, right = bootstrap.paired(candidate, other)
+    scores = score(left), score(right)
+    gains = [metric.gain(score(one), score(two)) for one, two in bootstrap.draw([left, right], policy.resamples, seed)]
+    low, high = bootstrap.interval(gains, policy.confidence)
+    gain = metric.gain(*scores)
+    decision = decide(gain, low, high, policy)
+    promote = decision == "better" or decision == policy.promote
+    return Verdict(
+        decision=decision,
+        promote=promote,
+        reason=_reason(decision, promote, metric, policy, (*scores, gain, low, high), left.height, against),
+        metric=metric.name,
+        candidate=scores[0],
+        other=scores[1],
+        gain=gain,
+        low=low,
+        high=high,
+        rows=left.height,
+        against=against,
+    )
+
+
+def decide(gain: float, low: float, high: float, policy: Gate) -> Decision:
+    """The rule at the head of this file."""
+    if not all(math.isfinite(value) for value in (gain, low, high)):
+        return "cannot tell"
+    if low > policy.margin:
+        return "better"
+    if low >= -policy.tolerance:
+        return "not worse"
+    return "worse" if high < 0 else "cannot tell"
+
+
+def _reason(
+    decision: Decision,
+    promote: bool,
+    metric: Metric,
+    policy: Gate,
+    numbers: tuple[float, float, float, float, float],
+    rows: int,
+    against: str,
+) -> str:
+    candidate, other, gain, low, high = (format(number, metric.format) for number in numbers)
+    beyond = f" by more than {policy.margin:g}" if policy.margin else ""
+    says = {
+        "better": f"beats {against} {other}{beyond}",
+        "not worse": f"is not worse than {against} {other} (tolerance {policy.tolerance:g})",
+        "worse": f"is worse than {against} {other}",
+        "cannot tell": f"cannot be told from {against} {other}",
+    }[decision]
+    return (
+        f"{'promoted' if promote else 'not promoted'}: {metric.name} {candidate} {says}: "
+        f"gain {gain} [{low}, {high}] at {policy.confidence:.0%} ({rows:,} rows of the last window)"
+    )
+
+
+def run(
+    params: Params, problem: str, layout: Layout, champion: Model | None, version: int | None, seen: date | None = None
+) -> Verdict:
+    """Judge the trained model of `problem` on its last test window against `champion`, or the baseline for None.
+
+    The champion, registered as `version`, predicts the same rows now; "cannot tell" where it cannot, since its features are no
+    longer made, and where it learned from days up to `seen` that lie in the window: it would know the answers.
+    Raises StepError where evaluate did not run before, ParamsError for a metric that predictions do not give.
+    """
+    section, kind = params.section(problem), problems.kind(params.kind(problem))
+    metric = problems.metric(kind, section.gate.metric, f"{problem}.gate.metric")
+    data = kind.load(layout.features(problem), section)
+    candidate = last_window(layout, problem, "predictions")
+    cutoff = candidate["cutoff"][0]
+    if champion is None:
+        other, against = last_window(layout, problem, "baseline"), f"baseline {kind.baseline}"
+    else:
+        against = f"champion v{version}"
+        begins = kind.begins(data, cutoff)
+        if seen and begins and seen > begins:
+            why = f"it learned from days up to {seen}, and the window begins after {begins}"
+            return _unable(metric, against, candidate.height, why, "Train as of a later day.")
+        try:
+            other = kind.predict(champion, data, cutoff, section)
+        except Exception as error:  # noqa: BLE001  # a model of another time may fail in any way; the present one stays
+            advice = "Deploy the candidate by hand if features were changed on purpose."
+            return _unable(metric, against, candidate.height, f"{type(error).__name__}: {error}", advice)
+    if metric.name not in kind.score(candidate, section):
+        raise ParamsError(
+            f"params.yaml: {problem}.gate.metric = {metric.name}: rows of predictions do not give it; choose another"
+        )
+    verdict = judge(
+        candidate,
+        other,
+        lambda rows: kind.score(rows, section)[metric.name],
+        metric,
+        section.gate,
+        against,
+        params.project.seed,
+    )
+    log.info("%s: gate: %s", problem, verdict.reason)
+    return verdict
+
+
+def last_window(layout: Layout, problem: str, name: str) -> pl.DataFrame:
+    """The rows of the last test window in reports/PROBLEM/evaluation/`name`.parquet. Raises StepError where there are none."""
+    path = layout.report(problem) / "evaluation" / f"{name}.parquet"
+    if not path.exists():
+        raise StepError(f"{path}: is missing. Run evaluate first: python -P -m evergreen evaluate {problem}")
+    frame = pl.read_parquet(path)
+    return frame.filter(pl.col("cutoff") == pl.col("cutoff").max())
+
+
+def _unable(metric: Metric, against: str, rows: int, why: str, advice: str) -> Verdict:
+    """The verdict where the champion cannot fairly predict the rows it would be judged on."""
+    return Verdict(
+        decision="cannot tell",
+        promote=False,
+        reason=f"not promoted: {against} cannot predict the {rows:,} rows of the last window ({why}). {advice}",
+        metric=metric.name,
+        candidate=math.nan,
+        other=math.nan,
+        gain=math.nan,
+        low=math.nan,
+        high=math.nan,
+        rows=rows,
+        against=against,
+    )

@@ -1,0 +1,263 @@
+"""A retraining on the small store: killed at each step, asked for twice, refused, and what it learns from."""
+
+import contextlib
+import io
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from evergreen.flows import retraining, settings, steps, training
+from evergreen.flows.operations import params_edit
+from evergreen.flows.operations.status import Outcome
+from evergreen.flows.retraining import Asked
+from evergreen.monitoring.ledger.decisions import Begun, end_of
+from evergreen.tasks import __main__ as tasks_main
+from evergreen.tasks.config.params import load
+from evergreen.tasks.core.errors import BusyError, ParamsError, StepError
+from evergreen.tasks.core.paths import Layout, locking, write_json
+from evergreen.tasks.release.promotion_gate import Verdict
+from tests import store
+from tests.e2e.shop import Shop
+
+pytestmark = pytest.mark.xdist_group("retraining")
+DAY = store.last_day(24)
+BEFORE = DAY - timedelta(days=28)
+
+
+class KilledError(BaseException):
+    """Stands for kill -9: nothing of ours catches it."""
+
+
+class Plain:
+    """A step as a plain call in this process, not a Prefect task; `before` and `after` may kill it."""
+
+    def __init__(self, name: str, work: Callable[..., Any], watch: "Watch") -> None:
+        self.name, self.work, self.watch = name, work, watch
+
+    def with_options(self, task_run_name: str) -> "Plain":
+        return self
+
+    def __call__(self, *given: Any) -> Any:
+        self.watch("before", self.name)
+        found = self.work(*given)
+        self.watch.ran.append(self.name)
+        self.watch("after", self.name)
+        return found
+
+
+class Watch:
+    """Which steps ran; kills at the moments in `kills`, each once."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.kills: list[tuple[str, str]] = []
+
+    def __call__(self, when: str, name: str) -> None:
+        if (when, name) in self.kills:
+            self.kills.remove((when, name))
+            raise KilledError(f"{when} {name}")
+
+
+def work(step: str, root: str, problem: str | None = None) -> None:
+    """A step of dvc.yaml, in this process."""
+    words = [step, *([problem] if problem else []), "--root", root]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+        code = tasks_main.main(words)
+    if code:
+        raise StepError(said.getvalue().strip().splitlines()[-1])
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    found = Watch()
+    for name, worker in (("gate", steps.judge), ("register", steps.enter), ("deploy", steps.release)):
+        monkeypatch.setattr(steps, name, Plain(name, worker, found))
+    monkeypatch.setattr(steps, "SHARED", {name: Plain(name, work, found) for name in steps.SHARED})
+    monkeypatch.setattr(steps, "OWN", {name: Plain(name, work, found) for name in steps.OWN})
+    return found
+
+
+def train(layout: Layout, problem: str, refresh: bool, by: str) -> Outcome:
+    """The training flow without Prefect."""
+    branches = training.Branches(layout, refresh, True, by)
+    branches.share()
+    return branches.grow(problem)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """A project with `spend` alone, its champion trained as of four weeks ago."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "SHARED", {name: Plain(name, work, Watch()) for name in steps.SHARED})
+        patch.setattr(steps, "OWN", {name: Plain(name, work, Watch()) for name in steps.OWN})
+        for name, worker in (("gate", steps.judge), ("register", steps.enter), ("deploy", steps.release)):
+            patch.setattr(steps, name, Plain(name, worker, Watch()))
+        shop = Shop(tmp_path_factory.mktemp("loop") / "a shop", ("spend",))
+        layout = Layout(shop.root)
+        text = layout.params.read_text().replace("resamples: 100}", "resamples: 50, diagnose_seconds: 0, explain_rows: 50}", 1)
+        layout.params.write_text(text)
+        params_edit.set_as_of(layout.params, BEFORE)
+        outcome = train(layout, "spend", False, "ada")
+    assert outcome.error is None
+    return layout
+
+
+@pytest.fixture
+def layout(trained: Layout, tmp_path: Path) -> Layout:
+    """A copy of it of this test's own. (The registry's models stay where they are.)"""
+    subprocess.run(["cp", "-a", f"{trained.root}/.", str(tmp_path)], check=True)
+    return Layout(tmp_path)
+
+
+def asked(id: str = "look", **more: Any) -> Asked:
+    return Asked("spend", "drift in recency", "policy (drift)", "drift", id, end_of(DAY), DAY, **more)
+
+
+MOMENTS = [
+    (when, name)
+    for name in ("ingest", "features", "tune", "train", "evaluate", "explain", "gate", "register", "deploy")
+    for when in ("before", "after")
+]
+
+
+def test_killed_at_each_step_the_champion_answers_and_the_next_run_completes_it(layout: Layout, watch: Watch) -> None:
+    looks = settings.looks(layout)
+    watch.kills = [*MOMENTS]
+    for when, name in MOMENTS:
+        with pytest.raises(KilledError, match=f"{when} {name}"):
+            retraining.run(layout, asked(), train)
+        number = settings.deployments(layout).champion("spend")
+        assert number == 1 or (when, name) == ("after", "deploy")
+        assert settings.registry(layout).load("spend", number or 0) is not None
+        assert [each.id for each in looks.unfinished(["spend"])] == ["look"]
+    (done,) = retraining.complete(layout, ["spend"], train)
+    assert (done.id, done.version, looks.unfinished(["spend"])) == ("look", 2, [])
+    assert done.outcome is not None
+    assert done.outcome.startswith(("promoted: ", "not promoted: "))
+    assert settings.deployments(layout).champion("spend") == (2 if done.promoted else 1)
+    assert [each.version for each in settings.registry(layout).versions("spend")] == [1, 2]
+    assert watch.ran.count("ingest") == 2  # the one that was killed after it read the tables did not record them
+
+
+def test_a_worse_challenger_changes_nothing_and_the_same_event_again_trains_nothing(
+    layout: Layout, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(root: str, problem: str) -> dict[str, Any]:
+        found = Verdict.model_validate(steps.judge(root, problem))
+        return found.model_copy(update={"promote": False, "decision": "worse", "reason": "not promoted: worse"}).model_dump()
+
+    monkeypatch.setattr(steps, "gate", Plain("gate", refuse, watch))
+    done = retraining.run(layout, asked(), train)
+    assert (done.version, done.promoted, done.outcome) == (2, False, "not promoted: worse")
+    deployments = settings.deployments(layout)
+    assert deployments.champion("spend") == 1
+    assert [(each.action, each.by) for each in deployments.history("spend")][-1] == ("refuse", "policy (drift)")
+    assert settings.registry(layout).version("spend", 2) is not None
+    assert load(layout.params).project.as_of == DAY
+    assert (done.cpu_minutes or 0) > 0
+    count = len(watch.ran)
+    assert retraining.run(layout, asked(), train) == done
+    assert len(watch.ran) == count
+
+
+def test_a_training_that_fails_is_written_down_and_the_champion_stays(layout: Layout) -> None:
+    with pytest.raises(StepError, match=r"^spend: train: too few rows$"):
+        retraining.run(layout, asked(), lambda *_: Outcome("spend", error="spend: train: too few rows"))
+    (past,) = settings.looks(layout).retrainings("spend")
+    assert (past.outcome, past.promoted, settings.deployments(layout).champion("spend")) == (
+        "failed: spend: train: too few rows", None, 1,
+    )  # fmt: skip
+
+
+def test_a_person_completes_what_was_begun_before_anything_new(layout: Layout) -> None:
+    trained_for: list[str] = []
+
+    def note(layout: Layout, problem: str, refresh: bool, by: str) -> Outcome:
+        trained_for.append(by)
+        return Outcome(problem)
+
+    def kill(*_: Any) -> Outcome:
+        raise KilledError("at once")
+
+    with pytest.raises(KilledError, match="at once"):
+        retraining.run(layout, asked(), kill)
+    done = retraining.run(layout, Asked("spend", "I want it", "ada"), note)
+    assert (done.id, done.by, trained_for) == ("look", "policy (drift)", ["policy (drift)"])
+    assert retraining.run(layout, Asked("spend", "I want it", "ada"), note).by == "ada"
+
+
+def test_while_another_training_is_at_work_nothing_is_completed_beside_it(layout: Layout) -> None:
+    settings.looks(layout).claim(_begun())
+    with locking(layout.var / "train.lock", "train"):
+        assert retraining.complete(layout, ["spend"], lambda *_: pytest.fail("it trained")) == []
+
+
+def test_a_retraining_waits_for_the_lock_and_gives_up_in_the_end(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retraining, "PATIENCE_SECONDS", 0.0)
+    with locking(layout.var / "train.lock", "train"), pytest.raises(BusyError, match=r"spend: retrain: process .* is at it"):
+        retraining.run(layout, asked(), lambda *_: pytest.fail("it trained"))
+
+
+def test_nothing_new_is_no_challenger(layout: Layout, watch: Watch) -> None:
+    here = replace(asked(), as_of=BEFORE)
+    done = retraining.run(layout, here, train)
+    assert (done.version, done.outcome) == (None, "no challenger: nothing is new since v1 was trained")
+    assert "gate" not in watch.ran
+
+
+# What it learns from
+
+
+def test_the_window_of_the_policy_and_the_best_of_the_last_search_are_written_into_params(layout: Layout) -> None:
+    path = layout.tuning("spend") / "trials.parquet"
+    trials = pl.read_parquet(path)
+    trials.with_columns(default=pl.lit(value=False)).write_parquet(path)
+    best = [json.loads(text) for text in trials.sort("score")["config"]]
+    starts = retraining.changes(load(layout.params), "spend", layout)["tune", "start"]
+    assert starts == best[:3]
+    for window, key in (("sliding", "history_days"), ("weighted", "half_life_days")):
+        text = layout.params.read_text().replace("\nspend:\n", f"\nspend:\n  retrain: {{window: {window}, days: 70}}\n", 1)
+        layout.params.write_text(text)
+        retraining.prepare(layout, _begun())
+        section = load(layout.params).section("spend")
+        assert getattr(section.train, key) == 70
+        assert [dict(each) for each in section.tune.start] == starts
+        layout.params.write_text(layout.params.read_text().replace(f"  retrain: {{window: {window}, days: 70}}\n", ""))
+
+
+def test_a_search_that_is_completed_begins_where_it_began(layout: Layout) -> None:
+    begun = _begun()
+    write_json(layout.cost("tune", "spend"), {"started": datetime.now(UTC).isoformat(), "cpu_seconds": 1.0})
+    before = layout.params.read_text()
+    retraining.prepare(layout, begun.model_copy(update={"as_of": None}))
+    assert layout.params.read_text() == before
+
+
+def test_weights_and_windows_are_refused_where_they_say_nothing(tmp_path: Path) -> None:
+    plain = {"table": "houses", "target": "price", "columns": {"size": "number"}}
+    for more, rule in (
+        ({"retrain": {"window": "sliding"}}, "rows of a plain table have no cutoffs"),
+        ({"train": {"half_life_days": 30}}, "rows of a plain table have no cutoffs"),
+    ):
+        text = {
+            "project": {"name": "mill"}, "problems": {"price": "regression"}, "ingest": {"houses": {"csv": "h.csv"}},
+            "price": {"question": "How much?", "features": plain, **more},
+        }  # fmt: skip
+        (tmp_path / "params.yaml").write_text(json.dumps(text))
+        with pytest.raises(ParamsError, match=rule):
+            load(tmp_path / "params.yaml")
+
+
+def _begun() -> Begun:
+    return Begun(
+        id="one", problem="spend", at=end_of(DAY), as_of=DAY, ground="drift", reason="r", by="b",
+        begun=datetime.now(UTC) - timedelta(seconds=1),
+    )  # fmt: skip

@@ -1,0 +1,293 @@
+"""Late truths from outside: of a file, and of a project's own data once a horizon has passed."""
+
+import json
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from evergreen.flows import settings
+from evergreen.flows.cli.main import app
+from evergreen.monitoring.ledger import labels
+from evergreen.monitoring.ledger.labels import Columns
+from evergreen.monitoring.ledger.predictions import Ledger, Prediction, Refused
+from evergreen.tasks import problems
+from evergreen.tasks.config import params
+from evergreen.tasks.config.params import Params, Tabular
+from evergreen.tasks.core.errors import DataError, ParamsError, SourceError
+from evergreen.tasks.core.paths import Layout
+from tests.contracts import World, build, localised, write
+
+NOON = datetime(2017, 10, 9, 12, tzinfo=UTC)
+PLAIN = Tabular.model_validate(
+    {
+        "question": "?",
+        "features": {"table": "t", "target": "churned", "entity": "customer", "time": "day", "columns": {"x": "number"}},
+    }
+)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(f"sqlite:///{tmp_path / 'own.db'}")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The small store, with its tables and with the features of what is bought next where its project keeps them."""
+    made = build("recommend", tmp_path_factory.mktemp("labels"))
+    known, layout = params.load(made.folder / "params.yaml"), Layout(made.folder)
+    layout.features("recommend").parent.mkdir(parents=True)
+    write(made.frames, layout.features("recommend"))
+    layout.table("t").parent.mkdir(parents=True)
+    for name in known.ingest:
+        rows = localised(pl.scan_parquet(made.folder / "data-in" / f"{name}.parquet"), known, name)
+        rows.collect().write_parquet(layout.table(name))
+    return made
+
+
+@pytest.fixture
+def known(world: World) -> Params:
+    return params.load(world.folder / "params.yaml")
+
+
+def prediction(id: str, entity: str | None = None, at: datetime = NOON, **changed: Any) -> Prediction:
+    base = {
+        "problem": "churn",
+        "version": 1,
+        "variant": "champion",
+        "cutoff": None,
+        "features": {},
+        "answer": {"prediction": 1},
+    }
+    return Prediction(**{**base, "id": id, "entity": entity, "at": at, **changed})
+
+
+def told(ledger: Ledger, rows: dict[str, list[Any]], kind: Any = "classification", **columns: Any) -> dict[str, Any]:
+    found = labels.label(ledger, "churn", kind, PLAIN, pl.DataFrame(rows, strict=False), Columns(**columns))
+    return {name: value for name in found.__slots__ if (value := getattr(found, name))}
+
+
+def of(ledger: Ledger, problem: str = "churn") -> dict[str, Any]:
+    return dict(ledger.read(problem).rows.select("id", "truth").iter_rows())
+
+
+def test_a_file_names_predictions_by_id_and_uses_the_usual_names(ledger):
+    ledger.append([prediction("a"), prediction("b")])
+    for name in ("truth", "target", "label", "value", "churned"):
+        assert told(ledger, {"id": ["a", "x" + name], name: ["yes", "no"]})["waiting"] == 1
+    assert of(ledger) == {"a": "yes", "b": None}
+
+
+def test_a_file_names_predictions_by_entity_and_day_or_moment(ledger):
+    ledger.append([prediction("a", "7"), prediction("b", "8"), prediction("c", "9")])
+    assert told(ledger, {"customer": [7, 8.0], "day": ["2017-10-09"] * 2, "churned": [1, 0]}) == {"matched": 2}
+    assert told(ledger, {"customer": ["9"], "at": ["2017-10-09T14:00:00+02:00"], "churned": [1]}) == {"matched": 1}
+    assert of(ledger) == {"a": 1, "b": 0, "c": 1}
+
+
+def test_columns_may_be_named(ledger):
+    ledger.append([prediction("a", "7")])
+    rows = {"who": ["7"], "when": [date(2017, 10, 9)], "what": ["1"], "since": ["2017-11-01"]}
+    assert told(ledger, rows, entity="who", time="when", truth="what", known="since") == {"matched": 1}
+    found = ledger.read("churn").rows
+    assert (found["truth"][0], found["truth_at"][0]) == (1, datetime.combine(date(2017, 11, 1), time.max, UTC))
+
+
+def test_rows_that_say_nothing_are_refused_by_their_place_and_stop_no_other(ledger):
+    ledger.append([prediction("a"), prediction("b", "7")])
+    rows = {
+        "id": ["a", None, None, None, "b"],
+        "customer": [None, "7", "7", None, None],
+        "at": [None, "yesterday", None, "2017-10-09", None],
+        "truth": ["1", "1", "1", "1", None],
+    }
+    needs = "names no prediction: it needs an id, or an entity and a time"
+    assert told(ledger, rows) == {
+        "matched": 1,
+        "refused": (
+            Refused(1, "time = yesterday: is neither a day (YYYY-MM-DD) nor a time (YYYY-MM-DDTHH:MM:SS)"),
+            Refused(2, needs),
+            Refused(3, needs),
+            Refused(4, "has no value"),
+        ),
+    }
+
+
+def test_the_same_file_again_repeats_and_a_corrected_one_changes(ledger):
+    ledger.append([prediction("a")])
+    assert told(ledger, {"id": ["a"], "truth": ["1"]}) == {"matched": 1}
+    assert told(ledger, {"id": ["a"], "truth": [1.0]}) == {"repeated": 1}
+    assert told(ledger, {"id": ["a"], "truth": [0]}) == {"changed": 1}
+    assert of(ledger) == {"a": 0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "value"),
+    [
+        ("classification", "1", 1),
+        ("classification", "01", "01"),
+        ("classification", True, True),
+        ("regression", "2.50", 2.5),
+        ("regression", "-3", -3),
+        ("recommendation", "[1, 2]", [1, 2]),
+        ("recommendation", "A7", ["A7"]),
+        ("recommendation", [], []),
+    ],
+)
+def test_a_truth_is_read_as_its_kind_has_it(kind, given, value):
+    assert labels.value_of(kind, given) == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "reason"),
+    [
+        ("regression", "much", "value = much: is no number"),
+        ("regression", float("inf"), "value = inf: is no number"),
+        ("classification", "", "has no value"),
+        ("classification", float("nan"), "has no value"),
+        ("recommendation", None, "has no value"),
+    ],
+)
+def test_what_can_be_no_truth_says_why(kind, given, reason):
+    with pytest.raises(ValueError, match=f"^{reason}$"):
+        labels.value_of(kind, given)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "says"),
+    [
+        ({"id": ["a"]}, {}, "columns id: none is called truth, target, label, value, churned; name it with --truth"),
+        ({"truth": [1], "customer": ["7"]}, {}, "which prediction is a row about.* It needs id, or customer and cutoff or at"),
+        ({"id": ["a"], "outcome": [1]}, {"truth": "outcom"}, "--truth outcom: no such column; did you mean outcome"),
+    ],
+)
+def test_a_file_without_the_columns_is_refused(ledger, rows, columns, says):
+    with pytest.raises(DataError, match=says):
+        told(ledger, rows, **columns)
+
+
+def test_groups_have_no_truth(ledger):
+    with pytest.raises(ParamsError, match="churn: is a problem of clustering, where nothing turns out true or false"):
+        told(ledger, {"id": ["a"], "truth": [1]}, kind="clustering")
+
+
+# Of the project's own data
+
+
+def scored(ledger: Ledger, problem: str, entities: list[Any], cutoff: date, at: datetime | None = None) -> None:
+    rows = pl.DataFrame({"who": entities, "prediction": [0.5] * len(entities)})
+    moment = datetime.combine(cutoff, time.max, UTC)
+    ledger.append_frame(problem, 1, rows, at=at or moment, key="who", cutoff=None if at else cutoff, id="who" if at else None)
+
+
+@pytest.mark.parametrize("problem", ["redeem", "spend"])
+def test_the_labels_of_training_are_the_truths_once_their_horizon_has_passed(world, known, ledger, problem, tmp_path):
+    section, as_of = known.section(problem), known.project.as_of
+    tables = {name: pl.scan_parquet(Layout(world.folder).table(name)) for name in known.ingest}
+    times = {name: known.ingest[name].time for name in tables}
+    rows = problems.kind(known.kind(problem)).build(tables, times, section, as_of)["rows"]
+    cutoffs = rows["cutoff"].unique().sort()[-3:].to_list()
+    for cutoff in cutoffs:
+        scored(ledger, problem, rows.filter(cutoff=cutoff)["household_id"].to_list(), cutoff)
+    labelled = rows.filter(pl.col("cutoff").is_in(cutoffs[:-1]))
+    assert labels.collect(known, problem, Layout(world.folder), ledger, as_of) == labelled.height
+    assert labels.collect(known, problem, Layout(world.folder), ledger, as_of) == 0
+    found = ledger.read(problem).rows
+    keys = labelled.select(entity=pl.col("household_id").cast(pl.String), cutoff="cutoff", target="target")
+    both = found.join(keys, on=["entity", "cutoff"])
+    assert both["truth"].cast(float).to_list() == both["target"].to_list()
+    assert found.filter(cutoff=cutoffs[-1])["truth"].null_count() == found.filter(cutoff=cutoffs[-1]).height
+    ripe = [datetime.combine(day + timedelta(days=28), time.max, UTC) for day in both["cutoff"]]
+    assert both["truth_at"].to_list() == ripe
+
+
+def test_an_answer_of_any_day_has_a_truth_and_one_whose_horizon_runs_has_none(world, known, ledger):
+    day = known.project.as_of - timedelta(days=28)
+    asked = datetime.combine(day, time(9), UTC)
+    scored(ledger, "spend", ["1", "2", "424242", "nobody"], day, at=asked)
+    scored(ledger, "spend", [3], day, at=asked + timedelta(days=1))
+    layout = Layout(world.folder)
+    assert labels.collect(known, "spend", layout, ledger, known.project.as_of - timedelta(days=1)) == 0
+    assert labels.collect(known, "spend", layout, ledger, known.project.as_of) == 3
+    rows = pl.read_parquet(layout.table("transactions"))
+    after = rows.filter(pl.col("transaction_timestamp").dt.date() > day, pl.col("household_id") == 1)
+    assert of(ledger, "spend")["1"] == pytest.approx(after["sales_value"].sum())
+    assert {name: of(ledger, "spend")[name] for name in ("424242", "nobody", "3")} == {"424242": 0, "nobody": None, "3": None}
+
+
+def test_a_truth_that_its_table_corrected_is_changed(world, known, ledger, tmp_path):
+    day = known.project.as_of - timedelta(days=30)
+    scored(ledger, "redeem", [1], day)
+    labels.collect(known, "redeem", Layout(world.folder), ledger, known.project.as_of)
+    was = of(ledger, "redeem")
+    (copy := Layout(tmp_path / "copy")).table("t").parent.mkdir(parents=True)
+    for name in known.ingest:
+        rows = pl.read_parquet(Layout(world.folder).table(name))
+        if name == "coupon_redemptions":
+            rows = rows.filter(pl.col("household_id") != 1)
+            more = rows[:1].with_columns(household_id=pl.lit(1, pl.Int64), redemption_date=pl.lit(day + timedelta(days=3)))
+            rows = pl.concat([rows, more], how="vertical_relaxed") if not next(iter(was.values())) else rows
+        rows.write_parquet(copy.table(name))
+    assert labels.collect(known, "redeem", copy, ledger, known.project.as_of) == 1
+    assert list(of(ledger, "redeem").values()) == [1 - value for value in was.values()]
+
+
+def test_a_truth_may_be_known_later_than_its_horizon_ends(world, known, ledger):
+    section = known.section("redeem")
+    late = section.model_copy(update={"monitor": section.monitor.model_copy(update={"labels_after_days": 40})})
+    params_ = known.model_copy(update={"sections": {**known.sections, "redeem": late}})
+    for days in (30, 40):
+        scored(ledger, "redeem", [1], known.project.as_of - timedelta(days=days))
+    assert labels.collect(params_, "redeem", Layout(world.folder), ledger, known.project.as_of) == 1
+    assert ledger.read("redeem").rows["truth"].null_count() == 1
+
+
+def test_what_users_bought_is_the_truth_of_their_lists(world, known, ledger):
+    cutoff = known.project.as_of - timedelta(days=28)
+    rows = pl.DataFrame({"who": [6, 7, 424_242], "items": [[1003]] * 3, "scores": [[0.5]] * 3})
+    ledger.append_frame(
+        "recommend", 1, rows, at=datetime.combine(cutoff, time.max, UTC), key="who", cutoff=cutoff, answer=["items", "scores"]
+    )
+    assert labels.collect(known, "recommend", Layout(world.folder), ledger, known.project.as_of) == 3
+    lines = world.frames["lines"].filter(pl.col("day") > cutoff)
+    wanted = [sorted(lines.filter(pl.col("user") == user)["item"].unique()) for user in (6, 7)]
+    assert ledger.read("recommend").rows["truth"].to_list() == [*wanted, []]
+
+
+def test_nothing_is_looked_up_where_nothing_can_be(world, known, ledger, tmp_path):
+    scored(ledger, "segments", [1], known.project.as_of - timedelta(days=60))
+    assert labels.collect(known, "segments", Layout(world.folder), ledger, known.project.as_of) == 0
+    assert labels.collect(known, "redeem", Layout(tmp_path), ledger, known.project.as_of) == 0
+    scored(ledger, "redeem", [1], known.project.as_of - timedelta(days=60))
+    with pytest.raises(SourceError, match=r"\.parquet: is not there, so no truth can be looked up"):
+        labels.collect(known, "redeem", Layout(tmp_path), ledger, known.project.as_of)
+
+
+# By command
+
+
+def test_labels_and_cohorts_by_command(world, monkeypatch, tmp_path):
+    monkeypatch.setenv("EVERGREEN_DATABASE", f"sqlite:///{tmp_path / 'own.db'}")
+    ledger = settings.ledger(Layout(world.folder))
+    scored(ledger, "spend", list(range(40)), date(2017, 7, 2))
+    rows = {"household_id": [*range(39), 99], "cutoff": ["2017-07-02"] * 39 + ["soon"], "truth": [0.25] * 39 + [1.0]}
+    pl.DataFrame(rows).write_csv(tmp_path / "late.csv")
+    given = ["labels", "spend", "--data", str(tmp_path / "late.csv"), "--root", str(world.folder)]
+    done = CliRunner().invoke(app, given)
+    assert done.exit_code == 0, done.output
+    assert "row 40: time = soon: is neither a day" in done.output
+    assert "39" in done.output
+    again = json.loads(CliRunner().invoke(app, [*given, "--json"]).stdout)
+    assert (again["repeated"], again["refused"][0]["row"]) == (39, 39)
+    shown = ["cohorts", "spend", "--root", str(world.folder)]
+    (cohort,) = json.loads(CliRunner().invoke(app, [*shown, "--json"]).stdout)["cohorts"]
+    assert (cohort["week"], cohort["version"], cohort["predictions"], cohort["matured"]) == ("2017-06-26", 1, 40, 39)
+    assert cohort["score"]["score"] == pytest.approx(0.25)
+    table = CliRunner().invoke(app, shown).output
+    assert "2017-06-26" in table
+    assert "98%" in table
+    assert json.loads(CliRunner().invoke(app, [*shown, "--version", "2", "--json"]).stdout)["cohorts"] == []

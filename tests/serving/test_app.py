@@ -1,0 +1,390 @@
+"""What a running server answers: the same numbers as batch scoring, in every protocol, and nothing that it should not say."""
+
+import json
+import os
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import polars as pl
+import pytest
+
+from evergreen.flows import settings
+from evergreen.serving.prediction_service import difference
+from evergreen.tasks import problems
+from evergreen.tasks.config import params
+from evergreen.tasks.core.paths import Layout
+from tests.serving import project
+from tests.serving.project import Server
+
+pytestmark = pytest.mark.xdist_group("serving")
+HOUSE = {"size": 100.0, "colour": "red", "built": "1990-05-01"}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    return project.project(tmp_path_factory.mktemp("serving") / "a shop", serve="serve: {default: dear, parity_share: 1.0}\n")
+
+
+@pytest.fixture(scope="module")
+def server(shop: Layout) -> Iterator[Server]:
+    found = Server(shop)
+    yield found
+    assert found.stop() == 0
+
+
+@pytest.fixture
+def client(server: Server) -> httpx.Client:
+    return server.client
+
+
+def rows_of(shop: Layout, problem: str, count: int = 40) -> pl.DataFrame:
+    """The newest rows of its training table, the features alone."""
+    known = params.load(shop.params)
+    data = problems.kind(known.kind(problem)).load(shop.features(problem), known.section(problem))
+    return pl.read_parquet(shop.features(problem) / "rows.parquet").select(list(data.features)).tail(count)
+
+
+def batch(shop: Layout, problem: str, asked: pl.DataFrame) -> pl.DataFrame:
+    """What batch scoring says of them, by the pipeline."""
+    known = params.load(shop.params)
+    kind, section = problems.kind(known.kind(problem)), known.section(problem)
+    version = settings.deployments(shop).champion(problem)
+    assert version
+    model = settings.registry(shop).load(problem, version)
+    return kind.answer(model, kind.load(shop.features(problem), section), asked, section)
+
+
+def plain(frame: pl.DataFrame) -> list[dict[str, Any]]:
+    return json.loads(json.dumps(frame.to_dicts(), default=str))
+
+
+def tensors(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    found = []
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        kind = "BYTES" if any(isinstance(each, str) for each in values) else "FP64"
+        found.append({"name": name, "datatype": kind, "shape": [len(values)], "data": values})
+    return found
+
+
+@pytest.mark.parametrize("protocol", ["plain", "invocations", "v2"])
+@pytest.mark.parametrize("problem", ["redeem", "spend", "dear"])
+def test_rows_of_the_training_table_over_http_give_the_batch_scores(problem, protocol, shop, client):
+    frame = rows_of(shop, problem)
+    rows, expected = plain(frame), batch(shop, problem, frame)
+    if protocol == "plain":
+        said = client.post(f"/v1/predict/{problem}", json=rows).json()["predictions"]
+        found = {name: [each[name] for each in said] for name in said[0]}
+    elif protocol == "invocations":
+        found = client.post(f"/v1/models/{problem}/invocations", json={"dataframe_records": rows}).json()
+        found["prediction"] = found["predictions"]
+    else:
+        told = client.post(f"/v2/models/{problem}/infer", json={"inputs": tensors(rows)}).json()
+        found = {each["name"]: each["data"] for each in told["outputs"]}
+    chances = [name for name in expected.columns if name.startswith("probability_")]
+    assert bool(chances) == (problem != "spend")
+    for name in chances or ["prediction"]:
+        far = np.abs(np.array(found[name]) - expected[name].to_numpy())
+        assert (far / np.maximum(1, np.abs(expected[name].to_numpy()))).max() < 1e-5
+    if problem != "spend":
+        assert list(found["prediction"]) == expected["prediction"].to_list()
+
+
+def test_a_row_that_names_only_the_key_is_answered_by_its_newest_features(shop, client):
+    keys = pl.DataFrame({"household_id": [3, 1, 2]})
+    expected = batch(shop, "redeem", keys)["probability_1"]
+    said = client.post("/v1/predict/redeem", json=keys.to_dicts()).json()["predictions"]
+    assert [each["probability_1"] for each in said] == pytest.approx(expected.to_list(), abs=1e-5)
+    alone = client.post("/v1/predict/redeem", json={"household_id": 3}).json()
+    assert alone["probability_1"] == pytest.approx(expected[0], abs=1e-5)
+
+
+def test_many_single_rows_at_once_each_get_their_own_answer_and_share_batches(shop, server, client):
+    frame = rows_of(shop, "dear", 64)
+    rows, expected = plain(frame), batch(shop, "dear", frame)["probability_yes"].to_list()
+
+    def ask(place: int) -> float:
+        with httpx.Client(base_url=server.url) as own:
+            answers = [own.post("/v1/predict/dear", json=rows[place]).json()["probability_yes"] for _ in range(8)]
+        assert np.ptp(answers) < 1e-12  # the last digits depend on who shares the batch
+        return answers[0]
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(ask, range(64))) == pytest.approx(expected, abs=1e-5)
+    lone, all_ = await_batches(client)
+    assert lone < all_
+
+
+def await_batches(client: httpx.Client) -> tuple[float, float]:
+    """Batches of one row and of any number, once all are counted."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        text = client.get("/metrics").text
+        lone, all_ = (metric(text, f'evergreen_batch_rows_bucket{{le="{edge}",problem="dear"}}') for edge in ("1", "+Inf"))
+        if metric(text, 'evergreen_batch_rows_sum{problem="dear"}') >= 64 * 8:
+            return lone, all_
+        time.sleep(0.2)
+    raise AssertionError(text)
+
+
+def metric(text: str, name: str) -> float:
+    return next((float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(f"{name} ")), 0.0)
+
+
+def without(row: dict[str, Any], name: str) -> dict[str, Any]:
+    return {each: value for each, value in row.items() if each != name}
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "value", "rule"),
+    [
+        (HOUSE | {"hue": "red"}, "hue", "'red'", "is no column of dear"),
+        (without(HOUSE, "size") | {"sise": 3}, "sise", "3", "did you mean size?"),
+        (without(HOUSE, "colour"), "colour", None, "is missing from the row"),
+        (HOUSE | {"size": "100"}, "size", "'100'", "must be a number, or null"),
+        (HOUSE | {"size": [1]}, "size", "[1]", "must be a number, or null"),
+        (HOUSE | {"colour": {"a": 1}}, "colour", "{'a': 1}", "must be a text, or null"),
+        (HOUSE | {"built": "yesterday"}, "built", "'yesterday'", "must be a date"),
+        (HOUSE | {"size": 0}, "size", "0", "must be above 0"),
+        (HOUSE | {"colour": "mauve"}, "colour", "'mauve'", "must be one of red, green, blue"),
+    ],
+)
+def test_a_row_that_breaks_a_rule_is_refused_with_field_value_and_rule(row, field, value, rule, client):
+    alone = client.post("/v1/predict/dear", json=row)
+    several = client.post("/v1/predict/dear", json=[HOUSE, row])
+    for answer in (alone, several):
+        assert answer.status_code == 422
+        said = answer.json()
+        assert (said["field"], said["value"]) == (field, value)
+        assert rule in said["rule"]
+    assert several.json()["row"] == 1
+
+
+def test_a_rule_that_only_warns_and_an_unseen_category_of_no_rule_refuse_nothing(client, shop):
+    assert client.post("/v1/predict/dear", json=HOUSE | {"size": 1000.0}).status_code == 200
+    row = plain(rows_of(shop, "redeem", 1))[0] | {"income": "never seen"}
+    assert client.post("/v1/predict/redeem", json=row).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ({"household_id": 987654}, "household_id"),
+        ({"household_id": [1]}, "household_id"),
+        ({"household_id": 1, "spend_14d": 1}, "redemptions_14d"),
+    ],
+)
+def test_a_key_that_nobody_has_and_half_a_row_are_refused(row, field, client):
+    answer = client.post("/v1/predict/redeem", json=row)
+    assert (answer.status_code, answer.json()["field"]) == (422, field)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "said"),
+    [
+        ("POST", "/v1/predict/dear", b"{", 400, "is no JSON"),
+        ("POST", "/v1/predict/dear", b'{"size": NaN}', 400, "is no JSON"),
+        ("POST", "/v1/predict/dear", b"[" * 100 + b"]" * 100, 400, "too deep"),
+        ("POST", "/v1/predict/dear", b"x" * 5_000_000, 413, "larger than 4096 KiB"),
+        ("POST", "/v1/predict/dear", b'{"rows": [' + b",".join([b"{}"] * 1001) + b"]}", 422, "at most 1000 at once"),
+        ("POST", "/v1/predict/unknown", b"{}", 404, "unknown: no such problem"),
+        ("POST", "/v1/models/dear/versions/9/invocations", b'{"instances": []}', 404, "dear v9: is not loaded; loaded are v"),
+        ("POST", "/v1/predict/../../etc/passwd", b"{}", 404, "no such"),
+        ("GET", "/v1/predict/dear", b"", 405, "takes POST"),
+        ("GET", "/nowhere", b"", 404, "GET /docs"),
+        ("POST", "/v1/predict/segments", b"{}", 503, "segments: no version answers"),
+        ("POST", "/v2/models/dear/infer", b'{"inputs": []}', 400, "needs an object with inputs"),
+        ("POST", "/v2/models/recommend/infer", b'{"inputs": []}', 404, "POST /v1/recommend/recommend"),
+        ("POST", "/v1/recommend", b'{"k": 0}', 422, "k = 0"),
+        ("POST", "/v1/recommend", b'{"users": [[1]]}', 422, "users = "),
+        ("POST", "/v1/labels/dear", b'{"value": 1}', 422, "name the prediction by its id"),
+        ("POST", "/v1/labels/dear", b'{"value": 1, "id": "x", "at": "noon"}', 422, "must be a day or a time"),
+    ],
+)
+def test_what_cannot_be_answered_is_said_in_one_line(method, path, body, status, said, client, shop):
+    answer = client.request(method, path, content=body)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json")
+    assert said in answer.json()["error"]
+    assert "\n" not in answer.json()["error"]
+    for secret in ("Traceback", str(shop.root), "site-packages"):
+        assert secret not in answer.text
+
+
+def test_every_answer_carries_the_headers_of_security(client):
+    for path in ("/health", "/nowhere", "/docs"):
+        headers = client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["content-security-policy"].startswith("default-src 'none'")
+
+
+def test_what_each_column_adds_sums_up_to_the_answer(client, shop):
+    row = plain(rows_of(shop, "redeem", 1))[0]
+    said = client.post("/v1/predict/redeem", params={"explain": "true"}, json=row).json()
+    parts = said["explanation"]
+    assert sum(each["adds"] for each in parts) == pytest.approx(said["probability_1"], abs=1e-9)
+    assert {each["column"] for each in parts} <= {*row, None}
+    assert "explanation" not in client.post("/v1/predict/redeem", json=row).json()
+
+
+def test_answers_and_their_truths_reach_the_ledger(client, shop):
+    said = client.post("/v1/predict/dear", json=HOUSE).json()
+    early = client.post("/v1/labels/dear", json={"id": said["id"], "value": "yes"})
+    assert early.json()["matched"] + early.json()["waiting"] == 1
+    assert client.post("/v1/labels", json={"problem": "dear", "id": said["id"], "value": "yes"}).json()["repeated"] == 1
+    row, features = in_ledger(shop, "dear", said["id"])
+    assert (row["version"], row["variant"], row["truth"]) == (said["version"], "champion", "yes")
+    assert row["probability_yes"] == pytest.approx(said["probability_yes"])
+    assert features["colour"] == "red"
+
+
+def in_ledger(shop: Layout, problem: str, id_: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A prediction and its features, once they are there."""
+    ledger, end = settings.ledger(shop), time.monotonic() + 20
+    while time.monotonic() < end:
+        found = ledger.read(problem)
+        places = [place for place, each in enumerate(found.rows["id"].to_list()) if each == id_] if found.rows.height else []
+        if places:
+            return found.rows.row(places[0], named=True), found.features.row(places[0], named=True)
+        time.sleep(0.2)
+    raise AssertionError(f"{id_} is not in the ledger")
+
+
+def test_a_purchase_counts_once_and_the_next_list_knows_it(client):
+    wish = {"users": [5], "k": 30, "show": "new"}
+    first = client.post("/v1/recommend", json=wish).json()["lists"][0]
+    item = first["items"][0]["item"]
+    event = {"id": "till-1", "user": 5, "item": item}
+    assert client.post("/v1/events", json=event).json() == {"counted": 1, "known": 0, "refused": []}
+    assert client.post("/v1/events", json=[event]).json() == {"counted": 0, "known": 1, "refused": []}
+    after = client.post("/v1/recommend", json=wish).json()["lists"][0]
+    assert item not in [each["item"] for each in after["items"]]
+    assert after["id"] != first["id"]
+    refused = client.post("/v1/events", json={"user": 5, "item": "no such thing"})
+    assert (refused.status_code, refused.json()["counted"]) == (422, 0)
+
+
+def test_a_list_goes_to_the_ledger_with_what_it_held(client, shop):
+    said = client.post("/v1/recommend", json={"users": [7], "k": 3}).json()["lists"][0]
+    row, _ = in_ledger(shop, "recommend", said["id"])
+    assert row["entity"] == "7"
+    assert list(row["items"]) == [each["item"] for each in said["items"]]
+
+
+def test_every_example_of_the_description_is_answered(client):
+    described = client.get("/openapi.json").json()
+    asked = 0
+    for path, methods in described["paths"].items():
+        for method, each in methods.items():
+            body = each.get("requestBody", {}).get("content", {}).get("application/json", {})
+            for example in body.get("examples", {"none": {"value": None}}).values():
+                answer = client.request(method, path, json=example["value"])
+                known = "/labels" in path and "truth" in answer.text  # of a prediction that is none
+                assert answer.status_code == 200 or known, f"{path}: {answer.text}"
+                asked += 1
+    assert asked > 25
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    for outside in ("http://", "https://", "<script", "src="):
+        assert outside not in page.text
+
+
+def test_pipeline_and_compiled_model_are_compared_while_it_serves(client, server):
+    client.post("/v1/predict/dear", json=[HOUSE] * 5)
+    end = time.monotonic() + 60
+    while metric(text := client.get("/metrics").text, 'evergreen_parity_checks_total{problem="dear"}') < 5:
+        assert time.monotonic() < end, text
+        time.sleep(0.2)
+    assert metric(text, 'evergreen_parity_beyond_total{problem="dear"}') == 0
+    assert metric(text, 'evergreen_version{problem="dear",variant="champion",version="1"}') == 1
+
+
+def test_a_difference_is_relative_above_one_and_a_class_on_the_threshold_is_none():
+    assert difference({"prediction": 1, "probability_1": 0.5}, {"prediction": 0, "probability_1": 0.5 + 1e-7}) < 1e-6
+    assert difference({"prediction": 1000.0}, {"prediction": 1001.0}) == pytest.approx(1 / 1001)
+    assert difference({"prediction": 2}, {"prediction": 3}) == float("inf")
+
+
+def test_a_new_version_takes_over_within_two_seconds_and_no_request_is_lost(client, server, shop):
+    answers: list[tuple[int, int]] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=server.url) as own:
+            while not over.is_set():
+                answer = own.post("/v1/predict/spend", json={"household_id": 3})
+                answers.append((answer.status_code, answer.json().get("version", 0)))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        version = project.deploy(shop, "spend", "ridge", alpha=77.0)
+        assert took_over(answers, version)
+        settings.deployments(shop).rollback(settings.registry(shop), "spend", 1, "ann", "complaints")
+        assert took_over(answers, 1)
+    finally:
+        over.set()
+        asking.join()
+    assert {status for status, _ in answers} == {200}
+    assert [one for (_, one), (_, two) in pairwise(answers) if one != two] == [1, version]
+
+
+def took_over(answers: list[tuple[int, int]], version: int) -> bool:
+    end = time.monotonic() + 20  # the claim is two seconds; a machine under load gets more
+    while time.monotonic() < end:
+        if answers and answers[-1][1] == version:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+class TestItsProcesses:
+    """A server of their own: it is killed and ended."""
+
+    @pytest.fixture
+    def small(self, tmp_path: Path) -> Layout:
+        return project.project(tmp_path / "b", ("dear",), "serve: {default: dear, durable: true, parity_share: 0}\n")
+
+    def test_a_killed_worker_is_replaced_and_what_was_acknowledged_is_in_the_ledger(self, small):
+        server = Server(small)
+        ids = [server.client.post("/v1/predict", json=HOUSE).json()["id"] for _ in range(20)]
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGKILL)
+        server.wait_for("a worker ended with code -9; another takes its place")
+        while server.workers() in ([], [worker]):
+            time.sleep(0.05)
+        ids.append(server.client.post("/v1/predict", json=HOUSE).json()["id"])
+        assert server.stop() == 0
+        with sqlite3.connect(small.var / "evergreen.db") as link:
+            assert set(ids) <= {id_ for (id_,) in link.execute("select id from predictions")}
+
+    def test_what_is_under_way_is_finished_when_the_server_is_ended(self, small):
+        server = Server(small)
+        rows = {"rows": [HOUSE] * 1000}
+        with ThreadPoolExecutor(8) as pool:
+            waits = [pool.submit(httpx.post, f"{server.url}/v1/predict", json=rows, timeout=60) for _ in range(8)]
+            while not any(each.done() for each in waits):
+                time.sleep(0.001)
+            assert server.stop(signal.SIGINT) == 0
+            answers = [each.result() for each in waits if each.exception() is None]
+        assert answers
+        ids = {one["id"] for answer in answers for one in answer.json()["predictions"]}
+        assert len(ids) == 1000 * len(answers)
+        with sqlite3.connect(small.var / "evergreen.db") as link:
+            assert ids <= {id_ for (id_,) in link.execute("select id from predictions")}
+
+    def test_a_taken_port_and_a_foreign_address_without_keys_are_refused_in_one_line(self, small, server):
+        port = server.url.rpartition(":")[2]
+        for options, said in ((["--port", port], "cannot be had"), (["--host", "0.0.0.0"], "there is no key")):
+            done = project.evergreen(small, "serve", *options)
+            assert done.returncode == 1
+            assert said in done.stderr
+            assert done.stderr.count("\n") == 1

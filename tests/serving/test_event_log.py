@@ -1,0 +1,332 @@
+"""Purchases that come in: each is counted once and lasts, or refused with its reason; answers and files know them at once."""
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import sqlalchemy as sa
+
+from evergreen.flows.operations import batch_scoring, recommend
+from evergreen.serving import event_log, recommender_service
+from evergreen.serving.event_log import Event, EventLog, Refusal
+from evergreen.serving.event_validation import Incoming
+from evergreen.serving.recommender_service import Recommendations
+from evergreen.tasks.config import params
+from evergreen.tasks.core.errors import ModelError, ParamsError, ProjectError
+from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.problems.recommender.list_builder import Request
+from tests.contracts import World, build, write
+
+NOW = datetime(2017, 8, 1, 12, tzinfo=UTC)
+LAST = date(2017, 7, 23)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The features of the small store where its project keeps them."""
+    made = build("recommend", tmp_path_factory.mktemp("events"))
+    place = Layout(made.folder).features("recommend")
+    place.parent.mkdir(parents=True)
+    write(made.frames, place)
+    return made
+
+
+@pytest.fixture(scope="module")
+def model(world: World) -> Any:
+    return world.fit(world.defaults("frequency"))
+
+
+@pytest.fixture
+def known(world: World) -> params.Params:
+    return params.load(world.folder / "params.yaml")
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> EventLog:
+    return EventLog(f"sqlite:///{tmp_path / 'var' / 'evergreen.db'}")
+
+
+@pytest.fixture
+def start(world: World, known: params.Params, model: Any, tmp_path: Path) -> Callable[[], Recommendations]:
+    """A process that answers, with a log of its own beside those of the others that it starts with."""
+    address = f"sqlite:///{tmp_path / 'live.db'}"
+    return lambda: Recommendations(known, "recommend", Layout(world.folder), model, 1, EventLog(address))
+
+
+@pytest.fixture(params=["file", pytest.param("server", marks=pytest.mark.postgres)])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "file":
+        yield f"sqlite:///{tmp_path / 'evergreen.db'}"
+        return
+    address = request.getfixturevalue("postgres")
+    yield address
+    engine = sa.create_engine(address)
+    event_log.METADATA.drop_all(engine)
+    engine.dispose()
+
+
+def event(number: int, **changed: Any) -> Event:
+    return Event(**{**vars(Event(f"e{number}", "7", "1003", "b1", LAST, 1.0, None)), **changed})
+
+
+def test_an_event_counts_once_and_lasts(address):
+    log = EventLog(address)
+    first = [event(1), event(2, item="1004"), event(1, item="1005")]
+    assert log.append("recommend", first) == [event(1), event(2, item="1004")]
+    assert log.append("recommend", [event(2), event(3)], [Refusal({"user": 7}, "because")]) == [event(3)]
+    assert log.append("other", [event(1)]) == [event(1)]
+    again = EventLog(address)
+    found, _ = again.since("recommend")
+    assert found.rows() == [("7", "b1", item, LAST) for item in ("1003", "1004", "1003")]
+    assert again.refused("recommend") == [Refusal({"user": 7}, "because")]
+    assert again.refused("other") == []
+
+
+def test_two_writers_of_the_same_events_count_each_once(address):
+    sent = [event(number) for number in range(300)]
+    counted: list[int] = []
+    writers = [
+        threading.Thread(
+            target=lambda draw: counted.extend(
+                len(EventLog(address).append("recommend", [sent[at] for at in part]))
+                for part in np.array_split(draw.permutation(300), 10)
+            ),
+            args=(np.random.default_rng(seed),),
+        )
+        for seed in range(3)
+    ]
+    for each in writers:
+        each.start()
+    for each in writers:
+        each.join()
+    assert sum(counted) == 300
+    assert EventLog(address).since("recommend")[0].height == 300
+
+
+def test_a_reader_goes_on_from_where_it_was_and_sees_what_came_late(log, monkeypatch):
+    monkeypatch.setattr(event_log, "OVERLAP", 3)
+    assert log.mark("recommend") == event_log.NOTHING
+    log.append("recommend", [event(number) for number in range(10)])
+    _, mark = log.since("recommend")
+    assert log.mark("recommend", mark) == mark
+    with log._link() as link:  # a writer whose number was given out before those that are there
+        link.execute(sa.update(event_log.EVENTS).where(event_log.EVENTS.c.number == 9).values(problem="other"))
+    _, mark = log.since("recommend")
+    with log._link() as link:
+        link.execute(sa.update(event_log.EVENTS).where(event_log.EVENTS.c.number == 9).values(problem="recommend", item="9"))
+    assert log.mark("recommend", mark) != mark
+    assert "9" in log.since("recommend", mark)[0]["item"].to_list()
+    assert log.since("recommend", mark)[0].height == 3
+
+
+@pytest.mark.parametrize("address", ["nonsense", "nosuch://x/y"])
+def test_an_address_that_is_none_is_named(address):
+    with pytest.raises(ProjectError, match="the address of the database of events"):
+        EventLog(address)
+
+
+def test_a_database_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ProjectError, match="the database of events cannot be used"):
+        EventLog(f"sqlite:///{tmp_path / 'file' / 'evergreen.db'}")
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"user": None}, "household_id is missing: whose purchase is it?"),
+        ({"user": "bob"}, "household_id = bob: is no id; here ids are like 1"),
+        ({"user": 10**30}, f"household_id = {10**30}: is no id; here ids are like 1"),
+        ({"item": None}, "product_id is missing: what was bought?"),
+        ({"item": 424_242}, "product_id = 424242: is neither in products nor among the purchases"),
+        ({"item": 900}, "product_id = 900: is neither in products nor among the purchases"),
+        ({"quantity": -1}, "quantity = -1: is below 0; a return is no purchase"),
+        ({"quantity": "lots"}, "quantity = lots: is no number"),
+        ({"quantity": float("inf")}, "quantity = inf: is no number"),
+        ({"time": "2017-08-01T12:06:00+00:00"}, "transaction_timestamp = 2017-08-01T12:06:00+00:00: lies in the future"),
+        ({"time": "2017-08-02"}, "transaction_timestamp = 2017-08-02: lies in the future"),
+        ({"time": "yesterday"}, "transaction_timestamp = yesterday: is neither a day (YYYY-MM-DD) nor a time"),
+        ({"basket": "b" * 300}, "basket = bbbbbbbbbbbbbbbbbbbb…: is longer than 255 characters"),
+    ],
+)
+def test_what_cannot_be_counted_says_why_and_stops_no_other(known, world, given, reason):
+    good = {"user": 7, "item": 1003, "basket": "b1", "time": "2017-08-01"}
+    counted, refused = Incoming(known, "recommend", world.data).read([{**good, **given}, good], NOW)
+    assert [each.reason for each in refused] == [reason]
+    assert [each.item for each in counted] == ["1003"]
+
+
+def test_an_event_is_read_by_the_columns_of_the_purchases_in_local_time(known, world):
+    row = {"household_id": 7.0, "product_id": "1003", "basket_id": 5, "quantity": None, "note": "x"}
+    times = [
+        "2017-07-30T02:00:00",  # stored in UTC: still the 29th in New York
+        datetime(2017, 7, 30, 2),
+        datetime(2017, 7, 30, 2, tzinfo=UTC),
+        "2017-07-30T02:00:00-04:00",
+        date(2017, 7, 30),
+        None,
+    ]
+    counted, refused = Incoming(known, "recommend", world.data).read(
+        [{**row, "transaction_timestamp": at} for at in times], NOW
+    )
+    assert not refused
+    assert [each.day.day for each in counted] == [29, 29, 29, 30, 30, 23]
+    assert {(each.user, each.item, each.basket, each.quantity) for each in counted} == {("7", "1003", "5", 1.0)}
+    assert len({each.id for each in counted}) == 1
+
+
+def again(answers: Recommendations, user: int) -> list[int]:
+    return answers.answer(Request(users=(user,), show="again", k=96, because=False)).item.tolist()
+
+
+def test_a_purchase_counts_in_the_next_answer_in_every_process_and_after_a_restart(start, world):
+    here, there = start(), start()
+    never = sorted(set(here._shop.model.catalogue_.tolist()) - set(again(here, 6)))[:2]
+    sent = [{"user": 6, "item": item, "basket": "b9", "time": "2017-07-25"} for item in never]
+    assert (found := here.observe([*sent, sent[0]], NOW)).refused == ()
+    assert (found.counted, found.known) == (2, 1)
+    assert set(never) < set(again(here, 6))
+    assert not set(never) & set(again(there, 6))
+    there.refresh()
+    assert again(there, 6) == again(here, 6) == again(start(), 6)
+    assert here.observe(sent, NOW).known == 2
+    assert again(here, 6) == again(there, 6)
+
+
+def test_a_list_is_kept_until_its_user_buys_and_is_always_what_would_be_said_anew(start, world):
+    answers, other = start(), start()
+    users = answers.users()[:12]
+    first = {user: answers.answer(Request(users=(user,))) for user in users}
+    assert all(answers.answer(Request(users=(str(user),))) is not None for user in users)
+    assert all(answers.answer(Request(users=(user,))) is first[user] for user in users)
+    assert answers.answer(Request(users=(users[0],), k=2)) is not first[users[0]]
+    bought = first[users[0]].item[-1].item()
+    other.observe([{"id": "of another process", "household_id": users[0], "product_id": bought}])
+    answers.refresh()
+    assert answers.answer(Request(users=(users[0],))) is not first[users[0]]
+    assert all(answers.answer(Request(users=(user,))) is first[user] for user in users[1:])
+    anew = start()
+    for user in users:
+        kept, fresh = answers.answer(Request(users=(user,))), anew.answer(Request(users=(user,)))
+        assert kept.item.tolist() == fresh.item.tolist()
+        assert kept.score.tolist() == pytest.approx(fresh.score.tolist())
+        assert kept.because == fresh.because
+
+
+def test_what_is_refused_lasts_too(start, known, tmp_path):
+    here = start()
+    found = here.observe([{"user": 6, "item": 1, "basket": "b9"}, {"user": 6, "item": 1003, "quantity": -3}], NOW)
+    assert found.counted == 0
+    kept = EventLog(f"sqlite:///{tmp_path / 'live.db'}").refused("recommend")
+    assert [(each.event["item"], each.reason) for each in kept] == [(r.event["item"], r.reason) for r in found.refused]
+
+
+def test_a_table_of_stock_that_changes_is_noticed(world, known, model, tmp_path):
+    layout = Layout(world.folder)
+    features = world.section.features.model_copy(update={"stock": "left", "stock_table": "shelf"})
+    section = world.section.model_copy(update={"features": features})
+    stocked = known.model_copy(update={"sections": {**known.sections, "recommend": section}})
+    answers = Recommendations(stocked, "recommend", layout, model, 1, EventLog(f"sqlite:///{tmp_path / 'x.db'}"))
+    layout.table("shelf").parent.mkdir(parents=True, exist_ok=True)
+    for left in ([0, 3], [3, 0]):
+        pl.DataFrame({"product_id": [1000, 1001], "left": left}).write_parquet(layout.table("shelf"))
+        answers.refresh()
+        found = answers.answer(Request.read({"users": [6], "rules": {"in_stock": True}}))
+        assert found.item.tolist() == [1001 if left[1] else 1000]
+
+
+def test_a_model_that_is_not_of_this_code_is_named_with_its_version(known, world, model, log):
+    broken = model.reading(model.histories_, model.day_)
+    del broken.half_life_days
+    with pytest.raises(ModelError, match=r"recommend: version 7 cannot answer: .*half_life_days.*Train again, or name"):
+        Recommendations(known, "recommend", Layout(world.folder), broken, 7, log)
+
+
+def test_what_has_no_lists_and_what_has_no_features_is_named(known, model, tmp_path):
+    with pytest.raises(ParamsError, match="spend: is a problem of regression and has no lists; name one of recommendation"):
+        recommender_service.section(known, "spend")
+    with pytest.raises(ModelError, match="recommend: has no features yet; run evergreen train recommend"):
+        recommender_service.load(known, "recommend", Layout(tmp_path))
+
+
+@pytest.fixture
+def deployed(monkeypatch: pytest.MonkeyPatch, world: World, model: Any, tmp_path: Path) -> Layout:
+    """A project whose champion is the model, and a log of its own."""
+    monkeypatch.setattr(batch_scoring, "champion", lambda layout, problem, version: (model, version or 4))
+    monkeypatch.setenv("EVERGREEN_DATABASE", f"sqlite:///{tmp_path / 'own.db'}")
+    return Layout(world.folder)
+
+
+def scored(layout: Layout, known: params.Params, folder: Path, households: list[Any], **options: Any) -> pl.DataFrame:
+    pl.DataFrame({"household_id": households}).write_csv(folder / "in.csv")
+    batch_scoring.run(
+        layout, known, "recommend", folder / "in.csv", folder / "out.parquet", None, batch_scoring.Lists(**options)
+    )
+    return pl.read_parquet(folder / "out.parquet")
+
+
+def test_a_scored_file_has_a_row_per_household_and_rank_in_the_order_asked(deployed, known, tmp_path):
+    found = scored(deployed, known, tmp_path, [9, 4, 9, 123_456], k=3)
+    assert found.columns == ["household_id", "rank", "product_id", "score", "source"]
+    assert found["household_id"].to_list() == [9] * 3 + [4] * 3 + [9] * 3 + [123_456] * 3
+    assert found["rank"].to_list() == [1, 2, 3] * 4
+    assert found[:3].equals(found[6:9])
+    because = scored(deployed, known, tmp_path, [9], k=3, because=True)["because"].to_list()
+    assert all(reason.startswith("bought ") for reason in because)
+    assert scored(deployed, known, tmp_path, [9], k=1000).height == 96
+
+
+def test_a_scored_file_knows_events_and_forgets_them_as_of_an_earlier_day(deployed, known, world, tmp_path, caplog):
+    before = set(scored(deployed, known, tmp_path, [6], k=96).filter(pl.col("source") == "again")["product_id"])
+    never = sorted(set(range(1000, 1096)) - before)[0]
+    (tmp_path / "sold.csv").write_text(
+        f"household_id,product_id,basket_id,transaction_timestamp,event_id\n6,{never},b1,{LAST}T12:00:00,e1\n6,5,b1,,e2\n"
+    )
+    told = recommend.observe(deployed, known, "recommend", tmp_path / "sold.csv")
+    assert (told.counted, len(told.refused)) == (1, 1)
+    after = scored(deployed, known, tmp_path, [6], k=96)
+    assert never in set(after.filter(pl.col("source") == "again")["product_id"])
+    assert not caplog.messages
+    earlier = scored(deployed, known, tmp_path, [6], k=96, as_of=date(2017, 4, 2))
+    own = world.frames["lines"].filter((pl.col("user") == 6) & (pl.col("day") <= date(2017, 4, 2)))["item"].unique()
+    assert set(earlier.filter(pl.col("source") == "again")["product_id"]) == set(own)
+    assert "lists as of 2017-04-02 know of what came later" in caplog.messages[0]
+    novel = scored(deployed, known, tmp_path, [6], k=96, novel=True)
+    assert set(novel["product_id"]) == set(range(1000, 1096)) - before - {never}
+
+
+def test_nobody_asked_is_an_empty_file_with_the_same_columns(deployed, known, tmp_path):
+    (tmp_path / "none.csv").write_text("household_id\n")
+    batch_scoring.run(deployed, known, "recommend", tmp_path / "none.csv", tmp_path / "out.csv", None)
+    assert (tmp_path / "out.csv").read_text() == "household_id,rank,product_id,score,source\n"
+
+
+@pytest.mark.parametrize(
+    ("problem", "options", "says"),
+    [
+        ("recommend", {"k": 0}, "--k 0: a list holds at least 1 item"),
+        ("spend", {"k": 3}, "--k: spend is a problem of regression and has no lists"),
+        ("spend", {"as_of": LAST}, "--as-of: spend is a problem of regression and has no lists"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused(deployed, known, tmp_path, problem, options, says):
+    with pytest.raises(ParamsError, match=says):
+        batch_scoring.run(
+            deployed, known, problem, tmp_path / "in.csv", tmp_path / "o.csv", None, batch_scoring.Lists(**options)
+        )
+
+
+def test_one_list_is_asked_for_with_its_reasons_and_notes(deployed, known):
+    found = recommend.ask(deployed, known, "recommend", {"users": ["9"], "k": 2, "show": "again"}, None)
+    assert (found.version, found.notes) == (4, [])
+    assert [(row["household_id"], row["rank"], row["source"]) for row in found.lists] == [("9", 1, "again"), ("9", 2, "again")]
+    assert found.lists[0]["because"].startswith("bought ")
+    stranger = recommend.ask(deployed, known, "recommend", {"k": 100, "as_of": date(2017, 4, 2)}, 2)
+    assert stranger.lists[0]["household_id"] is None
+    assert stranger.notes[0].startswith("a stranger: 96 of 100 asked for")
+    assert stranger.notes[1].startswith("version 2 learned from purchases up to ")

@@ -1,0 +1,399 @@
+"""Requests that nobody would think of, and those of somebody with bad intentions: never a 500, never a word too many."""
+
+import gzip
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import hypothesis
+import pytest
+import schemathesis
+import uvicorn
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from evergreen.flows import settings
+from evergreen.flows.operations.http_server import application
+from evergreen.serving import loaded_model
+from evergreen.serving.access_control import SECURITY
+from evergreen.serving.app import App
+from evergreen.tasks.config import params
+from evergreen.tasks.core.errors import ModelError
+from evergreen.tasks.core.paths import Layout
+from tests import ROOT
+from tests.serving import project
+
+LIMITS = "serve: {max_body_kb: 64, max_rows: 20, max_seconds: 2.0}\n"
+CONFORMS = [
+    not_a_server_error,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+]
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))
+"""Requests made up for each address."""
+ROW = {"size": 3.0, "colour": "red", "built": "1999-05-05"}
+POSTS = {
+    "/v1/predict/dear": ROW,
+    "/v1/models/dear/invocations": {"dataframe_records": [ROW]},
+    "/v2/models/dear/infer": {
+        "inputs": [
+            {"name": name, "shape": [1], "datatype": "FP64" if name == "size" else "BYTES", "data": [value]}
+            for name, value in ROW.items()
+        ]
+    },
+    "/v1/recommend/recommend": {"users": [7], "k": 3},
+    "/v1/events/recommend": {"id": "e1", "user": 7, "item": 1003},
+    "/v1/labels/dear": {"entity": "7", "at": "2017-05-05", "value": 1},
+}
+
+
+@dataclass
+class Live:
+    """A server in this process, on a port of its own."""
+
+    app: App
+    layout: Layout
+    port: int
+    client: httpx.Client
+
+    def raw(self, request: bytes) -> bytes:
+        """All that comes back until the server closes or says no more."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as link:
+            link.sendall(request)
+            link.settimeout(1.0)
+            found = b""
+            try:
+                while part := link.recv(65536):
+                    found += part
+            except TimeoutError:
+                pass
+            except ConnectionResetError:
+                pass
+            return found
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [each for each in os.environ if each.startswith("EVERGREEN_")]:
+            patch.delenv(name)
+        layout = project.project(tmp_path_factory.mktemp("fuzz"), ("dear", "recommend"), LIMITS)
+        app, watch = application(layout, params.load(layout.params), "127.0.0.1")
+        server = uvicorn.Server(uvicorn.Config(app, http="httptools", ws="none", lifespan="on", log_config=None))
+        bound = socket.create_server(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+        thread.start()
+        port = bound.getsockname()[1]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            yield Live(app, layout, port, client)
+        server.should_exit = True
+        thread.join(30)
+        watch.stop()
+
+
+def test_answers_are_as_the_servers_own_description_says_and_none_is_a_500(live):
+    described = schemathesis.openapi.from_url(f"http://127.0.0.1:{live.port}/openapi.json")
+    seen = set[str]()
+    for found in described.get_all_operations():
+        operation = found.ok()
+
+        @hypothesis.settings(
+            max_examples=EXAMPLES,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        @hypothesis.given(case=operation.as_strategy())
+        def ask(case: Any) -> None:
+            case.call_and_validate(checks=CONFORMS)
+
+        ask()
+        seen.add(operation.path)
+    assert set(POSTS) < seen
+
+
+HOSTILE = {
+    "nothing": b"",
+    "no JSON": b"<xml/>",
+    "half": b'{"size": 3.0, "colour": "re',
+    "two": b"{}{}",
+    "scalar": b"7",
+    "null": b"null",
+    "text": b'"row"',
+    "list of nothing": b"[]",
+    "list of nulls": b"[null]",
+    "list of lists": b"[[[]]]",
+    "invalid UTF-8": b'{"size": 3.0, "colour": "\xff\xfe", "built": null}',
+    "UTF-16": json.dumps(ROW).encode("utf-16"),
+    "byte order mark": b"\xef\xbb\xbf" + json.dumps(ROW).encode(),
+    "half a surrogate": b'{"size": 3.0, "colour": "\\ud800", "built": null}',
+    "NUL": b'{"size": 3.0, "colour": "\\u0000", "built": "\\u0000"}',
+    "NaN": b'{"size": NaN, "colour": "red", "built": null}',
+    "Infinity": b'{"size": -Infinity, "colour": "red", "built": null}',
+    "beyond float": b'{"size": 1e999, "colour": "red", "built": null}',
+    "long number": b'{"size": ' + b"9" * 5000 + b', "colour": "red", "built": null}',
+    "long fraction": b'{"size": 0.' + b"1" * 5000 + b', "colour": "red", "built": null}',
+    "beyond 64 bits": b'{"users": [18446744073709551616], "k": 9223372036854775808, "size": -9223372036854775809}',
+    "keys twice": b'{"size": 1, "size": [2], "size": {"size": 3}, "colour": "red", "built": null}',
+    "deep list": b"[" * 30_000,
+    "deep and closed": b"[" * 30_000 + b"]" * 30_000,
+    "deep value": b'{"size": ' + b"[" * 900 + b"]" * 900 + b', "colour": "red", "built": null}',
+    "deep objects": b'{"rows": [' + b'{"size":' * 300 + b"1" + b"}" * 300 + b"]}",
+    "many keys": json.dumps({f"k{number}": number for number in range(3000)}).encode(),
+    "long key": json.dumps({"k" * 60_000: 1}).encode(),
+    "types": b'{"size": {"a": 1}, "colour": [1], "built": 1e300, "users": {"a": 1}, "k": "x", "value": {"a": []}}',
+    "dates": b'{"size": 1, "colour": "red", "built": "9999-99-99T99:99:99+99:99", "value": 1, "at": "0000-00-00"}',
+    "far day": b'{"value": 1, "entity": "7", "at": "9999-12-31T23:59:59-23:59", "user": 7, "item": 1003, "time": "0001-01-01"}',
+    "lists": b'{"users": [[], {}, null, true, "", 1e300, "\\u0000"], "items": [[]], "k": 1e9, "rules": {"__class__": 1}}',
+    "long list": json.dumps({"users": list(range(2000)), "k": 10**6}).encode(),
+    "negative": b'{"users": [7], "k": -1, "blend": -1, "diversity": 1e308, "explore": null, "rules": null, "as_of": 20170101}',
+    "labels": b'[{"value": 1}, {"id": [], "value": 1}, {"entity": {}, "at": [], "value": null}, {"value": 1e999}]',
+    "tensors": b'{"inputs": [{"name": "size", "shape": [9223372036854775807, 2], "datatype": "FP64", "data": [1]}]}',
+    "no tensors": b'{"inputs": [{"name": [], "shape": "x", "datatype": null, "data": {}}], "outputs": [3], "id": [3]}',
+    "frames": b'{"dataframe_split": {"columns": ["size", "size"], "data": [[1]]}}',
+    "ragged": b'{"inputs": {"size": [1, 2], "colour": ["red"], "built": 3}}',
+    "gzip": gzip.compress(json.dumps(ROW).encode()),
+}
+
+
+def proper(reply: httpx.Response) -> Any:
+    """The JSON of an answer that is no failure of the server, and tells nothing of it."""
+    assert reply.status_code < 500, (reply.status_code, reply.text)
+    for word in ("Traceback", 'File "', ".py", "site-packages", "sqlite", str(ROOT), "/tmp/"):
+        assert word not in reply.text
+    return reply.json()
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_a_request_in_order_is_answered(live, path):
+    assert live.client.post(path, json=POSTS[path]).status_code == 200
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_body_that_is_not_what_it_should_be_is_refused_in_one_line(live, name):
+    for path in POSTS:
+        for headers in ({}, {"content-type": "application/json", "content-encoding": "gzip"}):
+            reply = live.client.post(path, content=HOSTILE[name], headers=headers)
+            told = proper(reply)
+            assert reply.status_code == 200 or isinstance(told.get("error", told.get("refused")), str | list | int), told
+            assert "\n" not in str(told.get("error", ""))
+            assert len(reply.content) < 2_000 + 2 * len(HOSTILE[name]) or reply.status_code == 200
+
+
+def test_every_value_of_a_request_may_be_replaced_by_anything(live):
+    """Each part of each request in order, one after the other, becomes something else."""
+    others = [None, True, -1, 0.5, 2**63, 1e308, "", "x" * 5000, "\0", "../../etc/passwd", [], {}, [[]], {"$ref": "x"}, [None]]
+
+    def changed(value: Any) -> Iterator[Any]:
+        yield from others
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield {name: each for name, each in value.items() if name != key}
+                for new in changed(inner):
+                    yield {**value, key: new}
+        if isinstance(value, list) and value:
+            for new in changed(value[0]):
+                yield [new, *value[1:]]
+
+    for path, given in POSTS.items():
+        for body in changed(given):
+            proper(live.client.post(path, json=body))
+
+
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"content-length: 5\r\ncontent-length: 60\r\n",
+        b"content-length: 5\r\ntransfer-encoding: chunked\r\n",
+        b"transfer-encoding: chunked\r\ncontent-length: 5\r\n",
+        b"transfer-encoding: xchunked\r\n",
+        b"transfer-encoding: identity, chunked, identity\r\n",
+        b"content-length: +5\r\n",
+        b"content-length: -5\r\n",
+        b"content-length: 5,5\r\n",
+        b"content-length: 99999999999999999999999\r\n",
+        b"content-length : 5\r\n",
+        b"x: a\r\n continued\r\ncontent-length: 5\r\n",
+        b"x\x00y: 1\r\ncontent-length: 5\r\n",
+        b"x: \x01\x02\r\n",
+        b"transfer-encoding:\x0bchunked\r\n",
+    ],
+)
+def test_a_request_whose_end_is_unclear_gives_one_answer_at_most(live, head):
+    """What follows is never taken for another request of somebody behind the same proxy."""
+    start = b"POST /v1/predict/dear HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+    found = live.raw(start + head + b"\r\n0\r\n\r\n" + SMUGGLED)
+    assert b"HTTP/1.1 5" not in found
+    assert b"/smuggled" not in found
+    assert found.count(b"HTTP/1.1 ") <= 1 or b"HTTP/1.1 400" in found.split(b"HTTP/1.1 ", 2)[1] or found.count(b" 404 ") == 0
+    assert live.client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET  HTTP/1.1\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n",
+        b"GET /%ff%00%zz HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n",
+        b"GET http://127.0.0.1:x/ HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n",
+        b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\nx: " + b"a" * 70_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 5000 + b"\r\n",
+        b"POST /v2/models/dear/infer HTTP/1.1\r\nhost: 127.0.0.1\r\ninference-header-content-length: "
+        + b"9" * 5000
+        + b"\r\ncontent-length: 2\r\n\r\n{}",
+        b"POST /v1/predict/dear?explain=%ff&explain="
+        + b"1" * 3000
+        + b" HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 2\r\n\r\n{}",
+        b"GET /v1/models/dear/versions/999999999/invocations HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: \xff\xfe\r\n\r\n",
+        b"GET /metrics HTTP/1.1\r\nauthorization: Bearer \xff\xfe\r\nhost: 127.0.0.1\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n",
+        b"CONNECT example.org:443 HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n",
+    ],
+)
+def test_a_request_of_strange_form_ends_nothing(live, request_):
+    assert b" 500 " not in live.raw(request_)[:20]
+    assert live.client.get("/health").status_code == 200
+
+
+WATCHED: list[str] = []
+MARK = "zz-mark-zz"
+_watching = False
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if _watching and event.split(".")[0] in (
+        "open",
+        "os",
+        "shutil",
+        "subprocess",
+        "import",
+        "socket",
+        "glob",
+        "exec",
+        "compile",
+    ):
+        told = repr(arguments)
+        if MARK in told and event not in ("socket.__new__",):
+            WATCHED.append(f"{event} {told[:300]}")
+
+
+def test_nothing_of_a_request_reaches_the_file_system(live, monkeypatch):
+    sys.addaudithook(_watch)
+    monkeypatch.setitem(globals(), "_watching", True)
+    with pytest.raises(FileNotFoundError, match=MARK):
+        Path(f"/nowhere/{MARK}").read_text()  # the watch itself works
+    assert WATCHED.pop().startswith("open ")
+    named = f"../../{MARK}"
+    for path in [
+        f"/v1/predict/{named}", f"/v1/predict/{MARK}", f"/v2/models/{MARK}/infer", f"/v2/models/dear/versions/{MARK}/infer",
+        f"/v1/models/..%2f..%2f{MARK}/invocations", f"/docs/{named}", f"/{MARK}%00.json", f"//{MARK}",
+        f"/v1/labels/%2e%2e/{MARK}",
+    ]:  # fmt: skip
+        for method in ("GET", "POST"):
+            assert live.client.request(method, path, content=b"{}").status_code in (400, 404, 405)
+    for path, given in POSTS.items():
+        for key in given:
+            proper(live.client.post(path, json={**given, key: named}))
+            proper(live.client.post(path, json={**given, key: [named]}))
+        proper(live.client.post(path, json=given | {named: named}, headers={"x-forwarded-for": named, "cookie": named}))
+        proper(live.client.post(f"{path}?explain={MARK}&path={named}", json=given))
+    assert WATCHED == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/health"),
+        ("GET", "/nowhere"),
+        ("PUT", "/health"),
+        ("POST", "/v1/predict/dear"),
+        ("GET", "/docs"),
+        ("GET", "/metrics"),
+    ],
+)
+def test_every_answer_tells_browsers_to_do_nothing_with_it(live, method, path):
+    reply = live.client.request(method, path)
+    for name, value in SECURITY:
+        assert name in reply.headers
+        assert reply.headers[name] == value or (path == "/docs" and name == "content-security-policy")
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+
+
+def test_a_page_from_elsewhere_gets_no_answer(live):
+    for headers in ({"host": "evil.example.org"}, {"origin": "https://evil.example.org"}):
+        reply = live.client.post("/v1/events/recommend", json=POSTS["/v1/events/recommend"], headers=headers)
+        assert reply.status_code == 403
+        assert "access-control-allow-origin" not in reply.headers
+
+
+def test_a_failure_tells_the_log_and_nobody_else(live, monkeypatch, caplog):
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("secret at /etc/evergreen")
+
+    monkeypatch.setattr(live.app._answering, "row", fail)
+    reply = live.client.post("/v1/predict/dear", json=ROW)
+    assert reply.status_code == 500
+    assert reply.json() == {"error": "the server failed; its log says why"}
+    assert "secret at /etc/evergreen" in caplog.text
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_above_the_limit_is_not_read_to_its_end(live, chunked):
+    content = iter([b" " * 40_000] * 40) if chunked else b" " * 80_000
+    try:
+        reply = live.client.post("/v1/predict/dear", content=content)
+    except httpx.WriteError:  # it closed before all was sent
+        return
+    assert reply.status_code == 413
+    assert "64 KiB (serve.max_body_kb)" in reply.json()["error"]
+
+
+def test_rows_above_the_limit_are_refused(live):
+    assert live.client.post("/v1/predict/dear", json=[ROW] * 20).status_code == 200
+    reply = live.client.post("/v1/predict/dear", json=[ROW] * 21)
+    assert reply.status_code == 422
+    assert "at most 20 at once (serve.max_rows)" in reply.json()["error"]
+
+
+def test_a_body_that_never_comes_is_given_up(live):
+    with socket.create_connection(("127.0.0.1", live.port), timeout=30) as link:
+        link.sendall(b"POST /v1/predict/dear HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 100\r\n\r\n{")
+        assert link.recv(100).startswith(b"HTTP/1.1 503 ")
+
+
+def test_a_version_whose_file_was_changed_is_never_loaded(live):
+    version = project.deploy(live.layout, "dear", "logistic", C=0.3)
+    registry, known = settings.registry(live.layout), params.load(live.layout.params)
+    load = lambda: loaded_model.load(known, live.layout, registry, settings.events(live.layout), "dear", version)  # noqa: E731
+    load().check()
+    source = registry._client.get_model_version_download_uri("dear", str(version)).removeprefix("file://")
+    for file in ("compiled/model.onnx", "model.skops"):
+        place = Path(source) / file
+        content = place.read_bytes()
+        place.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(ModelError, match="is not the file that was registered"):
+            registry.load("dear", version) if file == "model.skops" else load()
+        place.write_bytes(content)

@@ -1,0 +1,92 @@
+"""How a file is written, told from its text; what is no table says so."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from evergreen.tasks import ingest
+from evergreen.tasks.config.params import Source
+from evergreen.tasks.core.errors import SourceError
+from evergreen.tasks.onboarding import csv_dialect
+
+
+def look(root: Path, text: str | bytes, name: str = "t.csv") -> Source:
+    (root / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    staging = root / "staging"
+    staging.mkdir(exist_ok=True)
+    return csv_dialect.source(name, None, root, root, staging)
+
+
+def rows(*lines: str, times: int = 20) -> str:
+    head, *body = lines
+    return "\n".join([head, *(body * times)]) + "\n"
+
+
+FILES = {
+    "commas": (rows("a,b", "1,x"), {}),
+    "semicolons": (rows("a;b", "1;x,y"), {"separator": ";"}),
+    "tabs": (rows("a\tb", "1\tx, y; z"), {"separator": "\t"}),
+    "bars": (rows("a|b", "1|x"), {"separator": "|"}),
+    "one column": (rows("a", "1"), {}),
+    "a decimal comma": (rows("a;b", "1,5;x", "2;y"), {"separator": ";", "decimal": ","}),
+    "thousands are no decimals": (rows("a;b", "1.5;x,1", "2.25;y"), {"separator": ";"}),
+    "latin-1": (rows("a;b", "1;Jos\u00e9").encode("latin-1"), {"separator": ";", "encoding": "latin-1"}),
+    "cp1252": (rows("a;b", "1;5 \u20ac").encode("cp1252"), {"separator": ";", "encoding": "cp1252"}),
+    "utf-16": (rows("a;b", "1;é").encode("utf-16"), {"separator": ";", "encoding": "utf-16"}),
+    "a byte order mark": ("\ufeff" + rows("a,b", "1,é"), {}),
+    "missing among numbers": (rows("a,b", "1,x", "-,x", "?,x"), {"missing": ("?", "-")}),
+    "a dash among words": (rows("a,b", "1,x", "2,-"), {}),
+    "NA among words": (rows("a,b", "1,x", "2,NA"), {"missing": ("NA",)}),
+    "line breaks in quotes": (rows("a,b", '1,"x;\ny;"', "2,z"), {}),
+    "a quoted comma": (rows("a,b", '1,"x, y, z"', "2,z"), {}),
+    "Windows line ends": (rows("a,b", "1,x").replace("\n", "\r\n"), {}),
+}
+
+
+@pytest.mark.parametrize(("text", "wanted"), FILES.values(), ids=FILES.keys())
+def test_a_file_says_how_it_is_written(tmp_path: Path, text, wanted):
+    found = look(tmp_path, text)
+    assert found == Source(csv="t.csv", **wanted)
+    assert len(ingest.table("t", found, tmp_path, tmp_path / "staging").collect()) >= 20
+
+
+REFUSED = {
+    "empty": ("", "t.csv: is empty; its first line must name the columns"),
+    "names alone": ("a,b\n", "t.csv: has a line of names and no rows"),
+    "no names": (rows("1,2", "3,4"), r"t.csv: its first line holds no names but numbers \(1, 2\); add a line of names"),
+    "a name twice": (rows("a,b,a", "1,2,3"), "t.csv: two columns are named a; rename one"),
+    "a column without a name": (rows("a,,c", "1,2,3"), "t.csv: column 2 of 3 has no name"),
+    "the names again": (rows("a,b", "1,2") + rows("a,b", "1,2"), "t.csv: row 21 says the names of the columns again"),
+}
+
+
+@pytest.mark.parametrize(("text", "says"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_is_no_table_is_refused(tmp_path: Path, text, says):
+    with pytest.raises(SourceError, match=says):
+        look(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("tt.csv", "tt.csv: no such file; there are t.csv in"),
+        ("in/t.csv", "in/t.csv: no such file, nor is there a folder"),
+        ("t.xlsx", "t.xlsx: unknown kind of file; init reads .csv, .tsv"),
+        ("folder", "folder: is a folder; name one file"),
+    ],
+)
+def test_a_file_that_is_not_there_or_not_read_is_named(tmp_path: Path, name: str, says: str):
+    look(tmp_path, rows("a,b", "1,2"))
+    (tmp_path / "t.xlsx").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SourceError, match=says):
+        csv_dialect.source(name, None, tmp_path, tmp_path, tmp_path)
+
+
+def test_a_path_in_the_project_is_relative_to_it_and_another_is_whole(tmp_path: Path):
+    (tmp_path / "p").mkdir()
+    for place in (tmp_path / "p", tmp_path):
+        pl.DataFrame({"a": [1]}).write_parquet(place / "t.parquet")
+    assert csv_dialect.source("t.parquet", None, tmp_path / "p", tmp_path / "p", tmp_path).parquet == "t.parquet"
+    assert csv_dialect.source("t.parquet", None, tmp_path / "p", tmp_path, tmp_path).parquet == str(tmp_path / "t.parquet")

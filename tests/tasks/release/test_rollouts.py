@@ -1,0 +1,511 @@
+"""Rollouts: decisions beside the others, whole after any kill, each step taken once; what servers write for all to judge on."""
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import polars as pl
+import pytest
+import sqlalchemy as sa
+
+from evergreen.flows import settings, steps
+from evergreen.flows.operations import rollouts as rolls
+from evergreen.monitoring.ledger import predictions as ledgers
+from evergreen.monitoring.ledger.predictions import Ledger, Prediction, Truth
+from evergreen.monitoring.rollout import controller
+from evergreen.monitoring.rollout.losses import compared, of
+from evergreen.tasks.config.operations import Rollout
+from evergreen.tasks.config.params import Params
+from evergreen.tasks.core import database
+from evergreen.tasks.core.errors import ModelError
+from evergreen.tasks.release import deployments
+from evergreen.tasks.release import rollouts as rollout
+from evergreen.tasks.release.deployments import Deployment
+from evergreen.tasks.release.model_registry import Registry
+from evergreen.tasks.release.rollouts import DEAD, SHADOW, Count, Rollouts, Server, Standing
+from tests.tasks.release.test_deployments import Killed, Names, verdict
+
+CANARY = Rollout(strategy="canary", steps=(0.1, 0.5), step_minutes=30, min_requests=100)
+GOOD, BAD = Count(100_000, 100, {80: 99_900}), Count(2_000, 400, {80: 1_600})
+
+
+class Section:
+    """What of a problem's section is read."""
+
+    class gate:  # noqa: N801
+        metric = None
+
+    rollout = CANARY
+
+
+class Known:
+    """Params of problems that all are of one kind."""
+
+    def kind(self, problem: str) -> str:
+        return "classification"
+
+    def section(self, problem: str) -> type[Section]:
+        return Section
+
+
+PARAMS = cast(Params, Known())
+
+
+@pytest.fixture
+def names() -> Names:
+    return Names(6)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Of an empty database, in a file and on a server."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'evergreen.db'}"
+        return
+    found = request.getfixturevalue("postgres")
+    yield found
+    engine = sa.create_engine(found)
+    for tables in (deployments.METADATA, rollout.METADATA, ledgers.METADATA):
+        tables.drop_all(engine)
+
+
+@pytest.fixture
+def rollouts(address: str, names: Names) -> Iterator[Rollouts]:
+    """Version 1 is champion."""
+    found = Rollouts(address)
+    enter(found, names, 1)
+    yield found
+    for engine in (found._engine, found.deployments._engine):
+        engine.dispose()
+
+
+def enter(rollouts: Rollouts, names: Names, version: int, promote: bool = True, policy: Rollout = CANARY) -> Deployment:
+    return rollouts.enter(cast(Registry, names), "redeem", version, verdict(promote), "flow", policy)
+
+
+def advance(rollouts: Rollouts, names: Names, minutes: float = 0.0, ledger: Ledger | None = None) -> Any:
+    """As if so many minutes had gone by since the step began."""
+    stands = rollouts.standing("redeem")
+    now = (stands.since if stands else datetime.now(UTC)) + timedelta(minutes=minutes)
+    return controller.advance(PARAMS, cast(Registry, names), rollouts, "redeem", ledger, now)
+
+
+def answered(rollouts: Rollouts, new: Count = GOOD, old: Count = GOOD, server: str = "a") -> None:
+    stands = rollouts.require("redeem")
+    for is_new, count in ((False, old), (True, new)):
+        rollouts.count(stands.id, stands.step, is_new, server, count)
+
+
+def told(rollouts: Rollouts) -> list[tuple[str, int, int | None]]:
+    return [(each.action, each.version, each.previous) for each in rollouts.deployments.history("redeem")]
+
+
+def test_the_first_champion_comes_at_once_and_the_next_version_goes_on_trial(rollouts: Rollouts, names: Names):
+    assert names.aliases == {"champion": 1}
+    made = enter(rollouts, names, 2)
+    assert (made.action, made.version, made.previous, made.reason) == ("begin", 2, 1, "promoted: better")
+    assert names.aliases == {"champion": 1}, "until the rollout ends"
+    stands = rollouts.require("redeem")
+    assert (stands.champion, stands.candidate, stands.strategy, stands.step, stands.share) == (1, 2, "canary", 0, 0.1)
+    assert stands.verdict == verdict().model_dump()
+
+
+def test_the_same_decision_again_changes_nothing(rollouts: Rollouts, names: Names):
+    made = enter(rollouts, names, 2)
+    assert enter(rollouts, names, 2) == made
+    assert told(rollouts) == [("deploy", 1, None), ("begin", 2, 1)]
+
+
+def test_a_direct_strategy_moves_the_champion_at_once_and_ends_what_is_under_way(rollouts: Rollouts, names: Names):
+    enter(rollouts, names, 2)
+    assert enter(rollouts, names, 3, policy=Rollout()).action == "deploy"
+    assert names.aliases == {"champion": 3}
+    assert rollouts.standing("redeem") is None
+
+
+def test_a_newer_version_takes_the_place_of_the_one_on_trial(rollouts: Rollouts, names: Names):
+    enter(rollouts, names, 2)
+    enter(rollouts, names, 3)
+    assert told(rollouts)[1:] == [("begin", 2, 1), ("abort", 2, 1), ("begin", 3, 1)]
+    assert rollouts.deployments.history("redeem")[2].reason == "v3, which is newer, takes its place"
+    assert rollouts.require("redeem").candidate == 3
+    assert enter(rollouts, names, 2).action == "begin", "nothing was wrong with it"
+
+
+def test_a_refused_version_leaves_the_one_on_trial_alone(rollouts: Rollouts, names: Names):
+    enter(rollouts, names, 2)
+    assert enter(rollouts, names, 3, promote=False).action == "refuse"
+    assert rollouts.require("redeem").candidate == 2
+    answered(rollouts)
+    assert advance(rollouts, names, 31).decision == "go on"
+    assert rollouts.require("redeem").step == 1
+
+
+def test_a_version_on_trial_that_the_gate_now_refuses_is_taken_back(rollouts: Rollouts, names: Names):
+    enter(rollouts, names, 2)
+    enter(rollouts, names, 2, promote=False)
+    assert told(rollouts)[2:] == [("abort", 2, 1), ("refuse", 2, 1)]
+    assert rollouts.standing("redeem") is None
+
+
+@pytest.mark.parametrize("to", [1, 3])
+def test_a_rollback_ends_a_rollout_unless_it_changes_nothing(rollouts: Rollouts, names: Names, to: int):
+    enter(rollouts, names, 2)
+    rollouts.deployments.rollback(cast(Registry, names), "redeem", to, "ann", "complaints")
+    assert names.aliases == {"champion": to}
+    assert (rollouts.standing("redeem") is None) == (to == 3)
+
+
+@pytest.mark.parametrize("to", [None, 1])
+def test_a_rollback_while_a_version_is_on_trial_goes_back_to_the_champion(rollouts: Rollouts, names: Names, to: int | None):
+    enter(rollouts, names, 2, policy=Rollout())
+    enter(rollouts, names, 3, policy=Rollout(strategy="blue_green"))
+    made = rollouts.rollback(cast(Registry, names), "redeem", 2 if to else None, "ann", "complaints")
+    assert (made.action, made.version, made.previous, made.reason) == ("abort", 3, 2, "complaints")
+    assert rollouts.standing("redeem") is None
+    assert rollouts.rollback(cast(Registry, names), "redeem", to, "ann", "complaints").action == "rollback"
+    assert names.aliases == {"champion": 1}
+
+
+def test_a_canary_takes_step_after_step_to_the_promotion(rollouts: Rollouts, names: Names):
+    enter(rollouts, names, 2)
+    for share in (0.1, 0.5):
+        assert rollouts.require("redeem").share == share
+        answered(rollouts)
+        assert advance(rollouts, names, 29).reason.startswith("29 of 30 minutes; errors 0.10% against 0.10% (100,000 and ")
+        assert advance(rollouts, names, 31).decision == "go on"
+    assert names.aliases == {"champion": 2}
+    assert told(rollouts) == [("deploy", 1, None), ("begin", 2, 1), ("step", 2, 1), ("promote", 2, 1)]
+    last = rollouts.deployments.history("redeem")[-1]
+    assert last.by == "rollout"
+    assert last.reason.startswith("100,000 answers, and nothing surely worse; errors 0.10% against 0.10%")
+    assert {**verdict().model_dump(), "rollout": last.evidence["rollout"]} == last.evidence
+    assert [each["name"] for each in last.evidence["rollout"]["tests"]] == ["errors", "latency"]
+    assert rollouts.standing("redeem") is None
+    assert advance(rollouts, names) is None
+
+
+def test_a_rollout_keeps_the_policy_that_it_began_with(rollouts: Rollouts, names: Names):
+    enter(rollouts, names, 2)
+    enter(rollouts, names, 2, policy=CANARY.model_copy(update={"steps": (0.9,)}))
+    assert rollouts.require("redeem").policy == CANARY
+
+
+@pytest.mark.parametrize(("strategy", "share"), [("blue_green", 1.0), ("shadow", 0.0)])
+def test_blue_green_and_shadow_have_one_step(rollouts: Rollouts, names: Names, strategy: Any, share: float):
+    enter(rollouts, names, 2, policy=Rollout(strategy=strategy, step_minutes=5))
+    assert rollouts.require("redeem").share == share
+    answered(rollouts)
+    advance(rollouts, names, 6)
+    assert names.aliases == {"champion": 2}
+
+
+def test_what_is_surely_worse_is_taken_back_at_once_and_only_a_person_brings_it_back(rollouts: Rollouts, names: Names):
+    enter(rollouts, names, 2)
+    answered(rollouts, BAD)
+    found = advance(rollouts, names, 0.1)
+    assert found.reason.startswith("surely worse in errors; errors 20.00% against 0.10% (2,000 and 100,000 answers)")
+    assert told(rollouts)[1:] == [("begin", 2, 1), ("abort", 2, 1)]
+    last = rollouts.deployments.history("redeem")[-1]
+    assert last.evidence == found.model_dump(mode="json")
+    assert names.aliases == {"champion": 1}
+    again = enter(rollouts, names, 2)
+    assert again.action == "refuse"
+    assert "v2 was taken back in its rollout by rollout on" in again.reason
+    assert again.reason.endswith("evergreen rollback redeem --to 2 brings it back")
+    rollouts.deployments.rollback(cast(Registry, names), "redeem", 2, "ann", "it was the till")
+    assert names.aliases == {"champion": 2}
+
+
+def test_answers_of_all_servers_count_and_those_of_another_step_do_not(rollouts: Rollouts, names: Names):
+    enter(rollouts, names, 2)
+    for server in ("a", "b"):
+        answered(rollouts, Count(30, 3, {5: 20, 9: 7}), Count(70, 0, {5: 70}), server)
+    answered(rollouts, Count(60, 6, {5: 40, 9: 14}), Count(70, 0, {5: 70}), "a")
+    stands = rollouts.require("redeem")
+    assert rollouts.counts(stands.id, 0) == (Count(140, 0, {5: 140}), Count(90, 9, {5: 60, 9: 21}))
+    assert rollouts.counts(stands.id, 1) == (Count(), Count())
+    assert rollouts.counts(stands.id + 1, 0) == (Count(), Count())
+
+
+@pytest.mark.parametrize(("otherwise", "ends"), [("hold", ("begin", 1)), ("promote", ("promote", 2)), ("abort", ("abort", 1))])
+def test_without_traffic_patience_ends_as_the_policy_says(rollouts: Rollouts, names: Names, otherwise: Any, ends: Any):
+    enter(rollouts, names, 2, policy=CANARY.model_copy(update={"otherwise": otherwise, "patience_hours": 2.0}))
+    advance(rollouts, names, 119)
+    assert told(rollouts)[-1][0] == "begin"
+    advance(rollouts, names, 121)
+    assert (told(rollouts)[-1][0], names.aliases["champion"]) == ends
+
+
+def test_a_paused_rollout_goes_no_step_on_until_it_is_resumed(rollouts: Rollouts, names: Names):
+    enter(rollouts, names, 2)
+    answered(rollouts)
+    assert rollouts.pause("redeem", "ann", "a holiday").state == "paused"
+    assert rollouts.pause("redeem", "ann", "a holiday").state == "paused"
+    assert rollouts.require("redeem").words().endswith("v1 is champion; paused by ann: a holiday")
+    advance(rollouts, names, 1_000)
+    assert rollouts.resume("redeem", "ann", "back").state == "running"
+    assert advance(rollouts, names, 29).decision == "wait"
+    assert advance(rollouts, names, 31).decision == "go on"
+    assert [each[0] for each in told(rollouts)] == ["deploy", "begin", "pause", "resume", "step"]
+
+
+def test_a_paused_rollout_is_still_taken_back_where_it_is_surely_worse(rollouts: Rollouts, names: Names):
+    enter(rollouts, names, 2)
+    rollouts.pause("redeem", "ann", "a holiday")
+    answered(rollouts, BAD)
+    advance(rollouts, names)
+    assert told(rollouts)[-1] == ("abort", 2, 1)
+
+
+def test_a_person_promotes_or_aborts_at_any_moment(rollouts: Rollouts, names: Names):
+    enter(rollouts, names, 2)
+    rollouts.abort("redeem", "ann", "no")
+    assert rollouts.standing("redeem") is None
+    enter(rollouts, names, 3)
+    made = rollouts.finish(cast(Registry, names), "redeem", "ann", "looks fine")
+    assert (made.action, made.by, made.reason) == ("promote", "ann", "looks fine")
+    assert names.aliases == {"champion": 3}
+    for ask in (rollouts.pause, rollouts.resume, rollouts.abort):
+        with pytest.raises(ModelError, match="redeem: no rollout is under way; evergreen history redeem says what was decided"):
+            ask("redeem", "ann", "no")
+
+
+def test_nothing_can_be_tried_beside_nothing(tmp_path: Path):
+    found = Rollouts(f"sqlite:///{tmp_path / 'evergreen.db'}")
+    with pytest.raises(ModelError, match="redeem: nothing is deployed that v2 could be tried beside"):
+        found.begin("redeem", 2, CANARY, "ann", "try")
+
+
+def test_a_rollout_outlives_its_process_and_problems_do_not_see_each_other(address: str, rollouts: Rollouts, names: Names):
+    enter(rollouts, names, 2)
+    again = Rollouts(address)
+    assert again.standing("redeem") == rollouts.standing("redeem")
+    assert again.standing("spend") is None
+
+
+def test_the_training_flow_begins_a_rollout_where_params_say_so(
+    tmp_path: Path, rollouts: Rollouts, names: Names, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(settings, "rollouts", lambda layout: rollouts)
+    monkeypatch.setattr(settings, "registry", lambda layout: names)
+    monkeypatch.setattr(steps, "load", lambda path: PARAMS)
+    assert steps.release(str(tmp_path), "redeem", 2, verdict().model_dump(), "flow") == "begin"
+    assert names.aliases == {"champion": 1}
+    found = rollouts.require("redeem")
+    assert found.policy == CANARY
+    assert rolls.words(rollouts, "redeem") == found.words()
+
+
+def test_of_many_that_act_on_the_same_state_one_does(rollouts: Rollouts, names: Names):
+    enter(rollouts, names, 2)
+    answered(rollouts)
+    stands = rollouts.require("redeem")
+    done: list[bool] = []
+    act = [lambda: done.append(rollouts.step(stands, "rollout", "on", {}))] * 4
+    act += [lambda: done.append(bool(rollouts.promote(cast(Registry, names), stands, "rollout", "on")))] * 4
+    threads = [threading.Thread(target=each) for each in act]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert sorted(done) == [False] * 7 + [True]
+    assert len(told(rollouts)) == 3
+
+
+def test_a_decision_on_a_state_that_is_past_is_not_written(rollouts: Rollouts, names: Names):
+    enter(rollouts, names, 2)
+    stands = rollouts.require("redeem")
+    rollouts.deployments.rollback(cast(Registry, names), "redeem", 3, "ann", "complaints")
+    assert not rollouts.step(stands, "rollout", "on", {})
+    assert rollouts.promote(cast(Registry, names), stands, "rollout", "on") is None
+    assert names.aliases == {"champion": 3}
+    assert told(rollouts)[-1] == ("rollback", 3, 1)
+
+
+def test_a_move_under_way_is_left_alone_and_a_dead_one_is_mended(rollouts: Rollouts, names: Names):
+    enter(rollouts, names, 2)
+    answered(rollouts)
+    names.before = lambda: raise_(Killed("kill -9"))
+    stands = rollouts.require("redeem")
+    with pytest.raises(Killed, match="kill -9"):
+        rollouts.promote(cast(Registry, names), stands, "rollout", "on")
+    names.before = lambda: None
+    assert controller.advance(PARAMS, cast(Registry, names), rollouts, "redeem", None, datetime.now(UTC)) is None
+    later = datetime.now(UTC) + DEAD + timedelta(minutes=31)
+    assert controller.advance(PARAMS, cast(Registry, names), rollouts, "redeem", None, later)
+    assert rollouts.require("redeem").step == 1
+
+
+def raise_(error: BaseException) -> None:
+    raise error
+
+
+class Fuse:
+    """Kills at one of the moments around each write: after a transaction that wrote, before the alias moves, after it."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def burn(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Killed("kill -9")
+
+    @contextmanager
+    def transaction(self, *arguments: Any) -> Iterator[Any]:
+        with database_transaction(*arguments) as link:
+            sqlite = cast(sqlite3.Connection, link.connection.driver_connection)
+            before = sqlite.total_changes
+            yield link
+            wrote = sqlite.total_changes > before
+        if wrote:
+            self.burn()
+
+
+database_transaction = database.transaction
+ACTS: dict[str, Callable[[Rollouts, Names], Any]] = {
+    "begin": lambda rollouts, names: enter(rollouts, names, 3),
+    "replace": lambda rollouts, names: (enter(rollouts, names, 2), enter(rollouts, names, 3)),
+    "finish": lambda rollouts, names: rollouts.finish(cast(Registry, names), "redeem", "ann", "fine"),
+    "abort": lambda rollouts, names: rollouts.abort("redeem", "ann", "no"),
+    "step": lambda rollouts, names: advance(rollouts, names, 31),
+    "rollback": lambda rollouts, names: rollouts.deployments.rollback(cast(Registry, names), "redeem", 3, "ann", "no"),
+    "direct": lambda rollouts, names: enter(rollouts, names, 4, policy=Rollout()),
+}
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_a_kill_at_any_moment_leaves_a_whole_before_or_a_whole_after(act: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """And the same act again leads to where it would have led."""
+    first, made = Rollouts(f"sqlite:///{tmp_path / 'first.db'}"), Names(6)
+    enter(first, made, 1)
+    if act not in ("begin", "replace"):
+        enter(first, made, 2)
+        answered(first)
+    whole, before = list[Any](), (told(first), {"champion": 1})
+    for moment in range(60):
+        with closing(sqlite3.connect(tmp_path / "first.db")) as old, closing(sqlite3.connect(tmp_path / f"{moment}.db")) as new:
+            old.backup(new)
+        names, fuse = Names(6), Fuse(moment)
+        names.aliases["champion"] = 1
+        rollouts = Rollouts(f"sqlite:///{tmp_path / f'{moment}.db'}")
+        if moment == 0:  # never killed
+            ACTS[act](rollouts, names)
+            whole = [told(rollouts), names.aliases]
+            continue
+        with monkeypatch.context() as patched:
+            patched.setattr("evergreen.tasks.core.database.transaction", fuse.transaction)
+            names.before = names.after = fuse.burn
+            with suppress(Killed):
+                ACTS[act](rollouts, names)
+            names.before = names.after = lambda: None
+        rollouts.deployments.settle(cast(Registry, names), "redeem")
+        mended = told(rollouts), dict(names.aliases)
+        newest = next(row for row in reversed(mended[0]) if row[0] in ("deploy", "rollback", "promote"))
+        assert newest[1] == names.aliases["champion"], f"{act}, killed at {moment}: {mended}"
+        assert mended in (before, (whole[0], whole[1])) or act == "replace", f"{act}, killed at {moment}: {mended}"
+        if fuse.left > 0:
+            assert moment > (4 if act in ("finish", "rollback", "direct") else 1), "there were moments to kill at"
+            return
+        if mended[0] != whole[0]:
+            ACTS[act](rollouts, names)
+        assert [told(rollouts), names.aliases] == whole, f"{act}, killed at {moment} and done again"
+    raise AssertionError("there is no end of writes")
+
+
+def test_a_promotion_called_again_after_a_kill_behind_the_alias_is_told_not_done_twice(rollouts: Rollouts, names: Names):
+    enter(rollouts, names, 2)
+    names.after = lambda: raise_(Killed("kill -9"))
+    with pytest.raises(Killed, match="kill -9"):
+        rollouts.finish(cast(Registry, names), "redeem", "ann", "fine")
+    names.after = lambda: None
+    assert rollouts.finish(cast(Registry, names), "redeem", "ann", "fine").version == 2
+    assert told(rollouts)[-1] == ("promote", 2, 1)
+
+
+def test_what_servers_say_is_known_as_long_as_they_live(rollouts: Rollouts):
+    now = datetime(2026, 5, 3, 12, tzinfo=UTC)
+    said = [Server(server=name, problem="redeem", champion=1, candidate=2, trouble=None, at=now) for name in ("a", "b")]
+    for each in said:
+        rollouts.report(each)
+    later = said[1].model_copy(update={"trouble": "a full disk", "at": now + timedelta(seconds=50)})
+    rollouts.report(later)
+    assert rollouts.servers("redeem", now) == [said[0], later]
+    assert rollouts.servers("redeem", now + timedelta(seconds=61)) == [later]
+    rollouts.leave("b")
+    assert rollouts.servers("redeem", now) == [said[0]]
+    assert rollouts.servers("spend", now) == []
+
+
+def predictions(stands: Standing, right: dict[str, float], shadow: bool = False) -> Iterator[Prediction]:
+    """Answers of both versions to 400 households, of which the version is right with so high a probability."""
+    for place in range(400):
+        new = not shadow and place % 2 == 1
+        at = stands.begun + timedelta(seconds=1 + place)
+        for variant in ("champion", "shadow") if shadow else ("candidate" if new else "champion",):
+            which = "new" if variant != "champion" else "old"
+            sure = right[which] + (place % 7) / 100
+            answer = {"prediction": 1, "probability_0": 1 - sure, "probability_1": sure}
+            name = f"r{place}{SHADOW if variant == 'shadow' else ''}"
+            version = stands.candidate if which == "new" else stands.champion
+            yield Prediction(name, "redeem", version, cast(Any, variant), at, f"h{place}", None, {}, answer)
+
+
+@pytest.mark.parametrize("shadow", [False, True])
+@pytest.mark.parametrize(("new", "ends"), [(0.3, "take back"), (0.7, "wait"), (0.85, "wait")])
+def test_late_truths_take_back_what_is_surely_worse(
+    address: str, rollouts: Rollouts, names: Names, shadow: bool, new: float, ends: str
+):
+    policy = Rollout(strategy="shadow" if shadow else "canary", steps=(0.5,), step_minutes=30)
+    enter(rollouts, names, 2, policy=policy)
+    stands = rollouts.require("redeem")
+    ledger = Ledger(address)
+    ledger.append(predictions(stands, {"old": 0.7, "new": new}, shadow))
+    assert advance(rollouts, names, 20, ledger).decision == "wait", "no truth is known yet"
+    ledger.label("redeem", [Truth(1, id=f"r{place}") for place in range(400)])
+    found = advance(rollouts, names, 20, ledger)
+    assert found.decision == ends
+    assert found.tests[-1].name == "quality"
+    assert found.tests[-1].new_rows == (400 if shadow else 200)
+
+
+def test_quality_is_not_looked_at_where_the_policy_does_not_want_it(address: str, rollouts: Rollouts, names: Names):
+    enter(rollouts, names, 2, policy=CANARY.model_copy(update={"quality": False}))
+    found = advance(rollouts, names, 20, Ledger(address))
+    assert [each.name for each in found.tests] == ["errors", "latency"]
+
+
+def test_losses_by_hand():
+    rows = pl.DataFrame({"probability_no": [0.9, 0.2, 0.5], "probability_yes": [0.1, 0.8, 0.5], "truth": ["no", "no", "maybe"]})
+    assert of("classification", False, rows) == pytest.approx([0.02, 1.28, 1.5])
+    rows = pl.DataFrame({"prediction": [1.0, 5.0], "truth": [3, 5]})
+    assert of("regression", False, rows).tolist() == [4.0, 0.0]
+    assert of("regression", True, rows).tolist() == [2.0, 0.0]
+    rows = pl.DataFrame({"items": [["a", "b"], ["b", "a"], ["c", "d"]], "truth": [["a"], ["a"], ["a"]]})
+    assert of("recommendation", False, rows) == pytest.approx([0.0, 1 - 0.63093, 1.0], abs=1e-5)
+
+
+def test_losses_are_of_entities_and_each_step_is_a_stretch_of_its_own(rollouts: Rollouts, names: Names):
+    enter(rollouts, names, 2)
+    stands = rollouts.require("redeem")
+    minute = [stands.begun + timedelta(minutes=each) for each in range(4)]
+    rows = pl.DataFrame(
+        {
+            "id": ["1", "2", "3", "4", "5", "6"],
+            "version": [1, 1, 2, 2, 1, 7],
+            "variant": ["champion"] * 2 + ["candidate"] * 2 + ["champion", "candidate"],
+            "at": [minute[1], minute[1], minute[1], minute[3], minute[3], minute[3]],
+            "entity": ["a", "a", "b", "b", None, "c"],
+            "prediction": [1.0, 3.0, 2.0, 4.0, 5.0, 0.0],
+            "truth": [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+        }
+    )
+    first, second = compared("regression", True, rows, stands, [stands.begun, minute[2], minute[3]])
+    assert (first.old, first.new) == ([2.0], [2.0])
+    assert (second.old, second.new) == ([5.0], [4.0])
+    assert compared("clustering", True, rows, stands, [stands.begun, minute[3]]) == []

@@ -1,0 +1,75 @@
+"""What a step may spend of tune.budget_seconds."""
+
+from pathlib import Path
+
+import pytest
+
+from evergreen.tasks import problems, train
+from evergreen.tasks.core.paths import write_json
+from evergreen.tasks.search import time_budget
+from evergreen.tasks.search.time_budget import Clock, Estimate
+from evergreen.tasks.search.trials import Cost
+from tests import plain_kind
+from tests.tasks.problems.tabular.test_tabular_kind import houses, loaded, section
+
+FOLD = Cost(fit_seconds=2.0, fit_rows=1_000, score_seconds=0.01, score_rows=500)
+
+
+def estimate(seconds: float = 1000.0, rows: float = 10_000) -> Estimate:
+    return Estimate(seconds=seconds, loading=3.0, learning_rows=rows, all_rows=1.25 * rows, test_rows=rows / 4)
+
+
+def test_without_a_budget_there_is_no_end() -> None:
+    assert Clock(None).left() == float("inf")
+    assert Clock(None).part(0, 3).left() == float("inf")
+
+
+def test_parts_of_a_clock_end_one_after_the_other_and_the_last_with_it() -> None:
+    clock = Clock(90.0)
+    ends = [clock.part(place, 3).left() for place in range(3)]
+    assert ends == pytest.approx([30.0, 60.0, 90.0], abs=0.5)
+
+
+def test_a_step_has_what_the_steps_before_it_left(tmp_path: Path) -> None:
+    params, layout = plain_kind.project(tmp_path, tune={"budget_seconds": 60})
+    write_json(layout.cost("tune", "pay"), {"wall_seconds": 42.0, "start_seconds": 2.0})
+    write_json(layout.cost("train", "pay"), {"wall_seconds": 7.5})
+    left = [time_budget.clock(params, "pay", layout, step).left() for step in time_budget.MEASURED]
+    assert left == pytest.approx([60.0, 20.0, 12.5], abs=0.5)
+
+
+def test_a_step_counts_from_when_its_libraries_are_there_and_the_next_one_in_its_process_from_now(tmp_path: Path) -> None:
+    params, layout = plain_kind.project(tmp_path, tune={"budget_seconds": 60})
+    time_budget.begin()
+    began = time_budget._begun[0]
+    assert time_budget.clock(params, "pay", layout, "tune").began == began
+    assert time_budget.clock(params, "pay", layout, "tune").began > began
+
+
+def test_learning_from_all_takes_more_than_in_proportion_to_the_rows_of_a_fold() -> None:
+    assert estimate().refit(FOLD) == pytest.approx(time_budget.SLACK * 20.0)
+    assert estimate().refit(FOLD, 500) == pytest.approx(time_budget.SLACK)
+
+
+def test_what_is_kept_for_refit_and_evaluation_is_bounded_by_shares_of_the_budget() -> None:
+    assert estimate().reserve(FOLD) == pytest.approx(3 + 26 + 3 + 1.3 * 50 * 4 * 0.05)
+    assert estimate(10.0, 1e7).reserve(FOLD) == pytest.approx(3 + 3.0 + 2.5)
+
+
+def learned(folder: Path, left: float) -> tuple[int, bool]:
+    """Rows that the judged model learned from, and whether another one serves; a fold's 100 rows seemed to take 50 seconds."""
+    kind, chosen = problems.kind("classification"), section("dear")
+    data = loaded(folder, kind, chosen, houses(1500))
+    config, limit = kind.defaults("logistic", chosen), train.Limit(Clock(left), 50.0, 100)
+    judged, serves, rows = train._learn(kind, data, kind.splits(data, chosen), config, chosen, 0, "houses", limit)
+    return rows, serves is not judged
+
+
+def test_a_model_that_learns_faster_than_was_thought_learns_once_more_from_all(tmp_path: Path) -> None:
+    assert learned(tmp_path, 200.0) == (1200, True)
+
+
+def test_without_time_a_model_learns_from_as_many_rows_as_in_the_search_and_serves_itself(tmp_path: Path) -> None:
+    rows, another = learned(tmp_path, -1.0)
+    assert 100 <= rows < 200
+    assert not another

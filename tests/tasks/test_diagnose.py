@@ -1,0 +1,211 @@
+"""The doctor is right where the answer is planted, stays within its time, and looks at no row that judges."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from evergreen.tasks import diagnose, problems
+from evergreen.tasks.config.params import Params, Tabular
+from evergreen.tasks.core.paths import Layout, read_json, write_json
+from evergreen.tasks.diagnosis import experiments
+from evergreen.tasks.diagnosis.recommendation import Facts, Rival, decide
+from evergreen.tasks.problems.base import Kind
+from evergreen.tasks.problems.tabular.tabular_kind import Rows
+
+HEART = {"model": "lightgbm", "num_leaves": 40, "min_child_samples": 1, "n_estimators": 60, "learning_rate": 0.3}
+"""A model that learns its rows by heart."""
+SIZE = 700
+
+
+def noise(seed: int = 0) -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(seed)
+    return {f"x{place}": draw.normal(size=SIZE) for place in range(5)}
+
+
+def planted(name: str) -> tuple[str, pl.DataFrame]:
+    """Kind and table of a case, its target y."""
+    draw, columns = np.random.default_rng(7), noise()
+    line = columns["x0"] + 0.7 * columns["x1"]
+    said = draw.random(SIZE) < 1 / (1 + np.exp(-line))
+    amount = line + draw.normal(size=SIZE)
+    group, other = draw.integers(0, 4, SIZE), draw.integers(0, 3, SIZE)
+    kind, table = {
+        "line": ("regression", {**columns, "y": amount}),
+        "classes": ("classification", {**columns, "y": said.astype(int)}),
+        "bend": ("regression", {**columns, "y": columns["x0"] ** 2 + 0.3 * draw.normal(size=SIZE)}),
+        "cross": ("classification", {**columns, "y": (columns["x0"] * columns["x1"] > 0).astype(int)}),
+        "noise": ("classification", {**columns, "y": (draw.random(SIZE) < 0.4).astype(int)}),
+        "nothing": ("regression", {**columns, "y": draw.normal(size=SIZE)}),
+        "paid": ("classification", {**columns, "paid": np.where(said, draw.gamma(2, 9, SIZE), 0.0), "y": said.astype(int)}),
+        "state": ("classification", {**columns, "state": np.where(said, "closed", "open"), "y": said.astype(int)}),
+        "parts": ("regression", {**columns, "net": np.abs(amount), "tax": group * 1.0, "y": np.abs(amount) + group}),
+        "repeats": (
+            "regression",
+            {"a": group * 1.0, "b": other * 1.0, "y": group + other * (group > 1) + draw.normal(size=SIZE)},
+        ),
+    }[name]
+    return kind, pl.DataFrame(table)
+
+
+def read(kind_name: str, table: pl.DataFrame, folder: Path) -> tuple[Kind, Rows, Tabular]:
+    columns = {name: "number" if table[name].dtype.is_numeric() else "category" for name in table.columns if name != "y"}
+    section = Tabular.model_validate({"question": "?", "features": {"table": "t", "target": "y", "columns": columns}})
+    kind: Any = problems.kind(kind_name)  # pyright: ignore[reportArgumentType]
+    folder.mkdir(parents=True, exist_ok=True)
+    kind.build({"t": table.lazy()}, {}, section, None)["rows"].write_parquet(folder / "rows.parquet")
+    return kind, kind.load(folder, section), section
+
+
+def examined(
+    name: str, folder: Path, config: dict[str, Any], seconds: float = 20.0
+) -> tuple[dict[str, Any], dict[str, pl.DataFrame]]:
+    kind, data, section = read(*planted(name), folder)
+    return experiments.examine(kind, data, section, {**kind.defaults(config["model"], section), **config}, 0, seconds)
+
+
+@pytest.mark.parametrize(
+    ("case", "config", "step"),
+    [
+        ("line", HEART, "simpler model"),
+        ("classes", HEART, "simpler model"),
+        ("bend", {"model": "ridge", "curves": 0}, "richer model"),
+        ("cross", {"model": "logistic", "curves": 0}, "richer model"),
+        ("noise", HEART, "stop"),
+        ("nothing", {"model": "ridge"}, "stop"),
+        ("paid", {"model": "lightgbm"}, "leak"),
+        ("state", {"model": "logistic"}, "leak"),
+        ("parts", {"model": "ridge"}, "leak"),
+        ("repeats", {"model": "lightgbm", "num_leaves": 4}, "stop"),
+    ],
+)
+def test_the_step_is_right_on_planted_cases(
+    case: str, config: dict[str, Any], step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(experiments, "_validation_curves", lambda *given: {})  # they decide nothing
+    monkeypatch.setattr(experiments, "_bias_variance", lambda *given: None)
+    found, _ = examined(case, tmp_path, config)
+    assert found["step"] == step, found["evidence"]
+    assert found["evidence"]
+    named = {"paid": "column paid", "state": "column state", "parts": "columns tax and net", "repeats": "as good as the data"}
+    assert named.get(case, "") in found["title"]
+
+
+def test_an_examination_brings_its_curves_and_says_on_how_many_rows(tmp_path: Path):
+    found, tables = examined("classes", tmp_path, {"model": "lightgbm", "n_estimators": 60})
+    assert set(tables) == {"alone", "bias_variance", "learning_curve", "validation_curve_1", "validation_curve_2"}
+    rows = tables["learning_curve"]["rows"].unique().sort().to_list()
+    assert rows == [round(found["rows"] * share) for share in (0.125, 0.25, 0.5, 1.0)]
+    assert (found["rows"], found["left_out"]) == (found["all_rows"], [])
+    curve = tables["validation_curve_1"]
+    assert curve["parameter"].n_unique() == 1
+    assert float(curve["chosen"][0]) in curve["value"].to_list()
+    assert curve.height == 2 * (1 + experiments.POINTS)
+    assert tables["bias_variance"]["share"].sum() > 0.5
+    assert tables["alone"]["column"][0] == "x0"
+
+
+def test_what_time_does_not_allow_is_left_out_and_named(tmp_path: Path):
+    found, tables = examined("classes", tmp_path, {"model": "lightgbm"}, seconds=0.05)
+    assert found["step"]
+    assert found["left_out"] == ["bias and variance", "learning curve", "validation curves"]
+    assert set(tables) == {"alone", "learning_curve"}
+    assert tables["learning_curve"]["rows"].n_unique() == 1
+
+
+def test_no_row_that_judges_is_looked_at(tmp_path: Path):
+    kind, data, section = read(*planted("classes"), tmp_path)
+    subject = experiments.Subject(kind, data, section, 0, 1.0)
+    judging = set(np.flatnonzero(data.parts.masks["test"])) if data.parts else set()
+    assert judging
+    for train, test in subject.folds:
+        assert not judging & {*train.tolist(), *test.tolist()}
+        assert not {*train.tolist()} & {*test.tolist()}
+
+
+def test_the_same_seed_finds_the_same(tmp_path: Path):
+    first, second = (examined("line", tmp_path / name, {"model": "ridge"})[0] for name in ("one", "two"))
+    assert {**first, "cpu_seconds": 0} == {**second, "cpu_seconds": 0}
+
+
+# --- the step alone --------------------------------------------------------------------------------------------------------
+
+SOUND = Facts("classification", skill=0.6, error=0.01, train_skill=0.7, rows=1000, all_rows=1000, best_low=0.57)
+
+
+def changed(**changes: Any) -> Facts:
+    return Facts(**{**SOUND.__dict__, **changes})
+
+
+def rival(gain: float, low: float, train_skill: float) -> Rival:
+    return Rival("other", SOUND.skill + gain, train_skill, gain, low, 2 * gain - low)
+
+
+@pytest.mark.parametrize(
+    ("facts", "step"),
+    [
+        (changed(), "better features"),
+        (changed(last_gain=(0.05, 0.02, 0.08), doubling=0.03), "more data"),
+        (changed(last_gain=(0.05, -0.01, 0.11), doubling=0.03), "better features"),
+        (changed(last_gain=(0.05, 0.02, 0.08), doubling=0.001), "better features"),
+        (changed(rivals=[rival(0.1, 0.05, 0.65)]), "simpler model"),
+        (changed(rivals=[rival(0.1, 0.05, 0.9)]), "richer model"),
+        (changed(rivals=[rival(0.1, -0.05, 0.9)]), "better features"),
+        (changed(rivals=[rival(0.01, 0.005, 0.9)]), "better features"),
+        (changed(train_skill=0.99, rivals=[rival(0.05, -0.01, 0.7)]), "simpler model"),
+        (changed(train_skill=0.99, rivals=[rival(0.05, -0.01, 0.98)]), "better features"),
+        (changed(best_low=-0.01), "stop"),
+        (changed(explained=0.4, ceiling=0.41), "stop"),
+        (changed(explained=0.4, ceiling=0.6), "better features"),
+        (changed(skill=0.98), "stop"),
+        (changed(skill=0.99, alone=[("paid", 0.99), ("age", 0.2)]), "leak"),
+        (changed(skill=0.6, alone=[("paid", 0.99), ("age", 0.2)]), "better features"),
+        (changed(skill=0.9, alone=[("paid", 0.88), ("age", 0.2)], without=0.3), "leak"),
+        (changed(skill=0.9, alone=[("rule", 0.88), ("age", 0.2)], without=0.05), "better features"),
+        (changed(skill=0.9, alone=[("size", 0.88), ("age", 0.2)], without=0.85), "better features"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_facts_decide_the_step(facts: Facts, step: str):
+    assert decide(facts).step == step
+
+
+def test_the_advice_speaks_of_roc_auc_and_not_of_skill():
+    told = decide(changed(rivals=[rival(0.1, 0.05, 0.9)]))
+    assert told.evidence[0] == "The model reaches ROC AUC 0.850 on the rows it learned from and ROC AUC 0.800 on others."
+    assert "other reaches ROC AUC 0.850 on the same rows, +0.050 [+0.025, +0.075]" in told.evidence[1]
+
+
+# --- the step on files -----------------------------------------------------------------------------------------------------
+
+
+def project(folder: Path, **evaluate: float) -> tuple[Params, Layout]:
+    kind, table = planted("line")
+    _, _, section = read(kind, table, Layout(folder).features("pay"))
+    parts = {**section.model_dump(), "evaluate": evaluate}
+    base = Params.model_validate({"project": {"name": "t", "seed": 3}, "ingest": {}, "problems": {"pay": "regression"}})
+    params = base.model_copy(update={"sections": {"pay": Tabular.model_validate(parts)}})
+    write_json(Layout(folder).tuning("pay") / "best.json", {"config": {"model": "ridge", "alpha": 1.0}})
+    return params, Layout(folder)
+
+
+def test_the_diagnosis_is_written_with_its_tables(tmp_path: Path):
+    params, layout = project(tmp_path)
+    result = diagnose.run(params, "pay", layout)
+    found = read_json(Path(result.diagnosis))
+    assert (found["problem"], found["step"], found["metric"]) == ("pay", result.step, "rmse")
+    assert (Path(result.diagnosis).parent / "learning_curve.csv").exists()
+    assert found["scores"]["learned from"] < found["scores"]["not learned from"]
+
+
+def test_no_diagnosis_is_made_where_none_is_asked_for(tmp_path: Path):
+    params, layout = project(tmp_path, diagnose_seconds=0.0)
+    result = diagnose.run(params, "pay", layout)
+    assert (result.step, result.said) == (None, "evaluate.diagnose_seconds is 0: no diagnosis was asked for.")
+
+
+@pytest.mark.parametrize(("budget", "seconds"), [(None, 10.0), (20.0, 5.0), (600.0, 10.0)])
+def test_a_search_on_a_budget_is_followed_by_a_shorter_examination(budget: float | None, seconds: float):
+    assert diagnose.allowed(10.0, budget) == seconds
