@@ -1,16 +1,12 @@
-"""`evergreen replay`: what a policy of retraining would have done, before it is trusted."""
+"""`evergreen backtest`: what a retraining policy would have done."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from evergreen.flows.cli.common import (
-    HERE,
-    Debug,
-    Json,
     Name,
-    Root,
-    app,
     find,
     number,
     print_json,
@@ -19,9 +15,10 @@ from evergreen.flows.cli.common import (
     say,
 )
 
+COLUMNS = ("policy", "quality", "over never", "retrained", "promoted", "CPU min", "gain per CPU min", "alarms", "false")
 
-@app.command()
-def replay(
+
+def backtest(
     name: Name,
     policy: Annotated[
         list[str] | None,
@@ -33,13 +30,13 @@ def replay(
     first: Annotated[str | None, typer.Option("--from", help="Last day of the first window.", show_default="earliest")] = None,
     last: Annotated[str | None, typer.Option("--to", help="Last day of the last window.", show_default="newest")] = None,
     metric: Annotated[
-        str | None, typer.Option(help="What quality is; the gate keeps its own.", show_default="the kind's first")
+        str | None, typer.Option(help="Metric of quality; the gate keeps its own.", show_default="the kind's first")
     ] = None,
-    root: Root = HERE,
-    as_json: Json = False,
-    debug: Debug = False,
+    *,
+    root: Path,
+    as_json: bool,
 ) -> None:
-    """Live through the past under policies of retraining, with only what was known then, and recommend one."""
+    """Backtest retraining policies on past windows, with only the data known then, and recommend one."""
     from evergreen.flows.operations import backtest, status
 
     place = find(root)
@@ -55,9 +52,6 @@ def replay(
     if found.verdict:
         say(f"{name}: take {found.verdict.policy}, {found.verdict.reason}")
     say(f"curves: {backtest.folder(place, name) / backtest.CURVES}")
-
-
-COLUMNS = ("policy", "quality", "over never", "retrained", "promoted", "CPU min", "gain per CPU min", "alarms", "false")
 
 
 def _cells(each: Any, metric: str) -> tuple[str, ...]:
@@ -88,4 +82,4 @@ def _day(option: str, text: str | None) -> Any:
     try:
         return date.fromisoformat(text) if text else None
     except ValueError:
-        raise ParamsError(f"{option} {text}: is not a day; write it as YYYY-MM-DD") from None
+        raise ParamsError(f"{option} {text}: not a day; write it as YYYY-MM-DD") from None

@@ -1,8 +1,10 @@
 """What every command of `evergreen` shares: its options, how it finds the project, and how it prints."""
 
 import getpass
+import inspect
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import date, datetime
 from pathlib import Path
@@ -16,23 +18,43 @@ if TYPE_CHECKING:
     from evergreen.tasks.config.params import Params
     from evergreen.tasks.core.paths import Layout
 
-app = typer.Typer(
-    help="Keeps machine-learning models fresh: validate, tune, judge, deploy, watch, retrain.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-Root = Annotated[Path, typer.Option("--root", help="Folder of params.yaml, or one below it.", show_default="here")]
+Root = Annotated[Path, typer.Option("--root", help="Folder of params.yaml, or a folder below it.", show_default="here")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout, and nothing else there.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an expected error.")]
 Name = Annotated[str, typer.Argument(help="A name under problems in params.yaml.")]
-Names = Annotated[list[str] | None, typer.Argument(help="Names under problems in params.yaml; none: all.", show_default=False)]
-Version = Annotated[int | None, typer.Option("--version", help="The version that answers; none: the champion.")]
-AsOf = Annotated[
-    str | None, typer.Option("--as-of", help="Recommendation: as on that day (YYYY-MM-DD), from histories up to it.")
+Names = Annotated[
+    list[str] | None, typer.Argument(help="Names under problems in params.yaml; default: all.", show_default=False)
 ]
+Version = Annotated[int | None, typer.Option("--version", help="Version that predicts; default: the champion.")]
+AsOf = Annotated[str | None, typer.Option("--as-of", help="Recommendation: use histories up to that day (YYYY-MM-DD).")]
 HERE = Path()
+INTERRUPTED = 130
+"""Exit status after Ctrl-C."""
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with --root, --json and --debug, keywords root and as_json of it. `main` reads --debug."""
+    given = inspect.signature(command)
+    own = [each for each in given.parameters.values() if each.kind is not inspect.Parameter.KEYWORD_ONLY]
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
+        for name, default, annotation in (("root", HERE, Root), ("as_json", False, Json), ("debug", False, Debug))
+    ]
+
+    def run(debug: bool, **values: Any) -> None:
+        command(**values)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = given.replace(parameters=[*own, *shared])  # pyright: ignore[reportFunctionMemberAccess]
+    run.__annotations__ = {each.name: each.annotation for each in (*own, *shared)}
+    return run
+
+
+def one_thread() -> None:
+    """Let numeric libraries use one thread, unless the environment says otherwise: steps run side by side."""
+    for name in THREADS:
+        os.environ.setdefault(name, "1")
 
 
 def find(root: Path) -> "Layout":
@@ -57,14 +79,14 @@ def as_day(text: str | None) -> date | None:
     try:
         return date.fromisoformat(text) if text else None
     except ValueError:
-        raise ParamsError(f"--as-of {text}: is not a day; write it as YYYY-MM-DD") from None
+        raise ParamsError(f"--as-of {text}: not a day; write it as YYYY-MM-DD") from None
 
 
 def as_object(option: str, text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise ParamsError(f"{option} {text}: is no JSON: {error}") from None
+        raise ParamsError(f"{option} {text}: invalid JSON: {error}") from None
     if not isinstance(found, dict):
         raise ParamsError(f"{option} {text}: needs an object, such as {{}}")
     return found

@@ -1,27 +1,26 @@
 """`evergreen keys`: who may ask what of a server."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from evergreen.flows.cli.common import HERE, Debug, Json, Root, app, find, print_json, print_table, say, short
+from evergreen.flows.cli.common import find, print_json, print_table, say, short, with_shared_options
 
 if TYPE_CHECKING:
     from evergreen.serving.keys import Key
 
 keys = typer.Typer(help="API keys of the server: add, list, revoke.", no_args_is_help=True)
-app.add_typer(keys, name="keys")
 
 
-@keys.command()
 def add(
-    name: Annotated[str, typer.Argument(help="Who will use it.")],
+    name: Annotated[str, typer.Argument(help="Name of the user of the key.")],
     scope: Annotated[list[str], typer.Option(help="predict, events, labels or admin (all of them); may be given again.")],
-    root: Root = HERE,
-    as_json: Json = False,
-    debug: Debug = False,
+    *,
+    root: Path,
+    as_json: bool,
 ) -> None:
-    """Make a key. Its secret is printed once and kept nowhere."""
+    """Make a key. Its secret is printed once and never stored."""
     from evergreen.flows import settings
 
     secret = settings.keys(find(root)).add(name, scope)
@@ -29,12 +28,11 @@ def add(
         print_json({"name": name, "scopes": sorted(set(scope)), "secret": secret})
     else:
         typer.echo(secret)
-        say("This is the only time that it is shown. Send it as Authorization: Bearer KEY.")
+        say("Shown only once. Send it as Authorization: Bearer KEY.")
 
 
-@keys.command("list")
-def list_(root: Root = HERE, as_json: Json = False, debug: Debug = False) -> None:
-    """Every key there ever was, without its secret."""
+def list_(*, root: Path, as_json: bool) -> None:
+    """List all keys, revoked ones too, without their secrets."""
     from evergreen.flows import settings
 
     found = settings.keys(find(root)).list()
@@ -48,22 +46,25 @@ def list_(root: Root = HERE, as_json: Json = False, debug: Debug = False) -> Non
     print_table(("name", "scopes", "made (UTC)", "revoked"), cells)
 
 
-@keys.command()
 def revoke(
-    name: Annotated[str, typer.Argument(help="Whose key ends.")],
-    root: Root = HERE,
-    as_json: Json = False,
-    debug: Debug = False,
+    name: Annotated[str, typer.Argument(help="Name of the key.")],
+    *,
+    root: Path,
+    as_json: bool,
 ) -> None:
-    """End a key for good; running servers refuse it within two seconds."""
+    """Revoke a key; running servers reject it within two seconds."""
     from evergreen.flows import settings
 
     key = settings.keys(find(root)).revoke(name)
     if as_json:
         print_json(_shown(key))
     else:
-        say(f"{key.name}: revoked; running servers refuse it within two seconds")
+        say(f"{key.name}: revoked; running servers reject it within two seconds")
 
 
 def _shown(key: "Key") -> dict[str, Any]:
     return {"name": key.name, "scopes": sorted(key.scopes), "created": key.created, "revoked": key.revoked}
+
+
+for _name, _command in (("add", add), ("list", list_), ("revoke", revoke)):
+    keys.command(_name)(with_shared_options(_command))

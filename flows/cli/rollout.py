@@ -1,16 +1,12 @@
-"""`evergreen rollout`: look at a rollout, and take it into one's own hands."""
+"""`evergreen rollout`: show or control a rollout."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from evergreen.flows.cli.common import (
-    HERE,
-    Debug,
-    Json,
     Name,
-    Root,
-    app,
     find,
     me,
     print_json,
@@ -22,20 +18,19 @@ from evergreen.flows.cli.common import (
 
 Act = Annotated[
     Literal["status", "pause", "resume", "promote", "abort"],
-    typer.Argument(help="status judges it too, as servers do; the others need --reason."),
+    typer.Argument(help="status also judges the rollout, as servers do; the others need --reason."),
 ]
 
 
-@app.command()
 def rollout(
     act: Act,
     name: Name,
     reason: Annotated[str, typer.Option(help="Why; kept in the history.")] = "",
-    root: Root = HERE,
-    as_json: Json = False,
-    debug: Debug = False,
+    *,
+    root: Path,
+    as_json: bool,
 ) -> None:
-    """How far a new version is on its way to be champion; pause or resume it there, promote it, or take it back."""
+    """Show or control a rollout: status, pause, resume, promote, abort."""
     from evergreen.flows import settings
     from evergreen.flows.operations import rollouts as rolling
     from evergreen.flows.operations import status
@@ -85,9 +80,9 @@ def _show(name: str, champion: int | None, told: dict[str, Any]) -> None:
             ],
         )
     else:
-        say(f"{name}: no rollout is under way; champion {f'v{champion}' if champion else 'none'}")
+        say(f"{name}: no rollout in progress; champion {f'v{champion}' if champion else 'none'}")
     for each in told["servers"]:
         serves = f"v{each['champion']}" if each["champion"] else "nothing"
-        trial = f", v{each['candidate']} on trial" if each["candidate"] else ""
+        trial = f", candidate v{each['candidate']}" if each["candidate"] else ""
         trouble = f"; {each['trouble']}" if each["trouble"] else ""
         say(f"server {each['server']}: {serves}{trial}{trouble}")

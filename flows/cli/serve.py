@@ -1,22 +1,22 @@
-"""`evergreen serve`."""
+"""`evergreen serve`: the HTTP service."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from evergreen.flows.cli.common import HERE, Debug, Json, Root, app, find, print_json, read_params, say
+from evergreen.flows.cli.common import find, print_json, read_params, say
 
 
-@app.command()
 def serve(
-    host: Annotated[str, typer.Option(help="Address to bind; other than this machine's own needs API keys.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any that is free.")] = 8080,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that answer; none: as in params.")] = None,
-    root: Root = HERE,
-    as_json: Json = False,
-    debug: Debug = False,
+    host: Annotated[str, typer.Option(help="Address to bind; any but loopback needs API keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free port.")] = 8080,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: params.")] = None,
+    *,
+    root: Path,
+    as_json: bool,
 ) -> None:
-    """Answer for every deployed problem over HTTP, and follow what is deployed, rolled out and rolled back meanwhile."""
+    """Serve every deployed problem over HTTP; follow deployments, rollouts and rollbacks while running."""
     import logging
 
     from evergreen.flows.operations.http_server import Service
@@ -29,4 +29,4 @@ def serve(
 
 
 def _tell(url: str) -> None:
-    say(f"answers at {url} ({url}/docs says what); Ctrl-C ends it")
+    say(f"Serving at {url}, API docs at {url}/docs. Ctrl-C to stop.")

@@ -5,7 +5,7 @@ import re
 import pytest
 import typer
 
-from evergreen.flows.cli.main import app
+from evergreen.flows.cli.main import GROUPS, app
 from tests import ROOT
 
 COMMANDS = {
@@ -15,6 +15,9 @@ COMMANDS = {
 }
 """Those of a group under both names, as in keys add."""
 SHOWN = re.compile(r"^(?:\$ )?evergreen ([a-z].*?)(?:\s+#.*)?$", re.MULTILINE)
+
+SHARED = {"__init__", "main", "common", "progress"}
+"""Files of flows/cli that are no verb."""
 
 
 def shown() -> list[tuple[str, str]]:
@@ -40,3 +43,10 @@ def test_every_command_takes_root_json_and_debug_and_says_what_it_does(name: str
     known = {option for each in COMMANDS[name].params for option in each.opts}
     assert {"--root", "--json", "--debug"} <= known
     assert COMMANDS[name].help
+
+
+def test_each_verb_has_a_file_of_its_name_and_one_place_in_the_groups_of_the_help():
+    verbs = [verb for group in GROUPS.values() for verb in group]
+    assert len(set(verbs)) == len(verbs)
+    assert set(verbs) == {path.stem for path in (ROOT / "flows" / "cli").glob("*.py")} - SHARED
+    assert list(GROUPS) == ["Start", "Train", "Predict", "Operate", "Inspect"]

@@ -1,0 +1,71 @@
+"""`evergreen cohorts`: predictions, labels and scores per week and version."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from evergreen.flows.cli.common import (
+    Name,
+    Version,
+    find,
+    number,
+    print_json,
+    print_table,
+    read_params,
+    say,
+)
+
+
+def cohorts(
+    name: Name,
+    weeks: Annotated[int, typer.Option(min=1, help="How many of the newest weeks that have predictions.")] = 12,
+    version: Version = None,
+    *,
+    root: Path,
+    as_json: bool,
+) -> None:
+    """Per week and version: predictions, the share with labels, and the realised and estimated score."""
+    from evergreen.flows import settings
+    from evergreen.monitoring import performance
+    from evergreen.tasks import problems
+
+    place = find(root)
+    params = read_params(place)
+    kind, section = problems.kind(params.kind(name)), params.section(name)
+    judge = performance.judge(kind, section, params.project.seed)
+    found = [each for each in settings.ledger(place).cohorts(name, judge) if version in (None, each.version)]
+    shown = sorted({each.week for each in found})[-weeks:]
+    found = [each for each in found if each.week in shown]
+    if as_json:
+        print_json({"problem": name, "metric": kind.metrics[0].name, "cohorts": [_told(each) for each in found]})
+        return
+    cells = [
+        (
+            str(each.week),
+            f"v{each.version}",
+            f"{each.predictions:,}",
+            f"{each.matured / each.predictions:.0%}",
+            _score(each.score),
+            _score(each.estimated),
+            "" if each.off is None else f"{each.off:+.3g}",
+        )
+        for each in found
+    ]
+    metric = kind.metrics[0].name
+    print_table(("week of", "version", "predictions", "matured", metric, "estimated before", "off by"), cells)
+    why = {each.score.reason for each in found if each.score and each.score.reason}
+    for reason in sorted(why):
+        say(f"no score: {reason}")
+
+
+def _score(found: Any) -> str:
+    if found is None or found.score is None:
+        return ""
+    return number(found.score) + ("" if found.low is None else f" [{number(found.low)}, {number(found.high)}]")
+
+
+def _told(cohort: Any) -> dict[str, Any]:
+    scores = {name: each and each.model_dump() for name, each in (("score", cohort.score), ("estimated", cohort.estimated))}
+    counts = {each: getattr(cohort, each) for each in ("week", "version", "predictions", "matured")}
+    return {**counts, **scores, "off": cohort.off}

@@ -1,0 +1,43 @@
+"""`evergreen reproduce`: rebuild a registered version and compare."""
+
+import dataclasses
+from pathlib import Path
+
+import typer
+
+from evergreen.flows.cli.common import (
+    Name,
+    Version,
+    find,
+    print_json,
+    print_table,
+    read_params,
+    say,
+)
+
+
+def reproduce(
+    name: Name,
+    version: Version = None,
+    *,
+    root: Path,
+    as_json: bool,
+) -> None:
+    """Rebuild a version from its recorded code, data and params; compare its predictions and list the differences."""
+    from evergreen.flows.operations import reproduce as reproducing
+
+    place = find(root)
+    known = read_params(place)
+    known.section(name)
+    found = reproducing.run(place, known, name, version)
+    if as_json:
+        print_json(dataclasses.asdict(found))
+    else:
+        said = "the same" if found.same else "differs" if found.rows else "cannot be rebuilt"
+        far = "" if found.difference is None else f"{found.difference:.2g}"
+        cells = (name, f"v{found.version}", said, f"{found.rows:,}", far, found.commit[:12])
+        print_table(("problem", "version", "predictions", "rows", "largest difference", "commit"), [cells])
+        for line in found.differs:
+            say(line)
+    if not found.same:
+        raise typer.Exit(1)

@@ -1,0 +1,55 @@
+"""`evergreen score`: batch scoring."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evergreen.flows.cli.common import Name, Version, as_day, find, print_json, print_table, read_params, say
+from evergreen.tasks.core.errors import ParamsError
+
+
+def score(
+    name: Name,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="csv or parquet: rows of features, or entity keys alone. Default: every entity, with its newest features."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="csv or parquet, written atomically. Default without --data: data/scores/NAME.parquet.")
+    ] = None,
+    version: Version = None,
+    k: Annotated[int | None, typer.Option("--k", help="Recommendation: length of a list; default: params.")] = None,
+    as_of: Annotated[
+        str | None,
+        typer.Option("--as-of", help="Use histories (without --data: features) up to that day (YYYY-MM-DD)."),
+    ] = None,
+    novel: Annotated[bool, typer.Option("--novel", help="Recommendation: only items that the user never bought.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Recommendation: add a column with the reason for each item.")
+    ] = False,
+    no_ledger: Annotated[bool, typer.Option("--no-ledger", help="Do not write the predictions to the ledger.")] = False,
+    *,
+    root: Path,
+    as_json: bool,
+) -> None:
+    """Predict every row of a file, in its order. A row without a prediction carries the reason. Recommenders write lists."""
+    from evergreen.flows.operations import batch_scoring
+
+    place = find(root)
+    known = read_params(place)
+    known.section(name)
+    lists = batch_scoring.Lists(k, as_day(as_of), novel, explain)
+    if data is None:
+        result = batch_scoring.newest(place, known, name, out=out, version=version, lists=lists, ledger=not no_ledger)
+    elif out is None:
+        raise ParamsError(f"--data {data}: needs --out FILE for the predictions")
+    else:
+        result = batch_scoring.run(place, known, name, data, out, version, lists, ledger=not no_ledger, say=say)
+    if as_json:
+        print_json(result.model_dump(mode="json"))
+    else:
+        cells = (name, f"v{result.version}", f"{result.rows:,}", f"{result.not_scored:,}", result.out)
+        print_table(("problem", "version", "rows", "not scored", "out"), [cells])
