@@ -207,7 +207,7 @@ class Lists(Served):
         return next(iter(self.recommendations.items()), None)
 
     def lists(self, request: "Request") -> list[dict[str, Any]]:
-        """One for each user of the request: user, items (item, score, source, because), notes, as_of, learned.
+        """One for each user of the request: user, items (item, score, source, explanation), notes, as_of, learned.
 
         Raises DataError and ParamsError for a wish that cannot be.
         """
@@ -222,10 +222,10 @@ class Lists(Served):
         users = list(request.users) or [None]
         days = {"as_of": answer.as_of, "learned": answer.learned}
         found: list[dict[str, Any]] = [{"user": user, "items": [], "notes": [], **days} for user in users]
-        because: Sequence[str | None] = answer.because or [None] * len(answer.row)
-        columns = (answer.row, answer.item, answer.score, answer.source, because)
+        explanation: Sequence[str | None] = answer.explanation or [None] * len(answer.row)
+        columns = (answer.row, answer.item, answer.score, answer.source, explanation)
         for row, item, score, source, why in zip(*(_plain(each) for each in columns), strict=True):
-            one = {"item": item, "score": None if score != score else score, "source": source, "because": why}
+            one = {"item": item, "score": None if score != score else score, "source": source, "explanation": why}
             found[row]["items"].append(one)
         for note in answer.notes:
             found[note.row]["notes"].append(str(note))

@@ -166,7 +166,7 @@ def _lists(params: Params, problem: str, served: Lists) -> dict[str, Any]:
             "explore": {"type": ["number", "null"]},
             "rules": {"type": "object"},
             "as_of": {"type": ["string", "null"], "format": "date"},
-            "because": {"type": "boolean"},
+            "explain": {"type": "boolean"},
         },
         "additionalProperties": False,
     }

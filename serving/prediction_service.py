@@ -263,7 +263,7 @@ class Answering:
     # --- lists --------------------------------------------------------------------------------------------------------------
 
     async def recommend(self, problem: str, request: "Request", version: int | None = None) -> list[dict[str, Any]]:
-        """A list for each user of the request: id, version, variant, user, items (item, score, source, because), notes."""
+        """A list for each user of the request: id, version, variant, user, items (item, score, source, explanation), notes."""
         lineup = self.lineup(problem)
         users = list(request.users) or [None]
         if len(users) > self._policy.max_rows:
@@ -345,11 +345,11 @@ class Answering:
         users = tuple(row.get(champion.user) for row in rows)
         if not users:
             return []
-        lists = await self.recommend(problem, Request.read({"users": users, "because": explain}), version)
+        lists = await self.recommend(problem, Request.read({"users": users, "explain": explain}), version)
         answers = []
         for each in lists:
             said = {"prediction": [one["item"] for one in each["items"]], "scores": [one["score"] for one in each["items"]]}
-            why = [{"item": one["item"], "because": one["because"]} for one in each["items"]] if explain else None
+            why = [{"item": one["item"], "explanation": one["explanation"]} for one in each["items"]] if explain else None
             answers.append(Answered(each["id"], each["version"], each["variant"], said, why))
         return answers
 
@@ -396,7 +396,7 @@ class Answering:
     def _put_list(
         self, id_: str, served: Lists, variant: "Variant", entity: str | None, request: "Request", one: Mapping[str, Any]
     ) -> None:
-        asked = request.model_dump(mode="json", exclude={"users", "because"}, exclude_defaults=True)
+        asked = request.model_dump(mode="json", exclude={"users", "explain"}, exclude_defaults=True)
         said = {"items": [each["item"] for each in one["items"]], "scores": [each["score"] for each in one["items"]]}
         self._put(id_, served, variant, entity, asked, said, one["as_of"])
 

@@ -25,7 +25,7 @@ class Lists:
     k: int | None = None
     as_of: date | None = None
     novel: bool = False
-    because: bool = False
+    explain: bool = False
 
     def given(self) -> dict[str, Any]:
         """The options that say something."""
@@ -130,7 +130,7 @@ def _moved(layout: Layout, params: Params, problem: str, lists: Lists, anybody: 
     from evergreen.tasks.problems.recommender import list_builder
 
     pipeline = section.pipeline if lists.k is None else section.pipeline.model_copy(update={"k": lists.k})
-    wanted: dict[str, Any] = {"because": lists.because or section.answers.because}
+    wanted: dict[str, Any] = {"explain": lists.explain or section.answers.explain}
     wanted |= {"show": "new"} if lists.novel else {}
     changed = section.model_copy(update={"pipeline": pipeline, "answers": section.answers.model_copy(update=wanted)})
     newer = settings.events(layout).since(problem)[0]

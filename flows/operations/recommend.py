@@ -21,7 +21,7 @@ from evergreen.tasks.scoring import chunks
 class Found:
     version: int
     lists: list[dict[str, Any]]
-    """One per user and rank: user, rank, item, score, source, because."""
+    """One per user and rank: user, rank, item, score, source, explanation."""
     notes: list[str]
 
 

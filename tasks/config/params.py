@@ -483,8 +483,8 @@ class Answers(Section):
     explore_users: Annotated[int, Field(ge=1)] = 20
     """A product that fewer users bought so far is new; those too rare for the catalogue are among them."""
     rules: ListRules = ListRules()
-    because: bool = False
-    """Whether batch scoring writes why each item is in its list."""
+    explain: bool = False
+    """Whether batch scoring adds a column `explanation`: why each item is in its list."""
 
 
 class Range(Section):

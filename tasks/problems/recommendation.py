@@ -199,7 +199,7 @@ class Recommendation:
         user = section.features.user
         if user not in asked.columns:
             raise DataError(f"columns {', '.join(asked.columns) or '(none)'}: needs {user}, whom to recommend to")
-        because = section.answers.because
+        explain = section.answers.explain
         shop, users = Shop.of(model, data, section), tuple(asked[user].to_list())
         if shop.learned > shop.day:
             log.warning(
@@ -207,11 +207,11 @@ class Recommendation:
                 "been made then, name a --version of that time, or train one: evergreen train --as-of %s",
                 to_date(shop.learned), data.as_of, data.as_of,
             )  # fmt: skip
-        found = shop.answer(Request(users=users or (None,), because=because))
+        found = shop.answer(Request(users=users or (None,), explain=explain))
         for note in found.notes[:1]:
             log.warning("%s of %s lists are shorter than asked for; the first: %s", len(found.notes), asked.height, note)
         lists = found.frame(
-            asked[user] if users else pl.Series(user, [None], asked[user].dtype), section.features.item, because
+            asked[user] if users else pl.Series(user, [None], asked[user].dtype), section.features.item, explain
         )
         return lists if users else lists.clear()
 

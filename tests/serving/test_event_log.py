@@ -181,7 +181,7 @@ def test_an_event_is_read_by_the_columns_of_the_purchases_in_local_time(known, w
 
 
 def again(answers: Recommendations, user: int) -> list[int]:
-    return answers.answer(Request(users=(user,), show="again", k=96, because=False)).item.tolist()
+    return answers.answer(Request(users=(user,), show="again", k=96, explain=False)).item.tolist()
 
 
 def test_a_purchase_counts_in_the_next_answer_in_every_process_and_after_a_restart(start, world):
@@ -215,7 +215,7 @@ def test_a_list_is_kept_until_its_user_buys_and_is_always_what_would_be_said_ane
         kept, fresh = answers.answer(Request(users=(user,))), anew.answer(Request(users=(user,)))
         assert kept.item.tolist() == fresh.item.tolist()
         assert kept.score.tolist() == pytest.approx(fresh.score.tolist())
-        assert kept.because == fresh.because
+        assert kept.explanation == fresh.explanation
 
 
 def test_what_is_refused_lasts_too(start, known, tmp_path):
@@ -276,8 +276,8 @@ def test_a_scored_file_has_a_row_per_household_and_rank_in_the_order_asked(deplo
     assert found["household_id"].to_list() == [9] * 3 + [4] * 3 + [9] * 3 + [123_456] * 3
     assert found["rank"].to_list() == [1, 2, 3] * 4
     assert found[:3].equals(found[6:9])
-    because = scored(deployed, known, tmp_path, [9], k=3, because=True)["because"].to_list()
-    assert all(reason.startswith("bought ") for reason in because)
+    explanations = scored(deployed, known, tmp_path, [9], k=3, explain=True)["explanation"].to_list()
+    assert all(reason.startswith("bought ") for reason in explanations)
     assert scored(deployed, known, tmp_path, [9], k=1000).height == 96
 
 
@@ -325,7 +325,7 @@ def test_one_list_is_asked_for_with_its_reasons_and_notes(deployed, known):
     found = recommend.ask(deployed, known, "recommend", {"users": ["9"], "k": 2, "show": "again"}, None)
     assert (found.version, found.notes) == (4, [])
     assert [(row["household_id"], row["rank"], row["source"]) for row in found.lists] == [("9", 1, "again"), ("9", 2, "again")]
-    assert found.lists[0]["because"].startswith("bought ")
+    assert found.lists[0]["explanation"].startswith("bought ")
     stranger = recommend.ask(deployed, known, "recommend", {"k": 100, "as_of": date(2017, 4, 2)}, 2)
     assert stranger.lists[0]["household_id"] is None
     assert stranger.notes[0].startswith("a stranger: 96 of 100 asked for")

@@ -60,8 +60,8 @@ class Request(Section):
     """The rules that are named here take the place of those in params."""
     as_of: date | None = None
     """Answer as on that day: with histories up to it. null: the newest."""
-    because: bool = True
-    """Whether to say why."""
+    explain: bool = True
+    """Whether each item comes with its explanation."""
 
     @model_validator(mode="after")
     def one_basket(self) -> "Request":
@@ -80,7 +80,7 @@ class Request(Section):
             if first["type"] == "extra_forbidden":
                 known = (ListRules if key.startswith("rules.") else cls).model_fields
                 raise DataError(
-                    f"request: {key} = {str(first['input'])[:60]}: no such wish{nearest(str(first['loc'][-1]), known)}"
+                    f"request: {key} = {str(first['input'])[:60]}: unknown request field{nearest(str(first['loc'][-1]), known)}"
                 ) from None
             rule = first["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("should", "must")
             shown = f"{key} = {str(first['input'])[:60]}: " if key else ""
@@ -118,19 +118,19 @@ class Answer:
     score: np.ndarray
     """Higher is better within one list; NaN where no model was asked: promoted and explored items."""
     source: list[str]
-    because: list[str]
-    """Why, in words; empty where it was not asked for."""
+    explanation: list[str]
+    """Why the item is in the list, in words; empty unless the request says `explain`."""
     notes: tuple[Note, ...]
     as_of: date
     """The last day of the histories that count."""
     learned: date
     """The last day that the model learned from; after `as_of`, it knows what came later."""
 
-    def frame(self, users: pl.Series, item: str, because: bool) -> pl.DataFrame:
-        """user (named and typed as `users`, who were asked for), rank, item, score and source, and why."""
+    def frame(self, users: pl.Series, item: str, explain: bool) -> pl.DataFrame:
+        """user (named and typed as `users`, one per list), rank, item, score and source; with `explain` also explanation."""
         columns = {"rank": self.rank, item: self.item, "score": self.score, "source": self.source}
         found = pl.DataFrame({users.name: users.gather(self.row), **columns}).with_columns(pl.col("score").fill_nan(None))
-        return found.with_columns(pl.Series("because", self.because, pl.String)) if because else found
+        return found.with_columns(pl.Series("explanation", self.explanation, pl.String)) if explain else found
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +145,7 @@ class _Wish:
     session: np.ndarray
     """Positions of the items in the basket."""
     seed: int
-    because: bool
+    explain: bool
 
     @property
     def rules(self) -> ListRules:
@@ -279,7 +279,7 @@ class Shop:
             place=None if request.place is None else str(request.place),
             session=distinct(session[session >= 0]),
             seed=zlib.crc32(repr(request.items).encode()),
-            because=request.because,
+            explain=request.explain,
         )
 
     def _answer(self, request: Request, wish: _Wish) -> Answer:
@@ -429,17 +429,17 @@ class Shop:
         return costs
 
     def _explain(self, found: "_List", own: _Own, wish: _Wish) -> None:
-        if not wish.because:
+        if not wish.explain:
             return
         new = codes(found.item, own.bought) < 0
         partner = self._partners(found.item[new], own) if new.any() and len(own.bought) else {}
         unit, days = ("order", self.section.features.order_days) if self.section.features.order else ("day", 1)
         for item, source, fresh in zip(found.item.tolist(), found.source.tolist(), new.tolist(), strict=True):
             if fresh:
-                found.because.append(item_explanations.new(self.goods, item, NAMES[source], partner.get(item)))
+                found.explanation.append(item_explanations.new(self.goods, item, NAMES[source], partner.get(item)))
             else:
                 mine = own.ago[own.column == item]
-                found.because.append(item_explanations.again(len(mine), int(mine.min()) // days, unit))
+                found.explanation.append(item_explanations.again(len(mine), int(mine.min()) // days, unit))
 
     def _partners(self, new: np.ndarray, own: _Own) -> dict[int, int]:
         """New item -> the item of the user's own that goes with it, where enough others bought both."""
@@ -469,7 +469,7 @@ class Shop:
             item=self.goods.ids[item],
             score=score,
             source=[NAMES[each] for each in source.tolist()],
-            because=[reason for each in lists for reason in each.because],
+            explanation=[reason for each in lists for reason in each.explanation],
             notes=tuple(
                 Note(row, asked[row], wish.k, len(each.item), self.goods.size, each.costs)
                 for row, each in enumerate(lists)
@@ -485,7 +485,7 @@ class _List:
     item: np.ndarray
     score: np.ndarray
     source: np.ndarray
-    because: list[str] = field(default_factory=list)
+    explanation: list[str] = field(default_factory=list)
     costs: dict[str, int] | None = None
     """Set where the list is shorter than asked for."""
 

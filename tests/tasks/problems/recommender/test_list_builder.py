@@ -138,7 +138,7 @@ def permitted(shop: Shop, item: int, user: int | None, show: str, rules: dict[st
 
 def test_rules_that_exclude_everything_say_which_one_cost_how_many(shop):
     answer = ask(shop, 5, rules={"in_stock": True, "categories": ["AISLE 1"], "not_categories": ["AISLE 1"]})
-    assert answer.item.tolist() == answer.source == answer.because == []
+    assert answer.item.tolist() == answer.source == answer.explanation == []
     assert str(answer.notes[0]) == (
         "5: 0 of 10 asked for; of 96 items in_stock leaves out 48, categories leaves out 42, not_categories leaves out 6"
     )
@@ -170,7 +170,7 @@ def test_promoted_items_have_their_share_also_those_that_nobody_bought(shop):
     promoted = [item in (NEW[1], NEW[0], 1095) for item in answer.item.tolist()]
     assert np.cumsum(promoted).tolist() == places(0.2, 10)
     alone = ask(shop, 4, rules={"promote": [NEW[1]], "promote_share": 0.1})
-    assert (alone.item.tolist()[-1], alone.source[-1], alone.because[-1]) == (NEW[1], "promoted", "promoted")
+    assert (alone.item.tolist()[-1], alone.source[-1], alone.explanation[-1]) == (NEW[1], "promoted", "promoted")
 
 
 def test_a_floor_of_new_items_is_no_ceiling(shop):
@@ -225,7 +225,7 @@ def test_a_strangers_basket_counts_and_is_neither_recommended_nor_kept(shop):
     assert not set(answer.item.tolist()) & set(EVEN)
     assert np.mean([(item - 1000) // 12 % 2 == 0 for item in answer.item.tolist()]) > 0.8
     assert answer.item.tolist() != ask(shop, None, k=6).item.tolist()
-    assert any(reason.startswith("bought with Good 10") for reason in answer.because)
+    assert any(reason.startswith("bought with Good 10") for reason in answer.explanation)
     assert len(shop.histories) == before
 
 
@@ -264,12 +264,12 @@ def test_a_new_basket_counts_at_once_once_and_for_its_user_alone(shop):
     never = sorted(set(shop.model.catalogue_.tolist()) - bought(shop, 6))[:2]
     after = shop.observe(basket(6, never, day))
     assert set(ask(after, 6, show="again", k=96).item.tolist()) == bought(shop, 6) | set(never)
-    reasons = dict(zip(ask(after, 6, k=96).item.tolist(), ask(after, 6, k=96).because, strict=True))
+    reasons = dict(zip(ask(after, 6, k=96).item.tolist(), ask(after, 6, k=96).explanation, strict=True))
     assert reasons[never[0]] == "bought once, today"
     twice = after.observe(basket(6, never, day))
-    assert twice.answer(Request(users=(6,))).because == after.answer(Request(users=(6,))).because
+    assert twice.answer(Request(users=(6,))).explanation == after.answer(Request(users=(6,))).explanation
     others = [7, 8, 9, None]
-    assert ask(after, *others).because == ask(shop, *others).because
+    assert ask(after, *others).explanation == ask(shop, *others).explanation
     assert ask(shop, 6, show="again", k=96).item.tolist() != ask(after, 6, show="again", k=96).item.tolist()
 
 
@@ -284,10 +284,10 @@ def test_lists_as_of_a_day_are_those_of_histories_up_to_it(shop, world):
     cut = world.data.histories.until(shop.day - 30)
     past = Shop.of(shop.model, moved(world.data, pl.DataFrame(), day), world.section)
     asked = ask(shop, *range(1, 41), as_of=day)
-    assert asked.because == ask(past, *range(1, 41)).because
+    assert asked.explanation == ask(past, *range(1, 41)).explanation
     assert len(past.histories) == len(cut)
     assert (asked.as_of, asked.learned) == (day, to_date(shop.learned))
-    assert asked.because != ask(shop, *range(1, 41)).because
+    assert asked.explanation != ask(shop, *range(1, 41)).explanation
     with pytest.raises(DataError, match="as_of = 1999-01-01: lies before the first purchase"):
         ask(shop, 1, as_of=date(1999, 1, 1))
 
@@ -298,14 +298,14 @@ def test_a_hundred_thousand_lines_of_one_user_change_no_other(shop):
     items, day = draw.choice(shop.model.catalogue_, size), to_date(shop.day)
     lines = pl.DataFrame({"user": [6] * size, "basket": np.arange(size) // 20 - 10**6, "item": items, "day": [day] * size})
     after = shop.observe(lines)
-    assert ask(after, 7, 8).because == ask(shop, 7, 8).because
+    assert ask(after, 7, 8).explanation == ask(shop, 7, 8).explanation
     assert len(ask(after, 6).item) == 10
 
 
 def test_reasons_tell_how_often_and_when_each_item_was_bought(shop, world):
     lines = world.frames["lines"].filter(pl.col("user") == 12)
     answer = ask(shop, 12, show="again")
-    for item, reason in zip(answer.item.tolist(), answer.because, strict=True):
+    for item, reason in zip(answer.item.tolist(), answer.explanation, strict=True):
         mine = lines.filter(pl.col("item") == item)
         ago = (to_date(shop.day) - mine["day"].max()).days
         when = "today" if ago == 0 else f"{ago} day{'' if ago == 1 else 's'} ago"
@@ -317,14 +317,14 @@ def test_a_reason_to_discover_is_an_own_item_that_the_same_users_bought(shop, wo
     buyers = {item: set(pairs.filter(pl.col("item") == item)["user"]) for item in shop.model.catalogue_.tolist()}
     own, told = bought(shop, 12), 0
     answer = ask(shop, 12, show="new", k=30)
-    for item, reason in zip(answer.item.tolist(), answer.because, strict=True):
+    for item, reason in zip(answer.item.tolist(), answer.explanation, strict=True):
         if reason.startswith("bought with"):
             partner = int(reason.split("(")[1].rstrip(")"))
             assert partner in own
             assert len(buyers[item] & buyers[partner]) >= 3
             told += 1
     assert told > 5
-    assert ask(shop, 12, because=False).because == []
+    assert ask(shop, 12, explain=False).explanation == []
 
 
 @pytest.mark.parametrize(
@@ -335,11 +335,11 @@ def test_a_reason_to_discover_is_an_own_item_that_the_same_users_bought(shop, wo
         ({"blend": 1.5}, DataError, "request: blend = 1.5: must be less than or equal to 1"),
         ({"show": "best"}, DataError, "request: show = best"),
         ({"rules": {"max_per_category": 0}}, DataError, "request: rules.max_per_category = 0: must be greater"),
-        ({"kk": 3}, DataError, "request: kk = 3: no such wish; did you mean k"),
+        ({"kk": 3}, DataError, "request: kk = 3: unknown request field; did you mean k"),
         (
             {"rules": {"max_per_cat": 3}},
             DataError,
-            "request: rules.max_per_cat = 3: no such wish; did you mean max_per_category",
+            "request: rules.max_per_cat = 3: unknown request field; did you mean max_per_category",
         ),
         ({"rules": {"categories": ["AISLE 11"]}}, ParamsError, "categories = AISLE 11: no such category; did you mean AISLE 1"),
     ],
@@ -418,7 +418,7 @@ def test_days_of_a_shop_that_numbers_its_orders_are_told_in_orders(shop, world):
     ordered = Shop.of(shop.model, world.data, world.section.model_copy(update={"features": features}))
     day = to_date(shop.day - 21)
     later = ordered.observe(basket(400, [1000, 1001], day, "a")).observe(basket(400, [1001], to_date(shop.day), "b"))
-    reasons = dict(zip(ask(later, 400).item.tolist(), ask(later, 400).because, strict=True))
+    reasons = dict(zip(ask(later, 400).item.tolist(), ask(later, 400).explanation, strict=True))
     assert reasons[1000] == "bought once, 3 orders ago"
     assert reasons[1001] == "bought 2 times, last with the newest order"
 
@@ -432,4 +432,4 @@ def test_ids_of_text_are_compared_whole(world):
     assert ask(named, "h2400000").item.tolist() == ask(named, None).item.tolist()
     after = named.observe(pl.DataFrame({"user": ["h2400000"], "basket": [1], "item": ["p1003"], "day": [to_date(named.day)]}))
     assert ask(after, "h2400000").item.tolist()[0] == "p1003"
-    assert ask(after, "h240").because == ask(named, "h240").because
+    assert ask(after, "h240").explanation == ask(named, "h240").explanation
