@@ -82,7 +82,7 @@ def spend(work: Callable[[], Any]) -> tuple[Any, Spent]:
 def run(scale: int) -> dict[str, Any]:
     """What one scale costs, in a process of its own."""
     from evergreen.tasks.config.params import Recommend
-    from evergreen.tasks.problems.recommendation import KIND
+    from evergreen.tasks.problems.recommendation.kind import KIND
     from evergreen.tasks.problems.recommender.user_histories import Histories
 
     section = Recommend.model_validate(SECTION)

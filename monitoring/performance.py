@@ -301,7 +301,7 @@ def _drawn_classes(frame: pl.DataFrame, known: Sequence[pl.DataFrame], seed: int
 
 def _straightened(chances: np.ndarray, names: Sequence[str], known: Sequence[pl.DataFrame], seed: int) -> np.ndarray:
     """Probabilities after the calibration that `known` calls for; as they are where it calls for none."""
-    from evergreen.tasks.problems.classification import arrays
+    from evergreen.tasks.problems.classification.kind import arrays
     from evergreen.tasks.problems.tabular import calibration
 
     rows = [

@@ -437,7 +437,7 @@ def _losses(kind: Kind, frame: pl.DataFrame) -> np.ndarray:
     """Per row: the absolute error, or minus the logarithm of the probability of what happened."""
     if kind.name == "regression":
         return np.abs((frame["truth"] - frame["prediction"]).to_numpy())
-    from evergreen.tasks.problems.classification import arrays
+    from evergreen.tasks.problems.classification.kind import arrays
 
     place, chances, _ = arrays(frame)
     sure = np.where(place >= 0, chances[np.arange(len(place)), place], 0.0)

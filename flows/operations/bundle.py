@@ -180,7 +180,7 @@ def _roots(kind: str, compiled: bool) -> list[str]:
     return [
         "evergreen.serving.bundle_server",
         "evergreen.tasks.model_files.skops_models",
-        f"evergreen.tasks.problems.{kind}",
+        f"evergreen.tasks.problems.{kind}.kind",
         *lists,
     ]
 

@@ -741,7 +741,7 @@ def _stepped(graph: Graph, chance: str, steps: Sequence[np.ndarray]) -> str:
 
 
 def _from_log(graph: Graph, model: Any, x: Value) -> str:
-    """evergreen.tasks.problems.regression.LogRegressor."""
+    """evergreen.tasks.problems.regression.kind.LogRegressor."""
     logs = convert(graph, model.regressor_, x)
     size = graph.add("Exp", graph.add("Min", graph.add("Abs", logs), np.array([700.0])))
     plain = graph.add("Mul", graph.add("Sign", logs), graph.add("Sub", size, np.array([1.0])))

@@ -23,8 +23,8 @@ TRUSTED = (
     "sklearn.feature_selection._univariate_selection.f_regression",
     "sklearn.model_selection._split.KFold",
     "sklearn.model_selection._split.StratifiedKFold",
-    "evergreen.tasks.problems.clustering.QuantileGroups",
-    "evergreen.tasks.problems.clustering.Segmenter",
+    "evergreen.tasks.problems.clustering.kind.QuantileGroups",
+    "evergreen.tasks.problems.clustering.kind.Segmenter",
     "sklearn.tree._tree.Tree",
     "evergreen.tasks.problems.tabular.weighted_ensemble.BlendClassifier",
     "evergreen.tasks.problems.tabular.weighted_ensemble.BlendRegressor",
@@ -50,8 +50,8 @@ TRUSTED = (
     "evergreen.tasks.problems.recommender.candidate_sources.Nearby",
     "evergreen.tasks.problems.recommender.candidate_sources.Segments",
     "evergreen.tasks.problems.recommender.candidate_sources.Similar",
-    "evergreen.tasks.problems.regression.LogRegressor",
-    "evergreen.tasks.problems.regression.OffsetRegressor",
+    "evergreen.tasks.problems.regression.kind.LogRegressor",
+    "evergreen.tasks.problems.regression.kind.OffsetRegressor",
 )
 """Types a model may hold beyond those of scikit-learn and NumPy that skops trusts itself: by full name."""
 

@@ -1,4 +1,4 @@
-"""One file per kind of problem, behind the protocol in base.py."""
+"""One folder per kind of problem, behind the protocols in base.py."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from evergreen.tasks.problems.base import Kind, Metric
 
 def kind(name: KindName) -> Kind:
     """The kind called `name`; only its own module (and the libraries it owns) is imported."""
-    return import_module(f"evergreen.tasks.problems.{name}").KIND
+    return import_module(f"evergreen.tasks.problems.{name}.kind").KIND
 
 
 def metric(of: Kind, name: str | None, key: str) -> Metric:

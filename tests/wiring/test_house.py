@@ -64,12 +64,12 @@ def test_the_stages_are_the_steps():
     assert list(DVC["stages"]) == list(STEPS)
 
 
-def test_every_kind_has_a_file_a_contract_and_a_row_in_the_readme():
+def test_every_kind_has_a_folder_a_contract_and_a_row_in_the_readme():
     for kind in params.SECTIONS:
-        assert (ROOT / f"tasks/problems/{kind}.py").is_file()
-        tests = ast.parse((ROOT / f"tests/tasks/problems/test_{kind}.py").read_text())
+        assert (ROOT / f"tasks/problems/{kind}/kind.py").is_file()
+        tests = ast.parse((ROOT / f"tests/tasks/problems/{kind}/test_kind.py").read_text())
         bases = [ast.unparse(base) for node in tests.body if isinstance(node, ast.ClassDef) for base in node.bases]
-        assert any("Contract" in base for base in bases), f"tests/tasks/problems/test_{kind}.py inherits no contract"
+        assert any("Contract" in base for base in bases), f"tests/tasks/problems/{kind}/test_kind.py inherits no contract"
         assert re.search(rf"^\| `?{kind}`? ", README, re.M), f"README.md has no row for {kind}"
 
 

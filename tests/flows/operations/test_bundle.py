@@ -35,7 +35,7 @@ def test_a_recommender_brings_what_its_lists_are_made_by():
     modules = bundle.closure(bundle._roots("recommendation", compiled=False))
     assert {
         "evergreen.tasks.model_files.skops_models",
-        "evergreen.tasks.problems.recommendation",
+        "evergreen.tasks.problems.recommendation.kind",
         "evergreen.serving.recommender_service",
         "evergreen.serving.event_log",
     } <= modules.keys()

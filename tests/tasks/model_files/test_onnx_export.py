@@ -32,8 +32,8 @@ from evergreen.tasks.config import params
 from evergreen.tasks.core.errors import CompileError, DataError, ModelError
 from evergreen.tasks.model_files import onnx_export as compiling
 from evergreen.tasks.model_files.onnx_runtime import INPUT, Compiled
-from evergreen.tasks.problems.clustering import QuantileGroups, Segmenter
-from evergreen.tasks.problems.regression import LogRegressor, OffsetRegressor
+from evergreen.tasks.problems.clustering.kind import QuantileGroups, Segmenter
+from evergreen.tasks.problems.regression.kind import LogRegressor, OffsetRegressor
 from evergreen.tasks.problems.tabular import preprocessing
 from evergreen.tasks.problems.tabular.calibration import Calibrated, Calibration
 from evergreen.tasks.problems.tabular.weighted_ensemble import BlendClassifier, BlendRegressor

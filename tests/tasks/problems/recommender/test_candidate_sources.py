@@ -13,7 +13,7 @@ from scipy import sparse
 from evergreen.tasks.config.params import Recommend, Sources
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.model_files import skops_models
-from evergreen.tasks.problems.recommendation import KIND
+from evergreen.tasks.problems.recommendation.kind import KIND
 from evergreen.tasks.problems.recommender import candidate_generation
 from evergreen.tasks.problems.recommender.candidate_generation import Learned, Settings
 from evergreen.tasks.problems.recommender.candidate_sources import SOURCES, Factors, Nearby, Segments, favourites

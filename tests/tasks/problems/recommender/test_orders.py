@@ -15,7 +15,7 @@ from evergreen.tasks.config.params import Interactions, Recommend
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.problems import splits
-from evergreen.tasks.problems.recommendation import KIND
+from evergreen.tasks.problems.recommendation.kind import KIND
 from tests import ordered_shop
 
 AS_OF = date(2024, 3, 31)

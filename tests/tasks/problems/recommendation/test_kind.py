@@ -13,7 +13,7 @@ import pytest
 from evergreen.tasks.config.params import Recommend
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.model_files import skops_models
-from evergreen.tasks.problems.recommendation import KIND
+from evergreen.tasks.problems.recommendation.kind import KIND
 from evergreen.tasks.problems.recommender.ranker_features import FEATURES
 from evergreen.tasks.problems.recommender.user_histories import Histories
 from tests.contracts import Contract, World, build

@@ -10,7 +10,7 @@ from sklearn.dummy import DummyRegressor
 
 from evergreen.tasks.config.params import Tabular
 from evergreen.tasks.core.errors import DataError, ParamsError
-from evergreen.tasks.problems.regression import KIND, LogRegressor, OffsetRegressor, has_long_tail
+from evergreen.tasks.problems.regression.kind import KIND, LogRegressor, OffsetRegressor, has_long_tail
 from evergreen.tasks.problems.tabular.tabular_kind import Rows, aged
 from tests.contracts import SupervisedContract
 

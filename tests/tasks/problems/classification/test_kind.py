@@ -11,7 +11,7 @@ from sklearn import metrics
 
 from evergreen.tasks.config.params import Tabular
 from evergreen.tasks.core.errors import DataError
-from evergreen.tasks.problems.classification import KIND, PREFIX
+from evergreen.tasks.problems.classification.kind import KIND, PREFIX
 from evergreen.tasks.problems.tabular.tabular_kind import Rows
 from tests.contracts import SupervisedContract
 

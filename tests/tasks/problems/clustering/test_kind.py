@@ -8,9 +8,9 @@ from sklearn import metrics
 
 from evergreen.tasks.config.params import Tabular
 from evergreen.tasks.core.errors import DataError, ParamsError
-from evergreen.tasks.problems import clustering
 from evergreen.tasks.problems.base import Fold
-from evergreen.tasks.problems.clustering import KIND, davies_bouldin, silhouettes
+from evergreen.tasks.problems.clustering import kind as clustering
+from evergreen.tasks.problems.clustering.kind import KIND, davies_bouldin, silhouettes
 from evergreen.tasks.problems.tabular.tabular_kind import Rows
 from tests.contracts import TabularContract
 

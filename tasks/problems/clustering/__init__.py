@@ -1,0 +1,1 @@
+"""Clustering: which kinds of rows there are. A prediction is a group, and no label ever judges it."""

@@ -1,0 +1,1 @@
+"""Recommendation: which items each user buys next. A prediction is a ranked list."""

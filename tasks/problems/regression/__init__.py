@@ -1,0 +1,1 @@
+"""Regression: how much. A prediction is a number."""
