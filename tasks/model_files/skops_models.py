@@ -8,6 +8,7 @@ from typing import Any
 from skops import io
 from skops.io.exceptions import UntrustedTypesFoundException
 
+from evergreen import model_types
 from evergreen.tasks.core.errors import ModelError
 from evergreen.tasks.core.paths import writing
 
@@ -23,35 +24,8 @@ TRUSTED = (
     "sklearn.feature_selection._univariate_selection.f_regression",
     "sklearn.model_selection._split.KFold",
     "sklearn.model_selection._split.StratifiedKFold",
-    "evergreen.tasks.problems.clustering.kind.QuantileGroups",
-    "evergreen.tasks.problems.clustering.kind.Segmenter",
     "sklearn.tree._tree.Tree",
-    "evergreen.tasks.problems.tabular.weighted_ensemble.BlendClassifier",
-    "evergreen.tasks.problems.tabular.weighted_ensemble.BlendRegressor",
-    "evergreen.tasks.problems.tabular.calibration.Calibrated",
-    "evergreen.tasks.problems.tabular.preprocessing.Curves",
-    "evergreen.tasks.problems.tabular.preprocessing.Frequency",
-    "evergreen.tasks.problems.tabular.preprocessing.Numbers",
-    "evergreen.tasks.problems.tabular.preprocessing.Rare",
-    "evergreen.tasks.problems.tabular.preprocessing.SignedLog",
-    "evergreen.tasks.problems.tabular.preprocessing.Text",
-    "evergreen.tasks.problems.tabular.preprocessing.f_of_classes",
-    "evergreen.tasks.problems.tabular.preprocessing.f_of_numbers",
-    "evergreen.tasks.problems.tabular.preprocessing.l1_weights",
-    "evergreen.tasks.problems.tabular.date_text_encoders.Dates",
-    "evergreen.tasks.problems.tabular.date_text_encoders.Words",
-    "evergreen.tasks.problems.recommender.candidate_generation.Learned",
-    "evergreen.tasks.problems.recommender.user_histories.Histories",
-    "evergreen.tasks.problems.recommender.estimators.Frequency",
-    "evergreen.tasks.problems.recommender.estimators.Recommender",
-    "evergreen.tasks.problems.recommender.estimators.TwoStage",
-    "evergreen.tasks.problems.recommender.candidate_sources.Ease",
-    "evergreen.tasks.problems.recommender.candidate_sources.Factors",
-    "evergreen.tasks.problems.recommender.candidate_sources.Nearby",
-    "evergreen.tasks.problems.recommender.candidate_sources.Segments",
-    "evergreen.tasks.problems.recommender.candidate_sources.Similar",
-    "evergreen.tasks.problems.regression.kind.LogRegressor",
-    "evergreen.tasks.problems.regression.kind.OffsetRegressor",
+    *(f"{model_types.__name__}.{name}" for name in model_types.HOMES),
 )
 """Types a model may hold beyond those of scikit-learn and NumPy that skops trusts itself: by full name."""
 
@@ -108,5 +82,5 @@ def _check(file: Path, shown: Path) -> None:
     if untrusted:
         raise ModelError(
             f"{shown}: holds {', '.join(untrusted)}, which is not in TRUSTED of tasks/model_files/skops_models.py. "
-            "Do not load the file if you did not make it; a type of your own goes into that list."
+            "Do not load the file if you did not make it; add a type of your own to HOMES of evergreen.model_types."
         )

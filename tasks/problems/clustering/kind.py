@@ -15,6 +15,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from evergreen.model_types import stored_type
 from evergreen.tasks.config.params import KindName, Range, Tabular
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.problems.base import Config, Fold, Kind, Metric, Model, Part
@@ -28,6 +29,7 @@ POINTS = 800
 COORDINATE = "x"
 
 
+@stored_type
 class QuantileGroups(ClusterMixin, BaseEstimator):
     """Groups of equal size by the first coordinate alone."""
 
@@ -43,6 +45,7 @@ class QuantileGroups(ClusterMixin, BaseEstimator):
         return np.searchsorted(self.edges_, X[:, 0], side="right")
 
 
+@stored_type
 class Segmenter(MetaEstimatorMixin, ClusterMixin, BaseEstimator):
     """The steps before and the clusterer, with labels that keep their meaning: 0 has the lowest mean first coordinate."""
 

@@ -22,7 +22,7 @@ from evergreen.tasks.problems import splits as split
 from evergreen.tasks.problems.base import Config, Fold, Metric, Part, Splits
 from evergreen.tasks.problems.recommender import dask_partitions, evaluation_tables, interactions
 from evergreen.tasks.problems.recommender.candidate_sources import SOURCES
-from evergreen.tasks.problems.recommender.estimators import MODELS, Frequency, Ranked, Recommender, TwoStage
+from evergreen.tasks.problems.recommender.estimators import MODELS, FrequencyRecommender, Ranked, Recommender, TwoStage
 from evergreen.tasks.problems.recommender.interactions import Purchases
 from evergreen.tasks.problems.recommender.list_builder import Request, Shop
 from evergreen.tasks.problems.recommender.ranker_features import USER
@@ -230,7 +230,7 @@ def _unfitted(config: Config, section: Recommend, seed: int) -> Recommender:
     if kind is TwoStage:
         fixed = {name: getattr(given, name) for name in ("candidates", "trees", "factors", "item_neighbours", "dense_users")}
         return TwoStage(**shared, **fixed | chosen, seed=seed)
-    return Frequency(**shared, **chosen) if kind is Frequency else Recommender(**shared)
+    return FrequencyRecommender(**shared, **chosen) if kind is FrequencyRecommender else Recommender(**shared)
 
 
 def _judged(

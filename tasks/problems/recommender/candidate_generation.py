@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from evergreen.model_types import stored_type
 from evergreen.tasks.problems.recommender import ranker_features
 from evergreen.tasks.problems.recommender.candidate_sources import (
     BLOCK,
@@ -72,6 +73,7 @@ class Candidates:
     features: np.ndarray
 
 
+@stored_type
 @dataclass(eq=False)
 class Learned:
     """What the first stage learned from the lines up to one day. A source that is off is None."""

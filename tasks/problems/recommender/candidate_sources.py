@@ -10,6 +10,7 @@ import numpy as np
 from scipy import linalg, sparse
 from threadpoolctl import threadpool_limits
 
+from evergreen.model_types import stored_type
 from evergreen.tasks.problems.recommender.user_histories import Histories, Sparse, codes, distinct, ranges
 
 SOURCES = ("again", "together", "similar", "popular", "alike", "beside", "factors", "segment")
@@ -37,6 +38,7 @@ def _learned(learned: Any) -> dict[str, Any]:
     return {name: value for name, value in learned.__dict__.items() if not name.startswith("_")}
 
 
+@stored_type
 @dataclass(eq=False)
 class Ease:
     """Linear item-to-item model with a ridge penalty and a zero diagonal (EASE: Steck 2019), through users instead of items.
@@ -124,6 +126,7 @@ def _diagonal(users: Sparse, kernel: np.ndarray, width: int = 2048) -> np.ndarra
     return np.concatenate(found) if found else np.zeros(0, np.float32)
 
 
+@stored_type
 @dataclass(eq=False)
 class Similar:
     """The mean purchases of the most similar users (TIFU-kNN: Hu et al. 2020, with one decay in days instead of groups)."""
@@ -169,6 +172,7 @@ class Similar:
         return _touched(self.users, nearest, np.full(len(alike), 1 / max(count, 1), np.float32))[None]
 
 
+@stored_type
 @dataclass(eq=False)
 class Nearby:
     """Each item's nearest by the cosine of the rows that hold both: rows are users (item-kNN) or baskets (co-visitation)."""
@@ -212,6 +216,7 @@ def _nearest(alike: Sparse, first: int, count: int) -> Sparse:
     return sparse.csr_array((value[kept], (row[kept], column[kept])), shape=alike.shape)
 
 
+@stored_type
 @dataclass(eq=False)
 class Factors:
     """A short vector per item and user whose product says who buys what (implicit ALS: Hu, Koren, Volinsky 2008).
@@ -255,6 +260,7 @@ class Factors:
         return users @ self.items.T
 
 
+@stored_type
 @dataclass(eq=False)
 class Segments:
     """What is popular lately among the users of the same segment."""

@@ -14,6 +14,7 @@ import pandas as pd
 import polars as pl
 from sklearn.base import BaseEstimator
 
+from evergreen.model_types import stored_type
 from evergreen.tasks.problems.recommender.candidate_generation import Candidates, Learned, Settings, order
 from evergreen.tasks.problems.recommender.candidate_sources import SOURCES, popularity
 from evergreen.tasks.problems.recommender.online_histories import Live, merged
@@ -35,6 +36,7 @@ class Ranked:
     source: np.ndarray
 
 
+@stored_type
 class Recommender(BaseEstimator):
     """What the models share, and the baseline itself: what most users bought lately.
 
@@ -165,7 +167,8 @@ class Recommender(BaseEstimator):
         return {}
 
 
-class Frequency(Recommender):
+@stored_type
+class FrequencyRecommender(Recommender):
     """What the user buys anyway: own purchases, each counting half after `half_life_days`; then what is popular."""
 
     def __init__(
@@ -191,6 +194,7 @@ class Frequency(Recommender):
         return _ranked(row, item, own.data[by] + tie[item], np.full(len(row), SOURCES.index("again")), k)
 
 
+@stored_type
 class TwoStage(Recommender):
     """Candidates of all sources, sorted by boosted trees.
 
@@ -341,7 +345,7 @@ class TwoStage(Recommender):
     """The columns that the trees of an older model ask for. None: all."""
 
 
-MODELS: dict[str, type[Recommender]] = {"popularity": Recommender, "frequency": Frequency, "two_stage": TwoStage}
+MODELS: dict[str, type[Recommender]] = {"popularity": Recommender, "frequency": FrequencyRecommender, "two_stage": TwoStage}
 """Simple before complex."""
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import polars as pl
 from scipy import sparse
 
+from evergreen.model_types import stored_type
+
 EPOCH = date(1970, 1, 1)
 Sparse = Any
 """A scipy.sparse.csr_array, users x items, float32; the library's type hints do not know its operators."""
@@ -42,6 +44,7 @@ def distinct(values: np.ndarray) -> np.ndarray:
     return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if len(ordered) else ordered
 
 
+@stored_type
 @dataclass(eq=False)
 class Histories:
     """One entry per user, basket and item in `user`, `item`, `basket` and `day`, sorted by day.

@@ -14,6 +14,7 @@ from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.linear_model import Ridge
 from sklearn.utils.validation import check_is_fitted
 
+from evergreen.model_types import stored_type
 from evergreen.tasks.config.params import KindName, Range, Tabular, require
 from evergreen.tasks.problems.base import Config, Kind, Metric, Model, Part
 from evergreen.tasks.problems.tabular import preprocessing
@@ -43,6 +44,7 @@ TAIL = 1.0
 """Skewness of an exponential distribution is 2, of a normal one 0."""
 
 
+@stored_type
 class OffsetRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
     """A first guess from one feature, and a model for what it leaves over.
 
@@ -66,6 +68,7 @@ class OffsetRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
         return self.factor_ * X[self.offset].astype(float).fillna(0.0).to_numpy() + self.regressor_.predict(X)
 
 
+@stored_type
 class LogRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
     """Learns sign(y) log(1 + |y|), and answers in the unit of y.
 

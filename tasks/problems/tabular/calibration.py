@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold
 from sklearn.utils.validation import check_is_fitted
 
+from evergreen.model_types import stored_type
 from evergreen.tasks.config.params import Costs
 
 Method = Literal["sigmoid", "isotonic"]
@@ -42,6 +43,7 @@ class Calibration:
         return mapped(chances, self.method, self.maps)
 
 
+@stored_type
 class Calibrated(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
     """A fitted classifier, and maps of its probabilities.
 

@@ -12,6 +12,8 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.utils.validation import check_is_fitted
 
+from evergreen.model_types import stored_type
+
 DAY = np.timedelta64(1, "D")
 MOST_PAIRS = 6
 """Days between two dates are a feature of their own for so many pairs of columns."""
@@ -21,6 +23,7 @@ MOST_TEXTS = 50_000
 """The words are learned from at most so many rows."""
 
 
+@stored_type
 class Dates(TransformerMixin, BaseEstimator):
     """Columns of dates as numbers; a missing date is missing in all of them.
 
@@ -55,6 +58,7 @@ def _days(column: Any) -> np.ndarray:
     return np.where(np.isnat(moments), np.nan, (moments - np.datetime64(0, "us")) / DAY)
 
 
+@stored_type
 class Words(TransformerMixin, BaseEstimator):
     """Columns of words as numbers: per column how long it is, and where it lies in a space of few dimensions.
 

@@ -28,6 +28,7 @@ from sklearn.preprocessing import (
 )
 from sklearn.utils.validation import check_is_fitted
 
+from evergreen.model_types import stored_type
 from evergreen.tasks.config import params
 from evergreen.tasks.config.params import Range
 from evergreen.tasks.problems.base import Config
@@ -142,7 +143,7 @@ def _categories(
     elif name == "ordinal":
         encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
     else:
-        encoder = Frequency()
+        encoder = FrequencyEncoder()
     return [*read, ("encode", encoder), *scale]
 
 
@@ -162,11 +163,13 @@ def _reduce(name: str, components: int, seed: int) -> list[tuple[str, Any]]:
     return [("reduce", reducers[name](n_components=components, random_state=seed))] if name in reducers else []
 
 
+@stored_type
 def f_of_classes(X: np.ndarray, y: np.ndarray) -> Any:
     """The univariate test of each column; one that does not vary says nothing, and no warning either."""
     return _quietly(f_classif, X, y)
 
 
+@stored_type
 def f_of_numbers(X: np.ndarray, y: np.ndarray) -> Any:
     return _quietly(f_regression, X, y)
 
@@ -177,6 +180,7 @@ def _quietly(test: Callable[..., Any], X: np.ndarray, y: np.ndarray) -> Any:
         return test(X, y)
 
 
+@stored_type
 def l1_weights(X: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The weight of each column in a linear model with l1 penalty, without sign: the score of `select: model`."""
     if np.unique(y).size > 20 or not np.all(np.mod(y, 1) == 0):
@@ -187,6 +191,7 @@ def l1_weights(X: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.abs(model.fit(X, y).coef_).max(axis=0)
 
 
+@stored_type
 class Numbers(TransformerMixin, BaseEstimator):
     """Columns as one float matrix; None and NaN are both missing."""
 
@@ -199,6 +204,7 @@ class Numbers(TransformerMixin, BaseEstimator):
         return X.to_numpy(dtype=float, na_value=np.nan)
 
 
+@stored_type
 class SignedLog(TransformerMixin, BaseEstimator):
     """sign(x) log(1 + |x|): tames counts and money, keeps zero and the sign."""
 
@@ -211,6 +217,7 @@ class SignedLog(TransformerMixin, BaseEstimator):
         return np.sign(X) * np.log1p(np.abs(X))
 
 
+@stored_type
 class Curves(TransformerMixin, BaseEstimator):
     """Each column within its outer hundredths, and beside it what it exceeds each of `knots` quantiles by: with these a linear
     model bends there. A column with few values stays as it is."""
@@ -236,6 +243,7 @@ class Curves(TransformerMixin, BaseEstimator):
         return np.hstack([inside, np.maximum(inside[:, self.columns_] - self.points_, 0.0)])
 
 
+@stored_type
 class Text(TransformerMixin, BaseEstimator):
     """Columns as one matrix of text; a missing value becomes the category MISSING."""
 
@@ -248,6 +256,7 @@ class Text(TransformerMixin, BaseEstimator):
         return np.where(X.isna().to_numpy(), MISSING, X.to_numpy(dtype=object)).astype(str)
 
 
+@stored_type
 class Rare(TransformerMixin, BaseEstimator):
     """Categories with fewer than `least` training rows become one, OTHER; so does one never seen."""
 
@@ -265,10 +274,11 @@ class Rare(TransformerMixin, BaseEstimator):
         return np.where(np.column_stack(kept), X.astype(object), OTHER).astype(str)
 
 
-class Frequency(TransformerMixin, BaseEstimator):
+@stored_type
+class FrequencyEncoder(TransformerMixin, BaseEstimator):
     """A category's share of the training rows; 0 for one never seen."""
 
-    def fit(self, X: np.ndarray, y: Any = None) -> "Frequency":
+    def fit(self, X: np.ndarray, y: Any = None) -> "FrequencyEncoder":
         counted = [np.unique(column, return_counts=True) for column in X.T]
         self.categories_ = [categories for categories, _ in counted]
         self.shares_ = [counts / len(X) for _, counts in counted]

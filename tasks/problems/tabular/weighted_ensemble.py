@@ -8,6 +8,8 @@ import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, RegressorMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
+from evergreen.model_types import stored_type
+
 
 class Blend(MetaEstimatorMixin, BaseEstimator):
     """Models side by side. `models`: unfitted, all for the same task; `weights`: one per model, above 0.
@@ -31,6 +33,7 @@ class Blend(MetaEstimatorMixin, BaseEstimator):
         return sum(weight * each for weight, each in zip(self.weights_, answers, strict=True))  # pyright: ignore
 
 
+@stored_type
 class BlendClassifier(ClassifierMixin, Blend):
     """The weighted mean of probabilities."""
 
@@ -47,6 +50,7 @@ class BlendClassifier(ClassifierMixin, Blend):
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
 
+@stored_type
 class BlendRegressor(RegressorMixin, Blend):
     """The weighted mean of predictions."""
 

@@ -16,7 +16,7 @@ from evergreen.tasks.problems.tabular import tabular_kind as tabular
 from evergreen.tasks.problems.tabular.preprocessing import (
     OTHER,
     Curves,
-    Frequency,
+    FrequencyEncoder,
     Rare,
     SignedLog,
     Text,
@@ -195,7 +195,7 @@ def test_columns_that_do_not_vary_are_not_selected_and_raise_no_warning():
 def test_without_a_target_frequency_takes_the_place_of_target_encoding():
     X, _ = frame()
     fitted = steps("none", encode="target").fit(X)
-    assert isinstance(fitted.named_steps["columns"].named_transformers_["high"].named_steps["encode"], Frequency)
+    assert isinstance(fitted.named_steps["columns"].named_transformers_["high"].named_steps["encode"], FrequencyEncoder)
 
 
 def test_choices_given_as_lists_are_searched_and_a_model_that_reads_numbers_raw_skips_theirs():
@@ -229,7 +229,7 @@ def test_none_and_nan_are_the_same_missing_category():
 
 
 def test_frequency_is_the_share_of_the_training_rows():
-    encoder = Frequency().fit(np.array([["a"], ["a"], ["b"], ["c"]]))
+    encoder = FrequencyEncoder().fit(np.array([["a"], ["a"], ["b"], ["c"]]))
     assert encoder.transform(np.array([["a"], ["c"], ["zz"], [""]]))[:, 0].tolist() == [0.5, 0.25, 0, 0]
 
 
