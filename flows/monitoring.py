@@ -470,9 +470,9 @@ def refreshing(layout: Layout, problems: Sequence[str], as_of: date | None) -> N
     if as_of:
         params_edit.set_as_of(layout.params, as_of)
     branches = training.Branches(layout, refresh=True, deploy=False, by="monitoring")
-    branches.share()
+    branches.run_shared_steps()
     for problem in problems:
-        branches.see(problem)
+        branches.build_features(problem)
 
 
 def emitting(layout: Layout, params: Params, decision: Decision) -> bool:

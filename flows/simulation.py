@@ -35,7 +35,7 @@ WEEKS = 12
 def run(layout: Layout, problems: Sequence[str], server: Server, by: str) -> None:
     """Live through the last weeks of `problems`. Raises the error of a step; what was done stays."""
     server.wait()
-    stale_runs.sweep(layout)
+    stale_runs.mark_crashed(layout)
     try:
         living(str(layout.root), list(problems), by)
     finally:
@@ -51,7 +51,7 @@ def living(root: str, problems: list[str], by: str) -> None:
     params_edit.set_as_of(layout.params, end)
     branches = training.Branches(layout, refresh=False, deploy=True, by=by, advise=False)
     with locking(layout.var / "train.lock", "living"):
-        branches.share()
+        branches.run_shared_steps()
     dense = {problem: backtest.dense(layout, load(original), problem, end)[1] for problem in problems}
     for problem in problems:
         days = windows(end - timedelta(days=_step(original, problem) * (WEEKS - 1)), end, _step(original, problem))
@@ -89,7 +89,7 @@ def _champion(layout: Layout, problem: str, day: date, branches: training.Branch
     log.info("%s: lives on %s", problem, day)
     with locking(layout.var / "train.lock", "living"):
         params_edit.set_as_of(layout.params, day)
-        outcome = branches.grow(problem)
+        outcome = branches.train(problem)
     if outcome.error:
         raise StepError(outcome.error)
 
@@ -111,12 +111,12 @@ def _week(layout: Layout, problem: str, day: date, dense: Path, last: bool, bran
     found = seen.decision or looks.looks(problem, last=1)[-1].decision
     log.info("%s: %s: %s", problem, day, found.reason)
     if found.retrain:
-        retraining.run(layout, watching.asked_for(params, found), lambda *asked: _grown(branches, asked[1]))
+        retraining.run(layout, watching.asked_for(params, found), lambda *asked: _trained(branches, asked[1]))
 
 
-def _grown(branches: training.Branches, problem: str) -> Outcome:
+def _trained(branches: training.Branches, problem: str) -> Outcome:
     """The steps of a training, on the tables that are there."""
-    return branches.grow(problem)
+    return branches.train(problem)
 
 
 def _over(looks: Looks, problem: str, day: date) -> bool:

@@ -38,7 +38,7 @@ def run(layout: Layout, problems: Sequence[str], server: Server, *, refresh: boo
     problems are in their outcomes.
     """
     server.wait()
-    for name in stale_runs.sweep(layout):
+    for name in stale_runs.mark_crashed(layout):
         log.warning("the run %s was killed; it is now marked as crashed", name)
     try:
         state = training(str(layout.root), list(problems), refresh, deploy, by, return_state=True)
@@ -59,8 +59,8 @@ def training(root: str, problems: list[str], refresh: bool, deploy: bool, by: st
     if context and context.flow_run:
         stale_runs.note(layout, context.flow_run.id)
     branch = Branches(layout, refresh, deploy, by)
-    branch.share()
-    outcomes = _side_by_side(branch.grow, problems)
+    branch.run_shared_steps()
+    outcomes = _side_by_side(branch.train, problems)
     try:
         steps.page(root)
     except Exception as error:  # noqa: BLE001  # what was trained stands, and is told
@@ -89,16 +89,16 @@ class Branches:
         self.refresh, self.deploy, self.by, self.advise = refresh, deploy, by, advise
         self.stages = Stages(layout)
 
-    def share(self) -> None:
+    def run_shared_steps(self) -> None:
         """The steps before the branches. Raises what they raise."""
         for name, task in steps.SHARED.items():
             self._step(name, task, None)
 
-    def see(self, problem: str) -> None:
+    def build_features(self, problem: str) -> None:
         """The features of one problem, for whoever scores or watches. Raises what the step raises."""
         self._step("features", steps.OWN["features"], problem)
 
-    def grow(self, problem: str) -> Outcome:
+    def train(self, problem: str) -> Outcome:
         """The steps of one problem; an error ends its branch and is told in the outcome."""
         outcome = Outcome(problem)
         try:

@@ -47,7 +47,7 @@ def schedule(
         prefect.wait()
         made = schedules.register(place, known, pool)
         if not pool:
-            schedules.bury(made)
+            schedules.mark_stale_runs_crashed(made)
         for each in schedules.catch_up(made):
             say(f"{each.flow} {each.problem}: a run was missed and is started now")
         if no_work:

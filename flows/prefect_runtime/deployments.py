@@ -231,7 +231,7 @@ def _automate(client: "SyncPrefectClient", params: Params, each: Planned, id: "U
 # What was missed
 
 
-def bury(made: "dict[Planned, UUID]") -> None:
+def mark_stale_runs_crashed(made: "dict[Planned, UUID]") -> None:
     """Set the runs of these deployments that are at work to crashed: for a process that serves them, when it begins."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter, FlowRunFilterState

@@ -34,7 +34,7 @@ def deliver() -> None:
     EventsWorker.drain_all()
 
 
-def sweep(layout: Layout) -> list[str]:
+def mark_crashed(layout: Layout) -> list[str]:
     """Set every noted run that is not final to Crashed, its tasks too, and return their names.
 
     Call it with the project's lock in hand: whoever noted a run held that lock, so no noted run is alive.

@@ -88,8 +88,8 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
 def train(layout: Layout, problem: str, refresh: bool, by: str) -> Outcome:
     """The training flow without Prefect."""
     branches = training.Branches(layout, refresh, True, by)
-    branches.share()
-    return branches.grow(problem)
+    branches.run_shared_steps()
+    return branches.train(problem)
 
 
 @pytest.fixture(scope="module")

@@ -190,8 +190,8 @@ def branches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
 
 def test_what_is_fresh_is_skipped_and_what_is_done_is_recorded_at_once(branches: Callable):
     branch, ran = branches({"ingest", "validate", "features@redeem", "tune@redeem"})
-    branch.share()
-    outcome = branch.grow("redeem")
+    branch.run_shared_steps()
+    outcome = branch.train("redeem")
     own = ["train", "evaluate", "diagnose", "explain"]
     assert ran == [f"{step} redeem" for step in (*own, "gate", "register", "deploy")]
     assert branch.stages.committed == [f"{step}@redeem" for step in own]
@@ -207,14 +207,14 @@ def test_a_model_without_its_explanation_is_deployed_all_the_same_and_explained_
     branch, ran = branches(FRESH - {"explain@redeem"})
     explain = steps.OWN["explain"]
     monkeypatch.setattr(steps, "OWN", {**steps.OWN, "explain": type(explain)("explain", refuse, ran)})
-    outcome = branch.grow("redeem")
+    outcome = branch.train("redeem")
     assert (outcome.error, ran[-1]) == (None, "deploy redeem")
     assert "explain@redeem" not in branch.stages.committed
 
 
 def test_refresh_reads_the_sources_again_and_nothing_else(branches: Callable):
     branch, ran = branches({"ingest", "validate"}, refresh=True)
-    branch.share()
+    branch.run_shared_steps()
     assert ran == ["ingest"]
 
 
@@ -233,7 +233,7 @@ FRESH = {f"{step}@redeem" for step in steps.OWN}
 )
 def test_promotion_does_only_what_is_left_of_it(branches: Callable, standing: tuple, deploy: bool, ran: list[str]):
     branch, did = branches(FRESH, standing, deploy=deploy)
-    assert branch.grow("redeem").error is None
+    assert branch.train("redeem").error is None
     assert did == ran
 
 
@@ -243,7 +243,7 @@ def test_a_branch_that_fails_stops_itself_and_no_other(branches: Callable):
             raise StepError("redeem: train: too few rows")
 
     branch, ran = branches(set(), train=refuse)
-    outcomes = training._side_by_side(branch.grow, ["redeem", "spend", "segments"])
+    outcomes = training._side_by_side(branch.train, ["redeem", "spend", "segments"])
     assert [(each.problem, each.status) for each in outcomes] == [("redeem", "failed"), ("spend", "done"), ("segments", "done")]
     assert outcomes[0].error == "redeem: train: too few rows"
     assert "evaluate redeem" not in ran
@@ -252,13 +252,13 @@ def test_a_branch_that_fails_stops_itself_and_no_other(branches: Callable):
 
 def test_a_bug_in_one_branch_is_told_with_its_problem(branches: Callable):
     branch, _ = branches(set(), train=lambda *given: 1 / 0)
-    assert branch.grow("redeem").error == "redeem: ZeroDivisionError: division by zero"
+    assert branch.train("redeem").error == "redeem: ZeroDivisionError: division by zero"
 
 
 def test_after_an_interrupt_no_branch_begins_another_step(branches: Callable, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(steps, "_interrupted", threading.Event())
     branch, ran = branches(set(), train=lambda *given: steps.end_all())
-    assert branch.grow("redeem").error == "stopped"
+    assert branch.train("redeem").error == "stopped"
     assert ran == ["features redeem", "tune redeem", "train redeem"]
 
 
@@ -342,8 +342,8 @@ def test_a_named_server_that_is_silent_is_an_error_that_says_what_to_do(tmp_path
 def test_an_own_server_that_cannot_start_says_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     heard: list[str] = []
     (tmp_path / "var" / "prefect" / "prefect.db").mkdir(parents=True)
-    start = server.tied.start
-    monkeypatch.setattr(server.tied, "start", lambda module, *given, **options: start("no_such_module", **options))
+    start = server.child_process.start
+    monkeypatch.setattr(server.child_process, "start", lambda module, *given, **options: start("no_such_module", **options))
     with (
         server.running(Layout(tmp_path), heard.append) as found,
         pytest.raises(StepError, match=r"ended with code .*server.log"),

@@ -13,6 +13,7 @@ from evergreen.tasks.config.params import Params
 from evergreen.tasks.core import bootstrap
 from evergreen.tasks.core.errors import ParamsError, StepError
 from evergreen.tasks.core.paths import Layout, read_json, write_json
+from evergreen.tasks.model_files import skops_models
 from tests import plain_kind
 from tests.plain_kind import FIRST, HORIZON, Plain
 
@@ -87,7 +88,7 @@ def test_the_last_window_is_judged_with_the_saved_model(plain: Plain, tmp_path: 
         pl.col("cutoff") == FIRST + timedelta(days=7 * HORIZON)
     )
     data = plain.load(layout.features("pay"), None)
-    model = evaluate.models.load(layout.model("pay") / "model.skops")
+    model = skops_models.load(layout.model("pay") / "model.skops")
     assert last.drop("cutoff").equals(plain.predict(model, data, last["cutoff"][0], None).sort("entity"))
 
 
