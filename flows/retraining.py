@@ -153,7 +153,7 @@ def prepare(layout: Layout, begun: Begun) -> None:
 
 def changes(params: Params, problem: str, layout: Layout) -> Mapping[tuple[str, str], Any]:
     """Keys of the problem's section, and what a retraining sets there."""
-    from evergreen.tasks import tune
+    from evergreen.tasks.search.warm_starts import best_configs
 
     section = params.section(problem)
     policy, found = section.retrain, dict[tuple[str, str], Any]()
@@ -161,7 +161,7 @@ def changes(params: Params, problem: str, layout: Layout) -> Mapping[tuple[str, 
         found["train", "history_days"] = policy.days
     if policy.window == "weighted":
         found["train", "half_life_days"] = policy.days
-    if starts := tune.starts(params, problem, layout):
+    if starts := best_configs(params, problem, layout):
         found["tune", "start"] = starts
     return found
 

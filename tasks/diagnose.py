@@ -63,9 +63,9 @@ def _examined(
     import polars as pl
 
     from evergreen.tasks.diagnosis.experiments import examine
-    from evergreen.tasks.train import best
+    from evergreen.tasks.search.best_config import load_best_config
 
-    kind, config = problems.kind(params.kind(problem)), best(layout.tuning(problem), problem)
+    kind, config = problems.kind(params.kind(problem)), load_best_config(layout.tuning(problem), problem)
     data, trials = kind.load(layout.features(problem), section), layout.tuning(problem) / "trials.parquet"
     seconds = allowed(section.evaluate.diagnose_seconds, section.tune.budget_seconds)
     tried = pl.read_parquet(trials) if trials.exists() else None

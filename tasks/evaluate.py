@@ -19,13 +19,12 @@ import polars as pl
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Params, Problem, Section
 from evergreen.tasks.core import bootstrap
-from evergreen.tasks.core.errors import DataError, StepError
-from evergreen.tasks.core.paths import JUDGED, MODEL, Layout, read_json, write_json, writing
-from evergreen.tasks.model_files import skops_models
+from evergreen.tasks.core.errors import DataError
+from evergreen.tasks.core.paths import Layout, read_json, write_json, writing
+from evergreen.tasks.model_files.trained_model import load_evaluated_model
 from evergreen.tasks.problems.base import Config, Data, Fold, Kind, Metric, Model
 from evergreen.tasks.search import time_budget
-from evergreen.tasks.search.time_budget import RESAMPLES, Clock
-from evergreen.tasks.train import windows
+from evergreen.tasks.search.time_budget import MIN_RESAMPLES, Clock
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +100,8 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
     section, kind, seed = params.section(problem), problems.kind(params.kind(problem)), params.project.seed
     clock = time_budget.clock(params, problem, layout, "evaluate")
     data = kind.load(layout.features(problem), section)
-    folds = windows(kind, data, section)
-    model, config = trained(layout.model(problem), problem, folds[-1])
+    folds = list(kind.splits(data, section).tests)
+    model, config = load_evaluated_model(layout.model(problem), problem, folds[-1])
     folds = _affordable(folds, clock, problem)
     tested = [
         judge_window(kind, data, fold, config, section, seed, model if fold is folds[-1] else None, f"{problem}: evaluate")
@@ -151,24 +150,6 @@ def says(judged: Judged) -> str:
     return f"{judged.metric.name} {score} [{low}, {high}], baseline {baseline}, gain {gain} [{gain_low}, {gain_high}]"
 
 
-def trained(folder: Path, problem: str, last: Fold) -> tuple[Model, Config]:
-    """The saved model that is judged, and its configuration.
-
-    Raises StepError where there is none, or where it was trained for another test window than `last`.
-    """
-    path = folder / "model.json"
-    if not path.exists():
-        raise StepError(f"{path}: is missing. Run train first: python -P -m evergreen train {problem}")
-    card = read_json(path)
-    if card["cutoff"] != str(last.test) or card["trained_on"] != [str(part) for part in last.train]:
-        raise StepError(
-            f"{path}: was trained for the test window after {card['cutoff']}, and the last one now is after {last.test} "
-            f"(or its training rows changed). Train again: python -P -m evergreen train {problem}"
-        )
-    judged = folder / JUDGED
-    return skops_models.load(judged if judged.exists() else folder / MODEL), card["config"]
-
-
 def judge_window(
     kind: Kind, data: Data, fold: Fold, config: Config, section: Problem, seed: int, model: Model | None, label: str
 ) -> Window:
@@ -193,7 +174,7 @@ def judge_window(
 def compare(kind: Kind, tested: Sequence[Window], section: Problem, seed: int, clock: Clock = UNLIMITED) -> list[Judged]:
     """Each metric of the kind, in its order: model and baseline on the same rows, resampled together.
 
-    Where the time of `clock` is nearly over, at most RESAMPLES are drawn.
+    Where the time of `clock` is nearly over, at most MIN_RESAMPLES are drawn.
     """
 
     def score(frame: pl.DataFrame) -> Scores:
@@ -204,7 +185,7 @@ def compare(kind: Kind, tested: Sequence[Window], section: Problem, seed: int, c
     drawn = []
     for frames in bootstrap.draw([*mine, *theirs], section.evaluate.resamples, seed):
         drawn.append([bootstrap.mean_scores(part, score) for part in (frames[: len(mine)], frames[len(mine) :])])
-        if len(drawn) >= RESAMPLES and clock.left() < RESERVE * (clock.seconds or 0):
+        if len(drawn) >= MIN_RESAMPLES and clock.left() < RESERVE * (clock.seconds or 0):
             break
     whole = _mean_of([each.whole for each in tested]), _mean_of([each.baseline_whole for each in tested])
     judged = []

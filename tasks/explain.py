@@ -28,14 +28,13 @@ from evergreen.tasks import problems
 from evergreen.tasks.config.params import Params, Section, Tabular
 from evergreen.tasks.core import bootstrap
 from evergreen.tasks.core.paths import MODEL, Layout, read_json, writing
-from evergreen.tasks.evaluate import trained
 from evergreen.tasks.explanation.model_card import card, markdown
 from evergreen.tasks.model_files import skops_models
+from evergreen.tasks.model_files.trained_model import load_evaluated_model
 from evergreen.tasks.problems.base import Kind, Model
 from evergreen.tasks.problems.tabular import row_subset
 from evergreen.tasks.problems.tabular.row_subset import ROWS
 from evergreen.tasks.problems.tabular.tabular_kind import Rows
-from evergreen.tasks.train import windows
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +83,8 @@ def run(params: Params, problem: str, layout: Layout) -> Result:
 def _run(params: Params, problem: str, layout: Layout) -> Result:
     section, kind = params.section(problem), problems.kind(params.kind(problem))
     data = kind.load(layout.features(problem), section)
-    fold = windows(kind, data, section)[-1]
-    model, _ = trained(layout.model(problem), problem, fold)
+    fold = kind.splits(data, section).tests[-1]
+    model, _ = load_evaluated_model(layout.model(problem), problem, fold)
     found: dict[str, Any] = {"problem": problem, "kind": kind.name, "of": str(fold.test)}
     tables: dict[str, pl.DataFrame] = {}
     if isinstance(data, Rows) and isinstance(section, Tabular):

@@ -14,11 +14,11 @@ import polars as pl
 
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Params, Problem, Section
-from evergreen.tasks.core.errors import StepError
 from evergreen.tasks.core.paths import HELD_OUT, JUDGED, MODEL, Layout, read_json, writing
 from evergreen.tasks.model_files import skops_models
 from evergreen.tasks.problems.base import Config, Data, Finishing, Fold, Kind, Model, Splits
 from evergreen.tasks.search import time_budget
+from evergreen.tasks.search.best_config import load_best_config, summarise_search
 from evergreen.tasks.search.time_budget import SLACK, Clock
 
 log = logging.getLogger(__name__)
@@ -58,12 +58,12 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
     section, kind = params.section(problem), problems.kind(params.kind(problem))
     data = kind.load(layout.features(problem), section)
     splits = kind.splits(data, section)
-    config, limit = best(layout.tuning(problem), problem), _limit(layout.tuning(problem), clock)
+    config, limit = load_best_config(layout.tuning(problem), problem), _limit(layout.tuning(problem), clock)
     judged, model, learned = _learn(kind, data, splits, config, section, params.project.seed, problem, limit)
     judged, model = _finished(kind, judged, model, layout.tuning(problem), section, params.project.seed)
     fold = splits.tests[-1]
     rows = kind.rows(data, splits.refit) if splits.refit and model is not judged else learned
-    card = describe(kind, model, data, fold, rows, config, section) | {"search": searched(layout.tuning(problem))}
+    card = describe(kind, model, data, fold, rows, config, section) | {"search": summarise_search(layout.tuning(problem))}
     folder = layout.model(problem)
     with writing(folder) as scratch:
         scratch.mkdir()
@@ -158,25 +158,6 @@ def said(fold: Fold) -> str:
     return (
         f"{len(fold.train)} cutoffs up to {fold.train[-1]}" if isinstance(fold.test, date) else ", ".join(map(str, fold.train))
     )
-
-
-def windows(kind: Kind, data: Data, section: Problem) -> list[Fold]:
-    """The test windows, oldest first, each with the cutoffs its model learns from (train.history_days applied)."""
-    return list(kind.splits(data, section).tests)
-
-
-def best(folder: Path, problem: str) -> Config:
-    """The configuration that tuning chose. Raises StepError where there is none."""
-    path = folder / "best.json"
-    if not path.exists():
-        raise StepError(f"{path}: is missing. Run tune first: python -P -m evergreen tune {problem}")
-    return read_json(path)["config"]
-
-
-def searched(folder: Path) -> dict[str, Any]:
-    """What the search said of the configuration: metric, score, and with tune.nested how much of it is optimism."""
-    summary = read_json(folder / "best.json")
-    return {name: summary[name] for name in ("metric", "score", "std", "nested", "bought") if name in summary}
 
 
 def describe(kind: Kind, model: Model, data: Data, fold: Fold, rows: int, config: Config, section: Problem) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from evergreen.tasks.config.operations import Retrain
 from evergreen.tasks.config.params import Features, Params, Table, Tabular, nearest, tables_of
 from evergreen.tasks.core.errors import ParamsError, StepError
 from evergreen.tasks.core.paths import Layout, locking, read_json, write_json, writing
-from evergreen.tasks.train import best
+from evergreen.tasks.search.best_config import load_best_config
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ def world(
     """The past of `problem`, ready to be lived through, and where its costs come from."""
     section = _fitting(params, problem)
     kind: Any = problems.kind(params.kind(problem))
-    config = best(layout.tuning(problem), problem)
+    config = load_best_config(layout.tuning(problem), problem)
     key, timeline = _timeline(layout, params, problem, section, kind, first, last, say)
     folder = layout.var / "replay" / problem / _digest(key, config, section.model_dump(mode="json", include=SHAPING))
     _forget(folder)

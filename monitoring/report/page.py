@@ -102,7 +102,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Search:
-    """What tuning tried and what it bought."""
+    """What tuning tried and what it gained."""
 
     method: str
     trials: int
@@ -111,7 +111,8 @@ class Search:
     metric: str
     best: str
     default: str | None
-    bought: str | None
+    gain: str | None
+    """Gain over the best default."""
     models: list[tuple[str, str, int, bool]]
     """Model, its best score, its number of trials, whether it was chosen."""
     chart: Chart | None
@@ -120,7 +121,7 @@ class Search:
     why: str | None = None
     """Why the chosen one was chosen."""
     cpu: float | None = None
-    """Seconds that what tuning bought has cost."""
+    """CPU seconds of that gain."""
     nested: tuple[str, str] | None = None
     """Score of the nested cross-validation, and by how much the tuned one flatters itself."""
 
@@ -533,13 +534,13 @@ def _search(layout: Layout, name: str, evaluation: Mapping[str, Any] | None) -> 
         (best.get("models") or {}).items(),
         key=lambda item: (formatting.absent(item[1]), -(item[1] or 0) if greater else item[1] or 0),
     )
-    bought = (
+    gain = (
         0.0
         if default is None or formatting.absent(best.get("score"))
         else (best["score"] - default[1]) * (1 if greater else -1)
     )
-    told = best.get("bought") or {}
-    gain = told.get("gain", bought)
+    told = best.get("search_gain") or {}
+    gain = told.get("gain", gain)
     nested = best.get("nested") or {}
     optimism = nested.get("optimism")
     return Search(
@@ -550,7 +551,7 @@ def _search(layout: Layout, name: str, evaluation: Mapping[str, Any] | None) -> 
         metric=metric,
         best=formatting.number(best.get("score"), places),
         default=None if default is None else f"{default[0]} {formatting.number(default[1], places)}",
-        bought=formatting.number(gain, formatting.seen(places, gain)) if gain > 0 else None,
+        gain=formatting.number(gain, formatting.seen(places, gain)) if gain > 0 else None,
         cpu=told.get("cpu_seconds"),
         why=(best.get("chosen") or {}).get("why"),
         nested=None

@@ -140,11 +140,11 @@ def _cost(
     if spent:
         steps = ", ".join(f"{step} {each['cpu_seconds']:.1f} s" for step, each in spent.items())
         yield f"CPU: {steps}; at most {max(each['peak_mb'] for each in spent.values()):,.0f} MB of memory."
-    bought = best.get("bought") or {}
+    found = best.get("search_gain") or {}
     gain = (
-        f"; it bought {_number(bought['gain'])} {best['metric']} over the {bought['over']} for "
-        f"{bought['cpu_seconds'] / 60:.1f} minutes of CPU"
-        if bought.get("gain", 0) > 0
+        f"; it gained {_number(found['gain'])} {best['metric']} over the {found['over']} for "
+        f"{found['cpu_seconds'] / 60:.1f} minutes of CPU"
+        if found.get("gain", 0) > 0
         else ""
     )
     yield f"The search tried {best.get('trials', 0)} configurations{gain}."

@@ -28,7 +28,7 @@ from evergreen.tasks.core.paths import Layout, locking, read_json, write_json, w
 from evergreen.tasks.problems.base import NOT_SCORED, Data, Model
 from evergreen.tasks.problems.tabular.tabular_kind import TabularKind
 from evergreen.tasks.scoring import chunks
-from evergreen.tasks.search import workers as crew
+from evergreen.tasks.search.workers import exit_with_parent, worker_count
 
 if TYPE_CHECKING:
     from evergreen.tasks.model_files.onnx_runtime import Compiled
@@ -388,7 +388,7 @@ class _Work:
 
 def _each(work: _Work, todo: Sequence[int], workers: int | None) -> Iterator[None]:
     """Do the blocks `todo`, here or in processes beside this one, and say so after each."""
-    done, count = 0, crew.count(workers, max(len(todo), 1))
+    done, count = 0, worker_count(workers, max(len(todo), 1))
     if workers is None or count == 1:
         while done < len(todo):
             began = time.monotonic()
@@ -423,7 +423,7 @@ _HERE: list[_Work] = []
 
 
 def _begin(work: _Work, master: int) -> None:
-    crew.end_with(master)
+    exit_with_parent(master)
     _HERE[:] = [work]
 
 

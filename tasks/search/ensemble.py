@@ -1,122 +1,91 @@
-"""An ensemble of trials: greedy forward selection with replacement on what they said of rows they had not learned from.
+"""An ensemble of trials: greedy forward selection with replacement, by their out-of-fold predictions.
 
 After Caruana, Niculescu-Mizil, Crew and Ksikes, Ensemble selection from libraries of models, ICML 2004.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from evergreen.tasks.problems.base import Config, Metric
 from evergreen.tasks.search.time_budget import Clock
-from evergreen.tasks.search.trials import Cost, Tried
+from evergreen.tasks.search.trials import Cost, FinishedTrial
 
 BLEND = "blend"
-"""The model that is several."""
-STEPS = 16
-"""So many members are chosen at most, each as often as it helps."""
-PER_MODEL = 3
-"""So many trials of each model may become members."""
-ROWS = 20_000
-"""So many rows of each fold are looked at."""
-AS_THEY_ARE = ("entity", "truth", "threshold")
-"""Columns of predictions that are not averaged."""
-FOLD = "_fold"
+"""Name of the model that is the weighted mean of others."""
+MAX_STEPS = 16
+"""Most selections; a member can be selected more than once."""
+CANDIDATES_PER_MODEL = 3
+"""Most trials of a model that can become members."""
+MAX_ROWS = 20_000
+"""Most rows of a fold that the selection uses."""
+NOT_AVERAGED = ("entity", "truth", "threshold")
+"""Columns of predictions that keep the first member's values."""
 
 
-class Said:
-    """What the best trials of each model predicted, one file per trial in `folder`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def keep(self, number: int, frames: Sequence[pl.DataFrame]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        labelled = [frame.with_columns(pl.lit(place).alias(FOLD)) for place, frame in enumerate(frames)]
-        pl.concat(labelled).write_parquet(self._path(number))
-
-    def of(self, number: int) -> list[pl.DataFrame] | None:
-        """Predictions per fold; None where they were not kept."""
-        path = self._path(number)
-        if not path.exists():
-            return None
-        return [frame.drop(FOLD) for frame in pl.read_parquet(path).partition_by(FOLD, maintain_order=True)]
-
-    def keep_only(self, tried: Sequence[Tried]) -> None:
-        """Forget the predictions of all other trials."""
-        kept = {self._path(each.number) for each in tried}
-        for path in set(self.folder.glob("*.parquet")) - kept:
-            path.unlink()
-
-    def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"{number}.parquet"
-
-
-def candidates(tried: Sequence[Tried], metric: Metric, baseline: str) -> list[Tried]:
+def candidates(trials: Sequence[FinishedTrial], metric: Metric, baseline: str) -> list[FinishedTrial]:
     """The best trials of each model but the baseline, the best first."""
-    done = [each for each in tried if each.state == "complete" and each.model not in (baseline, BLEND)]
+    done = [each for each in trials if each.state == "complete" and each.model not in (baseline, BLEND)]
     done.sort(key=lambda each: -metric.gain(each.score, 0.0))
     seen: Counter[str] = Counter()
     found = []
     for each in done:
         seen[each.model] += 1
-        if seen[each.model] <= PER_MODEL:
+        if seen[each.model] <= CANDIDATES_PER_MODEL:
             found.append(each)
     return found
 
 
 def select(
-    members: Sequence[Tried],
-    said: Sequence[Sequence[pl.DataFrame]],
+    members: Sequence[FinishedTrial],
+    predictions: Sequence[Sequence[pl.DataFrame]],
     score: Callable[[pl.DataFrame], float],
     metric: Metric,
-    allowed: Callable[[Sequence[Tried]], bool],
+    allowed: Callable[[Sequence[FinishedTrial]], bool],
     clock: Clock,
 ) -> list[int]:
-    """How often each of `members` is taken. `said`: their predictions per fold; `allowed`: whether a set of them may be.
+    """How often each of `members` is selected. `predictions`: out-of-fold, one frame per member and fold.
 
-    Begins with the best, adds what helps most, and ends where nothing helps or the time of `clock` is over.
+    Each step adds the member that improves `score` most, among those whose ensemble is `allowed`. The selection ends where no
+    member improves it, or where the time of `clock` is over.
     """
-    sampled = [[_sample(frame) for frame in frames] for frames in said]
-    taken: list[int] = []
+    sampled = [[_sample(frame) for frame in frames] for frames in predictions]
+    selected: list[int] = []
     best = -np.inf
-    for _ in range(STEPS):
+    for _ in range(MAX_STEPS):
         if clock.left() <= 0:
             break
         gains = {}
         for place, member in enumerate(members):
-            if not allowed([*(members[each] for each in taken), member]):
+            if not allowed([*(members[each] for each in selected), member]):
                 continue
-            counts = Counter([*taken, place])
-            frames = [mixed([sampled[each][fold] for each in counts], list(counts.values())) for fold in range(len(said[0]))]
+            counts = Counter([*selected, place])
+            weights = list(counts.values())
+            frames = [weighted_mean([sampled[each][fold] for each in counts], weights) for fold in range(len(predictions[0]))]
             gains[place] = float(np.mean([metric.gain(score(frame), 0.0) for frame in frames]))
         if not gains or max(gains.values()) <= best:
             break
-        taken.append(max(gains, key=lambda place: gains[place]))
-        best = gains[taken[-1]]
-    counted = Counter(taken)
-    return [counted[place] for place in range(len(members))]
+        selected.append(max(gains, key=lambda place: gains[place]))
+        best = gains[selected[-1]]
+    counts = Counter(selected)
+    return [counts[place] for place in range(len(members))]
 
 
-def mixed(frames: Sequence[pl.DataFrame], weights: Sequence[float]) -> pl.DataFrame:
+def weighted_mean(frames: Sequence[pl.DataFrame], weights: Sequence[float]) -> pl.DataFrame:
     """The weighted mean of predictions of the same rows."""
-    names = [name for name, dtype in frames[0].schema.items() if dtype.is_float() and name not in AS_THEY_ARE]
+    names = [name for name, dtype in frames[0].schema.items() if dtype.is_float() and name not in NOT_AVERAGED]
     means = {name: np.average([frame[name].to_numpy() for frame in frames], axis=0, weights=weights) for name in names}
     return frames[0].with_columns(**{name: pl.Series(np.asarray(values)) for name, values in means.items()})
 
 
 def _sample(frame: pl.DataFrame) -> pl.DataFrame:
-    return frame if frame.height <= ROWS else frame.sample(ROWS, seed=0)
+    return frame if frame.height <= MAX_ROWS else frame.sample(MAX_ROWS, seed=0)
 
 
-def config(members: Sequence[Tried], counts: Sequence[int]) -> Config:
+def config(members: Sequence[FinishedTrial], counts: Sequence[int]) -> Config:
+    """The configuration of a blend: the members with a count above 0, and their weights, which sum to 1."""
     kept = [(member, count) for member, count in zip(members, counts, strict=True) if count]
     return {
         "model": BLEND,
@@ -125,8 +94,8 @@ def config(members: Sequence[Tried], counts: Sequence[int]) -> Config:
     }
 
 
-def cost(members: Sequence[Tried], wall_seconds: float, cpu_seconds: float) -> Cost:
-    """What a blend of `members` costs: what they cost together. The time is that of choosing them."""
+def cost(members: Sequence[FinishedTrial], wall_seconds: float, cpu_seconds: float) -> Cost:
+    """The cost of a blend: the sum of the costs of its members. `wall_seconds`, `cpu_seconds`: of the selection."""
     total = {
         name: float(sum(getattr(each.cost, name) for each in members)) for name in ("fit_seconds", "latency_ms", "model_mb")
     }

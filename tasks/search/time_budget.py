@@ -1,7 +1,7 @@
-"""How long the search, the refit and the evaluation of a problem may take together: tune.budget_seconds.
+"""tune.budget_seconds: the wall time of the search, the refit and the evaluation of a problem together.
 
-The time is that on the wall. A step counts from the moment its libraries are there (two or three seconds after its process
-starts), and knows from var/costs what the steps before it took.
+The clock of a step starts when its libraries are loaded, two or three seconds after its process starts. The time of the earlier
+steps is read from var/costs.
 """
 
 import time
@@ -17,18 +17,16 @@ if TYPE_CHECKING:
 
 MEASURED = ("tune", "train", "evaluate")
 """The steps that share the budget."""
-
-
 SLACK = 1.3
-"""What larger data take more than in proportion."""
-RESAMPLES = 50
-"""Fewer resamples than this give no interval worth the name."""
-REFIT = 0.3
-"""Share of the budget that the refit may have at most; the model learns from fewer rows where that is not enough."""
-EVALUATION = 0.25
-"""Share of the budget that the evaluation may have at most."""
-SEARCH = 0.3
-"""Share of the budget that the search has at least, once the data is there: of a few seconds little may be left by then."""
+"""Factor on times that are extrapolated to more rows."""
+MIN_RESAMPLES = 50
+"""Fewer resamples than this give no usable confidence interval."""
+MAX_REFIT_SHARE = 0.3
+"""Largest share of the budget for the refit; where it is too short, the model is fitted on fewer rows."""
+MAX_EVALUATION_SHARE = 0.25
+"""Largest share of the budget for the evaluation."""
+MIN_SEARCH_SHARE = 0.3
+"""Smallest share of the budget for the search, once the data is loaded."""
 
 
 class Clock:
@@ -42,67 +40,67 @@ class Clock:
         return time.monotonic() - self.began
 
     def left(self) -> float:
-        """Seconds that are left; infinite without a limit, below 0 once it is over."""
+        """Seconds left; infinite without a limit, negative once the time is over."""
         return float("inf") if self.seconds is None else self.seconds - self.spent()
 
     def part(self, place: int, count: int) -> "Clock":
-        """What is left now, in `count` equal parts: the clock that is over at the end of part `place`, the first being 0."""
+        """The time left now in `count` equal parts: a clock that ends with part `place`, counted from 0."""
         return Clock(None if self.seconds is None else self.spent() + (place + 1) * self.left() / count, self.began)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the steps after the search will need, from what was measured on folds. Seconds on the wall."""
+    """The wall time in seconds of the steps after the search, estimated from the cost of a trial."""
 
     seconds: float
     """The whole budget."""
     loading: float
-    """To start a process and read the data."""
-    learning_rows: float
-    """Rows that the model that is judged learns from."""
+    """To start a process and load the data."""
+    training_rows: float
+    """Training rows of the model that is evaluated."""
     all_rows: float
-    """What the model that serves learns from; 0 where it is the one that is judged."""
+    """Training rows of the model that is served; 0 where it is the evaluated one."""
     test_rows: float
 
     def refit(self, cost: "Cost", rows: float | None = None) -> float:
-        """To learn from all there is before the test, or from `rows`, given what a fold took."""
+        """To fit all training rows, or `rows`, given the cost of a trial."""
         known = cost.fit_rows if cost.fit_rows > 0 else 1.0
-        return SLACK * cost.fit_seconds * (self.learning_rows if rows is None else rows) / known
+        return SLACK * cost.fit_seconds * (self.training_rows if rows is None else rows) / known
 
     def evaluation(self, cost: "Cost") -> float:
-        """To judge, with as few resamples as will do."""
+        """To evaluate with MIN_RESAMPLES resamples."""
         known = cost.score_rows if cost.score_rows > 0 else 1.0
         scoring = cost.score_seconds * self.test_rows / known
-        needed = self.loading + SLACK * RESAMPLES * 4 * scoring
-        return min(needed, EVALUATION * self.seconds)
+        needed = self.loading + SLACK * MIN_RESAMPLES * 4 * scoring
+        return min(needed, MAX_EVALUATION_SHARE * self.seconds)
 
     def search(self, cost: "Cost") -> float:
-        """When the search must end, in seconds since its process began: what is not kept for later, but always a part of the
-        budget after the data is there."""
-        return max(self.seconds - self.reserve(cost), self.loading + SEARCH * self.seconds)
+        """When the search must end, in seconds since its clock started: the budget without `reserve`, and MIN_SEARCH_SHARE of
+        it at least."""
+        return max(self.seconds - self.reserve(cost), self.loading + MIN_SEARCH_SHARE * self.seconds)
 
     def reserve(self, cost: "Cost") -> float:
-        """To learn once more and to judge; learning from fewer rows where all would take too much of the budget."""
-        return self.loading + min(self.refit(cost), REFIT * self.seconds) + self.evaluation(cost)
+        """To refit and evaluate, within MAX_REFIT_SHARE and MAX_EVALUATION_SHARE."""
+        return self.loading + min(self.refit(cost), MAX_REFIT_SHARE * self.seconds) + self.evaluation(cost)
 
 
 _begun: list[float] = []
-"""When this process began its step; empty where the step was not run as a process."""
+"""When the step of this process began; empty where the step does not run as a process."""
 
 
 def begin() -> None:
-    """The step of this process begins now."""
+    """Start the clock of this process's step."""
     _begun[:] = [time.monotonic()]
 
 
 def clock(params: Params, problem: str, layout: Layout, step: str) -> Clock:
-    """What is left to `step`: the budget without what the steps before it took, counted from `begin`, or else from now."""
+    """The clock of `step`: the budget minus the time of the earlier steps, counted from `begin`, or else from now."""
     total = params.section(problem).tune.budget_seconds
     before = MEASURED[: MEASURED.index(step)]
     began = _begun.pop() if _begun else None
-    return Clock(None if total is None else total - _took(layout, problem, before), began)
+    return Clock(None if total is None else total - _spent(layout, problem, before), began)
 
 
-def _took(layout: Layout, problem: str, steps: Sequence[str]) -> float:
+def _spent(layout: Layout, problem: str, steps: Sequence[str]) -> float:
     costs = [read_json(path) for path in (layout.cost(step, problem) for step in steps) if path.exists()]
     return sum(float(each.get("wall_seconds", 0.0)) - float(each.get("start_seconds", 0.0)) for each in costs)

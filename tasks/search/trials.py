@@ -1,4 +1,4 @@
-"""One trial: a configuration learns and is judged fold by fold, here or in another process, and its cost is measured."""
+"""One trial: fit and score a configuration fold by fold, in this process or another one, and measure its cost."""
 
 import math
 import os
@@ -20,38 +20,39 @@ from evergreen.tasks.config.params import KindName, Problem
 from evergreen.tasks.core.errors import ParamsError, SpaceError
 from evergreen.tasks.problems.base import Config, Data, Fold, Metric
 
-SINGLE_ROWS = 5
-"""So often a single row is asked for; its latency is the median."""
-MATRICES_MB = 600.0
-"""What one process keeps of prepared matrices."""
-GLANCE_SECONDS = 0.02
-"""How often the memory is looked at."""
+LATENCY_REPEATS = 5
+"""Predictions of a single row; their median is the latency."""
+MATRIX_CACHE_MB = 600.0
+"""Most memory that one process uses for preprocessed matrices."""
+MEMORY_POLL_SECONDS = 0.02
+"""Interval between two readings of the memory."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a trial took. NaN where it was not measured."""
+    """The cost of a trial. NaN where it was not measured."""
 
     wall_seconds: float = math.nan
     cpu_seconds: float = math.nan
     peak_mb: float = math.nan
-    """Memory of the process at its highest during the trial."""
+    """Peak memory of the process during the trial."""
     fit_seconds: float = math.nan
-    """Wall time to learn from one fold: the median."""
+    """Wall time to fit one fold: the median over the folds."""
     fit_rows: float = math.nan
-    """Rows of such a fold."""
+    """Training rows of a fold: the median."""
     score_seconds: float = math.nan
-    """Wall time to score the rows of one fold."""
+    """Wall time to compute the metrics of one fold: the median."""
     score_rows: float = math.nan
+    """Validation rows of a fold: the median."""
     latency_ms: float = math.nan
-    """A single row, from a frame to the answer: the median."""
+    """Prediction of a single row, from a frame: the median."""
     model_mb: float = math.nan
     """Size of the model of one fold, serialised."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended. scores: one per fold that was judged, all of them unless `pruned`. reason: why it failed."""
+    """The outcome of a trial. scores: one per evaluated fold, all of them unless `pruned`. reason: why it failed."""
 
     scores: Sequence[float]
     reason: str | None = None
@@ -62,8 +63,8 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Configuration -> Outcome. Travels to other processes: each reads the data once, from `folder`."""
+class Evaluator:
+    """Configuration -> Outcome. It is sent to other processes, which each read the data once, from `folder`."""
 
     kind: KindName
     folder: Path
@@ -71,76 +72,78 @@ class Judge:
     metric: Metric
     seed: int
     key: str
-    """Names the data (and the code) within a process."""
-    rows: int | None = None
-    """Of a plain table so many rows at most are looked at. None: all."""
-    fewer: int | None = None
-    """Of these so many at most, where time is short. None: all."""
-    only: int | None = None
-    """The one fold that judges. None: all."""
-    outer: int | None = None
-    """Nested: the fold that is held back; only what was not judged by it is used."""
-    keep: bool = False
-    """Whether predictions are wanted."""
+    """Identifies the data and the code within a process."""
+    max_rows: int | None = None
+    """Plain tables: most rows to use. None: all."""
+    sample_rows: int | None = None
+    """Most of these rows to use where time is short. None: all."""
+    only_fold: int | None = None
+    """The one fold to evaluate. None: all."""
+    outer_fold: int | None = None
+    """Nested cross-validation: the fold whose validation rows are left out. None: none."""
+    keep_predictions: bool = False
+    """Whether the outcome holds the predictions."""
 
-    def __call__(self, config: Config, bar: Sequence[float] | None = None) -> Outcome:
-        """Learn and judge on each fold. `bar`: the scores of the best so far; a trial clearly behind it is pruned."""
+    def __call__(self, config: Config, best_scores: Sequence[float] | None = None) -> Outcome:
+        """Fit and score each fold. `best_scores`: fold scores of the best trial so far; a trial clearly behind it is pruned."""
         began, cpu = time.monotonic(), time.process_time()
         scores, frames, costs = [], [], []
         reason, pruned = None, False
-        with _peak() as highest:
+        with _peak_memory() as peak:
             try:
                 for place, fold in enumerate(self.folds()):
                     score, frame, cost = self._fold(config, fold, first=place == 0)
                     scores.append(score)
                     frames.append(frame)
                     costs.append(cost)
-                    if bar is not None and place + 1 < len(bar) and hopeless(scores, bar, self.metric):
+                    unfinished = best_scores is not None and place + 1 < len(best_scores)
+                    if best_scores is not None and unfinished and should_prune(scores, best_scores, self.metric):
                         pruned = True
                         break
             except (ParamsError, SpaceError):
                 raise
-            except Exception as error:  # noqa: BLE001  # whatever a library throws at one point of the space, the search goes on
+            except Exception as error:  # noqa: BLE001  # a library may raise anything for one configuration; the search continues
                 reason = f"{type(error).__name__}: {error}"
         cost = replace(
-            _typical(costs),
+            _median_cost(costs),
             wall_seconds=time.monotonic() - began,
             cpu_seconds=time.process_time() - cpu,
-            peak_mb=highest[0],
+            peak_mb=peak[0],
         )
-        return Outcome(scores, reason, pruned, cost, frames if self.keep and reason is None and not pruned else None)
+        complete = reason is None and not pruned
+        return Outcome(scores, reason, pruned, cost, frames if self.keep_predictions and complete else None)
 
     def data(self) -> Data:
         return self._loaded()[0]
 
     def folds(self) -> Sequence[Fold]:
-        """What the search learns from and is judged by; no row of a test is in it."""
+        """The folds of the search; none holds a row of a test window."""
         found = self._loaded()[1]
-        return found if self.only is None else found[self.only : self.only + 1]
+        return found if self.only_fold is None else found[self.only_fold : self.only_fold + 1]
 
     def _loaded(self) -> tuple[Data, Sequence[Fold]]:
-        """The data of this process: kept once as the search may see it at most, and once as this judge looks at it."""
-        whole, mine = (self.key, self.rows, None, None), (self.key, self.rows, self.fewer, self.outer)
+        """The data and folds, cached per process: once with `max_rows`, and once as this evaluator uses it."""
+        whole, mine = (self.key, self.max_rows, None, None), (self.key, self.max_rows, self.sample_rows, self.outer_fold)
         if mine not in _loaded:
             kind = problems.kind(self.kind)
             for other in [each for each in _loaded if each != whole]:
                 del _loaded[other]
             if whole not in _loaded:
-                data = _fewer(kind.load(self.folder, self.section), self.rows, self.seed)
+                data = _sampled(kind.load(self.folder, self.section), self.max_rows, self.seed)
                 _loaded[whole] = data, kind.splits(data, self.section).folds
             data, folds = _loaded[whole]
-            data = _fewer(data, self.fewer, self.seed)
-            _loaded[mine] = (data, folds) if self.outer is None else _within(data, folds, self.outer)
+            data = _sampled(data, self.sample_rows, self.seed)
+            _loaded[mine] = (data, folds) if self.outer_fold is None else _inner_folds(data, folds, self.outer_fold)
         return _loaded[mine]
 
     def _fold(self, config: Config, fold: Fold, first: bool) -> tuple[float, pl.DataFrame, Cost]:
         kind, data = problems.kind(self.kind), self.data()
         began = time.monotonic()
-        with _sharing(self):
+        with _shared_matrices(self):
             model = kind.fit(data, fold.train, config, self.section, self.seed)
             fitted = time.monotonic()
             frame = kind.predict(model, data, fold.test, self.section)
-        said = time.monotonic()
+        predicted = time.monotonic()
         found = kind.score(frame, self.section)
         scored = time.monotonic()
         if self.metric.name not in found:
@@ -149,22 +152,22 @@ class Judge:
         if not math.isfinite(score):
             raise ValueError(f"{self.metric.name} is undefined on a fold: {score:g}")
         rows = float(kind.rows(data, fold.train))
-        cost = Cost(fit_seconds=fitted - began, fit_rows=rows, score_seconds=scored - said, score_rows=float(frame.height))
+        cost = Cost(fit_seconds=fitted - began, fit_rows=rows, score_seconds=scored - predicted, score_rows=float(frame.height))
         if first:
             cost = replace(cost, latency_ms=_latency(kind, model, data, self.section), model_mb=len(pickle.dumps(model)) / 1e6)
         return score, frame, cost
 
 
 _loaded: dict[tuple[Any, ...], tuple[Data, Sequence[Fold]]] = {}
-"""The data that this process searched last, and the part of it that it looked at last."""
+"""Cache of this process: the data of the last search, and the part of it that was used last."""
 _matrices: dict[str, Any] = {}
-"""What it keeps of prepared matrices of that data."""
+"""Cache of this process: the preprocessed matrices of that data."""
 
 
 @dataclass(frozen=True)
-class Tried:
-    """One trial that ended. state: complete, pruned (clearly behind after some folds), failed (`reason` says why) or killed
-    (nobody knows when: `ended` is None).
+class FinishedTrial:
+    """One finished trial. state: complete, pruned (clearly behind after some folds), failed (see `reason`) or killed with its
+    process (`ended` is None, because its time is unknown).
 
     score and std are NaN unless complete.
     """
@@ -178,10 +181,10 @@ class Tried:
     started: datetime
     ended: datetime | None
     folds: Sequence[float] = ()
-    """The score on each fold that was judged."""
+    """The score on each evaluated fold."""
     cost: Cost = field(default_factory=Cost)
     position: int = 0
-    """Its place in the search; a killed trial and the one that took up its point share theirs."""
+    """Its place in the search; a killed trial and the trial that repeats its configuration share one."""
 
     @property
     def model(self) -> str:
@@ -189,71 +192,73 @@ class Tried:
 
     @property
     def seconds(self) -> float | None:
-        """Wall time: that of its process where it was measured."""
+        """Wall time, as measured by its process, else from start to end; None where unknown."""
         if not math.isnan(self.cost.wall_seconds):
             return self.cost.wall_seconds
         return (self.ended - self.started).total_seconds() if self.ended else None
 
 
-def standard_error(best: Sequence[float], other: Sequence[float], metric: Metric) -> tuple[float, float]:
-    """How far `best` is ahead of `other` in the mean over the same folds, and the standard error of that; 0 for one fold."""
-    ahead = [metric.gain(one, two) for one, two in zip(best, other, strict=True)]
-    error = statistics.stdev(ahead) / math.sqrt(len(ahead)) if len(ahead) > 1 else 0.0
-    return statistics.fmean(ahead), error
+def paired_gain(best: Sequence[float], other: Sequence[float], metric: Metric) -> tuple[float, float]:
+    """The mean gain of `best` over `other` on the same folds, and its standard error, which is 0 for one fold."""
+    gains = [metric.gain(one, two) for one, two in zip(best, other, strict=True)]
+    error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+    return statistics.fmean(gains), error
 
 
-def _fewer(data: Data, most: int | None, seed: int) -> Data:
-    """`data` with fewer rows, where it is a plain table with more than `most`."""
+def _sampled(data: Data, most: int | None, seed: int) -> Data:
+    """At most `most` rows of a plain table; `data` itself for None."""
     from evergreen.tasks.problems.tabular.subsample import thin
 
     return data if most is None else thin(data, most, seed)
 
 
-def _within(data: Data, folds: Sequence[Fold], outer: int) -> tuple[Data, Sequence[Fold]]:
-    """For nested cross-validation: folds that use no row of the test of fold `outer`."""
+def _inner_folds(data: Data, folds: Sequence[Fold], outer: int) -> tuple[Data, Sequence[Fold]]:
+    """For nested cross-validation: folds that use no validation row of fold `outer`."""
     from evergreen.tasks.problems.tabular.subsample import without
 
     return without(data, folds, outer)
 
 
-def hopeless(scores: Sequence[float], bar: Sequence[float], metric: Metric) -> bool:
-    """Whether a trial with these scores on the first folds is clearly behind: on each of them, and in the mean by more than the
-    best one's scores differ among the folds."""
-    behind = [metric.gain(best, score) for score, best in zip(scores, bar, strict=False)]
-    return min(behind) > 0 and statistics.fmean(behind) > 2 * statistics.pstdev(bar)
+def should_prune(scores: Sequence[float], best_scores: Sequence[float], metric: Metric) -> bool:
+    """Whether a trial with `scores` on the first folds is clearly behind the best trial.
+
+    It is worse on each of these folds, and in the mean by more than twice the standard deviation of `best_scores`.
+    """
+    behind = [metric.gain(best, score) for score, best in zip(scores, best_scores, strict=False)]
+    return min(behind) > 0 and statistics.fmean(behind) > 2 * statistics.pstdev(best_scores)
 
 
 @contextmanager
-def _sharing(judge: Judge) -> Iterator[None]:
-    """Trials on plain tables share prepared matrices."""
+def _shared_matrices(evaluator: Evaluator) -> Iterator[None]:
+    """Let the trials of plain tables share preprocessed matrices."""
     from evergreen.tasks.problems.tabular.transform_cache import Matrices, reusing
 
-    if judge.rows is None:
+    if evaluator.max_rows is None:
         yield
         return
-    key = f"{judge.key} {judge.rows} {judge.fewer}"
+    key = f"{evaluator.key} {evaluator.max_rows} {evaluator.sample_rows}"
     if key not in _matrices:
         _matrices.clear()
-        _matrices[key] = Matrices(MATRICES_MB)
+        _matrices[key] = Matrices(MATRIX_CACHE_MB)
     with reusing(_matrices[key]):
         yield
 
 
 def _latency(kind: Any, model: Any, data: Data, section: Problem) -> float:
-    """Milliseconds for a single row; NaN for kinds that do not answer row by row."""
+    """Milliseconds to predict a single row; NaN for kinds that do not predict row by row."""
     if not hasattr(kind, "said"):
         return math.nan
     row = kind.example(data, section).head(1)
     took = []
-    for _ in range(SINGLE_ROWS):
+    for _ in range(LATENCY_REPEATS):
         began = time.perf_counter()
         kind.said(model, row)
         took.append(time.perf_counter() - began)
     return 1000 * statistics.median(took)
 
 
-def _typical(costs: Sequence[Cost]) -> Cost:
-    """The medians over the folds; what the first fold alone measures is taken from it."""
+def _median_cost(costs: Sequence[Cost]) -> Cost:
+    """The medians over the folds; latency and size are measured on the first fold only."""
     if not costs:
         return Cost()
     first = costs[0]
@@ -265,29 +270,28 @@ def _typical(costs: Sequence[Cost]) -> Cost:
 
 
 @contextmanager
-def _peak() -> Iterator[list[float]]:
-    """The highest memory of this process in MB during the block, in a list of one, looked at every GLANCE_SECONDS; NaN where
-    the system does not tell."""
-    highest = [_resident()]
-    over = threading.Event()
+def _peak_memory() -> Iterator[list[float]]:
+    """The peak memory of this process during the block, in MB, as a list of one; NaN on systems without /proc."""
+    peak = [_resident_mb()]
+    done = threading.Event()
 
-    def watch() -> None:
-        while not over.wait(GLANCE_SECONDS):
-            highest[0] = max(highest[0], _resident())
+    def poll() -> None:
+        while not done.wait(MEMORY_POLL_SECONDS):
+            peak[0] = max(peak[0], _resident_mb())
 
-    watching = threading.Thread(target=watch, daemon=True) if not math.isnan(highest[0]) else None
-    if watching:
-        watching.start()
+    thread = threading.Thread(target=poll, daemon=True) if not math.isnan(peak[0]) else None
+    if thread:
+        thread.start()
     try:
-        yield highest
+        yield peak
     finally:
-        over.set()
-        if watching:
-            watching.join()
+        done.set()
+        if thread:
+            thread.join()
 
 
-def _resident() -> float:
-    """Memory of this process now, in MB; NaN where the system does not tell."""
+def _resident_mb() -> float:
+    """Memory of this process now, in MB; NaN on systems without /proc."""
     status = Path("/proc/self/statm")
     if not status.exists():
         return math.nan

@@ -21,7 +21,7 @@ README = (ROOT / "README.md").read_text()
 PROBLEMS = PARAMS["problems"]
 HOMES = {
     "great_expectations": {"tasks/validate.py"},
-    "optuna": {"tasks/tune.py"},
+    "optuna": {"tasks/search/optuna_study.py"},
     "mlflow": {"tasks/release/model_registry.py"},
     "dvc": {"tasks/release/lineage.py"},
     "matplotlib": {"monitoring/report/charts.py"},

@@ -418,7 +418,7 @@ def test_health_names_the_worst_first(whole: Path):
 
 def test_costs_search_slices_importance_and_lineage_are_on_the_page(whole: Path):
     said = read(whole).said
-    for text in ("1 min 04 s", "1.0 GB", "Tuning bought", "75K and more", "spend 7d", "0123abc", "24,210", "and 11 features"):
+    for text in ("1 min 04 s", "1.0 GB", "Tuning gained", "75K and more", "spend 7d", "0123abc", "24,210", "and 11 features"):
         assert text in said, text
 
 
@@ -674,7 +674,7 @@ def test_the_next_step_the_reasons_and_the_card_are_on_the_page(tmp_path: Path):
     assert "What it goes by" not in text
 
 
-def test_a_search_that_measured_its_cost_shows_the_front_and_what_tuning_bought(tmp_path: Path):
+def test_a_search_that_measured_its_cost_shows_the_front_and_what_tuning_gained(tmp_path: Path):
     params, layout, champions = project(tmp_path, ONE)
     trials = layout.tuning("redeem") / "trials.parquet"
     pl.read_parquet(trials).with_columns(
@@ -683,14 +683,14 @@ def test_a_search_that_measured_its_cost_shows_the_front_and_what_tuning_bought(
         chosen=pl.Series([False, False, False, True, False, False]),
     ).write_parquet(trials)
     best = layout.tuning("redeem") / "best.json"
-    more = {"bought": {"over": "defaults of lightgbm", "default": 0.8, "gain": 0.0123, "cpu_seconds": 95.0}}
+    more = {"search_gain": {"over": "defaults of lightgbm", "default": 0.8, "gain": 0.0123, "cpu_seconds": 95.0}}
     more |= {"chosen": {"trial": 3, "why": "the best score"}, "nested": {"score": 0.88, "optimism": 0.015}}
     _write(best, json.loads(best.read_text()) | more)
     text = read(page.build(params, layout, champions)).said
     for said in (
         "Quality and cost",
         "ms for one row",
-        "Tuning bought 0.012",
+        "Tuning gained 0.012",
         "for 1 min 35 s of CPU",
         "Chosen: the best score",
         "flatters itself by",

@@ -1,7 +1,6 @@
-"""Choosing members of a blend by what they said of rows they had not learned from."""
+"""Choosing members of a blend by their out-of-fold predictions."""
 
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -9,18 +8,18 @@ import pytest
 
 from evergreen.tasks.problems.base import Metric
 from evergreen.tasks.search import ensemble
-from evergreen.tasks.search.ensemble import BLEND, Said
+from evergreen.tasks.search.ensemble import BLEND
 from evergreen.tasks.search.time_budget import Clock
-from evergreen.tasks.search.trials import Cost, Tried
+from evergreen.tasks.search.trials import Cost, FinishedTrial
 
 RMSE = Metric("rmse", greater_is_better=False)
 ALWAYS = Clock(None)
 
 
-def tried(number: int, model: str, score: float, state: str = "complete", latency_ms: float = 1.0) -> Tried:
+def finished(number: int, model: str, score: float, state: str = "complete", latency_ms: float = 1.0) -> FinishedTrial:
     now = datetime(2024, 1, 1, tzinfo=UTC)
     cost = Cost(fit_seconds=2.0, latency_ms=latency_ms, model_mb=0.5, peak_mb=100.0 + number, fit_rows=50)
-    return Tried(number, state, {"model": model, "n": number}, score, 0.0, "", now, now, (score, score), cost, number)
+    return FinishedTrial(number, state, {"model": model, "n": number}, score, 0.0, "", now, now, (score, score), cost, number)
 
 
 def error(frame: pl.DataFrame) -> float:
@@ -37,71 +36,59 @@ def noisy(*sizes: float, rows: int = 4000, folds: int = 2) -> list[list[pl.DataF
     ]
 
 
-def test_members_whose_errors_differ_are_taken_and_a_bad_one_is_not() -> None:
-    members = [tried(0, "a", 1.0), tried(1, "b", 1.1), tried(2, "c", 9.0)]
-    said = noisy(1.0, 1.1, 9.0)
-    counts = ensemble.select(members, said, error, RMSE, lambda chosen: True, ALWAYS)
+def test_members_whose_errors_differ_are_selected_and_a_bad_one_is_not() -> None:
+    members = [finished(0, "a", 1.0), finished(1, "b", 1.1), finished(2, "c", 9.0)]
+    predictions = noisy(1.0, 1.1, 9.0)
+    counts = ensemble.select(members, predictions, error, RMSE, lambda members: True, ALWAYS)
     assert counts[0] > 0
     assert counts[1] > 0
     assert counts[2] == 0
-    blended = error(ensemble.mixed([frames[0] for frames in said], counts))
+    blended = error(ensemble.weighted_mean([frames[0] for frames in predictions], counts))
     assert blended == pytest.approx(np.hypot(1.0, 1.1) / 2, rel=0.03)
-    assert blended < min(error(frames[0]) for frames in said)
+    assert blended < min(error(frames[0]) for frames in predictions)
 
 
 def test_equal_predictions_make_no_blend() -> None:
-    said = noisy(1.0) * 2
-    assert ensemble.select([tried(0, "a", 1.0), tried(1, "b", 1.0)], said, error, RMSE, lambda chosen: True, ALWAYS) == [1, 0]
+    predictions = noisy(1.0) * 2
+    assert ensemble.select(
+        [finished(0, "a", 1.0), finished(1, "b", 1.0)], predictions, error, RMSE, lambda members: True, ALWAYS
+    ) == [1, 0]
 
 
-def test_a_set_that_is_not_allowed_is_not_taken() -> None:
-    members = [tried(0, "a", 1.0), tried(1, "b", 1.1)]
+def test_a_set_that_is_not_allowed_is_not_selected() -> None:
+    members = [finished(0, "a", 1.0), finished(1, "b", 1.1)]
     counts = ensemble.select(members, noisy(1.0, 1.1), error, RMSE, lambda chosen: len({e.number for e in chosen}) < 2, ALWAYS)
     assert sum(count > 0 for count in counts) == 1
 
 
-def test_without_time_nothing_is_taken() -> None:
-    assert ensemble.select([tried(0, "a", 1.0)], noisy(1.0), error, RMSE, lambda chosen: True, Clock(0.0)) == [0]
+def test_without_time_nothing_is_selected() -> None:
+    assert ensemble.select([finished(0, "a", 1.0)], noisy(1.0), error, RMSE, lambda members: True, Clock(0.0)) == [0]
 
 
 def test_the_weighted_mean_leaves_entity_truth_and_threshold_alone() -> None:
     one = pl.DataFrame({"entity": [1.5], "truth": [1.0], "probability_no": [0.2], "probability_yes": [0.8], "threshold": [0.3]})
     two = one.with_columns(probability_no=pl.lit(0.6), probability_yes=pl.lit(0.4), threshold=pl.lit(0.9))
-    found = ensemble.mixed([one, two], [3, 1]).row(0, named=True)
+    found = ensemble.weighted_mean([one, two], [3, 1]).row(0, named=True)
     assert found == pytest.approx(
         {"entity": 1.5, "truth": 1.0, "probability_no": 0.3, "probability_yes": 0.7, "threshold": 0.3}
     )
 
 
 def test_candidates_are_the_three_best_of_each_model_without_baseline_and_blend() -> None:
-    trials = [tried(number, "a", 1.0 + number / 10) for number in range(5)]
-    trials += [tried(5, "b", 3.0), tried(6, "none", 0.1), tried(7, BLEND, 0.2), tried(8, "b", 0.3, "failed")]
+    trials = [finished(number, "a", 1.0 + number / 10) for number in range(5)]
+    trials += [finished(5, "b", 3.0), finished(6, "none", 0.1), finished(7, BLEND, 0.2), finished(8, "b", 0.3, "failed")]
     assert [each.number for each in ensemble.candidates(trials, RMSE, "none")] == [0, 1, 2, 5]
 
 
 def test_a_blend_costs_what_its_members_cost_together() -> None:
-    cost = ensemble.cost([tried(0, "a", 1.0, latency_ms=2.0), tried(1, "b", 1.0, latency_ms=3.0)], 0.1, 0.1)
+    cost = ensemble.cost([finished(0, "a", 1.0, latency_ms=2.0), finished(1, "b", 1.0, latency_ms=3.0)], 0.1, 0.1)
     assert (cost.latency_ms, cost.fit_seconds, cost.model_mb, cost.peak_mb) == (5.0, 4.0, 1.0, 101.0)
 
 
 def test_the_configuration_of_a_blend_names_members_and_weights() -> None:
-    members = [tried(0, "a", 1.0), tried(1, "b", 1.1), tried(2, "c", 1.2)]
+    members = [finished(0, "a", 1.0), finished(1, "b", 1.1), finished(2, "c", 1.2)]
     assert ensemble.config(members, [3, 0, 1]) == {
         "model": BLEND,
         "members": [{"model": "a", "n": 0}, {"model": "c", "n": 2}],
         "weights": [0.75, 0.25],
     }
-
-
-def test_predictions_come_back_per_fold_until_they_are_forgotten(tmp_path: Path) -> None:
-    said, frames = Said(tmp_path / "said"), noisy(1.0, rows=5, folds=3)[0]
-    said.keep(4, frames)
-    said.keep(5, frames)
-    found = said.of(4)
-    assert found is not None
-    assert all(one.equals(other) for one, other in zip(found, frames, strict=True))
-    said.keep_only([tried(5, "a", 1.0)])
-    assert said.of(4) is None
-    assert said.of(5) is not None
-    said.clear()
-    assert said.of(5) is None

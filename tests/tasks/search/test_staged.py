@@ -8,9 +8,9 @@ import pytest
 
 from evergreen.tasks.problems.base import Config, Metric
 from evergreen.tasks.search.ensemble import BLEND
-from evergreen.tasks.search.staged import Request, Stages
+from evergreen.tasks.search.staged import Request, StagedSearch
 from evergreen.tasks.search.time_budget import Clock
-from evergreen.tasks.search.trials import Cost, Tried
+from evergreen.tasks.search.trials import Cost, FinishedTrial
 
 AUC = Metric("auc")
 STAGES = {"prior": "baseline", "line": "linear", "forest": "trees", "boost": "boosting", BLEND: "ensemble"}
@@ -29,39 +29,39 @@ class Spent(Clock):
         return self.now
 
 
-def staged(**settings: Any) -> Stages:
-    given = {"n_trials": 20, "batch": 4, "searched": ["line", "forest", "boost"], "stages": STAGES, **settings}
-    return Stages(defaults=DEFAULTS, metric=AUC, **given)
+def staged(**settings: Any) -> StagedSearch:
+    given = {"n_trials": 20, "batch": 4, "searchable": ["line", "forest", "boost"], "stages": STAGES, **settings}
+    return StagedSearch(defaults=DEFAULTS, metric=AUC, **given)
 
 
-def tried(position: int, model: str, score: float, seconds: float = 1.0, state: str = "complete") -> Tried:
+def finished(position: int, model: str, score: float, seconds: float = 1.0, state: str = "complete") -> FinishedTrial:
     now = datetime(2024, 1, 1, tzinfo=UTC)
     folds = (score - 0.01, score, score + 0.01) if state == "complete" else ()
     cost = Cost(wall_seconds=seconds)
-    return Tried(position, state, {"model": model, "n": position}, score, 0.0, "", now, now, folds, cost, position)
+    return FinishedTrial(position, state, {"model": model, "n": position}, score, 0.0, "", now, now, folds, cost, position)
 
 
 def named(request: Request) -> str:
     return request["model"] if isinstance(request, dict) else str(request)
 
 
-def played(stages: Stages, scores: dict[str, float] = SCORES, better: float = 1e-3) -> list[list[str]]:
+def played(stages: StagedSearch, scores: dict[str, float] = SCORES, better: float = 1e-3) -> list[list[str]]:
     """The models of each batch, where each trial of a model is a little better than the one before."""
-    done: list[Tried] = []
+    done: list[FinishedTrial] = []
     batches: list[list[str]] = []
-    while asked := stages.next(done):
-        for request in asked:
+    while batch := stages.next_batch(done):
+        for request in batch:
             model = named(request)
             before = sum(each.model == model for each in done)
-            done.append(tried(len(done), model, scores[model] + better * before))
-        batches.append([named(request) for request in asked])
+            done.append(finished(len(done), model, scores[model] + better * before))
+        batches.append([named(request) for request in batch])
     return batches
 
 
 def test_stages_come_in_order_defaults_first_and_one_blend_at_the_end() -> None:
     batches = played(staged())
     assert batches == [["prior", "line", "line", "line"], ["forest"] * 4, ["boost"] * 4, ["boost"] * 4, ["boost"] * 3, [BLEND]]
-    assert [DEFAULTS["prior"], DEFAULTS["line"], "line", "line"] == staged().next([])
+    assert [DEFAULTS["prior"], DEFAULTS["line"], "line", "line"] == staged().next_batch([])
 
 
 def test_a_stage_that_is_far_behind_the_one_before_it_ends_after_its_first_batch() -> None:
@@ -75,43 +75,43 @@ def test_a_stage_ends_when_three_batches_brought_nothing() -> None:
 
 
 @pytest.mark.parametrize("n_trials", [1, 2, 5, 9, 33])
-def test_there_are_never_more_trials_than_asked_for_beside_the_defaults(n_trials: int) -> None:
+def test_there_are_never_more_trials_than_batch_for_beside_the_defaults(n_trials: int) -> None:
     total = sum(map(len, played(staged(n_trials=n_trials))))
     assert total <= max(n_trials, len(STAGES))
 
 
 def test_a_model_without_anything_to_choose_is_tried_once() -> None:
-    batches = played(staged(searched=["boost"]))
+    batches = played(staged(searchable=["boost"]))
     assert sum(batch.count("line") for batch in batches) == sum(batch.count("forest") for batch in batches) == 1
 
 
 def test_nothing_is_blended_where_only_one_model_ended_well() -> None:
-    done = [tried(0, "prior", 0.5), tried(1, "line", 0.7), tried(2, "forest", 0.0, state="failed")]
-    done += [tried(3, "boost", 0.0, state="failed")]
-    assert staged(n_trials=4, searched=[]).next(done) == []
+    done = [finished(0, "prior", 0.5), finished(1, "line", 0.7), finished(2, "forest", 0.0, state="failed")]
+    done += [finished(3, "boost", 0.0, state="failed")]
+    assert staged(n_trials=4, searchable=[]).next_batch(done) == []
 
 
 def test_what_cannot_end_in_time_is_not_begun() -> None:
     expected = {"line": 1.0, "forest": 100.0, "boost": 2.0}
-    done = [tried(place, model, 0.7) for place, model in enumerate(["prior", "line", "line", "line"])]
-    assert {named(each) for each in staged(clock=Spent(60, 15), expected=expected).next(done)} == {"boost"}
-    assert staged(clock=Spent(60, 61), expected=expected).next(done) in ([], [BLEND])
+    done = [finished(place, model, 0.7) for place, model in enumerate(["prior", "line", "line", "line"])]
+    assert {named(each) for each in staged(clock=Spent(60, 15), expected_seconds=expected).next_batch(done)} == {"boost"}
+    assert staged(clock=Spent(60, 61), expected_seconds=expected).next_batch(done) in ([], [BLEND])
 
 
 def test_with_time_left_the_number_of_trials_is_no_limit() -> None:
-    done: Sequence[Tried] = [tried(place, "boost", 0.7 + place / 1000) for place in range(50)]
-    done = [tried(50, "prior", 0.5), tried(51, "line", 0.6), tried(52, "forest", 0.6), *done]
-    asked = staged(n_trials=20, clock=Spent(60, 30), searched=["boost"]).next(done)
-    assert asked == ["boost"] * 4
+    done: Sequence[FinishedTrial] = [finished(place, "boost", 0.7 + place / 1000) for place in range(50)]
+    done = [finished(50, "prior", 0.5), finished(51, "line", 0.6), finished(52, "forest", 0.6), *done]
+    batch = staged(n_trials=20, clock=Spent(60, 30), searchable=["boost"]).next_batch(done)
+    assert batch == ["boost"] * 4
 
 
 def test_what_the_last_search_ended_with_follows_the_defaults_of_its_stage() -> None:
     start = {"model": "forest", "n": 99}
-    stages = staged(starts=[start])
-    done = [tried(place, model, SCORES[model]) for place, model in enumerate(("prior", "line"))]
-    asked: list[Request] = []
-    while start not in asked:
-        asked = stages.next(done)
-        assert asked
-        done += [tried(len(done) + place, named(each), SCORES[named(each)]) for place, each in enumerate(asked)]
-    assert asked.index(start) == asked.index(DEFAULTS["forest"]) + 1
+    stages = staged(warm_starts=[start])
+    done = [finished(place, model, SCORES[model]) for place, model in enumerate(("prior", "line"))]
+    batch: list[Request] = []
+    while start not in batch:
+        batch = stages.next_batch(done)
+        assert batch
+        done += [finished(len(done) + place, named(each), SCORES[named(each)]) for place, each in enumerate(batch)]
+    assert batch.index(start) == batch.index(DEFAULTS["forest"]) + 1

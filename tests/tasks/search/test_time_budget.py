@@ -16,7 +16,7 @@ FOLD = Cost(fit_seconds=2.0, fit_rows=1_000, score_seconds=0.01, score_rows=500)
 
 
 def estimate(seconds: float = 1000.0, rows: float = 10_000) -> Estimate:
-    return Estimate(seconds=seconds, loading=3.0, learning_rows=rows, all_rows=1.25 * rows, test_rows=rows / 4)
+    return Estimate(seconds=seconds, loading=3.0, training_rows=rows, all_rows=1.25 * rows, test_rows=rows / 4)
 
 
 def test_without_a_budget_there_is_no_end() -> None:

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from evergreen.tasks import tune
 from evergreen.tasks.core.errors import AwayError
 from evergreen.tasks.problems.base import Config
-from evergreen.tasks.search import workers as crew
+from evergreen.tasks.search import workers
+from evergreen.tasks.search.optuna_study import run_search
 from evergreen.tasks.search.time_budget import Clock
 from evergreen.tasks.search.trials import Outcome
-from evergreen.tasks.search.workers import OUT_OF_TIME, Crew
-from tests.tasks.test_tune import configs, searching
+from evergreen.tasks.search.workers import OUT_OF_TIME, Workers, available_workers, worker_count
+from tests.tasks.search.toy_search import configs, searching
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +27,13 @@ def cluster() -> Iterator[Any]:
         yield found
 
 
-def where(config: Config, bar: Any = None) -> Outcome:
+def where(config: Config, best_scores: Any = None) -> Outcome:
     """The process that it ran in, as a score."""
     time.sleep(0.2)
     return Outcome([float(os.getpid()), float(config["n"])])
 
 
-def deadly(config: Config, bar: Any = None) -> Outcome:
+def deadly(config: Config, best_scores: Any = None) -> Outcome:
     if config["n"] == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(5 * (config["n"] == 2))
@@ -47,52 +47,52 @@ def asked(count: int) -> list[Config]:
 def test_a_search_finds_the_same_here_in_two_processes_and_on_a_cluster(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = tune.find(searching(batch=3, workers=1), tmp_path / "pay-a.log")
-    beside = tune.find(searching(batch=3, workers=2), tmp_path / "pay-bb.log")
-    monkeypatch.setenv(crew.DASK, cluster.scheduler_address)
-    away = tune.find(searching(batch=3, workers=2), tmp_path / "pay-ccc.log")
+    here = run_search(searching(batch=3, workers=1), tmp_path / "pay-a.log")
+    beside = run_search(searching(batch=3, workers=2), tmp_path / "pay-bb.log")
+    monkeypatch.setenv(workers.DASK, cluster.scheduler_address)
+    away = run_search(searching(batch=3, workers=2), tmp_path / "pay-ccc.log")
     assert len(configs(here)) == 12
     assert configs(here) == configs(beside) == configs(away)
     assert [each.folds for each in here] == [each.folds for each in beside] == [each.folds for each in away]
 
 
 def test_trials_of_a_batch_run_in_other_processes_and_come_back_in_order() -> None:
-    found = list(Crew(2).run(where, asked(4), None))
+    found = list(Workers(2).run(where, asked(4), None))
     assert [outcome.scores[1] for outcome in found] == [0, 1, 2, 3]
     assert os.getpid() not in {outcome.scores[0] for outcome in found}
 
 
 def test_a_cluster_is_used_where_the_environment_names_one(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(crew.DASK, cluster.scheduler_address)
-    workers = crew.here(4, None, Clock(None))
+    monkeypatch.setenv(workers.DASK, cluster.scheduler_address)
+    there = available_workers(4, None, Clock(None))
     processes = {float(nanny.pid) for nanny in cluster.workers.values()}
-    found = list(workers.run(where, asked(4), None))
-    workers.close()
+    found = list(there.run(where, asked(4), None))
+    there.close()
     assert {outcome.scores[0] for outcome in found} <= processes
 
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "WAIT", "0.5s")
-    away = Crew(2, address="tcp://127.0.0.1:9")
+    monkeypatch.setattr(workers, "DASK_TIMEOUT", "0.5s")
+    away = Workers(2, address="tcp://127.0.0.1:9")
     with pytest.raises(AwayError, match=r"EVERGREEN_DASK = tcp://127\.0\.0\.1:9: no scheduler answers .*or unset it"):
         list(away.run(where, asked(2), None))
 
 
 def test_when_the_time_is_over_what_has_not_ended_fails_and_what_has_counts() -> None:
-    found = list(Crew(1, Clock(-1.0)).run(where, asked(2), None))
+    found = list(Workers(1, Clock(-1.0)).run(where, asked(2), None))
     assert [outcome.reason for outcome in found] == [OUT_OF_TIME, OUT_OF_TIME]
-    warm = Crew(2)
+    warm = Workers(2)
     list(warm.run(where, asked(2), None))
-    found = list(Crew(2, Clock(2.0)).run(deadly, [{"n": 0}, {"n": 2}, {"n": 2}], None))
+    found = list(Workers(2, Clock(2.0)).run(deadly, [{"n": 0}, {"n": 2}, {"n": 2}], None))
     assert [outcome.reason for outcome in found] == [None, OUT_OF_TIME, OUT_OF_TIME]
 
 
 def test_a_process_that_is_killed_fails_its_trials_and_no_more() -> None:
-    found = list(Crew(2).run(deadly, [{"n": 0}, {"n": 1}], None))
+    found = list(Workers(2).run(deadly, [{"n": 0}, {"n": 1}], None))
     assert "killed, perhaps for lack of memory" in str(found[1].reason)
-    assert [each.reason for each in Crew(2).run(where, asked(2), None)] == [None, None]
+    assert [each.reason for each in Workers(2).run(where, asked(2), None)] == [None, None]
 
 
 def test_there_are_never_more_processes_than_trials_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(crew.WORKERS, "3")
-    assert [crew.count(None, 1), crew.count(None, 2), crew.count(None, 8), crew.count(5, 8)] == [1, 2, 3, 5]
+    monkeypatch.setenv(workers.WORKERS, "3")
+    assert [worker_count(None, 1), worker_count(None, 2), worker_count(None, 8), worker_count(5, 8)] == [1, 2, 3, 5]

@@ -1,0 +1,117 @@
+"""With a time budget: fit the defaults of each model on a few rows, and plan the rows and time of the search by their cost."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+
+from evergreen.tasks.config.params import Problem, Table
+from evergreen.tasks.search.specification import Search
+from evergreen.tasks.search.time_budget import Clock, Estimate
+from evergreen.tasks.search.trials import Cost, Evaluator, FinishedTrial, Outcome
+
+log = logging.getLogger(__name__)
+
+PROBE_ROWS = 2_000
+"""Rows of a probe."""
+MAX_PROBING_SHARE = 0.12
+"""Share of the budget after which no further model is probed."""
+UNPLANNED_SEARCH_SHARE = 0.6
+"""Share of the budget that the search gets where the time of the later steps cannot be estimated."""
+TRIALS, TRIALS_SHARE = 5, 0.8
+"""All models together should be fitted TRIALS times within TRIALS_SHARE of the search; large tables are sampled for it."""
+
+
+def fit_to_budget(search: Search, evaluator: Evaluator, section: Problem, workers: int, features: Path) -> Search:
+    """`search` with as many rows of a plain table, and as much time, as the time budget allows."""
+    clock = search.clock
+    started = clock.spent()
+    evaluator.folds()
+    loaded, total = clock.spent(), clock.seconds or 0.0
+    if not isinstance(section.features, Table):
+        return replace(search, clock=Clock(total * UNPLANNED_SEARCH_SHARE, clock.began))
+    estimate = _estimate_later_steps(evaluator, section, features, total, started, loaded)
+    probes = _probe_defaults(search, evaluator, loaded + MAX_PROBING_SHARE * total)
+    costs = _measured_costs(probes)
+    search_seconds = estimate.search(costs[-1])
+    folds, available = len(evaluator.folds()), min(estimate.training_rows, search.tune.max_rows)
+    seconds_per_row = sum(each.wall_seconds for each in costs) * folds / min(PROBE_ROWS, available)
+    rows = _affordable_rows(max(search_seconds - clock.spent(), 0.1) * workers, seconds_per_row, available)
+    log.info(
+        "%s: tune: %.0f s of %.0f s to search, on %s of %s rows",
+        *(search.name, search_seconds, total, f"{rows:,}", f"{estimate.training_rows:,.0f}"),
+    )
+    times = folds * rows / min(PROBE_ROWS, available)
+    return replace(
+        search,
+        evaluate=replace(evaluator, sample_rows=rows),
+        clock=Clock(search_seconds, clock.began),
+        expected_seconds={model: each.cost.wall_seconds * times for model, each in probes.items()},
+        estimate=estimate,
+        probes=probes,
+    )
+
+
+def _probe_defaults(search: Search, evaluator: Evaluator, deadline: float) -> dict[str, Outcome]:
+    """Model -> outcome of its defaults on one fold of PROBE_ROWS rows, simple models first.
+
+    No probe starts after `deadline` (seconds on the clock of the search), except the first.
+    """
+    small = replace(evaluator, sample_rows=PROBE_ROWS, only_fold=0, keep_predictions=False)
+    probes: dict[str, Outcome] = {}
+    for model, config in search.defaults.items():
+        if search.clock.spent() <= deadline or not probes:
+            probes[model] = small(config)
+    return probes
+
+
+def _measured_costs(probes: Mapping[str, Outcome]) -> list[Cost]:
+    """The costs of the probes that could be fitted, simple models first; a cost of 0 where there is none."""
+    costs = [each.cost for each in probes.values() if not math.isnan(each.cost.fit_seconds)]
+    return costs or [Cost(0.0, fit_seconds=0.0, fit_rows=1.0)]
+
+
+def _affordable_rows(seconds: float, seconds_per_row: float, available: float) -> int:
+    """Rows on which all models can be fitted TRIALS times in TRIALS_SHARE of `seconds`, between PROBE_ROWS and `available`."""
+    rows = TRIALS_SHARE * seconds / (TRIALS * seconds_per_row) if seconds_per_row else available
+    return int(min(max(rows, PROBE_ROWS), available))
+
+
+def _estimate_later_steps(
+    evaluator: Evaluator, section: Problem, features: Path, total: float, started: float, loaded: float
+) -> Estimate:
+    """The time of the steps after the search, for a plain table. They read all rows, the search perhaps a sample."""
+
+    def count(folder: Path) -> tuple[int, int]:
+        return pl.scan_parquet(folder / "rows.parquet").select(pl.len(), pl.col("_test").sum().alias("test")).collect().row(0)
+
+    (rows, test), (read, _) = count(features), count(evaluator.folder)
+    loading = started + (loaded - started) * rows / read
+    return Estimate(total, loading, rows - test, rows if section.train.refit else 0.0, test)
+
+
+def probes_as_trials(search: Search, trials: Sequence[FinishedTrial]) -> list[FinishedTrial]:
+    """The probes as trials of one fold, where there was no time for a trial of any model but the baseline; else empty."""
+    if any(each.state == "complete" and each.model != search.baseline for each in trials):
+        return []
+    last, number = trials[-1], max(each.number for each in trials)
+    good = {model: each for model, each in search.probes.items() if each.scores and model != search.baseline}
+    return [
+        FinishedTrial(
+            number=number + place,
+            state="complete",
+            config=search.defaults[model],
+            score=each.scores[0],
+            std=0.0,
+            reason="no time for more than one fold",
+            started=last.started,
+            ended=last.ended,
+            folds=tuple(each.scores),
+            cost=each.cost,
+            position=last.position + place,
+        )
+        for place, (model, each) in enumerate(good.items(), 1)
+    ]

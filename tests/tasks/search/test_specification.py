@@ -1,0 +1,27 @@
+"""When an interrupted search resumes, and when it starts anew."""
+
+from pathlib import Path
+
+import pytest
+
+from evergreen.tasks import problems
+from evergreen.tasks.search.specification import fingerprint
+from tests import plain_kind
+from tests.plain_kind import Plain
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> Plain:
+    kind = Plain()
+    monkeypatch.setattr(problems, "kind", lambda name: kind)
+    return kind
+
+
+def test_changed_data_or_settings_start_anew_and_more_trials_do_not(plain: Plain, tmp_path: Path) -> None:
+    params, layout = plain_kind.project(tmp_path)
+    first = fingerprint(params, "pay", layout)
+    more = plain_kind.params(tune={"n_trials": 99, "timeout_seconds": 5.0})
+    assert fingerprint(more, "pay", layout) == first
+    assert fingerprint(plain_kind.params(train={"history_days": 9}), "pay", layout) != first
+    plain_kind.project(tmp_path, plain_kind.rows(slope=2.0))
+    assert fingerprint(params, "pay", layout) != first
