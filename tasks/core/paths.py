@@ -24,6 +24,8 @@ JUDGED = "judged.skops"
 HELD_OUT = "held_out.parquet"
 """What the chosen configuration said of rows of the search that it had not learned from, for kinds whose models are finished by
 that."""
+COMPILED = "model.onnx"
+"""The compiled model, in the folder `compiled` of a registered version."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from evergreen.tasks.config.params import Params, Section
 from evergreen.tasks.core.errors import ModelError, SpaceError, StepError
-from evergreen.tasks.core.paths import JUDGED, MODEL, Layout, read_json, write_json
+from evergreen.tasks.core.paths import COMPILED, JUDGED, MODEL, Layout, read_json, write_json
 from evergreen.tasks.problems.base import Model
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Version(Section):
     tags: dict[str, str]
     """Lineage (as `release.lineage.lineage` names it), model, kind, metric (the primary one), candidate and sha256 (content),
     verdict.decision and the other parts of the verdict; compiled (yes, or why not) and the parts of
-    model_files.onnx_export.Parity."""
+    model_files.onnx_parity.Parity."""
     metrics: dict[str, float]
     """`roc_auc`, and with _low, _high, _baseline, _gain, _gain_low and _gain_high behind it. Undefined numbers are left out."""
 
@@ -187,7 +187,6 @@ class Registry:
 
         Raises ModelError for a version that is not there and for a file that changed since.
         """
-        from evergreen.tasks.model_files.onnx_export import COMPILED
         from evergreen.tasks.model_files.onnx_runtime import Compiled
 
         found = self.require(problem, version)
@@ -202,7 +201,6 @@ class Registry:
 
         Raises what `load_compiled` and `load` raise.
         """
-        from evergreen.tasks.model_files.onnx_export import COMPILED
 
         found = self.require(problem, version)
         compiled = "compiled.sha256" in found.tags

@@ -27,7 +27,7 @@ HOMES = {
     "matplotlib": {"monitoring/report/charts.py"},
     "evidently": {"monitoring/drift/evidently_report.py"},
     "implicit": {"tasks/problems/recommender/candidate_sources.py"},
-    "onnx": {"tasks/model_files/onnx_export.py"},
+    "onnx": {"tasks/model_files/onnx_graph.py"},
     "onnxruntime": {"tasks/model_files/onnx_runtime.py"},
 }
 

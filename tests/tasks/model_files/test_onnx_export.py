@@ -31,7 +31,8 @@ from evergreen.tasks import problems
 from evergreen.tasks.config import params
 from evergreen.tasks.core.errors import CompileError, DataError, ModelError
 from evergreen.tasks.model_files import onnx_export as compiling
-from evergreen.tasks.model_files.onnx_runtime import INPUT, Compiled
+from evergreen.tasks.model_files import onnx_graph, onnx_parity
+from evergreen.tasks.model_files.onnx_runtime import INPUT, Column, Compiled, Reading
 from evergreen.tasks.problems.clustering.kind import QuantileGroups, Segmenter
 from evergreen.tasks.problems.regression.kind import LogRegressor, OffsetRegressor
 from evergreen.tasks.problems.tabular import preprocessing
@@ -291,10 +292,10 @@ def test_times_of_day_and_words_are_read_from_what_json_holds(table, targets):
 def test_normal_quantiles_are_those_of_scipy_to_the_last_digits():
     x = np.linspace(-3, 3, 5000)[:, None]
     steps = QuantileTransformer(n_quantiles=100, output_distribution="normal").fit(x)
-    graph = compiling.Graph()
-    graph.columns.append(compiling.Column(name="x"))
-    answer = compiling.convert(graph, steps, INPUT)
-    session = onnxruntime.InferenceSession(graph.file(answer, compiling.Reading(columns=(), answers="value")))
+    graph = onnx_graph.Graph(compiling.CONVERTERS)
+    graph.columns.append(Column(name="x"))
+    output = graph.convert(steps, INPUT)
+    session = onnxruntime.InferenceSession(graph.serialize(output, Reading(columns=(), answers="value")))
     wide = np.concatenate([x, [[-9.0], [9.0]]])
     found = session.run(None, {INPUT: wide})[0]
     np.testing.assert_allclose(found, steps.transform(wide), rtol=0, atol=1e-13)
@@ -371,11 +372,11 @@ def test_a_file_that_answers_differently_is_refused(table, targets):
     one, other = (assembled(LogisticRegression(C=c), "binary").fit(table, targets["binary"]) for c in (1.0, 0.99))
     file = compiling.compile_model(one, table)
     with pytest.raises(CompileError, match=r"differs by .* on 400 rows"):
-        compiling.parity(said_by(other), file, table.tail(HELD_OUT), 0)
+        onnx_parity.parity(said_by(other), file, table.tail(HELD_OUT), 0)
 
 
 def test_more_leaves_than_is_wise_are_refused(table, targets, monkeypatch):
-    monkeypatch.setattr(compiling, "LARGEST", 10)
+    monkeypatch.setattr(onnx_graph, "MAX_LEAVES", 10)
     with pytest.raises(CompileError, match="leaves of trees are too many"):
         compare(assembled(LGBMClassifier(**QUICK), "binary", True).fit(table, targets["binary"]), table)
 
