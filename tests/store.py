@@ -68,7 +68,8 @@ def project(folder: Path, households: int = 240, weeks: int = 30, seed: int = 0)
     text = PARAMS.replace("AS_OF", str(last_day(weeks))).replace("FIRST", str(first))
     (folder / "params.yaml").write_text(text.replace("WINDOWS", "2" if weeks >= 26 else "1"))
     shutil.copytree(ROOT / "tasks", folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
-    for name in ("dvc.yaml", ".gitignore", ".dvcignore", "requirements.lock"):
+    (folder / "src" / "evergreen").mkdir(parents=True, exist_ok=True)
+    for name in ("dvc.yaml", ".gitignore", ".dvcignore", "requirements.lock", "src/evergreen/model_types.py"):
         shutil.copy(ROOT / name, folder / name)
     return folder
 

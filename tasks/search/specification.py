@@ -17,8 +17,8 @@ from evergreen.tasks.search.trials import Outcome
 
 LIMITS = {"n_trials", "timeout_seconds", "budget_seconds", "workers", "choose", "max_latency_ms", "max_model_mb", "nested"}
 """Settings of tune that change no trial."""
-CODE = ("tune.py", "search", "problems", "model_files", "config", "core")
-"""The code of tasks that trials depend on: the code that dvc.yaml names for the stage tune."""
+CODE = ("tasks/tune.py", "tasks/search", "tasks/problems", "tasks/config", "tasks/core", "model_types.py")
+"""The code of evergreen that trials depend on: the same as in the deps of the stage tune in dvc.yaml."""
 
 
 @dataclass(frozen=True)
@@ -97,5 +97,5 @@ def fingerprint(params: Params, problem: str, layout: Layout) -> str:
 
 def _code() -> list[Path]:
     """The files of CODE."""
-    tasks = Path(__file__).parents[1]
-    return [path for name in CODE for path in sorted((tasks / name).rglob("*.py")) or [tasks / name]]
+    package = Path(__file__).parents[2]
+    return [path for name in CODE for path in sorted((package / name).rglob("*.py")) or [package / name]]
