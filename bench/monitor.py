@@ -26,7 +26,7 @@ import polars as pl
 
 from evergreen.monitoring.drift import detection, reference_data
 from evergreen.monitoring.drift.reference_data import ENTITY, WEEK, Reference
-from evergreen.monitoring.ledger.predictions import Predicted
+from evergreen.monitoring.ledger.predictions import Predictions
 from evergreen.tasks.config.operations import Monitor
 
 log = logging.getLogger("bench")
@@ -73,8 +73,8 @@ def referring(frame: pl.DataFrame) -> Reference:
     return reference_data.of("bench", 1, "regression", {"features": frame.with_columns(nobody)})
 
 
-def predicted(frame: pl.DataFrame) -> Predicted:
-    return Predicted(pl.DataFrame({"entity": pl.Series([None] * frame.height, dtype=pl.String)}), frame)
+def predicted(frame: pl.DataFrame) -> Predictions:
+    return Predictions(pl.DataFrame({"entity": pl.Series([None] * frame.height, dtype=pl.String)}), frame)
 
 
 def flagged(was: pl.DataFrame, now: pl.DataFrame) -> list[str]:
@@ -106,7 +106,7 @@ def alarms(reports: int) -> Iterator[dict[str, Any]]:
                 made = referring(was)
                 for place in range(PER_REFERENCE):
                     now = columns(draw, size)
-                    ours += any(each.drifts for each in detection.compare(made, predicted(now), ANY, 0).changes)
+                    ours += any(each.significant for each in detection.compare(made, predicted(now), ANY, 0).changes)
                     if place == 0:
                         found = flagged(was, now)
                         theirs, share = theirs + bool(found), share + len(found) / was.width
@@ -150,7 +150,7 @@ def power(tries: int) -> Iterator[dict[str, Any]]:
             found = detection.compare(made, predicted(now), Monitor(), 0)
             mine = [each for each in found.changes if each.column == column]
             theirs = column in flagged(was.select(column), now.select(column))
-            hits += [any(each.drifts for each in mine), any(each.alarm for each in mine), theirs]
+            hits += [any(each.significant for each in mine), any(each.alarm for each in mine), theirs]
         ours, alarm, theirs = hits / tries
         yield {"table": "power", "case": name, "reference": known, "rows": rows, "change": by, "windows": tries}  | {
             "evergreen": ours, "alarm": alarm, "evidently": theirs,

@@ -94,7 +94,7 @@ def read(project: Path, problem: str, folder: Path) -> Task:
     copy.mkdir()
     shutil.copy(project / "params.yaml", copy)
     for part in ("data", "models", "var"):
-        shutil.copytree(project / part, copy / part, ignore=shutil.ignore_patterns("*.lock", "prefect", "serving", "ledger"))
+        shutil.copytree(project / part, copy / part, ignore=shutil.ignore_patterns("*.lock", "prefect", "serving", "spool"))
     registry = settings.registry(Layout(copy))
     champion = registry.version(problem, "champion")
     if champion is None:

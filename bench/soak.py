@@ -31,7 +31,7 @@ import sqlalchemy as sa
 
 from bench.load import Client, Load
 from evergreen.flows import settings
-from evergreen.monitoring.ledger.predictions import PREDICTIONS, TRUTHS
+from evergreen.monitoring.ledger.schema import LABELS, PREDICTIONS
 from evergreen.serving.event_log import EVENTS
 from evergreen.tasks.config.operations import Rollout
 from evergreen.tasks.core.paths import Layout
@@ -227,7 +227,7 @@ def verdicts(soak: Soak, scores: Mapping[int, np.ndarray]) -> list[tuple[bool, s
     engine = sa.create_engine(settings.read(soak.layout).database)
     with engine.connect() as link:
         events = Counter(link.execute(sa.select(EVENTS.c.id)).scalars())
-        truths = set(link.execute(sa.select(TRUTHS.c.id)).scalars())
+        truths = set(link.execute(sa.select(LABELS.c.id)).scalars())
         written = Counter(link.execute(sa.select(PREDICTIONS.c.id).where(PREDICTIONS.c.variant != "shadow")).scalars())
     missing = [(at, id_) for at, id_, *_ in seen.answers if written[id_] != 1]
     early = [at for at, _ in missing if not killed - 1 <= at <= killed + 1]

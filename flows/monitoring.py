@@ -19,7 +19,7 @@ from evergreen.flows import retraining, settings
 from evergreen.flows.operations import batch_scoring, notifications, params_edit, rollouts, status
 from evergreen.flows.prefect_runtime import deployments
 from evergreen.flows.retraining import Asked, Train
-from evergreen.monitoring.ledger.decisions import Begun, Look, Looks, end_of, evidence, look_id
+from evergreen.monitoring.ledger.decisions import DecisionLog, MonitoringRun, RetrainingRecord, end_of_day, run_id, summarize
 from evergreen.monitoring.ledger.records import Decision, Estimate, Performance, Window
 from evergreen.monitoring.retraining.policy import decide
 from evergreen.tasks import problems as kinds
@@ -28,7 +28,7 @@ from evergreen.tasks.core.errors import BusyError, EvergreenError
 from evergreen.tasks.core.paths import Layout, find, locking, writing
 
 if TYPE_CHECKING:
-    from evergreen.monitoring.ledger.predictions import Ledger, Predicted
+    from evergreen.monitoring.ledger.predictions import Ledger, Predictions
     from evergreen.tasks.release.model_registry import Version
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Seen:
     decision: Decision | None = None
     fresh: bool = True
     """Whether the look is the first of its day, or says something else than the one before."""
-    retraining: Begun | None = None
+    retraining: RetrainingRecord | None = None
     """That the decision started here."""
     answered: bool = False
     """An automation of a Prefect server starts the retraining."""
@@ -77,7 +77,7 @@ def run(layout: Layout, problems: Sequence[str], as_of: date | None, means: Mean
     `as_of`: None: today; of a project that lives on a day of params.yaml that day, unless predictions are newer.
     Raises ProjectError where the database cannot be used.
     """
-    looks = settings.looks(layout)
+    looks = settings.decision_log(layout)
     drain(layout)
     trouble = _refreshed(layout, problems, as_of, means)
     seen = [_guarded(layout, looks, problem, as_of) for problem in problems]
@@ -110,7 +110,7 @@ def drain(layout: Layout) -> int:
     """Move what servers wrote down into the ledger."""
     from evergreen.monitoring.ledger import spool
 
-    return spool.drain(settings.journal(layout), settings.ledger(layout))
+    return spool.drain(settings.spool_folder(layout), settings.ledger(layout))
 
 
 def _refreshed(layout: Layout, problems: Sequence[str], as_of: date | None, means: Means) -> str | None:
@@ -132,7 +132,7 @@ def _refreshed(layout: Layout, problems: Sequence[str], as_of: date | None, mean
     return None
 
 
-def _guarded(layout: Layout, looks: Looks, problem: str, as_of: date | None) -> Seen:
+def _guarded(layout: Layout, looks: DecisionLog, problem: str, as_of: date | None) -> Seen:
     seen = Seen(problem)
     try:
         look(layout, looks, as_of, seen)
@@ -147,7 +147,7 @@ def _guarded(layout: Layout, looks: Looks, problem: str, as_of: date | None) -> 
     return seen
 
 
-def look(layout: Layout, looks: Looks, as_of: date | None, seen: Seen) -> None:
+def look(layout: Layout, looks: DecisionLog, as_of: date | None, seen: Seen) -> None:
     """One look at one problem; what it finds goes into `seen` and into the database."""
     problem, params = seen.problem, load(layout.params)
     section = params.section(problem)
@@ -158,14 +158,14 @@ def look(layout: Layout, looks: Looks, as_of: date | None, seen: Seen) -> None:
         return
     ledger = settings.ledger(layout)
     day = as_of or _today(params, ledger, problem)
-    until = end_of(day)
+    until = end_of_day(day)
     _scored(layout, params, ledger, champion, day, seen)
     _collect(layout, params, problem, ledger, day, seen)
     window, predicted = observe(layout, params, champion, ledger, until)
-    earlier = next((each for each in looks.looks(problem) if each.decision.at == until), None)
-    past = [each.past() for each in looks.retrainings(problem)]
-    decision = decide(section.retrain, looks.before(window), past, trained(champion), until)
-    seen.decision = looks.keep(decision)
+    earlier = next((each for each in looks.runs(problem) if each.decision.at == until), None)
+    past = [each.summary() for each in looks.retrainings(problem)]
+    decision = decide(section.retrain, looks.windows_with(window), past, trained(champion), until)
+    seen.decision = looks.record(decision)
     seen.fresh = earlier is None or _alarms(earlier.decision) != _alarms(seen.decision)
     _forget(params, problem, ledger, day)
     if section.monitor.report and not window.drift.skipped:
@@ -181,20 +181,20 @@ def _today(params: Params, ledger: "Ledger", problem: str) -> date:
     lived, today = params.project.as_of, datetime.now(UTC).date()
     if lived is None or lived >= today:
         return lived or today
-    return today if ledger.read(problem, since=end_of(lived), features=False).rows.height else lived
+    return today if ledger.read(problem, since=end_of_day(lived), features=False).rows.height else lived
 
 
 def trained(champion: "Version") -> datetime:
     """The last moment that a version's training knew."""
     try:
-        return end_of(date.fromisoformat(champion.tags.get("as_of", "")))
+        return end_of_day(date.fromisoformat(champion.tags.get("as_of", "")))
     except ValueError:
         return champion.created
 
 
 def _scored(layout: Layout, params: Params, ledger: "Ledger", champion: "Version", day: date, seen: Seen) -> None:
     """Answer by the newest features, where nobody serves and nobody scored on the day."""
-    section, until = params.section(seen.problem), end_of(day)
+    section, until = params.section(seen.problem), end_of_day(day)
     if isinstance(section.features, Table):
         return
     since = until - timedelta(days=section.monitor.window_days)
@@ -228,7 +228,7 @@ def _forget(params: Params, problem: str, ledger: "Ledger", day: date) -> None:
 
 def observe(
     layout: Layout, params: Params, champion: "Version", ledger: "Ledger", until: datetime
-) -> tuple[Window, "Predicted"]:
+) -> tuple[Window, "Predictions"]:
     """What the window that ends at `until` shows of a version, and its rows."""
     from evergreen.monitoring.drift import detection
 
@@ -264,10 +264,10 @@ def _reference(layout: Layout, params: Params, champion: "Version") -> Any:
 
 
 def _performance(
-    layout: Layout, params: Params, champion: "Version", ledger: "Ledger", predicted: "Predicted", until: datetime
+    layout: Layout, params: Params, champion: "Version", ledger: "Ledger", predicted: "Predictions", until: datetime
 ) -> Performance | None:
     from evergreen.monitoring import performance
-    from evergreen.monitoring.ledger.predictions import Predicted
+    from evergreen.monitoring.ledger.predictions import Predictions
 
     problem, section, kind = champion.problem, params.section(champion.problem), kinds.kind(params.kind(champion.problem))
     if kind.name == "clustering":
@@ -278,7 +278,7 @@ def _performance(
         problem, since=until - count * step, until=until - step, version=champion.version, features=False, known_at=until
     ).rows
     ends = [until - back * step for back in range(count - 1, 0, -1)]
-    windows = [(end, Predicted(rows.filter(pl.col("at") > end - step, pl.col("at") <= end), pl.DataFrame())) for end in ends]
+    windows = [(end, Predictions(rows.filter(pl.col("at") > end - step, pl.col("at") <= end), pl.DataFrame())) for end in ends]
     seen = [each for each in windows if each[1].rows.height]
     known = _known(layout, problem, champion.version)
     expected = _expected(champion, kind.metrics[0].name)
@@ -321,10 +321,10 @@ def new_labels(layout: Layout, params: Params, champion: "Version", ledger: "Led
         learned, target = date.fromisoformat(last), pl.col("target").is_not_null()
         return days.filter(target, pl.col("cutoff") > learned, pl.col("cutoff") <= ripe).height
     rows = ledger.read(champion.problem, since=trained(champion), until=until, features=False, known_at=until).rows
-    return rows["truth"].count() if "truth" in rows.columns else 0
+    return rows["label"].count() if "label" in rows.columns else 0
 
 
-def _report(layout: Layout, champion: "Version", predicted: "Predicted", day: date, seen: Seen) -> None:
+def _report(layout: Layout, champion: "Version", predicted: "Predictions", day: date, seen: Seen) -> None:
     """The Evidently report of a look, for people; without it the look stands."""
     from evergreen.monitoring.drift import detection
 
@@ -352,7 +352,7 @@ def _tell(layout: Layout, seen: Seen) -> None:
     notifications.send(layout, subject, decision.reason, {"problem": seen.problem, "at": decision.at, "alarms": named})
 
 
-def _act(layout: Layout, looks: Looks, seen: Seen, means: Means) -> None:
+def _act(layout: Layout, looks: DecisionLog, seen: Seen, means: Means) -> None:
     """Send the events, and retrain where the params say so and no automation does."""
     decision, params = seen.decision, load(layout.params)
     assert decision is not None
@@ -373,10 +373,10 @@ def _act(layout: Layout, looks: Looks, seen: Seen, means: Means) -> None:
 
 def asked_for(params: Params, decision: Decision) -> Asked:
     """The retraining that a decision asks for."""
-    name = look_id(params.project.name, decision.problem, decision.at)
+    name = run_id(params.project.name, decision.problem, decision.at)
     day = decision.at.date() if params.project.as_of else None
-    reason, ground = decision.reason.removeprefix("retrain: "), decision.ground or "age"
-    return Asked(decision.problem, reason, f"policy ({ground})", ground, name, decision.at, day)
+    reason, trigger = decision.reason.removeprefix("retrain: "), decision.trigger or "age"
+    return Asked(decision.problem, reason, f"policy ({trigger})", trigger, name, decision.at, day)
 
 
 # What a person and Prometheus see
@@ -392,7 +392,7 @@ def cells(seen: Seen) -> tuple[str, ...]:
     decision, window = seen.decision, seen.decision.window
     found = window.performance
     alarms = [each.column for each in window.drift.alarms]
-    drifting = sum(each.drifts for each in window.drift.changes)
+    drifting = sum(each.significant for each in window.drift.changes)
     drift = window.drift.skipped or (f"ALARM: {', '.join(alarms[:3])}" if alarms else f"{drifting} columns, no alarm")
     span = f"{window.since:%m-%d} to {window.until:%Y-%m-%d}"
     score, expected = (_said(found, each) for each in (found.newest, found.expected)) if found else ("", "")
@@ -420,11 +420,11 @@ GAUGES = {
 }
 
 
-def expose(layout: Layout, looks: Looks) -> Path:
+def expose(layout: Layout, looks: DecisionLog) -> Path:
     """Write the newest look at each problem as Prometheus text, var/metrics.prom (for node_exporter's textfile collector)."""
     samples: dict[str, list[str]] = {name: [] for name in GAUGES}
     for problem in load(layout.params).problems:
-        for found in looks.looks(problem, last=1):
+        for found in looks.runs(problem, last=1):
             for name, labels, value in _samples(found):
                 text = ",".join(f'{key}="{word}"' for key, word in {"problem": problem, **labels}.items())
                 samples[name].append(f"{name}{{{text}}} {value:g}" if name != "evergreen_window_end_seconds" else
@@ -441,7 +441,7 @@ def expose(layout: Layout, looks: Looks) -> Path:
     return path
 
 
-def _samples(found: Look) -> list[tuple[str, dict[str, str], float]]:
+def _samples(found: MonitoringRun) -> list[tuple[str, dict[str, str], float]]:
     decision, window = found.decision, found.decision.window
     told: list[tuple[str, dict[str, str], float]] = [
         ("evergreen_champion_version", {}, window.version),
@@ -449,7 +449,7 @@ def _samples(found: Look) -> list[tuple[str, dict[str, str], float]]:
         ("evergreen_window_end_seconds", {}, window.until.timestamp()),
         ("evergreen_new_labels", {}, window.new_labels),
         ("evergreen_drift_alarm", {}, window.drift.alarm),
-        ("evergreen_drifting_columns", {}, sum(each.drifts for each in window.drift.changes)),
+        ("evergreen_drifting_columns", {}, sum(each.significant for each in window.drift.changes)),
         ("evergreen_retrain", {}, decision.retrain),
     ]
     if (score := window.performance) is not None:
@@ -479,7 +479,7 @@ def emitting(layout: Layout, params: Params, decision: Decision) -> bool:
     """evergreen.decision, and evergreen.drift on an alarm, each with an id of its own that is the same whenever it is sent."""
     from prefect.events import emit_event
 
-    problem, id = decision.problem, look_id(params.project.name, decision.problem, decision.at)
+    problem, id = decision.problem, run_id(params.project.name, decision.problem, decision.at)
     mode = params.section(problem).retrain.mode if decision.retrain else "no"
     resource = {
         "prefect.resource.id": deployments.resource(params, problem),
@@ -487,12 +487,12 @@ def emitting(layout: Layout, params: Params, decision: Decision) -> bool:
         "evergreen.retrain": mode,
     }
     asked = asked_for(params, decision)
-    told = {"id": id, "at": decision.at.isoformat(), "as_of": asked.as_of and str(asked.as_of), "ground": asked.ground}
-    payload = {**evidence(decision), "reason": asked.reason, "look": told}
+    told = {"id": id, "at": decision.at.isoformat(), "as_of": asked.as_of and str(asked.as_of), "trigger": asked.trigger}
+    payload = {**summarize(decision), "reason": asked.reason, "monitoring_run": told}
     emit_event("evergreen.decision", resource, payload=payload, id=UUID(id))
     if decision.window.drift.alarm:
         emit_event(
-            "evergreen.drift", resource, payload=payload, id=UUID(look_id(params.project.name, f"{problem}.drift", decision.at))
+            "evergreen.drift", resource, payload=payload, id=UUID(run_id(params.project.name, f"{problem}.drift", decision.at))
         )
     return deployments.answers(params, problem)
 

@@ -21,7 +21,7 @@ from prefect import flow
 from evergreen.flows import settings
 from evergreen.flows.operations import notifications, params_edit
 from evergreen.flows.operations import status as results
-from evergreen.monitoring.ledger.decisions import Begun, Looks, end_of
+from evergreen.monitoring.ledger.decisions import DecisionLog, RetrainingRecord, end_of_day
 from evergreen.tasks.config.params import Params, load
 from evergreen.tasks.core.errors import BusyError, StepError
 from evergreen.tasks.core.paths import Layout, find, locking, read_json
@@ -47,30 +47,30 @@ class Asked:
     problem: str
     reason: str
     by: str
-    ground: str = PERSON
+    trigger: str = PERSON
     id: str | None = None
     at: datetime | None = None
     as_of: date | None = None
     """The day to live on, for a project that lives on a day of params.yaml."""
 
 
-def run(layout: Layout, asked: Asked, train: Train) -> Begun:
+def run(layout: Layout, asked: Asked, train: Train) -> RetrainingRecord:
     """Retrain, or complete what an earlier call began; one that is finished is returned as it stands.
 
     Raises BusyError where another training goes on for `PATIENCE_SECONDS`, ParamsError for an unknown problem, StepError (after
     it was written down) where the training failed.
     """
     load(layout.params).section(asked.problem)
-    looks = settings.looks(layout)
+    looks = settings.decision_log(layout)
     with waiting(layout, asked.problem):
         status, stands = looks.claim(_claimed(layout, looks, asked))
         if status == "done":
             log.info("%s: this retraining was done already: %s", stands.problem, stands.outcome)
             return stands
         if status == "unfinished":
-            log.warning("%s: completing the retraining that began at %s", stands.problem, f"{stands.begun:%Y-%m-%d %H:%M}")
+            log.warning("%s: completing the retraining that began at %s", stands.problem, f"{stands.started:%Y-%m-%d %H:%M}")
         prepare(layout, stands)
-        outcome = train(layout, stands.problem, not _read_since(layout, stands.begun), stands.by)
+        outcome = train(layout, stands.problem, not _read_since(layout, stands.started), stands.by)
         done = _done(layout, stands, outcome)
         looks.finish(done)
     if outcome.error:
@@ -78,9 +78,9 @@ def run(layout: Layout, asked: Asked, train: Train) -> Begun:
     return done
 
 
-def complete(layout: Layout, problems: list[str], train: Train) -> list[Begun]:
+def complete(layout: Layout, problems: list[str], train: Train) -> list[RetrainingRecord]:
     """Complete what was claimed and never finished, unless somebody is at it right now."""
-    looks, done = settings.looks(layout), []
+    looks, done = settings.decision_log(layout), []
     for left in looks.unfinished(problems):
         if _busy(layout):
             log.info("%s: a training is under way", left.problem)
@@ -89,8 +89,8 @@ def complete(layout: Layout, problems: list[str], train: Train) -> list[Begun]:
     return done
 
 
-def _again(left: Begun) -> Asked:
-    return Asked(left.problem, left.reason, left.by, left.ground, left.id, left.at, left.as_of)
+def _again(left: RetrainingRecord) -> Asked:
+    return Asked(left.problem, left.reason, left.by, left.trigger, left.id, left.at, left.as_of)
 
 
 @contextmanager
@@ -123,24 +123,24 @@ def _busy(layout: Layout) -> bool:
         return True
 
 
-def _claimed(layout: Layout, looks: Looks, asked: Asked) -> Begun:
+def _claimed(layout: Layout, looks: DecisionLog, asked: Asked) -> RetrainingRecord:
     """What to claim: what is asked for; of a person, what was begun for this problem and not finished."""
     if asked.id is None and (left := looks.unfinished([asked.problem])):
         return left[0]
     known = load(layout.params).project.as_of
-    return Begun(
+    return RetrainingRecord(
         id=asked.id or str(uuid4()),
         problem=asked.problem,
-        at=asked.at or (end_of(known) if known else datetime.now(UTC)),
+        at=asked.at or (end_of_day(known) if known else datetime.now(UTC)),
         as_of=asked.as_of,
-        ground=asked.ground,
+        trigger=asked.trigger,
         reason=asked.reason,
         by=asked.by,
-        begun=datetime.now(UTC),
+        started=datetime.now(UTC),
     )
 
 
-def prepare(layout: Layout, begun: Begun) -> None:
+def prepare(layout: Layout, begun: RetrainingRecord) -> None:
     """Write into params.yaml, where DVC sees it, what the challenger learns from and where its search begins."""
     if begun.as_of and load(layout.params).project.as_of is not None:
         params_edit.set_as_of(layout.params, begun.as_of)
@@ -166,10 +166,10 @@ def changes(params: Params, problem: str, layout: Layout) -> Mapping[tuple[str, 
     return found
 
 
-def _searched_since(layout: Layout, begun: Begun) -> bool:
+def _searched_since(layout: Layout, begun: RetrainingRecord) -> bool:
     """Whether the search ran after the retraining began: its best are those of the search before it no longer."""
     path = layout.cost("tune", begun.problem)
-    return path.exists() and _started(path) >= begun.begun
+    return path.exists() and _started(path) >= begun.started
 
 
 def _read_since(layout: Layout, begun: datetime) -> bool:
@@ -183,7 +183,7 @@ def _started(path: Path) -> datetime:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def _done(layout: Layout, begun: Begun, outcome: "Outcome") -> Begun:
+def _done(layout: Layout, begun: RetrainingRecord, outcome: "Outcome") -> RetrainingRecord:
     """`begun` with what became of it, as the registry and the deployments say."""
     ended: dict[str, Any] = {"ended": datetime.now(UTC), "cpu_minutes": _cpu_minutes(layout, begun)}
     if outcome.error:
@@ -192,7 +192,7 @@ def _done(layout: Layout, begun: Begun, outcome: "Outcome") -> Begun:
     deployments = settings.deployments(layout)
     judged = [each for each in deployments.history(begun.problem) if each.action in ("deploy", "refuse", "begin")]
     told = [each for each in judged if each.version == version and each.evidence]
-    if version is None or not told or told[-1].at < begun.begun:
+    if version is None or not told or told[-1].at < begun.started:
         why = f"nothing is new since v{version} was trained" if version else "there is no challenger"
         return begun.model_copy(update={**ended, "outcome": f"no challenger: {why}"})
     verdict = told[-1]
@@ -201,11 +201,11 @@ def _done(layout: Layout, begun: Begun, outcome: "Outcome") -> Begun:
     )
 
 
-def _cpu_minutes(layout: Layout, begun: Begun) -> float:
+def _cpu_minutes(layout: Layout, begun: RetrainingRecord) -> float:
     """Of the steps that worked for it, those before a kill included."""
     costs = [layout.cost("ingest", None), layout.cost("validate", None)]
     costs += sorted((layout.var / "costs").glob(f"*@{begun.problem}.json"))
-    spent = [read_json(path)["cpu_seconds"] for path in costs if path.exists() and _started(path) >= begun.begun]
+    spent = [read_json(path)["cpu_seconds"] for path in costs if path.exists() and _started(path) >= begun.started]
     return round(sum(spent) / 60, 3)
 
 
@@ -229,15 +229,20 @@ def crashed(flow: Any, flow_run: Any, state: Any) -> None:
 
 @flow(name="retraining", flow_run_name="retraining {problem}", on_failure=[crashed], on_crashed=[crashed])
 def retraining(
-    root: str, problem: str, reason: str, decision: dict[str, Any] | None = None, by: str = "schedule", ground: str = "schedule"
+    root: str,
+    problem: str,
+    reason: str,
+    decision: dict[str, Any] | None = None,
+    by: str = "schedule",
+    trigger: str = "schedule",
 ) -> dict[str, Any]:
     """The flow, run by a person, a schedule, or as the answer of an automation to the event of a decision.
 
-    `decision`: id, at, as_of and ground of the look it was decided on; None: nobody looked.
+    `decision`: id, at, as_of and trigger of the look it was decided on; None: nobody looked.
     """
-    asked = Asked(problem, reason, by, ground)
+    asked = Asked(problem, reason, by, trigger)
     if decision:
         at, as_of = datetime.fromisoformat(decision["at"]), decision.get("as_of")
         day = date.fromisoformat(as_of) if as_of else None
-        asked = Asked(problem, reason, f"policy ({decision['ground']})", decision["ground"], decision["id"], at, day)
+        asked = Asked(problem, reason, f"policy ({decision['trigger']})", decision["trigger"], decision["id"], at, day)
     return run(find(Path(root)), asked, flowing).model_dump(mode="json")

@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from evergreen.tasks.core.paths import Layout
 
 if TYPE_CHECKING:
-    from evergreen.monitoring.ledger.decisions import Looks
+    from evergreen.monitoring.ledger.decisions import DecisionLog
     from evergreen.monitoring.ledger.predictions import Ledger
     from evergreen.serving.event_log import EventLog
     from evergreen.serving.keys import Keys
@@ -31,8 +31,8 @@ class Settings(BaseSettings):
     notify_block: str = ""
     """Block of Prefect that takes the same messages, such as sendgrid-email/operations; "": none."""
     database: str = ""
-    """SQLAlchemy address of the database of deployments, looks, predictions, truths, API keys, and purchases since the tables
-    were read."""
+    """SQLAlchemy address of the database of deployments, monitoring runs, predictions, labels, API keys, and purchases since
+    the tables were read."""
 
 
 def read(layout: Layout) -> Settings:
@@ -89,13 +89,13 @@ def ledger(layout: Layout) -> "Ledger":
     return Ledger(read(layout).database)
 
 
-def journal(layout: Layout) -> Path:
-    """The folder in which servers of this machine write down what they answer, until it is in the ledger."""
-    return layout.var / "ledger"
+def spool_folder(layout: Layout) -> Path:
+    """The folder in which servers of this machine keep predictions until they are in the ledger."""
+    return layout.var / "spool"
 
 
-def looks(layout: Layout) -> "Looks":
-    """The looks and retrainings that the settings name."""
-    from evergreen.monitoring.ledger.decisions import Looks
+def decision_log(layout: Layout) -> "DecisionLog":
+    """The log of monitoring runs and retrainings that the settings name."""
+    from evergreen.monitoring.ledger.decisions import DecisionLog
 
-    return Looks(read(layout).database)
+    return DecisionLog(read(layout).database)

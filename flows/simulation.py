@@ -21,7 +21,7 @@ from evergreen.flows.operations import backtest, params_edit, simulation_state
 from evergreen.flows.operations.status import Outcome
 from evergreen.flows.prefect_runtime import stale_runs
 from evergreen.flows.prefect_runtime.server import Server
-from evergreen.monitoring.ledger.decisions import Looks, end_of
+from evergreen.monitoring.ledger.decisions import DecisionLog, end_of_day
 from evergreen.monitoring.retraining.backtest_windows import windows
 from evergreen.tasks.config.params import Features, Params, load
 from evergreen.tasks.core.errors import StepError
@@ -96,7 +96,7 @@ def _champion(layout: Layout, problem: str, day: date, branches: training.Branch
 
 def _week(layout: Layout, problem: str, day: date, dense: Path, last: bool, branches: training.Branches) -> None:
     """One week: its features, the champion's answers, the truths that came, the look, and what is decided on it."""
-    looks = settings.looks(layout)
+    looks = settings.decision_log(layout)
     if _over(looks, problem, day):
         return
     params_edit.set_as_of(layout.params, day)
@@ -108,7 +108,7 @@ def _week(layout: Layout, problem: str, day: date, dense: Path, last: bool, bran
         watching.look(layout, looks, day, seen)
         for note in seen.notes:
             log.warning("%s: %s", problem, note)
-    found = seen.decision or looks.looks(problem, last=1)[-1].decision
+    found = seen.decision or looks.runs(problem, last=1)[-1].decision
     log.info("%s: %s: %s", problem, day, found.reason)
     if found.retrain:
         retraining.run(layout, watching.asked_for(params, found), lambda *asked: _trained(branches, asked[1]))
@@ -119,13 +119,13 @@ def _trained(branches: training.Branches, problem: str) -> Outcome:
     return branches.train(problem)
 
 
-def _over(looks: Looks, problem: str, day: date) -> bool:
+def _over(looks: DecisionLog, problem: str, day: date) -> bool:
     """Whether the look of that day was made, and the retraining that it asked for was finished."""
-    made = [each.decision for each in looks.looks(problem) if each.decision.at == end_of(day)]
+    made = [each.decision for each in looks.runs(problem) if each.decision.at == end_of_day(day)]
     return bool(made) and not looks.unfinished([problem]) and _answered(looks, made[0])
 
 
-def _answered(looks: Looks, decision: Any) -> bool:
+def _answered(looks: DecisionLog, decision: Any) -> bool:
     return not decision.retrain or any(each.at == decision.at and each.ended for each in looks.retrainings(decision.problem))
 
 

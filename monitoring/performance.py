@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from evergreen.monitoring.ledger.predictions import Predicted
+from evergreen.monitoring.ledger.predictions import Predictions
 from evergreen.monitoring.ledger.records import Estimate, Performance
 from evergreen.tasks.config.params import Table
 from evergreen.tasks.core import bootstrap
@@ -43,7 +43,7 @@ RIPE = 0.8
 ANYBODY = {"entity": pl.String, "truth_at": pl.Datetime("us", "UTC")}
 NOTHING = Estimate(score=None, low=None, high=None, rows=0, reason="no predictions")
 
-Seen = tuple[datetime, Predicted]
+Seen = tuple[datetime, Predictions]
 """A window of one version's predictions, and its end."""
 
 
@@ -96,7 +96,7 @@ class Judge:
         self._kind, self._section, self._seed = kind, section, seed
         self._past: dict[int, list[pl.DataFrame]] = {}
 
-    def __call__(self, predicted: Predicted, until: datetime) -> tuple[Estimate, Estimate]:
+    def __call__(self, predicted: Predictions, until: datetime) -> tuple[Estimate, Estimate]:
         """Realised, and as estimated from earlier cohorts of the version whose truths were known at `until`."""
         frame = judged(self._kind, self._section, predicted)
         past = self._past.setdefault(predicted.rows["version"][0], [])
@@ -114,13 +114,13 @@ def judge(kind: Kind, section: Any, seed: int = 0) -> Judge | None:
 # What was predicted, as the kind's own score takes it
 
 
-def judged(kind: Kind, section: Any, predicted: Predicted) -> pl.DataFrame:
+def judged(kind: Kind, section: Any, predicted: Predictions) -> pl.DataFrame:
     """The rows as `kind.predict` gives them, in their order: entity, truth and truth_at (null where unknown), and the answer.
 
     Of lists entity, truth (items bought) and the metric of each; null for a user who bought nothing. A row about nobody has an
     entity of its own. Truths that cannot be ones of this kind, such as a word for an amount, are null.
     """
-    rows = predicted.rows.with_row_index("__row")
+    rows = predicted.rows.rename({"label": "truth", "label_at": "truth_at"}).with_row_index("__row")
     nobody = pl.format("row {}", pl.col("__row"))
     rows = rows.with_columns(pl.coalesce(pl.col("entity").cast(pl.String), nobody).alias("entity"))
     make = {"classification": _classes, "regression": _amounts, "recommendation": _lists}[kind.name]

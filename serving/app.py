@@ -422,8 +422,8 @@ class App:
         if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
             raise MalformedError("needs a label, a list of labels, or {problem, labels: [...]}")
         self._require_few("labels", given)
-        found = await self._answering.label(problem, [_truth(each, place) for place, each in enumerate(given)])
-        nothing = found.refused and len(found.refused) == len(given)
+        found = await self._answering.label(problem, [_label(each, place) for place, each in enumerate(given)])
+        nothing = found.rejected and len(found.rejected) == len(given)
         return _json(asdict(found), 422 if nothing else 200)
 
     def _require_few(self, what: str, given: Sequence[Any]) -> None:
@@ -513,8 +513,8 @@ class App:
                     task.cancel()
 
 
-def _truth(given: Mapping[str, Any], place: int) -> Any:
-    from evergreen.monitoring.ledger.predictions import Truth
+def _label(given: Mapping[str, Any], place: int) -> Any:
+    from evergreen.monitoring.ledger.label_matching import Label
 
     fields = {"value", "id", "entity", "at", "known_at"}
     for name in given:
@@ -528,7 +528,7 @@ def _truth(given: Mapping[str, Any], place: int) -> Any:
     at, known = _moment(given, "at", place), _moment(given, "known_at", place)
     if isinstance(known, date) and not isinstance(known, datetime):
         known = datetime.combine(known, datetime.min.time())
-    return Truth(given["value"], None if id_ is None else str(id_), None if entity is None else _key(entity, place), at, known)
+    return Label(given["value"], None if id_ is None else str(id_), None if entity is None else _key(entity, place), at, known)
 
 
 def _key(value: Any, place: int) -> str:

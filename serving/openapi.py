@@ -212,7 +212,7 @@ def _labels(truth: Any) -> dict[str, Any]:
     either = {"anyOf": [label, {"type": "array", "items": label}]}
     example = {"id": "3f9a1c0e5d7b2468-0", "value": truth}
     return _operation(
-        "What turned out", "truths", either, {"label": {"value": example}}, _counted({"matched": 1, "waiting": 0})
+        "Labels of predictions", "labels", either, {"label": {"value": example}}, _counted({"matched": 1, "pending": 0})
     )
 
 
@@ -235,7 +235,13 @@ def _own() -> dict[str, Any]:
 
 
 ERROR = {"description": "Why not", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
-_ALL_REFUSED = {"anyOf": [{"$ref": "#/components/schemas/Error"}, {"type": "object", "required": ["refused"]}]}
+_ALL_REFUSED = {
+    "anyOf": [
+        {"$ref": "#/components/schemas/Error"},
+        {"type": "object", "required": ["refused"]},
+        {"type": "object", "required": ["rejected"]},
+    ]
+}
 REFUSED = {"description": "Why none of them counts", "content": {"application/json": {"schema": _ALL_REFUSED}}}
 
 

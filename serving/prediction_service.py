@@ -25,8 +25,9 @@ from evergreen.tasks.core.errors import EvergreenError, RequestError
 from evergreen.tasks.release.rollouts import SHADOW
 
 if TYPE_CHECKING:
-    from evergreen.monitoring.ledger.predictions import Labelled, Ledger, Truth
-    from evergreen.monitoring.ledger.spool import Journal
+    from evergreen.monitoring.ledger.label_matching import Label, LabelCounts
+    from evergreen.monitoring.ledger.predictions import Ledger
+    from evergreen.monitoring.ledger.spool import Spool
     from evergreen.serving.deployment_watcher import Lineup, Variant, Watch
     from evergreen.serving.recommender_service import Observed
     from evergreen.tasks.problems.recommender.list_builder import Request
@@ -60,7 +61,7 @@ class Answering:
         self,
         params: Params,
         watch: "Watch[Served]",
-        journal: "Journal | None",
+        journal: "Spool | None",
         ledger: "Ledger | None",
         metrics: Metrics,
     ) -> None:
@@ -367,13 +368,13 @@ class Answering:
 
     # --- truths -------------------------------------------------------------------------------------------------------------
 
-    async def label(self, problem: str, truths: Sequence["Truth"]) -> "Labelled":
-        """Late truths: when this returns they last."""
+    async def label(self, problem: str, labels: Sequence["Label"]) -> "LabelCounts":
+        """Late labels: when this returns they are stored."""
         if problem not in self.params.problems:
             raise UnknownError(f"{problem[:64]}: no such problem; there are {', '.join(self.params.problems)}")
         if self._ledger is None:
-            raise UnavailableError("serve.ledger is false: no predictions are kept, and truths have nothing to find")
-        return await self._in_database(self._ledger.label, problem, truths)
+            raise UnavailableError("serve.ledger is false: no predictions are kept, so labels match nothing")
+        return await self._in_database(self._ledger.add_labels, problem, labels)
 
     # --- what is written ----------------------------------------------------------------------------------------------------
 

@@ -48,12 +48,12 @@ def cohorts(
             f"{each.matured / each.predictions:.0%}",
             _score(each.score),
             _score(each.estimated),
-            "" if each.off is None else f"{each.off:+.3g}",
+            "" if each.estimation_error is None else f"{each.estimation_error:+.3g}",
         )
         for each in found
     ]
     metric = kind.metrics[0].name
-    print_table(("week of", "version", "predictions", "matured", metric, "estimated before", "off by"), cells)
+    print_table(("week of", "version", "predictions", "matured", metric, "estimated", "estimation error"), cells)
     why = {each.score.reason for each in found if each.score and each.score.reason}
     for reason in sorted(why):
         say(f"no score: {reason}")
@@ -68,4 +68,4 @@ def _score(found: Any) -> str:
 def _told(cohort: Any) -> dict[str, Any]:
     scores = {name: each and each.model_dump() for name, each in (("score", cohort.score), ("estimated", cohort.estimated))}
     counts = {each: getattr(cohort, each) for each in ("week", "version", "predictions", "matured")}
-    return {**counts, **scores, "off": cohort.off}
+    return {**counts, **scores, "estimation_error": cohort.estimation_error}

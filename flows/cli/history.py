@@ -26,14 +26,14 @@ def history(
     if not decisions:  # what was decided stays known when its problem is gone from params.yaml
         known.section(name)
     champion = deployments.champion(name, moment)
-    begun = [each for each in settings.looks(place).retrainings(name) if moment is None or each.begun <= moment]
+    begun = [each for each in settings.decision_log(place).retrainings(name) if moment is None or each.started <= moment]
     if as_json:
         told = {"decisions": decisions, "retrainings": begun}
         shown = {key: [each.model_dump(mode="json") for each in rows] for key, rows in told.items()}
         print_json({"problem": name, "champion": champion, **shown})
         return
     rows = [(each.at, each.action, f"v{each.version}", each.by, each.reason) for each in decisions]
-    rows += [(each.begun, "retrain", "", each.by, each.reason) for each in begun]
+    rows += [(each.started, "retrain", "", each.by, each.reason) for each in begun]
     cells = [(short(at), *more) for at, *more in sorted(rows, key=lambda row: row[0])]
     print_table(("when (UTC)", "action", "version", "by", "reason"), cells)
     say(f"{name}: champion {f'v{champion}' if champion else 'none'}{f' at {at}' if at else ''}")

@@ -45,14 +45,15 @@ def labels(
     section, kind = params.section(name), params.kind(name)
     columns = truths.Columns(truth=label, id=id, entity=entity, time=time, known=known)
     told = truths.label(settings.ledger(place), name, kind, section, whole(data), columns)
-    counts = {each: getattr(told, each) for each in ("matched", "waiting", "repeated", "changed")}
+    counts = {each: getattr(told, each) for each in ("matched", "pending", "duplicate", "changed")}
     if as_json:
         print_json(
-            {"problem": name, **counts, "refused": [{"row": each.place, "reason": each.reason} for each in told.refused]}
+            {"problem": name, **counts, "rejected": [{"row": each.index, "reason": each.reason} for each in told.rejected]}
         )
         return
-    for each in told.refused[:SHOWN]:
-        say(f"row {each.place + 1}: {each.reason}")
+    for each in told.rejected[:SHOWN]:
+        say(f"row {each.index + 1}: {each.reason}")
     print_table(
-        ("matched", "waiting", "repeated", "changed", "refused"), [[f"{n:,}" for n in (*counts.values(), len(told.refused))]]
+        ("matched", "pending", "duplicate", "changed", "rejected"),
+        [[f"{n:,}" for n in (*counts.values(), len(told.rejected))]],
     )

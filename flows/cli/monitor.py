@@ -73,7 +73,7 @@ def _report(found: "list[Any]", as_json: bool) -> None:
             elif each.answered:
                 say(f"{each.problem}: the automation on the Prefect server starts the retraining")
             elif each.decision and each.decision.retrain:
-                say(f"{each.problem}: to do so: evergreen retrain {each.problem} --reason '{each.decision.ground}'")
+                say(f"{each.problem}: to do so: evergreen retrain {each.problem} --reason '{each.decision.trigger}'")
     for line in failed:
         typer.echo(f"error: {line}", err=True)
     if failed:

@@ -41,7 +41,7 @@ def retrain(
         try:
             with progress.shown(lambda: steps.here.get(None), [name]):
                 state = retraining.retraining(
-                    str(place.root), name, reason, by=me(), ground=retraining.PERSON, return_state=True
+                    str(place.root), name, reason, by=me(), trigger=retraining.PERSON, return_state=True
                 )
         except KeyboardInterrupt:
             say("stopped. The same command resumes.")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from evergreen.flows.cli.common import Name, find, number, print_json, print_table, read_params, say, short
 
 if TYPE_CHECKING:
-    from evergreen.monitoring.ledger.decisions import Begun
+    from evergreen.monitoring.ledger.decisions import RetrainingRecord
     from evergreen.monitoring.ledger.records import Decision
 from pathlib import Path
 
@@ -24,8 +24,8 @@ def why(
 
     place = find(root)
     read_params(place).section(name)
-    looks = settings.looks(place)
-    found, past = looks.looks(name, last=1), looks.retrainings(name)
+    log = settings.decision_log(place)
+    found, past = log.runs(name, last=1), log.retrainings(name)
     decision, last = found[-1].decision if found else None, past[-1] if past else None
     if as_json:
         told = {"decision": decision and decision.model_dump(mode="json"), "retraining": last and last.model_dump(mode="json")}
@@ -53,11 +53,11 @@ def _evidence(decision: "Decision") -> None:
             for name, each in (("expected", found.expected), ("realised", found.realised), ("estimated", found.estimated))
         ]
         print_table((found.metric, "score", "low", "high", "rows", ""), cells)
-    changes = [each for each in window.drift.changes if each.drifts][:SHOWN]
+    changes = [each for each in window.drift.changes if each.significant][:SHOWN]
     cells = [
         (
             each.column,
-            each.what,
+            each.aspect,
             "ALARM" if each.alarm else "no",
             number(each.effect),
             number(each.importance),
@@ -71,8 +71,8 @@ def _evidence(decision: "Decision") -> None:
         say(f"drift was not tested: {window.drift.skipped}")
 
 
-def _retraining(last: "Begun") -> None:
+def _retraining(last: "RetrainingRecord") -> None:
     ended = f"ended {short(last.ended)}, {number(last.cpu_minutes)} CPU minutes" if last.ended else "not finished yet"
-    say(f"last retraining: {short(last.begun)}, by {last.by}, reason: {last.reason} ({ended})")
+    say(f"last retraining: {short(last.started)}, by {last.by}, reason: {last.reason} ({ended})")
     if last.outcome:
         say(f"{f'v{last.version}: ' if last.version else ''}{last.outcome}")

@@ -96,7 +96,7 @@ def _tell(layout: Layout, problem: str, version: int) -> batch.Tell:
     ledger = settings.ledger(layout)
 
     def tell(entry: batch.Entry, at: datetime) -> int:
-        about = {"at": at, "key": entry.key, "features": entry.features, "answer": entry.answer}
+        about = {"at": at, "key": entry.key, "features": entry.features, "outputs": entry.answer}
         return sum(ledger.append_frame(problem, version, rows, cutoff=cutoff, **about) for cutoff, rows in entry.by_cutoff())
 
     return tell

@@ -104,7 +104,7 @@ class Service:
 
     def _drain(self) -> Worker:
         environment = {**os.environ, "EVERGREEN_DATABASE": settings.read(self._layout).database}
-        folder = str(settings.journal(self._layout))
+        folder = str(settings.spool_folder(self._layout))
         return Worker(
             child_process.start("evergreen.monitoring.ledger.spool", folder, cwd=Path.cwd(), env=environment), time.monotonic()
         )
@@ -214,8 +214,8 @@ def application(layout: Layout, params: Params, host: str, notes: Path | None = 
 
     registry, events = settings.registry(layout), settings.events(layout)
     ledger = settings.ledger(layout) if params.serve.ledger else None
-    folder = settings.journal(layout)
-    journal = journals.Journal(folder, params.serve.durable) if params.serve.ledger else None
+    folder = settings.spool_folder(layout)
+    journal = journals.Spool(folder, params.serve.durable) if params.serve.ledger else None
     if journal and (lost := journal.lost()):
         log.warning("%d predictions of processes that were killed were answered and never written, all told", lost)
     watch = Watch(
@@ -225,7 +225,7 @@ def application(layout: Layout, params: Params, host: str, notes: Path | None = 
     guard = Guard(params.serve, host, settings.keys(layout))
     guard.start()
     answering = Answering(params, watch, journal, ledger, Metrics(notes))
-    lag, lost_ = (lambda: float(journals.waiting(folder))), (lambda: float(journal.lost() if journal else 0))
+    lag, lost_ = (lambda: float(journals.backlog_bytes(folder))), (lambda: float(journal.lost() if journal else 0))
     return App(answering, watch, guard, lag, lost_), watch
 
 

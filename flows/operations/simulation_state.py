@@ -36,11 +36,11 @@ def told(layout: Layout) -> Path:
 
 def lines(layout: Layout) -> list[str]:
     """What the weeks brought, in a line for each problem that was looked at."""
-    looks, found = settings.looks(layout), []
+    looks, found = settings.decision_log(layout), []
     for problem in load(layout.params).problems:
-        made, past = looks.looks(problem), looks.retrainings(problem)
+        made, past = looks.runs(problem), looks.retrainings(problem)
         alarms = [each.decision for each in made if each.decision.window.drift.alarm]
-        retrained = "; ".join(f"retrained {each.at:%Y-%m-%d} ({each.ground}): {each.outcome}" for each in past)
+        retrained = "; ".join(f"retrained {each.at:%Y-%m-%d} ({each.trigger}): {each.outcome}" for each in past)
         if made:
             found.append(
                 f"{problem}: {len(made)} weeks watched, {len(alarms)} with an alarm of drift; {retrained or 'not retrained'}"

@@ -130,9 +130,9 @@ def _watched(layout: Layout, problem: str) -> "Watched":
     """What the databases hold of its life in production."""
     from evergreen.monitoring.report.production_section import Watched
 
-    looks, ledger = settings.looks(layout), settings.ledger(layout)
+    looks, ledger = settings.decision_log(layout), settings.ledger(layout)
     return Watched(
-        looks=[each.decision for each in looks.looks(problem)],
+        looks=[each.decision for each in looks.runs(problem)],
         retrainings=looks.retrainings(problem),
         cohorts=ledger.cohorts(problem),
         standing=settings.rollouts(layout).standing(problem),

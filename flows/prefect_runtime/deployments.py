@@ -206,7 +206,7 @@ def _automate(client: "SyncPrefectClient", params: Params, each: Planned, id: "U
     arguments: dict[str, Any] = {
         "problem": from_event("event.payload.problem"),
         "reason": from_event("event.payload.reason"),
-        "decision": from_event("event.payload.look | tojson", True),
+        "decision": from_event("event.payload.monitoring_run | tojson", True),
     }
     action: Any = RunDeployment(source="selected", deployment_id=id, parameters=arguments, job_variables=None)
     core = AutomationCore(

@@ -17,12 +17,12 @@ from evergreen.monitoring.drift import comparable_columns, histograms, null_dist
 from evergreen.monitoring.drift.comparable_columns import ITEMS
 from evergreen.monitoring.drift.histograms import Bins, Categories, Form, Sketch
 from evergreen.monitoring.drift.reference_data import Part, PartName, Reference, moments
-from evergreen.monitoring.ledger.records import Change, Drift, What
+from evergreen.monitoring.ledger.records import Aspect, Change, Drift
 from evergreen.tasks.config.operations import Monitor
 from evergreen.tasks.core.paths import Layout
 
 if TYPE_CHECKING:
-    from evergreen.monitoring.ledger.predictions import Predicted
+    from evergreen.monitoring.ledger.predictions import Predictions
 
 CERTAIN = 1e-12
 """p of what cannot be without drift, such as a column that is gone."""
@@ -35,7 +35,7 @@ class Test:
     """One statistic of one column, and its p in each draw without drift."""
 
     column: str
-    what: What
+    what: Aspect
     statistic: str
     value: float
     p: float
@@ -49,7 +49,7 @@ class Test:
     """Of the p that this statistic alone must reach: half where another one is tried beside it."""
 
 
-def compare(reference: Reference, predicted: "Predicted", policy: Monitor, seed: int) -> Drift:
+def compare(reference: Reference, predicted: "Predictions", policy: Monitor, seed: int) -> Drift:
     """`predicted` beside `reference`: every change, alarms first. With too few rows nothing is said."""
     rows = predicted.rows.height
     if rows < policy.min_rows:
@@ -65,11 +65,11 @@ def compare(reference: Reference, predicted: "Predicted", policy: Monitor, seed:
         if name == "features":
             told += _columns(reference, frame, policy)
     changes = [*told, *_judge(reference, tests, policy)]
-    changes.sort(key=lambda each: (not each.alarm, not each.drifts, 1.0 if each.p is None else each.p, each.column))
+    changes.sort(key=lambda each: (not each.alarm, not each.significant, 1.0 if each.p is None else each.p, each.column))
     return Drift(changes=tuple(changes), reference_rows=reference.rows, alarm=any(each.alarm for each in changes))
 
 
-def completed(layout: Layout, problem: str, predicted: "Predicted") -> "Predicted":
+def completed(layout: Layout, problem: str, predicted: "Predictions") -> "Predictions":
     """`predicted` with what lists repeat, as the purchases of the project say; as it is where there are none."""
     lines = layout.features(problem) / "lines.parquet"
     if not lines.exists():
@@ -78,7 +78,7 @@ def completed(layout: Layout, problem: str, predicted: "Predicted") -> "Predicte
     return replace(predicted, rows=comparable_columns.repeats(predicted.rows, bought))
 
 
-def report(reference: Reference, predicted: "Predicted", drift: Drift, path: Path, seed: int) -> Path:
+def report(reference: Reference, predicted: "Predictions", drift: Drift, path: Path, seed: int) -> Path:
     """Write the Evidently report of `predicted` beside `reference`, for people to read: what drifts most comes first.
 
     Returns `path`.
@@ -105,7 +105,7 @@ def _side_by_side(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     return pl.concat(frames, how="horizontal_extend") if frames else pl.DataFrame()
 
 
-def sides(reference: Reference, predicted: "Predicted") -> list[tuple[PartName, pl.DataFrame, pl.Series]]:
+def sides(reference: Reference, predicted: "Predictions") -> list[tuple[PartName, pl.DataFrame, pl.Series]]:
     """Part -> its columns in the window, and which rows of the window they are of."""
     facts, rows = reference.facts, predicted.rows
     every = pl.Series([True] * rows.height, dtype=pl.Boolean)
@@ -115,9 +115,9 @@ def sides(reference: Reference, predicted: "Predicted") -> list[tuple[PartName, 
         found.append(("features", points, every))
     if "answers" in reference.parts:
         found.append(("answers", comparable_columns.answers(facts.kind, rows, points, facts.reads), every))
-    if "truths" in reference.parts and "truth" in rows.columns:
-        known = rows["truth"].is_not_null()
-        found.append(("truths", comparable_columns.truths(facts.kind, rows["truth"].filter(known)), known))
+    if "truths" in reference.parts and "label" in rows.columns:
+        known = rows["label"].is_not_null()
+        found.append(("truths", comparable_columns.truths(facts.kind, rows["label"].filter(known)), known))
     return found
 
 
@@ -137,14 +137,14 @@ def _columns(reference: Reference, frame: pl.DataFrame, policy: Monitor) -> list
         *(
             Change(
                 column=name,
-                what="missing",
+                aspect="missing",
                 statistic="share",
                 value=1.0,
                 threshold=None,
                 p=0.0,
                 effect=1.0,
                 importance=importance.get(name, 0.0) if importance else None,
-                drifts=True,
+                significant=True,
                 alarm=not importance or importance.get(name, 0.0) >= policy.min_importance,
                 reason="the column is gone",
             )
@@ -153,14 +153,14 @@ def _columns(reference: Reference, frame: pl.DataFrame, policy: Monitor) -> list
         *(
             Change(
                 column=name,
-                what="feature",
+                aspect="feature",
                 statistic="none",
                 value=None,
                 threshold=None,
                 p=None,
                 effect=None,
                 importance=0.0 if importance else None,
-                drifts=False,
+                significant=False,
                 alarm=False,
                 reason="the column is new: this version does not know it",
             )
@@ -196,7 +196,7 @@ def _coverage(side: Part, lists: pl.Series, size: int, drawn: np.ndarray, seed: 
     return Test("coverage", "ranking", "share", value, float(p[0]), value, reason, far, p[1:])
 
 
-def _what(part: PartName, kind: str) -> What:
+def _what(part: PartName, kind: str) -> Aspect:
     if part == "features":
         return "feature"
     if part == "truths":
@@ -204,7 +204,7 @@ def _what(part: PartName, kind: str) -> What:
     return "segments" if kind == "clustering" else "ranking" if kind == "recommendation" else "prediction"
 
 
-def _of_column(name: str, what: What, bins: Bins, was: Sketch, now: Sketch, drawn: dict[str, np.ndarray]) -> list[Test]:
+def _of_column(name: str, what: Aspect, bins: Bins, was: Sketch, now: Sketch, drawn: dict[str, np.ndarray]) -> list[Test]:
     found = []
     if was.present and now.present:
         found.append(_values(name, what, bins, was, now, drawn))
@@ -220,12 +220,12 @@ def _of_column(name: str, what: What, bins: Bins, was: Sketch, now: Sketch, draw
     return found
 
 
-def _share(name: str, what: What, value: float, reason: str, drawn: np.ndarray) -> Test:
+def _share(name: str, what: Aspect, value: float, reason: str, drawn: np.ndarray) -> Test:
     p = null_distribution.p_values(drawn, np.array([value, *drawn]))
     return Test(name, what, "share", value, float(p[0]), value, reason, drawn, p[1:])
 
 
-def _values(name: str, what: What, bins: Bins, was: Sketch, now: Sketch, drawn: dict[str, np.ndarray]) -> Test:
+def _values(name: str, what: Aspect, bins: Bins, was: Sketch, now: Sketch, drawn: dict[str, np.ndarray]) -> Test:
     mine, other = (each.counts / each.present for each in (now, was))
     if isinstance(bins, Categories):
         value, effect = float(histograms.jensenshannon(mine, other)), float(histograms.variation(mine, other))
@@ -266,14 +266,14 @@ def _change(reference: Reference, test: Test, drifts: bool, cut: float, policy: 
     reason = test.reason if not drifts or not why else f"{test.reason}; no alarm: {', and '.join(why)}"
     return Change(
         column=test.column,
-        what=test.what,
+        aspect=test.what,
         statistic=test.statistic,
         value=test.value,
         threshold=null_distribution.threshold(test.drawn, cut * test.share),
         p=test.p,
         effect=test.effect,
         importance=importance,
-        drifts=drifts,
+        significant=drifts,
         alarm=drifts and large and matters,
         reason=reason,
     )

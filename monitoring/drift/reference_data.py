@@ -19,7 +19,7 @@ import polars as pl
 from evergreen.monitoring.drift import comparable_columns, histograms, null_distribution
 from evergreen.monitoring.drift.comparable_columns import ITEMS
 from evergreen.monitoring.drift.histograms import Bins, Categories, Codes, Form, Numbers, Sketch
-from evergreen.monitoring.ledger.predictions import Predicted
+from evergreen.monitoring.ledger.predictions import Predictions
 from evergreen.tasks import problems
 from evergreen.tasks.config.base import Section
 from evergreen.tasks.config.operations import Monitor
@@ -242,9 +242,9 @@ def of_predicted(
     problem: str,
     version: int,
     kind: KindName,
-    learned: Predicted,
+    learned: Predictions,
     *,
-    judged: Predicted | None = None,
+    judged: Predictions | None = None,
     importance: Mapping[str, float] | None = None,
     roles: Mapping[str, Role] | None = None,
     reads: Mapping[str, Any] | None = None,
@@ -254,7 +254,7 @@ def of_predicted(
     """A reference of rows as the ledger holds them: features and truths of those that were learned from, answers of those that
     were `judged` (None: of the same).
 
-    Of rows, the columns entity, cutoff (else at) and truth are looked at, and those of the answers.
+    Of rows, the columns entity, cutoff (else at) and label are looked at, and those of the answers.
     """
     judged, roles, reads = judged or learned, roles or {}, dict(reads or {})
     points = comparable_columns.features(judged.features, roles, moments(judged.rows)) if judged.features.width else None
@@ -265,9 +265,9 @@ def of_predicted(
     }
     if learned.features.width:
         sides["features"] = _beside(learned.rows, comparable_columns.features(learned.features, roles, moments(learned.rows)))
-    if "truth" in learned.rows.columns:
-        known = learned.rows.filter(pl.col("truth").is_not_null())
-        sides["truths"] = _beside(known, comparable_columns.truths(kind, known["truth"]))
+    if "label" in learned.rows.columns:
+        known = learned.rows.filter(pl.col("label").is_not_null())
+        sides["truths"] = _beside(known, comparable_columns.truths(kind, known["label"]))
     return of(problem, version, kind, sides, importance=importance, roles=roles, reads=reads, rows=rows, seed=seed)
 
 
@@ -327,31 +327,31 @@ def build(
     return found.save(place(layout, problem, version))
 
 
-def _lists(problem: str, layout: Layout, card: Mapping[str, Any]) -> Predicted:
+def _lists(problem: str, layout: Layout, card: Mapping[str, Any]) -> Predictions:
     said = _said(layout, problem, card)
     if said is None:
         folder = layout.report(problem) / "evaluation"
         raise StepError(f"{folder}: holds no lists of the version judged at {card['cutoff']}; run evergreen train {problem}")
-    return Predicted(said, pl.DataFrame())
+    return Predictions(said, pl.DataFrame())
 
 
 def _rows(
     problem: str, kind: KindName, section: Tabular, layout: Layout, model: Model | None, card: Mapping[str, Any]
-) -> tuple[Predicted, Predicted | None]:
+) -> tuple[Predictions, Predictions | None]:
     """What was learned from, and what was judged by where that is known; else the former has the answers of `model`."""
     rows = _learned(pl.read_parquet(layout.features(problem) / "rows.parquet"), section, card)
     names = [name for name in card["features"] if name in rows.columns]
     kept = rows.filter("learned")
-    learned = Predicted(kept.select("entity", "cutoff", "at", "truth"), kept.select(names))
+    learned = Predictions(kept.select("entity", "cutoff", "at", "label"), kept.select(names))
     said = _said(layout, problem, card)
     if said is not None:
         key = ["entity"] if said["cutoff"].null_count() else ["entity", "cutoff"]
         once = rows.unique(key, keep="last").select(*key, "at", *names)
         joined = said.join(once, on=key, how="left", maintain_order="left")
-        return learned, Predicted(joined.select(*said.columns, "at"), joined.select(names))
+        return learned, Predictions(joined.select(*said.columns, "at"), joined.select(names))
     if model is not None:
         answered = _answered(problems.kind(kind), model, learned.features)
-        learned = Predicted(learned.rows.hstack(answered), learned.features)
+        learned = Predictions(learned.rows.hstack(answered), learned.features)
     return learned, None
 
 
@@ -361,19 +361,19 @@ def _answered(kind: Any, model: Model, features: pl.DataFrame) -> pl.DataFrame:
 
 
 def _learned(frame: pl.DataFrame, section: Tabular, card: Mapping[str, Any]) -> pl.DataFrame:
-    """`frame` with entity, cutoff, at, truth, and whether this version learned from a row."""
+    """`frame` with entity, cutoff, at, label, and whether this version learned from a row."""
     if isinstance(section.features, Table):
         learned = pl.lit(True) if section.train.refit else ~pl.col(TEST)
-        named = {"entity": ENTITY, "at": TIME, "truth": TARGET}
+        named = {"entity": ENTITY, "at": TIME, "label": TARGET}
         return frame.with_columns(
             *(pl.col(column).alias(name) for name, column in named.items()), cutoff=pl.lit(None, pl.Date), learned=learned
         ).with_columns(pl.col("entity").cast(pl.String))
     trained = frame["cutoff"].cast(pl.String).is_in([str(each) for each in card["trained_on"]])
     if not trained.any():
         trained = frame["cutoff"] <= date.fromisoformat(str(card["cutoff"]))
-    truth = pl.col("target") if "target" in frame.columns else pl.lit(None, pl.Float64)
+    label = pl.col("target") if "target" in frame.columns else pl.lit(None, pl.Float64)
     return frame.with_columns(
-        entity=pl.col(section.features.entity).cast(pl.String), at=pl.lit(None, pl.Datetime("us")), truth=truth, learned=trained
+        entity=pl.col(section.features.entity).cast(pl.String), at=pl.lit(None, pl.Datetime("us")), label=label, learned=trained
     )
 
 

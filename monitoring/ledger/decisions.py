@@ -1,8 +1,8 @@
-"""What every look at production found and decided, and the retrainings that followed: in a database, each once.
+"""The decision log: what every monitoring run measured and decided, and the retrainings that followed, each recorded once.
 
-A look is known by its problem and the moment its window ends: the same look again writes the same row again, unless a
-retraining was decided on it, which stays. A retraining is known by an id, claimed before any work: the same event twice works
-once, and what a kill left unfinished is found by whoever claims next.
+A monitoring run is identified by its problem and the end of its window: the same run again overwrites its row, unless it
+decided to retrain; then the row stays. A retraining is identified by an id that is claimed before any work: the same event
+twice runs once, and a retraining that a kill left unfinished is found by the next caller.
 """
 
 import json
@@ -20,8 +20,8 @@ from evergreen.tasks.config.base import Section
 from evergreen.tasks.core import database
 
 METADATA = sa.MetaData()
-LOOKS = sa.Table(
-    "looks",
+RUNS = sa.Table(
+    "monitoring_runs",
     METADATA,
     sa.Column("problem", sa.String(64), primary_key=True),
     sa.Column("until", sa.DateTime(timezone=True), primary_key=True),
@@ -36,164 +36,165 @@ RETRAININGS = sa.Table(
     sa.Column("problem", sa.String(64), nullable=False, index=True),
     sa.Column("at", sa.DateTime(timezone=True), nullable=False),
     sa.Column("as_of", sa.Date),
-    sa.Column("ground", sa.String(16), nullable=False),
+    sa.Column("trigger", sa.String(16), nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("by", sa.String(255), nullable=False),
-    sa.Column("begun", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("started", sa.DateTime(timezone=True), nullable=False),
     sa.Column("ended", sa.DateTime(timezone=True)),
     sa.Column("version", sa.Integer),
     sa.Column("promoted", sa.Boolean),
     sa.Column("cpu_minutes", sa.Float),
     sa.Column("outcome", sa.Text),
 )
-OURS = UUID("6c1d5e52-9a0e-4b0e-8f4f-2f6a4f9a7c11")
-"""The namespace of ids of looks."""
-ATTEMPTS = 5
-"""To write a look that another monitor writes at the same moment."""
+NAMESPACE = UUID("6c1d5e52-9a0e-4b0e-8f4f-2f6a4f9a7c11")
+"""Of the ids of monitoring runs."""
+WRITE_ATTEMPTS = 5
+"""To write a run that another monitor writes at the same moment."""
 
 
-class Begun(Section):
-    """A retraining that was claimed, and what became of it; None: not yet."""
+class RetrainingRecord(Section):
+    """A retraining that was claimed, and its outcome; None: not known yet."""
 
     id: str
     problem: str
     at: datetime
-    """UTC: the end of the window that it was decided on; of a person's, the end of the day that it lives on."""
+    """UTC: the end of the window it was decided on; of a person's request, the end of project.as_of, or now."""
     as_of: date | None
-    """The last day that its training may know, where the project lives on a day; None: all there is."""
-    ground: str
+    """The last day that its training may use, where params.yaml sets project.as_of; None: all data."""
+    trigger: str
     """age, drift, loss, labels, or person."""
     reason: str
     by: str
-    begun: datetime
+    started: datetime
     ended: datetime | None = None
     version: int | None = None
     """The challenger."""
     promoted: bool | None = None
     cpu_minutes: float | None = None
     outcome: str | None = None
-    """What the gate said, or why there is no challenger."""
+    """The gate's reason, or why there is no challenger."""
 
-    def past(self) -> Retraining:
-        return Retraining(at=self.at, ground=self.ground, cpu_minutes=self.cpu_minutes, promoted=self.promoted)
+    def summary(self) -> Retraining:
+        return Retraining(at=self.at, trigger=self.trigger, cpu_minutes=self.cpu_minutes, promoted=self.promoted)
 
 
-class Look(Section):
-    """A decision, and when it was written down."""
+class MonitoringRun(Section):
+    """A decision, and when it was recorded."""
 
     decision: Decision
     recorded: datetime
-    """UTC, by the clock of whoever looked."""
+    """UTC, by the clock of the recording process."""
 
 
-def end_of(day: date) -> datetime:
-    """The last moment of a day, in UTC: when it is looked back on."""
+def end_of_day(day: date) -> datetime:
+    """The last moment of a day, UTC: the end of its window."""
     return datetime.combine(day, time.max, UTC)
 
 
-def look_id(project: str, problem: str, until: datetime) -> str:
-    """The id of a look's event and of the retraining that follows: the same for the same look, wherever it is made."""
-    return str(uuid5(OURS, f"{project}/{problem}/{until.astimezone(UTC).isoformat()}"))
+def run_id(project: str, problem: str, until: datetime) -> str:
+    """The id of a monitoring run's event and of the retraining that follows: the same wherever the run is made."""
+    return str(uuid5(NAMESPACE, f"{project}/{problem}/{until.astimezone(UTC).isoformat()}"))
 
 
-class Looks:
-    """The looks and retrainings in the database at the SQLAlchemy `address`; missing tables are made.
+class DecisionLog:
+    """Monitoring runs and retrainings in the database at the SQLAlchemy `address`; missing tables are created.
 
     Raises ProjectError where the database cannot be used.
     """
 
     def __init__(self, address: str) -> None:
-        self._engine = database.connect(address, "looks", METADATA)
+        self._engine = database.connect(address, "decisions", METADATA)
 
-    def keep(self, decision: Decision) -> Decision:
-        """Write a look's decision. Returns what stands: an earlier decision on the same look where that was to retrain."""
+    def record(self, decision: Decision) -> Decision:
+        """Write the decision of a run. Returns what is recorded: an earlier decision of the same run if that was to retrain."""
         key = {"problem": decision.problem, "until": decision.at.astimezone(UTC)}
         row = {"retrain": decision.retrain, "decision": decision.model_dump_json(), "recorded": datetime.now(UTC)}
-        same = sa.and_(LOOKS.c.problem == key["problem"], LOOKS.c.until == key["until"])
-        for attempt in range(ATTEMPTS):
+        same = sa.and_(RUNS.c.problem == key["problem"], RUNS.c.until == key["until"])
+        for attempt in range(WRITE_ATTEMPTS):
             try:
-                with self._link(IntegrityError) as link:
-                    if link.execute(sa.update(LOOKS).where(same, sa.not_(LOOKS.c.retrain)).values(**row)).rowcount == 0:
-                        stands = link.execute(sa.select(LOOKS.c.decision).where(same)).scalar()
-                        if stands is not None:
-                            return Decision.model_validate_json(stands)
-                        link.execute(sa.insert(LOOKS).values(**key, **row))
+                with self._connect(IntegrityError) as connection:
+                    if connection.execute(sa.update(RUNS).where(same, sa.not_(RUNS.c.retrain)).values(**row)).rowcount == 0:
+                        recorded = connection.execute(sa.select(RUNS.c.decision).where(same)).scalar()
+                        if recorded is not None:
+                            return Decision.model_validate_json(recorded)
+                        connection.execute(sa.insert(RUNS).values(**key, **row))
                 return decision
-            except IntegrityError as error:  # another monitor was faster; now it is seen
-                if attempt == ATTEMPTS - 1:
-                    raise database.unusable(self._engine, "looks", error) from error
+            except IntegrityError as error:  # another monitor was faster: its row is visible now
+                if attempt == WRITE_ATTEMPTS - 1:
+                    raise database.unusable(self._engine, "decisions", error) from error
         raise AssertionError
 
-    def looks(self, problem: str, last: int = 100) -> list[Look]:
-        """The `last` looks at a problem, by the end of their windows, oldest first."""
-        wanted = sa.select(LOOKS).where(LOOKS.c.problem == problem).order_by(LOOKS.c.until.desc()).limit(last)
-        with self._link() as link:
-            rows = list(link.execute(wanted).mappings())
+    def runs(self, problem: str, last: int = 100) -> list[MonitoringRun]:
+        """The `last` monitoring runs of a problem, by the end of their windows, oldest first."""
+        query = sa.select(RUNS).where(RUNS.c.problem == problem).order_by(RUNS.c.until.desc()).limit(last)
+        with self._connect() as connection:
+            rows = list(connection.execute(query).mappings())
         return [
-            Look(decision=Decision.model_validate_json(row["decision"]), recorded=_utc(row["recorded"]))
+            MonitoringRun(decision=Decision.model_validate_json(row["decision"]), recorded=_to_utc(row["recorded"]))
             for row in reversed(rows)
         ]
 
-    def before(self, window: Window) -> list[Window]:
-        """The windows of the other looks at its problem, oldest first, and `window` as the last."""
-        others = [each.decision.window for each in self.looks(window.problem) if each.decision.at != window.until]
+    def windows_with(self, window: Window) -> list[Window]:
+        """The windows of the other runs of its problem, oldest first, and `window` as the last."""
+        others = [each.decision.window for each in self.runs(window.problem) if each.decision.at != window.until]
         return [*others, window]
 
-    def claim(self, wanted: Begun) -> tuple[Literal["new", "unfinished", "done"], Begun]:
-        """Claim a retraining before work on it begins. Returns what stands under its id, and whether there is work left.
+    def claim(self, wanted: RetrainingRecord) -> tuple[Literal["new", "unfinished", "done"], RetrainingRecord]:
+        """Claim a retraining before work on it starts. Returns the record under its id, and whether work is left.
 
-        Hold the project's lock: whoever claimed and did not finish is then known to be gone.
+        Hold the project's lock: a claim without an end then belongs to a process that is gone.
         """
         try:
-            with self._link(IntegrityError) as link:
-                link.execute(sa.insert(RETRAININGS).values(**wanted.model_dump()))
+            with self._connect(IntegrityError) as connection:
+                connection.execute(sa.insert(RETRAININGS).values(**wanted.model_dump()))
             return "new", wanted
         except IntegrityError:
-            stands = self.retraining(wanted.id)
-            assert stands is not None
-            return ("unfinished" if stands.ended is None else "done"), stands
+            recorded = self.retraining(wanted.id)
+            assert recorded is not None
+            return ("unfinished" if recorded.ended is None else "done"), recorded
 
-    def finish(self, done: Begun) -> None:
-        """Write what became of a retraining."""
-        with self._link() as link:
-            link.execute(sa.update(RETRAININGS).where(RETRAININGS.c.id == done.id).values(**done.model_dump(exclude={"id"})))
+    def finish(self, done: RetrainingRecord) -> None:
+        """Write the outcome of a retraining."""
+        row = done.model_dump(exclude={"id"})
+        with self._connect() as connection:
+            connection.execute(sa.update(RETRAININGS).where(RETRAININGS.c.id == done.id).values(**row))
 
-    def retraining(self, id: str) -> Begun | None:
-        with self._link() as link:
-            row = link.execute(sa.select(RETRAININGS).where(RETRAININGS.c.id == id)).mappings().first()
-        return _begun(row) if row else None
+    def retraining(self, id: str) -> RetrainingRecord | None:
+        with self._connect() as connection:
+            row = connection.execute(sa.select(RETRAININGS).where(RETRAININGS.c.id == id)).mappings().first()
+        return _to_record(row) if row else None
 
-    def retrainings(self, problem: str) -> list[Begun]:
-        """Every retraining of a problem that began, in that order."""
-        wanted = sa.select(RETRAININGS).where(RETRAININGS.c.problem == problem).order_by(RETRAININGS.c.begun)
-        with self._link() as link:
-            return [_begun(row) for row in link.execute(wanted).mappings()]
+    def retrainings(self, problem: str) -> list[RetrainingRecord]:
+        """All retrainings of a problem, by their start."""
+        query = sa.select(RETRAININGS).where(RETRAININGS.c.problem == problem).order_by(RETRAININGS.c.started)
+        with self._connect() as connection:
+            return [_to_record(row) for row in connection.execute(query).mappings()]
 
-    def unfinished(self, problems: Sequence[str]) -> list[Begun]:
-        """Those that were claimed and not finished, the first that began first."""
-        wanted = sa.select(RETRAININGS).where(RETRAININGS.c.ended.is_(None), RETRAININGS.c.problem.in_(problems))
-        with self._link() as link:
-            return [_begun(row) for row in link.execute(wanted.order_by(RETRAININGS.c.begun)).mappings()]
+    def unfinished(self, problems: Sequence[str]) -> list[RetrainingRecord]:
+        """Retrainings that were claimed and not finished, by their start."""
+        query = sa.select(RETRAININGS).where(RETRAININGS.c.ended.is_(None), RETRAININGS.c.problem.in_(problems))
+        with self._connect() as connection:
+            return [_to_record(row) for row in connection.execute(query.order_by(RETRAININGS.c.started)).mappings()]
 
-    def _link(self, *through: Any) -> AbstractContextManager[sa.Connection]:
+    def _connect(self, *through: Any) -> AbstractContextManager[sa.Connection]:
         """A transaction; raises ProjectError, in one line, where the database refuses."""
-        return database.transaction(self._engine, "looks", through)
+        return database.transaction(self._engine, "decisions", through)
 
 
-def _begun(row: Any) -> Begun:
-    moments = {name: _utc(row[name]) for name in ("at", "begun", "ended") if row[name] is not None}
-    return Begun(**{**row, **moments})
+def _to_record(row: Any) -> RetrainingRecord:
+    moments = {name: _to_utc(row[name]) for name in ("at", "started", "ended") if row[name] is not None}
+    return RetrainingRecord(**{**row, **moments})
 
 
-def _utc(moment: datetime) -> datetime:
-    """`moment` in UTC; SQLite gives times back without a zone."""
+def _to_utc(moment: datetime) -> datetime:
+    """`moment` in UTC; SQLite returns times without a zone."""
     return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def evidence(decision: Decision) -> dict[str, Any]:
-    """A decision as an event carries it: short, in JSON's own types."""
+def summarize(decision: Decision) -> dict[str, Any]:
+    """A decision as the payload of an event: short, in JSON types."""
     window = decision.window
-    told = json.loads(decision.model_dump_json(include={"problem", "at", "retrain", "ground", "reason"}))
+    summary = json.loads(decision.model_dump_json(include={"problem", "at", "retrain", "trigger", "reason"}))
     score = window.performance.newest.score if window.performance else None
     alarms = [each.column for each in window.drift.alarms]
-    return {**told, "version": window.version, "rows": window.rows, "alarms": alarms, "score": score}
+    return {**summary, "version": window.version, "rows": window.rows, "alarms": alarms, "score": score}

@@ -11,7 +11,8 @@ from typing import Any
 
 import polars as pl
 
-from evergreen.monitoring.ledger.predictions import Labelled, Ledger, Refused, Truth
+from evergreen.monitoring.ledger.label_matching import Label, LabelCounts, RejectedLabel
+from evergreen.monitoring.ledger.predictions import Ledger
 from evergreen.tasks.config.params import Features, Interactions, KindName, Params, Problem, Table, nearest, tables_of
 from evergreen.tasks.core.errors import DataError, ParamsError, SourceError
 from evergreen.tasks.core.paths import Layout
@@ -44,7 +45,7 @@ def collect(params: Params, problem: str, layout: Layout, ledger: Ledger, as_of:
     if not isinstance(features, Interactions) and (not isinstance(features, Features) or features.target is None):
         return 0
     after = timedelta(days=max(features.horizon_days, section.monitor.labels_after_days or 0))
-    asked = ledger.untold(problem, until=as_of - after, again=as_of - after - AGAIN)
+    asked = ledger.unlabelled(problem, until=as_of - after, recheck_after=as_of - after - AGAIN)
     if asked.is_empty():
         return 0
     with naming(problem):
@@ -52,14 +53,14 @@ def collect(params: Params, problem: str, layout: Layout, ledger: Ledger, as_of:
             found = _bought(layout, problem, features.horizon_days, as_of, asked)
         else:
             found = _targets(params, problem, layout, features, as_of, asked)
-    told = ledger.label(
+    told = ledger.add_labels(
         problem,
         [
-            Truth(value, entity=entity, at=day, known_at=datetime.combine(day + after, time.max, UTC))
+            Label(value, entity=entity, at=day, known_at=datetime.combine(day + after, time.max, UTC))
             for entity, day, value in found
         ],
     )
-    return told.matched + told.waiting + told.changed
+    return told.matched + told.pending + told.changed
 
 
 def _targets(params: Params, problem: str, layout: Layout, features: Features, as_of: date, asked: pl.DataFrame) -> Found:
@@ -108,7 +109,7 @@ class Columns:
 
 def label(
     ledger: Ledger, problem: str, kind: KindName, section: Problem, rows: pl.DataFrame, columns: Columns = Columns()
-) -> Labelled:
+) -> LabelCounts:
     """Write the truths of a file: each row names its prediction by id, or by entity and time, and says what turned out.
 
     Rows that cannot be kept are refused one by one, by their place from 0. Raises DataError where a column that is needed is
@@ -117,16 +118,16 @@ def label(
     if kind == "clustering":
         raise ParamsError(f"{problem}: is a problem of clustering, where nothing turns out true or false; name another one")
     chosen = _choose(rows, section, columns)
-    truths, places, refused = list[Truth](), list[int](), list[Refused]()
+    truths, places, refused = list[Label](), list[int](), list[RejectedLabel]()
     for place, row in enumerate(rows.select(pl.col(each).alias(name) for name, each in chosen.items()).iter_rows(named=True)):
         try:
             truths.append(_truth(row, kind))
             places.append(place)
         except ValueError as error:
-            refused.append(Refused(place, str(error)))
-    told = ledger.label(problem, truths)
-    refused += [Refused(places[each.place], each.reason) for each in told.refused]
-    return replace(told, refused=tuple(sorted(refused, key=lambda each: each.place)))
+            refused.append(RejectedLabel(place, str(error)))
+    told = ledger.add_labels(problem, truths)
+    refused += [RejectedLabel(places[each.index], each.reason) for each in told.rejected]
+    return replace(told, rejected=tuple(sorted(refused, key=lambda each: each.index)))
 
 
 def _choose(rows: pl.DataFrame, section: Problem, asked: Columns) -> dict[str, str]:
@@ -160,13 +161,13 @@ def _choose(rows: pl.DataFrame, section: Problem, asked: Columns) -> dict[str, s
     return found
 
 
-def _truth(row: Mapping[str, Any], kind: KindName) -> Truth:
+def _truth(row: Mapping[str, Any], kind: KindName) -> Label:
     """Raises ValueError, saying why, for a row that says nothing."""
     named = {name: _key(row.get(name)) for name in ("id", "entity")}
     known = _moment("known_at", row.get("known"))
     if known is not None and not isinstance(known, datetime):
         known = datetime.combine(known, time.max)
-    return Truth(value_of(kind, row["truth"]), **named, at=_moment("time", row.get("time")), known_at=known)
+    return Label(value_of(kind, row["truth"]), **named, at=_moment("time", row.get("time")), known_at=known)
 
 
 def _key(given: Any) -> str | None:

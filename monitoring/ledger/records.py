@@ -1,4 +1,4 @@
-"""What monitoring finds in one window of predictions, and what was decided on it. Numbers and words alone: no frames, no I/O.
+"""Results of monitoring one window of predictions, and the decision on it. Numbers and text only: no frames, no I/O.
 
 A window holds the predictions of one version from `since` (exclusive) to `until` (inclusive). Undefined numbers are None.
 """
@@ -8,34 +8,34 @@ from typing import Literal
 
 from evergreen.tasks.config.base import Section
 
-What = Literal["feature", "missing", "unseen", "prediction", "label", "ranking", "segments"]
+Aspect = Literal["feature", "missing", "unseen", "prediction", "label", "ranking", "segments"]
 
 
 class Change(Section):
-    """How far one column, or another side of the problem, is from the reference."""
+    """The distance of one column, or of another aspect of the problem, from the reference data."""
 
     column: str
     """A feature, or what else is compared, such as prediction, label, popularity, coverage, repeats or share of group 2."""
-    what: What
-    """feature: its values. missing, unseen: its share of missing values, of categories that training did not know."""
+    aspect: Aspect
+    """feature: its values. missing, unseen: its share of missing values, of categories absent from the training data."""
     statistic: str
-    """As Evidently names it, such as wasserstein or jensenshannon; share for a difference of shares."""
+    """Evidently's name, such as wasserstein or jensenshannon; share for a difference of shares."""
     value: float | None
-    """None: it could not be computed; `reason` says why."""
+    """None: it could not be computed; `reason` gives the cause."""
     threshold: float | None
-    """What the statistic stays below without drift, at this number of rows, in all but few draws."""
+    """Upper bound of the statistic without drift, at this number of rows, in all but few draws of the null distribution."""
     p: float | None
-    """Share of draws without drift that come as far."""
+    """Share of the null distribution at or beyond `value`."""
     effect: float | None
-    """Size in a unit of its own: standard deviations of a number, share of rows that would have to change."""
+    """Effect size: standard deviations for a number, share of rows in another category."""
     importance: float | None = None
     """Share of the model's importance, 0 to 1. None: not a feature, or unknown."""
-    drifts: bool
-    """Whether it surely differs, all columns considered together."""
+    significant: bool
+    """Whether it differs beyond chance, all columns considered together."""
     alarm: bool
-    """Whether it differs, by enough, in what matters."""
+    """Whether it is significant, large enough, and about something important."""
     reason: str
-    """In words: what changed from what to what, or why it is no alarm."""
+    """What changed from what to what, or why it raises no alarm."""
 
 
 class Drift(Section):
@@ -44,7 +44,7 @@ class Drift(Section):
     reference_rows: int
     alarm: bool
     skipped: str | None = None
-    """Why nothing could be said of this window, such as too few rows."""
+    """Why this window was not tested, such as too few rows."""
     report: str | None = None
     """Path of the Evidently report, relative to the project."""
 
@@ -54,15 +54,15 @@ class Drift(Section):
 
 
 class Estimate(Section):
-    """A score with its interval."""
+    """A score with its confidence interval."""
 
     score: float | None
     low: float | None
     high: float | None
     rows: int
-    """Predictions it is of."""
+    """Predictions that it covers."""
     reason: str | None = None
-    """Why there is no score, such as one class only."""
+    """Why there is no score, such as a single class."""
 
 
 class Performance(Section):
@@ -70,24 +70,24 @@ class Performance(Section):
     """The kind's primary metric."""
     greater_is_better: bool
     expected: Estimate
-    """Of the version when it was judged."""
+    """Of the version when it was evaluated."""
     realised: Estimate
-    """Of the predictions of the newest window whose truths are known (it may lie before this one)."""
+    """Of the newest window with mature labels (it may lie before this one)."""
     realised_until: datetime | None
     """End of that window."""
     estimated: Estimate
-    """Of this window, before its truths are known; it cannot see that what leads to an outcome has changed."""
+    """Of this window, before its labels arrive; it cannot detect concept drift."""
     matured: float
-    """Share of this window's predictions whose truth is known, 0 to 1."""
+    """Share of this window's predictions with a label, 0 to 1."""
 
     @property
     def newest(self) -> Estimate:
         """Realised where there is such a score, else estimated."""
         return self.realised if self.realised.score is not None else self.estimated
 
-    def loss(self) -> tuple[float, float] | None:
-        """By how much the newest score is worse than expected, and the lower end of its interval (both intervals as normal);
-        None where one of them is not known."""
+    def degradation(self) -> tuple[float, float] | None:
+        """How much worse the newest score is than expected, and the lower end of its interval (both intervals as normal);
+        None where one of them is unknown."""
         was, now = self.expected, self.newest
         if was.score is None or now.score is None or now.low is None or now.high is None:
             return None
@@ -99,42 +99,42 @@ class Performance(Section):
 
 
 class Window(Section):
-    """All that one look found."""
+    """Everything that one monitoring run measured."""
 
     problem: str
     version: int
-    """Whose predictions are looked at: the champion's."""
+    """Whose predictions are monitored: the champion's."""
     since: datetime
     """UTC, exclusive."""
     until: datetime
     """UTC, inclusive."""
     rows: int
     new_labels: int
-    """Truths of all time that this version did not learn from and that are known at `until`."""
+    """Labels known at `until`, of any time, that were not in the training data of this version."""
     drift: Drift
     performance: Performance | None
-    """None where there is no score to speak of, as for groups."""
+    """None for kinds without a score, such as clustering."""
 
 
 class Retraining(Section):
-    """One that took place, or was decided."""
+    """A retraining that ran or was decided."""
 
     at: datetime
     """UTC."""
-    ground: str
+    trigger: str
     """age, drift, loss, labels, or a person's reason."""
     cpu_minutes: float | None
     promoted: bool | None = None
-    """What the gate said; None: not known (yet)."""
+    """The gate's verdict; None: unknown (so far)."""
 
 
 class Decision(Section):
     problem: str
     at: datetime
-    """UTC: the `until` of the window it is about."""
+    """UTC: the `until` of its window."""
     retrain: bool
-    ground: Literal["age", "drift", "loss", "labels"] | None
-    """What called for it; also where something else (cool-down, budget, too few labels) held it back."""
+    trigger: Literal["age", "drift", "loss", "labels"] | None
+    """The condition that was met; also where cool-down, budget or too few labels prevented the retraining."""
     reason: str
     """One sentence for a person, with the numbers."""
     window: Window

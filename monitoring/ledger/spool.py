@@ -1,11 +1,11 @@
-"""What a server writes down as it answers, and how that reaches the ledger: off the way of the answer, and nothing twice.
+"""The spool: a server writes each prediction to a local file, and a drainer moves it into the ledger, each exactly once.
 
-Each writer appends to a file of its own, a line of JSON per prediction, and begins the next one when it is large. It holds a
-lock on it as long as it lives. `drain` moves whole lines into the ledger, notes how far it came, and removes what is done;
-where it was killed between the two, the ledger knows the ids. Beside its files each writer has a small counter in shared
-memory, which outlives a kill: what it gave and never wrote is known, and told by `lost`.
+Each writer appends lines of JSON to a segment file of its own, locked while the writer runs, and starts the next segment when
+it is large. `drain` moves whole lines into the ledger, records its progress and removes finished segments; after a kill between
+the two, the ledger recognises the ids. Each writer also has a counter in shared memory that survives a kill, so predictions
+that were returned to a client and never written are counted (`lost`).
 
-`python -m evergreen.monitoring.ledger.spool FOLDER` drains until it is ended, into the database that EVERGREEN_DATABASE names.
+`python -m evergreen.monitoring.ledger.spool FOLDER` drains into the database named by EVERGREEN_DATABASE until it is stopped.
 """
 
 import fcntl
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SEGMENT = 16 * 2**20
-"""Bytes after which a writer begins its next file."""
-AT_ONCE = 5_000
+SEGMENT_BYTES = 16 * 2**20
+"""A writer starts its next segment beyond this size."""
+LINES_PER_APPEND = 5_000
 """Lines that go into the ledger together."""
-HELD = 200_000
-"""Most lines that wait in memory where the disk takes none; further ones are lost, and counted."""
+MAX_WAITING = 200_000
+"""Most predictions that wait in memory while the disk is full; further ones are dropped and counted."""
 OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
 ANSWERED, WRITTEN, END = range(3)
-"""Places in a counter: predictions given, lines written, length of the newest file when these were counted."""
+"""Numbers of a counter: predictions put, lines written, and the length of the newest segment at that time."""
 
 
-class Journal:
-    """The writer of one process, in `folder`. `durable`: `flush` returns when the lines are safe on disk.
+class Spool:
+    """The writer of one process, in `folder`. `durable`: `flush` returns after an fsync.
 
     `put` and `flush` may be called from several threads. Raises SpaceError where nothing can be written.
     """
@@ -53,14 +53,14 @@ class Journal:
         self._folder, self._durable = folder, durable
         self._name = f"{time.time_ns():020d}-{os.getpid()}"
         self._waiting: list[tuple[Any, ...]] = []
-        self._putting, self._writing = threading.Lock(), threading.Lock()
+        self._put_lock, self._flush_lock = threading.Lock(), threading.Lock()
         self._number, self._dropped, self._closed = 0, 0, False
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _alone(folder, "settle"):
+            with _locked(folder, "settle"):
                 self._lost = _settle(folder)
-            self._counter = _Counter(folder / f"{self._name}.count", make=True)
-            self._file = self._begin()
+            self._counter = _Counter(folder / f"{self._name}.count", create=True)
+            self._file = self._start_segment()
         except OSError as error:
             raise _no_space(folder, error) from error
 
@@ -73,46 +73,46 @@ class Journal:
         at: datetime,
         entity: str | None,
         features: Mapping[str, Any],
-        answer: Mapping[str, Any],
+        outputs: Mapping[str, Any],
         cutoff: date | None = None,
     ) -> None:
-        """Note one prediction; it is written by the next `flush`. `features` and `answer` must not change until then."""
-        with self._putting:
-            if len(self._waiting) >= HELD:
+        """Queue one prediction for the next `flush`. `features` and `outputs` must not change until then."""
+        with self._put_lock:
+            if len(self._waiting) >= MAX_WAITING:
                 self._dropped += 1
                 return
-            self._waiting.append((id, problem, version, variant, at.timestamp(), entity, cutoff, features, answer))
+            self._waiting.append((id, problem, version, variant, at.timestamp(), entity, cutoff, features, outputs))
             self._counter.numbers[ANSWERED] += 1
 
     def flush(self) -> int:
-        """Write all that waits, at once; returns how many lines. What cannot be written waits on.
+        """Write all queued predictions; returns the number of lines. Those that cannot be written stay queued.
 
-        Raises SpaceError where the disk takes nothing.
+        Raises SpaceError where the disk is full or read-only.
         """
-        with self._writing:
-            with self._putting:
+        with self._flush_lock:
+            with self._put_lock:
                 rows, self._waiting = self._waiting, []
             if not rows:
                 return 0
             try:
-                self._write(b"".join(_line(row) for row in rows))
+                self._write(b"".join(_to_line(row) for row in rows))
             except OSError as error:
-                with self._putting:
+                with self._put_lock:
                     self._waiting = rows + self._waiting
                 raise _no_space(self._folder, error) from error
             self._counter.numbers[WRITTEN] += len(rows)
             self._counter.numbers[END] = self._end
-            if self._end >= SEGMENT:
-                with suppress(OSError):  # then the old file grows on
-                    self._turn()
+            if self._end >= SEGMENT_BYTES:
+                with suppress(OSError):  # then the old segment grows on
+                    self._rotate()
             return len(rows)
 
     def lost(self) -> int:
-        """Predictions that were answered and never written: by predecessors that were killed, and here for want of space."""
+        """Predictions that were returned and never written: by killed predecessors, and here for lack of space."""
         return self._lost + self._dropped
 
     def close(self) -> None:
-        """Write what waits, and leave the files to `drain`. Nothing may be put after it."""
+        """Write what is queued, and leave the segments to `drain`. Nothing may be put afterwards."""
         if self._closed:
             return
         try:
@@ -122,22 +122,21 @@ class Journal:
             os.close(self._file)
             self._counter.close()
 
-    def _begin(self) -> int:
-        """The next file."""
+    def _start_segment(self) -> int:
         self._number += 1
-        file = _held_from_birth(self._folder / f"{self._name}.{self._number:06d}.jsonl")
+        file = _create_locked(self._folder / f"{self._name}.{self._number:06d}.jsonl")
         self._end = 0
         if self._durable:
-            _sync(self._folder)
+            _sync_folder(self._folder)
         return file
 
-    def _turn(self) -> None:
-        old, self._file = self._file, self._begin()
+    def _rotate(self) -> None:
+        old, self._file = self._file, self._start_segment()
         self._counter.numbers[END] = 0
         os.close(old)
 
     def _write(self, lines: bytes) -> None:
-        """All of `lines` or, for whoever reads the file, none."""
+        """All of `lines` or, for readers of the segment, none."""
         done = 0
         try:
             while done < len(lines):
@@ -152,10 +151,10 @@ class Journal:
 
 
 class _Counter:
-    """Three numbers in a file that is memory too. Its lock says that its writer lives."""
+    """Three numbers in a memory-mapped file. The file is locked while its writer runs."""
 
-    def __init__(self, path: Path, make: bool = False) -> None:
-        self._file = _held_from_birth(path, bytes(24)) if make else os.open(path, os.O_RDWR)
+    def __init__(self, path: Path, create: bool = False) -> None:
+        self._file = _create_locked(path, bytes(24)) if create else os.open(path, os.O_RDWR)
         self._memory = mmap.mmap(self._file, 24)
         self.numbers = memoryview(self._memory).cast("Q")
 
@@ -166,93 +165,92 @@ class _Counter:
 
 
 def drain(folder: Path, ledger: "Ledger") -> int:
-    """Move what is written into `ledger`; returns how many predictions were new there. Of two that drain, one does it all.
+    """Move all written lines into `ledger`; returns the number of new predictions. Concurrent calls run one after the other.
 
     Raises ProjectError where the ledger's database cannot be used; nothing is lost then.
     """
     if not folder.is_dir():
         return 0
     new = 0
-    with _alone(folder, "drain"):
-        with _alone(folder, "settle"):
+    with _locked(folder, "drain"):
+        with _locked(folder, "settle"):
             _settle(folder)
         for path in sorted(folder.glob("*.jsonl")):
-            done = not _held(path)  # asked before it is read: what is written later is not there to remove
-            new += _drain(path, ledger)
-            if done:
+            finished = not _is_locked(path)  # checked before reading: a later line must not be removed unread
+            new += _drain_segment(path, ledger)
+            if finished:
                 path.unlink()
-                _mark(path).unlink(missing_ok=True)
+                _progress_file(path).unlink(missing_ok=True)
     return new
 
 
-def waiting(folder: Path) -> int:
-    """Bytes that are written and not yet in the ledger."""
+def backlog_bytes(folder: Path) -> int:
+    """Bytes written and not in the ledger yet."""
     total = 0
     for path in folder.glob("*.jsonl"):
-        with suppress(FileNotFoundError):  # drained by now
-            total += path.stat().st_size - _come(path)
+        with suppress(FileNotFoundError):  # drained meanwhile
+            total += path.stat().st_size - _progress(path)
     return total
 
 
-def _drain(path: Path, ledger: "Ledger") -> int:
-    new, place = 0, _come(path)
+def _drain_segment(path: Path, ledger: "Ledger") -> int:
+    new, position = 0, _progress(path)
     with path.open("rb") as file:
-        file.seek(place)
+        file.seek(position)
         lines = list[bytes]()
         for line in file:
-            if not line.endswith(b"\n"):  # half a line: of a writer that was killed, or is at it
+            if not line.endswith(b"\n"):  # an incomplete line: its writer was killed, or is writing it
                 break
             lines.append(line)
-            if len(lines) == AT_ONCE:
-                new, place = new + _move(path, lines, place, ledger), place + sum(map(len, lines))
+            if len(lines) == LINES_PER_APPEND:
+                new, position = new + _move(path, lines, position, ledger), position + sum(map(len, lines))
                 lines = []
-    return new + (_move(path, lines, place, ledger) if lines else 0)
+    return new + (_move(path, lines, position, ledger) if lines else 0)
 
 
-def _move(path: Path, lines: list[bytes], place: int, ledger: "Ledger") -> int:
-    found = [made for made in (_read(path, line) for line in lines) if made is not None]
-    new = ledger.append(found)
-    scratch = _mark(path).with_suffix(".new")
-    scratch.write_text(str(place + sum(map(len, lines))))
-    scratch.replace(_mark(path))
+def _move(path: Path, lines: list[bytes], position: int, ledger: "Ledger") -> int:
+    predictions = [parsed for parsed in (_parse(path, line) for line in lines) if parsed is not None]
+    new = ledger.append(predictions)
+    scratch = _progress_file(path).with_suffix(".new")
+    scratch.write_text(str(position + sum(map(len, lines))))
+    scratch.replace(_progress_file(path))
     return new
 
 
-def _read(path: Path, line: bytes) -> "Prediction | None":
+def _parse(path: Path, line: bytes) -> "Prediction | None":
     from evergreen.monitoring.ledger.predictions import Prediction
 
     try:
-        id_, problem, version, variant, at, entity, cutoff, features, answer = orjson.loads(line)
+        id_, problem, version, variant, at, entity, cutoff, features, outputs = orjson.loads(line)
         day = date.fromisoformat(cutoff) if cutoff else None
-        return Prediction(id_, problem, version, variant, datetime.fromtimestamp(at, UTC), entity, day, features, answer)
+        return Prediction(id_, problem, version, variant, datetime.fromtimestamp(at, UTC), entity, day, features, outputs)
     except (ValueError, TypeError) as error:
-        log.warning("%s: a line cannot be read and is left out: %s", path.name, error)
+        log.warning("%s: an invalid line is skipped: %s", path.name, error)
         return None
 
 
-def _mark(path: Path) -> Path:
-    """Where it is noted how far `path` was drained."""
+def _progress_file(path: Path) -> Path:
     return path.with_suffix(".done")
 
 
-def _come(path: Path) -> int:
-    """How far `path` was drained, in bytes."""
+def _progress(path: Path) -> int:
+    """Bytes of `path` that were drained."""
     with suppress(FileNotFoundError, ValueError):
-        return int(_mark(path).read_text())
+        return int(_progress_file(path).read_text())
     return 0
 
 
 def _settle(folder: Path) -> int:
-    """Count what writers that are no more never wrote, and forget them; how many predictions were ever lost here."""
+    """Count what ended writers never wrote, and remove their counters; returns the number of predictions ever lost here."""
     total = folder / "lost"
     lost = int(total.read_text() or 0) if total.exists() else 0
     for path in sorted(folder.glob("*.count")):
-        if _held(path):
+        if _is_locked(path):
             continue
         counter = _Counter(path)
         answered, written, end = counter.numbers
         counter.close()
-        lost += max(0, answered - written - _further(folder, path.stem, end))
+        lost += max(0, answered - written - _count_lines_beyond(folder, path.stem, end))
         scratch = folder / "lost.new"
         scratch.write_text(str(lost))
         scratch.replace(total)
@@ -260,18 +258,18 @@ def _settle(folder: Path) -> int:
     return lost
 
 
-def _further(folder: Path, writer: str, end: int) -> int:
-    """Lines of the newest file of `writer` beyond `end`: written, and not counted before it was killed."""
-    files = sorted(folder.glob(f"{writer}.*.jsonl"))
-    if not files:
+def _count_lines_beyond(folder: Path, writer: str, end: int) -> int:
+    """Lines of the newest segment of `writer` beyond `end`: written, and not counted before the kill."""
+    segments = sorted(folder.glob(f"{writer}.*.jsonl"))
+    if not segments:
         return 0
-    with files[-1].open("rb") as file:
+    with segments[-1].open("rb") as file:
         file.seek(end)
         return file.read().count(b"\n")
 
 
-def _held(path: Path) -> bool:
-    """Whether the writer of a file lives and still holds it."""
+def _is_locked(path: Path) -> bool:
+    """Whether the writer of a file still runs."""
     with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -280,35 +278,35 @@ def _held(path: Path) -> bool:
     return False
 
 
-def _held_from_birth(path: Path, holds: bytes = b"") -> int:
-    """A new file, locked by this process before anybody can see it."""
+def _create_locked(path: Path, content: bytes = b"") -> int:
+    """A new file, locked by this process before it appears under its name."""
     scratch = path.with_suffix(".born")
     file = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     fcntl.flock(file, fcntl.LOCK_EX)
-    os.pwrite(file, holds, 0)
+    os.pwrite(file, content, 0)
     scratch.replace(path)
     return file
 
 
 @contextmanager
-def _alone(folder: Path, at: str) -> Iterator[None]:
+def _locked(folder: Path, name: str) -> Iterator[None]:
     """Hold a lock of the folder; wait for it."""
-    with (folder / f"{at}.lock").open("a") as file:
+    with (folder / f"{name}.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _line(row: tuple[Any, ...]) -> bytes:
+def _to_line(row: tuple[Any, ...]) -> bytes:
     return orjson.dumps(row, default=str, option=OPTIONS)
 
 
-def _sync(folder: Path) -> None:
-    """A file that was made is safe when its folder is."""
-    place = os.open(folder, os.O_RDONLY)
+def _sync_folder(folder: Path) -> None:
+    """A new file is durable only after an fsync of its folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(place)
+        os.fsync(descriptor)
     finally:
-        os.close(place)
+        os.close(descriptor)
 
 
 def _no_space(folder: Path, error: OSError) -> SpaceError:
@@ -316,29 +314,29 @@ def _no_space(folder: Path, error: OSError) -> SpaceError:
 
 
 NICE = 15
-"""What is drained gives way to what is answered; after a rush it catches up."""
+"""The drainer yields the CPU to the servers and catches up after a peak."""
 
 
 def main(folder: Path, address: str, every_seconds: float = 0.5) -> None:
-    """Drain until SIGTERM or SIGINT, then once more. A database that is away is tried again."""
+    """Drain until SIGTERM or SIGINT, then once more. An unavailable database is tried again."""
     from evergreen.monitoring.ledger.predictions import Ledger
 
     os.nice(NICE)
-    ended = threading.Event()
+    stopped = threading.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, lambda *_: ended.set())
+        signal.signal(each, lambda *_: stopped.set())
     ledger: Ledger | None = None
     while True:
-        last = ended.is_set()
+        is_last = stopped.is_set()
         try:
             ledger = ledger or Ledger(address)
             drain(folder, ledger)
         except (EvergreenError, OSError) as error:
-            log.warning("the journal is not drained now: %s", error)
-            ended.wait(5)
-        if last:
+            log.warning("the spool cannot be drained now: %s", error)
+            stopped.wait(5)
+        if is_last:
             return
-        ended.wait(every_seconds)
+        stopped.wait(every_seconds)
 
 
 if __name__ == "__main__":

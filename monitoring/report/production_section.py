@@ -14,8 +14,8 @@ from evergreen.monitoring.report import formatting, time_series
 from evergreen.monitoring.report.charts import Chart
 
 if TYPE_CHECKING:
-    from evergreen.monitoring.ledger.decisions import Begun
-    from evergreen.monitoring.ledger.predictions import Cohort
+    from evergreen.monitoring.ledger.cohorts import Cohort
+    from evergreen.monitoring.ledger.decisions import RetrainingRecord
     from evergreen.tasks.release.rollouts import Standing
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Watched:
 
     looks: Sequence[Decision] = ()
     """Oldest first."""
-    retrainings: "Sequence[Begun]" = ()
+    retrainings: "Sequence[RetrainingRecord]" = ()
     """Oldest first."""
     cohorts: "Sequence[Cohort]" = ()
     """Oldest first."""
@@ -171,7 +171,7 @@ def _level(look: Decision) -> str:
 
 
 def _told(found: Watched) -> list[Told]:
-    """Looks and what followed them, the newest first; of looks that say the same in a row the newest alone."""
+    """DecisionLog and what followed them, the newest first; of looks that say the same in a row the newest alone."""
     after = {each.at: each for each in found.retrainings}
     rows = []
     for look in reversed(found.looks[-SHOWN_LOOKS:]):
@@ -180,7 +180,7 @@ def _told(found: Watched) -> list[Told]:
         alarm = look.window.drift.alarm
         headline = "retrain" if look.retrain else "alarm, no retraining" if alarm else "all quiet"
         rows.append(Told(look.at.date(), headline, _level(look), _plain(look.reason)))
-    rows += [_retrained(each) for each in after.values() if each.ground == "person"]
+    rows += [_retrained(each) for each in after.values() if each.trigger == "person"]
     return sorted(rows, key=lambda each: each.day, reverse=True)
 
 
@@ -188,7 +188,7 @@ def _plain(reason: str) -> str:
     return reason.removeprefix("retrain: ").removeprefix("no retraining: ").removeprefix("no retraining, though ")
 
 
-def _retrained(begun: "Begun") -> Told:
+def _retrained(begun: "RetrainingRecord") -> Told:
     headline = {True: "promoted", False: "challenger refused", None: "retraining"}[begun.promoted]
     version = f"v{begun.version}: " if begun.version else ""
     return Told(
@@ -208,7 +208,7 @@ WHAT = {
 
 def _drifting(look: Decision) -> Drifting:
     drift = look.window.drift
-    drifting = [each for each in drift.changes if each.drifts]
+    drifting = [each for each in drift.changes if each.significant]
     features = formatting.counted(len(drift.changes), "test")
     sentence = drift.skipped or (
         f"{len(drift.alarms)} of {features} raise an alarm and {len(drifting) - len(drift.alarms)} more differ in what matters "
@@ -220,10 +220,11 @@ def _drifting(look: Decision) -> Drifting:
 
 
 def _differs(change: Change) -> Differs:
-    level, verdict = ("bad", "alarm") if change.alarm else ("watch", "differs") if change.drifts else ("idle", "may be chance")
+    differs = ("watch", "differs") if change.significant else ("idle", "may be chance")
+    level, verdict = ("bad", "alarm") if change.alarm else differs
     return Differs(
         column=change.column,
-        what=WHAT.get(change.what, ""),
+        what=WHAT.get(change.aspect, ""),
         reason=change.reason,
         effect=formatting.number(change.effect),
         importance=formatting.share(change.importance) if change.importance is not None else formatting.MISSING,

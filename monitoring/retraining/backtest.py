@@ -86,7 +86,7 @@ class Step(Section):
     false_alarm: bool | None
     """None: no alarm, or the truth that would tell has not come."""
     retrained: bool
-    ground: str | None
+    trigger: str | None
     promoted: bool | None
     """None: not retrained."""
     reason: str
@@ -166,7 +166,7 @@ def live(world: World, policy: Retrain, ahead: int) -> Life:
 
 
 def _alarmed(policy: Retrain, window: Window) -> bool:
-    loss = window.performance.loss() if window.performance else None
+    loss = window.performance.degradation() if window.performance else None
     lost = policy.on_loss is not None and loss is not None and loss[1] > policy.on_loss
     return lost or (policy.on_drift and window.drift.alarm)
 
@@ -191,8 +191,8 @@ def _step(world: World, life: Life, decision: Decision, day: date, alarm: bool, 
     if challenger:
         promoted, why = world.promotes(life.champion, challenger)
         reason = f"{reason}. The gate: {why}"
-        ground = decision.ground or ""
-        life.past.append(Retraining(at=moment(day), ground=ground, cpu_minutes=challenger.cpu_minutes, promoted=promoted))
+        trigger = decision.trigger or ""
+        life.past.append(Retraining(at=moment(day), trigger=trigger, cpu_minutes=challenger.cpu_minutes, promoted=promoted))
         if promoted:
             life.champion, life.version = challenger, len(life.past) + 1
     elif decision.retrain:
@@ -203,7 +203,7 @@ def _step(world: World, life: Life, decision: Decision, day: date, alarm: bool, 
         alarm=alarm,
         false_alarm=false_alarm,
         retrained=challenger is not None,
-        ground=decision.ground,
+        trigger=decision.trigger,
         promoted=promoted,
         reason=reason,
     )

@@ -20,7 +20,7 @@ import polars as pl
 from evergreen.monitoring import performance
 from evergreen.monitoring.drift import detection, reference_data
 from evergreen.monitoring.drift.reference_data import Reference
-from evergreen.monitoring.ledger.predictions import Predicted
+from evergreen.monitoring.ledger.predictions import Predictions
 from evergreen.monitoring.ledger.records import Drift, Estimate, Performance, Window
 from evergreen.monitoring.retraining.backtest import Learned, Scores, moment
 from evergreen.monitoring.retraining.backtest_windows import Lesson, Timeline
@@ -101,7 +101,7 @@ class Past:
     """Of models whose policy weighs rows by age, the section that says so."""
     cards: dict[str, Card] = field(default_factory=dict)
     loaded: dict[tuple[str, str], Model] = field(default_factory=dict)
-    answered: dict[tuple[str, date, bool], Predicted] = field(default_factory=dict)
+    answered: dict[tuple[str, date, bool], Predictions] = field(default_factory=dict)
     references: dict[str, Reference] = field(default_factory=dict)
     everyone: pl.DataFrame = field(init=False)
 
@@ -336,14 +336,14 @@ class Past:
             return expected
         return Estimate(score=float(scores[0]), low=low, high=high, rows=self._labelled(ripe[0]))
 
-    def _window(self, champion: Learned, version: int, day: date, known: bool) -> Predicted:
+    def _window(self, champion: Learned, version: int, day: date, known: bool) -> Predictions:
         key = (champion.name, day, known)
         if key not in self.answered:
             rows, part = self.timeline.window(day)
             self.answered[key] = self._predicted(self._load(champion.name), version, rows, (part,), day, known)
         return self.answered[key]
 
-    def _predicted(self, model: Model, version: int, rows: Rows, parts: Sequence[Part], day: date, known: bool) -> Predicted:
+    def _predicted(self, model: Model, version: int, rows: Rows, parts: Sequence[Part], day: date, known: bool) -> Predictions:
         """What the ledger would hold of these rows; with their truth only if `known`, and then those alone that have one.
 
         Without `model` there are no answers.
@@ -351,7 +351,7 @@ class Past:
         chosen = rows.at(parts, labelled=known and self._supervised)
         count, at = len(chosen), moment(day)
         cutoff = chosen.cutoff if chosen.cutoff is not None else pl.Series([None] * count, dtype=pl.Date)
-        truth = chosen.target if known else pl.Series([None] * count, dtype=chosen.target.dtype)
+        label = chosen.target if known else pl.Series([None] * count, dtype=chosen.target.dtype)
         known_on = moment(self.timeline.known(day)) if known else None
         frame = pl.DataFrame(
             {
@@ -362,8 +362,8 @@ class Past:
                 "cutoff": cutoff,
                 "entity": chosen.entity.cast(pl.String),
                 **(self.kind.said(model, chosen.features) if model is not None else {}),
-                "truth": truth,
-                "truth_at": pl.Series([known_on] * count, dtype=MOMENT),
+                "label": label,
+                "label_at": pl.Series([known_on] * count, dtype=MOMENT),
             }
         )
-        return Predicted(frame, pl.from_pandas(chosen.features, nan_to_null=True))
+        return Predictions(frame, pl.from_pandas(chosen.features, nan_to_null=True))

@@ -35,7 +35,7 @@ POLICIES: dict[str, Retrain] = {
 class Finding:
     """What one condition says of the windows."""
 
-    ground: Ground
+    trigger: Ground
     calls: bool
     words: str
     """With the numbers: what is, and what it would take."""
@@ -43,7 +43,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Evidence:
-    """One look's alarm or quiet on one ground; looks that only repeat what an earlier one knew are one."""
+    """One look's alarm or quiet on one trigger; looks that only repeat what an earlier one knew are one."""
 
     known: datetime
     """When it was first seen."""
@@ -88,15 +88,15 @@ def decide(
         return _decision(window, False, None, "no retraining: the params name no condition for one")
     if not calling:
         return _decision(window, False, None, f"no retraining: {_joined(findings)}")
-    ground, why = calling[0].ground, _joined(calling)
+    trigger, why = calling[0].trigger, _joined(calling)
     held = list(_holding(policy, window, past, last, now))
     if held:
-        return _decision(window, False, ground, f"no retraining, though {why}: {'; '.join(held)}")
-    return _decision(window, True, ground, f"retrain: {why}")
+        return _decision(window, False, trigger, f"no retraining, though {why}: {'; '.join(held)}")
+    return _decision(window, True, trigger, f"retrain: {why}")
 
 
-def _decision(window: Window, retrain: bool, ground: Ground | None, reason: str) -> Decision:
-    return Decision(problem=window.problem, at=window.until, retrain=retrain, ground=ground, reason=reason, window=window)
+def _decision(window: Window, retrain: bool, trigger: Ground | None, reason: str) -> Decision:
+    return Decision(problem=window.problem, at=window.until, retrain=retrain, trigger=trigger, reason=reason, window=window)
 
 
 def _joined(findings: Sequence[Finding]) -> str:
@@ -124,7 +124,7 @@ def _findings(
     trained: datetime,
     now: datetime,
 ) -> Iterator[Finding]:
-    """What each condition that is set finds, the strongest ground first."""
+    """What each condition that is set finds, the strongest trigger first."""
     since = last.at if last else None
     if policy.on_loss is not None:
         yield _alarmed("loss", policy, _losses(policy.on_loss, windows), past, since)
@@ -140,23 +140,23 @@ def _findings(
 
 
 def _alarmed(
-    ground: Ground, policy: Retrain, evidence: Sequence[Evidence], past: Sequence[Retraining], since: datetime | None
+    trigger: Ground, policy: Retrain, evidence: Sequence[Evidence], past: Sequence[Retraining], since: datetime | None
 ) -> Finding:
     """k of the last n and the latest, of what came to be known after the last retraining; and, with `quiet`, only after a row
-    of windows without alarm since the last one on this ground."""
+    of windows without alarm since the last one on this trigger."""
     fresh = [each for each in evidence if since is None or each.known > since]
     recent = fresh[-policy.of_last :]
     count = sum(each.alarm for each in recent)
     latest = bool(recent) and recent[-1].alarm
     shown = f" ({recent[-1].words})" if recent else ""
-    words = f"{ground} in {count} of the last {policy.of_last} windows{' and in the latest' if latest else ''}{shown}"
+    words = f"{trigger} in {count} of the last {policy.of_last} windows{' and in the latest' if latest else ''}{shown}"
     if not (latest and count >= policy.alarms):
-        return Finding(ground, False, f"{words}, where it takes {policy.alarms} and the latest")
-    before = max((each.at for each in past if each.ground == ground), default=None)
+        return Finding(trigger, False, f"{words}, where it takes {policy.alarms} and the latest")
+    before = max((each.at for each in past if each.trigger == trigger), default=None)
     if before is not None and (row := _quiet([each for each in evidence if each.known > before])) < policy.quiet:
-        held = f"only {row} quiet windows in a row since the retraining on {ground} of {before:%Y-%m-%d}"
-        return Finding(ground, False, f"{words}, but {held}, where it takes {policy.quiet}")
-    return Finding(ground, True, words)
+        held = f"only {row} quiet windows in a row since the retraining on {trigger} of {before:%Y-%m-%d}"
+        return Finding(trigger, False, f"{words}, but {held}, where it takes {policy.quiet}")
+    return Finding(trigger, True, words)
 
 
 def _quiet(evidence: Sequence[Evidence]) -> int:
@@ -196,7 +196,7 @@ def _scored(window: Window) -> datetime:
 
 def _loss(limit: float, window: Window, known: datetime) -> Evidence:
     found = window.performance
-    loss = found.loss() if found else None
+    loss = found.degradation() if found else None
     if found is None or loss is None:
         return Evidence(known, False, True, "no score of the latest")
     return Evidence(known, loss[1] > limit, False, _told(found, loss, limit))

@@ -23,14 +23,14 @@ PREFIX = "probability_"
 def compared(kind: KindName, absolute: bool, rows: pl.DataFrame, stands: Standing, bounds: Sequence[datetime]) -> list[Losses]:
     """Losses of both versions between each two of `bounds`: after the one, up to the next. One value per entity, its mean.
 
-    `rows`: of the ledger, without features. Rows without truth are left out. A version in shadow is compared with the
+    `rows`: of the ledger, without features. Rows without label are left out. A version in shadow is compared with the
     champion's answers to the very same requests.
     """
-    if kind == "clustering" or "truth" not in rows.columns:
+    if kind == "clustering" or "label" not in rows.columns:
         return []
     if stands.strategy == "shadow":
         rows = _inherited(rows)
-    rows = rows.filter(pl.col("truth").is_not_null())
+    rows = rows.filter(pl.col("label").is_not_null())
     if rows.is_empty():
         return []
     who = pl.coalesce("entity", pl.col("id").str.strip_suffix(SHADOW)).alias("who")
@@ -43,11 +43,11 @@ def compared(kind: KindName, absolute: bool, rows: pl.DataFrame, stands: Standin
 
 
 def _inherited(rows: pl.DataFrame) -> pl.DataFrame:
-    """A truth that names the champion's answer is also that of the answer in its shadow."""
-    known = rows.filter(pl.col("variant") == "champion").select("id", pl.col("truth").alias("own"))
+    """A label of the champion's prediction is also that of the prediction in its shadow."""
+    known = rows.filter(pl.col("variant") == "champion").select("id", pl.col("label").alias("own"))
     rows = rows.with_columns(pl.col("id").str.strip_suffix(SHADOW).alias("asked"))
     found = rows.join(known, left_on="asked", right_on="id", how="left", maintain_order="left")
-    return found.with_columns(pl.coalesce("truth", "own").alias("truth")).drop("asked", "own")
+    return found.with_columns(pl.coalesce("label", "own").alias("label")).drop("asked", "own")
 
 
 def _groups(old: pl.DataFrame, new: pl.DataFrame) -> list[Losses]:
@@ -65,20 +65,20 @@ def _pairs(old: pl.DataFrame, new: pl.DataFrame) -> list[Losses]:
 
 
 def of(kind: KindName, absolute: bool, rows: pl.DataFrame) -> np.ndarray:
-    """The loss of each row, all of known truth; NaN where truth or answer are not what they should be."""
+    """The loss of each row, all with a label; NaN where label or answer are not what they should be."""
     if kind == "classification":
         return _brier(rows)
     if kind == "regression":
-        gaps = np.abs(_floats(rows["truth"]) - _floats(rows["prediction"]))
+        gaps = np.abs(_floats(rows["label"]) - _floats(rows["prediction"]))
         return gaps if absolute else gaps**2
-    return np.array([_ndcg_lost(*each) for each in zip(rows["items"], rows["truth"], strict=True)])
+    return np.array([_ndcg_lost(*each) for each in zip(rows["items"], rows["label"], strict=True)])
 
 
 def _brier(rows: pl.DataFrame) -> np.ndarray:
-    truths = np.array([_class(value) for value in rows["truth"]], dtype=object)
+    labels = np.array([_class(value) for value in rows["label"]], dtype=object)
     found = np.ones(rows.height)  # of a class that the version does not know, all of it is missed
     for name in (name for name in rows.columns if name.startswith(PREFIX)):
-        chance, mine = np.nan_to_num(_floats(rows[name])), truths == name.removeprefix(PREFIX)
+        chance, mine = np.nan_to_num(_floats(rows[name])), labels == name.removeprefix(PREFIX)
         found += chance**2 - 2 * np.where(mine, chance, 0.0)
     return found
 

@@ -127,7 +127,7 @@ def test_drift_is_reported_answered_by_an_automation_and_ends_in_a_judged_challe
     try:
         told = json.loads(shop.run(EVERGREEN, "monitor", "spend", "--as-of", str(DAY), "--json").stdout)["problems"]["spend"]
         decision = told["decision"]
-        assert (decision["retrain"], decision["ground"], told["answered"]) == (True, "drift", True)
+        assert (decision["retrain"], decision["trigger"], told["answered"]) == (True, "drift", True)
         assert told["notes"] == []
         assert (shop.root / "reports" / "spend" / "drift" / f"{DAY}.html").stat().st_size > 10_000
         assert 'evergreen_drift_alarm{problem="spend"} 1' in (shop.root / "var" / "metrics.prom").read_text()
@@ -140,7 +140,7 @@ def test_drift_is_reported_answered_by_an_automation_and_ends_in_a_judged_challe
             return found if found and found["ended"] else None
 
         done = wait_for(retraining, log_end)
-        assert (done["ground"], done["version"], done["by"]) == ("drift", 2, "policy (drift)")
+        assert (done["trigger"], done["version"], done["by"]) == ("drift", 2, "policy (drift)")
         history = json.loads(shop.run(EVERGREEN, "history", "spend", "--json").stdout)
         assert history["champion"] == (2 if done["promoted"] else 1)
         assert history["decisions"][-1]["by"] == "policy (drift)"

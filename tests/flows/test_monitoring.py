@@ -19,8 +19,9 @@ from evergreen.flows.monitoring import Means, Seen
 from evergreen.flows.operations import notifications, status
 from evergreen.flows.operations.status import Outcome
 from evergreen.monitoring.drift import reference_data
-from evergreen.monitoring.ledger.decisions import end_of
-from evergreen.monitoring.ledger.predictions import Prediction, Truth
+from evergreen.monitoring.ledger.decisions import end_of_day
+from evergreen.monitoring.ledger.label_matching import Label
+from evergreen.monitoring.ledger.predictions import Prediction
 from evergreen.monitoring.ledger.records import Decision
 from evergreen.tasks.config.params import Params, load
 from evergreen.tasks.core.errors import StepError
@@ -82,7 +83,7 @@ def mill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Layou
         }  # fmt: skip
         layout.params.write_text(json.dumps(whole))
         version = Version(
-            problem="late", version=1, run_id="run", created=end_of(DAY - timedelta(days=60)), aliases=("champion",),
+            problem="late", version=1, run_id="run", created=end_of_day(DAY - timedelta(days=60)), aliases=("champion",),
             tags={"metric": "roc_auc", "verdict.rows": "500"},
             metrics={"roc_auc": 0.8, "roc_auc_low": 0.75, "roc_auc_high": 0.85},
         )  # fmt: skip
@@ -118,14 +119,14 @@ def serve(
         Prediction(
             id=f"{day} {place}", problem="late", version=1, variant="champion", at=at + timedelta(seconds=place),
             entity=None, cutoff=None, features={name: value for name, value in row.items() if name not in drop},
-            answer={"prediction": "yes" if p > 0.5 else "no", "probability_no": 1 - p, "probability_yes": p},
+            outputs={"prediction": "yes" if p > 0.5 else "no", "probability_no": 1 - p, "probability_yes": p},
         )
         for place, (row, p) in enumerate(zip(rows(count, draw, shift).to_dicts(), chance.tolist(), strict=True))
     ]  # fmt: skip
     ledger = settings.ledger(layout)
     ledger.append(made)
     if truth is not None:
-        ledger.label("late", [Truth("yes" if truth else "no", id=each.id, known_at=at) for each in made])
+        ledger.add_labels("late", [Label("yes" if truth else "no", id=each.id, known_at=at) for each in made])
 
 
 def decided(seen: Seen) -> Decision:
@@ -151,8 +152,8 @@ def test_a_shift_is_an_alarm_and_starts_one_retraining_however_often_it_is_seen(
     assert decided(first).reason.startswith("retrain: drift in 1 of the last 1 windows and in the latest (size:")
     assert decided(second) == decided(first)
     assert (first.retraining is not None, second.retraining, world.trained) == (True, None, ["late"])
-    (past,) = settings.looks(layout).retrainings("late")
-    assert (past.ground, past.by, past.at) == ("drift", "policy (drift)", end_of(DAY))
+    (past,) = settings.decision_log(layout).retrainings("late")
+    assert (past.trigger, past.by, past.at) == ("drift", "policy (drift)", end_of_day(DAY))
 
 
 def test_two_monitors_at_once_find_the_same_and_train_once(mill: Callable[..., Layout], world: World) -> None:
@@ -165,7 +166,7 @@ def test_two_monitors_at_once_find_the_same_and_train_once(mill: Callable[..., L
         each.join()
     assert [each.error for each in found] == [None] * 3
     assert len({decided(each).reason for each in found}) == 1
-    assert (len(settings.looks(layout).looks("late")), world.trained) == (1, ["late"])
+    assert (len(settings.decision_log(layout).runs("late")), world.trained) == (1, ["late"])
 
 
 def test_a_suggestion_trains_nothing(mill: Callable[..., Layout], world: World) -> None:
@@ -220,7 +221,7 @@ def test_a_look_back_decides_nothing_and_changes_no_later_look(mill: Callable[..
     back = decided(world.look(layout, DAY - timedelta(days=10)))
     assert back.window.drift.alarm
     assert back.reason.startswith("no retraining: this look ends 2024-02-29")
-    assert [each.decision.at.day for each in settings.looks(layout).looks("late")] == [29, 10]
+    assert [each.decision.at.day for each in settings.decision_log(layout).runs("late")] == [29, 10]
     assert world.trained == []
 
 
@@ -250,9 +251,9 @@ def test_a_retraining_that_was_killed_is_completed_by_the_next_monitor(mill: Cal
 
     with pytest.raises(KeyboardInterrupt, match="at once"):
         watching.run(layout, ["late"], DAY, Means(world.refresh, world.emit, kill))
-    assert len(settings.looks(layout).unfinished(["late"])) == 1
+    assert len(settings.decision_log(layout).unfinished(["late"])) == 1
     world.look(layout)
-    assert (world.trained, settings.looks(layout).unfinished(["late"])) == (["late"], [])
+    assert (world.trained, settings.decision_log(layout).unfinished(["late"])) == (["late"], [])
 
 
 def test_what_prometheus_reads_names_the_problem_and_the_alarm(mill: Callable[..., Layout], world: World) -> None:
@@ -261,7 +262,7 @@ def test_what_prometheus_reads_names_the_problem_and_the_alarm(mill: Callable[..
     world.look(layout)
     text = (layout.var / "metrics.prom").read_text()
     assert 'evergreen_drift_alarm{problem="late"} 1\n' in text
-    assert f'evergreen_window_end_seconds{{problem="late"}} {end_of(DAY).timestamp():.0f}\n' in text
+    assert f'evergreen_window_end_seconds{{problem="late"}} {end_of_day(DAY).timestamp():.0f}\n' in text
     assert 'evergreen_score{problem="late",metric="roc_auc",of="expected"} 0.8\n' in text
     helped = [line.split()[2] for line in text.splitlines() if line.startswith("# HELP")]
     assert sorted(helped) == sorted(set(helped))
@@ -326,7 +327,7 @@ def test_the_champions_training_is_dated_by_what_it_knew() -> None:
         problem="late", version=1, run_id="r", created=datetime(2026, 1, 1, tzinfo=UTC), aliases=(), tags={}, metrics={}
     )
     assert watching.trained(version) == version.created
-    assert watching.trained(version.model_copy(update={"tags": {"as_of": "2017-12-31"}})) == end_of(date(2017, 12, 31))
+    assert watching.trained(version.model_copy(update={"tags": {"as_of": "2017-12-31"}})) == end_of_day(date(2017, 12, 31))
 
 
 def test_a_project_that_lives_on_a_day_is_looked_at_there_unless_somebody_was_answered_later(

@@ -17,7 +17,7 @@ from evergreen.flows import retraining, settings, steps, training
 from evergreen.flows.operations import params_edit
 from evergreen.flows.operations.status import Outcome
 from evergreen.flows.retraining import Asked
-from evergreen.monitoring.ledger.decisions import Begun, end_of
+from evergreen.monitoring.ledger.decisions import RetrainingRecord, end_of_day
 from evergreen.tasks import __main__ as tasks_main
 from evergreen.tasks.config.params import load
 from evergreen.tasks.core.errors import BusyError, ParamsError, StepError
@@ -118,7 +118,7 @@ def layout(trained: Layout, tmp_path: Path) -> Layout:
 
 
 def asked(id: str = "look", **more: Any) -> Asked:
-    return Asked("spend", "drift in recency", "policy (drift)", "drift", id, end_of(DAY), DAY, **more)
+    return Asked("spend", "drift in recency", "policy (drift)", "drift", id, end_of_day(DAY), DAY, **more)
 
 
 MOMENTS = [
@@ -129,7 +129,7 @@ MOMENTS = [
 
 
 def test_killed_at_each_step_the_champion_answers_and_the_next_run_completes_it(layout: Layout, watch: Watch) -> None:
-    looks = settings.looks(layout)
+    looks = settings.decision_log(layout)
     watch.kills = [*MOMENTS]
     for when, name in MOMENTS:
         with pytest.raises(KilledError, match=f"{when} {name}"):
@@ -171,7 +171,7 @@ def test_a_worse_challenger_changes_nothing_and_the_same_event_again_trains_noth
 def test_a_training_that_fails_is_written_down_and_the_champion_stays(layout: Layout) -> None:
     with pytest.raises(StepError, match=r"^spend: train: too few rows$"):
         retraining.run(layout, asked(), lambda *_: Outcome("spend", error="spend: train: too few rows"))
-    (past,) = settings.looks(layout).retrainings("spend")
+    (past,) = settings.decision_log(layout).retrainings("spend")
     assert (past.outcome, past.promoted, settings.deployments(layout).champion("spend")) == (
         "failed: spend: train: too few rows", None, 1,
     )  # fmt: skip
@@ -195,7 +195,7 @@ def test_a_person_completes_what_was_begun_before_anything_new(layout: Layout) -
 
 
 def test_while_another_training_is_at_work_nothing_is_completed_beside_it(layout: Layout) -> None:
-    settings.looks(layout).claim(_begun())
+    settings.decision_log(layout).claim(_begun())
     with locking(layout.var / "train.lock", "train"):
         assert retraining.complete(layout, ["spend"], lambda *_: pytest.fail("it trained")) == []
 
@@ -256,8 +256,8 @@ def test_weights_and_windows_are_refused_where_they_say_nothing(tmp_path: Path) 
             load(tmp_path / "params.yaml")
 
 
-def _begun() -> Begun:
-    return Begun(
-        id="one", problem="spend", at=end_of(DAY), as_of=DAY, ground="drift", reason="r", by="b",
-        begun=datetime.now(UTC) - timedelta(seconds=1),
+def _begun() -> RetrainingRecord:
+    return RetrainingRecord(
+        id="one", problem="spend", at=end_of_day(DAY), as_of=DAY, trigger="drift", reason="r", by="b",
+        started=datetime.now(UTC) - timedelta(seconds=1),
     )  # fmt: skip

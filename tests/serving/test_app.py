@@ -238,10 +238,10 @@ def test_what_each_column_adds_sums_up_to_the_answer(client, shop):
 def test_answers_and_their_truths_reach_the_ledger(client, shop):
     said = client.post("/v1/predict/dear", json=HOUSE).json()
     early = client.post("/v1/labels/dear", json={"id": said["id"], "value": "yes"})
-    assert early.json()["matched"] + early.json()["waiting"] == 1
-    assert client.post("/v1/labels", json={"problem": "dear", "id": said["id"], "value": "yes"}).json()["repeated"] == 1
+    assert early.json()["matched"] + early.json()["pending"] == 1
+    assert client.post("/v1/labels", json={"problem": "dear", "id": said["id"], "value": "yes"}).json()["duplicate"] == 1
     row, features = in_ledger(shop, "dear", said["id"])
-    assert (row["version"], row["variant"], row["truth"]) == (said["version"], "champion", "yes")
+    assert (row["version"], row["variant"], row["label"]) == (said["version"], "champion", "yes")
     assert row["probability_yes"] == pytest.approx(said["probability_yes"])
     assert features["colour"] == "red"
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from evergreen.monitoring.ledger.predictions import Ledger
-from evergreen.monitoring.ledger.spool import Journal, drain
+from evergreen.monitoring.ledger.spool import Spool, drain
 from evergreen.serving.batching import Batch
 from evergreen.serving.deployment_watcher import Lineup
 from evergreen.serving.loaded_model import Feature, Rows
@@ -44,7 +44,7 @@ class Desk:
         watch = SimpleNamespace(lineup=lambda problem: lineup if problem == "dear" else None)
         known = SimpleNamespace(serve=Serve(**policy), problems={"dear": "regression"})
         self.metrics = Metrics()
-        journal = Journal(folder / "journal")
+        journal = Spool(folder / "spool")
         self.answering = Answering(cast(Any, known), cast(Any, watch), journal, None, self.metrics)
 
     def run(self, work: Callable[[Answering], Any]) -> Any:
@@ -62,7 +62,7 @@ class Desk:
     def ledger(self) -> list[tuple[int, str, float]]:
         """Version, variant and answer of each prediction."""
         ledger = Ledger(f"sqlite:///{self._folder / 'ledger.db'}")
-        drain(self._folder / "journal", ledger)
+        drain(self._folder / "spool", ledger)
         rows = ledger.read("dear", variants=("champion", "candidate", "shadow")).rows
         return sorted(rows.select("version", "variant", "prediction").rows()) if rows.height else []
 

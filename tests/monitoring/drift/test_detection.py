@@ -8,7 +8,7 @@ import pytest
 
 from evergreen.monitoring.drift import detection, evidently_report, null_distribution, reference_data
 from evergreen.monitoring.drift.reference_data import ENTITY, WEEK, Reference
-from evergreen.monitoring.ledger.predictions import Predicted
+from evergreen.monitoring.ledger.predictions import Predictions
 from evergreen.monitoring.ledger.records import Change, Drift
 from evergreen.tasks.config.operations import Monitor
 from evergreen.tasks.core.paths import Layout
@@ -43,13 +43,13 @@ def referring(frame: pl.DataFrame, **options) -> Reference:
     return reference_data.of("sold", 1, "regression", {"features": bare(frame)}, **options)
 
 
-def window(frame: pl.DataFrame, **rows) -> Predicted:
+def window(frame: pl.DataFrame, **rows) -> Predictions:
     about = {"entity": pl.Series([None] * frame.height, dtype=pl.String), **rows}
-    return Predicted(pl.DataFrame(about), frame)
+    return Predictions(pl.DataFrame(about), frame)
 
 
 def of(found: Drift, column: str, what: str = "feature") -> Change:
-    return next(each for each in found.changes if (each.column, each.what) == (column, what))
+    return next(each for each in found.changes if (each.column, each.aspect) == (column, what))
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_a_shift_of_0_08_standard_deviations_is_seen_in_20000_rows_and_nothing_e
 def test_a_category_of_50_levels_is_silent_in_200_rows_and_speaks_where_half_of_them_change(usual):
     draw = np.random.default_rng(6)
     same = features(draw, 200)
-    assert not of(detection.compare(usual, window(same), POLICY, 0), "many 0").drifts
+    assert not of(detection.compare(usual, window(same), POLICY, 0), "many 0").significant
     other = same.with_columns(pl.Series("many 0", np.where(draw.random(200) < 0.5, LEVELS[30], same["many 0"])))
     changed = of(detection.compare(usual, window(other), POLICY, 0), "many 0")
     assert changed.alarm
@@ -92,7 +92,7 @@ def test_a_drift_that_the_model_hardly_uses_is_told_and_raises_no_alarm():
     now = features(draw, 1000).with_columns(pl.col("number 1", "number 2") + 1)
     found = detection.compare(known, window(now), POLICY, 0)
     assert not found.alarm
-    assert of(found, "number 1").drifts
+    assert of(found, "number 1").significant
     assert "hardly uses" in of(found, "number 1").reason
     assert of(found, "number 2").importance == 0.0
     moved = detection.compare(known, window(now.with_columns(pl.col("number 0") + 1)), POLICY, 0)
@@ -103,7 +103,7 @@ def test_a_sure_but_tiny_change_is_told_and_raises_no_alarm():
     draw = np.random.default_rng(8)
     known = referring(pl.DataFrame({"x": draw.normal(size=20_000)}))
     found = detection.compare(known, window(pl.DataFrame({"x": draw.normal(0.08, 1, 50_000)})), Monitor(min_effect=0.2), 0)
-    assert of(found, "x").drifts
+    assert of(found, "x").significant
     assert not found.alarm
     assert "min_effect 0.2" in of(found, "x").reason
 
@@ -118,7 +118,7 @@ def test_more_missing_values_and_unseen_categories_are_changes_of_their_own(usua
     missing, unseen = of(found, "number 5", "missing"), of(found, "few 1", "unseen")
     assert (missing.alarm, missing.value) == (True, pytest.approx(1 / 3))
     assert (unseen.alarm, unseen.value) == (True, pytest.approx(0.25))
-    assert not of(found, "number 5").drifts
+    assert not of(found, "number 5").significant
 
 
 def test_a_column_that_is_gone_is_an_alarm_and_a_new_one_is_none(usual):
@@ -138,7 +138,7 @@ def test_columns_of_another_type_all_missing_infinite_or_constant_are_told_and_b
         pl.lit(None, pl.String).alias("few 0"),
     )
     found = detection.compare(usual, window(now), POLICY, 0)
-    assert not of(found, "number 0").drifts
+    assert not of(found, "number 0").significant
     assert "not finite numbers" in of(found, "number 1", "missing").reason
     assert {each.column for each in found.alarms} == {"number 1", "number 2", "number 3", "number 4", "few 0"}
 
@@ -151,7 +151,7 @@ def test_a_reference_that_is_constant_or_empty_still_tells_what_is_new():
     assert not detection.compare(known, window(calm), POLICY, 0).alarm
     now = calm.with_columns(pl.lit(2.0).alias("same"), pl.lit(3.0).alias("none"))
     found = detection.compare(known, window(now), POLICY, 0)
-    assert {(each.column, each.what) for each in found.alarms} == {("same", "feature"), ("none", "missing")}
+    assert {(each.column, each.aspect) for each in found.alarms} == {("same", "feature"), ("none", "missing")}
 
 
 @pytest.mark.parametrize("rows", [0, 3, 29])
@@ -180,23 +180,23 @@ def test_a_week_that_differs_as_weeks_do_is_no_drift_and_one_that_differs_more_i
     moves = [*draw.normal(0, 0.3, 12)]
     weeks = [weekly(draw, np.arange(400), place, move) for place, move in enumerate(moves)]
     rows, frames = zip(*weeks, strict=True)
-    known = reference_data.of_predicted("sold", 1, "regression", Predicted(pl.concat(rows), pl.concat(frames)))
-    as_ever = detection.compare(known, Predicted(*weekly(draw, np.arange(400), 20, 0.35)), POLICY, 0)
+    known = reference_data.of_predicted("sold", 1, "regression", Predictions(pl.concat(rows), pl.concat(frames)))
+    as_ever = detection.compare(known, Predictions(*weekly(draw, np.arange(400), 20, 0.35)), POLICY, 0)
     assert not as_ever.alarm
-    assert detection.compare(known, Predicted(*weekly(draw, np.arange(400), 20, 3.0)), POLICY, 0).alarm
+    assert detection.compare(known, Predictions(*weekly(draw, np.arange(400), 20, 3.0)), POLICY, 0).alarm
     still = [weekly(draw, np.arange(400), place, 0.0) for place in range(12)]
     rows, frames = zip(*still, strict=True)
-    calm = reference_data.of_predicted("sold", 1, "regression", Predicted(pl.concat(rows), pl.concat(frames)))
-    assert detection.compare(calm, Predicted(*weekly(draw, np.arange(400), 20, 0.35)), POLICY, 0).alarm
+    calm = reference_data.of_predicted("sold", 1, "regression", Predictions(pl.concat(rows), pl.concat(frames)))
+    assert detection.compare(calm, Predictions(*weekly(draw, np.arange(400), 20, 0.35)), POLICY, 0).alarm
 
 
 def test_rows_of_few_people_count_as_few():
     draw = np.random.default_rng(15)
     rows, frame = weekly(draw, np.repeat(np.arange(300), 12), 0, 0.0)
-    known = reference_data.of_predicted("sold", 1, "regression", Predicted(rows, frame))
+    known = reference_data.of_predicted("sold", 1, "regression", Predictions(rows, frame))
     few = np.repeat(np.random.default_rng(16).integers(5000, 9000, 40), 25)
-    assert not detection.compare(known, Predicted(*weekly(draw, few, 0, 0.0)), POLICY, 0).alarm
-    strangers = Predicted(
+    assert not detection.compare(known, Predictions(*weekly(draw, few, 0, 0.0)), POLICY, 0).alarm
+    strangers = Predictions(
         weekly(draw, few, 0, 0.0)[0].with_columns(entity=pl.lit(None, pl.String)), weekly(draw, few, 0, 0.0)[1]
     )
     assert detection.compare(known, strangers, POLICY, 0).alarm  # the same rows, were each about another one
@@ -206,21 +206,21 @@ def test_answers_and_truths_drift_too():
     draw = np.random.default_rng(17)
     risk = draw.beta(2, 20, 3000)
     frame = pl.DataFrame({"x": draw.normal(size=3000)})
-    about = {"probability_0": 1 - risk, "probability_1": risk, "truth": (draw.random(3000) < risk).astype(float)}
+    about = {"probability_0": 1 - risk, "probability_1": risk, "label": (draw.random(3000) < risk).astype(float)}
     known = reference_data.of_predicted("redeem", 1, "classification", window(frame, **about))
     calm = {name: values[:1000] for name, values in about.items()}
     assert not detection.compare(known, window(frame.head(1000), **calm), POLICY, 0).alarm
     higher = draw.beta(4, 20, 1000)
-    truth = pl.Series(["1" if each else "0" for each in draw.random(1000) < 0.3]).set(pl.Series(np.arange(1000) % 2 == 0), None)
-    now = window(frame.head(1000), probability_0=1 - higher, probability_1=higher, truth=truth)
+    label = pl.Series(["1" if each else "0" for each in draw.random(1000) < 0.3]).set(pl.Series(np.arange(1000) % 2 == 0), None)
+    now = window(frame.head(1000), probability_0=1 - higher, probability_1=higher, label=label)
     found = detection.compare(known, now, POLICY, 0)
-    assert {(each.column, each.what) for each in found.alarms} == {("probability_1", "prediction"), ("label", "label")}
+    assert {(each.column, each.aspect) for each in found.alarms} == {("probability_1", "prediction"), ("label", "label")}
 
 
 def test_groups_drift_by_their_shares_and_by_how_far_rows_lie_from_their_centres():
     draw = np.random.default_rng(18)
 
-    def rows(count: int, share: float, spread: float) -> Predicted:
+    def rows(count: int, share: float, spread: float) -> Predictions:
         group = (draw.random(count) < share).astype(int)
         points = pl.DataFrame({"a": 10.0 + 80 * group + spread * draw.normal(size=count), "b": draw.normal(size=count)})
         return window(points, prediction=group)
@@ -228,9 +228,9 @@ def test_groups_drift_by_their_shares_and_by_how_far_rows_lie_from_their_centres
     known = reference_data.of_predicted("segments", 1, "clustering", rows(3000, 0.3, 3))
     assert not detection.compare(known, rows(800, 0.3, 3), POLICY, 0).alarm
     found = detection.compare(known, rows(800, 0.5, 3), POLICY, 0)
-    assert ("group", "segments") in {(each.column, each.what) for each in found.alarms}
+    assert ("group", "segments") in {(each.column, each.aspect) for each in found.alarms}
     found = detection.compare(known, rows(800, 0.3, 9), POLICY, 0)
-    assert ("distance", "segments") in {(each.column, each.what) for each in found.alarms}
+    assert ("distance", "segments") in {(each.column, each.aspect) for each in found.alarms}
 
 
 def test_lists_drift_by_popularity_coverage_and_repeats():
@@ -246,12 +246,12 @@ def test_lists_drift_by_popularity_coverage_and_repeats():
     again = pl.Series(draw.integers(0, 6, 1000) / 5)
     learned = rows(1000, 100).with_columns(again.alias("repeats"))
     reads = {"bits": bits, "rarest": 10.0}
-    known = reference_data.of_predicted("recommend", 1, "recommendation", Predicted(learned, pl.DataFrame()), reads=reads)
+    known = reference_data.of_predicted("recommend", 1, "recommendation", Predictions(learned, pl.DataFrame()), reads=reads)
     calm = rows(400, 100).with_columns(pl.Series("repeats", draw.integers(0, 6, 400) / 5))
-    assert not detection.compare(known, Predicted(calm, pl.DataFrame()), POLICY, 0).alarm
+    assert not detection.compare(known, Predictions(calm, pl.DataFrame()), POLICY, 0).alarm
     narrow = rows(400, 12).with_columns(repeats=pl.lit(1.0))
-    found = detection.compare(known, Predicted(narrow, pl.DataFrame()), POLICY, 0)
-    assert {(each.column, each.what) for each in found.alarms} == {
+    found = detection.compare(known, Predictions(narrow, pl.DataFrame()), POLICY, 0)
+    assert {(each.column, each.aspect) for each in found.alarms} == {
         ("popularity", "ranking"),
         ("coverage", "ranking"),
         ("repeats", "ranking"),
@@ -302,7 +302,7 @@ def test_what_a_list_repeats_is_what_its_user_had_bought_by_then(tmp_path):
     rows = pl.DataFrame(
         {"entity": ["1", "2", "3"], "cutoff": [date(2024, 5, 5)] * 3, "items": [[10, 11], [10, 11, 12, 13], [10]]}
     )
-    predicted = Predicted(rows, pl.DataFrame())
+    predicted = Predictions(rows, pl.DataFrame())
     assert detection.completed(layout, "recommend", predicted) is predicted
     layout.features("recommend").mkdir(parents=True)
     bought.write_parquet(layout.features("recommend") / "lines.parquet")

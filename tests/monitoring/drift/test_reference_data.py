@@ -9,7 +9,7 @@ import pytest
 
 from evergreen.monitoring.drift import detection, reference_data
 from evergreen.monitoring.drift.reference_data import ENTITY, WEEK
-from evergreen.monitoring.ledger.predictions import Predicted
+from evergreen.monitoring.ledger.predictions import Predictions
 from evergreen.tasks.config.operations import Monitor
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import ProjectError, StepError
@@ -165,7 +165,7 @@ def test_words_count_by_their_number_and_dates_by_their_age(tmp_path):
     assert made.parts["features"].week is not None
     later = [datetime(2025, 1, 1)] * 200
 
-    def asking(words: int, age: int) -> Predicted:
+    def asking(words: int, age: int) -> Predictions:
         opened = [str(each - timedelta(days=age + place % 20)) for place, each in enumerate(later)]
         features = pl.DataFrame(
             {
@@ -174,7 +174,7 @@ def test_words_count_by_their_number_and_dates_by_their_age(tmp_path):
                 "opened": opened,
             }
         )
-        return Predicted(pl.DataFrame({"at": later, "entity": [str(9000 + place) for place in range(200)]}), features)
+        return Predictions(pl.DataFrame({"at": later, "entity": [str(9000 + place) for place in range(200)]}), features)
 
     assert not detection.compare(made, asking(3, 10), POLICY, 0).alarm
     assert {each.column for each in detection.compare(made, asking(40, 400), POLICY, 0).alarms} == {"purpose", "opened"}
@@ -196,7 +196,7 @@ def test_draws_without_drift_are_made_once_and_kept_beside_the_reference(tmp_pat
     written(layout, frame, CARD, said(frame), str(CUTOFFS[-1]))
     made = reference_data.build(project(EVENTS), "again", layout, None, 1)
     now = frame.filter(pl.col("cutoff") == CUTOFFS[4])
-    predicted = Predicted(
+    predicted = Predictions(
         now.select(pl.col("household_id").cast(pl.String).alias("entity"), "cutoff"), now.select("spend", "town")
     )
     first = detection.compare(made, predicted, POLICY, 0)

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from evergreen.flows import settings
 from evergreen.flows.cli.main import app
 from evergreen.monitoring.ledger import labels
+from evergreen.monitoring.ledger.label_matching import RejectedLabel
 from evergreen.monitoring.ledger.labels import Columns
-from evergreen.monitoring.ledger.predictions import Ledger, Prediction, Refused
+from evergreen.monitoring.ledger.predictions import Ledger, Prediction
 from evergreen.tasks import problems
 from evergreen.tasks.config import params
 from evergreen.tasks.config.params import Params, Tabular
@@ -61,7 +62,7 @@ def prediction(id: str, entity: str | None = None, at: datetime = NOON, **change
         "variant": "champion",
         "cutoff": None,
         "features": {},
-        "answer": {"prediction": 1},
+        "outputs": {"prediction": 1},
     }
     return Prediction(**{**base, "id": id, "entity": entity, "at": at, **changed})
 
@@ -72,13 +73,13 @@ def told(ledger: Ledger, rows: dict[str, list[Any]], kind: Any = "classification
 
 
 def of(ledger: Ledger, problem: str = "churn") -> dict[str, Any]:
-    return dict(ledger.read(problem).rows.select("id", "truth").iter_rows())
+    return dict(ledger.read(problem).rows.select("id", "label").iter_rows())
 
 
 def test_a_file_names_predictions_by_id_and_uses_the_usual_names(ledger):
     ledger.append([prediction("a"), prediction("b")])
     for name in ("truth", "target", "label", "value", "churned"):
-        assert told(ledger, {"id": ["a", "x" + name], name: ["yes", "no"]})["waiting"] == 1
+        assert told(ledger, {"id": ["a", "x" + name], name: ["yes", "no"]})["pending"] == 1
     assert of(ledger) == {"a": "yes", "b": None}
 
 
@@ -94,7 +95,7 @@ def test_columns_may_be_named(ledger):
     rows = {"who": ["7"], "when": [date(2017, 10, 9)], "what": ["1"], "since": ["2017-11-01"]}
     assert told(ledger, rows, entity="who", time="when", truth="what", known="since") == {"matched": 1}
     found = ledger.read("churn").rows
-    assert (found["truth"][0], found["truth_at"][0]) == (1, datetime.combine(date(2017, 11, 1), time.max, UTC))
+    assert (found["label"][0], found["label_at"][0]) == (1, datetime.combine(date(2017, 11, 1), time.max, UTC))
 
 
 def test_rows_that_say_nothing_are_refused_by_their_place_and_stop_no_other(ledger):
@@ -108,11 +109,11 @@ def test_rows_that_say_nothing_are_refused_by_their_place_and_stop_no_other(ledg
     needs = "names no prediction: it needs an id, or an entity and a time"
     assert told(ledger, rows) == {
         "matched": 1,
-        "refused": (
-            Refused(1, "time = yesterday: is neither a day (YYYY-MM-DD) nor a time (YYYY-MM-DDTHH:MM:SS)"),
-            Refused(2, needs),
-            Refused(3, needs),
-            Refused(4, "has no value"),
+        "rejected": (
+            RejectedLabel(1, "time = yesterday: is neither a day (YYYY-MM-DD) nor a time (YYYY-MM-DDTHH:MM:SS)"),
+            RejectedLabel(2, needs),
+            RejectedLabel(3, needs),
+            RejectedLabel(4, "has no value"),
         ),
     }
 
@@ -120,7 +121,7 @@ def test_rows_that_say_nothing_are_refused_by_their_place_and_stop_no_other(ledg
 def test_the_same_file_again_repeats_and_a_corrected_one_changes(ledger):
     ledger.append([prediction("a")])
     assert told(ledger, {"id": ["a"], "truth": ["1"]}) == {"matched": 1}
-    assert told(ledger, {"id": ["a"], "truth": [1.0]}) == {"repeated": 1}
+    assert told(ledger, {"id": ["a"], "truth": [1.0]}) == {"duplicate": 1}
     assert told(ledger, {"id": ["a"], "truth": [0]}) == {"changed": 1}
     assert of(ledger) == {"a": 0}
 
@@ -199,10 +200,10 @@ def test_the_labels_of_training_are_the_truths_once_their_horizon_has_passed(wor
     found = ledger.read(problem).rows
     keys = labelled.select(entity=pl.col("household_id").cast(pl.String), cutoff="cutoff", target="target")
     both = found.join(keys, on=["entity", "cutoff"])
-    assert both["truth"].cast(float).to_list() == both["target"].to_list()
-    assert found.filter(cutoff=cutoffs[-1])["truth"].null_count() == found.filter(cutoff=cutoffs[-1]).height
+    assert both["label"].cast(float).to_list() == both["target"].to_list()
+    assert found.filter(cutoff=cutoffs[-1])["label"].null_count() == found.filter(cutoff=cutoffs[-1]).height
     ripe = [datetime.combine(day + timedelta(days=28), time.max, UTC) for day in both["cutoff"]]
-    assert both["truth_at"].to_list() == ripe
+    assert both["label_at"].to_list() == ripe
 
 
 def test_an_answer_of_any_day_has_a_truth_and_one_whose_horizon_runs_has_none(world, known, ledger):
@@ -243,19 +244,19 @@ def test_a_truth_may_be_known_later_than_its_horizon_ends(world, known, ledger):
     for days in (30, 40):
         scored(ledger, "redeem", [1], known.project.as_of - timedelta(days=days))
     assert labels.collect(params_, "redeem", Layout(world.folder), ledger, known.project.as_of) == 1
-    assert ledger.read("redeem").rows["truth"].null_count() == 1
+    assert ledger.read("redeem").rows["label"].null_count() == 1
 
 
 def test_what_users_bought_is_the_truth_of_their_lists(world, known, ledger):
     cutoff = known.project.as_of - timedelta(days=28)
     rows = pl.DataFrame({"who": [6, 7, 424_242], "items": [[1003]] * 3, "scores": [[0.5]] * 3})
     ledger.append_frame(
-        "recommend", 1, rows, at=datetime.combine(cutoff, time.max, UTC), key="who", cutoff=cutoff, answer=["items", "scores"]
+        "recommend", 1, rows, at=datetime.combine(cutoff, time.max, UTC), key="who", cutoff=cutoff, outputs=["items", "scores"]
     )
     assert labels.collect(known, "recommend", Layout(world.folder), ledger, known.project.as_of) == 3
     lines = world.frames["lines"].filter(pl.col("day") > cutoff)
     wanted = [sorted(lines.filter(pl.col("user") == user)["item"].unique()) for user in (6, 7)]
-    assert ledger.read("recommend").rows["truth"].to_list() == [*wanted, []]
+    assert ledger.read("recommend").rows["label"].to_list() == [*wanted, []]
 
 
 def test_nothing_is_looked_up_where_nothing_can_be(world, known, ledger, tmp_path):
@@ -282,7 +283,7 @@ def test_labels_and_cohorts_by_command(world, monkeypatch, tmp_path):
     assert "row 40: time = soon: is neither a day" in done.output
     assert "39" in done.output
     again = json.loads(CliRunner().invoke(app, [*given, "--json"]).stdout)
-    assert (again["repeated"], again["refused"][0]["row"]) == (39, 39)
+    assert (again["duplicate"], again["rejected"][0]["row"]) == (39, 39)
     shown = ["cohorts", "spend", "--root", str(world.folder)]
     (cohort,) = json.loads(CliRunner().invoke(app, [*shown, "--json"]).stdout)["cohorts"]
     assert (cohort["week"], cohort["version"], cohort["predictions"], cohort["matured"]) == ("2017-06-26", 1, 40, 39)

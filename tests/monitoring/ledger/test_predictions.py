@@ -1,4 +1,4 @@
-"""The ledger: each prediction once, late truths in any order, what was known when, and cohorts that outlive their rows."""
+"""The ledger: each prediction once, late labels in any order, labels as of a time, and cohorts that outlive their rows."""
 
 import math
 import subprocess
@@ -15,7 +15,10 @@ import pytest
 import sqlalchemy as sa
 
 from evergreen.monitoring.ledger import predictions as ledgers
-from evergreen.monitoring.ledger.predictions import Cohort, Labelled, Ledger, Prediction, Refused, Truth
+from evergreen.monitoring.ledger import schema
+from evergreen.monitoring.ledger.cohorts import Cohort
+from evergreen.monitoring.ledger.label_matching import Label, LabelCounts, RejectedLabel
+from evergreen.monitoring.ledger.predictions import Ledger, Prediction
 from evergreen.monitoring.ledger.records import Estimate
 from evergreen.tasks.core.errors import ProjectError
 from tests import ROOT
@@ -33,7 +36,7 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     address = request.getfixturevalue("postgres")
     yield address
     engine = sa.create_engine(address)
-    ledgers.METADATA.drop_all(engine)
+    schema.METADATA.drop_all(engine)
     engine.dispose()
 
 
@@ -46,7 +49,7 @@ def prediction(number: int, **changed: Any) -> Prediction:
     base: dict[str, Any] = {
         "id": f"p{number}", "problem": "redeem", "version": 1, "variant": "champion", "at": NOON + timedelta(minutes=number),
         "entity": str(number), "cutoff": None, "features": {"spend": number / 2, "shop": "a"},
-        "answer": {"prediction": number % 2, "probability_0": 0.75, "probability_1": 0.25},
+        "outputs": {"prediction": number % 2, "probability_0": 0.75, "probability_1": 0.25},
     }  # fmt: skip
     return Prediction(**{**base, **changed})
 
@@ -56,12 +59,12 @@ def frame(rows: int, first: int = 0) -> pl.DataFrame:
     return pl.DataFrame({"household": numbers, "spend": numbers / 2, "prediction": numbers * 1.0})
 
 
-def labels(**counts: Any) -> Labelled:
-    return Labelled(**{**dict.fromkeys(("matched", "waiting", "repeated", "changed"), 0), **counts})
+def counted(**counts: Any) -> LabelCounts:
+    return LabelCounts(**{**dict.fromkeys(("matched", "pending", "duplicate", "changed"), 0), **counts})
 
 
-def truths(ledger: Ledger, **wanted: Any) -> list[Any]:
-    return ledger.read("redeem", **wanted).rows["truth"].to_list()
+def labels(ledger: Ledger, **wanted: Any) -> list[Any]:
+    return ledger.read("redeem", **wanted).rows["label"].to_list()
 
 
 def test_a_prediction_counts_once_and_comes_back_as_it_was(ledger, address):
@@ -75,12 +78,12 @@ def test_a_prediction_counts_once_and_comes_back_as_it_was(ledger, address):
     assert found.rows["prediction"].to_list() == [0, 1, 0, 1]
     assert found.rows["probability_1"].to_list() == [0.25] * 4
     assert found.features.to_dict(as_series=False) == {"spend": [0.0, 0.5, 1.0, 1.5], "shop": ["a"] * 4}
-    assert found.rows.select("truth", "truth_at").null_count().row(0) == (4, 4)
+    assert found.rows.select("label", "label_at").null_count().row(0) == (4, 4)
 
 
-def test_nothing_predicted_is_an_empty_answer_with_the_columns_of_rows(ledger):
+def test_an_empty_ledger_returns_no_rows_with_all_columns(ledger):
     found = ledger.read("redeem")
-    assert found.rows.columns == ["id", "version", "variant", "at", "cutoff", "entity", "truth", "truth_at"]
+    assert found.rows.columns == ["id", "version", "variant", "at", "cutoff", "entity", "label", "label_at"]
     assert found.rows.is_empty()
     assert found.features.is_empty()
     assert ledger.cohorts("redeem") == []
@@ -94,15 +97,15 @@ def test_a_window_is_open_at_its_begin_and_closed_at_its_end(ledger):
     assert ledger.read("redeem", since=first, until=last, version=2).rows["id"].to_list() == ["p3"]
 
 
-def test_answers_that_nobody_heard_are_read_only_when_asked_for(ledger):
+def test_shadow_predictions_are_read_only_on_request(ledger):
     ledger.append([prediction(0), prediction(1, variant="shadow"), prediction(2, variant="candidate")])
     assert ledger.read("redeem").rows["id"].to_list() == ["p0", "p2"]
     assert ledger.read("redeem", variants=["shadow"]).rows["id"].to_list() == ["p1"]
 
 
-def test_rows_that_say_other_things_stand_side_by_side(ledger):
+def test_rows_with_different_columns_and_types_are_read_together(ledger):
     ledger.append([prediction(0, features={"a": 1, "b": "x", "none": None})])
-    ledger.append([prediction(1, features={"a": 1.5, "c": True}, answer={"items": ["7", "8"], "scores": [0.5, 0.25]})])
+    ledger.append([prediction(1, features={"a": 1.5, "c": True}, outputs={"items": ["7", "8"], "scores": [0.5, 0.25]})])
     ledger.append([prediction(2, features={"a": math.nan, "b": 3}, version=2)])
     ledger.append([prediction(number, features={"a": number}) for number in range(3, 90)])
     found = ledger.read("redeem")
@@ -113,13 +116,13 @@ def test_rows_that_say_other_things_stand_side_by_side(ledger):
     assert found.rows["items"].to_list()[:2] == [None, ["7", "8"]]
 
 
-def test_predictions_are_read_without_what_they_were_asked_with(ledger):
+def test_predictions_are_read_without_their_features(ledger):
     ledger.append([prediction(0)])
     assert ledger.read("redeem", features=False).features.width == 0
 
 
 def test_a_frame_is_written_in_parts_and_once(ledger, monkeypatch):
-    monkeypatch.setattr(ledgers, "BLOCK", 70)
+    monkeypatch.setattr(ledgers, "BLOCK_ROWS", 70)
     given: dict[str, Any] = {"at": NOON, "key": "household", "cutoff": DAY, "features": ["spend"]}
     assert ledger.append_frame("redeem", 3, frame(200), **given) == 200
     assert ledger.append_frame("redeem", 3, frame(200, first=100), **given) == 100
@@ -131,7 +134,7 @@ def test_a_frame_is_written_in_parts_and_once(ledger, monkeypatch):
     assert found.rows["entity"][299] == "299"
 
 
-def test_rows_about_nobody_are_told_apart_by_what_they_hold(ledger):
+def test_rows_without_an_entity_are_identified_by_their_values(ledger):
     rows = pl.concat([frame(3), frame(2)])
     given: dict[str, Any] = {"at": NOON, "features": ["spend"]}
     assert ledger.append_frame("redeem", 1, rows, **given) == 5
@@ -146,26 +149,26 @@ def test_a_frame_may_bring_its_own_ids_and_no_features(ledger):
     assert (found.rows["id"].to_list(), found.features.width) == (["x", "y"], 0)
 
 
-def test_a_truth_finds_its_prediction_by_id_before_and_after_it_came(ledger):
+def test_a_label_matches_by_id_whether_it_arrives_before_or_after_its_prediction(ledger):
     ledger.append([prediction(0)])
-    told = [Truth(1, id="p0"), Truth(0, id="p1"), Truth(1, id="nobody")]
-    assert ledger.label("redeem", told) == labels(matched=1, waiting=2)
+    given = [Label(1, id="p0"), Label(0, id="p1"), Label(1, id="nobody")]
+    assert ledger.add_labels("redeem", given) == counted(matched=1, pending=2)
     ledger.append([prediction(1), prediction(2)])
-    assert truths(ledger) == [1, 0, None]
+    assert labels(ledger) == [1, 0, None]
 
 
-def test_a_truth_finds_its_predictions_by_entity_and_time(ledger):
+def test_a_label_matches_by_entity_and_time(ledger):
     ledger.append([prediction(0, cutoff=DAY), prediction(1, cutoff=DAY), prediction(2), prediction(3, at=NOON)])
     ledger.append([prediction(4, entity="0", cutoff=DAY, version=2)])
-    told = [
-        Truth(1, entity="0", at=DAY),
-        Truth(1, entity="1", at=NOON.date()),  # knew the day before: another question
-        Truth(1, entity="2", at=NOON.date()),
-        Truth(0, entity="3", at=NOON.replace(microsecond=700)),
-        Truth(1, entity="3", at=NOON + timedelta(seconds=1)),
+    given = [
+        Label(1, entity="0", at=DAY),
+        Label(1, entity="1", at=NOON.date()),  # its cutoff is the day before: another prediction
+        Label(1, entity="2", at=NOON.date()),
+        Label(0, entity="3", at=NOON.replace(microsecond=700)),
+        Label(1, entity="3", at=NOON + timedelta(seconds=1)),
     ]
-    assert ledger.label("redeem", told) == labels(matched=3, waiting=2)
-    assert dict(ledger.read("redeem").rows.select("id", "truth").iter_rows()) == {
+    assert ledger.add_labels("redeem", given) == counted(matched=3, pending=2)
+    assert dict(ledger.read("redeem").rows.select("id", "label").iter_rows()) == {
         "p0": 1,
         "p1": None,
         "p2": 1,
@@ -174,81 +177,81 @@ def test_a_truth_finds_its_predictions_by_entity_and_time(ledger):
     }
 
 
-def test_the_same_truth_again_is_repeated_and_another_one_changes_it(ledger):
+def test_the_same_label_again_is_a_duplicate_and_another_value_changes_it(ledger):
     ledger.append([prediction(0)])
-    assert ledger.label("redeem", [Truth(1, id="p0"), Truth(1.0, id="p0")]) == labels(matched=1, repeated=1)
-    assert ledger.label("redeem", [Truth(0, id="p0")]) == labels(changed=1)
-    assert truths(ledger) == [0]
-    assert ledger.label("redeem", [Truth(0, id="p0")]) == labels(repeated=1)
+    assert ledger.add_labels("redeem", [Label(1, id="p0"), Label(1.0, id="p0")]) == counted(matched=1, duplicate=1)
+    assert ledger.add_labels("redeem", [Label(0, id="p0")]) == counted(changed=1)
+    assert labels(ledger) == [0]
+    assert ledger.add_labels("redeem", [Label(0, id="p0")]) == counted(duplicate=1)
 
 
-def test_what_was_known_last_counts_whatever_came_last_and_the_other_stays_on_record(ledger):
+def test_the_label_known_last_counts_in_any_order_of_arrival_and_the_other_stays_on_record(ledger):
     ledger.append([prediction(0)])
     later, earlier = NOON + timedelta(days=9), NOON + timedelta(days=2)
-    ledger.label("redeem", [Truth(1, id="p0", known_at=later)])
-    assert ledger.label("redeem", [Truth(0, id="p0", known_at=earlier)]) == labels(changed=1)
-    assert truths(ledger) == [1]
-    assert truths(ledger, known_at=later - timedelta(seconds=1)) == [0]
-    assert truths(ledger, known_at=earlier - timedelta(seconds=1)) == [None]
-    assert ledger.read("redeem").rows["truth_at"].to_list() == [later]
+    ledger.add_labels("redeem", [Label(1, id="p0", known_at=later)])
+    assert ledger.add_labels("redeem", [Label(0, id="p0", known_at=earlier)]) == counted(changed=1)
+    assert labels(ledger) == [1]
+    assert labels(ledger, known_at=later - timedelta(seconds=1)) == [0]
+    assert labels(ledger, known_at=earlier - timedelta(seconds=1)) == [None]
+    assert ledger.read("redeem").rows["label_at"].to_list() == [later]
 
 
-def test_a_correction_counts_where_the_clock_went_back(ledger):
+def test_a_correction_counts_when_the_clock_goes_back(ledger):
     ledger.append([prediction(0)])
     ahead = datetime.now(UTC) + timedelta(days=3)
-    ledger.label("redeem", [Truth(1, id="p0", known_at=ahead)])
-    ledger.label("redeem", [Truth(0, id="p0")])
-    assert truths(ledger) == [0]
+    ledger.add_labels("redeem", [Label(1, id="p0", known_at=ahead)])
+    ledger.add_labels("redeem", [Label(0, id="p0")])
+    assert labels(ledger) == [0]
 
 
-def test_predictions_of_a_clock_that_went_back_are_all_there(ledger):
+def test_predictions_are_complete_when_the_clock_goes_back(ledger):
     ledger.append([prediction(number, at=NOON - timedelta(hours=number)) for number in range(3)])
     ledger.append([prediction(3, at=NOON - timedelta(days=1))])
     assert ledger.read("redeem").rows["id"].to_list() == ["p3", "p2", "p1", "p0"]
 
 
 @pytest.mark.parametrize(
-    ("truth", "reason"),
+    ("label", "reason"),
     [
-        (Truth(1), "names no prediction: it needs an id, or an entity and a time"),
-        (Truth(1, entity="7"), "names no prediction: it needs an id, or an entity and a time"),
-        (Truth(None, id="p0"), "has no value"),
-        (Truth(math.nan, id="p0"), "has no value"),
-        (Truth(object, id="p0"), "value = <class 'object'>: is neither a number, a text, true or false, nor a list of such"),
-        (Truth(1, id="p" * 256), "id = pppppppppppppppppppp…: is longer than 255 characters"),
+        (Label(1), "names no prediction: it needs an id, or an entity and a time"),
+        (Label(1, entity="7"), "names no prediction: it needs an id, or an entity and a time"),
+        (Label(None, id="p0"), "has no value"),
+        (Label(math.nan, id="p0"), "has no value"),
+        (Label(object, id="p0"), "value = <class 'object'>: is neither a number, a text, true or false, nor a list of such"),
+        (Label(1, id="p" * 256), "id = pppppppppppppppppppp…: is longer than 255 characters"),
     ],
 )
-def test_a_truth_that_cannot_be_kept_says_why_and_stops_no_other(ledger, truth, reason):
+def test_an_invalid_label_is_rejected_with_its_reason_and_stops_no_other(ledger, label, reason):
     ledger.append([prediction(0)])
-    assert ledger.label("redeem", [truth, Truth(1, id="p0")]) == labels(matched=1, refused=(Refused(0, reason),))
-    assert truths(ledger) == [1]
+    assert ledger.add_labels("redeem", [label, Label(1, id="p0")]) == counted(matched=1, rejected=(RejectedLabel(0, reason),))
+    assert labels(ledger) == [1]
 
 
-def test_truths_are_numbers_words_or_lists(ledger):
+def test_labels_are_numbers_texts_or_lists(ledger):
     ledger.append(prediction(number) for number in range(3))
     for value in (2.5, "yes", ["7", "8"]):
-        ledger.label("redeem", [Truth(value, id="p1")])
-        assert truths(ledger, since=NOON, until=NOON + timedelta(minutes=1)) == [value]
+        ledger.add_labels("redeem", [Label(value, id="p1")])
+        assert labels(ledger, since=NOON, until=NOON + timedelta(minutes=1)) == [value]
 
 
-def test_days_without_a_truth_and_the_newest_ones_are_looked_up_again(ledger):
+def test_days_without_a_label_and_the_newest_days_are_looked_up_again(ledger):
     ledger.append(prediction(number, cutoff=DAY + timedelta(days=number), entity="7") for number in range(5))
     ledger.append([prediction(9, entity=None)])
-    ledger.label("redeem", [Truth(1, entity="7", at=DAY + timedelta(days=day)) for day in (0, 1, 3)])
-    found = ledger.untold("redeem", until=DAY + timedelta(days=3), again=DAY + timedelta(days=2))
+    ledger.add_labels("redeem", [Label(1, entity="7", at=DAY + timedelta(days=day)) for day in (0, 1, 3)])
+    found = ledger.unlabelled("redeem", until=DAY + timedelta(days=3), recheck_after=DAY + timedelta(days=2))
     assert found.rows() == [("7", DAY + timedelta(days=2)), ("7", DAY + timedelta(days=3))]
 
 
-def score(predicted: ledgers.Predicted, until: datetime) -> tuple[Estimate, Estimate]:
-    known = predicted.rows["truth"].drop_nulls()
-    found = float(known.mean()) if len(known) else None  # pyright: ignore[reportArgumentType]
-    return Estimate(score=found, low=None, high=None, rows=len(known)), Estimate(score=0.5, low=0.25, high=0.75, rows=1)
+def score(found: ledgers.Predictions, until: datetime) -> tuple[Estimate, Estimate]:
+    known = found.rows["label"].drop_nulls()
+    mean = float(known.mean()) if len(known) else None  # pyright: ignore[reportArgumentType]
+    return Estimate(score=mean, low=None, high=None, rows=len(known)), Estimate(score=0.5, low=0.25, high=0.75, rows=1)
 
 
 def weeks(ledger: Ledger) -> None:
-    """Two predictions in one week, one of them by another version; one in the next. Two truths."""
+    """Two predictions in one week, one of them by another version; one in the next. Two labels."""
     ledger.append([prediction(0), prediction(1, version=2), prediction(2), prediction(3, at=NOON + timedelta(days=7))])
-    ledger.label("redeem", [Truth(1, id="p0", known_at=NOON), Truth(1, id="p3", known_at=NOON)])
+    ledger.add_labels("redeem", [Label(1, id="p0", known_at=NOON), Label(1, id="p3", known_at=NOON)])
 
 
 def test_a_cohort_is_one_week_of_one_version(ledger):
@@ -256,8 +259,8 @@ def test_a_cohort_is_one_week_of_one_version(ledger):
     monday, next_ = NOON.date(), NOON.date() + timedelta(days=7)
     assert ledger.cohorts("redeem") == [Cohort(monday, 1, 2, 1), Cohort(monday, 2, 1, 0), Cohort(next_, 1, 1, 1)]
     assert ledger.cohorts("redeem", since=next_ + timedelta(days=3)) == [Cohort(next_, 1, 1, 1)]
-    judged = ledger.cohorts("redeem", score)[0]
-    assert (judged.score, judged.off) == (Estimate(score=1.0, low=None, high=None, rows=1), -0.5)
+    scored = ledger.cohorts("redeem", score)[0]
+    assert (scored.score, scored.estimation_error) == (Estimate(score=1.0, low=None, high=None, rows=1), -0.5)
 
 
 def test_sunday_ends_a_week_and_monday_begins_one(ledger):
@@ -266,13 +269,13 @@ def test_sunday_ends_a_week_and_monday_begins_one(ledger):
     assert [(str(each.week), each.predictions, each.matured) for each in ledger.cohorts("redeem")] == [
         ("2017-10-09", 1, 0), ("2017-10-16", 1, 0)
     ]  # fmt: skip
-    ledger.label("redeem", [Truth(1, id="p0")])
+    ledger.add_labels("redeem", [Label(1, id="p0")])
     assert [each.matured for each in ledger.cohorts("redeem")] == [1, 0]
 
 
-def test_what_is_compacted_leaves_its_cohorts_and_nothing_else(ledger):
+def test_compacted_predictions_leave_their_cohorts_and_nothing_else(ledger):
     weeks(ledger)
-    ledger.label("redeem", [Truth(1, id="late", known_at=NOON), Truth(1, id="new")])
+    ledger.add_labels("redeem", [Label(1, id="late", known_at=NOON), Label(1, id="new")])
     before = ledger.cohorts("redeem", score)
     assert ledger.compact("redeem", NOON.date() + timedelta(days=6), score) == 0
     assert ledger.compact("redeem", NOON.date() + timedelta(days=9), score) == 3
@@ -280,31 +283,31 @@ def test_what_is_compacted_leaves_its_cohorts_and_nothing_else(ledger):
     assert ledger.read("redeem").rows["id"].to_list() == ["p3"]
     assert ledger.cohorts("redeem", score) == before
     with ledger._engine.connect() as link:
-        assert link.execute(sa.select(ledgers.TRUTHS.c.id).order_by("number")).scalars().all() == ["p3", "new"]
-        assert link.execute(sa.select(sa.func.count()).select_from(ledgers.BLOCKS)).scalar() == 1
+        assert link.execute(sa.select(schema.LABELS.c.id).order_by("number")).scalars().all() == ["p3", "new"]
+        assert link.execute(sa.select(sa.func.count()).select_from(schema.BLOCKS)).scalar() == 1
     ledger.append([prediction(8)])
     assert ledger.compact("redeem", NOON.date() + timedelta(days=9), score) == 1
     found = ledger.cohorts("redeem", score)[0]
     assert (found.predictions, found.score, found.matured) == (3, before[0].score, 1)
 
 
-def test_another_problem_keeps_its_rows_when_one_is_compacted(ledger):
+def test_compacting_one_problem_keeps_the_rows_of_others(ledger):
     ledger.append([prediction(0), prediction(0, problem="spend")])
-    ledger.label("spend", [Truth(3, id="p0", known_at=NOON)])
+    ledger.add_labels("spend", [Label(3, id="p0", known_at=NOON)])
     ledger.compact("redeem", NOON.date() + timedelta(days=30))
-    assert ledger.read("spend").rows["truth"].to_list() == [3]
+    assert ledger.read("spend").rows["label"].to_list() == [3]
 
 
-def test_writers_of_the_same_at_once_count_each_once(address):
+def test_concurrent_writers_count_each_prediction_and_label_once(address):
     ledger, sent = Ledger(address), [prediction(number) for number in range(200)]
     counted: list[int] = []
-    told: list[Labelled] = []
+    results: list[LabelCounts] = []
 
     def write(order: int) -> None:
         own = Ledger(address)
         for first in range(0, 200, 40):
             counted.append(own.append(sent[first : first + 40][::order]))
-            told.append(own.label("redeem", [Truth(1, id=each.id) for each in sent[first : first + 40]]))
+            results.append(own.add_labels("redeem", [Label(1, id=each.id) for each in sent[first : first + 40]]))
 
     writers = [threading.Thread(target=write, args=(order,)) for order in (1, -1, 1)]
     for each in writers:
@@ -312,12 +315,12 @@ def test_writers_of_the_same_at_once_count_each_once(address):
     for each in writers:
         each.join()
     assert sum(counted) == 200
-    assert sum(each.matched for each in told) == 200
-    assert sum(each.repeated for each in told) == 400
-    assert truths(ledger) == [1] * 200
+    assert sum(each.matched for each in results) == 200
+    assert sum(each.duplicate for each in results) == 400
+    assert labels(ledger) == [1] * 200
 
 
-def test_two_that_compact_at_once_count_each_row_once(address):
+def test_concurrent_compactions_count_each_row_once(address):
     ledger = Ledger(address)
     ledger.append(prediction(number) for number in range(300))
     gone: list[int] = []
@@ -330,14 +333,14 @@ def test_two_that_compact_at_once_count_each_row_once(address):
     assert [each.predictions for each in ledger.cohorts("redeem")] == [300]
 
 
-def test_a_writer_that_was_killed_leaves_all_of_a_part_or_none(tmp_path):
+def test_a_killed_writer_leaves_all_of_a_part_or_none(tmp_path):
     address = f"sqlite:///{tmp_path / 'evergreen.db'}"
     ledger = Ledger(address)
     code = f"""
 import polars as pl
 from datetime import UTC, datetime
 from evergreen.monitoring.ledger import predictions
-predictions.BLOCK = 500
+predictions.BLOCK_ROWS = 500
 rows = pl.DataFrame({{"key": range(200_000), "prediction": 1.0}})
 predictions.Ledger({address!r}).append_frame("redeem", 1, rows, at=datetime(2017, 10, 9, tzinfo=UTC), key="key")
 """
@@ -354,7 +357,7 @@ predictions.Ledger({address!r}).append_frame("redeem", 1, rows, at=datetime(2017
     assert ledger.append_frame("redeem", 1, rows, at=datetime(2017, 10, 9, tzinfo=UTC), key="key") == 500
 
 
-def test_a_database_that_is_full_says_so_and_keeps_what_it_had(tmp_path):
+def test_a_full_database_is_named_in_the_error_and_keeps_its_rows(tmp_path):
     ledger = Ledger(f"sqlite:///{tmp_path / 'evergreen.db'}")
     ledger.append([prediction(0)])
 
@@ -369,7 +372,7 @@ def test_a_database_that_is_full_says_so_and_keeps_what_it_had(tmp_path):
 
 
 @pytest.mark.postgres
-def test_a_server_that_was_restarted_is_found_again(postgres):
+def test_a_restarted_server_is_reconnected(postgres):
     ledger = Ledger(postgres)
     ledger.append([prediction(0)])
     with ledger._engine.connect() as link, pytest.raises(sa.exc.OperationalError, match="terminat"):
@@ -379,5 +382,5 @@ def test_a_server_that_was_restarted_is_found_again(postgres):
         link.execute(sa.text("select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()"))
     assert ledger.append([prediction(1)]) == 1
     assert ledger.read("redeem").rows.height == 2
-    ledgers.METADATA.drop_all(other)
+    schema.METADATA.drop_all(other)
     other.dispose()

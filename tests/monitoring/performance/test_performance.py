@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from evergreen.monitoring import performance
-from evergreen.monitoring.ledger.predictions import Predicted
+from evergreen.monitoring.ledger.predictions import Predictions
 from evergreen.monitoring.ledger.records import Estimate
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Recommend, Tabular
@@ -27,22 +27,22 @@ def section(features: dict[str, Any] = EVENTS, **more: Any) -> Tabular:
 
 def predicted(
     answers: dict[str, Any], truth: Any = None, entity: Any = None, known: datetime = NOON, version: int = 1
-) -> Predicted:
+) -> Predictions:
     """As the ledger gives it. `truth`: None where unknown, in whole or in places."""
     rows = len(next(iter(answers.values())))
-    truths = pl.Series("truth", truth if truth is not None else [None] * rows)
+    labels = pl.Series("label", truth if truth is not None else [None] * rows)
     frame = pl.DataFrame(
         {
             "id": [f"p{row}" for row in range(rows)], "version": version, "variant": "champion", "at": NOON, "cutoff": None,
-            "entity": entity if entity is not None else [str(row) for row in range(rows)], **answers, "truth": truths,
-            "truth_at": [None if value is None else known for value in truths],
+            "entity": entity if entity is not None else [str(row) for row in range(rows)], **answers, "label": labels,
+            "label_at": [None if value is None else known for value in labels],
         },
-        schema_overrides={"at": MOMENT, "truth_at": MOMENT, "cutoff": pl.Date, "entity": pl.String},
+        schema_overrides={"at": MOMENT, "label_at": MOMENT, "cutoff": pl.Date, "entity": pl.String},
     )  # fmt: skip
-    return Predicted(frame, pl.DataFrame())
+    return Predictions(frame, pl.DataFrame())
 
 
-def chances(rows: int, seed: int = 0, bent: float = 1.0, known: bool = True) -> Predicted:
+def chances(rows: int, seed: int = 0, bent: float = 1.0, known: bool = True) -> Predictions:
     """Probabilities that come true; `bent`: as odds to that power instead, so that they are too sure (above 1)."""
     draw = np.random.default_rng(seed)
     chance = draw.beta(1, 3, rows)
@@ -53,7 +53,7 @@ def chances(rows: int, seed: int = 0, bent: float = 1.0, known: bool = True) -> 
     return predicted(answers, truth if known else None)
 
 
-def amounts(rows: int, seed: int = 0, known: bool = True, noise: float = 1.0, high: float = 10.0) -> Predicted:
+def amounts(rows: int, seed: int = 0, known: bool = True, noise: float = 1.0, high: float = 10.0) -> Predictions:
     """Errors of amounts are as large as `noise` times the amount."""
     draw = np.random.default_rng(seed)
     said = draw.uniform(1, high, rows)
@@ -61,18 +61,18 @@ def amounts(rows: int, seed: int = 0, known: bool = True, noise: float = 1.0, hi
     return predicted({"prediction": said}, truth if known else None)
 
 
-def realised(kind: str, found: Predicted, **of: Any) -> Estimate:
+def realised(kind: str, found: Predictions, **of: Any) -> Estimate:
     made, asked = problems.kind(kind), of.pop("section", section())  # pyright: ignore[reportArgumentType]
     return performance.realised(made, asked, performance.judged(made, asked, found), **of)
 
 
-def estimated(kind: str, found: Predicted, known: tuple[Predicted, ...] = (), asked: Any = None) -> Estimate:
+def estimated(kind: str, found: Predictions, known: tuple[Predictions, ...] = (), asked: Any = None) -> Estimate:
     made, asked = problems.kind(kind), asked or section()  # pyright: ignore[reportArgumentType]
     frames = [performance.judged(made, asked, each) for each in known]
     return performance.estimated(made, asked, performance.judged(made, asked, found), frames)
 
 
-def measure(kind: str, windows: list[Predicted], **more: Any) -> Any:
+def measure(kind: str, windows: list[Predictions], **more: Any) -> Any:
     ends = [NOON - WEEK * back for back in range(len(windows) - 1, -1, -1)]
     made = problems.kind(kind)  # pyright: ignore[reportArgumentType]
     return performance.measure(made, section(), EXPECTED, list(zip(ends, windows, strict=True)), **more)
@@ -99,8 +99,8 @@ def test_intervals_are_over_entities_not_rows():
     one, answers = chances(400), ["prediction", "probability_0", "probability_1"]
     many = pl.concat([one.rows] * 5)
     wide = realised("classification", one)
-    same = realised("classification", Predicted(many, pl.DataFrame()))
-    narrow = realised("classification", predicted(many.select(answers).to_dict(as_series=False), many["truth"]))
+    same = realised("classification", Predictions(many, pl.DataFrame()))
+    narrow = realised("classification", predicted(many.select(answers).to_dict(as_series=False), many["label"]))
     assert (same.high - same.low) == pytest.approx(wide.high - wide.low, rel=0.01)
     assert (narrow.high - narrow.low) < 0.6 * (wide.high - wide.low)
 
@@ -137,7 +137,7 @@ def test_classes_are_found_by_their_names_whatever_their_type_and_order(labels, 
     names = [f"probability_{label}" for label in labels]
     answers = dict(zip(names, (base.rows["probability_0"], base.rows["probability_1"]), strict=True))
     told = {"no": ["no", "yes"], "0": [0.0, 1.0], "false": [False, True]}[labels[0]]
-    named = predicted({name: answers[name] for name in names[::order]}, [told[each] for each in base.rows["truth"]])
+    named = predicted({name: answers[name] for name in names[::order]}, [told[each] for each in base.rows["label"]])
     plain = section({**PLAIN, "positive": labels[1]})
     assert realised("classification", named, section=plain).score == realised("classification", base).score
 
@@ -168,7 +168,7 @@ def test_probabilities_that_come_true_foretell_the_score():
     found, truth = estimated("classification", blind), realised("classification", chances(3000))
     assert found.score == pytest.approx(truth.score, abs=0.02)
     assert found.low < truth.score < found.high
-    assert blind.rows["truth"].null_count() == 3000
+    assert blind.rows["label"].null_count() == 3000
 
 
 def test_probabilities_that_are_too_sure_are_straightened_by_what_became_of_earlier_ones():
@@ -216,8 +216,8 @@ def test_what_cannot_be_foretold_says_why(kind, found, reason):
 
 def test_the_newest_window_whose_truths_are_known_is_realised():
     half = chances(400, seed=3)
-    truths = [value if row < 150 else None for row, value in enumerate(half.rows["truth"])]
-    partly = Predicted(half.rows.with_columns(truth=pl.Series(truths)), pl.DataFrame())
+    truths = [value if row < 150 else None for row, value in enumerate(half.rows["label"])]
+    partly = Predictions(half.rows.with_columns(label=pl.Series(truths)), pl.DataFrame())
     found = measure("classification", [chances(300, 1), chances(300, 2), partly, chances(300, 4, known=False)])
     assert found.realised_until == NOON - 2 * WEEK
     assert found.realised == realised("classification", chances(300, 2))
@@ -227,10 +227,10 @@ def test_the_newest_window_whose_truths_are_known_is_realised():
 
 
 def test_a_share_of_truths_that_is_all_that_ever_comes_is_enough():
-    def tenth(seed: int) -> Predicted:
+    def tenth(seed: int) -> Predictions:
         rows = chances(600, seed).rows
-        return Predicted(
-            rows.with_columns(pl.when(pl.int_range(pl.len()) % 10 == 0).then("truth").alias("truth")), pl.DataFrame()
+        return Predictions(
+            rows.with_columns(pl.when(pl.int_range(pl.len()) % 10 == 0).then("label").alias("label")), pl.DataFrame()
         )
 
     found = measure("classification", [tenth(1), tenth(2), tenth(3)])
@@ -247,7 +247,7 @@ def test_without_truths_there_is_an_estimate_and_a_reason():
 
 
 def test_a_loss_is_how_much_worse_than_expected_it_is():
-    loss = measure("classification", [chances(3000)]).loss()
+    loss = measure("classification", [chances(3000)]).degradation()
     assert loss
     assert loss[0] == pytest.approx(0.8 - measure("classification", [chances(3000)]).realised.score)
     assert loss[1] < loss[0]
@@ -280,8 +280,8 @@ def test_cohorts_are_foretold_by_earlier_ones_as_far_as_was_known_then():
     judge = performance.judge(problems.kind("regression"), section())
     assert judge
     late = amounts(500, seed=1)
-    unknown = Predicted(late.rows.with_columns(truth_at=pl.lit(NOON + 2 * WEEK)), pl.DataFrame())
+    unknown = Predictions(late.rows.with_columns(label_at=pl.lit(NOON + 2 * WEEK)), pl.DataFrame())
     assert judge(amounts(500), NOON)[1].score is None
     assert judge(unknown, NOON)[1].score == pytest.approx(judge(amounts(500, seed=2), NOON)[0].score, rel=0.2)
-    other = judge(Predicted(late.rows.with_columns(version=pl.lit(9)), pl.DataFrame()), NOON)
+    other = judge(Predictions(late.rows.with_columns(version=pl.lit(9)), pl.DataFrame()), NOON)
     assert other[1].reason == "errors of 0 earlier predictions are known; an estimate needs 30"

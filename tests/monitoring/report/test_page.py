@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from evergreen.monitoring.ledger.decisions import Begun
-from evergreen.monitoring.ledger.predictions import Cohort
+from evergreen.monitoring.ledger.cohorts import Cohort
+from evergreen.monitoring.ledger.decisions import RetrainingRecord
 from evergreen.monitoring.ledger.records import Change, Decision, Drift, Estimate, Performance, Window
 from evergreen.monitoring.report import charts, formatting, page, production_section
 from evergreen.monitoring.report.production_section import Watched
@@ -704,10 +704,10 @@ def test_a_search_that_measured_its_cost_shows_the_front_and_what_tuning_gained(
 def looked(day: str, alarm: bool, retrain: bool) -> Decision:
     """One look: three columns, of which `redemptions` may alarm."""
     until = datetime.fromisoformat(f"{day}T23:59:59+00:00")
-    blank = {"value": 0.3, "threshold": 0.1, "p": 0.001, "importance": 0.12, "what": "feature", "statistic": "ks"}
+    blank = {"value": 0.3, "threshold": 0.1, "p": 0.001, "importance": 0.12, "aspect": "feature", "statistic": "ks"}
     changes = (
-        Change(column="redemptions", effect=0.511, drifts=alarm, alarm=alarm, reason="mean 0.14 to 0.53", **blank),
-        Change(column="tenure", effect=0.02, drifts=True, alarm=False, reason="mean 1 to 2; no alarm: small", **blank),
+        Change(column="redemptions", effect=0.511, significant=alarm, alarm=alarm, reason="mean 0.14 to 0.53", **blank),
+        Change(column="tenure", effect=0.02, significant=True, alarm=False, reason="mean 1 to 2; no alarm: small", **blank),
     )
     performance = Performance(
         metric="roc_auc",
@@ -730,15 +730,15 @@ def looked(day: str, alarm: bool, retrain: bool) -> Decision:
     )
     reason = f"{'' if retrain else 'no '}retrain{': ' if retrain else 'ing: '}drift <in> redemptions"
     return Decision(
-        problem="redeem", at=until, retrain=retrain, ground="drift" if alarm else None, reason=reason, window=window
+        problem="redeem", at=until, retrain=retrain, trigger="drift" if alarm else None, reason=reason, window=window
     )
 
 
-def begun(look: Decision, promoted: bool | None) -> Begun:
+def begun(look: Decision, promoted: bool | None) -> RetrainingRecord:
     told = {"version": 2, "outcome": "roc_auc 0.867 cannot be told"} if promoted is not None else {}
-    return Begun(
-        id="a", problem="redeem", at=look.at, as_of=look.at.date(), ground="drift", reason=look.reason, by="policy",
-        begun=look.at, promoted=promoted, **told,
+    return RetrainingRecord(
+        id="a", problem="redeem", at=look.at, as_of=look.at.date(), trigger="drift", reason=look.reason, by="policy",
+        started=look.at, promoted=promoted, **told,
     )  # fmt: skip
 
 

@@ -15,7 +15,8 @@ import sqlalchemy as sa
 from evergreen.flows import settings, steps
 from evergreen.flows.operations import rollouts as rolls
 from evergreen.monitoring.ledger import predictions as ledgers
-from evergreen.monitoring.ledger.predictions import Ledger, Prediction, Truth
+from evergreen.monitoring.ledger.label_matching import Label
+from evergreen.monitoring.ledger.predictions import Ledger, Prediction
 from evergreen.monitoring.rollout import controller
 from evergreen.monitoring.rollout.losses import compared, of
 from evergreen.tasks.config.operations import Rollout
@@ -467,7 +468,7 @@ def test_late_truths_take_back_what_is_surely_worse(
     ledger = Ledger(address)
     ledger.append(predictions(stands, {"old": 0.7, "new": new}, shadow))
     assert advance(rollouts, names, 20, ledger).decision == "wait", "no truth is known yet"
-    ledger.label("redeem", [Truth(1, id=f"r{place}") for place in range(400)])
+    ledger.add_labels("redeem", [Label(1, id=f"r{place}") for place in range(400)])
     found = advance(rollouts, names, 20, ledger)
     assert found.decision == ends
     assert found.tests[-1].name == "quality"
@@ -481,12 +482,12 @@ def test_quality_is_not_looked_at_where_the_policy_does_not_want_it(address: str
 
 
 def test_losses_by_hand():
-    rows = pl.DataFrame({"probability_no": [0.9, 0.2, 0.5], "probability_yes": [0.1, 0.8, 0.5], "truth": ["no", "no", "maybe"]})
+    rows = pl.DataFrame({"probability_no": [0.9, 0.2, 0.5], "probability_yes": [0.1, 0.8, 0.5], "label": ["no", "no", "maybe"]})
     assert of("classification", False, rows) == pytest.approx([0.02, 1.28, 1.5])
-    rows = pl.DataFrame({"prediction": [1.0, 5.0], "truth": [3, 5]})
+    rows = pl.DataFrame({"prediction": [1.0, 5.0], "label": [3, 5]})
     assert of("regression", False, rows).tolist() == [4.0, 0.0]
     assert of("regression", True, rows).tolist() == [2.0, 0.0]
-    rows = pl.DataFrame({"items": [["a", "b"], ["b", "a"], ["c", "d"]], "truth": [["a"], ["a"], ["a"]]})
+    rows = pl.DataFrame({"items": [["a", "b"], ["b", "a"], ["c", "d"]], "label": [["a"], ["a"], ["a"]]})
     assert of("recommendation", False, rows) == pytest.approx([0.0, 1 - 0.63093, 1.0], abs=1e-5)
 
 
@@ -502,7 +503,7 @@ def test_losses_are_of_entities_and_each_step_is_a_stretch_of_its_own(rollouts: 
             "at": [minute[1], minute[1], minute[1], minute[3], minute[3], minute[3]],
             "entity": ["a", "a", "b", "b", None, "c"],
             "prediction": [1.0, 3.0, 2.0, 4.0, 5.0, 0.0],
-            "truth": [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+            "label": [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
         }
     )
     first, second = compared("regression", True, rows, stands, [stands.begun, minute[2], minute[3]])
