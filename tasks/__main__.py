@@ -10,9 +10,15 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from evergreen.tasks.core.paths import Layout
 
 STEPS = {
     "ingest": False,
@@ -26,6 +32,8 @@ STEPS = {
 }
 """Step -> whether it works on one problem."""
 
+SHARING = ("tune", "train", "evaluate")
+"""Steps that compute some of the same arrays, in their order."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -78,7 +86,8 @@ def _run(step: str, problem: str | None, root: Path) -> int:
     ready = time.perf_counter() - clock
     time_budget.begin()
     try:
-        result = module.run(known, problem, place)
+        with sharing(place, step, problem):
+            result = module.run(known, problem, place)
     except EvergreenError:
         raise
     except Exception as error:
@@ -98,6 +107,21 @@ def _run(step: str, problem: str | None, root: Path) -> int:
     )
     print(result.model_dump_json())
     return 0
+
+
+@contextmanager
+def sharing(place: "Layout", step: str, problem: str | None) -> Iterator[None]:
+    """Let tune, train and evaluate of a problem share arrays on disk; the last of them removes the files."""
+    if problem is None or step not in SHARING:
+        yield
+        return
+    from evergreen.tasks.core import step_cache
+
+    folder = place.var / "cache" / problem
+    with step_cache.using(folder, place.features(problem)):
+        yield
+    if step == SHARING[-1]:
+        step_cache.clear(folder)
 
 
 def usage() -> dict[str, float]:

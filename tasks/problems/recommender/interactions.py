@@ -13,6 +13,7 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 from evergreen.tasks.config.params import Interactions, require
+from evergreen.tasks.core import step_cache
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.problems.recommender import dask_partitions, item_catalogue, ranker_features
 from evergreen.tasks.problems.recommender.candidate_generation import LATELY, Candidates, Learned, Settings
@@ -254,21 +255,37 @@ class Purchases:
         """Candidates at `cutoff` for those users of its truth that have a history."""
         kept = self._proposed.setdefault(learned, {})
         if (cutoff, settings) not in kept:
-            known = self.histories.until(to_day(cutoff))
-            users = self.truth(cutoff).users[self.known_rows(cutoff)]
-            positions = codes(self.histories.users[users], known.users)
-            kept[cutoff, settings] = dask_partitions.propose(learned, known, positions, to_day(cutoff), settings)
+            own = self._kept.get("learned", {}).get((to_day(cutoff), settings)) is learned
+            kept[cutoff, settings] = self._own(cutoff, settings)[0] if own else self._propose(learned, cutoff, settings)
         return kept[cutoff, settings]
+
+    def _propose(self, learned: Learned, cutoff: date, settings: Settings) -> Candidates:
+        known = self.histories.until(to_day(cutoff))
+        users = self.truth(cutoff).users[self.known_rows(cutoff)]
+        return dask_partitions.propose(
+            learned, known, codes(self.histories.users[users], known.users), to_day(cutoff), settings
+        )
+
+    def _own(self, cutoff: date, settings: Settings) -> tuple[Candidates, np.ndarray]:
+        """Candidates at `cutoff` of the first stage that learned up to `cutoff`, and its catalogue; shared by the steps."""
+
+        def make() -> dict[str, np.ndarray]:
+            learned = self.learned(to_day(cutoff), settings)
+            return vars(self._propose(learned, cutoff, settings)) | {"catalogue": learned.catalogue}
+
+        found = dict(self._once("own", (cutoff, settings), lambda: step_cache.arrays(f"{cutoff} {settings}", make)))
+        catalogue = found.pop("catalogue")
+        return Candidates(**found), catalogue
 
     def examples(self, cutoff: date, settings: Settings, users: int, seed: int) -> tuple[Candidates, np.ndarray]:
         """Candidates at `cutoff` for up to `users` users with a history, and whether each was bought in its window."""
-        learned, there, drawn = self.learned(to_day(cutoff), settings), self.known_rows(cutoff), self.draw(cutoff, users, seed)
+        there, drawn = self.known_rows(cutoff), self.draw(cutoff, users, seed)
         if len(there) > TOGETHER:
-            return self.labelled(learned, cutoff, settings, drawn)
-        found = self.candidates(learned, cutoff, settings)
+            return self.labelled(self.learned(to_day(cutoff), settings), cutoff, settings, drawn)
+        found, catalogue = self._own(cutoff, settings)
         kept = np.isin(there[found.row], drawn)
         found = Candidates(found.row[kept], found.item[kept], found.bought[kept], found.features[kept])
-        return found, self._label(found, learned, cutoff, there)
+        return found, self._label(found, catalogue, cutoff, there)
 
     def draw(self, cutoff: date, users: int, seed: int) -> np.ndarray:
         """Up to `users` rows of the truth of `cutoff` whose user has a history, ascending."""
@@ -280,10 +297,10 @@ class Purchases:
         known = self.histories.until(to_day(cutoff))
         positions = codes(self.histories.users[self.truth(cutoff).users[rows]], known.users)
         found = dask_partitions.propose(learned, known, positions, to_day(cutoff), settings)
-        return found, self._label(found, learned, cutoff, rows)
+        return found, self._label(found, learned.catalogue, cutoff, rows)
 
-    def _label(self, found: Candidates, learned: Learned, cutoff: date, rows: np.ndarray) -> np.ndarray:
-        column = codes(learned.catalogue, self.histories.items)
+    def _label(self, found: Candidates, catalogue: np.ndarray, cutoff: date, rows: np.ndarray) -> np.ndarray:
+        column = codes(catalogue, self.histories.items)
         return self.truth(cutoff).holds(rows[found.row], column[found.item], False)
 
     def known_rows(self, cutoff: date) -> np.ndarray:
