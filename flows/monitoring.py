@@ -29,7 +29,7 @@ from evergreen.tasks.core.paths import Layout, find, locking, writing
 
 if TYPE_CHECKING:
     from evergreen.monitoring.ledger.predictions import Ledger, Predictions
-    from evergreen.tasks.release.model_registry import Version
+    from evergreen.tasks.release.mlflow_store import Version
 
 log = logging.getLogger(__name__)
 

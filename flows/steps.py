@@ -149,7 +149,7 @@ def judge(root: str, problem: str) -> dict[str, Any]:
     with at("gate", problem):
         with WORLD:
             registry, deployments = settings.registry(layout), settings.deployments(layout)
-            registry.finish_dead_runs()
+            registry.mark_stale_runs_killed()
             deployments.settle(registry, problem)
             version = deployments.champion(problem)
             champion = registry.load(problem, version, judged=True) if version else None

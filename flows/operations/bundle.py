@@ -32,7 +32,8 @@ from evergreen.tasks.core.errors import ModelError, ProjectError
 from evergreen.tasks.core.paths import Layout, write_json, writing
 
 if TYPE_CHECKING:
-    from evergreen.tasks.release.model_registry import Registry, Version
+    from evergreen.tasks.release.mlflow_store import Version
+    from evergreen.tasks.release.model_registry import Registry
 
 CODE = Path(evergreen.__file__).parents[1]
 """The folder that holds the package evergreen."""
@@ -246,7 +247,7 @@ def _lay_requirements(folder: Path, layout: Layout, modules: dict[str, ast.Modul
     }
     wanted: set[str] = {*SERVER, *(canonicalize_name(each) for name in named for each in known.get(name, ()))}
     if not compiled:
-        from evergreen.tasks.release.model_registry import requirements
+        from evergreen.tasks.release.mlflow_store import requirements
 
         pinned = requirements(next((folder / MODEL).glob("*.skops")))
         wanted |= {canonicalize_name(Requirement(each).name) for each in pinned} - {"mlflow"}

@@ -34,7 +34,7 @@ from evergreen.tasks.release import lineage
 
 if TYPE_CHECKING:
     from evergreen.tasks.problems.base import Model
-    from evergreen.tasks.release.model_registry import Version
+    from evergreen.tasks.release.mlflow_store import Version
 
 SAME = 1e-9
 """Largest difference of two predictions that are the same."""

@@ -19,7 +19,8 @@ from evergreen.tasks.core.paths import Layout, read_json
 if TYPE_CHECKING:
     from evergreen.monitoring.report.production_section import Watched
     from evergreen.tasks.release.deployments import Deployment
-    from evergreen.tasks.release.model_registry import Registry, Version
+    from evergreen.tasks.release.mlflow_store import Version
+    from evergreen.tasks.release.model_registry import Registry
 
 
 @dataclass

@@ -26,7 +26,7 @@ from evergreen.monitoring.ledger.records import Decision
 from evergreen.tasks.config.params import Params, load
 from evergreen.tasks.core.errors import StepError
 from evergreen.tasks.core.paths import Layout
-from evergreen.tasks.release.model_registry import Version
+from evergreen.tasks.release.mlflow_store import Version
 
 pytestmark = pytest.mark.xdist_group("watching")
 DAY = date(2024, 3, 10)

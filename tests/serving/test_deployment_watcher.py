@@ -13,7 +13,8 @@ from evergreen.serving import deployment_watcher
 from evergreen.serving.deployment_watcher import Lineup, Tally, Watch
 from evergreen.tasks.config.operations import Rollout, Serve
 from evergreen.tasks.core.errors import ModelError, ProjectError
-from evergreen.tasks.release.model_registry import Registry, Version
+from evergreen.tasks.release.mlflow_store import Version
+from evergreen.tasks.release.model_registry import Registry
 from evergreen.tasks.release.rollouts import EDGES, Count, Rollouts
 from tests.tasks.release.test_deployments import Names, verdict
 from tests.tasks.release.test_rollouts import CANARY, Known

@@ -22,7 +22,7 @@ PROBLEMS = PARAMS["problems"]
 HOMES = {
     "great_expectations": {"tasks/validate.py"},
     "optuna": {"tasks/search/optuna_study.py"},
-    "mlflow": {"tasks/release/model_registry.py"},
+    "mlflow": {"tasks/release/mlflow_store.py"},
     "dvc": {"tasks/release/lineage.py"},
     "matplotlib": {"monitoring/report/charts.py"},
     "evidently": {"monitoring/drift/evidently_report.py"},

@@ -17,7 +17,7 @@ from evergreen.tasks.config.params import load
 from evergreen.tasks.core.errors import EvergreenError, ParamsError
 from evergreen.tasks.core.paths import Layout, locking
 from evergreen.tasks.release.deployments import Deployment
-from evergreen.tasks.release.model_registry import Version
+from evergreen.tasks.release.mlflow_store import Version
 from tests import ROOT
 
 HEAVY = (

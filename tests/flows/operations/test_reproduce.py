@@ -11,7 +11,7 @@ import pytest
 from evergreen.flows.operations import reproduce
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.release import lineage
-from evergreen.tasks.release.model_registry import Version
+from evergreen.tasks.release.mlflow_store import Version
 
 WHO = {f"GIT_{who}_{part}": value for who in ("AUTHOR", "COMMITTER") for part, value in (("NAME", "ada"), ("EMAIL", "a@b.org"))}
 STAGES = "stages: {features: {cmd: python make.py, deps: [make.py], outs: [data/features/p]}}\n"

@@ -11,7 +11,8 @@ import sqlalchemy as sa
 
 from evergreen.tasks.core.errors import ModelError, ProjectError
 from evergreen.tasks.release.deployments import TABLE, Deployment, Deployments
-from evergreen.tasks.release.model_registry import Registry, Version
+from evergreen.tasks.release.mlflow_store import Version
+from evergreen.tasks.release.model_registry import Registry
 from evergreen.tasks.release.promotion_gate import Verdict
 
 NOON = datetime(2026, 5, 3, 12, tzinfo=UTC)

@@ -8,7 +8,6 @@ import re
 import shutil
 import socket
 import subprocess
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
@@ -34,8 +33,10 @@ from evergreen.tasks.core.errors import ModelError, StepError
 from evergreen.tasks.core.paths import Layout, write_json
 from evergreen.tasks.model_files import onnx_export as compiling
 from evergreen.tasks.model_files import skops_models
+from evergreen.tasks.release.candidate import Candidate
 from evergreen.tasks.release.deployments import Deployments
-from evergreen.tasks.release.model_registry import Registry, Version, requirements
+from evergreen.tasks.release.mlflow_store import Version, requirements
+from evergreen.tasks.release.model_registry import Registry
 from evergreen.tasks.release.promotion_gate import Verdict
 from tests import ROOT
 
@@ -111,7 +112,7 @@ Shared = tuple[Registry, Layout, Version]
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database with its tables and nothing else: making one takes seconds, copying it does not."""
     file = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    Registry(f"sqlite:///{file}", "").finish_dead_runs()
+    Registry(f"sqlite:///{file}", "").mark_stale_runs_killed()
     return file
 
 
@@ -144,7 +145,7 @@ def kill(*_words: Any) -> None:
 
 
 def client_of(shop: Own | Shared) -> MlflowClient:
-    return MlflowClient(shop[0]._uri, shop[0]._uri)
+    return MlflowClient(shop[0]._store.uri, shop[0]._store.uri)
 
 
 def artefact(shop: Own, version: Version) -> Path:
@@ -213,7 +214,7 @@ def test_a_loaded_model_predicts_what_the_fitted_one_did(shared: Shared):
 
 def test_mlflow_itself_serves_the_champion_with_signature_and_example(shared: Shared, monkeypatch: pytest.MonkeyPatch):
     registry, _, _ = shared
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry._uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry._store.uri)
     registry.set_alias("redeem", "champion", 1)
     served = mlflow.pyfunc.load_model("models:/redeem@champion")
     registry.drop_alias("redeem", "champion")
@@ -275,7 +276,7 @@ def test_a_file_changed_after_registration_is_not_loaded(own: Own):
     with pytest.raises(ModelError, match=rf"redeem v{version.version}: .*model\.skops is not the file that was registered"):
         registry.load("redeem", version.version)
     file.unlink()
-    with pytest.raises(ModelError, match=rf"redeem v{version.version}: .*model\.skops cannot be read"):
+    with pytest.raises(ModelError, match=rf"redeem v{version.version}: cannot read .*model\.skops"):
         registry.load("redeem", version.version)
 
 
@@ -336,34 +337,34 @@ def test_a_run_that_was_killed_leaves_no_version_and_is_swept_and_made_again(own
     gone = subprocess.Popen(["true"])
     gone.wait()
     monkeypatch.setattr(
-        "evergreen.tasks.release.model_registry._owner", lambda: {"host": socket.gethostname(), "process": f"{gone.pid} 1"}
+        "evergreen.tasks.release.mlflow_store.owner", lambda: {"host": socket.gethostname(), "process": f"{gone.pid} 1"}
     )
-    monkeypatch.setattr(registry, "_ending", lambda run_id: nullcontext())
+    monkeypatch.setattr(registry._store, "run", lambda run_id: nullcontext())
     monkeypatch.setattr(registry, "_publish", kill)
     with pytest.raises(Killed, match="kill -9"):
         registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE)
     monkeypatch.undo()
     assert len(registry.versions("redeem")) == before
-    dead = registry.finish_dead_runs()
+    dead = registry.mark_stale_runs_killed()
     assert len(dead) == 1
     assert client.get_run(dead[0]).info.status == "KILLED"
-    assert registry.finish_dead_runs() == []
+    assert registry.mark_stale_runs_killed() == []
     assert registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE).version == before + 1
 
 
 def test_a_run_of_a_living_process_is_left_alone(own: Own):
     client = client_of(own)
-    registry, _ = own
-    run_id = registry._begin(KNOWN, "redeem", {"config": {"model": "x"}, "cutoff": "2017-12-03"})
-    assert registry.finish_dead_runs() == []
+    registry, layout = own
+    run_id = registry._store.begin_run(Candidate(KNOWN, "redeem", layout, verdict(), LINEAGE))
+    assert registry.mark_stale_runs_killed() == []
     client.set_tag(run_id, "process", f"{os.getpid()} 1")
-    assert registry.finish_dead_runs() == [run_id], "another process has had this number since"
+    assert registry.mark_stale_runs_killed() == [run_id], "another process has had this number since"
 
 
 def test_a_failure_ends_the_run_as_failed(own: Own, monkeypatch: pytest.MonkeyPatch):
     client = client_of(own)
     registry, layout = own
-    monkeypatch.setattr("evergreen.tasks.release.model_registry._save", lambda *words: json.loads("broken"))
+    monkeypatch.setattr("evergreen.tasks.release.mlflow_store._save", lambda *words: json.loads("broken"))
     with pytest.raises(json.JSONDecodeError, match="Expecting value"):
         registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE)
     (run,) = client.search_runs([each.experiment_id for each in client.search_experiments()], "tags.candidate != ''")
@@ -395,14 +396,6 @@ def test_threads_register_side_by_side(own: Own):
     with ThreadPoolExecutor(2) as pool:
         made = list(pool.map(lambda place: registry.register(KNOWN, "redeem", place, verdict(), LINEAGE), (layout, other)))
     assert len({each.version for each in made}) == 2
-
-
-def test_twenty_trials_cost_less_than_three_seconds_of_work(own: Own):
-    registry, layout = own
-    write_candidate(layout, fit(strength=0.2), trials=20)
-    began = time.process_time()
-    registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE)
-    assert time.process_time() - began < 3
 
 
 def test_an_address_nobody_answers_is_one_line_without_its_password(tmp_path: Path):

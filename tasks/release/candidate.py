@@ -1,0 +1,136 @@
+"""A trained model with its evidence, as the steps left it: what the registry records with a version."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import polars as pl
+
+from evergreen.tasks.config.params import Params
+from evergreen.tasks.core.errors import StepError
+from evergreen.tasks.core.paths import MODEL, Layout, read_json, write_json
+
+if TYPE_CHECKING:
+    from evergreen.tasks.release.promotion_gate import Verdict
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The trained model of `problem`, the gate's verdict on it and its lineage (see release.lineage.lineage)."""
+
+    params: Params
+    problem: str
+    layout: Layout
+    verdict: "Verdict"
+    lineage: Mapping[str, str]
+
+    def require_steps(self) -> None:
+        """Raises StepError, naming the missing file, where a step did not run."""
+        model, report = self.layout.model(self.problem), self.layout.report(self.problem)
+        files = (self._trials, self.file, model / "model.json", report / "metrics.json", report / "evaluation/evaluation.json")
+        if missing := next((path for path in files if not path.exists()), None):
+            raise StepError(f"{missing}: is missing. Tune, train and evaluate come before: evergreen train {self.problem}")
+
+    @property
+    def file(self) -> Path:
+        """The model."""
+        return self.layout.model(self.problem) / MODEL
+
+    @property
+    def _trials(self) -> Path:
+        return self.layout.tuning(self.problem) / "trials.parquet"
+
+    @cached_property
+    def card(self) -> dict[str, Any]:
+        """model.json."""
+        return read_json(self.layout.model(self.problem) / "model.json")
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies the candidate by its content: the model's file and the features it learned from."""
+        features = self.lineage.get(f"dvc.data/features/{self.problem}")
+        return hashlib.sha256(f"{sha256(self.file)} {features}".encode()).hexdigest()
+
+    def name(self) -> str:
+        """Of its run."""
+        return f"{self.card['config']['model']} {self.card['cutoff']}"
+
+    def tags(self) -> dict[str, str]:
+        evaluation = read_json(self.layout.report(self.problem) / "evaluation" / "evaluation.json")
+        own = {"model": self.card["config"]["model"], "kind": self.card["kind"], "metric": evaluation["primary"]}
+        judged = {f"verdict.{key}": to_text(value) for key, value in self.verdict.model_dump().items()}
+        commit = {"mlflow.source.git.commit": self.lineage["git.commit"]} if self.lineage.get("git.commit") else {}
+        found = {**self.lineage, **commit, **own, **judged, "candidate": self.digest}
+        return {key: str(value) for key, value in found.items() if value != ""}
+
+    def metrics(self) -> dict[str, float]:
+        """metrics.json flat: metric -> score, metric_low -> low and so on, without what is not a finite number."""
+        flat = {
+            _key(name if part == "score" else f"{name}_{part}"): value
+            for name, parts in read_json(self.layout.report(self.problem) / "metrics.json").items()
+            for part, value in parts.items()
+        }
+        return {name: float(value) for name, value in flat.items() if value is not None and math.isfinite(value)}
+
+    def config(self) -> dict[str, str]:
+        """The chosen configuration under its own names, the problem's section of params.yaml under dotted ones."""
+        section = dict(_flat("", self.params.section(self.problem).model_dump(mode="json")))
+        found = {**section, **self.card["config"], "seed": self.params.project.seed}
+        return {_key(name): to_text(value) for name, value in found.items()}
+
+    def write_files(self, folder: Path) -> None:
+        """Copy evaluation, metrics, plots, diagnosis, explanation and costs into `folder`; write lineage and verdict there."""
+        report = self.layout.report(self.problem)
+        kept = [report / "evaluation" / "evaluation.json", report / "metrics.json"]
+        kept += [path for part in ("plots", "diagnosis", "explanation") for path in sorted((report / part).glob("*"))]
+        costs = sorted((self.layout.var / "costs").glob("*.json"))
+        places = [(path, path.relative_to(report)) for path in kept]
+        places += [(path, Path("costs", path.name)) for path in costs if path.stem.partition("@")[2] in ("", self.problem)]
+        for path, place in places:
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            (folder / place).write_bytes(path.read_bytes())
+        write_json(folder / "lineage.json", dict(self.lineage))
+        (folder / "verdict.json").write_text(self.verdict.model_dump_json(indent=2) + "\n")
+
+    def trials(self) -> Iterator[dict[str, Any]]:
+        """The trials of the search, a row each."""
+        return pl.read_parquet(self._trials).iter_rows(named=True)
+
+    def example(self) -> pd.DataFrame:
+        """The example of model.json as the model takes it. The type of an empty column is that of its feature."""
+        frame = pd.DataFrame(self.card["example"], columns=self.card["features"])
+        rows = self.layout.features(self.problem) / "rows.parquet"
+        known = pl.read_parquet_schema(rows) if rows.exists() else {}
+        for name in self.card["features"]:
+            if frame[name].isna().to_numpy().all():
+                frame[name] = frame[name].astype("str" if known.get(name) == pl.String else "float64")
+        return frame
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def to_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _flat(f"{prefix}.{name}" if prefix else str(name), inner)
+    else:
+        yield prefix, value
+
+
+def _key(name: str) -> str:
+    """`name` in the characters that MLflow accepts: ndcg@10 becomes ndcg_10."""
+    return re.sub(r"[^\w./: -]", "_", name)

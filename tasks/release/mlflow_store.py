@@ -1,0 +1,313 @@
+"""Runs, models and aliases in MLflow. The one home of mlflow.
+
+Everything goes through a client with explicit ids, never through MLflow's active run or global addresses, so threads may
+share a store.
+"""
+
+import json
+import logging
+import os
+import re
+import tempfile
+import time
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads it while it is imported
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is for results
+
+import mlflow.artifacts
+import mlflow.models
+import pandas as pd
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
+
+from evergreen.tasks.config.params import Section
+from evergreen.tasks.core.errors import ModelError, SpaceError
+from evergreen.tasks.core.paths import MODEL
+from evergreen.tasks.problems.base import Model
+from evergreen.tasks.release.candidate import Candidate, to_text
+from evergreen.tasks.release.run_owner import is_alive, owner
+
+log = logging.getLogger(__name__)
+
+STATES = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "killed": "KILLED"}
+"""State of a trial -> status of its run."""
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+"""Package in a model's file -> name to install it by, where the two differ."""
+ALWAYS = {"mlflow", "skops", "pandas", "numpy", "sklearn"}
+"""Packages that any of our models needs to be read."""
+BATCH = 100
+"""Most params or tags that MLflow takes at once."""
+
+
+class Version(Section):
+    """One registered model of a problem."""
+
+    problem: str
+    version: int
+    run_id: str
+    created: datetime
+    """UTC."""
+    aliases: tuple[str, ...]
+    tags: dict[str, str]
+    """Lineage (as `release.lineage.lineage` names it), model, kind, metric (the primary one), candidate and sha256 (content),
+    verdict.decision and the other parts of the verdict; compiled (yes, or why not) and the parts of
+    model_files.onnx_parity.Parity."""
+    metrics: dict[str, float]
+    """`roc_auc`, and with _low, _high, _baseline, _gain, _gain_low and _gain_high behind it. Undefined numbers are left out."""
+
+
+class MlflowStore:
+    """Runs, models and aliases at `uri` (sqlite:///FILE, or http://HOST:PORT of a server).
+
+    `artifacts`: a folder or an address such as s3://BUCKET/PATH for the files of new problems; "" lets a server choose.
+    """
+
+    def __init__(self, uri: str, artifacts: str) -> None:
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # errors arrive as exceptions
+        file = Path(uri.removeprefix("sqlite:///"))
+        if uri.startswith("sqlite:///") and not file.exists():
+            log.info("mlflow: creating its database %s, once; this takes a few seconds", file)
+        self.uri = uri
+        self._artifacts = artifacts if "://" in artifacts or not artifacts else Path(artifacts).absolute().as_uri()
+        with self.errors():
+            self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Raise ModelError or SpaceError, in one line, where MLflow or the disk refuses."""
+        try:
+            yield
+        except (MlflowException, SQLAlchemyError) as error:
+            text = " ".join(str(error).partition("[SQL:")[0].split())
+            raise ModelError(
+                f"MLflow at {_without_password(self.uri)}: {text[:300]}. Check the address and the server."
+            ) from error
+        except OSError as error:
+            where = error.filename or _without_password(self.uri)
+            raise SpaceError(
+                f"{where}: {error.strerror or error}. Free space or allow writing there, then try again."
+            ) from error
+
+    # -- versions and aliases
+
+    def version(self, problem: str, which: int | str) -> Version | None:
+        """The version of that number or alias, or None."""
+        try:
+            if isinstance(which, str):
+                found = self._client.get_model_version_by_alias(problem, which)
+            else:
+                found = self._client.get_model_version(problem, str(which))
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST" or "not found" in str(error):
+                return None
+            raise
+        return self._read(found, self._aliases(problem))
+
+    def versions(self, problem: str, digest: str | None = None) -> list[Version]:
+        """All versions, or those of the candidate with that digest, oldest first; none for a problem never registered."""
+        wanted = f"name = '{problem}'" + (f" and tags.candidate = '{digest}'" if digest else "")
+        found = self._client.search_model_versions(wanted, max_results=10_000)
+        aliases = self._aliases(problem) if found else {}
+        return sorted((self._read(each, aliases) for each in found), key=lambda each: each.version)
+
+    def set_alias(self, problem: str, alias: str, version: int) -> None:
+        self._client.set_registered_model_alias(problem, alias, str(version))
+
+    def drop_alias(self, problem: str, alias: str) -> None:
+        self._client.delete_registered_model_alias(problem, alias)
+
+    def update(self, version: Version, tags: Mapping[str, str], description: str) -> None:
+        for key, value in tags.items():
+            if version.tags.get(key) != value:
+                self._client.set_model_version_tag(version.problem, str(version.version), key, value)
+        self._client.update_model_version(version.problem, str(version.version), description)
+
+    def download(self, problem: str, version: int, name: str, folder: str) -> Path:
+        """The file `name` of a version, laid into `folder`. Raises ModelError where it cannot be read."""
+        source = f"{self._client.get_model_version_download_uri(problem, str(version))}/{name}"
+        try:
+            return Path(mlflow.artifacts.download_artifacts(source, dst_path=folder, tracking_uri=self.uri))
+        except (OSError, MlflowException) as error:
+            text = " ".join(str(error).split())[:200]
+            raise ModelError(f"{problem} v{version}: cannot read {source}: {text}. Roll back, or train again.") from error
+
+    # -- runs
+
+    def begin_run(self, candidate: Candidate) -> str:
+        experiment = self._experiment(f"{candidate.params.project.name}/{candidate.problem}")
+        return self._client.create_run(experiment, run_name=candidate.name(), tags=owner()).info.run_id
+
+    @contextmanager
+    def run(self, run_id: str) -> Iterator[None]:
+        """End the run as FINISHED or FAILED. After a kill it stays RUNNING until `mark_stale_runs_killed`."""
+        try:
+            yield
+        except BaseException:
+            self._client.set_terminated(run_id, "FAILED")
+            raise
+        self._client.set_terminated(run_id, "FINISHED")
+
+    def log(self, run_id: str, candidate: Candidate) -> None:
+        """Write tags, metrics, params and files to the run; what is there already is replaced."""
+        now = int(time.time() * 1000)
+        params = [Param(key, value) for key, value in candidate.config().items()]
+        tags = [RunTag(key, value) for key, value in candidate.tags().items()]
+        for first in range(0, max(len(params), len(tags)), BATCH):
+            part = slice(first, first + BATCH)
+            self._client.log_batch(run_id, params=params[part], tags=tags[part])
+        self._client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in candidate.metrics().items()])
+        with tempfile.TemporaryDirectory() as folder:
+            candidate.write_files(Path(folder))
+            self._client.log_artifacts(run_id, folder)
+
+    def log_trials(self, run_id: str, candidate: Candidate) -> None:
+        """Write one child run per trial of the search, with its own start and end."""
+        parent = {"mlflow.parentRunId": run_id, **owner()}
+        experiment = self._client.get_run(run_id).info.experiment_id
+        for trial in candidate.trials():
+            began, ended = _milliseconds(trial["started"]), _milliseconds(trial["ended"] or trial["started"])
+            tags = parent | {"state": trial["state"], **({"reason": trial["reason"]} if trial["reason"] else {})}
+            child = self._client.create_run(experiment, began, tags, f"trial {trial['number']}").info.run_id
+            scores = {name: trial[name] for name in ("score", "std", "seconds") if trial[name] is not None}
+            self._client.log_batch(
+                child,
+                [Metric(name, value, ended, 0) for name, value in scores.items()],
+                [Param(name, to_text(value)) for name, value in json.loads(trial["config"]).items()],
+            )
+            self._client.set_terminated(child, STATES[trial["state"]], ended)
+
+    def mark_stale_runs_killed(self, host: str) -> list[str]:
+        """Mark RUNNING runs of `host`, this machine, as KILLED if their process is gone. Returns their ids."""
+        experiments = [each.experiment_id for each in self._client.search_experiments(max_results=1000)]
+        here = f"attributes.status = 'RUNNING' and tags.host = '{host}'"
+        running = self._client.search_runs(experiments, here, max_results=1000) if experiments else []
+        stale = [each.info.run_id for each in running if not is_alive(each.data.tags)]
+        for run_id in stale:
+            self._client.set_terminated(run_id, "KILLED")
+        return stale
+
+    # -- models
+
+    @contextmanager
+    def model(self, run_id: str, candidate: Candidate, model: Model) -> Iterator[tuple[Path, dict[str, str]]]:
+        """Publish a version: yields the folder of its files and its further tags, both for the caller to add to.
+
+        The version appears last, whole, with all of its tags.
+        """
+        problem, experiment = candidate.problem, self._client.get_run(run_id).info.experiment_id
+        logged = self._client.create_logged_model(
+            experiment, name=problem, source_run_id=run_id, model_type=str(candidate.card["kind"])
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            folder, tags = Path(scratch) / "model", candidate.tags()
+            _save(model, folder, candidate.example(), logged.artifact_location, run_id, logged.model_id)
+            yield folder, tags
+            self._client.log_model_artifacts(logged.model_id, str(folder))
+        self._client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+        self._client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
+        self._ensure_registered(candidate)
+        reason = candidate.verdict.reason
+        self._client.create_model_version(
+            problem, logged.artifact_location, run_id, tags, description=reason, model_id=logged.model_id
+        )
+
+    def _ensure_registered(self, candidate: Candidate) -> None:
+        project, question = candidate.params.project.name, candidate.params.section(candidate.problem).question
+        try:
+            self._client.create_registered_model(candidate.problem, tags={"project": project}, description=question)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def _experiment(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            return self._client.create_experiment(name, artifact_location=self._artifacts or None)
+        if found.lifecycle_stage == "deleted":
+            self._client.restore_experiment(found.experiment_id)
+        return found.experiment_id
+
+    def _aliases(self, problem: str) -> dict[int, list[str]]:
+        """Version -> its aliases, sorted."""
+        found: dict[int, list[str]] = {}
+        for alias, version in sorted(self._client.get_registered_model(problem).aliases.items()):
+            found.setdefault(int(version), []).append(alias)
+        return found
+
+    def _read(self, found: ModelVersion, aliases: Mapping[int, list[str]]) -> Version:
+        metrics: dict[str, float] = {}
+        with suppress(MlflowException):  # its run may have been deleted for good
+            metrics = dict(self._client.get_run(found.run_id or "").data.metrics)
+        return Version(
+            problem=found.name,
+            version=int(found.version),
+            run_id=found.run_id or "",
+            created=datetime.fromtimestamp((found.creation_timestamp or 0) / 1000, UTC),
+            aliases=tuple(aliases.get(int(found.version), ())),
+            tags=dict(found.tags),
+            metrics=metrics,
+        )
+
+
+def input_types(card: Path) -> list[str]:
+    """The type of each feature, as MLflow names it, from a model's file MLmodel."""
+    signature = mlflow.models.Model.load(str(card)).signature
+    return [str(getattr(each, "name", each)) for each in signature.inputs.input_types()] if signature else []
+
+
+def requirements(file: Path) -> list[str]:
+    """The packages that read the model in `file`, at the versions that wrote it, such as scikit-learn==1.9.1.
+
+    Evergreen itself, which our own estimators need too, is in no index and therefore not among them.
+    """
+    with zipfile.ZipFile(file) as archive:
+        named = re.findall(r'"__module__": "(\w+)', archive.read("schema.json").decode())
+    packages = {DISTRIBUTIONS.get(name, name) for name in ({*named} & {"lightgbm", "scipy"}) | ALWAYS}
+    return [f"{name}=={installed(name)}" for name in sorted(packages)]
+
+
+def _save(model: Model, path: Path, example: pd.DataFrame, location: str, run_id: str, model_id: str) -> None:
+    """Write `model` as an MLflow model folder with its requirements, signature and example."""
+    from mlflow import sklearn as flavour
+
+    from evergreen.tasks.model_files import skops_models
+
+    file = path.parent / MODEL
+    skops_models.save(model, file)
+    flavour.save_model(
+        model,
+        str(path),
+        mlflow_model=mlflow.models.Model(artifact_path=location, run_id=run_id, model_uuid=model_id, model_id=model_id),
+        serialization_format="skops",
+        skops_trusted_types=list(skops_models.TRUSTED),
+        signature=_signature(example, model.predict(example)),
+        input_example=example,
+        pip_requirements=requirements(file),
+    )
+
+
+def _signature(example: pd.DataFrame, predictions: Any) -> mlflow.models.ModelSignature:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*integer column", category=UserWarning)  # such as an id, never missing
+        return mlflow.models.infer_signature(example, predictions)
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"//([^:/@]+):[^@/]*@", r"//\1:***@", uri)
+
+
+def _milliseconds(moment: datetime) -> int:
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
