@@ -1,66 +1,73 @@
-"""Why a row has its answer: what each column adds to it, in the time of a request.
+"""The explanation of a single prediction, within the time of a request: the contribution of each column.
 
-Shapley values by sampling (Štrumbelj and Kononenko, 2014), as tasks.explain has them: the columns go, in random orders and
-their reverse, from another row's values to the row's own. The other rows are the version's example, so that together with
-their mean answer the parts add up to what was said.
+The Shapley values of tasks.explanation.shapley, with the version's example rows as background rows. So the contributions and
+the mean prediction of the example rows sum to the prediction.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from evergreen.serving.loaded_model import Asked, Rows
+from evergreen.tasks.explanation.shapley import rows_between, sample_walks, shapley_values, strongest_first
 
+Row = Mapping[str, Any]
+"""Column -> value."""
 ORDERS = 4
-"""Random orders for each other row; as many reversed."""
-MOST_ANSWERS = 2_000
-"""Most answers that the parts may ask for: fewer orders where there are many columns."""
-SHOWN = 10
+"""Random orders of the columns for each background row; as many are reversed."""
+MAX_PREDICTIONS = 2_000
+"""Most predictions per explanation: fewer orders where there are many columns."""
+MAX_COLUMNS = 10
 """Columns that are named, the strongest first."""
 
 
 def contributions(served: Rows, asked: Asked) -> list[dict[str, Any]]:
-    """The columns that matter most to this answer: column, value and what it adds to `of`; the last is the mean and the rest.
+    """The columns that contribute most to a prediction: column, value, contribution; then all others, then the mean prediction.
 
-    `of`: the probability of the last class, or the prediction. Of groups, which have no order, whether it is this one.
+    The explained number is the probability of the last class, or the predicted amount; for clusters, which have no order, 1 for
+    this cluster and 0 for another.
     """
     own = asked.features
-    others = [served.read(row).features for row in served.example] or [own]
-    draw = np.random.default_rng(0)
-    names = [name for name in own if any(own[name] != other[name] for other in others)]
-    turns = max(1, min(ORDERS, MOST_ANSWERS // (2 * max(1, len(names)) * len(others))))
-    rows, paths = [dict(own), *map(dict, others)], list[tuple[int, list[str]]]()
-    for other in others:
-        for _ in range(turns):
-            order = [names[each] for each in draw.permutation(len(names))]
-            for path in (order, order[::-1]):
-                paths.append((len(rows), path))
-                mixed = dict(other)
-                for name in path[:-1]:
-                    mixed = {**mixed, name: own[name]}
-                    rows.append(mixed)
-    said = _numbers(served, rows)
-    added = dict.fromkeys(names, 0.0)
-    for number, (start, path) in enumerate(paths):
-        other = said[1 + number // (2 * turns)]
-        steps = [other, *said[start : start + len(path) - 1], said[0]] if path else []
-        for name, before, after in zip(path, steps, steps[1:], strict=False):
-            added[name] += (after - before) / len(paths)
-    strongest = sorted(added, key=lambda name: -abs(added[name]))
-    found: list[dict[str, Any]] = [{"column": name, "value": own[name], "adds": added[name]} for name in strongest[:SHOWN]]
-    rest = sum(added[name] for name in strongest[SHOWN:])
-    return [*found, {"column": None, "value": "all other columns", "adds": rest}, _mean(said, len(others))]
+    backgrounds = [served.read(row).features for row in served.example] or [own]
+    names = [name for name in own if any(own[name] != each[name] for each in backgrounds)]
+    values, mean = _values(served, own, backgrounds, names)
+    order = [int(each) for each in strongest_first(values)]
+    found: list[dict[str, Any]] = [
+        {"column": names[each], "value": own[names[each]], "contribution": float(values[each])} for each in order[:MAX_COLUMNS]
+    ]
+    rest = float(sum(values[each] for each in order[MAX_COLUMNS:]))
+    return [
+        *found,
+        {"column": None, "value": "all other columns", "contribution": rest},
+        {"column": None, "value": "mean prediction of the example rows", "contribution": mean},
+    ]
 
 
-def _mean(said: np.ndarray, others: int) -> dict[str, Any]:
-    return {"column": None, "value": "mean answer to the example", "adds": float(said[1 : 1 + others].mean())}
+def _values(served: Rows, own: Row, backgrounds: Sequence[Row], names: Sequence[str]) -> tuple[np.ndarray, float]:
+    """The contribution of each of `names`, and the mean prediction of `backgrounds`; all rows are predicted at once."""
+    orders = max(1, min(ORDERS, MAX_PREDICTIONS // (2 * max(1, len(names)) * len(backgrounds))))
+    walks = list(sample_walks(range(len(backgrounds)), len(names), orders, np.random.default_rng(0))) if names else []
+
+    def take(row: Row, column: int) -> Row:
+        return {**row, names[column]: own[names[column]]}
+
+    paths = [rows_between(backgrounds[start], order, take) for start, order in walks]
+    predictions = _predict(served, [own, *backgrounds, *(row for path in paths for row in path)])
+    first, between = predictions[1 : 1 + len(backgrounds)], iter(predictions[1 + len(backgrounds) :])
+    along = [
+        (order, np.array([first[start], *(next(between) for _ in path), predictions[0]]))
+        for (start, order), path in zip(walks, paths, strict=True)
+    ]
+    return shapley_values(along) if along else np.zeros(0), float(first.mean())
 
 
-def _numbers(served: Rows, rows: list[dict[str, Any]]) -> np.ndarray:
+def _predict(served: Rows, rows: Sequence[Row]) -> np.ndarray:
+    """The explained number of each row; the first one is the row that is explained."""
     answers = served.answer([served.read(row) for row in rows])
-    chances = [name for name in answers[0] if name != "prediction"]
-    if chances:
-        return np.array([answer[chances[-1]] for answer in answers])
+    probabilities = [name for name in answers[0] if name != "prediction"]
+    if probabilities:
+        return np.array([each[probabilities[-1]] for each in answers])
     if isinstance(answers[0]["prediction"], float):
-        return np.array([answer["prediction"] for answer in answers])
-    return np.array([float(answer["prediction"] == answers[0]["prediction"]) for answer in answers])
+        return np.array([each["prediction"] for each in answers])
+    return np.array([float(each["prediction"] == answers[0]["prediction"]) for each in answers])

@@ -79,7 +79,12 @@ def _rows(params: Params, problem: str, served: Rows) -> dict[str, Any]:
     either = {"anyOf": [row, {"type": "array", "items": row}]}
     predict = _operation(f"{asked}", "rows", either, rows, _answers(answer))
     predict["parameters"] = [
-        {"name": "explain", "in": "query", "schema": {"type": "boolean"}, "description": "Say what each column adds."}
+        {
+            "name": "explain",
+            "in": "query",
+            "schema": {"type": "boolean"},
+            "description": "Add the contribution of each column.",
+        }
     ]
     names = list(features)
     split = {

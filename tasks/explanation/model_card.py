@@ -1,7 +1,7 @@
-"""The model card: what the model is, what it learned from, how good it is, where its limits are and what it costs.
+"""The model card: model, training data, performance, feature importance, limitations and cost.
 
-Mitchell and others, Model cards for model reporting, 2019. Pure: from what the steps before left behind
-to titled lines, and from these to Markdown; the page draws the same lines.
+Pure: from the files of the steps to titled lines, and from these to Markdown; the page shows the same lines.
+Source: Mitchell and others, Model cards for model reporting, 2019.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,12 +12,12 @@ from evergreen.tasks.config.params import Interactions, Params, Problem, Table
 Card = list[dict[str, Any]]
 """Sections in order, each with `title` and `lines`."""
 METRICS = 4
-"""Most metrics beside the primary one."""
+"""Most metrics besides the primary one."""
 CAVEATS = {
-    "classification": "A probability is an estimate for rows like those it learned from; look at its calibration first.",
-    "regression": "An answer is a mean for rows like this one; single rows lie on both sides of it.",
-    "clustering": "Groups are a way to look at the rows, not a truth about them; other numbers of groups are possible.",
-    "recommendation": "Lists follow what was bought; that somebody was never shown an item does not mean it was not wanted.",
+    "classification": "A probability is an estimate for rows like the training data; check its calibration first.",
+    "regression": "A prediction is a mean for rows like this one; single rows lie above and below it.",
+    "clustering": "Clusters are one way to divide the rows; other numbers of clusters are possible.",
+    "recommendation": "Lists follow past purchases; an item that a user was never shown may still be wanted.",
 }
 
 
@@ -29,19 +29,21 @@ def card(
     best: Mapping[str, Any],
     diagnosis: Mapping[str, Any],
     explanation: Mapping[str, Any],
-    serving: Mapping[str, float | None],
-    spent: Mapping[str, Mapping[str, float]],
+    costs: Mapping[str, Mapping[str, float]],
 ) -> Card:
-    """`model`: model.json. `spent`: step -> cpu_seconds, peak_mb. The others: the files that are called so."""
+    """`model`: model.json. `explanation`: explanation.json, with `serving`. `costs`: step -> cpu_seconds, peak_mb.
+
+    The other arguments are the files of these names.
+    """
     section = params.section(problem)
     parts = [
-        ("What it is", _what(section, model)),
-        ("What it learned from", _data(params, section, model)),
-        ("How good it is", _quality(evaluation, best)),
-        ("What it goes by", _goes_by(explanation)),
-        ("Where its limits are", _limits(section, model, evaluation, explanation)),
-        ("What to do next", [diagnosis["said"], *diagnosis.get("evidence", [])] if diagnosis.get("step") else []),
-        ("What it costs", _cost(best, serving, spent)),
+        ("Model", _model(section, model)),
+        ("Training data", _data(params, section, model)),
+        ("Performance", _performance(evaluation, best)),
+        ("Feature importance", _importance(explanation)),
+        ("Limitations", _limitations(model, evaluation, explanation)),
+        ("Next step", [diagnosis["recommendation"], *diagnosis.get("evidence", [])] if diagnosis.get("step") else []),
+        ("Cost", _cost(best, explanation["serving"], costs)),
     ]
     return [{"title": title, "lines": lines} for title, each in parts if (lines := list(each))]
 
@@ -53,13 +55,13 @@ def markdown(described: Card) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _what(section: Problem, model: Mapping[str, Any]) -> Iterator[str]:
+def _model(section: Problem, model: Mapping[str, Any]) -> Iterator[str]:
     config = {name: value for name, value in model["config"].items() if name not in ("model", "members", "weights")}
-    yield f"The question: {section.question}"
-    yield f"A model of {model['kind']} ({model['config']['model']})."
+    yield f"Question: {section.question}"
+    yield f"Kind: {model['kind']}; model: {model['config']['model']}."
     if members := model["config"].get("members"):
         weights = model["config"].get("weights", ())
-        yield f"It is the weighted mean of {', '.join(_member(*each) for each in zip(members, weights, strict=False))}."
+        yield f"The weighted mean of {', '.join(_member(*each) for each in zip(members, weights, strict=False))}."
     if config:
         yield f"Settings: {', '.join(f'{name} {_number(value)}' for name, value in config.items())}."
 
@@ -72,54 +74,52 @@ def _data(params: Params, section: Problem, model: Mapping[str, Any]) -> Iterato
     features = section.features
     table = features.table if isinstance(features, Table | Interactions) else "events"
     target = getattr(features, "target", None)
-    what = f"; it predicts {target}" if isinstance(target, str) else ""
-    yield f"{model['rows']:,} rows made from {table}, with {len(model['features'])} features{what}."
-    yield f"The last day that counts as known is {params.project.as_of or 'the newest day in the data'}."
+    what = f"; target {target}" if isinstance(target, str) else ""
+    yield f"{model['rows']:,} rows from {table}, with {len(model['features'])} features{what}."
+    yield f"Data up to {params.project.as_of or 'the newest day in the tables'}."
     if isinstance(features, Table) and features.entity:
-        yield f"The rows of one {features.entity} are either learned from or judged on, never both."
+        yield f"The rows of one {features.entity} are all training rows or all test rows."
 
 
-def _quality(evaluation: Mapping[str, Any], best: Mapping[str, Any]) -> Iterator[str]:
+def _performance(evaluation: Mapping[str, Any], best: Mapping[str, Any]) -> Iterator[str]:
     metrics = sorted(evaluation["metrics"], key=lambda each: each["name"] != evaluation["primary"])
-    rows = f"{evaluation['rows']:,} rows that neither search nor training saw"
+    rows = f"{evaluation['rows']:,} test rows, unseen in search and training"
     for place, each in enumerate(metrics[: 1 + METRICS]):
         within = "" if each["low"] is None else f" [{_number(each['low'])}, {_number(each['high'])}]"
-        beside = f"; the baseline {evaluation['baseline']}: {_number(each['baseline'])}"
+        beside = f"; baseline {evaluation['baseline']}: {_number(each['baseline'])}"
         yield f"{each['name']} {_number(each['score'])}{within}{f' on {rows}' if not place else ''}{beside}."
     if (optimism := (best.get("nested") or {}).get("optimism")) is not None:
-        yield f"The search flatters itself by {_number(optimism)} {best['metric']} (tuned score minus nested score)."
+        yield f"The score of the search is too good by {_number(optimism)} {best['metric']} (tuned score minus nested score)."
 
 
-def _goes_by(explanation: Mapping[str, Any]) -> Iterator[str]:
+def _importance(explanation: Mapping[str, Any]) -> Iterator[str]:
     top = [each for each in explanation.get("importance", []) if each["low"] is not None and each["low"] > 0]
     if top:
         metric = explanation["metric"]
         named = ", ".join(f"{each['column']} ({_number(each['importance'])})" for each in top[:5])
-        yield f"Shuffled among the rows, these columns cost it the most {metric}: {named}."
+        yield f"Permutation importance in {metric}: {named}."
     elif explanation.get("importance"):
-        yield "No single column, shuffled among the rows, costs it score beyond doubt."
+        yield "No single column lowers the score significantly when it is shuffled."
     if note := explanation.get("note"):
         yield note[:1].upper() + note[1:]
 
 
-def _limits(
-    section: Problem, model: Mapping[str, Any], evaluation: Mapping[str, Any], explanation: Mapping[str, Any]
-) -> Iterator[str]:
+def _limitations(model: Mapping[str, Any], evaluation: Mapping[str, Any], explanation: Mapping[str, Any]) -> Iterator[str]:
     first = next(each for each in evaluation["metrics"] if each["name"] == evaluation["primary"])
     if evaluation["model"] == evaluation["baseline"]:
-        yield "It is the baseline: nothing that was tried does better."
+        yield "It is the baseline: no configuration that was tried is better."
     elif first["gain_low"] is not None and first["gain_low"] <= 0:
-        yield "It cannot be told from its baseline on these rows."
-    for spot in explanation.get("weak_spots", []):
+        yield "On these rows it is not significantly better than its baseline."
+    for each in explanation.get("error_slices", []):
         yield (
-            f"It is weak where {spot['where']} ({spot['share']:.0%} of the rows): {spot['measure']} "
-            f"{_number(spot['loss'])} there, {_number(spot['elsewhere'])} elsewhere."
+            f"Larger errors where {each['where']} ({each['share']:.0%} of the rows): {each['measure']} "
+            f"{_number(each['loss'])} there, {_number(each['elsewhere'])} elsewhere."
         )
     worst = _worst_slice(evaluation)
     if worst:
         yield worst
     yield CAVEATS[model["kind"]]
-    yield "Rows unlike those it learned from get an answer all the same; the drift reports tell when they come."
+    yield "Rows unlike the training data get a prediction too; the drift reports show when such rows come."
 
 
 def _worst_slice(evaluation: Mapping[str, Any]) -> str | None:
@@ -129,17 +129,17 @@ def _worst_slice(evaluation: Mapping[str, Any]) -> str | None:
         return None
     worst = (min if first["greater_is_better"] else max)(known, key=lambda each: each["score"])
     return (
-        f"Of the slices asked for it is worst on {worst['feature']} {worst['value']} ({worst['rows']:,} rows): {first['name']} "
+        f"The worst slice of evaluate.slices is {worst['feature']} {worst['value']} ({worst['rows']:,} rows): {first['name']} "
         f"{_number(worst['score'])}."
     )
 
 
 def _cost(
-    best: Mapping[str, Any], serving: Mapping[str, float | None], spent: Mapping[str, Mapping[str, float]]
+    best: Mapping[str, Any], serving: Mapping[str, float | None], costs: Mapping[str, Mapping[str, float]]
 ) -> Iterator[str]:
-    if spent:
-        steps = ", ".join(f"{step} {each['cpu_seconds']:.1f} s" for step, each in spent.items())
-        yield f"CPU: {steps}; at most {max(each['peak_mb'] for each in spent.values()):,.0f} MB of memory."
+    if costs:
+        steps = ", ".join(f"{step} {each['cpu_seconds']:.1f} s" for step, each in costs.items())
+        yield f"CPU: {steps}; peak memory {max(each['peak_mb'] for each in costs.values()):,.0f} MB."
     found = best.get("search_gain") or {}
     gain = (
         f"; it gained {_number(found['gain'])} {best['metric']} over the {found['over']} for "
@@ -149,8 +149,8 @@ def _cost(
     )
     yield f"The search tried {best.get('trials', 0)} configurations{gain}."
     yield f"The model takes {_number(serving['model_mb'])} MB on disk and {_number(serving['load_ms'])} ms to load."
-    batch = f"; {serving['batch_rows']:,.0f} rows at once {_number(serving['batch_ms'])} ms" if serving["batch_rows"] else ""
-    yield f"One row takes {_number(serving['row_ms'])} ms{batch} (the pipeline in Python, before it is compiled)."
+    batch = f"; {serving['batch_rows']:,.0f} rows together {_number(serving['batch_ms'])} ms" if serving["batch_rows"] else ""
+    yield f"One row takes {_number(serving['row_ms'])} ms{batch} (the pipeline in Python, not compiled)."
 
 
 def _number(value: Any) -> str:

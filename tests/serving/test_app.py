@@ -226,11 +226,11 @@ def test_every_answer_carries_the_headers_of_security(client):
         assert headers["content-security-policy"].startswith("default-src 'none'")
 
 
-def test_what_each_column_adds_sums_up_to_the_answer(client, shop):
+def test_contributions_sum_to_the_prediction(client, shop):
     row = plain(rows_of(shop, "redeem", 1))[0]
     said = client.post("/v1/predict/redeem", params={"explain": "true"}, json=row).json()
     parts = said["explanation"]
-    assert sum(each["adds"] for each in parts) == pytest.approx(said["probability_1"], abs=1e-9)
+    assert sum(each["contribution"] for each in parts) == pytest.approx(said["probability_1"], abs=1e-9)
     assert {each["column"] for each in parts} <= {*row, None}
     assert "explanation" not in client.post("/v1/predict/redeem", json=row).json()
 

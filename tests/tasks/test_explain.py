@@ -1,19 +1,15 @@
-"""What the model goes by: a planted effect is found, contributions add up, and weak spots are where they were planted."""
+"""The stage: a planted effect is found, contributions add up, and the error slice is where noise was planted."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import polars as pl
 import pytest
-from sklearn.linear_model import LinearRegression
 
 from evergreen.tasks import evaluate, explain, problems, train
 from evergreen.tasks.config.params import KindName, Params, Tabular
 from evergreen.tasks.core.paths import Layout, read_json, write_json
-from evergreen.tasks.problems.tabular import row_subset
-from evergreen.tasks.problems.tabular.tabular_kind import Rows
 
 SIZE = 1800
 
@@ -31,7 +27,7 @@ def table(seed: int = 1) -> pl.DataFrame:
 
 
 def project(folder: Path, kind: KindName = "regression", model: str = "ridge") -> tuple[Params, Layout]:
-    """A project that is trained and judged."""
+    """A project whose model is trained and evaluated."""
     frame = table()
     if kind == "classification":
         frame = frame.with_columns(y=(pl.col("y") > 1).cast(pl.String))
@@ -69,32 +65,18 @@ def test_importance_finds_the_planted_order_with_intervals(explained: Path):
     assert rows["idle"]["low"] < 0.05
 
 
-def test_contributions_add_up_to_the_answer(explained: Path):
-    told = read_json(explained / "explanation.json")
-    assert [each["title"] for each in told["predictions"]] == [
-        "the largest answer",
-        "an answer in the middle",
-        "the smallest answer",
+def test_contributions_and_the_mean_prediction_sum_to_the_prediction(explained: Path):
+    found = read_json(explained / "explanation.json")
+    assert [each["title"] for each in found["examples"]] == [
+        "the largest prediction",
+        "the median prediction",
+        "the smallest prediction",
     ]
-    for each in told["predictions"]:
-        added = sum(part["adds"] for part in each["parts"]) + each["rest"]
-        assert each["mean_answer"] + added == pytest.approx(each["answer"])
-    answers = [each["answer"] for each in told["predictions"]]
-    assert answers == sorted(answers, reverse=True)
-
-
-def test_contributions_to_a_line_are_its_weights_times_the_distance_from_the_mean():
-    draw = np.random.default_rng(0)
-    features = pd.DataFrame(draw.normal(size=(150, 3)), columns=["a", "b", "c"])
-    y = features.to_numpy() @ [2.0, -1.0, 0.0]
-    model = LinearRegression().fit(features, y)
-    rows = Rows(pl.Series(np.arange(150)), None, pl.Series(y), features)
-    found = explain.Contributions(lambda X: model.predict(X)[:, None], ["y"], rows, ["a", "b", "c"], 0)
-    exact = (features - features.mean()).to_numpy()[found.places] * [2.0, -1.0, 0.0]
-    close = np.corrcoef(found.values[:, 0, 0], exact[:, 0])[0, 1]
-    assert close > 0.85
-    assert np.abs(found.values[:, 2, 0]).max() < 1e-6
-    assert found.values[:, :, 0].sum(axis=1) == pytest.approx(y[found.places] - y.mean())
+    for each in found["examples"]:
+        added = sum(part["contribution"] for part in each["contributions"]) + each["rest"]
+        assert each["mean_prediction"] + added == pytest.approx(each["prediction"])
+    predictions = [each["prediction"] for each in found["examples"]]
+    assert predictions == sorted(predictions, reverse=True)
 
 
 def test_dependence_rises_with_a_planted_effect_and_stays_flat_without(explained: Path):
@@ -106,37 +88,21 @@ def test_dependence_rises_with_a_planted_effect_and_stays_flat_without(explained
     assert region["north"] - region["south"] == pytest.approx(2, abs=0.8)
 
 
-def test_the_weak_spot_is_where_the_noise_was_planted(explained: Path):
-    spots = read_json(explained / "explanation.json")["weak_spots"]
-    assert spots
-    assert "region is north" in spots[0]["where"] or "region is not south" in spots[0]["where"]
-    assert spots[0]["low"] > 0
-    assert spots[0]["loss"] > 2 * spots[0]["elsewhere"]
-
-
-def test_no_weak_spot_is_told_where_errors_are_alike_everywhere(tmp_path: Path):
-    draw = np.random.default_rng(5)
-    features = pd.DataFrame(draw.normal(size=(1200, 4)), columns=list("abcd"))
-    truth = pl.Series(draw.normal(size=1200))
-    rows = row_subset.subset(Rows(pl.Series(np.arange(1200)), None, truth, features), np.arange(1200))
-
-    class Flat:
-        name, supervised = "regression", True
-
-        def predict(self, model: Any, data: Rows, part: str, section: Any) -> pl.DataFrame:
-            return pl.DataFrame({"entity": data.entity, "truth": data.target, "prediction": 0.0})
-
-    found: Any = explain._weak_spots(Flat(), None, rows, None, list("abcd"), 0)  # pyright: ignore[reportArgumentType]
-    assert found == []
+def test_the_error_slice_is_where_the_noise_was_planted(explained: Path):
+    slices = read_json(explained / "explanation.json")["error_slices"]
+    assert slices
+    assert "region is north" in slices[0]["where"] or "region is not south" in slices[0]["where"]
+    assert slices[0]["low"] > 0
+    assert slices[0]["loss"] > 2 * slices[0]["elsewhere"]
 
 
 def test_the_card_says_what_data_quality_limits_and_cost(explained: Path):
     text = (explained / "card.md").read_text()
-    assert text.startswith("# Model card\n\n## What it is\n\n- The question: How much?\n- A model of regression (ridge).")
-    for title in ("What it learned from", "How good it is", "What it goes by", "Where its limits are", "What it costs"):
+    assert text.startswith("# Model card\n\n## Model\n\n- Question: How much?\n- Kind: regression; model: ridge.")
+    for title in ("Training data", "Performance", "Feature importance", "Limitations", "Cost"):
         assert f"\n## {title}\n\n- " in text
-    assert "360 rows that neither search nor training saw" in text
-    assert "these columns cost it the most rmse: big (" in text
+    assert "360 test rows, unseen in search and training" in text
+    assert "Permutation importance in rmse: big (" in text
     assert "region north" in text
     serving = read_json(explained / "explanation.json")["serving"]
     assert serving["row_ms"] > 0
@@ -146,16 +112,16 @@ def test_the_card_says_what_data_quality_limits_and_cost(explained: Path):
 def test_a_classifier_is_explained_in_probabilities(tmp_path: Path):
     params, layout = project(tmp_path, "classification", "logistic")
     result = explain.run(params, "pay", layout)
-    told = read_json(Path(result.explanation))
-    assert result.leans_on[0] == "big"
-    assert told["predictions"][0]["of"] == "true"
-    assert all(0 <= each["answer"] <= 1 for each in told["predictions"])
-    assert told["weak_spots"] == [] or told["weak_spots"][0]["measure"] == "log loss"
+    found = read_json(Path(result.explanation))
+    assert result.top_features[0] == "big"
+    assert found["examples"][0]["output"] == "true"
+    assert all(0 <= each["prediction"] <= 1 for each in found["examples"])
+    assert found["error_slices"] == [] or found["error_slices"][0]["measure"] == "log loss"
 
 
-def test_groups_are_explained_by_how_many_rows_change_them(tmp_path: Path):
+def test_clusters_are_explained_by_the_share_of_rows_that_change_theirs(tmp_path: Path):
     params, layout = project(tmp_path, "clustering", "kmeans")
-    told = read_json(Path(explain.run(params, "pay", layout).explanation))
-    assert told["metric"] == "share of rows that change their group"
-    assert all(0 <= each["importance"] <= 1 for each in told["importance"])
-    assert "predictions" not in told
+    found = read_json(Path(explain.run(params, "pay", layout).explanation))
+    assert found["metric"] == "share of rows that change their group"
+    assert all(0 <= each["importance"] <= 1 for each in found["importance"])
+    assert "examples" not in found

@@ -624,14 +624,14 @@ def advise(layout: Layout, problem: str) -> None:
     both = [{"series": name, "score": 0.9, "low": 0.88, "high": 0.92} for name in ("learned from", "not learned from")]
     curve = pl.DataFrame([{"rows": rows, **each, "metric": "roc_auc"} for rows in (125, 250, 500) for each in both])
     curve.write_csv(report / "diagnosis" / "learning_curve.csv")
-    part = {"column": "paid_late", "value": "17", "adds": 0.21}
-    one = {"title": "the largest answer", "entity": "h7", "truth": "1", "of": "1", "answer": 0.83, "mean_answer": 0.05}
+    part = {"column": "paid_late", "value": "17", "contribution": 0.21}
+    one = {"title": "the largest prediction", "entity": "h7", "label": "1", "output": "1", "prediction": 0.83}
     spot = {"where": "age above 70", "rows": 41, "share": 0.06, "loss": 0.9, "elsewhere": 0.2, "measure": "log loss"}
     told = {
-        "predictions": [one | {"parts": [part], "rest": 0.02}],
-        "weak_spots": [spot | {"low": 0.3, "high": 0.9}],
+        "examples": [one | {"mean_prediction": 0.05, "contributions": [part], "rest": 0.02}],
+        "error_slices": [spot | {"low": 0.3, "high": 0.9}],
         "serving": {"row_ms": 3.21, "batch_rows": 1000, "batch_ms": 41.0, "model_mb": 0.6, "load_ms": 74.0},
-        "card": [{"title": "Where its limits are", "lines": ["It is weak where age above 70."]}],
+        "card": [{"title": "Limitations", "lines": ["Larger errors where age above 70."]}],
     }
     _write(report / "explanation" / "explanation.json", told)
     names = ["paid_late", "age", "town"]
@@ -663,11 +663,11 @@ def test_the_next_step_the_reasons_and_the_card_are_on_the_page(tmp_path: Path):
         "More rows",
         "What it leans on",
         "What moves an answer",
-        "The largest answer: 0.83",
+        "The largest prediction: 0.83",
         "age above 70",
         "1,000 rows at once",
         "Model card",
-        "It is weak where age above 70.",
+        "Larger errors where age above 70.",
     ):
         assert said in text, said
     assert "Bo <b>" not in path.read_text()

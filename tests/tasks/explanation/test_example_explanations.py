@@ -1,0 +1,24 @@
+"""Contributions to the predictions of a model, over many rows."""
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from sklearn.linear_model import LinearRegression
+
+from evergreen.tasks.explanation.example_explanations import Contributions
+from evergreen.tasks.problems.tabular.tabular_kind import Rows
+
+
+def test_contributions_to_a_line_are_its_weights_times_the_distance_from_the_mean():
+    draw = np.random.default_rng(0)
+    features = pd.DataFrame(draw.normal(size=(150, 3)), columns=["a", "b", "c"])
+    y = features.to_numpy() @ [2.0, -1.0, 0.0]
+    model = LinearRegression().fit(features, y)
+    rows = Rows(pl.Series(np.arange(150)), None, pl.Series(y), features)
+    found = Contributions(lambda X: model.predict(X)[:, None], ["y"], rows, ["a", "b", "c"], 0)
+    exact = (features - features.mean()).to_numpy()[found.places] * [2.0, -1.0, 0.0]
+    close = np.corrcoef(found.values[:, 0, 0], exact[:, 0])[0, 1]
+    assert close > 0.85
+    assert np.abs(found.values[:, 2, 0]).max() < 1e-6
+    assert found.values[:, :, 0].sum(axis=1) == pytest.approx(y[found.places] - y.mean())
