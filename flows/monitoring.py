@@ -23,9 +23,10 @@ from evergreen.monitoring.ledger.decisions import DecisionLog, MonitoringRun, Re
 from evergreen.monitoring.ledger.records import Decision, Estimate, Performance, Window
 from evergreen.monitoring.retraining.policy import decide
 from evergreen.tasks import problems as kinds
-from evergreen.tasks.config.params import Params, Problem, Recommend, Table, load
+from evergreen.tasks.config.params import Params, Problem, load
 from evergreen.tasks.core.errors import BusyError, EvergreenError
 from evergreen.tasks.core.paths import Layout, find, locking, writing
+from evergreen.tasks.problems.prediction_type import Labelled
 
 if TYPE_CHECKING:
     from evergreen.monitoring.ledger.predictions import Ledger, Predictions
@@ -195,7 +196,7 @@ def trained(champion: "Version") -> datetime:
 def _scored(layout: Layout, params: Params, ledger: "Ledger", champion: "Version", day: date, seen: Seen) -> None:
     """Answer by the newest features, where nobody serves and nobody scored on the day."""
     section, until = params.section(seen.problem), end_of_day(day)
-    if isinstance(section.features, Table):
+    if not section.features.by_cutoff:
         return
     since = until - timedelta(days=section.monitor.window_days)
     found = ledger.read(seen.problem, since=since, until=until, version=champion.version, features=False).rows
@@ -216,10 +217,10 @@ def _collect(layout: Layout, params: Params, problem: str, ledger: "Ledger", day
 
 def _forget(params: Params, problem: str, ledger: "Ledger", day: date) -> None:
     """Leave of predictions older than monitor.keep_days what their cohorts say."""
-    from evergreen.monitoring import performance
+    from evergreen.monitoring.performance.measurement import cohort_scorer
 
-    section, kind = params.section(problem), kinds.kind(params.kind(problem))
-    judge = performance.judge(kind, section, params.project.seed)
+    section = params.section(problem)
+    judge = cohort_scorer(kinds.predictions(params.kind(problem)), section, params.project.seed)
     if gone := ledger.compact(problem, day - timedelta(days=section.monitor.keep_days), judge):
         log.info(
             "%s: %s predictions are older than %d days; their cohorts stay", problem, f"{gone:,}", section.monitor.keep_days
@@ -237,7 +238,7 @@ def observe(
     since = until - timedelta(days=section.monitor.window_days)
     predicted = ledger.read(problem, since=since, until=until, version=champion.version, known_at=until)
     reference = _reference(layout, params, champion)
-    predicted = detection.completed(layout, problem, predicted)
+    predicted = detection.completed(layout, reference, predicted)
     found = detection.compare(reference, predicted, section.monitor, params.project.seed)
     window = Window(
         problem=problem,
@@ -266,11 +267,12 @@ def _reference(layout: Layout, params: Params, champion: "Version") -> Any:
 def _performance(
     layout: Layout, params: Params, champion: "Version", ledger: "Ledger", predicted: "Predictions", until: datetime
 ) -> Performance | None:
-    from evergreen.monitoring import performance
     from evergreen.monitoring.ledger.predictions import Predictions
+    from evergreen.monitoring.performance.measurement import measure
 
-    problem, section, kind = champion.problem, params.section(champion.problem), kinds.kind(params.kind(champion.problem))
-    if kind.name == "clustering":
+    problem, section = champion.problem, params.section(champion.problem)
+    kind = kinds.predictions(params.kind(problem))
+    if not isinstance(kind, Labelled):
         return None
     step = timedelta(days=section.monitor.window_days)
     count = min(_ripening(section) // section.monitor.window_days + 1 + EARLIER, MOST_WINDOWS)
@@ -282,7 +284,7 @@ def _performance(
     seen = [each for each in windows if each[1].rows.height]
     known = _known(layout, problem, champion.version)
     expected = _expected(champion, kind.metrics[0].name)
-    return performance.measure(kind, section, expected, [*seen, (until, predicted)], known, params.project.seed)
+    return measure(kind, section, expected, [*seen, (until, predicted)], known, params.project.seed)
 
 
 def _ripening(section: Problem) -> int:
@@ -310,16 +312,14 @@ def _expected(champion: "Version", metric: str) -> Estimate:
 
 def new_labels(layout: Layout, params: Params, champion: "Version", ledger: "Ledger", until: datetime) -> int:
     """Rows with truth that a version did not learn from: of made features those of later cutoffs, else answers that got one."""
-    section, kind = params.section(champion.problem), kinds.kind(params.kind(champion.problem))
-    if kind.name == "clustering":
+    section, kind = params.section(champion.problem), kinds.predictions(params.kind(champion.problem))
+    if not isinstance(kind, Labelled):
         return 0
     last = champion.tags.get("cutoff", "none")
-    if not isinstance(section, Recommend) and not isinstance(section.features, Table) and last != "none":
-        data = kind.load(layout.features(champion.problem), section)
-        ripe = until.date() - timedelta(days=section.features.horizon_days)
-        days = pl.DataFrame({"cutoff": data.cutoff, "target": data.target})
-        learned, target = date.fromisoformat(last), pl.col("target").is_not_null()
-        return days.filter(target, pl.col("cutoff") > learned, pl.col("cutoff") <= ripe).height
+    if last != "none":
+        counted = kind.count_labels(layout.features(champion.problem), section, date.fromisoformat(last), until.date())
+        if counted is not None:
+            return counted
     rows = ledger.read(champion.problem, since=trained(champion), until=until, features=False, known_at=until).rows
     return rows["label"].count() if "label" in rows.columns else 0
 

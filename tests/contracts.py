@@ -4,12 +4,14 @@ A kind's test file inherits Contract (a kind with rows of features: TabularContr
 and fills in the class attributes and hooks.
 """
 
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pandas as pd
@@ -19,10 +21,11 @@ from sklearn.linear_model import LinearRegression
 
 from evergreen.tasks import problems
 from evergreen.tasks.config import params
-from evergreen.tasks.config.params import Problem
+from evergreen.tasks.config.params import KindName, Problem
 from evergreen.tasks.model_files import onnx_export as compiling
 from evergreen.tasks.model_files import skops_models
 from evergreen.tasks.problems.base import Config, Data, Fold, Kind, Model
+from evergreen.tasks.problems.prediction_type import Labelled, PredictionType
 from tests import store
 
 SEED = 3
@@ -203,6 +206,92 @@ class Contract:
         for name, table in plots.items():
             assert table.height > 1, name
             assert not any(dtype.is_nested() for dtype in table.dtypes), name
+
+
+class PredictionsContract:
+    """Tests of the predictions of every kind, on rows of a ledger that the class gives."""
+
+    kind: ClassVar[KindName]
+    rows: ClassVar[pl.DataFrame]
+    """Some predictions, with entity and at."""
+
+    @pytest.fixture
+    def predictions(self) -> PredictionType:
+        return problems.predictions(self.kind)
+
+    def test_a_server_may_import_it(self):
+        """It neither costs the time nor the memory that training's libraries take."""
+        heavy = "sklearn", "lightgbm", "scipy", "pandas", "implicit", "mlflow"
+        script = f"import sys; from evergreen.tasks import problems; problems.predictions({self.kind!r}); "
+        script += f"print([name for name in {heavy} if name in sys.modules])"
+        done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "[]"
+
+    def test_the_whole_kind_has_the_same_predictions(self, predictions):
+        assert isinstance(problems.kind(self.kind), type(predictions))
+        assert predictions.name == self.kind
+
+    def test_one_comparable_row_per_prediction_and_no_column_without_predictions(self, predictions):
+        found = predictions.comparable(self.rows, None, predictions.context_of_rows(self.rows, None))
+        assert found.height == self.rows.height
+        assert found.width
+        assert predictions.comparable(self.rows.select("entity", "at"), None, {}).width == 0
+
+    def test_history_keeps_the_rows(self, predictions, tmp_path):
+        assert predictions.with_history(self.rows, tmp_path).select(self.rows.columns).equals(self.rows)
+
+    def test_its_caveat_is_a_sentence(self, predictions):
+        assert predictions.caveat[0].isupper()
+        assert predictions.caveat.endswith(".")
+
+
+class LabelledContract(PredictionsContract):
+    """Tests of predictions that labels judge."""
+
+    section: ClassVar[Problem]
+    labels: ClassVar[pl.Series]
+    """One for each of `rows`: some as predicted, some not."""
+    right: ClassVar[int]
+    """Place of a row whose prediction is right, and of one that is wrong."""
+    wrong: ClassVar[int]
+
+    @pytest.fixture
+    def predictions(self) -> Labelled:
+        return cast(Labelled, problems.predictions(self.kind))
+
+    def frame(self, predictions: Labelled) -> pl.DataFrame:
+        known = self.rows.with_columns(truth=self.labels, truth_at=pl.lit(None, pl.Datetime("us", "UTC")))
+        return predictions.as_predicted(known, self.section)
+
+    def test_a_wrong_prediction_costs_more_than_a_right_one(self, predictions):
+        losses = predictions.losses(self.rows, self.labels, None)
+        assert len(losses) == self.rows.height
+        assert losses[self.wrong] > losses[self.right]
+
+    def test_a_label_is_parsed_to_itself_and_nothing_is_none(self, predictions):
+        first = self.labels.to_list()[0]
+        assert predictions.parse_label(first) == first
+        for nothing in (None, "", float("nan")):
+            with pytest.raises(ValueError, match=r"^has no value$"):
+                predictions.parse_label(nothing)
+
+    def test_rows_of_the_ledger_are_scored_as_those_of_the_model(self, predictions):
+        frame = self.frame(predictions)
+        assert {"entity", "truth", "truth_at"} <= set(frame.columns)
+        assert np.isfinite(predictions.primary_score(frame, self.section))
+        assert predictions.metrics[0].name in predictions.why_undefined(frame["truth"].head(1))
+
+    def test_labels_are_drawn_for_the_rows_that_are_there_or_it_says_why_not(self, predictions):
+        frame = self.frame(predictions)
+        if predictions.no_estimate:
+            with pytest.raises(NotImplementedError, match=predictions.no_estimate):
+                predictions.draw_labels(frame, [], 1, SEED)
+            return
+        drawn = predictions.draw_labels(frame, [frame] * 30, 3, SEED)
+        assert not isinstance(drawn, str), drawn
+        for part in drawn:
+            assert set(part["entity"]) <= set(frame["entity"])
+            assert not part["truth"].null_count()
 
 
 class TabularContract(Contract):

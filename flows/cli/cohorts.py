@@ -27,13 +27,13 @@ def cohorts(
 ) -> None:
     """Per week and version: predictions, the share with labels, and the realised and estimated score."""
     from evergreen.flows import settings
-    from evergreen.monitoring import performance
+    from evergreen.monitoring.performance.measurement import cohort_scorer
     from evergreen.tasks import problems
 
     place = find(root)
     params = read_params(place)
-    kind, section = problems.kind(params.kind(name)), params.section(name)
-    judge = performance.judge(kind, section, params.project.seed)
+    kind, section = problems.predictions(params.kind(name)), params.section(name)
+    judge = cohort_scorer(kind, section, params.project.seed)
     found = [each for each in settings.ledger(place).cohorts(name, judge) if version in (None, each.version)]
     shown = sorted({each.week for each in found})[-weeks:]
     found = [each for each in found if each.week in shown]

@@ -38,11 +38,12 @@ def labels(
     """Upload ground-truth labels for past predictions; idempotent, late and in any order. A changed label keeps its history."""
     from evergreen.flows import settings
     from evergreen.monitoring.ledger import labels as truths
+    from evergreen.tasks import problems
     from evergreen.tasks.scoring.chunks import whole
 
     place = find(root)
     params = read_params(place)
-    section, kind = params.section(name), params.kind(name)
+    section, kind = params.section(name), problems.predictions(params.kind(name))
     columns = truths.Columns(truth=label, id=id, entity=entity, time=time, known=known)
     told = truths.label(settings.ledger(place), name, kind, section, whole(data), columns)
     counts = {each: getattr(told, each) for each in ("matched", "pending", "duplicate", "changed")}

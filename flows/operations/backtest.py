@@ -25,7 +25,7 @@ from evergreen.monitoring.retraining.backtest_windows import Cutoffs, Lines, Tim
 from evergreen.tasks import ingest, problems
 from evergreen.tasks.config.base import Section
 from evergreen.tasks.config.operations import Retrain
-from evergreen.tasks.config.params import Features, Params, Table, Tabular, nearest, tables_of
+from evergreen.tasks.config.params import Features, Params, Table, Tabular, nearest
 from evergreen.tasks.core.errors import ParamsError, StepError
 from evergreen.tasks.core.paths import Layout, locking, read_json, write_json, writing
 from evergreen.tasks.search.best_config import load_best_config
@@ -224,7 +224,7 @@ def dense(layout: Layout, params: Params, problem: str, last: date, say: Callabl
     features, kind = section.features, problems.kind(params.kind(problem))
     assert isinstance(features, Features)
     step, horizon, end = section.monitor.window_days, features.horizon_days, ingest.resolve_as_of(params, layout)
-    paths = {name: layout.table(name) for name in tables_of(section)}
+    paths = {name: layout.table(name) for name in section.features.tables}
     for path in paths.values():
         if not path.is_file():
             raise StepError(f"{path}: is not there. Train first: evergreen train {problem}")

@@ -27,7 +27,7 @@ import evergreen
 from evergreen.flows import settings
 from evergreen.flows.operations import batch_scoring
 from evergreen.serving.bundle_server import CARD, MODEL
-from evergreen.tasks.config.params import Params, Recommend, tables_of
+from evergreen.tasks.config.params import Params, Recommend
 from evergreen.tasks.core.errors import ModelError, ProjectError
 from evergreen.tasks.core.paths import Layout, write_json, writing
 
@@ -121,7 +121,7 @@ def _lay_params(folder: Path, params: Params, problem: str) -> None:
     No address of a database leaves the project.
     """
     section, serve = params.section(problem), params.serve.model_copy(update={"ledger": False, "parity_share": 0.0})
-    tables = set(tables_of(section))
+    tables = set(section.features.tables)
     whole = params.model_dump(mode="json", by_alias=True, exclude={"sections"}, exclude_unset=True)
     kept: dict[str, Any] = {"project": whole["project"], "problems": {problem: params.kind(problem)}}
     kept["ingest"] = {

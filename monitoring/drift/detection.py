@@ -18,7 +18,9 @@ from evergreen.monitoring.drift.comparable_columns import ITEMS
 from evergreen.monitoring.drift.histograms import Bins, Categories, Form, Sketch
 from evergreen.monitoring.drift.reference_data import Part, PartName, Reference, moments
 from evergreen.monitoring.ledger.records import Aspect, Change, Drift
+from evergreen.tasks import problems
 from evergreen.tasks.config.operations import Monitor
+from evergreen.tasks.config.params import KindName
 from evergreen.tasks.core.paths import Layout
 
 if TYPE_CHECKING:
@@ -69,13 +71,10 @@ def compare(reference: Reference, predicted: "Predictions", policy: Monitor, see
     return Drift(changes=tuple(changes), reference_rows=reference.rows, alarm=any(each.alarm for each in changes))
 
 
-def completed(layout: Layout, problem: str, predicted: "Predictions") -> "Predictions":
-    """`predicted` with what lists repeat, as the purchases of the project say; as it is where there are none."""
-    lines = layout.features(problem) / "lines.parquet"
-    if not lines.exists():
-        return predicted
-    bought = pl.read_parquet(lines, columns=["user", "item", "day"])
-    return replace(predicted, rows=comparable_columns.repeats(predicted.rows, bought))
+def completed(layout: Layout, reference: Reference, predicted: "Predictions") -> "Predictions":
+    """`predicted` with what the features of the project know of them, such as what lists repeat."""
+    kind, folder = problems.predictions(reference.facts.kind), layout.features(reference.facts.problem)
+    return replace(predicted, rows=kind.with_history(predicted.rows, folder))
 
 
 def report(reference: Reference, predicted: "Predictions", drift: Drift, path: Path, seed: int) -> Path:
@@ -108,16 +107,17 @@ def _side_by_side(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
 def sides(reference: Reference, predicted: "Predictions") -> list[tuple[PartName, pl.DataFrame, pl.Series]]:
     """Part -> its columns in the window, and which rows of the window they are of."""
     facts, rows = reference.facts, predicted.rows
+    kind = problems.predictions(facts.kind)
     every = pl.Series([True] * rows.height, dtype=pl.Boolean)
     points = comparable_columns.features(predicted.features, facts.roles, moments(rows) if facts.roles else None)
     found: list[tuple[PartName, pl.DataFrame, pl.Series]] = []
     if "features" in reference.parts:
         found.append(("features", points, every))
     if "answers" in reference.parts:
-        found.append(("answers", comparable_columns.answers(facts.kind, rows, points, facts.reads), every))
+        found.append(("answers", kind.comparable(rows, points, facts.reads), every))
     if "truths" in reference.parts and "label" in rows.columns:
         known = rows["label"].is_not_null()
-        found.append(("truths", comparable_columns.truths(facts.kind, rows["label"].filter(known)), known))
+        found.append(("truths", kind.comparable_labels(rows["label"].filter(known)), known))
     return found
 
 
@@ -196,12 +196,12 @@ def _coverage(side: Part, lists: pl.Series, size: int, drawn: np.ndarray, seed: 
     return Test("coverage", "ranking", "share", value, float(p[0]), value, reason, far, p[1:])
 
 
-def _what(part: PartName, kind: str) -> Aspect:
+def _what(part: PartName, kind: KindName) -> Aspect:
     if part == "features":
         return "feature"
     if part == "truths":
         return "label"
-    return "segments" if kind == "clustering" else "ranking" if kind == "recommendation" else "prediction"
+    return problems.predictions(kind).aspect
 
 
 def _of_column(name: str, what: Aspect, bins: Bins, was: Sketch, now: Sketch, drawn: dict[str, np.ndarray]) -> list[Test]:

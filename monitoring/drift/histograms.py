@@ -11,7 +11,8 @@ from typing import Literal
 
 import numpy as np
 import polars as pl
-from polars.exceptions import PolarsError
+
+from evergreen.tasks.core.columns import numbers, texts
 
 BINS = 128
 """A column of numbers has so many edges at equal shares of the reference's rows, and as many at equal distances."""
@@ -179,42 +180,6 @@ def _counted(codes: Codes, bins: int) -> Sketch:
 def profile(frame: pl.DataFrame, bins: Mapping[str, Bins]) -> dict[str, Sketch]:
     """Column -> sketch, of the columns of `bins` that are in `frame`: one pass, linear in rows."""
     return {name: each.sketch(frame[name]) for name, each in bins.items() if name in frame.columns}
-
-
-def numbers(values: pl.Series) -> tuple[np.ndarray, int]:
-    """`values` as float64, NaN where there is none, and how many could not be read as finite numbers.
-
-    A date counts in days since 1970; true and false are 1 and 0.
-    """
-    if values.dtype.is_temporal():
-        values = values.cast(pl.Datetime("us"), strict=False).to_physical() / 86_400e6
-    try:
-        found = values.cast(pl.Float64, strict=False)
-    except PolarsError:
-        found = pl.Series([None] * len(values), dtype=pl.Float64)
-    there = len(values) - values.null_count() - (int(values.is_nan().sum()) if values.dtype.is_float() else 0)
-    array = found.to_numpy() if not found.null_count() else found.fill_null(math.nan).to_numpy()
-    finite = np.isfinite(array)
-    if not finite.all():
-        array = np.where(finite, array, math.nan)
-    return array, there - int(finite.sum())
-
-
-def texts(values: pl.Series) -> pl.Series:
-    """`values` as names of categories: a whole number is written without decimals, true and false as 1 and 0."""
-    if values.dtype == pl.Boolean:
-        values = values.cast(pl.Int8)
-    if values.dtype.is_float():
-        whole = values.is_finite() & (values == values.round())
-        named = pl.DataFrame({"value": values.fill_nan(None), "whole": whole}).select(
-            pl.when("whole")
-            .then(pl.col("value").cast(pl.Int64, strict=False).cast(pl.String))
-            .otherwise(pl.col("value").cast(pl.String))
-        )
-        return named.to_series().alias("name")
-    if values.dtype in (pl.List, pl.Struct, pl.Array, pl.Object):
-        return pl.Series("name", [None if each is None else str(each) for each in values], pl.String)
-    return values.cast(pl.String).alias("name")
 
 
 def wasserstein(

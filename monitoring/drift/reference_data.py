@@ -8,7 +8,6 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +22,7 @@ from evergreen.monitoring.ledger.predictions import Predictions
 from evergreen.tasks import problems
 from evergreen.tasks.config.base import Section
 from evergreen.tasks.config.operations import Monitor
-from evergreen.tasks.config.params import KindName, Params, Recommend, Role, Table, Tabular
+from evergreen.tasks.config.params import KindName, Params, Role
 from evergreen.tasks.core.errors import ProjectError, StepError
 from evergreen.tasks.core.paths import Layout, read_json, writing
 from evergreen.tasks.problems.base import Model
@@ -31,7 +30,6 @@ from evergreen.tasks.problems.base import Model
 log = logging.getLogger(__name__)
 
 ENTITY, WEEK = "_entity", "_week"
-TARGET, TIME, TEST = "_target", "_time", "_test"
 """Columns of every part beside those that are compared; null where a row is about nobody, or of no week."""
 FEWEST_IN_WEEK = 10
 """Weeks with fewer rows are too few to say how weeks differ."""
@@ -256,18 +254,15 @@ def of_predicted(
 
     Of rows, the columns entity, cutoff (else at) and label are looked at, and those of the answers.
     """
-    judged, roles, reads = judged or learned, roles or {}, dict(reads or {})
+    judged, roles, predictions = judged or learned, roles or {}, problems.predictions(kind)
     points = comparable_columns.features(judged.features, roles, moments(judged.rows)) if judged.features.width else None
-    if kind == "clustering" and points is not None and "prediction" in judged.rows.columns:
-        reads |= comparable_columns.grouping(points, judged.rows["prediction"])
-    sides: dict[PartName, pl.DataFrame] = {
-        "answers": _beside(judged.rows, comparable_columns.answers(kind, judged.rows, points, reads))
-    }
+    reads = {**(reads or {}), **predictions.context_of_rows(judged.rows, points)}
+    sides: dict[PartName, pl.DataFrame] = {"answers": _beside(judged.rows, predictions.comparable(judged.rows, points, reads))}
     if learned.features.width:
         sides["features"] = _beside(learned.rows, comparable_columns.features(learned.features, roles, moments(learned.rows)))
     if "label" in learned.rows.columns:
         known = learned.rows.filter(pl.col("label").is_not_null())
-        sides["truths"] = _beside(known, comparable_columns.truths(kind, known["label"]))
+        sides["truths"] = _beside(known, predictions.comparable_labels(known["label"]))
     return of(problem, version, kind, sides, importance=importance, roles=roles, reads=reads, rows=rows, seed=seed)
 
 
@@ -312,14 +307,13 @@ def build(
     if not layout.features(problem).exists():
         raise StepError(f"{problem}: has no features to be a reference; run evergreen train {problem}")
     importance = weighed(told, layout.report(problem) / "explanation" / "explanation.json")
-    reads, roles = {}, {}
-    if isinstance(section, Recommend):
-        learned, judged = _lists(problem, layout, told), None
-        lines = pl.read_parquet(layout.features(problem) / "lines.parquet")
-        reads = comparable_columns.rarities(lines, date.fromisoformat(str(told["cutoff"])))
+    predictions, folder = problems.predictions(kind), layout.features(problem)
+    reads, roles = predictions.context(folder, told), section.features.roles
+    rows = predictions.stored_rows(folder, section, told)
+    if rows is None:
+        learned, judged = _evaluated_alone(problem, layout, told), None
     else:
-        roles = section.features.columns if isinstance(section.features, Table) else {}
-        learned, judged = _rows(problem, kind, section, layout, model, told)
+        learned, judged = _rows(problem, kind, rows, layout, model, told)
     most = section.monitor.reference_rows
     found = of_predicted(
         problem, version, kind, learned, judged=judged, importance=importance, roles=roles, reads=reads, rows=most, seed=seed
@@ -327,19 +321,20 @@ def build(
     return found.save(place(layout, problem, version))
 
 
-def _lists(problem: str, layout: Layout, card: Mapping[str, Any]) -> Predictions:
+def _evaluated_alone(problem: str, layout: Layout, card: Mapping[str, Any]) -> Predictions:
     said = _said(layout, problem, card)
     if said is None:
         folder = layout.report(problem) / "evaluation"
-        raise StepError(f"{folder}: holds no lists of the version judged at {card['cutoff']}; run evergreen train {problem}")
+        raise StepError(
+            f"{folder}: holds no predictions of the version judged at {card['cutoff']}; run evergreen train {problem}"
+        )
     return Predictions(said, pl.DataFrame())
 
 
 def _rows(
-    problem: str, kind: KindName, section: Tabular, layout: Layout, model: Model | None, card: Mapping[str, Any]
+    problem: str, kind: KindName, rows: pl.DataFrame, layout: Layout, model: Model | None, card: Mapping[str, Any]
 ) -> tuple[Predictions, Predictions | None]:
     """What was learned from, and what was judged by where that is known; else the former has the answers of `model`."""
-    rows = _learned(pl.read_parquet(layout.features(problem) / "rows.parquet"), section, card)
     names = [name for name in card["features"] if name in rows.columns]
     kept = rows.filter("learned")
     learned = Predictions(kept.select("entity", "cutoff", "at", "label"), kept.select(names))
@@ -358,23 +353,6 @@ def _rows(
 def _answered(kind: Any, model: Model, features: pl.DataFrame) -> pl.DataFrame:
     """What `model` says to rows of features."""
     return pl.DataFrame(kind.said(model, features.to_pandas()))
-
-
-def _learned(frame: pl.DataFrame, section: Tabular, card: Mapping[str, Any]) -> pl.DataFrame:
-    """`frame` with entity, cutoff, at, label, and whether this version learned from a row."""
-    if isinstance(section.features, Table):
-        learned = pl.lit(True) if section.train.refit else ~pl.col(TEST)
-        named = {"entity": ENTITY, "at": TIME, "label": TARGET}
-        return frame.with_columns(
-            *(pl.col(column).alias(name) for name, column in named.items()), cutoff=pl.lit(None, pl.Date), learned=learned
-        ).with_columns(pl.col("entity").cast(pl.String))
-    trained = frame["cutoff"].cast(pl.String).is_in([str(each) for each in card["trained_on"]])
-    if not trained.any():
-        trained = frame["cutoff"] <= date.fromisoformat(str(card["cutoff"]))
-    label = pl.col("target") if "target" in frame.columns else pl.lit(None, pl.Float64)
-    return frame.with_columns(
-        entity=pl.col(section.features.entity).cast(pl.String), at=pl.lit(None, pl.Datetime("us")), label=label, learned=trained
-    )
 
 
 def _said(layout: Layout, problem: str, card: Mapping[str, Any]) -> pl.DataFrame | None:

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from evergreen.monitoring import performance
 from evergreen.monitoring.drift import detection, reference_data
 from evergreen.monitoring.drift.reference_data import Reference
 from evergreen.monitoring.ledger.predictions import Predictions
 from evergreen.monitoring.ledger.records import Drift, Estimate, Performance, Window
+from evergreen.monitoring.performance.measurement import measure
 from evergreen.monitoring.retraining.backtest import Learned, Scores, moment
 from evergreen.monitoring.retraining.backtest_windows import Lesson, Timeline
 from evergreen.tasks.config.operations import Retrain
@@ -30,6 +30,7 @@ from evergreen.tasks.core import bootstrap
 from evergreen.tasks.core.paths import JUDGED, MODEL, read_json, write_json, writing
 from evergreen.tasks.model_files import skops_models
 from evergreen.tasks.problems.base import Config, Metric, Model, Part
+from evergreen.tasks.problems.prediction_type import Labelled
 from evergreen.tasks.problems.tabular.tabular_kind import Rows
 from evergreen.tasks.release import promotion_gate
 
@@ -253,7 +254,7 @@ class Past:
 
     @property
     def _supervised(self) -> bool:
-        return getattr(self.kind, "supervised", True)
+        return isinstance(self.kind, Labelled)
 
     def _new_labels(self, champion: Learned, day: date) -> int:
         """Truths of the windows so far that are known at the end of `day` and were not when the champion learned."""
@@ -310,7 +311,7 @@ class Past:
             seen = [(moment(each), self._window(champion, version, each, known=True)) for each in ripe[-MATURED:]]
             seen.append((moment(day), self._window(champion, version, day, known=self.timeline.known(day) <= day)))
             expected = self._expected(champion, ripe)
-            found = performance.measure(self.kind, self.section, expected, seen, self._judged_on(champion), self.seed)
+            found = measure(self.kind, self.section, expected, seen, self._judged_on(champion), self.seed)
             assert found is not None
             return found.model_dump(mode="json")
 

@@ -13,6 +13,7 @@ from evergreen.tasks.release.rollouts import DEAD, Rollouts, Standing
 
 if TYPE_CHECKING:
     from evergreen.monitoring.ledger.predictions import Ledger
+    from evergreen.tasks.problems.prediction_type import Labelled
     from evergreen.tasks.release.model_registry import Registry
 
 BY = "rollout"
@@ -58,7 +59,7 @@ def look(params: Params, rollouts: Rollouts, stands: Standing, ledger: "Ledger |
         losses,
         (now - stands.since).total_seconds() / 60,
         alone=stands.strategy == "blue_green",
-        quality=stands.policy.quality and params.kind(stands.problem) != "clustering",
+        quality=stands.policy.quality and _labelled(params, stands.problem) is not None,
     )
 
 
@@ -66,13 +67,25 @@ def _losses(params: Params, rollouts: Rollouts, stands: Standing, ledger: "Ledge
     """Of each step so far."""
     from evergreen.monitoring.rollout.losses import compared
 
+    kind = _labelled(params, stands.problem)
+    if kind is None:
+        return []
     rows = rollouts.deployments.numbered(stands.problem)
     bounds = [row.at for number, row in rows if number >= stands.id and row.action in ("begin", "step")]
     seen = ledger.read(
         stands.problem, since=stands.begun, until=now, variants=("champion", "candidate", "shadow"), features=False
     )
-    absolute = params.section(stands.problem).gate.metric == "mae"
-    return compared(params.kind(stands.problem), absolute, seen.rows, stands, [*bounds, now])
+    metric = params.section(stands.problem).gate.metric
+    return compared(kind, metric, seen.rows, stands, [*bounds, now])
+
+
+def _labelled(params: Params, problem: str) -> "Labelled | None":
+    """The predictions of `problem`; None where no label judges them. Imports Polars."""
+    from evergreen.tasks import problems
+    from evergreen.tasks.problems.prediction_type import Labelled
+
+    kind = problems.predictions(params.kind(problem))
+    return kind if isinstance(kind, Labelled) else None
 
 
 def _act(registry: "Registry", rollouts: Rollouts, stands: Standing, found: Judgement) -> None:

@@ -1,32 +1,24 @@
-"""How wrong single answers were, for the comparison of two versions on trial. Pure functions of a ledger's rows.
-
-classification   the squared errors of the probabilities, added up (Brier 1950)
-regression       the squared error, or the absolute one where the gate's metric is mae
-recommendation   1 - NDCG of the list, of binary gain (Järvelin and Kekäläinen 2002)
-clustering       nothing is ever true or false of a group
-"""
+"""Losses of single predictions, for the comparison of two versions in a rollout. Pure functions of a ledger's rows."""
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
-import numpy as np
 import polars as pl
 
 from evergreen.monitoring.rollout.sequential_tests import Losses
-from evergreen.tasks.config.params import KindName
+from evergreen.tasks.problems.prediction_type import Labelled
 from evergreen.tasks.release.rollouts import SHADOW, Standing
 
-PREFIX = "probability_"
 
-
-def compared(kind: KindName, absolute: bool, rows: pl.DataFrame, stands: Standing, bounds: Sequence[datetime]) -> list[Losses]:
+def compared(
+    kind: Labelled, metric: str | None, rows: pl.DataFrame, stands: Standing, bounds: Sequence[datetime]
+) -> list[Losses]:
     """Losses of both versions between each two of `bounds`: after the one, up to the next. One value per entity, its mean.
 
-    `rows`: of the ledger, without features. Rows without label are left out. A version in shadow is compared with the
-    champion's answers to the very same requests.
+    `metric`: the one that the gate compares. `rows`: of the ledger, without features. Rows without label are left out. A
+    version in shadow is compared with the champion's answers to the very same requests.
     """
-    if kind == "clustering" or "label" not in rows.columns:
+    if "label" not in rows.columns:
         return []
     if stands.strategy == "shadow":
         rows = _inherited(rows)
@@ -35,7 +27,9 @@ def compared(kind: KindName, absolute: bool, rows: pl.DataFrame, stands: Standin
         return []
     who = pl.coalesce("entity", pl.col("id").str.strip_suffix(SHADOW)).alias("who")
     place = pl.col("at").map_elements(lambda at: sum(bound < at for bound in bounds), pl.Int64).alias("place")
-    told = rows.select("id", "version", "variant", who, place).with_columns(loss=pl.Series(of(kind, absolute, rows)))
+    told = rows.select("id", "version", "variant", who, place).with_columns(
+        loss=pl.Series(kind.losses(rows, rows["label"], metric))
+    )
     told = told.filter(pl.col("loss").is_not_nan(), pl.col("place").is_between(1, len(bounds) - 1))
     sides = [told.filter(pl.col("version") == stands.champion, pl.col("variant") == "champion")]
     sides.append(told.filter(pl.col("version") == stands.candidate, pl.col("variant").is_in(["candidate", "shadow"])))
@@ -62,42 +56,3 @@ def _pairs(old: pl.DataFrame, new: pl.DataFrame) -> list[Losses]:
     both = old.join(asked.select("id", pl.col("loss").alias("new")), on="id")
     means = both.group_by("who", maintain_order=True).agg(pl.col("loss").mean(), pl.col("new").mean())
     return [Losses(means["loss"].to_list(), means["new"].to_list(), paired=True)] if len(means) else []
-
-
-def of(kind: KindName, absolute: bool, rows: pl.DataFrame) -> np.ndarray:
-    """The loss of each row, all with a label; NaN where label or answer are not what they should be."""
-    if kind == "classification":
-        return _brier(rows)
-    if kind == "regression":
-        gaps = np.abs(_floats(rows["label"]) - _floats(rows["prediction"]))
-        return gaps if absolute else gaps**2
-    return np.array([_ndcg_lost(*each) for each in zip(rows["items"], rows["label"], strict=True)])
-
-
-def _brier(rows: pl.DataFrame) -> np.ndarray:
-    labels = np.array([_class(value) for value in rows["label"]], dtype=object)
-    found = np.ones(rows.height)  # of a class that the version does not know, all of it is missed
-    for name in (name for name in rows.columns if name.startswith(PREFIX)):
-        chance, mine = np.nan_to_num(_floats(rows[name])), labels == name.removeprefix(PREFIX)
-        found += chance**2 - 2 * np.where(mine, chance, 0.0)
-    return found
-
-
-def _class(value: Any) -> str:
-    """A class as the names of the probabilities have it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _floats(values: pl.Series) -> np.ndarray:
-    return values.cast(pl.Float64, strict=False).to_numpy()
-
-
-def _ndcg_lost(items: Any, bought: Any) -> float:
-    wanted = {str(each) for each in bought} if bought is not None and not isinstance(bought, str) else set[str]()
-    if not wanted or items is None or not len(items):
-        return float("nan")
-    gains = [1 / np.log2(place + 2) for place in range(len(items))]
-    hits = sum(gain for gain, item in zip(gains, items, strict=True) if str(item) in wanted)
-    return 1 - float(hits / sum(gains[: len(wanted)]))

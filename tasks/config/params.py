@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -219,7 +219,46 @@ class Target(Section):
         return self
 
 
-class Features(Section):
+Role = Literal["number", "category", "text", "date"]
+"""What a column of a plain table is: a number; a name (also a number that only names); words; a date or time."""
+
+
+class FeatureSource(Section):
+    """What features are made of. What differs between the forms is asked here."""
+
+    by_cutoff: ClassVar[bool] = True
+    """Whether features are as of a cutoff, so that there are newest ones."""
+
+    @property
+    def roles(self) -> dict[str, Role]:
+        """Feature -> what it is, where params say so."""
+        return {}
+
+    @property
+    def target_column(self) -> str | None:
+        """Column of the rows that is predicted. None: it is none of their columns."""
+        return None
+
+    @property
+    def time_column(self) -> str | None:
+        """Column that orders the rows. None: their cutoff does, or nothing."""
+        return None
+
+    @property
+    def label_horizon_days(self) -> int | None:
+        """Days after the cutoff whose events give the label. None: the project's tables give none after training."""
+        return None
+
+    @property
+    def tables(self) -> list[str]:
+        """The tables that are read, each once, in the order of the section."""
+        return list(dict.fromkeys(name for name in self._tables() if name))
+
+    def _tables(self) -> list[str | None]:
+        raise NotImplementedError
+
+
+class Features(FeatureSource):
     """A point-in-time table: one row per entity and cutoff, nothing after the cutoff in it."""
 
     entity: str
@@ -247,13 +286,23 @@ class Features(Section):
     keep: tuple[str, ...] | None = None
     """Features that the model sees, in this order. null: all."""
 
+    @property
+    def label_horizon_days(self) -> int | None:
+        return self.horizon_days if self.target else None
 
-Role = Literal["number", "category", "text", "date"]
-"""What a column of a plain table is: a number; a name (also a number that only names); words; a date or time."""
+    def _tables(self) -> list[str | None]:
+        return [
+            self.population and self.population.table,
+            self.target and self.target.table,
+            *(part.table for part in (*self.aggregates, *self.shares, *self.attributes)),
+            *(part.join[0] for part in (*self.aggregates, *self.shares) if part.join),
+        ]
 
 
-class Table(Section):
+class Table(FeatureSource):
     """A plain table, one row per case: its columns are the features, and what is predicted is one of them too."""
+
+    by_cutoff: ClassVar[bool] = False
 
     table: str
     """The table."""
@@ -283,8 +332,23 @@ class Table(Section):
             raise ValueError("gap_days needs time")
         return self
 
+    @property
+    def roles(self) -> dict[str, Role]:
+        return self.columns
 
-class Interactions(Section):
+    @property
+    def target_column(self) -> str | None:
+        return self.target
+
+    @property
+    def time_column(self) -> str | None:
+        return self.time
+
+    def _tables(self) -> list[str | None]:
+        return [self.table]
+
+
+class Interactions(FeatureSource):
     """The events a recommender learns from: one line per user, basket and item."""
 
     table: str
@@ -339,6 +403,17 @@ class Interactions(Section):
         if given.get("horizon_days", days) != days:
             raise ValueError("order counts the horizon in orders; give horizon_orders in place of horizon_days")
         return {**given, "horizon_days": days}
+
+    @property
+    def entity(self) -> str:
+        return self.user
+
+    @property
+    def label_horizon_days(self) -> int:
+        return self.horizon_days
+
+    def _tables(self) -> list[str | None]:
+        return [self.table, self.items, self.stock_table, *(part.table for part in self.attributes)]
 
 
 class Pipeline(Section):
@@ -663,7 +738,7 @@ class Tabular(Section):
 
     @model_validator(mode="after")
     def windows_need_cutoffs(self) -> "Tabular":
-        if isinstance(self.features, Table) and (self.retrain.window != "growing" or self.train.half_life_days):
+        if not self.features.by_cutoff and (self.retrain.window != "growing" or self.train.half_life_days):
             raise ValueError("rows of a plain table have no cutoffs: retrain.window must be growing, train.half_life_days null")
         return self
 
@@ -810,26 +885,9 @@ def _check_tables(file: str, params: Params) -> None:
                 where = f"{file}: validate.{table}.references.{column}.to = {reference.to}"
                 raise ParamsError(f"{where}: no table {known} under ingest{nearest(known, params.ingest)}")
     for name, section in params.sections.items():
-        for table in tables_of(section):
+        for table in section.features.tables:
             if table not in params.ingest:
                 raise ParamsError(f"{file}: {name}.features: table {table} is not under ingest{nearest(table, params.ingest)}")
-
-
-def tables_of(section: Problem) -> list[str]:
-    """The tables that a problem's features read, each once, in the order of the section."""
-    features = section.features
-    if isinstance(features, Interactions):
-        named = [features.table, features.items, features.stock_table, *(part.table for part in features.attributes)]
-    elif isinstance(features, Table):
-        named = [features.table]
-    else:
-        named = [
-            features.population and features.population.table,
-            features.target and features.target.table,
-            *(part.table for part in (*features.aggregates, *features.shares, *features.attributes)),
-            *(part.join[0] for part in (*features.aggregates, *features.shares) if part.join),
-        ]
-    return list(dict.fromkeys(name for name in named if name))
 
 
 NAMES = "a name starts with a letter, then has letters (a-z), digits, _ and -, 64 at most; give it another one"

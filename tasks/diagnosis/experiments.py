@@ -331,7 +331,7 @@ def _skill_of(said: np.ndarray, truth: np.ndarray, classes: int) -> float:
     if not classes:
         spread = float(((truth - truth.mean()) ** 2).sum())
         return 1 - float(((truth - said) ** 2).sum()) / spread if spread else math.nan
-    from evergreen.tasks.problems.classification.kind import ranking
+    from evergreen.tasks.problems.classification.scores import ranking
 
     columns = range(1, 2) if classes == 2 else range(classes)
     return bootstrap.mean([2 * ranking(truth[:, each] == 1, said[:, each])[0] - 1 for each in columns])
@@ -403,7 +403,7 @@ def _explained(fit: Fit) -> float:
         if "prediction" in frame.columns:
             truth, said = (frame[name].to_numpy()[:, None] for name in ("truth", "prediction"))
         else:
-            from evergreen.tasks.problems.classification.kind import arrays
+            from evergreen.tasks.problems.classification.scores import arrays
 
             place, said, _ = arrays(frame)
             truth = (place[:, None] == np.arange(said.shape[1])).astype(float)

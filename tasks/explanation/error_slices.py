@@ -69,7 +69,7 @@ def _losses(kind: Kind, frame: pl.DataFrame) -> np.ndarray:
     """Per row: the absolute error, or minus the logarithm of the probability of the true class."""
     if kind.name == "regression":
         return np.abs((frame["truth"] - frame["prediction"]).to_numpy())
-    from evergreen.tasks.problems.classification.kind import arrays
+    from evergreen.tasks.problems.classification.scores import arrays
 
     place, chances, _ = arrays(frame)
     probability = np.where(place >= 0, chances[np.arange(len(place)), place], 0.0)

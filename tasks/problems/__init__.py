@@ -7,11 +7,17 @@ from importlib import import_module
 from evergreen.tasks.config.params import KindName, nearest
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.problems.base import Kind, Metric
+from evergreen.tasks.problems.prediction_type import PredictionType
 
 
 def kind(name: KindName) -> Kind:
     """The kind called `name`; only its own module (and the libraries it owns) is imported."""
     return import_module(f"evergreen.tasks.problems.{name}.kind").KIND
+
+
+def predictions(name: KindName) -> PredictionType:
+    """What the predictions of the kind called `name` are; no library of training is imported."""
+    return import_module(f"evergreen.tasks.problems.{name}.predictions").PREDICTIONS
 
 
 def metric(of: Kind, name: str | None, key: str) -> Metric:

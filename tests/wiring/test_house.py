@@ -66,10 +66,12 @@ def test_the_stages_are_the_steps():
 
 def test_every_kind_has_a_folder_a_contract_and_a_row_in_the_readme():
     for kind in params.SECTIONS:
-        assert (ROOT / f"tasks/problems/{kind}/kind.py").is_file()
-        tests = ast.parse((ROOT / f"tests/tasks/problems/{kind}/test_kind.py").read_text())
-        bases = [ast.unparse(base) for node in tests.body if isinstance(node, ast.ClassDef) for base in node.bases]
-        assert any("Contract" in base for base in bases), f"tests/tasks/problems/{kind}/test_kind.py inherits no contract"
+        for part in ("kind", "predictions"):
+            assert (ROOT / f"tasks/problems/{kind}/{part}.py").is_file()
+            tests = ROOT / f"tests/tasks/problems/{kind}/test_{part}.py"
+            classes = [node for node in ast.parse(tests.read_text()).body if isinstance(node, ast.ClassDef)]
+            bases = [ast.unparse(base) for node in classes for base in node.bases]
+            assert any("Contract" in base for base in bases), f"{tests} inherits no contract"
         assert re.search(rf"^\| `?{kind}`? ", README, re.M), f"README.md has no row for {kind}"
 
 

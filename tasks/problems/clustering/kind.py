@@ -16,9 +16,10 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from evergreen.model_types import stored_type
-from evergreen.tasks.config.params import KindName, Range, Tabular
+from evergreen.tasks.config.params import Range, Tabular
 from evergreen.tasks.core.errors import DataError, ParamsError
-from evergreen.tasks.problems.base import Config, Fold, Kind, Metric, Model, Part
+from evergreen.tasks.problems.base import Config, Fold, Kind, Model, Part
+from evergreen.tasks.problems.clustering.predictions import Segments
 from evergreen.tasks.problems.tabular.tabular_kind import Family, Rows, TabularKind
 
 RESAMPLES = 20
@@ -80,13 +81,7 @@ class Segmenter(MetaEstimatorMixin, ClusterMixin, BaseEstimator):
         return np.where(matches.any(axis=1), matches.argmax(axis=1), len(self.labels_in_order_) - 1)
 
 
-class Clustering(TabularKind):
-    name: KindName = "clustering"
-    metrics = (
-        Metric("silhouette"),
-        Metric("davies_bouldin", greater_is_better=False),
-        Metric("stability"),
-    )
+class Clustering(Segments, TabularKind):
     baseline = "quantiles"
     supervised = False
     families: ClassVar = {

@@ -16,10 +16,11 @@ import numpy as np
 import pandas as pd
 import polars as pl
 
-from evergreen.tasks.config.params import KindName, Range, Recommend, require
+from evergreen.tasks.config.params import Range, Recommend, require
 from evergreen.tasks.core.errors import DataError
 from evergreen.tasks.problems import splits as split
-from evergreen.tasks.problems.base import Config, Fold, Metric, Part, Splits
+from evergreen.tasks.problems.base import Config, Fold, Part, Splits
+from evergreen.tasks.problems.recommendation.predictions import LISTS, RankedLists
 from evergreen.tasks.problems.recommender import dask_partitions, evaluation_tables, interactions
 from evergreen.tasks.problems.recommender.candidate_sources import SOURCES
 from evergreen.tasks.problems.recommender.estimators import MODELS, FrequencyRecommender, Ranked, Recommender, TwoStage
@@ -32,25 +33,8 @@ from evergreen.tasks.problems.recommender.user_histories import codes, to_date, 
 
 log = logging.getLogger(__name__)
 
-RANKED = ("ndcg", "recall", "map", "hit_rate")
-BESIDE = ("novelty", "diversity", "dissimilarity", "popularity_bias")
-"""What lists are like beside being right."""
-FORMATS = {"novelty": ".2f", "popularity_bias": ".2f"}
-LISTS = {"": False, "_novel": True}
-"""Suffix of metrics and columns -> whether the list holds new items only."""
 
-
-class Recommendation:
-    name: KindName = "recommendation"
-    metrics = (
-        *(Metric(f"{name}{suffix}", format=".4f") for suffix in LISTS for name in RANKED),
-        *(
-            Metric(f"{name}{suffix}", name != "popularity_bias", FORMATS.get(name, ".3f"))
-            for suffix in LISTS
-            for name in BESIDE
-        ),
-        *(Metric(f"coverage{suffix}", format=".4f") for suffix in LISTS),
-    )
+class Recommendation(RankedLists):
     baseline = "popularity"
 
     def build(
@@ -138,12 +122,6 @@ class Recommendation:
             return dask_partitions.rank(reader, positions, k, list(LISTS.values()))
         candidates = data.candidates(reader.learned_, cutoff, reader.settings)
         return [reader.rank(positions, k, novel, candidates) for novel in LISTS.values()]
-
-    def score(self, predictions: pl.DataFrame, section: Recommend) -> dict[str, float]:
-        """Means over users. Coverage is about the model, not about users: see `score_model`."""
-        names = [f"{name}{suffix}" for kind in (RANKED, BESIDE) for suffix in LISTS for name in kind]
-        means = predictions.select(pl.col(names).mean().fill_null(float("nan"))).row(0)
-        return dict(zip(names, means, strict=True))
 
     def score_model(
         self, model: Recommender, data: Purchases, fold: Fold, config: Config, section: Recommend, seed: int

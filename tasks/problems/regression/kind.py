@@ -15,8 +15,9 @@ from sklearn.linear_model import Ridge
 from sklearn.utils.validation import check_is_fitted
 
 from evergreen.model_types import stored_type
-from evergreen.tasks.config.params import KindName, Range, Tabular, require
-from evergreen.tasks.problems.base import Config, Kind, Metric, Model, Part
+from evergreen.tasks.config.params import Range, Tabular, require
+from evergreen.tasks.problems.base import Config, Kind, Model, Part
+from evergreen.tasks.problems.regression.predictions import Quantities, labelled
 from evergreen.tasks.problems.tabular import preprocessing
 from evergreen.tasks.problems.tabular.tabular_kind import (
     BLEND,
@@ -95,13 +96,7 @@ class LogRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
         return np.clip(self.factor_ * plain, self.low_, self.high_)
 
 
-class Regression(TabularKind):
-    name: KindName = "regression"
-    metrics = (
-        Metric("rmse", greater_is_better=False, format=".4g"),
-        Metric("mae", greater_is_better=False, format=".4g"),
-        Metric("r2"),
-    )
+class Regression(Quantities, TabularKind):
     baseline = "naive"
     families: ClassVar = {
         "naive": Family(DummyRegressor, prepared=False, stage="baseline"),
@@ -160,24 +155,11 @@ class Regression(TabularKind):
         answers = model.predict(rows.features) if len(rows) else np.empty(0)
         return pl.DataFrame({"entity": rows.entity, "truth": rows.target, "prediction": answers})
 
-    def score(self, predictions: pl.DataFrame, section: Tabular) -> dict[str, float]:
-        """All metrics; NaN without rows, and R² also where the truth does not vary."""
-        truth, answer = _known(predictions)
-        if not len(truth):
-            return {"rmse": np.nan, "mae": np.nan, "r2": np.nan}
-        error = truth - answer
-        squares, spread = float(error @ error), float(np.sum((truth - truth.mean()) ** 2))
-        return {
-            "rmse": float(np.sqrt(squares / len(truth))),
-            "mae": float(np.abs(error).mean()),
-            "r2": 1 - squares / spread if spread else np.nan,
-        }
-
     def plots(
         self, predictions: pl.DataFrame, baseline: pl.DataFrame, model: Model, data: Rows, section: Tabular
     ) -> dict[str, pl.DataFrame]:
         """Points, residuals and errors over the rows of all test windows; `series` is model or baseline."""
-        series = {"model": _known(predictions), "baseline": _known(baseline)}
+        series = {"model": labelled(predictions), "baseline": labelled(baseline)}
         return {
             "predicted_actual": _sample(*series["model"]),
             "residuals": _stack(series, _residuals),
@@ -198,13 +180,6 @@ def has_long_tail(amounts: np.ndarray) -> bool:
 
 def _first(offsets: tuple[str | None, ...]) -> str | None:
     return next((offset for offset in offsets if offset is not None), None)
-
-
-def _known(predictions: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Truth and answer where the truth is known."""
-    if predictions["truth"].null_count():
-        predictions = predictions.filter(pl.col("truth").is_not_null())
-    return predictions["truth"].to_numpy(), predictions["prediction"].to_numpy()
 
 
 def _stack(series: dict[str, tuple[np.ndarray, np.ndarray]], draw: Any) -> pl.DataFrame:

@@ -15,7 +15,7 @@ from sklearn.pipeline import Pipeline
 from evergreen.tasks.config.params import KindName, Range, Role, Table, Tabular, require
 from evergreen.tasks.core.errors import DataError
 from evergreen.tasks.problems import splits as split
-from evergreen.tasks.problems.base import NOT_SCORED, Config, Fold, Metric, Model, Part, Splits
+from evergreen.tasks.problems.base import NOT_SCORED, Config, Fold, Model, Part, Splits
 from evergreen.tasks.problems.tabular import holdout_split, preprocessing
 from evergreen.tasks.problems.tabular.point_in_time import point_in_time
 from evergreen.tasks.problems.tabular.transform_cache import once
@@ -157,7 +157,6 @@ class TabularKind:
     """The part of the protocol that does not depend on what is predicted."""
 
     name: KindName
-    metrics: tuple[Metric, ...]
     baseline: str
     supervised: ClassVar[bool] = True
     """Whether there is a target to learn from."""

@@ -303,7 +303,8 @@ def test_what_a_list_repeats_is_what_its_user_had_bought_by_then(tmp_path):
         {"entity": ["1", "2", "3"], "cutoff": [date(2024, 5, 5)] * 3, "items": [[10, 11], [10, 11, 12, 13], [10]]}
     )
     predicted = Predictions(rows, pl.DataFrame())
-    assert detection.completed(layout, "recommend", predicted) is predicted
+    reference = reference_data.of_predicted("recommend", 1, "recommendation", predicted)
+    assert detection.completed(layout, reference, predicted).rows is rows
     layout.features("recommend").mkdir(parents=True)
     bought.write_parquet(layout.features("recommend") / "lines.parquet")
-    assert detection.completed(layout, "recommend", predicted).rows["repeats"].to_list() == [0.5, 0.25, 0.0]
+    assert detection.completed(layout, reference, predicted).rows["repeats"].to_list() == [0.5, 0.25, 0.0]

@@ -68,7 +68,9 @@ def prediction(id: str, entity: str | None = None, at: datetime = NOON, **change
 
 
 def told(ledger: Ledger, rows: dict[str, list[Any]], kind: Any = "classification", **columns: Any) -> dict[str, Any]:
-    found = labels.label(ledger, "churn", kind, PLAIN, pl.DataFrame(rows, strict=False), Columns(**columns))
+    found = labels.label(
+        ledger, "churn", problems.predictions(kind), PLAIN, pl.DataFrame(rows, strict=False), Columns(**columns)
+    )
     return {name: value for name in found.__slots__ if (value := getattr(found, name))}
 
 
@@ -124,38 +126,6 @@ def test_the_same_file_again_repeats_and_a_corrected_one_changes(ledger):
     assert told(ledger, {"id": ["a"], "truth": [1.0]}) == {"duplicate": 1}
     assert told(ledger, {"id": ["a"], "truth": [0]}) == {"changed": 1}
     assert of(ledger) == {"a": 0}
-
-
-@pytest.mark.parametrize(
-    ("kind", "given", "value"),
-    [
-        ("classification", "1", 1),
-        ("classification", "01", "01"),
-        ("classification", True, True),
-        ("regression", "2.50", 2.5),
-        ("regression", "-3", -3),
-        ("recommendation", "[1, 2]", [1, 2]),
-        ("recommendation", "A7", ["A7"]),
-        ("recommendation", [], []),
-    ],
-)
-def test_a_truth_is_read_as_its_kind_has_it(kind, given, value):
-    assert labels.value_of(kind, given) == value
-
-
-@pytest.mark.parametrize(
-    ("kind", "given", "reason"),
-    [
-        ("regression", "much", "value = much: is no number"),
-        ("regression", float("inf"), "value = inf: is no number"),
-        ("classification", "", "has no value"),
-        ("classification", float("nan"), "has no value"),
-        ("recommendation", None, "has no value"),
-    ],
-)
-def test_what_can_be_no_truth_says_why(kind, given, reason):
-    with pytest.raises(ValueError, match=f"^{reason}$"):
-        labels.value_of(kind, given)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from evergreen.monitoring import performance
 from evergreen.monitoring.ledger.predictions import Predictions
 from evergreen.monitoring.ledger.records import Estimate
+from evergreen.monitoring.performance import estimated as estimating
+from evergreen.monitoring.performance import measurement, scoring
+from evergreen.monitoring.performance import realised as realising
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Recommend, Tabular
 
@@ -62,20 +64,20 @@ def amounts(rows: int, seed: int = 0, known: bool = True, noise: float = 1.0, hi
 
 
 def realised(kind: str, found: Predictions, **of: Any) -> Estimate:
-    made, asked = problems.kind(kind), of.pop("section", section())  # pyright: ignore[reportArgumentType]
-    return performance.realised(made, asked, performance.judged(made, asked, found), **of)
+    made, asked = problems.predictions(kind), of.pop("section", section())  # pyright: ignore[reportArgumentType]
+    return realising.realised(made, asked, scoring.to_scorable(made, asked, found), **of)
 
 
 def estimated(kind: str, found: Predictions, known: tuple[Predictions, ...] = (), asked: Any = None) -> Estimate:
-    made, asked = problems.kind(kind), asked or section()  # pyright: ignore[reportArgumentType]
-    frames = [performance.judged(made, asked, each) for each in known]
-    return performance.estimated(made, asked, performance.judged(made, asked, found), frames)
+    made, asked = problems.predictions(kind), asked or section()  # pyright: ignore[reportArgumentType]
+    frames = [scoring.to_scorable(made, asked, each) for each in known]
+    return estimating.estimated(made, asked, scoring.to_scorable(made, asked, found), frames)
 
 
 def measure(kind: str, windows: list[Predictions], **more: Any) -> Any:
     ends = [NOON - WEEK * back for back in range(len(windows) - 1, -1, -1)]
-    made = problems.kind(kind)  # pyright: ignore[reportArgumentType]
-    return performance.measure(made, section(), EXPECTED, list(zip(ends, windows, strict=True)), **more)
+    made = problems.predictions(kind)  # pyright: ignore[reportArgumentType]
+    return measurement.measure(made, section(), EXPECTED, list(zip(ends, windows, strict=True)), **more)
 
 
 def test_what_is_realised_is_the_metric_with_an_interval_around_it():
@@ -107,7 +109,7 @@ def test_intervals_are_over_entities_not_rows():
 
 def test_many_rows_have_the_interval_of_all_of_them(monkeypatch):
     all_ = realised("classification", chances(6000))
-    monkeypatch.setattr(performance, "MOST", 1000)
+    monkeypatch.setattr(scoring, "MAX_ROWS", 1000)
     some = realised("classification", chances(6000))
     assert some.score == all_.score
     assert some.high - some.low == pytest.approx(all_.high - all_.low, rel=0.3)
@@ -147,8 +149,8 @@ def test_the_threshold_is_what_the_answers_show():
         {"prediction": [1, 1, 0, 0], "probability_0": [0.5, 0.9, 0.95, 0.99], "probability_1": [0.5, 0.1, 0.05, 0.01]},
         [1, 0, 0, 0],
     )
-    kind = problems.kind("classification")
-    assert kind.score(performance.judged(kind, section(), rows), section())["precision"] == 0.5
+    kind = problems.predictions("classification")
+    assert kind.score(scoring.to_scorable(kind, section(), rows), section())["precision"] == 0.5
 
 
 def test_several_classes_are_scored_and_one_that_was_never_said_too():
@@ -255,7 +257,7 @@ def test_a_loss_is_how_much_worse_than_expected_it_is():
 
 def test_groups_have_no_performance():
     assert measure("clustering", [predicted({"prediction": [1, 2]})]) is None
-    assert performance.judge(problems.kind("clustering"), section()) is None
+    assert measurement.cohort_scorer(problems.predictions("clustering"), section()) is None
 
 
 def test_lists_are_scored_by_what_was_bought_and_never_foretold():
@@ -271,13 +273,13 @@ def test_lists_are_scored_by_what_was_bought_and_never_foretold():
     assert nobody.reason == "none of the 12 bought anything, so there is no ndcg"
     wrong = realised("recommendation", predicted({"items": items}, [[7]] * 12), section=asked)
     assert wrong.score == 0
-    kind = problems.kind("recommendation")
-    rows = performance.judged(kind, asked, predicted({"items": items}, truth))
-    assert performance.estimated(kind, asked, rows).reason == "lists do not say how likely their items are bought"
+    kind = problems.predictions("recommendation")
+    rows = scoring.to_scorable(kind, asked, predicted({"items": items}, truth))
+    assert estimating.estimated(kind, asked, rows).reason == "lists do not say how likely their items are bought"
 
 
 def test_cohorts_are_foretold_by_earlier_ones_as_far_as_was_known_then():
-    judge = performance.judge(problems.kind("regression"), section())
+    judge = measurement.cohort_scorer(problems.predictions("regression"), section())
     assert judge
     late = amounts(500, seed=1)
     unknown = Predictions(late.rows.with_columns(label_at=pl.lit(NOON + 2 * WEEK)), pl.DataFrame())

@@ -18,11 +18,13 @@ from evergreen.monitoring.ledger import predictions as ledgers
 from evergreen.monitoring.ledger.label_matching import Label
 from evergreen.monitoring.ledger.predictions import Ledger, Prediction
 from evergreen.monitoring.rollout import controller
-from evergreen.monitoring.rollout.losses import compared, of
+from evergreen.monitoring.rollout.losses import compared
+from evergreen.tasks import problems
 from evergreen.tasks.config.operations import Rollout
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core import database
 from evergreen.tasks.core.errors import ModelError
+from evergreen.tasks.problems.prediction_type import Labelled
 from evergreen.tasks.release import deployments
 from evergreen.tasks.release import rollouts as rollout
 from evergreen.tasks.release.deployments import Deployment
@@ -481,16 +483,6 @@ def test_quality_is_not_looked_at_where_the_policy_does_not_want_it(address: str
     assert [each.name for each in found.tests] == ["errors", "latency"]
 
 
-def test_losses_by_hand():
-    rows = pl.DataFrame({"probability_no": [0.9, 0.2, 0.5], "probability_yes": [0.1, 0.8, 0.5], "label": ["no", "no", "maybe"]})
-    assert of("classification", False, rows) == pytest.approx([0.02, 1.28, 1.5])
-    rows = pl.DataFrame({"prediction": [1.0, 5.0], "label": [3, 5]})
-    assert of("regression", False, rows).tolist() == [4.0, 0.0]
-    assert of("regression", True, rows).tolist() == [2.0, 0.0]
-    rows = pl.DataFrame({"items": [["a", "b"], ["b", "a"], ["c", "d"]], "label": [["a"], ["a"], ["a"]]})
-    assert of("recommendation", False, rows) == pytest.approx([0.0, 1 - 0.63093, 1.0], abs=1e-5)
-
-
 def test_losses_are_of_entities_and_each_step_is_a_stretch_of_its_own(rollouts: Rollouts, names: Names):
     enter(rollouts, names, 2)
     stands = rollouts.require("redeem")
@@ -506,7 +498,8 @@ def test_losses_are_of_entities_and_each_step_is_a_stretch_of_its_own(rollouts: 
             "label": [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
         }
     )
-    first, second = compared("regression", True, rows, stands, [stands.begun, minute[2], minute[3]])
+    first, second = compared(
+        cast(Labelled, problems.predictions("regression")), "mae", rows, stands, [stands.begun, minute[2], minute[3]]
+    )
     assert (first.old, first.new) == ([2.0], [2.0])
     assert (second.old, second.new) == ([5.0], [4.0])
-    assert compared("clustering", True, rows, stands, [stands.begun, minute[3]]) == []

@@ -1,0 +1,1 @@
+"""How good predictions are: realised, once labels are known; estimated, before."""

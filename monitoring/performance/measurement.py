@@ -1,0 +1,91 @@
+"""The performance of a version in a window, and of one cohort after the other: realised and estimated side by side."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import polars as pl
+
+from evergreen.monitoring.ledger.predictions import Predictions
+from evergreen.monitoring.ledger.records import Estimate, Performance
+from evergreen.monitoring.performance.estimated import estimated
+from evergreen.monitoring.performance.realised import realised
+from evergreen.monitoring.performance.scoring import MIN_ROWS, to_scorable
+from evergreen.tasks.config.params import Problem
+from evergreen.tasks.problems.prediction_type import Labelled, PredictionType
+
+MAX_EARLIER = 8
+"""Most cohorts before one that an estimate learns from."""
+MATURE = 0.8
+"""The labels of a window are known where its labelled share is at least this, times that of the window with the largest."""
+
+Seen = tuple[datetime, Predictions]
+"""A window of one version's predictions, and its end."""
+
+
+def measure(
+    kind: PredictionType,
+    section: Problem,
+    expected: Estimate,
+    windows: Sequence[Seen],
+    known: pl.DataFrame | None = None,
+    seed: int = 0,
+) -> Performance | None:
+    """The performance of one version at the end of the last of `windows` (oldest first). None for a kind without labels.
+
+    `expected`: its score when it was evaluated. `known`: rows of `Kind.predict` that it did not learn from, with their truth,
+    such as those of its evaluation; the estimate learns from them and from the windows before the last. The same seed gives
+    the same intervals.
+    """
+    if not isinstance(kind, Labelled):
+        return None
+    metric, now = kind.metrics[0], windows[-1][1]
+    frames = [to_scorable(kind, section, predicted) for _, predicted in windows]
+    newest = _newest_mature(frames)
+    earlier = [*([known] if known is not None else []), *frames[:-1]]
+    return Performance(
+        metric=metric.name,
+        greater_is_better=metric.greater_is_better,
+        expected=expected,
+        realised=realised(kind, section, frames[newest], seed),
+        realised_until=windows[newest][0] if _labelled_share(frames[newest]) else None,
+        estimated=estimated(kind, section, frames[-1], earlier, seed),
+        matured=_labelled_share(frames[-1]) if now.rows.height else 0.0,
+    )
+
+
+def _newest_mature(frames: Sequence[pl.DataFrame]) -> int:
+    """Place of the newest of `frames` whose labels are known; else of the newest with a label, else the last."""
+    shares = [_labelled_share(frame) if _labels(frame) >= MIN_ROWS else 0.0 for frame in frames]
+    mature = [place for place, share in enumerate(shares) if share and share >= MATURE * max(shares)]
+    some = [place for place, frame in enumerate(frames) if _labels(frame)]
+    return (mature or some or [len(frames) - 1])[-1]
+
+
+def _labels(frame: pl.DataFrame) -> int:
+    return frame.height - frame["truth"].null_count()
+
+
+def _labelled_share(frame: pl.DataFrame) -> float:
+    return _labels(frame) / frame.height if frame.height else 0.0
+
+
+class CohortScorer:
+    """Scores cohorts one after the other, as the ledger asks for them."""
+
+    def __init__(self, kind: Labelled, section: Problem, seed: int = 0) -> None:
+        self._kind, self._section, self._seed = kind, section, seed
+        self._earlier: dict[int, list[pl.DataFrame]] = {}
+
+    def __call__(self, predicted: Predictions, until: datetime) -> tuple[Estimate, Estimate]:
+        """Realised, and as estimated from earlier cohorts of the version by the labels that were known at `until`."""
+        frame = to_scorable(self._kind, self._section, predicted)
+        earlier = self._earlier.setdefault(predicted.rows["version"][0], [])
+        known = [each.filter(pl.col("truth_at") <= until) for each in earlier]
+        earlier[:] = [*earlier[1 - MAX_EARLIER :], frame]
+        found = realised(self._kind, self._section, frame, self._seed)
+        return found, estimated(self._kind, self._section, frame, known, self._seed)
+
+
+def cohort_scorer(kind: PredictionType, section: Problem, seed: int = 0) -> CohortScorer | None:
+    """None for a kind without labels."""
+    return CohortScorer(kind, section, seed) if isinstance(kind, Labelled) else None

@@ -1,0 +1,28 @@
+"""The score of predictions whose labels are known."""
+
+import math
+
+import polars as pl
+
+from evergreen.monitoring.ledger.records import Estimate
+from evergreen.monitoring.performance import scoring
+from evergreen.monitoring.performance.scoring import DRAWS, MIN_ROWS, NO_PREDICTIONS, unscored
+from evergreen.tasks.config.params import Problem
+from evergreen.tasks.core import bootstrap
+from evergreen.tasks.problems.prediction_type import Labelled
+
+
+def realised(kind: Labelled, section: Problem, frame: pl.DataFrame, seed: int = 0) -> Estimate:
+    """The score of those rows of `to_scorable` that have a label, with its bootstrap interval over entities."""
+    if frame.is_empty():
+        return NO_PREDICTIONS
+    frame = frame.filter(pl.col("truth").is_not_null())
+    rows = frame.height
+    if rows < MIN_ROWS:
+        return unscored(rows, "no truth is known yet" if not rows else f"{rows} truths are known; a score needs {MIN_ROWS}")
+    score = kind.primary_score(frame, section)
+    if not math.isfinite(score):
+        return unscored(rows, kind.why_undefined(frame["truth"]))
+    some, narrower = scoring.subsample(frame, seed)
+    resampled = [kind.primary_score(part, section) for (part,) in bootstrap.draw([some], DRAWS, seed)]
+    return scoring.with_interval(score, resampled, rows, narrower, section.evaluate.confidence)

@@ -1,0 +1,150 @@
+"""Predicted probabilities of classes, and how labels judge them."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from evergreen.tasks.config.params import KindName, Table, Tabular
+from evergreen.tasks.core import bootstrap
+from evergreen.tasks.core.columns import texts
+from evergreen.tasks.problems.base import Metric
+from evergreen.tasks.problems.classification import scores
+from evergreen.tasks.problems.classification.scores import PREFIX, arrays
+from evergreen.tasks.problems.prediction_type import ENOUGH, Context, as_scalar, category_labels, floats
+from evergreen.tasks.problems.tabular.predictions import LabelledRows
+
+
+class ClassProbabilities(LabelledRows):
+    """`probability_<class>` of each class."""
+
+    name: KindName = "classification"
+    metrics = (
+        Metric("roc_auc"),
+        Metric("average_precision"),
+        Metric("accuracy"),
+        Metric("precision"),
+        Metric("recall"),
+        Metric("f1"),
+        Metric("log_loss", greater_is_better=False),
+        Metric("brier", greater_is_better=False, format=".4f"),
+    )
+    caveat = "A probability is an estimate for rows like those it learned from; look at its calibration first."
+
+    def _parse(self, given: Any) -> Any:
+        return as_scalar(given)
+
+    def score(self, predictions: pl.DataFrame, section: Tabular) -> dict[str, float]:
+        """All metrics; for more than two classes macro means, each class against the rest. NaN where one is not defined."""
+        truth, chances, threshold = arrays(predictions)
+        if not len(truth):
+            return dict.fromkeys((metric.name for metric in self.metrics), np.nan)
+        two = chances.shape[1] == 2
+        found = scores.of_two(truth, chances[:, 1], threshold) if two else scores.of_several(truth, chances)
+        return dict(zip((metric.name for metric in self.metrics), found, strict=True))
+
+    def losses(self, rows: pl.DataFrame, labels: pl.Series, metric: str | None) -> np.ndarray:
+        """The squared errors of the probabilities, added up (Brier 1950)."""
+        happened = np.array([_class_name(value) for value in labels], dtype=object)
+        found = np.ones(rows.height)  # of a class that the version does not know, all of it is missed
+        for name in _probabilities(rows):
+            chance, mine = np.nan_to_num(floats(rows[name])), happened == name.removeprefix(PREFIX)
+            found += chance**2 - 2 * np.where(mine, chance, 0.0)
+        return found
+
+    def as_predicted(self, rows: pl.DataFrame, section: Tabular) -> pl.DataFrame:
+        names = _probabilities(rows)
+        positive = section.features.positive if isinstance(section.features, Table) else None
+        if len(names) == 2 and f"{PREFIX}{positive}" in names:
+            names.sort(key=lambda name: name == f"{PREFIX}{positive}")
+        classes = [name.removeprefix(PREFIX) for name in names]
+        chances = [pl.col(name).cast(pl.Float64, strict=False).fill_null(0.0) for name in names]
+        truth = rows["truth"]
+        if classes and all(_is_number(each) for each in classes):
+            truth = truth.cast(pl.Float64, strict=False)
+        else:
+            truth = truth.cast(pl.String)
+            if classes and all(_is_number(each) or each in ("true", "false") for each in classes):
+                truth = truth.str.to_lowercase()
+        known = truth if classes else truth.clear(len(truth))
+        frame = rows.select("entity", "truth_at", *chances).with_columns(known.alias("truth"))
+        frame = frame.with_columns(threshold=pl.lit(_threshold(rows, names, classes), pl.Float64))
+        return frame.filter(pl.sum_horizontal(names) > 0) if names else frame.clear()
+
+    def draw_labels(
+        self, predictions: pl.DataFrame, known: Sequence[pl.DataFrame], draws: int, seed: int
+    ) -> Iterator[pl.DataFrame]:
+        """A class by the predicted probabilities (confidence-based performance estimation), calibrated first by `known` where
+        that lowers their logarithmic loss."""
+        names = _probabilities(predictions)
+        chances = _calibrated(predictions.select(names).to_numpy(), names, known, seed)
+        bounds = np.cumsum(chances / chances.sum(axis=1, keepdims=True), axis=1)
+        text = predictions["truth"].dtype == pl.String
+        classes = pl.Series([name.removeprefix(PREFIX) for name in names])
+        classes = classes if text else classes.cast(pl.Float64)
+        random = np.random.default_rng(seed)
+        rows = predictions.with_row_index("__row")
+        for (part,) in bootstrap.draw([rows], draws, seed):
+            places = (random.random(part.height)[:, None] > bounds[part["__row"].to_numpy()][:, :-1]).sum(axis=1)
+            yield part.with_columns(classes[places].alias("truth"))
+
+    def comparable(self, rows: pl.DataFrame, features: pl.DataFrame | None, context: Context) -> pl.DataFrame:
+        """`probability_<class>`, of two classes the later one's; else `prediction`."""
+        names = sorted(_probabilities(rows))
+        if names:
+            return rows.select(pl.col(names[1:] if len(names) == 2 else names).cast(pl.Float64, strict=False))
+        return pl.DataFrame({"prediction": texts(rows["prediction"])}) if "prediction" in rows.columns else pl.DataFrame()
+
+    def comparable_labels(self, labels: pl.Series) -> pl.DataFrame:
+        return pl.DataFrame({"label": category_labels(labels)})
+
+
+PREDICTIONS = ClassProbabilities()
+
+
+def _probabilities(rows: pl.DataFrame) -> list[str]:
+    return [name for name in rows.columns if name.startswith(PREFIX)]
+
+
+def _class_name(value: Any) -> str:
+    """A class as the names of the probabilities have it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _threshold(rows: pl.DataFrame, names: Sequence[str], classes: Sequence[str]) -> float | None:
+    """The probability of the second of two classes from which it was predicted, as far as the predictions show it."""
+    if len(names) != 2 or "prediction" not in rows.columns:
+        return None
+    second = rows["prediction"].cast(pl.String).str.replace(r"\.0$", "") == classes[1]
+    chance = rows[names[1]].cast(pl.Float64, strict=False)
+    above, below = chance.filter(second).min(), chance.filter(~second).max()
+    if isinstance(above, float):
+        return above
+    return min(1.0, float(np.nextafter(below, 2))) if isinstance(below, float) else None
+
+
+def _calibrated(chances: np.ndarray, names: Sequence[str], known: Sequence[pl.DataFrame], seed: int) -> np.ndarray:
+    """Probabilities after the calibration that `known` calls for; as they are where it calls for none."""
+    from evergreen.tasks.problems.tabular import calibration
+
+    rows = [
+        arrays(each.select("truth", *names, "threshold")) for each in known if each.height and set(names) <= set(each.columns)
+    ]
+    if not rows:
+        return chances
+    truth, earlier = np.concatenate([each[0] for each in rows]), np.concatenate([each[1] for each in rows])
+    if np.bincount(truth[truth >= 0], minlength=len(names)).min() < ENOUGH:
+        return chances
+    found = calibration.helping(truth, earlier, ("sigmoid",), seed)
+    return found.apply(chances) if found else chances

@@ -1,0 +1,112 @@
+"""Scores of predicted probabilities, from rows of `Classification.predict`."""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+PREFIX = "probability_"
+"""Columns of predicted probabilities: this, then the name of the class."""
+SMALLEST = 1e-15
+"""Probabilities stay this far from 0 and 1 in the logarithmic loss."""
+
+
+def arrays(predictions: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, float]:
+    """Rows of `predict` with a known truth: the place of the true class, probabilities (row x class), the threshold.
+
+    A true class that the model never saw has the place -1.
+    """
+    names = [name for name in predictions.columns if name.startswith(PREFIX)]
+    truth, known = predictions["truth"], None
+    if truth.null_count():
+        known = truth.is_not_null()
+        predictions = predictions.filter(known)
+        truth = predictions["truth"]
+    chances = np.column_stack([predictions[name].to_numpy() for name in names])
+    labels = [name.removeprefix(PREFIX) for name in names]
+    values: Any = np.asarray(labels, dtype=float) if truth.dtype.is_numeric() else np.asarray(labels)
+    place = np.full(len(truth), -1)
+    answers = truth.to_numpy()
+    for position, value in enumerate(values):
+        place[answers == value] = position
+    threshold = predictions["threshold"][0] if len(predictions) and predictions["threshold"][0] is not None else 0.5
+    return place, chances, threshold
+
+
+def of_two(truth: np.ndarray, chance: np.ndarray, threshold: float) -> tuple[float, ...]:
+    positive = truth == 1
+    said = chance >= threshold
+    hits, calls, positives = np.count_nonzero(positive & said), np.count_nonzero(said), np.count_nonzero(positive)
+    auc, precision_curve = ranking(positive, chance)
+    return (
+        auc,
+        precision_curve,
+        float(np.mean(positive == said)),
+        _ratio(hits, calls),
+        _ratio(hits, positives),
+        _ratio(2 * hits, calls + positives),
+        _log_loss(np.where(positive, chance, 1 - chance)),
+        float(np.mean((chance - positive) ** 2)),
+    )
+
+
+def of_several(truth: np.ndarray, chances: np.ndarray) -> tuple[float, ...]:
+    classes = np.arange(chances.shape[1])
+    curves = np.array([ranking(truth == each, chances[:, each]) for each in classes])
+    said = chances.argmax(axis=1)
+    hits = np.bincount(said[said == truth], minlength=len(classes))
+    calls, positives = np.bincount(said, minlength=len(classes)), np.bincount(truth[truth >= 0], minlength=len(classes))
+    certain = np.where(truth >= 0, chances[np.arange(len(truth)), truth], 0.0)
+    return (
+        _mean(curves[:, 0]),
+        _mean(curves[:, 1]),
+        float(np.mean(said == truth)),
+        _mean(_share(hits, calls)),
+        _mean(_share(hits, positives)),
+        _mean(_share(2 * hits, calls + positives)),
+        _log_loss(certain),
+        float(np.mean(((chances - (truth[:, None] == classes)) ** 2).sum(axis=1))),
+    )
+
+
+def ranking(positive: np.ndarray, chance: np.ndarray) -> tuple[float, float]:
+    """Area under the ROC curve and average precision; equal scores count as one step. NaN without both classes.
+
+    Average precision is the step-wise sum of precision over the gains in recall.
+    """
+    hits, calls = steps(positive, chance)
+    positives, negatives = hits[-1], calls[-1] - hits[-1]
+    if not positives:
+        return np.nan, np.nan
+    precision = float(np.sum(np.diff(hits, prepend=0) * hits / calls) / positives)
+    if not negatives:
+        return np.nan, precision
+    misses = calls - hits
+    area = np.sum(np.diff(misses, prepend=0) * (hits + np.concatenate(([0], hits[:-1]))) / 2)
+    return float(area / (positives * negatives)), precision
+
+
+def steps(positive: np.ndarray, chance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Going down the scores, one step per distinct score: positives found so far, rows called so far."""
+    order = np.argsort(-chance)
+    ends = np.append(np.flatnonzero(np.diff(chance[order])), len(order) - 1)
+    return np.cumsum(positive[order])[ends], ends + 1
+
+
+def _log_loss(certainty: np.ndarray) -> float:
+    """Mean loss, given the probability of what happened."""
+    return float(-np.mean(np.log(np.clip(certainty, SMALLEST, 1 - SMALLEST))))
+
+
+def _ratio(part: int | np.integer, whole: int | np.integer) -> float:
+    return float(part / whole) if whole else np.nan
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of what is defined; NaN where nothing is."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else np.nan

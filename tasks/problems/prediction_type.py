@@ -1,0 +1,165 @@
+"""What the predictions of a kind are, and how labels judge them.
+
+Monitoring asks these of the ledger's rows, and servers do while they roll out a version. So a kind's module `predictions`
+imports Polars and NumPy alone; what needs a library of training imports it inside a function.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from evergreen.tasks.config.params import KindName
+from evergreen.tasks.core.columns import texts
+from evergreen.tasks.core.errors import SourceError
+from evergreen.tasks.problems.base import Metric
+
+Context = Mapping[str, Any]
+"""Facts of training that predictions are compared by, in JSON's types; each kind has its own."""
+ENOUGH = 30
+"""An estimate of a score learns from so many earlier rows with label, at least."""
+
+
+class PredictionType(ABC):
+    """The predictions of a kind."""
+
+    name: KindName
+    metrics: tuple[Metric, ...]
+    """The primary metric first."""
+    caveat: str
+    """What everybody who reads a prediction must know: a sentence of the model card."""
+    aspect: Literal["prediction", "segments", "ranking"] = "prediction"
+    """What has changed where predictions drift."""
+
+    @abstractmethod
+    def comparable(self, rows: pl.DataFrame, features: pl.DataFrame | None, context: Context) -> pl.DataFrame:
+        """The columns of predictions that drift detection compares: one row each for `rows`, no column where they hold none.
+
+        `features`: of the same rows; None where they are unknown.
+        """
+
+    def comparable_labels(self, labels: pl.Series) -> pl.DataFrame:
+        """The column `label` as drift detection compares it; no column where labels are not compared."""
+        return pl.DataFrame()
+
+    def stored_rows(self, folder: Path, section: Any, card: Mapping[str, Any]) -> pl.DataFrame | None:
+        """The rows that the features step left in `folder`: entity, cutoff, at, label, the features, and whether the version
+        with this model card `learned` from them. None where predictions are not made from rows of features."""
+        return None
+
+    def context(self, folder: Path, card: Mapping[str, Any]) -> Context:
+        """Of the version with this model card, from what the features step left in `folder`."""
+        return {}
+
+    def context_of_rows(self, rows: pl.DataFrame, features: pl.DataFrame | None) -> Context:
+        """The same, from predictions that a version made of rows of `features`."""
+        return {}
+
+    def with_history(self, rows: pl.DataFrame, folder: Path) -> pl.DataFrame:
+        """Predictions with what the features in `folder` know of them."""
+        return rows
+
+
+class Labelled(PredictionType):
+    """Predictions that a label, known later, can judge."""
+
+    no_estimate: str = ""
+    """Why no score can be estimated before the labels are known; empty: it can."""
+
+    def parse_label(self, given: Any) -> Any:
+        """A label as this kind has it, from JSON's types or the text of a CSV file. Raises ValueError for what can be none."""
+        if given is None or given != given or given == "":
+            raise ValueError("has no value")
+        return self._parse(given)
+
+    @abstractmethod
+    def _parse(self, given: Any) -> Any: ...
+
+    @abstractmethod
+    def losses(self, rows: pl.DataFrame, labels: pl.Series, metric: str | None) -> np.ndarray:
+        """How wrong each prediction was, for the comparison of two versions; NaN where label or prediction is malformed.
+
+        `labels`: one for each row, none missing. `metric`: the one that the promotion gate compares.
+        """
+
+    @abstractmethod
+    def find_labels(
+        self,
+        wanted: pl.DataFrame,
+        section: Any,
+        tables: Mapping[str, Path],
+        times: Mapping[str, str | None],
+        folder: Path,
+        as_of: date,
+    ) -> Iterable[tuple[str, date, Any]]:
+        """Entity, day and label of those of `wanted` (entity and day) that the project's own data label by the end of `as_of`.
+
+        `tables`: table of the section -> its file; `times`: table -> its time column. `folder`: what the features step left.
+        Raises SourceError where a file is missing.
+        """
+
+    def count_labels(self, folder: Path, section: Any, after: date, until: date) -> int | None:
+        """Rows with label of the cutoffs after `after` whose horizon ended by `until`, in the features that the project has.
+
+        None where features hold no labels; then the ledger's are counted.
+        """
+        return None
+
+    @abstractmethod
+    def as_predicted(self, rows: pl.DataFrame, section: Any) -> pl.DataFrame:
+        """Rows of the ledger as `Kind.predict` gives them, with truth_at; labels that can be none of this kind are null."""
+
+    @abstractmethod
+    def score(self, predictions: pl.DataFrame, section: Any) -> dict[str, float]:
+        """Every metric over rows of `Kind.predict` for one part (or a resample of them), in the order of `metrics`."""
+
+    def primary_score(self, predictions: pl.DataFrame, section: Any) -> float:
+        """The primary metric over rows of `as_predicted`."""
+        return self.score(predictions, section)[self.metrics[0].name]
+
+    def why_undefined(self, labels: pl.Series) -> str:
+        """Why the primary metric is not defined on rows with these labels."""
+        name, count = self.metrics[0].name, len(labels)
+        if labels.n_unique() > 1:
+            return f"{name} is not defined on these {count:,} rows"
+        only = f"{labels[0]:g}" if labels.dtype.is_numeric() else labels[0]
+        return f"all {count:,} truths are {only}, so there is no {name}"
+
+    def draw_labels(
+        self, predictions: pl.DataFrame, known: Sequence[pl.DataFrame], draws: int, seed: int
+    ) -> Iterator[pl.DataFrame] | str:
+        """`draws` resamples of entities, each row with a label drawn as the model expects it: what the score will be.
+
+        `predictions`: rows of `as_predicted`. `known`: earlier ones, all with label. A text says why `known` is too small.
+        """
+        raise NotImplementedError(self.no_estimate)
+
+
+def scan(path: Path) -> pl.LazyFrame:
+    """Raises SourceError where the file is missing."""
+    if not path.is_file():
+        raise SourceError(f"{path}: is not there, so no truth can be looked up. Build the features first: evergreen train")
+    return pl.scan_parquet(path)
+
+
+def as_scalar(given: Any) -> Any:
+    """Whole numbers in text become numbers, dates text; the rest stays."""
+    if isinstance(given, date):
+        return str(given)
+    if isinstance(given, str) and given.lstrip("-").isdigit() and str(int(given)) == given:
+        return int(given)
+    return given
+
+
+def floats(values: pl.Series) -> np.ndarray:
+    """`values` as numbers, NaN for what is none."""
+    return values.cast(pl.Float64, strict=False).to_numpy()
+
+
+def category_labels(labels: pl.Series) -> pl.Series:
+    """Labels as names of classes: whole numbers without decimals."""
+    return texts(labels).str.replace(r"^(-?\d+)\.0+$", "$1")

@@ -1,0 +1,167 @@
+"""Ranked lists of items, and how purchases judge them."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from evergreen.tasks.config.params import KindName, Recommend
+from evergreen.tasks.problems.base import Metric
+from evergreen.tasks.problems.prediction_type import Context, Labelled, scan
+
+RANKED = ("ndcg", "recall", "map", "hit_rate")
+BESIDE = ("novelty", "diversity", "dissimilarity", "popularity_bias")
+"""What lists are like beside being right."""
+FORMATS = {"novelty": ".2f", "popularity_bias": ".2f"}
+LISTS = {"": False, "_novel": True}
+"""Suffix of metrics and columns -> whether the list holds new items only."""
+ITEMS = "_items"
+"""Column with the items of a list: coverage counts its entries; drift does not compare it as it is."""
+
+
+class RankedLists(Labelled):
+    """`items` of each user, best first; the label: what the user bought.
+
+    Context: `bits`, item -> how rare it is among buyers, -log2 of its share; `rarest`: of any other item.
+    """
+
+    name: KindName = "recommendation"
+    metrics = (
+        *(Metric(f"{name}{suffix}", format=".4f") for suffix in LISTS for name in RANKED),
+        *(
+            Metric(f"{name}{suffix}", name != "popularity_bias", FORMATS.get(name, ".3f"))
+            for suffix in LISTS
+            for name in BESIDE
+        ),
+        *(Metric(f"coverage{suffix}", format=".4f") for suffix in LISTS),
+    )
+    caveat = "Lists follow what was bought; that somebody was never shown an item does not mean it was not wanted."
+    aspect = "ranking"
+    no_estimate = "lists do not say how likely their items are bought"
+
+    def _parse(self, given: Any) -> list[Any]:
+        """One item, several, or several as text of JSON."""
+        if isinstance(given, str):
+            with suppress(ValueError):
+                given = json.loads(given)
+        return list(given) if isinstance(given, list | tuple) else [given]
+
+    def score(self, predictions: pl.DataFrame, section: Recommend) -> dict[str, float]:
+        """Means over users. Coverage is about the model, not about users: see `Recommendation.score_model`."""
+        names = [f"{name}{suffix}" for kind in (RANKED, BESIDE) for suffix in LISTS for name in kind]
+        means = predictions.select(pl.col(names).mean().fill_null(float("nan"))).row(0)
+        return dict(zip(names, means, strict=True))
+
+    def losses(self, rows: pl.DataFrame, labels: pl.Series, metric: str | None) -> np.ndarray:
+        """1 - NDCG of the list, of binary gain (Järvelin and Kekäläinen 2002)."""
+        return np.array([_ndcg_lost(*each) for each in zip(rows["items"], labels, strict=True)])
+
+    def find_labels(
+        self,
+        wanted: pl.DataFrame,
+        section: Recommend,
+        tables: Mapping[str, Path],
+        times: Mapping[str, str | None],
+        folder: Path,
+        as_of: date,
+    ) -> Iterable[tuple[str, date, Any]]:
+        """The items that each user bought, in the order of their ids; none for a user who bought nothing."""
+        horizon = pl.duration(days=section.features.horizon_days)
+        known = min(as_of, scan(folder / "known.parquet").collect().item())
+        lines = scan(folder / "lines.parquet")
+        lines = lines.select(pl.col("user").cast(pl.String).alias("entity"), "item", bought="day")
+        wanted = wanted.filter(pl.col("day") + horizon <= known)
+        later = wanted.lazy().join(lines, on="entity").filter(pl.col("bought") > pl.col("day"))
+        later = later.filter(pl.col("bought") <= pl.col("day") + horizon)
+        lists = later.group_by("entity", "day").agg(pl.col("item").unique().sort()).collect()
+        found = wanted.join(lists, on=["entity", "day"], how="left").with_columns(pl.col("item").fill_null([]))
+        return found.iter_rows()
+
+    def as_predicted(self, rows: pl.DataFrame, section: Recommend) -> pl.DataFrame:
+        """`prediction`: the primary metric of the list, null for a user who bought nothing."""
+        from evergreen.tasks.problems.recommender.ranking_metrics import per_user
+
+        texts = pl.List(pl.String)
+        schema = {"entity": pl.String, "truth_at": pl.Datetime("us", "UTC"), "truth": texts, "prediction": pl.Float64}
+        if "items" not in rows.columns:
+            return pl.DataFrame(schema=schema)
+        k = section.pipeline.k
+        bought = rows["truth"].cast(texts) if rows["truth"].dtype.base_type() == pl.List else rows["truth"].clear(rows.height)
+        rows = rows.select("entity", "truth_at", pl.col("items").cast(texts), bought.cast(texts).alias("truth"))
+        hits, relevant = np.zeros((rows.height, k), bool), np.zeros(rows.height, int)
+        for row, (items, truth) in enumerate(rows.select("items", "truth").iter_rows()):
+            wanted = set(truth or ())
+            relevant[row] = len(wanted)
+            hits[row, : min(len(items or ()), k)] = [each in wanted for each in (items or ())[:k]]
+        value = per_user(hits, relevant)[self.metrics[0].name]
+        return rows.with_columns(prediction=pl.Series(value, nan_to_null=True)).select(list(schema))
+
+    def primary_score(self, predictions: pl.DataFrame, section: Recommend) -> float:
+        values = predictions["prediction"].drop_nulls().to_numpy()
+        return float(values.mean()) if len(values) else math.nan
+
+    def why_undefined(self, labels: pl.Series) -> str:
+        return f"none of the {len(labels):,} bought anything, so there is no {self.metrics[0].name}"
+
+    def context(self, folder: Path, card: Mapping[str, Any]) -> dict[str, Any]:
+        """From the purchases up to the cutoff of the version."""
+        lines = pl.scan_parquet(folder / "lines.parquet").filter(pl.col("day") <= date.fromisoformat(str(card["cutoff"])))
+        known = lines.select("user", "item").unique().collect()
+        users = max(known["user"].n_unique(), 1)
+        buyers = known.group_by("item").len().filter(pl.col("len") > 1).sort("item")
+        bits = (-(buyers["len"] / users).log(2)).round(3)
+        return {"bits": dict(zip(buyers["item"].cast(pl.String), bits, strict=True)), "rarest": float(np.log2(users))}
+
+    def comparable(self, rows: pl.DataFrame, features: pl.DataFrame | None, context: Context) -> pl.DataFrame:
+        """`popularity` of a list: minus the mean bits of its items; `repeats` where the rows have it; and ITEMS."""
+        name = _items(rows)
+        if name is None:
+            return pl.DataFrame()
+        bits = context.get("bits", {})
+        known = pl.DataFrame({"item": list(bits), "bits": list(bits.values())}, {"item": pl.String, "bits": pl.Float64})
+        items = rows.select(pl.col(name).cast(pl.List(pl.String)).alias("item"))
+        long = items.with_row_index("row").explode("item").drop_nulls("item").join(known, on="item", how="left")
+        mean = long.group_by("row").agg(-pl.col("bits").fill_null(context.get("rarest", 0.0)).mean())
+        order = pl.DataFrame({"row": pl.Series(range(rows.height), dtype=pl.UInt32)})
+        found = {"popularity": order.join(mean, on="row", how="left", maintain_order="left")["bits"]}
+        if "repeats" in rows.columns:
+            found["repeats"] = rows["repeats"].cast(pl.Float64, strict=False)
+        return pl.DataFrame(found | {ITEMS: items["item"]})
+
+    def with_history(self, rows: pl.DataFrame, folder: Path) -> pl.DataFrame:
+        """With `repeats`: the share of a list (entity, cutoff or at, items) that its user had bought by then."""
+        name, path = _items(rows), folder / "lines.parquet"
+        if name is None or "repeats" in rows.columns or not path.exists():
+            return rows
+        day = pl.coalesce(*(pl.col(each).cast(pl.Date) for each in ("cutoff", "at") if each in rows.columns))
+        long = rows.select(pl.col("entity").cast(pl.String), day.alias("known"), pl.col(name).alias("item"))
+        long = long.with_row_index("row").explode("item").with_columns(pl.col("item").cast(pl.String)).drop_nulls("item")
+        lines = pl.read_parquet(path, columns=["user", "item", "day"])
+        first = lines.select(pl.col("user").cast(pl.String).alias("entity"), pl.col("item").cast(pl.String), "day")
+        first = first.join(long.select("entity", "item").unique(), on=["entity", "item"], how="semi")
+        first = first.group_by("entity", "item").agg(pl.col("day").min())
+        share = (pl.col("day") <= pl.col("known")).fill_null(False).mean().alias("repeats")
+        found = long.join(first, on=["entity", "item"], how="left").group_by("row").agg(share)
+        return rows.with_row_index("row").join(found, on="row", how="left", maintain_order="left").drop("row")
+
+
+PREDICTIONS = RankedLists()
+
+
+def _ndcg_lost(items: Any, bought: Any) -> float:
+    wanted = {str(each) for each in bought} if bought is not None and not isinstance(bought, str) else set[str]()
+    if not wanted or items is None or not len(items):
+        return math.nan
+    gains = [1 / np.log2(place + 2) for place in range(len(items))]
+    hits = sum(gain for gain, item in zip(gains, items, strict=True) if str(item) in wanted)
+    return 1 - float(hits / sum(gains[: len(wanted)]))
+
+
+def _items(rows: pl.DataFrame) -> str | None:
+    return next((name for name in ("items", "prediction") if name in rows.columns and rows[name].dtype == pl.List), None)

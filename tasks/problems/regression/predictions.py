@@ -1,0 +1,109 @@
+"""Predicted numbers, and how labels judge them."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from evergreen.tasks.config.params import KindName, Tabular
+from evergreen.tasks.core import bootstrap
+from evergreen.tasks.problems.base import Metric
+from evergreen.tasks.problems.prediction_type import ENOUGH, Context, as_scalar, floats
+from evergreen.tasks.problems.tabular.predictions import LabelledRows
+
+BINS = 20
+"""Most bins of predictions that errors are drawn from."""
+
+
+class Quantities(LabelledRows):
+    """`prediction`: a number."""
+
+    name: KindName = "regression"
+    metrics = (
+        Metric("rmse", greater_is_better=False, format=".4g"),
+        Metric("mae", greater_is_better=False, format=".4g"),
+        Metric("r2"),
+    )
+    caveat = "An answer is a mean for rows like this one; single rows lie on both sides of it."
+
+    def _parse(self, given: Any) -> Any:
+        try:
+            number = float(as_scalar(given))
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(f"value = {given!s:.40}: is no number")
+        return number
+
+    def score(self, predictions: pl.DataFrame, section: Tabular) -> dict[str, float]:
+        """All metrics; NaN without rows, and R² also where the truth does not vary."""
+        truth, answer = labelled(predictions)
+        if not len(truth):
+            return {"rmse": np.nan, "mae": np.nan, "r2": np.nan}
+        error = truth - answer
+        squares, spread = float(error @ error), float(np.sum((truth - truth.mean()) ** 2))
+        return {
+            "rmse": float(np.sqrt(squares / len(truth))),
+            "mae": float(np.abs(error).mean()),
+            "r2": 1 - squares / spread if spread else np.nan,
+        }
+
+    def losses(self, rows: pl.DataFrame, labels: pl.Series, metric: str | None) -> np.ndarray:
+        """The squared error, or the absolute one where the metric is mae."""
+        gaps = np.abs(floats(labels) - floats(rows["prediction"]))
+        return gaps if metric == "mae" else gaps**2
+
+    def as_predicted(self, rows: pl.DataFrame, section: Tabular) -> pl.DataFrame:
+        if "prediction" not in rows.columns:
+            number = {"truth": pl.Float64, "prediction": pl.Float64}
+            return pl.DataFrame(schema={"entity": pl.String, "truth_at": pl.Datetime("us", "UTC"), **number})
+        numbers = (pl.col(name).cast(pl.Float64, strict=False).alias(name) for name in ("truth", "prediction"))
+        return rows.select("entity", "truth_at", *numbers).filter(pl.col("prediction").is_not_null())
+
+    def draw_labels(
+        self, predictions: pl.DataFrame, known: Sequence[pl.DataFrame], draws: int, seed: int
+    ) -> Iterator[pl.DataFrame] | str:
+        """The prediction and an error of a row in the same bin of `known`, which is itself resampled for each draw."""
+        past = [each.select("truth", "prediction") for each in known if each.height]
+        rows = pl.concat(past).sort("prediction") if past else pl.DataFrame()
+        if rows.height < ENOUGH:
+            return f"errors of {rows.height} earlier predictions are known; an estimate needs {ENOUGH}"
+        errors = (rows["truth"] - rows["prediction"]).to_numpy()
+        return _with_errors(predictions, rows["prediction"].to_numpy(), errors, draws, seed)
+
+    def comparable(self, rows: pl.DataFrame, features: pl.DataFrame | None, context: Context) -> pl.DataFrame:
+        """`prediction`."""
+        if "prediction" not in rows.columns:
+            return pl.DataFrame()
+        return rows.select(pl.col("prediction").cast(pl.Float64, strict=False))
+
+    def comparable_labels(self, labels: pl.Series) -> pl.DataFrame:
+        return pl.DataFrame({"label": labels.cast(pl.Float64, strict=False)})
+
+
+PREDICTIONS = Quantities()
+
+
+def labelled(predictions: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Truth and answer where the truth is known."""
+    if predictions["truth"].null_count():
+        predictions = predictions.filter(pl.col("truth").is_not_null())
+    return predictions["truth"].to_numpy(), predictions["prediction"].to_numpy()
+
+
+def _with_errors(
+    predictions: pl.DataFrame, earlier: np.ndarray, errors: np.ndarray, draws: int, seed: int
+) -> Iterator[pl.DataFrame]:
+    """`earlier`: ascending predictions, and the error of each."""
+    bins = max(1, min(BINS, len(earlier) // ENOUGH))
+    starts = np.linspace(0, len(earlier), bins + 1).astype(int)
+    sizes = np.diff(starts)
+    edges = earlier[starts[1:-1]]
+    random, bin_of = np.random.default_rng(seed), np.repeat(np.arange(bins), sizes)
+    for (part,) in bootstrap.draw([predictions], draws, seed):
+        anew = errors[starts[bin_of] + (random.random(len(errors)) * sizes[bin_of]).astype(int)]
+        place = np.searchsorted(edges, part["prediction"].to_numpy(), side="right")
+        drawn = anew[starts[place] + (random.random(part.height) * sizes[place]).astype(int)]
+        yield part.with_columns(truth=pl.col("prediction") + drawn)
