@@ -150,7 +150,7 @@ def judge(root: str, problem: str) -> dict[str, Any]:
         with WORLD:
             registry, deployments = settings.registry(layout), settings.deployments(layout)
             registry.mark_stale_runs_killed()
-            deployments.settle(registry, problem)
+            deployments.reconcile(registry, problem)
             version = deployments.champion(problem)
             champion = registry.load(problem, version, judged=True) if version else None
             seen = status.cutoff(registry, problem, version) if version else None
@@ -195,7 +195,7 @@ def release(root: str, problem: str, version: int, verdict: dict[str, Any], by: 
     with at("deploy", problem), WORLD:
         layout = Layout(Path(root))
         policy = load(layout.params).section(problem).rollout
-        found = settings.rollouts(layout).enter(
+        found = settings.rollouts(layout).apply_verdict(
             settings.registry(layout), problem, version, Verdict.model_validate(verdict), by, policy
         )
         log.info("%s version %d: %s", found.action, found.version, found.reason, extra={"event": "line"})

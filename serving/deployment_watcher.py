@@ -25,8 +25,10 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 from evergreen.monitoring.rollout.controller import BY, advance
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import EvergreenError, ModelError, ProjectError
-from evergreen.tasks.release.deployments import MOVES, fallback
-from evergreen.tasks.release.rollouts import DEAD, EDGES, Count, Rollouts, Server, Standing, fold
+from evergreen.tasks.release.deployments import MOVES, rollback_target
+from evergreen.tasks.release.rollout_state import RolloutState, fold
+from evergreen.tasks.release.rollouts import MOVE_TIMEOUT, Rollouts
+from evergreen.tasks.release.server_reports import EDGES, RequestCounts, ServerReport
 
 if TYPE_CHECKING:
     from evergreen.monitoring.ledger.predictions import Ledger
@@ -81,9 +83,9 @@ class Tally:
         else:
             self._buckets[bisect_left(EDGES, seconds)] += 1
 
-    def read(self) -> Count:
+    def read(self) -> RequestCounts:
         latency = {bucket: number for bucket, number in enumerate(self._buckets) if number}
-        return Count(self.requests, self.errors, latency)
+        return RequestCounts(self.requests, self.errors, latency)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,7 +98,7 @@ class Lineup(Generic[S]):
     """Of the entities that the candidate answers."""
     shadow: bool = False
     """Whether the candidate, too, answers what the champion does; its answers go to nobody but the ledger,
-    as `shadow` and with tasks.release.rollouts.SHADOW behind the champion's id."""
+    as `shadow` and with tasks.release.rollout_state.SHADOW_SUFFIX behind the champion's id."""
     rollout: int = 0
     """Number of the rollout: which entities come first is another draw in each."""
     old: Tally = field(default_factory=Tally)
@@ -155,7 +157,7 @@ class Watch(Generic[S]):
         """What this server is called in the database."""
         self.troubles: dict[str, str] = {}
         """Problem -> why what should answer for it does not; those in order are not in it."""
-        self.standing: dict[str, Standing] = {}
+        self.standing: dict[str, RolloutState] = {}
         """Problem -> the rollout under way."""
         self._lineups: dict[str, Lineup[S]] = {}
         self._seen: dict[str, int] = {}
@@ -182,7 +184,7 @@ class Watch(Generic[S]):
             self._thread.join()
         with suppress(ProjectError):
             self._count()
-            self._rollouts.leave(self.server)
+            self._rollouts.reports.remove(self.server)
 
     def lineup(self, problem: str) -> Lineup[S] | None:
         """Who answers for `problem` now; None: nothing is deployed, or what is cannot be loaded (see `troubles`)."""
@@ -256,7 +258,7 @@ class Watch(Generic[S]):
             return  # it was ended: the next look finds that
         if champion and not stands and champion.candidate is not None:
             self._lineups[problem] = Lineup(champion.champion)
-        spare = fallback([row for _, row in rows])
+        spare = rollback_target([row for _, row in rows])
         if spare and self._params.serve.spare:
             self._spares[problem] = spare
         self._forget(
@@ -279,7 +281,7 @@ class Watch(Generic[S]):
         self._lineups[problem] = Lineup(found)
         log.info("%s: v%d answers%s", problem, version, f" in place of v{before.champion.version}" if before else "")
 
-    def _try_out(self, problem: str, lineup: Lineup[S], stands: Standing) -> bool:
+    def _try_out(self, problem: str, lineup: Lineup[S], stands: RolloutState) -> bool:
         """Put the candidate of `stands` into the lineup. False where it cannot answer, which ends its rollout."""
         if lineup.champion.version != stands.champion:  # it cannot be loaded; without it there is nothing to compare with
             return True
@@ -288,16 +290,16 @@ class Watch(Generic[S]):
             if self._waiting[problem, stands.candidate].attempts < ATTEMPTS:
                 return True
             reason = f"v{stands.candidate} never took traffic: {found}"
-            self._rollouts.withdraw(stands, BY, reason, {"server": self.server})
+            self._rollouts.try_abort(stands, BY, reason, {"server": self.server})
             del self._waiting[problem, stands.candidate]
             return False
         old, new = self._tallies.setdefault((stands.id, stands.step), (self._begin_with(lineup, stands), Tally()))
         shadow = stands.strategy == "shadow"
         self._lineups[problem] = Lineup(lineup.champion, found, stands.share, shadow, stands.id, old, new)
-        log.info("%s: %s", problem, stands.words())
+        log.info("%s: %s", problem, stands.describe())
         return True
 
-    def _begin_with(self, lineup: Lineup[S], stands: Standing) -> Tally:
+    def _begin_with(self, lineup: Lineup[S], stands: RolloutState) -> Tally:
         """What the champion is judged by: where it will answer nothing any more, what it did before."""
         return lineup.old if stands.strategy == "blue_green" and lineup.candidate is None else Tally()
 
@@ -345,7 +347,7 @@ class Watch(Generic[S]):
             so_far = counts[0].requests, counts[1].requests
             if self._written.get((rollout, step)) != so_far:
                 for new, count in zip((False, True), counts, strict=True):
-                    self._rollouts.count(rollout, step, new, self.server, count)
+                    self._rollouts.reports.write_counts(rollout, step, new, self.server, count)
                 self._written[rollout, step] = so_far
             elif not any((each.id, each.step) == (rollout, step) for each in self.standing.values()):
                 del self._tallies[rollout, step], self._written[rollout, step]
@@ -364,18 +366,18 @@ class Watch(Generic[S]):
         """Notice aliases that were moved by other means, and moves that were killed."""
         for problem in self._params.problems:
             begun = self._rollouts.deployments.pending(problem)
-            if begun is None or begun.at < datetime.now(UTC) - DEAD:
-                self._rollouts.deployments.settle(self._registry, problem)
+            if begun is None or begun.at < datetime.now(UTC) - MOVE_TIMEOUT:
+                self._rollouts.deployments.reconcile(self._registry, problem)
 
     def _report(self, problem: str) -> None:
         lineup = self._lineups.get(problem)
-        self._rollouts.report(
-            Server(
+        self._rollouts.reports.write(
+            ServerReport(
                 server=self.server,
                 problem=problem,
                 champion=lineup.champion.version if lineup else None,
                 candidate=lineup.candidate.version if lineup and lineup.candidate else None,
-                trouble=self.troubles.get(problem),
+                error=self.troubles.get(problem),
                 at=datetime.now(UTC),
             )
         )

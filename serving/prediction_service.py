@@ -22,7 +22,7 @@ from evergreen.serving.metrics import Metrics
 from evergreen.serving.protocols import Answered
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import EvergreenError, RequestError
-from evergreen.tasks.release.rollouts import SHADOW
+from evergreen.tasks.release.rollout_state import SHADOW_SUFFIX
 
 if TYPE_CHECKING:
     from evergreen.monitoring.ledger.label_matching import Label, LabelCounts
@@ -254,7 +254,7 @@ class Answering:
             said = await self._batch(served).ask(asked)
             _require_sound(said)
             failed = False
-            self._put(id_ + SHADOW, served, "shadow", asked.entity, asked.features, said, asked.cutoff)
+            self._put(id_ + SHADOW_SUFFIX, served, "shadow", asked.entity, asked.features, said, asked.cutoff)
             self.metrics.rows[problem, served.version, "shadow"] += 1
         except Exception as error:  # noqa: BLE001 - it is the shadow's own affair
             self.metrics.failures[problem, served.version, "shadow"] += 1
@@ -324,7 +324,7 @@ class Answering:
             lists = await asyncio.get_running_loop().run_in_executor(self._lists, served.lists, request)
             failed = False
             for id_, entity, one in zip(ids, entities, lists, strict=True):
-                self._put_list(id_ + SHADOW, served, "shadow", entity, request, one)
+                self._put_list(id_ + SHADOW_SUFFIX, served, "shadow", entity, request, one)
         except Exception as error:  # noqa: BLE001 - it is the shadow's own affair
             log.warning("%s v%d: as a shadow gave no answer: %r", served.problem, served.version, error)
         lineup.note("shadow", time.perf_counter() - begun, failed)

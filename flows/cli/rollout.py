@@ -45,7 +45,7 @@ def rollout(
         said = rolling.advance(place, [name]).get(name)
     elif act == "promote":
         registry = settings.registry(place)
-        rollouts.finish(registry, name, me(), reason)
+        rollouts.promote(registry, name, me(), reason)
         status.page(place)
     else:
         {"pause": rollouts.pause, "resume": rollouts.resume, "abort": rollouts.abort}[act](name, me(), reason)

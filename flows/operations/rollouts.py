@@ -8,7 +8,8 @@ from evergreen.tasks.config.params import load
 from evergreen.tasks.core.paths import Layout
 
 if TYPE_CHECKING:
-    from evergreen.tasks.release.rollouts import Rollouts, Server
+    from evergreen.tasks.release.rollouts import Rollouts
+    from evergreen.tasks.release.server_reports import ServerReport
 
 
 def advance(layout: Layout, problems: Iterable[str]) -> dict[str, str]:
@@ -19,7 +20,7 @@ def advance(layout: Layout, problems: Iterable[str]) -> dict[str, str]:
     from evergreen.monitoring.rollout import controller
 
     rollouts, params = settings.rollouts(layout), load(layout.params)
-    standing = [problem for problem in problems if rollouts.standing(problem)]
+    standing = [problem for problem in problems if rollouts.current(problem)]
     if not standing:
         return {}
     registry, ledger = settings.registry(layout), settings.ledger(layout)
@@ -30,10 +31,10 @@ def advance(layout: Layout, problems: Iterable[str]) -> dict[str, str]:
 def told(layout: Layout, problem: str) -> dict[str, Any]:
     """What stands, what the servers that run say, and how many answers both versions gave at this step."""
     rollouts = settings.rollouts(layout)
-    stands, servers = rollouts.standing(problem), rollouts.servers(problem)
+    stands, servers = rollouts.current(problem), rollouts.reports.servers(problem)
     found: dict[str, Any] = {"problem": problem, "rollout": None, "servers": [each.model_dump() for each in servers]}
     if stands:
-        counts = dict(zip(("champion", "candidate"), rollouts.counts(stands.id, stands.step), strict=True))
+        counts = dict(zip(("champion", "candidate"), rollouts.reports.counts(stands.id, stands.step), strict=True))
         answers = {name: {"requests": each.requests, "errors": each.errors} for name, each in counts.items()}
         found["rollout"] = stands.model_dump() | {"share": stands.share, "answers": answers}
     return found
@@ -41,11 +42,11 @@ def told(layout: Layout, problem: str) -> dict[str, Any]:
 
 def words(rollouts: "Rollouts", problem: str) -> str | None:
     """The rollout under way in one sentence, with what the servers say; None where nothing is to be said."""
-    stands = rollouts.standing(problem)
-    said = troubles(rollouts.servers(problem))
-    return "; ".join([*([stands.words()] if stands else []), *said]) or None
+    stands = rollouts.current(problem)
+    said = troubles(rollouts.reports.servers(problem))
+    return "; ".join([*([stands.describe()] if stands else []), *said]) or None
 
 
-def troubles(servers: "Iterable[Server]") -> list[str]:
+def troubles(servers: "Iterable[ServerReport]") -> list[str]:
     """What keeps servers from serving what they should, each once."""
-    return list(dict.fromkeys(f"a server says: {each.trouble}" for each in servers if each.trouble))
+    return list(dict.fromkeys(f"a server reports: {each.error}" for each in servers if each.error))

@@ -136,7 +136,7 @@ def _watched(layout: Layout, problem: str) -> "Watched":
         looks=[each.decision for each in looks.runs(problem)],
         retrainings=looks.retrainings(problem),
         cohorts=ledger.cohorts(problem),
-        standing=settings.rollouts(layout).standing(problem),
+        standing=settings.rollouts(layout).current(problem),
     )
 
 

@@ -16,7 +16,7 @@ from evergreen.monitoring.report.charts import Chart
 if TYPE_CHECKING:
     from evergreen.monitoring.ledger.cohorts import Cohort
     from evergreen.monitoring.ledger.decisions import RetrainingRecord
-    from evergreen.tasks.release.rollouts import Standing
+    from evergreen.tasks.release.rollout_state import RolloutState
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Watched:
     """Oldest first."""
     cohorts: "Sequence[Cohort]" = ()
     """Oldest first."""
-    standing: "Standing | None" = None
+    standing: "RolloutState | None" = None
     """The rollout under way."""
 
 
@@ -256,7 +256,7 @@ def _interval(found: Estimate) -> str:
     )
 
 
-def _rollout(standing: "Standing") -> str:
+def _rollout(standing: "RolloutState") -> str:
     way = {
         "canary": f"answers {formatting.share(standing.share)} of the traffic",
         "shadow": "answers beside the champion without being heard",

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from evergreen.monitoring.rollout.sequential_tests import Judgement, Losses, judge
 from evergreen.tasks.config.params import Params
-from evergreen.tasks.release.rollouts import DEAD, Rollouts, Standing
+from evergreen.tasks.release.rollout_state import RolloutState
+from evergreen.tasks.release.rollouts import MOVE_TIMEOUT, Rollouts
 
 if TYPE_CHECKING:
     from evergreen.monitoring.ledger.predictions import Ledger
@@ -35,11 +36,11 @@ def advance(
     """
     now = now or datetime.now(UTC)
     begun = rollouts.deployments.pending(problem)
-    if begun and begun.at > now - DEAD:  # somebody is moving the champion this very moment
+    if begun and begun.at > now - MOVE_TIMEOUT:  # somebody is moving the champion this very moment
         return None
     if begun:
-        rollouts.deployments.settle(registry, problem)
-    stands = rollouts.standing(problem)
+        rollouts.deployments.reconcile(registry, problem)
+    stands = rollouts.current(problem)
     if stands is None:
         return None
     found = look(params, rollouts, stands, ledger, now)
@@ -47,9 +48,9 @@ def advance(
     return found
 
 
-def look(params: Params, rollouts: Rollouts, stands: Standing, ledger: "Ledger | None", now: datetime) -> Judgement:
+def look(params: Params, rollouts: Rollouts, stands: RolloutState, ledger: "Ledger | None", now: datetime) -> Judgement:
     """What is to be said of `stands`, which nothing changes."""
-    old, new = rollouts.counts(stands.id, stands.step)
+    old, new = rollouts.reports.counts(stands.id, stands.step)
     losses = _losses(params, rollouts, stands, ledger, now) if stands.policy.quality and ledger else None
     return judge(
         stands.policy,
@@ -63,7 +64,7 @@ def look(params: Params, rollouts: Rollouts, stands: Standing, ledger: "Ledger |
     )
 
 
-def _losses(params: Params, rollouts: Rollouts, stands: Standing, ledger: "Ledger", now: datetime) -> list[Losses]:
+def _losses(params: Params, rollouts: Rollouts, stands: RolloutState, ledger: "Ledger", now: datetime) -> list[Losses]:
     """Of each step so far."""
     from evergreen.monitoring.rollout.losses import compared
 
@@ -88,13 +89,13 @@ def _labelled(params: Params, problem: str) -> "Labelled | None":
     return kind if isinstance(kind, Labelled) else None
 
 
-def _act(registry: "Registry", rollouts: Rollouts, stands: Standing, found: Judgement) -> None:
+def _act(registry: "Registry", rollouts: Rollouts, stands: RolloutState, found: Judgement) -> None:
     evidence = found.model_dump(mode="json")
     if found.decision == "take back":
-        rollouts.withdraw(stands, BY, found.reason, evidence)
+        rollouts.try_abort(stands, BY, found.reason, evidence)
     elif found.decision == "wait" or stands.state == "paused":
         return
     elif stands.last or found.decision == "promote":
-        rollouts.promote(registry, stands, BY, found.reason, evidence)
+        rollouts.try_promote(registry, stands, BY, found.reason, evidence)
     else:
-        rollouts.step(stands, BY, found.reason, evidence)
+        rollouts.try_step(stands, BY, found.reason, evidence)

@@ -7,11 +7,11 @@ import polars as pl
 
 from evergreen.monitoring.rollout.sequential_tests import Losses
 from evergreen.tasks.problems.prediction_type import Labelled
-from evergreen.tasks.release.rollouts import SHADOW, Standing
+from evergreen.tasks.release.rollout_state import SHADOW_SUFFIX, RolloutState
 
 
 def compared(
-    kind: Labelled, metric: str | None, rows: pl.DataFrame, stands: Standing, bounds: Sequence[datetime]
+    kind: Labelled, metric: str | None, rows: pl.DataFrame, stands: RolloutState, bounds: Sequence[datetime]
 ) -> list[Losses]:
     """Losses of both versions between each two of `bounds`: after the one, up to the next. One value per entity, its mean.
 
@@ -25,7 +25,7 @@ def compared(
     rows = rows.filter(pl.col("label").is_not_null())
     if rows.is_empty():
         return []
-    who = pl.coalesce("entity", pl.col("id").str.strip_suffix(SHADOW)).alias("who")
+    who = pl.coalesce("entity", pl.col("id").str.strip_suffix(SHADOW_SUFFIX)).alias("who")
     place = pl.col("at").map_elements(lambda at: sum(bound < at for bound in bounds), pl.Int64).alias("place")
     told = rows.select("id", "version", "variant", who, place).with_columns(
         loss=pl.Series(kind.losses(rows, rows["label"], metric))
@@ -39,7 +39,7 @@ def compared(
 def _inherited(rows: pl.DataFrame) -> pl.DataFrame:
     """A label of the champion's prediction is also that of the prediction in its shadow."""
     known = rows.filter(pl.col("variant") == "champion").select("id", pl.col("label").alias("own"))
-    rows = rows.with_columns(pl.col("id").str.strip_suffix(SHADOW).alias("asked"))
+    rows = rows.with_columns(pl.col("id").str.strip_suffix(SHADOW_SUFFIX).alias("asked"))
     found = rows.join(known, left_on="asked", right_on="id", how="left", maintain_order="left")
     return found.with_columns(pl.coalesce("label", "own").alias("label")).drop("asked", "own")
 
@@ -52,7 +52,7 @@ def _groups(old: pl.DataFrame, new: pl.DataFrame) -> list[Losses]:
 
 
 def _pairs(old: pl.DataFrame, new: pl.DataFrame) -> list[Losses]:
-    asked = new.with_columns(pl.col("id").str.strip_suffix(SHADOW))
+    asked = new.with_columns(pl.col("id").str.strip_suffix(SHADOW_SUFFIX))
     both = old.join(asked.select("id", pl.col("loss").alias("new")), on="id")
     means = both.group_by("who", maintain_order=True).agg(pl.col("loss").mean(), pl.col("new").mean())
     return [Losses(means["loss"].to_list(), means["new"].to_list(), paired=True)] if len(means) else []

@@ -25,7 +25,7 @@ import numpy as np
 
 from evergreen.tasks.config.base import Section
 from evergreen.tasks.config.operations import Rollout
-from evergreen.tasks.release.rollouts import EDGES, PER_DOUBLING, Count
+from evergreen.tasks.release.server_reports import BUCKETS_PER_DOUBLING, EDGES, RequestCounts
 
 LEAST = 50
 """Entities with known truth, of each version, from which on quality is judged."""
@@ -89,8 +89,8 @@ class Judgement(Section):
 def judge(
     policy: Rollout,
     steps: int,
-    old: Count,
-    new: Count,
+    old: RequestCounts,
+    new: RequestCounts,
     losses: Sequence[Losses] | None,
     minutes: float,
     alone: bool = False,
@@ -131,7 +131,7 @@ def _decide(
     return ("promote", f"{late}, and nothing surely worse") if policy.otherwise == "promote" else ("take back", late)
 
 
-def compare_errors(old: Count, new: Count, gain: float, alpha: float, spotless: bool = False) -> Test:
+def compare_errors(old: RequestCounts, new: RequestCounts, gain: float, alpha: float, spotless: bool = False) -> Test:
     """`spotless`: the old version, of which nothing is known, is taken to make no errors."""
     known = [each.errors / each.requests if each.requests else None for each in (old, new)]
     before = 0.0 if spotless else known[0]
@@ -142,18 +142,18 @@ def compare_errors(old: Count, new: Count, gain: float, alpha: float, spotless: 
     return _test("errors", before, known[1], gain, (old.requests, new.requests), evidence, alpha, seems)
 
 
-def _stake(count: Count) -> float:
+def _stake(count: RequestCounts) -> float:
     """Log of the likelihood of the answers, averaged over all shares of errors with the weights of Beta(1/2, 1/2)."""
     wrong, right = count.errors + 0.5, count.requests - count.errors + 0.5
     return math.lgamma(wrong) + math.lgamma(right) - math.lgamma(wrong + right) - math.log(math.pi)
 
 
-def _against(old: Count, new: Count, gain: float) -> Callable[[float], float]:
+def _against(old: RequestCounts, new: RequestCounts, gain: float) -> Callable[[float], float]:
     """Of the old version's share of errors, the new one's being higher by `gain`: minus the log-likelihood of all answers."""
     return lambda share: _surprise(old, share) + _surprise(new, share + gain)
 
 
-def _surprise(count: Count, share: float) -> float:
+def _surprise(count: RequestCounts, share: float) -> float:
     wrong, right = count.errors, count.requests - count.errors
     if (wrong and share <= 0) or (right and share >= 1):
         return math.inf
@@ -172,14 +172,14 @@ def _least(value: Callable[[float], float], low: float, high: float) -> float:
     return value((low + high) / 2)
 
 
-def compare_latency(old: Count, new: Count, ratio: float, alpha: float) -> Test:
+def compare_latency(old: RequestCounts, new: RequestCounts, ratio: float, alpha: float) -> Test:
     """Compares medians; an answer that failed has no latency."""
     medians = [_median(each) for each in (old, new)]
     before, after = medians
     evidence = 0.0
     seems = before is not None and after is not None and after > before * ratio
     if seems:
-        farther = 1 + math.floor(PER_DOUBLING * math.log2(ratio) + 1e-9)
+        farther = 1 + math.floor(BUCKETS_PER_DOUBLING * math.log2(ratio) + 1e-9)
         below_old, below_new = _cumulated(old), _cumulated(new)
         places = np.arange(len(below_old))
         slower = below_new[-1] - below_new[np.minimum(places + farther, places[-1])]
@@ -189,7 +189,7 @@ def compare_latency(old: Count, new: Count, ratio: float, alpha: float) -> Test:
     return _test("latency", before, after, ratio, rows, evidence, alpha, seems)
 
 
-def _median(count: Count) -> float | None:
+def _median(count: RequestCounts) -> float | None:
     """In seconds, to the width of a bucket."""
     below = _cumulated(count)
     if not below[-1]:
@@ -197,7 +197,7 @@ def _median(count: Count) -> float | None:
     return EDGES[min(int(np.searchsorted(below, below[-1] / 2)), len(EDGES) - 1)]
 
 
-def _cumulated(count: Count) -> np.ndarray:
+def _cumulated(count: RequestCounts) -> np.ndarray:
     """Answers in each bucket or one before it."""
     found = np.zeros(len(EDGES) + 1)
     for place, number in count.latency.items():

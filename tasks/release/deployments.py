@@ -1,14 +1,13 @@
-"""Who is champion, since when, by whom and why: every decision about what answers, a row each, and none ever changed.
+"""Who is champion, since when, by whom and why: one row per decision about what serves, and none is ever changed.
 
-A rollout is rows too (begin, step, pause, resume, abort, promote; release.rollouts reads them): whatever moves the champion
-ends
-it, so no second table has to agree with this one.
+A rollout is rows too (begin, step, pause, resume, abort, promote; folded by release.rollout_state): whatever moves the champion
+ends it, so no second table has to agree with this one.
 
-The registry's alias `champion` is the truth for now; the rows here are the truth for what was and why. A move is written in
-three steps: the row, not yet in force; the alias; the row in force. `settle`, with which every move begins, mends what a kill
-left between them: where the alias moved, the row comes into force with its reason and evidence; where it did not, the row goes,
-and the same call made again does the whole of it. An alias that somebody moved by other means gets a row that says so.
-Rows that move no alias are written in one transaction; of several processes that would act on one state, one may (`TURNS`).
+The registry's alias `champion` says who is champion now; the rows say who was and why. A move is written in three steps: the
+row, not yet in force; the alias; the row in force. Every move begins with `reconcile`, which repairs what a kill left between
+them: if the alias moved, the row comes into force with its reason and evidence; if it did not, the row is deleted, and the same
+call made again does the whole move. An alias that was moved by other means gets a row that says so.
+Rows that move no alias are written in one transaction. Of several processes that act on one state, one succeeds (CLAIMS).
 """
 
 import json
@@ -44,24 +43,24 @@ TABLE = sa.Table(
     sa.Column("previous", sa.Integer),
     sa.Column("in_force", sa.Boolean, nullable=False),
 )
-TURNS = sa.Table(
-    "deployment_turns",
+CLAIMS = sa.Table(
+    "deployment_claims",
     METADATA,
     sa.Column("problem", sa.String(255), primary_key=True),
     sa.Column("after", sa.Integer, primary_key=True, autoincrement=False),
 )
-"""Row `after` was the newest that counts, and somebody acted on it: nobody else may."""
+"""Row `after` was the newest in force and a process acted on it: no other may."""
 FIELDS = [column for column in TABLE.columns if column.name not in ("id", "in_force")]
 Action = Literal["deploy", "refuse", "rollback", "begin", "step", "pause", "resume", "promote", "abort"]
 MOVES = ("deploy", "rollback", "promote")
 """Actions that make a version champion."""
 SHAPING = (*MOVES, "begin", "step", "pause", "resume", "abort")
-"""Actions that change what answers; a refusal does not."""
-_ONE_AT_A_TIME = threading.RLock()
+"""Actions that change what serves; a refusal does not."""
+_LOCK = threading.RLock()
 
 
 class Deployment(Section):
-    """One decision about what answers for a problem."""
+    """One decision about what serves a problem."""
 
     problem: str
     version: int
@@ -74,11 +73,11 @@ class Deployment(Section):
     evidence: dict[str, Any]
     """The verdict's fields, and what a rollout was judged on; empty for a person's decision. Undefined numbers are None."""
     previous: int | None
-    """The champion before; where the action moves none, the champion that stays."""
+    """The champion before; for an action that moves none, the present champion."""
 
 
 class Deployments:
-    """The decisions, in a table at the SQLAlchemy `address`; a missing table, or folder of an SQLite file, is made.
+    """The decisions, in a table at the SQLAlchemy `address`; a missing table, or folder of an SQLite file, is created.
 
     Raises ProjectError where the database cannot be used.
     """
@@ -87,14 +86,13 @@ class Deployments:
         self._engine = database.connect(address, "deployments", METADATA)
 
     def deploy(self, registry: "Registry", problem: str, version: int, verdict: "Verdict", by: str) -> Deployment:
-        """Act on the gate's verdict: make `version` champion, or note the refusal and leave the champion.
+        """Act on the gate's verdict: make `version` champion, or record the refusal and keep the champion.
 
-        The same call again changes nothing and returns what stands; so does any verdict on the champion itself. A version
-        that was rolled back is refused: what a person took away only a person brings back, by `rollback`. Raises ModelError
-        for a version that is not registered.
+        Idempotent; a verdict on the champion itself changes nothing either. A version that was rolled back is refused: only a
+        person brings it back, with `rollback`. Raises ModelError for a version that is not registered.
         """
-        with _ONE_AT_A_TIME:
-            champion = self._settled(registry, problem)
+        with _LOCK:
+            champion = self._reconciled(registry, problem)
             if champion == version:
                 return self._arrival(problem, version)
             made = _decision(problem, version, "deploy", by, verdict.reason, champion, verdict)
@@ -104,69 +102,67 @@ class Deployments:
                 return self._note(made.model_copy(update={"action": "refuse", "reason": reason}))
             return self._move(registry, made)
 
-    def promote(
+    def try_promote(
         self, registry: "Registry", problem: str, version: int, after: int, by: str, reason: str, evidence: Mapping[str, Any]
     ) -> Deployment | None:
-        """End a rollout whose newest row is `after` by making `version` champion; None where somebody else acted on it."""
-        with _ONE_AT_A_TIME:
+        """End a rollout whose newest row is `after` by making `version` champion; None if another process acted on it first."""
+        with _LOCK:
             champion = self.champion(problem)
             made = _decision(problem, version, "promote", by, reason, champion).model_copy(update={"evidence": dict(evidence)})
             return self._move(registry, made, after)
 
-    def append(self, made: Sequence[Deployment], after: int) -> bool:
-        """Write rows that move no champion, all or none, where `after` is still the newest row of their problem that counts.
+    def try_append(self, made: Sequence[Deployment], after: int) -> bool:
+        """Write rows that move no champion, all or none, if `after` is still the newest row of their problem in force.
 
-        False, and nothing is written, where it is not or where another process was faster.
+        False, with nothing written, if it is not or if another process acted on it first.
         """
-        with _ONE_AT_A_TIME:
+        with _LOCK:
             try:
-                with self._link() as link:
-                    _take_turn(link, made[0].problem, after)
+                with self._transaction() as link:
+                    _claim(link, made[0].problem, after)
                     for each in made:
                         link.execute(sa.insert(TABLE).values(**each.model_dump(), in_force=True))
                 return True
-            except (IntegrityError, _TooLateError):
+            except (IntegrityError, _StaleError):
                 return False
 
     def numbered(self, problem: str) -> list[tuple[int, Deployment]]:
-        """The decisions that change what answers with their numbers, oldest first."""
+        """The numbered decisions that change what serves, oldest first."""
         wanted = sa.select(TABLE.c.id, *FIELDS).where(TABLE.c.problem == problem, *_SHAPING).order_by(TABLE.c.id)
-        with self._link() as link:
+        with self._transaction() as link:
             rows = [dict(row) for row in link.execute(wanted).mappings()]
         return [(row.pop("id"), _read(row)) for row in rows]
 
     def newest(self) -> dict[str, int]:
-        """Problem -> number of the newest decision that changes what answers. One small query, for those who watch."""
+        """Problem -> number of the newest decision that changes what serves: one small query, for servers that poll."""
         wanted = sa.select(TABLE.c.problem, sa.func.max(TABLE.c.id)).where(*_SHAPING).group_by(TABLE.c.problem)
-        with self._link() as link:
+        with self._transaction() as link:
             return {problem: number for problem, number in link.execute(wanted)}  # noqa: C416  # a result is no mapping
 
     def barred(self, problem: str, version: int) -> str | None:
-        """Why a verdict may not bring `version` back, where a rollback or a rollout took it away; else None."""
+        """Why a verdict may not promote `version`: it was rolled back, by a rollback or in its rollout; else None."""
         gone = self._taken_away(problem, version)
         if gone is None:
             return None
-        how = "rolled back" if gone.action == "rollback" else "taken back in its rollout"
+        how = "rolled back" if gone.action == "rollback" else "rolled back in its rollout"
         return (
             f"not promoted: v{version} was {how} by {gone.by} on {gone.at:%Y-%m-%d} ({gone.reason}); "
             f"evergreen rollback {problem} --to {version} brings it back"
         )
 
     def rollback(self, registry: "Registry", problem: str, to: int | None, by: str, reason: str) -> Deployment:
-        """Make `to` champion; None: the version that was champion before the present one came, itself not rolled back since.
+        """Make `to` champion; None: the previous champion that was not rolled back since.
 
         A rollback to the present champion changes nothing. Raises ModelError where there is no such version.
         """
-        with _ONE_AT_A_TIME:
+        with _LOCK:
             begun = self.pending(problem)
-            champion = self._settled(registry, problem)
+            champion = self._reconciled(registry, problem)
             if begun and begun.action == "rollback" and begun.version == champion and to in (None, champion):
-                return begun  # the same call, killed before its end: not one step further back
+                return begun  # the same call after a kill: do not go one version further back
             if champion is None:
-                raise ModelError(
-                    f"{problem}: nothing is deployed, so nothing can be rolled back; run evergreen train {problem}"
-                )
-            target = fallback(self.history(problem)) if to is None else to
+                raise ModelError(f"{problem}: nothing is deployed to roll back; run evergreen train {problem}")
+            target = rollback_target(self.history(problem)) if to is None else to
             if target is None:
                 raise ModelError(
                     f"{problem}: v{champion} is champion and nothing was deployed before it; name a version with --to"
@@ -175,33 +171,33 @@ class Deployments:
                 return self._arrival(problem, champion)
             return self._move(registry, _decision(problem, target, "rollback", by, reason, champion))
 
-    def settle(self, registry: "Registry", problem: str) -> None:
-        """Bring the rows in line with the registry's alias, as the head of this file says."""
-        with _ONE_AT_A_TIME:
-            self._settled(registry, problem)
+    def reconcile(self, registry: "Registry", problem: str) -> None:
+        """Bring the rows in line with the registry's alias: see the head of this file."""
+        with _LOCK:
+            self._reconciled(registry, problem)
 
     def history(self, problem: str, at: datetime | None = None) -> list[Deployment]:
         """Every decision up to `at` (inclusive; a naive moment counts as UTC), oldest first."""
         wanted = [TABLE.c.problem == problem, TABLE.c.in_force]
         if at is not None:
             wanted.append(TABLE.c.at <= as_utc(at))
-        with self._link() as link:
+        with self._transaction() as link:
             rows = link.execute(sa.select(*FIELDS).where(*wanted).order_by(TABLE.c.id)).mappings()
             return [_read(row) for row in rows]
 
     def champion(self, problem: str, at: datetime | None = None) -> int | None:
-        """The version in charge at `at` (now for None, as the rows say: `settle` first), or None before the first."""
+        """The champion at `at` (None: now) according to the rows, so `reconcile` first; None before the first one."""
         moves = _moves(self.history(problem, at))
         return moves[-1].version if moves else None
 
-    def _settled(self, registry: "Registry", problem: str) -> int | None:
-        """Settle; the champion as the registry says."""
+    def _reconciled(self, registry: "Registry", problem: str) -> int | None:
+        """Reconcile; the champion according to the registry."""
         named = registry.version(problem, "champion")
         champion = named.version if named else None
-        with self._link() as link:
+        with self._transaction() as link:
             link.execute(sa.update(TABLE).where(_pending(problem), TABLE.c.version == champion).values(in_force=True))
             if link.execute(sa.delete(TABLE).where(_pending(problem))).rowcount:
-                link.execute(sa.delete(TURNS).where(TURNS.c.problem == problem, TURNS.c.after == _newest(link, problem)))
+                link.execute(sa.delete(CLAIMS).where(CLAIMS.c.problem == problem, CLAIMS.c.after == _newest(link, problem)))
         recorded = self.champion(problem)
         if champion is not None and champion != recorded:
             reason = f"the alias champion was found at v{champion}, moved by other means than Evergreen"
@@ -209,24 +205,24 @@ class Deployments:
         return champion
 
     def _move(self, registry: "Registry", made: Deployment, after: int | None = None) -> Any:
-        """Row, alias, row in force. A champion is no challenger any more. With `after`: None where it is not one's turn."""
+        """Row, alias, row in force. The champion loses the alias challenger. None if another process acted on `after` first."""
         found = registry.require(made.problem, made.version)
         row = self._write(made, in_force=False, after=after)
         if row is None:
             return None
-        if after is not None and self.pending(made.problem) is None:  # another process settled and took it for a dead one
+        if after is not None and self.pending(made.problem) is None:  # another process took the row for a dead one's
             return None
         if "challenger" in found.aliases:
             registry.drop_alias(made.problem, "challenger")
         registry.set_alias(made.problem, "champion", made.version)
-        with self._link() as link:
+        with self._transaction() as link:
             stands = link.execute(sa.update(TABLE).where(TABLE.c.id == row).values(in_force=True)).rowcount
         if not stands and (after is None or self.champion(made.problem) != made.version):
-            self._write(made, in_force=True)  # another process settled in between and took the row for a dead one
+            self._write(made, in_force=True)  # another process took the row for a dead one's
         return made
 
     def _note(self, made: Deployment) -> Deployment:
-        """Write a refusal, unless it is the newest decision already."""
+        """Write a refusal, unless the newest decision is the same."""
         known = self.history(made.problem)
         if known and _same(known[-1], made):
             return known[-1]
@@ -234,23 +230,23 @@ class Deployments:
         return made
 
     def _write(self, made: Deployment, in_force: bool, after: int | None = None) -> int | None:
-        """Number of the new row; None where somebody else acted on `after`."""
+        """Number of the new row; None if another process acted on `after` first."""
         try:
-            with self._link() as link:
+            with self._transaction() as link:
                 if after is not None:
-                    _take_turn(link, made.problem, after)
+                    _claim(link, made.problem, after)
                 done = link.execute(sa.insert(TABLE).values(**made.model_dump(), in_force=in_force))
                 assert done.inserted_primary_key is not None
                 return int(done.inserted_primary_key[0])
-        except (IntegrityError, _TooLateError):
+        except (IntegrityError, _StaleError):
             return None
 
     def _arrival(self, problem: str, version: int) -> Deployment:
-        """The decision that put the present champion, `version`, in charge."""
+        """The decision that made the present champion, `version`."""
         return next(each for each in reversed(_moves(self.history(problem))) if each.version == version)
 
     def _taken_away(self, problem: str, version: int) -> Deployment | None:
-        """The rollback that ended the last reign of `version`, or the abort that ended its rollout, if one did."""
+        """The rollback or abort that took `version` out of service last, if one did."""
         rows = [each for each in self.history(problem) if each.action in (*MOVES, "begin", "abort")]
         ends = [each for each in rows if each.version == version or (each.action in MOVES and each.previous == version)]
         last = ends[-1] if ends else None
@@ -261,12 +257,12 @@ class Deployments:
         return last if rolled or (last.action == "abort" and not replaced) else None
 
     def pending(self, problem: str) -> Deployment | None:
-        """The move that was begun and not ended, if there is one."""
-        with self._link() as link:
+        """The move that has begun and not ended, if any."""
+        with self._transaction() as link:
             row = link.execute(sa.select(*FIELDS).where(_pending(problem))).mappings().first()
         return _read(row) if row else None
 
-    def _link(self) -> AbstractContextManager[sa.Connection]:
+    def _transaction(self) -> AbstractContextManager[sa.Connection]:
         """A transaction; raises ProjectError, in one line, where the database refuses."""
         return database.transaction(self._engine, "deployments", (IntegrityError,))
 
@@ -282,15 +278,15 @@ def _newest(link: sa.Connection, problem: str) -> int | None:
     return link.execute(sa.select(sa.func.max(TABLE.c.id)).where(TABLE.c.problem == problem, *_SHAPING)).scalar()
 
 
-class _TooLateError(Exception):
-    """The state that somebody wanted to act on is past."""
+class _StaleError(Exception):
+    """The state that a process acts on has changed."""
 
 
-def _take_turn(link: sa.Connection, problem: str, after: int) -> None:
-    """Be the one who acts on the state after row `after`. Raises IntegrityError where somebody else is, or _TooLateError."""
-    link.execute(sa.insert(TURNS).values(problem=problem, after=after))
+def _claim(link: sa.Connection, problem: str, after: int) -> None:
+    """Claim the state after row `after`. Raises IntegrityError or _StaleError if another process acted on it first."""
+    link.execute(sa.insert(CLAIMS).values(problem=problem, after=after))
     if _newest(link, problem) != after:
-        raise _TooLateError
+        raise _StaleError
 
 
 def _decision(
@@ -308,14 +304,14 @@ def _decision(
     )
 
 
-def fallback(rows: Sequence[Deployment]) -> int | None:
-    """The champion below the present one, with what was rolled back taken off the pile: what a rollback returns to."""
-    pile: list[int] = []
+def rollback_target(rows: Sequence[Deployment]) -> int | None:
+    """The champion that a rollback returns to: the previous one on a stack from which each rollback removes versions."""
+    stack: list[int] = []
     for each in _moves(rows):
-        if each.action == "rollback" and each.version in pile:
-            del pile[pile.index(each.version) :]
-        pile.append(each.version)
-    return pile[-2] if len(pile) > 1 else None
+        if each.action == "rollback" and each.version in stack:
+            del stack[stack.index(each.version) :]
+        stack.append(each.version)
+    return stack[-2] if len(stack) > 1 else None
 
 
 def _moves(rows: Sequence[Deployment]) -> list[Deployment]:

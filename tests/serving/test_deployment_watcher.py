@@ -15,7 +15,8 @@ from evergreen.tasks.config.operations import Rollout, Serve
 from evergreen.tasks.core.errors import ModelError, ProjectError
 from evergreen.tasks.release.mlflow_store import Version
 from evergreen.tasks.release.model_registry import Registry
-from evergreen.tasks.release.rollouts import EDGES, Count, Rollouts
+from evergreen.tasks.release.rollouts import Rollouts
+from evergreen.tasks.release.server_reports import EDGES, RequestCounts
 from tests.tasks.release.test_deployments import Names, verdict
 from tests.tasks.release.test_rollouts import CANARY, Known
 
@@ -87,7 +88,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def enter(rollouts: Rollouts, names: Names, version: int, policy: Rollout = CANARY) -> None:
-    rollouts.enter(cast(Registry, names), "redeem", version, verdict(), "flow", policy)
+    rollouts.apply_verdict(cast(Registry, names), "redeem", version, verdict(), "flow", policy)
 
 
 def roll_back(rollouts: Rollouts, names: Names, to: int | None = None) -> None:
@@ -131,7 +132,7 @@ def test_a_look_without_news_loads_nothing_and_leaves_the_lineup_as_it_is(rollou
 
 def test_what_is_deployed_for_the_first_time_answers_from_the_next_look_on(rollouts: Rollouts, names: Names, shelf: Shelf):
     found = watching(rollouts, names, shelf)
-    rollouts.enter(cast(Registry, names), "spend", 4, verdict(), "flow", CANARY)
+    rollouts.apply_verdict(cast(Registry, names), "spend", 4, verdict(), "flow", CANARY)
     found.look()
     assert found.lineup("spend") is not None
 
@@ -145,7 +146,7 @@ def test_a_candidate_answers_its_share_and_is_promoted_without_being_loaded_agai
     assert versions(found) == (1, 2)
     assert lineup(found).share == 0.1
     candidate = lineup(found).candidate
-    rollouts.finish(cast(Registry, names), "redeem", "ann", "fine")
+    rollouts.promote(cast(Registry, names), "redeem", "ann", "fine")
     found.look()
     assert lineup(found).champion is candidate
     assert shelf.asked == [1, 2]
@@ -161,7 +162,7 @@ def test_an_aborted_candidate_answers_nothing_any_more_and_is_let_go(rollouts: R
     assert found.standing == {}
     enter(rollouts, names, 3)
     found.look()
-    rollouts.finish(cast(Registry, names), "redeem", "ann", "fine")
+    rollouts.promote(cast(Registry, names), "redeem", "ann", "fine")
     found.look()
     roll_back(rollouts, names)
     found.look()
@@ -203,14 +204,14 @@ def test_two_servers_follow_a_rollback_while_they_run(rollouts: Rollouts, names:
     try:
         held = [lineup(each).champion for each in servers]
         assert [each.version for each in held] == [2, 2]
-        assert len(rollouts.servers("redeem")) == 2
+        assert len(rollouts.reports.servers("redeem")) == 2
         roll_back(rollouts, names)
         until(lambda: all(versions(each) == (1, None) for each in servers))
         assert [each.said for each in held] == [FINE, FINE], "who holds the old one, finishes on it"
     finally:
         for each in servers:
             each.stop()
-    assert rollouts.servers("redeem") == []
+    assert rollouts.reports.servers("redeem") == []
 
 
 def until(holds: Any) -> None:
@@ -241,12 +242,12 @@ def test_a_champion_that_cannot_answer_leaves_the_old_one_in_its_place(
     assert versions(found) == (1, None)
     assert found.troubles["redeem"].startswith(f"v2 is champion and cannot answer: {why}")
     assert found.troubles["redeem"].endswith("; v1 goes on answering")
-    assert rollouts.servers("redeem")[0].trouble == found.troubles["redeem"]
+    assert rollouts.reports.servers("redeem")[0].error == found.troubles["redeem"]
     shelf.broken.clear()
     found.look()
     assert versions(found) == (2, None), "it is tried again"
     assert found.troubles == {}
-    assert rollouts.servers("redeem")[0].trouble is None
+    assert rollouts.reports.servers("redeem")[0].error is None
 
 
 def test_a_rollback_from_a_champion_that_never_answered_needs_no_loading(rollouts: Rollouts, names: Names, shelf: Shelf):
@@ -278,7 +279,7 @@ def test_a_candidate_that_cannot_answer_never_takes_traffic_and_ends_its_rollout
     shelf.broken[2] = broken
     enter(rollouts, names, 2)
     for _ in range(looks):
-        assert rollouts.standing("redeem")
+        assert rollouts.current("redeem")
         found.look()
         assert versions(found) == (1, None)
     last = rollouts.deployments.history("redeem")[-1]
@@ -361,12 +362,12 @@ def test_steps_are_counted_apart_and_a_pause_goes_on_counting(rollouts: Rollouts
     found.look()
     lineup(found).note("candidate", 0.002)
     late = lineup(found)
-    rollouts.step(rollouts.require("redeem"), "ann", "on", {})
+    rollouts.try_step(rollouts.require("redeem"), "ann", "on", {})
     found.look()
     late.note("candidate", 0.002)
     lineup(found).note("candidate", 0.002)
     found.look()
-    assert [rollouts.counts(stands.id, step)[1].requests for step in (0, 1)] == [3, 1]
+    assert [rollouts.reports.counts(stands.id, step)[1].requests for step in (0, 1)] == [3, 1]
 
 
 def test_before_blue_green_the_old_version_makes_the_count_it_is_judged_by(rollouts: Rollouts, names: Names, shelf: Shelf):
@@ -424,7 +425,7 @@ def test_a_tally_sorts_latencies_into_buckets_and_leaves_out_those_of_failures()
     for seconds in (0.0, EDGES[0], EDGES[3], EDGES[3] * 1.01, 1e9):
         tally.add(seconds, failed=False)
     tally.add(0.5, failed=True)
-    assert tally.read() == Count(6, 1, {0: 2, 3: 1, 4: 1, len(EDGES): 1})
+    assert tally.read() == RequestCounts(6, 1, {0: 2, 3: 1, 4: 1, len(EDGES): 1})
 
 
 def test_the_thread_outlives_a_look_that_fails(rollouts: Rollouts, names: Names, shelf: Shelf, monkeypatch: pytest.MonkeyPatch):

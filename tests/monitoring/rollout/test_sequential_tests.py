@@ -18,7 +18,7 @@ from evergreen.monitoring.rollout.sequential_tests import (
     judge,
 )
 from evergreen.tasks.config.operations import Rollout
-from evergreen.tasks.release.rollouts import EDGES, Count
+from evergreen.tasks.release.server_reports import EDGES, RequestCounts
 
 POLICY = Rollout(strategy="canary", step_minutes=30, min_requests=100, max_error_gain=0.01, max_latency_ratio=2.0)
 STEPS = (0.05, 0.25, 0.5)
@@ -31,26 +31,26 @@ def histogram(seconds: Any) -> dict[int, int]:
     return {int(place): int(count) for place, count in zip(places, counts, strict=True)}
 
 
-def told(old: Count, new: Count, **given: Any) -> Judgement:
+def told(old: RequestCounts, new: RequestCounts, **given: Any) -> Judgement:
     given = {"policy": POLICY, "steps": 3, "losses": None, "minutes": 31.0, **given}
     return judge(old=old, new=new, **given)
 
 
-def steady(requests: int, errors: int = 0, seconds: float = 0.001) -> Count:
-    return Count(requests, errors, histogram([seconds] * (requests - errors)))
+def steady(requests: int, errors: int = 0, seconds: float = 0.001) -> RequestCounts:
+    return RequestCounts(requests, errors, histogram([seconds] * (requests - errors)))
 
 
 def rollout(rng: np.random.Generator, errors: tuple[float, float], ratio: float, worse: float) -> bool:
     """Whether a rollout of three steps is ever taken back: errors of both versions, latency ratio, gain of the loss."""
     for share in STEPS:
-        counts, losses = [Count(), Count()], [np.empty(0), np.empty(0)]
+        counts, losses = [RequestCounts(), RequestCounts()], [np.empty(0), np.empty(0)]
         for _ in range(LOOKS):
             new = rng.random(EACH) < share
             failed = rng.random(EACH) < np.where(new, errors[1], errors[0])
             seconds = 0.001 * np.exp(rng.normal(0, 0.7, EACH)) * np.where(new, ratio, 1)
             loss = rng.gamma(0.3, 1, EACH) + np.where(new, worse, 0)
             for side, mine in enumerate((~new, new)):
-                count = Count(int(mine.sum()), int((mine & failed).sum()), histogram(seconds[mine & ~failed]))
+                count = RequestCounts(int(mine.sum()), int((mine & failed).sum()), histogram(seconds[mine & ~failed]))
                 counts[side] += count
                 losses[side] = np.concatenate([losses[side], loss[mine]])
             if told(counts[0], counts[1], losses=[Losses(losses[0], losses[1])], minutes=0.0).decision == "take back":  # type: ignore[arg-type]
@@ -94,14 +94,14 @@ def test_the_stake_on_errors_is_a_share_of_all_outcomes():
     """The averaged likelihoods of all sequences of one length add up to one: no bet is larger than its stake."""
     for requests in (1, 5, 20):
         total = sum(
-            math.comb(requests, errors) * math.exp(sequential_tests._stake(Count(requests, errors)))
+            math.comb(requests, errors) * math.exp(sequential_tests._stake(RequestCounts(requests, errors)))
             for errors in range(requests + 1)
         )
         assert total == pytest.approx(1.0)
 
 
 def test_errors_are_compared_with_the_likeliest_pair_of_shares_that_is_allowed():
-    old, new = Count(900, 9), Count(100, 30)
+    old, new = RequestCounts(900, 9), RequestCounts(100, 30)
     grid = np.linspace(1e-6, 0.99 - 1e-6, 200_001)
     least = min(sequential_tests._against(old, new, 0.01)(share) for share in grid)
     expected = sequential_tests._stake(old) + sequential_tests._stake(new) + least
@@ -116,17 +116,17 @@ def test_errors_are_worse_when_that_is_sure(wrong: int, worse: bool):
 
 
 def test_all_answers_failing_is_sure_within_a_handful():
-    verdicts = [compare_errors(steady(100), Count(number, number), 0.01, 0.05 / 9).worse for number in range(1, 9)]
+    verdicts = [compare_errors(steady(100), RequestCounts(number, number), 0.01, 0.05 / 9).worse for number in range(1, 9)]
     assert verdicts[0] is False
     assert verdicts[-1] is True
 
 
 def test_where_nothing_is_known_of_the_old_version_its_errors_are_taken_to_be_none_or_nothing_is_said():
-    assert not compare_errors(Count(), steady(200, 40), 0.01, 0.01).worse
-    assert compare_errors(Count(), steady(200, 40), 0.01, 0.01, spotless=True).worse
-    assert not compare_errors(Count(), steady(200, 1), 0.01, 0.01, spotless=True).worse
-    assert told(Count(), steady(200, 40), alone=True).decision == "take back"
-    assert told(Count(), steady(200, 40)).decision == "go on"
+    assert not compare_errors(RequestCounts(), steady(200, 40), 0.01, 0.01).worse
+    assert compare_errors(RequestCounts(), steady(200, 40), 0.01, 0.01, spotless=True).worse
+    assert not compare_errors(RequestCounts(), steady(200, 1), 0.01, 0.01, spotless=True).worse
+    assert told(RequestCounts(), steady(200, 40), alone=True).decision == "take back"
+    assert told(RequestCounts(), steady(200, 40)).decision == "go on"
 
 
 @pytest.mark.parametrize(("seconds", "worse"), [(0.001, False), (0.0019, False), (0.0021, False), (0.003, True)])
@@ -138,7 +138,7 @@ def test_latency_is_worse_when_the_median_is_surely_above_the_ratio(seconds: flo
 
 def test_a_slow_tail_alone_is_no_slow_median():
     seconds = [0.001] * 600 + [1.0] * 400
-    assert not compare_latency(steady(1_000), Count(1_000, 0, histogram(seconds)), 2.0, 0.01).worse
+    assert not compare_latency(steady(1_000), RequestCounts(1_000, 0, histogram(seconds)), 2.0, 0.01).worse
 
 
 def test_the_slowest_answers_are_slower_than_all_that_can_be_counted():
@@ -185,11 +185,11 @@ def test_pairs_show_what_groups_do_not():
         (steady(100), 31.0, "go on", "100 answers, and nothing surely worse"),
         (steady(100, 4), 31.0, "wait", "seems worse in errors, and that is not sure yet"),
         (steady(500, seconds=0.01), 0.0, "take back", "surely worse in latency"),
-        (Count(500, 500), 0.0, "take back", "surely worse in errors"),
+        (RequestCounts(500, 500), 0.0, "take back", "surely worse in errors"),
     ],
 )
 def test_a_rollout_goes_on_when_time_and_answers_suffice_and_nothing_seems_worse(
-    new: Count, minutes: float, decision: str, why: str
+    new: RequestCounts, minutes: float, decision: str, why: str
 ):
     found = told(steady(10_000, 10), new, minutes=minutes)
     assert (found.decision, found.reason.split(";")[0]) == (decision, why)

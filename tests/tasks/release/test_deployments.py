@@ -183,9 +183,7 @@ def test_a_rollback_to_a_named_version_says_who_and_why(deployments: Deployments
 
 
 def test_without_a_champion_nothing_can_be_rolled_back(deployments: Deployments, names: Names):
-    with pytest.raises(
-        ModelError, match="redeem: nothing is deployed, so nothing can be rolled back; run evergreen train redeem"
-    ):
+    with pytest.raises(ModelError, match="redeem: nothing is deployed to roll back; run evergreen train redeem"):
         roll_back(deployments, names)
 
 
@@ -220,12 +218,12 @@ def test_a_deployment_killed_around_the_alias_is_whole_after_the_same_call_again
     assert (made.by, made.evidence) == ("flow", verdict().model_dump())
 
 
-def test_a_move_killed_after_the_alias_is_told_with_its_evidence_once_settled(deployments: Deployments, names: Names):
+def test_a_move_killed_after_the_alias_is_recorded_with_its_evidence_once_reconciled(deployments: Deployments, names: Names):
     names.after = kill
     with pytest.raises(Killed, match="kill -9"):
         deploy(deployments, names, 1)
     assert deployments.champion("redeem") is None
-    deployments.settle(cast(Registry, names), "redeem")
+    deployments.reconcile(cast(Registry, names), "redeem")
     (made,) = deployments.history("redeem")
     assert (made.version, made.by, made.at, made.evidence) == (1, "flow", NOON, verdict().model_dump())
 
@@ -235,7 +233,7 @@ def test_a_move_killed_before_the_alias_never_happened(deployments: Deployments,
     names.before = kill
     with pytest.raises(Killed, match="kill -9"):
         deploy(deployments, names, 2)
-    deployments.settle(cast(Registry, names), "redeem")
+    deployments.reconcile(cast(Registry, names), "redeem")
     assert told(deployments) == [("deploy", 1, None)]
     assert deployments.champion("redeem") == 1
 
@@ -256,7 +254,7 @@ def test_an_alias_moved_by_other_means_is_told(deployments: Deployments, names: 
     deploy(deployments, names, 1)
     names.aliases["champion"] = 3
     for _ in range(2):
-        deployments.settle(cast(Registry, names), "redeem")
+        deployments.reconcile(cast(Registry, names), "redeem")
     last = deployments.history("redeem")[-1]
     assert (last.version, last.previous, last.by) == (3, 1, "unknown")
     assert last.reason == "the alias champion was found at v3, moved by other means than Evergreen"
@@ -265,7 +263,7 @@ def test_an_alias_moved_by_other_means_is_told(deployments: Deployments, names: 
 
 def test_a_row_taken_for_dead_by_another_process_is_written_again(deployments: Deployments, names: Names):
     deploy(deployments, names, 1)
-    names.before = lambda: deployments.settle(cast(Registry, names), "redeem")
+    names.before = lambda: deployments.reconcile(cast(Registry, names), "redeem")
     deploy(deployments, names, 2)
     assert told(deployments) == [("deploy", 1, None), ("deploy", 2, 1)]
 

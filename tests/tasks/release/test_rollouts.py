@@ -25,15 +25,16 @@ from evergreen.tasks.config.params import Params
 from evergreen.tasks.core import database
 from evergreen.tasks.core.errors import ModelError
 from evergreen.tasks.problems.prediction_type import Labelled
-from evergreen.tasks.release import deployments
-from evergreen.tasks.release import rollouts as rollout
+from evergreen.tasks.release import deployments, server_reports
 from evergreen.tasks.release.deployments import Deployment
 from evergreen.tasks.release.model_registry import Registry
-from evergreen.tasks.release.rollouts import DEAD, SHADOW, Count, Rollouts, Server, Standing
+from evergreen.tasks.release.rollout_state import SHADOW_SUFFIX, RolloutState
+from evergreen.tasks.release.rollouts import MOVE_TIMEOUT, Rollouts
+from evergreen.tasks.release.server_reports import RequestCounts, ServerReport
 from tests.tasks.release.test_deployments import Killed, Names, verdict
 
 CANARY = Rollout(strategy="canary", steps=(0.1, 0.5), step_minutes=30, min_requests=100)
-GOOD, BAD = Count(100_000, 100, {80: 99_900}), Count(2_000, 400, {80: 1_600})
+GOOD, BAD = RequestCounts(100_000, 100, {80: 99_900}), RequestCounts(2_000, 400, {80: 1_600})
 
 
 class Section:
@@ -72,7 +73,7 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     found = request.getfixturevalue("postgres")
     yield found
     engine = sa.create_engine(found)
-    for tables in (deployments.METADATA, rollout.METADATA, ledgers.METADATA):
+    for tables in (deployments.METADATA, server_reports.METADATA, ledgers.METADATA):
         tables.drop_all(engine)
 
 
@@ -82,25 +83,25 @@ def rollouts(address: str, names: Names) -> Iterator[Rollouts]:
     found = Rollouts(address)
     enter(found, names, 1)
     yield found
-    for engine in (found._engine, found.deployments._engine):
+    for engine in (found.reports._engine, found.deployments._engine):
         engine.dispose()
 
 
 def enter(rollouts: Rollouts, names: Names, version: int, promote: bool = True, policy: Rollout = CANARY) -> Deployment:
-    return rollouts.enter(cast(Registry, names), "redeem", version, verdict(promote), "flow", policy)
+    return rollouts.apply_verdict(cast(Registry, names), "redeem", version, verdict(promote), "flow", policy)
 
 
 def advance(rollouts: Rollouts, names: Names, minutes: float = 0.0, ledger: Ledger | None = None) -> Any:
     """As if so many minutes had gone by since the step began."""
-    stands = rollouts.standing("redeem")
+    stands = rollouts.current("redeem")
     now = (stands.since if stands else datetime.now(UTC)) + timedelta(minutes=minutes)
     return controller.advance(PARAMS, cast(Registry, names), rollouts, "redeem", ledger, now)
 
 
-def answered(rollouts: Rollouts, new: Count = GOOD, old: Count = GOOD, server: str = "a") -> None:
+def answered(rollouts: Rollouts, new: RequestCounts = GOOD, old: RequestCounts = GOOD, server: str = "a") -> None:
     stands = rollouts.require("redeem")
     for is_new, count in ((False, old), (True, new)):
-        rollouts.count(stands.id, stands.step, is_new, server, count)
+        rollouts.reports.write_counts(stands.id, stands.step, is_new, server, count)
 
 
 def told(rollouts: Rollouts) -> list[tuple[str, int, int | None]]:
@@ -127,14 +128,14 @@ def test_a_direct_strategy_moves_the_champion_at_once_and_ends_what_is_under_way
     enter(rollouts, names, 2)
     assert enter(rollouts, names, 3, policy=Rollout()).action == "deploy"
     assert names.aliases == {"champion": 3}
-    assert rollouts.standing("redeem") is None
+    assert rollouts.current("redeem") is None
 
 
 def test_a_newer_version_takes_the_place_of_the_one_on_trial(rollouts: Rollouts, names: Names):
     enter(rollouts, names, 2)
     enter(rollouts, names, 3)
     assert told(rollouts)[1:] == [("begin", 2, 1), ("abort", 2, 1), ("begin", 3, 1)]
-    assert rollouts.deployments.history("redeem")[2].reason == "v3, which is newer, takes its place"
+    assert rollouts.deployments.history("redeem")[2].reason == "replaced by v3, which is newer"
     assert rollouts.require("redeem").candidate == 3
     assert enter(rollouts, names, 2).action == "begin", "nothing was wrong with it"
 
@@ -152,7 +153,7 @@ def test_a_version_on_trial_that_the_gate_now_refuses_is_taken_back(rollouts: Ro
     enter(rollouts, names, 2)
     enter(rollouts, names, 2, promote=False)
     assert told(rollouts)[2:] == [("abort", 2, 1), ("refuse", 2, 1)]
-    assert rollouts.standing("redeem") is None
+    assert rollouts.current("redeem") is None
 
 
 @pytest.mark.parametrize("to", [1, 3])
@@ -160,7 +161,7 @@ def test_a_rollback_ends_a_rollout_unless_it_changes_nothing(rollouts: Rollouts,
     enter(rollouts, names, 2)
     rollouts.deployments.rollback(cast(Registry, names), "redeem", to, "ann", "complaints")
     assert names.aliases == {"champion": to}
-    assert (rollouts.standing("redeem") is None) == (to == 3)
+    assert (rollouts.current("redeem") is None) == (to == 3)
 
 
 @pytest.mark.parametrize("to", [None, 1])
@@ -169,7 +170,7 @@ def test_a_rollback_while_a_version_is_on_trial_goes_back_to_the_champion(rollou
     enter(rollouts, names, 3, policy=Rollout(strategy="blue_green"))
     made = rollouts.rollback(cast(Registry, names), "redeem", 2 if to else None, "ann", "complaints")
     assert (made.action, made.version, made.previous, made.reason) == ("abort", 3, 2, "complaints")
-    assert rollouts.standing("redeem") is None
+    assert rollouts.current("redeem") is None
     assert rollouts.rollback(cast(Registry, names), "redeem", to, "ann", "complaints").action == "rollback"
     assert names.aliases == {"champion": 1}
 
@@ -188,7 +189,7 @@ def test_a_canary_takes_step_after_step_to_the_promotion(rollouts: Rollouts, nam
     assert last.reason.startswith("100,000 answers, and nothing surely worse; errors 0.10% against 0.10%")
     assert {**verdict().model_dump(), "rollout": last.evidence["rollout"]} == last.evidence
     assert [each["name"] for each in last.evidence["rollout"]["tests"]] == ["errors", "latency"]
-    assert rollouts.standing("redeem") is None
+    assert rollouts.current("redeem") is None
     assert advance(rollouts, names) is None
 
 
@@ -218,7 +219,7 @@ def test_what_is_surely_worse_is_taken_back_at_once_and_only_a_person_brings_it_
     assert names.aliases == {"champion": 1}
     again = enter(rollouts, names, 2)
     assert again.action == "refuse"
-    assert "v2 was taken back in its rollout by rollout on" in again.reason
+    assert "v2 was rolled back in its rollout by rollout on" in again.reason
     assert again.reason.endswith("evergreen rollback redeem --to 2 brings it back")
     rollouts.deployments.rollback(cast(Registry, names), "redeem", 2, "ann", "it was the till")
     assert names.aliases == {"champion": 2}
@@ -227,12 +228,12 @@ def test_what_is_surely_worse_is_taken_back_at_once_and_only_a_person_brings_it_
 def test_answers_of_all_servers_count_and_those_of_another_step_do_not(rollouts: Rollouts, names: Names):
     enter(rollouts, names, 2)
     for server in ("a", "b"):
-        answered(rollouts, Count(30, 3, {5: 20, 9: 7}), Count(70, 0, {5: 70}), server)
-    answered(rollouts, Count(60, 6, {5: 40, 9: 14}), Count(70, 0, {5: 70}), "a")
+        answered(rollouts, RequestCounts(30, 3, {5: 20, 9: 7}), RequestCounts(70, 0, {5: 70}), server)
+    answered(rollouts, RequestCounts(60, 6, {5: 40, 9: 14}), RequestCounts(70, 0, {5: 70}), "a")
     stands = rollouts.require("redeem")
-    assert rollouts.counts(stands.id, 0) == (Count(140, 0, {5: 140}), Count(90, 9, {5: 60, 9: 21}))
-    assert rollouts.counts(stands.id, 1) == (Count(), Count())
-    assert rollouts.counts(stands.id + 1, 0) == (Count(), Count())
+    assert rollouts.reports.counts(stands.id, 0) == (RequestCounts(140, 0, {5: 140}), RequestCounts(90, 9, {5: 60, 9: 21}))
+    assert rollouts.reports.counts(stands.id, 1) == (RequestCounts(), RequestCounts())
+    assert rollouts.reports.counts(stands.id + 1, 0) == (RequestCounts(), RequestCounts())
 
 
 @pytest.mark.parametrize(("otherwise", "ends"), [("hold", ("begin", 1)), ("promote", ("promote", 2)), ("abort", ("abort", 1))])
@@ -249,7 +250,7 @@ def test_a_paused_rollout_goes_no_step_on_until_it_is_resumed(rollouts: Rollouts
     answered(rollouts)
     assert rollouts.pause("redeem", "ann", "a holiday").state == "paused"
     assert rollouts.pause("redeem", "ann", "a holiday").state == "paused"
-    assert rollouts.require("redeem").words().endswith("v1 is champion; paused by ann: a holiday")
+    assert rollouts.require("redeem").describe().endswith("v1 is champion; paused by ann: a holiday")
     advance(rollouts, names, 1_000)
     assert rollouts.resume("redeem", "ann", "back").state == "running"
     assert advance(rollouts, names, 29).decision == "wait"
@@ -268,27 +269,27 @@ def test_a_paused_rollout_is_still_taken_back_where_it_is_surely_worse(rollouts:
 def test_a_person_promotes_or_aborts_at_any_moment(rollouts: Rollouts, names: Names):
     enter(rollouts, names, 2)
     rollouts.abort("redeem", "ann", "no")
-    assert rollouts.standing("redeem") is None
+    assert rollouts.current("redeem") is None
     enter(rollouts, names, 3)
-    made = rollouts.finish(cast(Registry, names), "redeem", "ann", "looks fine")
+    made = rollouts.promote(cast(Registry, names), "redeem", "ann", "looks fine")
     assert (made.action, made.by, made.reason) == ("promote", "ann", "looks fine")
     assert names.aliases == {"champion": 3}
     for ask in (rollouts.pause, rollouts.resume, rollouts.abort):
-        with pytest.raises(ModelError, match="redeem: no rollout is under way; evergreen history redeem says what was decided"):
+        with pytest.raises(ModelError, match="redeem: no rollout is in progress; evergreen history redeem lists the decisions"):
             ask("redeem", "ann", "no")
 
 
 def test_nothing_can_be_tried_beside_nothing(tmp_path: Path):
     found = Rollouts(f"sqlite:///{tmp_path / 'evergreen.db'}")
-    with pytest.raises(ModelError, match="redeem: nothing is deployed that v2 could be tried beside"):
+    with pytest.raises(ModelError, match="redeem: v2 has no champion to roll out beside"):
         found.begin("redeem", 2, CANARY, "ann", "try")
 
 
 def test_a_rollout_outlives_its_process_and_problems_do_not_see_each_other(address: str, rollouts: Rollouts, names: Names):
     enter(rollouts, names, 2)
     again = Rollouts(address)
-    assert again.standing("redeem") == rollouts.standing("redeem")
-    assert again.standing("spend") is None
+    assert again.current("redeem") == rollouts.current("redeem")
+    assert again.current("spend") is None
 
 
 def test_the_training_flow_begins_a_rollout_where_params_say_so(
@@ -301,7 +302,7 @@ def test_the_training_flow_begins_a_rollout_where_params_say_so(
     assert names.aliases == {"champion": 1}
     found = rollouts.require("redeem")
     assert found.policy == CANARY
-    assert rolls.words(rollouts, "redeem") == found.words()
+    assert rolls.words(rollouts, "redeem") == found.describe()
 
 
 def test_of_many_that_act_on_the_same_state_one_does(rollouts: Rollouts, names: Names):
@@ -309,8 +310,8 @@ def test_of_many_that_act_on_the_same_state_one_does(rollouts: Rollouts, names: 
     answered(rollouts)
     stands = rollouts.require("redeem")
     done: list[bool] = []
-    act = [lambda: done.append(rollouts.step(stands, "rollout", "on", {}))] * 4
-    act += [lambda: done.append(bool(rollouts.promote(cast(Registry, names), stands, "rollout", "on")))] * 4
+    act = [lambda: done.append(rollouts.try_step(stands, "rollout", "on", {}))] * 4
+    act += [lambda: done.append(bool(rollouts.try_promote(cast(Registry, names), stands, "rollout", "on")))] * 4
     threads = [threading.Thread(target=each) for each in act]
     for each in threads:
         each.start()
@@ -324,8 +325,8 @@ def test_a_decision_on_a_state_that_is_past_is_not_written(rollouts: Rollouts, n
     enter(rollouts, names, 2)
     stands = rollouts.require("redeem")
     rollouts.deployments.rollback(cast(Registry, names), "redeem", 3, "ann", "complaints")
-    assert not rollouts.step(stands, "rollout", "on", {})
-    assert rollouts.promote(cast(Registry, names), stands, "rollout", "on") is None
+    assert not rollouts.try_step(stands, "rollout", "on", {})
+    assert rollouts.try_promote(cast(Registry, names), stands, "rollout", "on") is None
     assert names.aliases == {"champion": 3}
     assert told(rollouts)[-1] == ("rollback", 3, 1)
 
@@ -336,10 +337,10 @@ def test_a_move_under_way_is_left_alone_and_a_dead_one_is_mended(rollouts: Rollo
     names.before = lambda: raise_(Killed("kill -9"))
     stands = rollouts.require("redeem")
     with pytest.raises(Killed, match="kill -9"):
-        rollouts.promote(cast(Registry, names), stands, "rollout", "on")
+        rollouts.try_promote(cast(Registry, names), stands, "rollout", "on")
     names.before = lambda: None
     assert controller.advance(PARAMS, cast(Registry, names), rollouts, "redeem", None, datetime.now(UTC)) is None
-    later = datetime.now(UTC) + DEAD + timedelta(minutes=31)
+    later = datetime.now(UTC) + MOVE_TIMEOUT + timedelta(minutes=31)
     assert controller.advance(PARAMS, cast(Registry, names), rollouts, "redeem", None, later)
     assert rollouts.require("redeem").step == 1
 
@@ -374,7 +375,7 @@ database_transaction = database.transaction
 ACTS: dict[str, Callable[[Rollouts, Names], Any]] = {
     "begin": lambda rollouts, names: enter(rollouts, names, 3),
     "replace": lambda rollouts, names: (enter(rollouts, names, 2), enter(rollouts, names, 3)),
-    "finish": lambda rollouts, names: rollouts.finish(cast(Registry, names), "redeem", "ann", "fine"),
+    "finish": lambda rollouts, names: rollouts.promote(cast(Registry, names), "redeem", "ann", "fine"),
     "abort": lambda rollouts, names: rollouts.abort("redeem", "ann", "no"),
     "step": lambda rollouts, names: advance(rollouts, names, 31),
     "rollback": lambda rollouts, names: rollouts.deployments.rollback(cast(Registry, names), "redeem", 3, "ann", "no"),
@@ -407,7 +408,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_before_or_a_whole_after(act: str, t
             with suppress(Killed):
                 ACTS[act](rollouts, names)
             names.before = names.after = lambda: None
-        rollouts.deployments.settle(cast(Registry, names), "redeem")
+        rollouts.deployments.reconcile(cast(Registry, names), "redeem")
         mended = told(rollouts), dict(names.aliases)
         newest = next(row for row in reversed(mended[0]) if row[0] in ("deploy", "rollback", "promote"))
         assert newest[1] == names.aliases["champion"], f"{act}, killed at {moment}: {mended}"
@@ -425,27 +426,27 @@ def test_a_promotion_called_again_after_a_kill_behind_the_alias_is_told_not_done
     enter(rollouts, names, 2)
     names.after = lambda: raise_(Killed("kill -9"))
     with pytest.raises(Killed, match="kill -9"):
-        rollouts.finish(cast(Registry, names), "redeem", "ann", "fine")
+        rollouts.promote(cast(Registry, names), "redeem", "ann", "fine")
     names.after = lambda: None
-    assert rollouts.finish(cast(Registry, names), "redeem", "ann", "fine").version == 2
+    assert rollouts.promote(cast(Registry, names), "redeem", "ann", "fine").version == 2
     assert told(rollouts)[-1] == ("promote", 2, 1)
 
 
 def test_what_servers_say_is_known_as_long_as_they_live(rollouts: Rollouts):
     now = datetime(2026, 5, 3, 12, tzinfo=UTC)
-    said = [Server(server=name, problem="redeem", champion=1, candidate=2, trouble=None, at=now) for name in ("a", "b")]
+    said = [ServerReport(server=name, problem="redeem", champion=1, candidate=2, error=None, at=now) for name in ("a", "b")]
     for each in said:
-        rollouts.report(each)
+        rollouts.reports.write(each)
     later = said[1].model_copy(update={"trouble": "a full disk", "at": now + timedelta(seconds=50)})
-    rollouts.report(later)
-    assert rollouts.servers("redeem", now) == [said[0], later]
-    assert rollouts.servers("redeem", now + timedelta(seconds=61)) == [later]
-    rollouts.leave("b")
-    assert rollouts.servers("redeem", now) == [said[0]]
-    assert rollouts.servers("spend", now) == []
+    rollouts.reports.write(later)
+    assert rollouts.reports.servers("redeem", now) == [said[0], later]
+    assert rollouts.reports.servers("redeem", now + timedelta(seconds=61)) == [later]
+    rollouts.reports.remove("b")
+    assert rollouts.reports.servers("redeem", now) == [said[0]]
+    assert rollouts.reports.servers("spend", now) == []
 
 
-def predictions(stands: Standing, right: dict[str, float], shadow: bool = False) -> Iterator[Prediction]:
+def predictions(stands: RolloutState, right: dict[str, float], shadow: bool = False) -> Iterator[Prediction]:
     """Answers of both versions to 400 households, of which the version is right with so high a probability."""
     for place in range(400):
         new = not shadow and place % 2 == 1
@@ -454,7 +455,7 @@ def predictions(stands: Standing, right: dict[str, float], shadow: bool = False)
             which = "new" if variant != "champion" else "old"
             sure = right[which] + (place % 7) / 100
             answer = {"prediction": 1, "probability_0": 1 - sure, "probability_1": sure}
-            name = f"r{place}{SHADOW if variant == 'shadow' else ''}"
+            name = f"r{place}{SHADOW_SUFFIX if variant == 'shadow' else ''}"
             version = stands.candidate if which == "new" else stands.champion
             yield Prediction(name, "redeem", version, cast(Any, variant), at, f"h{place}", None, {}, answer)
 

@@ -1,0 +1,130 @@
+"""Servers write how many requests they answered with each version of a rollout, how fast, and which versions they serve."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from evergreen.tasks.config.base import Section
+from evergreen.tasks.core import database
+from evergreen.tasks.release.deployments import as_utc
+
+METADATA = sa.MetaData()
+COUNTS = sa.Table(
+    "rollout_counts",
+    METADATA,
+    sa.Column("rollout", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("step", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("new", sa.Boolean, primary_key=True),
+    sa.Column("server", sa.String(64), primary_key=True),
+    sa.Column("requests", sa.BigInteger, nullable=False),
+    sa.Column("errors", sa.BigInteger, nullable=False),
+    sa.Column("latency", sa.JSON, nullable=False),
+)
+SERVERS = sa.Table(
+    "servers",
+    METADATA,
+    sa.Column("server", sa.String(64), primary_key=True),
+    sa.Column("problem", sa.String(255), primary_key=True),
+    sa.Column("champion", sa.Integer),
+    sa.Column("candidate", sa.Integer),
+    sa.Column("error", sa.Text),
+    sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+)
+SERVER_TIMEOUT = timedelta(seconds=60)
+"""A server without a report for so long counts as dead."""
+
+FINEST = 1e-5
+"""Seconds: the first bucket of a latency histogram holds what took no longer."""
+BUCKETS_PER_DOUBLING = 8
+"""Buckets from a latency to twice as much."""
+BUCKETS = 23 * BUCKETS_PER_DOUBLING
+"""The last one holds what took 84 s or more."""
+EDGES = tuple(FINEST * 2 ** (number / BUCKETS_PER_DOUBLING) for number in range(BUCKETS))
+"""Upper edge of each bucket but the last, in seconds: of bucket i, EDGES[i]."""
+
+
+@dataclass(frozen=True)
+class RequestCounts:
+    """How many requests were answered, how many failed, and how long they took."""
+
+    requests: int = 0
+    errors: int = 0
+    """Requests without a proper answer."""
+    latency: Mapping[int, int] = field(default_factory=dict)
+    """Bucket of the latency -> requests; see EDGES."""
+
+    def __add__(self, other: "RequestCounts") -> "RequestCounts":
+        buckets = {*self.latency, *other.latency}
+        latency = {each: self.latency.get(each, 0) + other.latency.get(each, 0) for each in buckets}
+        return RequestCounts(self.requests + other.requests, self.errors + other.errors, latency)
+
+
+class ServerReport(Section):
+    """What one server serves for one problem."""
+
+    server: str
+    problem: str
+    champion: int | None
+    """The version that it serves as champion; None: none."""
+    candidate: int | None
+    """The rollout's candidate that it has loaded."""
+    error: str | None
+    """Why it does not serve what it should."""
+    at: datetime
+    """UTC."""
+
+
+class ServerReports:
+    """The reports at the SQLAlchemy `address`; missing tables are created. Each row has one writer, its server.
+
+    Raises ProjectError where the database cannot be used.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._engine = database.connect(address, "rollouts", METADATA)
+
+    def write_counts(self, rollout: int, step: int, new: bool, server: str, counts: RequestCounts) -> None:
+        """Write all requests that `server` answered at this step, with the candidate (`new`) or the champion."""
+        latency = {str(bucket): number for bucket, number in counts.latency.items()}
+        values = {"requests": counts.requests, "errors": counts.errors, "latency": latency}
+        self._put(COUNTS, {"rollout": rollout, "step": step, "new": new, "server": server}, values)
+
+    def counts(self, rollout: int, step: int) -> tuple[RequestCounts, RequestCounts]:
+        """The sums over all servers at this step: the champion's, and the candidate's."""
+        wanted = sa.select(COUNTS).where(COUNTS.c.rollout == rollout, COUNTS.c.step == step)
+        found = {False: RequestCounts(), True: RequestCounts()}
+        with self._transaction() as link:
+            for row in link.execute(wanted).mappings():
+                latency = {int(bucket): number for bucket, number in row["latency"].items()}
+                found[row["new"]] += RequestCounts(row["requests"], row["errors"], latency)
+        return found[False], found[True]
+
+    def write(self, report: ServerReport) -> None:
+        values = report.model_dump()
+        self._put(SERVERS, {key: values.pop(key) for key in ("server", "problem")}, values)
+
+    def remove(self, server: str) -> None:
+        """Remove the reports of a server that stops."""
+        with self._transaction() as link:
+            link.execute(sa.delete(SERVERS).where(SERVERS.c.server == server))
+
+    def servers(self, problem: str, now: datetime | None = None) -> list[ServerReport]:
+        """The newest report on `problem` of each server that is alive."""
+        wanted = sa.select(SERVERS).where(SERVERS.c.problem == problem).order_by(SERVERS.c.server)
+        with self._transaction() as link:
+            found = [ServerReport(**{**row, "at": as_utc(row["at"])}) for row in link.execute(wanted).mappings()]
+        return [each for each in found if each.at > (now or datetime.now(UTC)) - SERVER_TIMEOUT]
+
+    def _put(self, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        own = [table.c[name] == value for name, value in key.items()]
+        with self._transaction() as link:
+            if not link.execute(sa.update(table).where(*own).values(**values)).rowcount:
+                link.execute(sa.insert(table).values(**key, **values))
+
+    def _transaction(self) -> AbstractContextManager[sa.Connection]:
+        """A transaction; raises ProjectError, in one line, where the database refuses."""
+        return database.transaction(self._engine, "rollouts")
