@@ -1,5 +1,7 @@
-"""Why the model is not better, and the ONE next step that promises most: see diagnosis.experiments and
-diagnosis.recommendation."""
+"""Diagnose why the model is not better, and recommend the ONE next step that promises most.
+
+See diagnosis.experiments and diagnosis.recommendation.
+"""
 
 import json
 import logging
@@ -14,23 +16,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EXAMINED = ("classification", "regression")
-"""Kinds with a target that a model can miss."""
+DIAGNOSED = ("classification", "regression")
+"""Kinds with a target."""
 
 
 class Result(Section):
     diagnosis: str
     """Path of diagnosis.json."""
     step: str | None
-    """leak, stop, simpler model, richer model, more data, better features; null: nothing to diagnose."""
-    said: str
-    """The step in one sentence."""
+    """leak, stop, simpler model, richer model, more data, better features; null: no diagnosis."""
+    recommendation: str
+    """The step in words, or the reason why there is none."""
 
 
 def run(params: Params, problem: str, layout: Layout) -> Result:
-    """Examine the chosen configuration of `problem`; writes the folder diagnosis.
+    """Diagnose the chosen configuration of `problem`; writes the folder diagnosis.
 
-    Where there is no target to miss, or no time to look, the diagnosis says that. Raises StepError where tune did not run.
+    Without a target, or with evaluate.diagnose_seconds 0, the diagnosis says so. Raises StepError where tune did not run.
     """
     with problems.naming(problem):
         return _run(params, problem, layout)
@@ -39,12 +41,12 @@ def run(params: Params, problem: str, layout: Layout) -> Result:
 def _run(params: Params, problem: str, layout: Layout) -> Result:
     section, name = params.section(problem), params.kind(problem)
     tables: dict[str, pl.DataFrame] = {}
-    if name not in EXAMINED or not isinstance(section, Tabular):
-        found = _nothing(f"The doctor examines {' and '.join(EXAMINED)}; {name} has no target that it could miss.")
+    if name not in DIAGNOSED or not isinstance(section, Tabular):
+        found = _no_diagnosis(f"Only {' and '.join(DIAGNOSED)} can be diagnosed; {name} has no target.")
     elif not section.evaluate.diagnose_seconds:
-        found = _nothing("evaluate.diagnose_seconds is 0: no diagnosis was asked for.")
+        found = _no_diagnosis("evaluate.diagnose_seconds is 0.")
     else:
-        found, tables = _examined(params, problem, section, layout)
+        found, tables = _diagnose(params, problem, section, layout)
     folder = layout.report(problem) / "diagnosis"
     with writing(folder) as scratch:
         scratch.mkdir()
@@ -52,31 +54,31 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
         (scratch / "diagnosis.json").write_text(text + "\n")
         for each, table in tables.items():
             table.write_csv(scratch / f"{each}.csv")
-    log.info("%s: diagnose: %s", problem, found["said"])
-    return Result(diagnosis=str(folder / "diagnosis.json"), step=found["step"], said=found["said"])
+    log.info("%s: diagnose: %s", problem, found["recommendation"])
+    return Result(diagnosis=str(folder / "diagnosis.json"), step=found["step"], recommendation=found["recommendation"])
 
 
-def _examined(
+def _diagnose(
     params: Params, problem: str, section: Tabular, layout: Layout
 ) -> "tuple[dict[str, Any], dict[str, pl.DataFrame]]":
-    """What an examination finds; its libraries are loaded here alone."""
+    """The diagnosis and its tables; the libraries of the experiments are imported only here."""
     import polars as pl
 
-    from evergreen.tasks.diagnosis.experiments import examine
+    from evergreen.tasks.diagnosis.experiments import diagnose
     from evergreen.tasks.search.best_config import load_best_config
 
     kind, config = problems.kind(params.kind(problem)), load_best_config(layout.tuning(problem), problem)
-    data, trials = kind.load(layout.features(problem), section), layout.tuning(problem) / "trials.parquet"
-    seconds = allowed(section.evaluate.diagnose_seconds, section.tune.budget_seconds)
-    tried = pl.read_parquet(trials) if trials.exists() else None
-    found, tables = examine(kind, data, section, config, params.project.seed, seconds, tried)
-    return (found, tables) if found.get("step") else (_nothing(found["said"]), {})
+    data, path = kind.load(layout.features(problem), section), layout.tuning(problem) / "trials.parquet"
+    seconds = allowed_seconds(section.evaluate.diagnose_seconds, section.tune.budget_seconds)
+    trials = pl.read_parquet(path) if path.exists() else None
+    found, tables = diagnose(kind, data, section, config, params.project.seed, seconds, trials)
+    return (found, tables) if found.get("step") else (_no_diagnosis(found["recommendation"]), {})
 
 
-def allowed(seconds: float, budget_seconds: float | None) -> float:
-    """CPU seconds for the diagnosis: a search on a budget is not followed by an examination that takes longer."""
+def allowed_seconds(seconds: float, budget_seconds: float | None) -> float:
+    """CPU seconds of the diagnosis: at most a quarter of a time budget."""
     return seconds if budget_seconds is None else min(seconds, budget_seconds / 4)
 
 
-def _nothing(why: str) -> dict[str, Any]:
-    return {"step": None, "title": "No diagnosis", "said": why, "evidence": [], "left_out": []}
+def _no_diagnosis(reason: str) -> dict[str, Any]:
+    return {"step": None, "title": "No diagnosis", "recommendation": reason, "evidence": [], "left_out": []}

@@ -341,7 +341,7 @@ def _fit(axes: Axes, scores: pl.Series, greater_is_better: bool) -> None:
 # --- diagnosis and explanation ---------------------------------------------------------------------------------------------
 
 SEEN = {"learned from": BASELINE, "not learned from": MODEL}
-"""Series of the doctor's curves -> colour."""
+"""Series of the diagnosis's curves -> colour."""
 LEANT_ON = 10
 """Most columns in one picture."""
 

@@ -151,7 +151,7 @@ class Answer:
     costs: list[Cost] = field(default_factory=list)
     lineage: Mapping[str, Any] = field(default_factory=dict)
     diagnosis: Mapping[str, Any] | None = None
-    doctor: list[Chart] = field(default_factory=list)
+    diagnosis_charts: list[Chart] = field(default_factory=list)
     """The curves of the diagnosis."""
     explanation: Mapping[str, Any] | None = None
     reasons: list[Chart] = field(default_factory=list)
@@ -348,7 +348,7 @@ def _answer(name: str, params: Params, layout: Layout, champion: Mapping[str, An
         lineage=_lineage(champion, card),
         newer=_newer(champion, evaluation),
         diagnosis=_read(layout.report(name) / "diagnosis" / "diagnosis.json"),
-        doctor=_charts(
+        diagnosis_charts=_charts(
             layout, name, "diagnosis", ("learning_curve", "validation_curve_1", "validation_curve_2", "bias_variance")
         ),
         explanation=_read(layout.report(name) / "explanation" / "explanation.json"),

@@ -1,24 +1,26 @@
-"""From what an examination found to the ONE next step that promises most, in plain words and with its evidence. Pure.
+"""From the facts of a diagnosis to the ONE next step that promises most, with its evidence. Pure.
 
-Skill puts all kinds on one scale: 0 is guessing, 1 is perfect; 2 ROC AUC - 1 for classes, R² for numbers. "A simpler model" is
-one that does worse on the rows it learned from and better on others; "a richer one" does better on both.
+Skill puts all kinds on one scale: 0 is guessing, 1 is perfect; 2 ROC AUC - 1 for classes, R² for numbers. A model overfits when
+a simpler one, with less training skill, has more validation skill. It underfits when a richer one has more of both.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-NEAR = 0.02
+MIN_GAIN = 0.02
 """Differences in skill below this are not worth a step."""
-BY_HEART = 0.3
-"""So much more skill on the rows it learned from than on others, and a model knows them by heart."""
-ALONE = {"classification": 0.95, "regression": 0.98}
-"""A single column with this much skill, in a model that has it too, gives the target away."""
+OVERFIT_GAP = 0.3
+"""A model overfits when its training skill is this far above its validation skill."""
+LEAK_SKILL = {"classification": 0.95, "regression": 0.98}
+"""A single column with this much skill, in a model that has it too, leaks the target."""
+PERFECT = 0.97
+"""Skill from which next to nothing is left to gain."""
 
 
 @dataclass(frozen=True)
 class Rival:
-    """Another configuration beside the chosen one. gain: how much more skill it has on rows not learned from."""
+    """Another configuration besides the chosen one. gain, low, high: its additional validation skill, with the interval."""
 
     name: str
     skill: float
@@ -30,88 +32,101 @@ class Rival:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the examination found; the step is decided by this alone. Skills are those on rows not learned from."""
+    """What a diagnosis found; it alone decides the step. Skills are those on validation rows, unless named otherwise."""
 
     kind: str
     skill: float
     error: float
-    """Standard error of it."""
+    """Standard error of `skill`."""
     train_skill: float
     rows: int
-    """Rows that the models of the examination learned from, of `all_rows` that there are."""
+    """Training rows of the fits, of `all_rows` that there are."""
     all_rows: int
     rivals: list[Rival] = field(default_factory=list)
     best_low: float = math.nan
-    """The skill of the best of model and rivals, less SURE standard errors."""
-    alone: list[tuple[str, float]] = field(default_factory=list)
-    """Column -> skill by itself, the best first."""
-    together: list[str] = field(default_factory=list)
+    """Skill of the best of the model and its rivals, minus ERRORS_ABOVE_GUESSING standard errors."""
+    single_columns: list[tuple[str, float]] = field(default_factory=list)
+    """(column, skill by itself), the best first."""
+    summing_columns: list[str] = field(default_factory=list)
     """Columns whose weighted sum is the target."""
-    without: float | None = None
-    """Skill of the model without the columns that look like leaks."""
+    skill_without_suspects: float | None = None
+    """Skill of boosted trees without the columns that look like leaks."""
     last_gain: tuple[float, float, float] | None = None
     """Skill gained by the last doubling of the rows, with its interval."""
     doubling: float | None = None
-    """Skill that another doubling of all rows may bring."""
+    """Skill that another doubling of all rows may gain."""
     explained: float | None = None
-    """Share of the target's variance that the model explains (for classes by its probabilities)."""
+    """Share of the target's variance that the model explains (for classes, by its probabilities)."""
     ceiling: float | None = None
-    """The largest share that any model could: rows that are the same in every feature differ in their target by the rest."""
+    """The largest share that any model could explain; see diagnosis.noise_ceiling."""
     ceiling_error: float = 0.0
-    """Standard error of it."""
+    """Standard error of `ceiling`."""
 
 
 @dataclass(frozen=True)
 class Step:
+    """step: its name. recommendation: one or two sentences. evidence: one sentence per fact."""
+
     step: str
     title: str
-    said: str
+    recommendation: str
     evidence: list[str]
 
 
 def decide(facts: Facts) -> Step:
-    """The step that the facts call for: a leak, noise, another model, nothing left, more rows or columns, in this order."""
-    for rule in (_leak, _noise, _other_model, _nothing_left, _more_data):
+    """The first of these that applies: a leak, noise, another model, nothing to gain, more rows; else better features."""
+    for rule in (_leak, _noise, _other_model, _nothing_to_gain, _more_data):
         if step := rule(facts):
             return step
     return Step(
         "better features",
         "Better features",
-        "Look for columns that say something new: more rows and other models no longer help with these.",
-        [_level(facts), *_flat(facts), *(_stood(rival, facts) for rival in facts.rivals)],
+        "Add columns with new information: with these columns, more rows and other models no longer help.",
+        [_level(facts), *_last_doubling(facts), *(_beside(rival, facts) for rival in facts.rivals)],
     )
 
 
+def suspects_of(kind: str, single_columns: Sequence[tuple[str, float]], model: float) -> list[str]:
+    """Up to three columns that by themselves nearly reach the skill of the model, far more than all others."""
+    known = [(name, value) for name, value in single_columns if math.isfinite(value)]
+    if not known or known[0][1] < 0.8 or model < 0.8:
+        return []
+    top = known[0][1]
+    group = [name for name, value in known if value >= 0.95 * top]
+    rest = max((value for name, value in known if name not in group), default=0.0)
+    certain = top >= LEAK_SKILL[kind] and model >= LEAK_SKILL[kind] - MIN_GAIN
+    return group[:3] if len(group) <= 3 and (rest < 0.7 * top or certain) else []
+
+
 def _leak(facts: Facts) -> Step | None:
-    if facts.together:
-        return _leak_of(facts.together, [f"A weighted sum of {_and(facts.together)} is the target, to a thousandth."])
-    suspects = suspects_of(facts.kind, facts.alone, facts.skill)
+    if facts.summing_columns:
+        names = facts.summing_columns
+        return _leak_of(names, [f"A weighted sum of {_and(names)} is the target, to a thousandth of its variance."])
+    suspects = suspects_of(facts.kind, facts.single_columns, facts.skill)
     if not suspects:
         return None
-    top = facts.alone[0][1]
-    certain = top >= ALONE[facts.kind]
-    falls = facts.without is not None and 0.1 < facts.without < 0.6 * top
+    top, without = facts.single_columns[0][1], facts.skill_without_suspects
+    certain = top >= LEAK_SKILL[facts.kind]
+    falls = without is not None and 0.1 < without < 0.6 * top
     if not (certain or falls):
         return None
-    rest = next((each for each in facts.alone if each[0] not in suspects), None)
-    told = [f"{name} alone reaches {_shown(facts, value)}" for name, value in facts.alone if name in suspects]
-    told += [f"the best of the other columns alone, {rest[0]}, {_shown(facts, rest[1])}"] if rest else []
-    evidence = [f"{'; '.join(told)}."]
-    if facts.without is not None:
-        evidence.append(
-            f"The model reaches {_shown(facts, facts.skill)}; boosted trees without it {_shown(facts, facts.without)}."
-        )
+    rest = next((each for each in facts.single_columns if each[0] not in suspects), None)
+    alone = [f"{name} alone reaches {_score(facts, value)}" for name, value in facts.single_columns if name in suspects]
+    alone += [f"the best of the other columns alone, {rest[0]}, {_score(facts, rest[1])}"] if rest else []
+    evidence = [f"{'; '.join(alone)}."]
+    if without is not None:
+        it = "it" if len(suspects) == 1 else "them"
+        evidence.append(f"The model reaches {_score(facts, facts.skill)}; boosted trees without {it} {_score(facts, without)}.")
     return _leak_of(suspects, evidence)
 
 
 def _leak_of(names: Sequence[str], evidence: list[str]) -> Step:
-    column = "column" if len(names) == 1 else "columns"
-    it = "it" if len(names) == 1 else "them"
+    column, becomes, it = ("column", "it becomes", "it") if len(names) == 1 else ("columns", "they become", "them")
     return Step(
         "leak",
-        f"A leak: look at {column} {_and(names)}",
-        f"A leak: look at {column} {_and(names)}. Find out when {it} becomes known; if that is after the answer is needed, "
-        f"take {it} out of the features and train again.".replace("them becomes", "they become"),
+        f"A leak: check {column} {_and(names)}",
+        f"A leak: check {column} {_and(names)}. Find out when {becomes} known; if that is after the prediction is needed, "
+        f"drop {it} from the features and train again.",
         evidence,
     )
 
@@ -119,130 +134,112 @@ def _leak_of(names: Sequence[str], evidence: list[str]) -> Step:
 def _noise(facts: Facts) -> Step | None:
     if facts.best_low > 0:
         return None
-    tried = [_stood(rival, facts) for rival in facts.rivals]
+    rivals = [_beside(rival, facts) for rival in facts.rivals]
     evidence = [
-        f"On rows it did not learn from, the model reaches {_shown(facts, facts.skill)} (guessing: {_shown(facts, 0.0)}), and "
-        f"the best of {len(tried) + 1} models is not beyond doubt above that.",
-        *tried,
+        f"On validation rows the model reaches {_score(facts, facts.skill)} (guessing: {_score(facts, 0.0)}), and the best of "
+        f"{len(rivals) + 1} models is not significantly better than guessing.",
+        *rivals,
     ]
     if facts.train_skill > 0.2:
-        evidence.append(f"Its {_shown(facts, facts.train_skill)} on the rows it learned from is learned by heart.")
-    if facts.alone and math.isfinite(facts.alone[0][1]):
-        evidence.append(f"The best single column, {facts.alone[0][0]}, reaches {_shown(facts, facts.alone[0][1])}.")
+        evidence.append(f"Its {_score(facts, facts.train_skill)} on training rows is overfitting.")
+    if facts.single_columns and math.isfinite(facts.single_columns[0][1]):
+        name, value = facts.single_columns[0]
+        evidence.append(f"The best single column, {name}, reaches {_score(facts, value)}.")
     return Step(
         "stop",
-        "Stop: these columns do not tell the target",
-        "Stop tuning: nothing in these columns tells the target better than guessing does. Only other columns can help.",
+        "Stop: these columns do not predict the target",
+        "Stop tuning: no model predicts the target from these columns better than guessing. Only other columns can help.",
         evidence,
     )
 
 
 def _other_model(facts: Facts) -> Step | None:
-    """A rival that is better: simpler or richer by how well it does on the rows it learned from.
-
-    Better beyond doubt; a far simpler one than a model that learns by heart need only be ahead.
-    """
-    by_heart = facts.train_skill - facts.skill > BY_HEART
+    """A better rival. Significantly better; or better at all, and far simpler than a model that overfits."""
+    overfits = facts.train_skill - facts.skill > OVERFIT_GAP
     better = [
         each
         for each in facts.rivals
-        if (each.gain >= NEAR and each.low > 0)
-        or (by_heart and each.gain > 0 and each.train_skill < facts.train_skill - BY_HEART / 2)
+        if (each.gain >= MIN_GAIN and each.low > 0)
+        or (overfits and each.gain > 0 and each.train_skill < facts.train_skill - OVERFIT_GAP / 2)
     ]
     if not better:
         return None
     top = max(better, key=lambda each: each.gain)
     evidence = [
         _level(facts),
-        f"{top.name} reaches {_shown(facts, top.skill)} on the same rows, {_difference(facts, top.gain, top.low, top.high)}, "
-        f"and {_shown(facts, top.train_skill)} on those it learned from.",
-        *_flat(facts),
+        f"{top.name} reaches {_score(facts, top.skill)} on the same validation rows, "
+        f"{_difference(facts, top.gain, top.low, top.high)}, and {_score(facts, top.train_skill)} on training rows.",
+        *_last_doubling(facts),
     ]
-    if top.train_skill < facts.train_skill - NEAR:
+    if top.train_skill < facts.train_skill - MIN_GAIN:
         return Step(
             "simpler model",
             "Simpler model",
-            f"Take a simpler model: this one learns its rows by heart, and {top.name}, which cannot, does better on others. "
-            "Narrow tune.space to simpler values, or tune.models to simpler families.",
+            f"The model overfits: {top.name} has a lower training score and a higher validation score. "
+            "Narrow tune.space to simpler values, or tune.models to simpler models.",
             evidence,
         )
     return Step(
         "richer model",
         "Richer model",
-        f"Take a richer model: this one is too simple for what the columns say, and {top.name} finds more in them "
-        "(or give it features that bend and combine). Add the family to tune.models, or widen tune.space.",
+        f"The model underfits: {top.name} has a higher training and validation score. "
+        "Add that model to tune.models, widen tune.space, or add features with curves and interactions.",
         evidence,
     )
 
 
-def _nothing_left(facts: Facts) -> Step | None:
-    doubt = NEAR + 1.64 * math.hypot(facts.error, facts.ceiling_error)
-    if facts.ceiling is not None and facts.explained is not None and facts.explained >= facts.ceiling - doubt:
+def _nothing_to_gain(facts: Facts) -> Step | None:
+    tolerance = MIN_GAIN + 1.64 * math.hypot(facts.error, facts.ceiling_error)
+    if facts.ceiling is not None and facts.explained is not None and facts.explained >= facts.ceiling - tolerance:
         return Step(
             "stop",
             "Stop: as good as the data allow",
-            "Stop: rows that are the same in every column differ in their target, and the model is at that ceiling.",
+            "Stop: rows with equal features differ in their target, and the model reaches that ceiling.",
             [
-                f"It explains {facts.explained:.0%} of what varies; rows that repeat say that no model with these columns can "
+                f"It explains {facts.explained:.0%} of the variance; by the rows that repeat, no model with these columns can "
                 f"explain more than about {facts.ceiling:.0%}.",
                 _level(facts),
             ],
         )
-    if facts.skill >= 0.97:
-        return Step(
-            "stop", "Stop: next to nothing is left to gain", "Stop: the model is right nearly everywhere.", [_level(facts)]
-        )
+    if facts.skill >= PERFECT:
+        return Step("stop", "Stop: next to nothing to gain", "Stop: the model is right nearly everywhere.", [_level(facts)])
     return None
 
 
 def _more_data(facts: Facts) -> Step | None:
-    """The curve still rises at its end, and another doubling is worth something."""
-    if facts.last_gain is None or facts.doubling is None or facts.last_gain[1] <= 0 or facts.doubling < NEAR / 2:
+    """The learning curve still rises at its end, and another doubling is worth a step."""
+    if facts.last_gain is None or facts.doubling is None or facts.last_gain[1] <= 0 or facts.doubling < MIN_GAIN / 2:
         return None
     return Step(
         "more data",
         "More data",
-        "Collect more rows: the score still rises with them, and no other model does better with those there are.",
-        [*_flat(facts), _level(facts), *(_stood(rival, facts) for rival in facts.rivals)],
+        "Collect more rows: the score still rises with them, and no other model is better with the rows there are.",
+        [*_last_doubling(facts), _level(facts), *(_beside(rival, facts) for rival in facts.rivals)],
     )
 
 
-def suspects_of(kind: str, alone: Sequence[tuple[str, float]], model: float) -> list[str]:
-    """Columns that by themselves do nearly what the model does, far more than all the others."""
-    known = [(name, value) for name, value in alone if math.isfinite(value)]
-    if not known or known[0][1] < 0.8 or model < 0.8:
-        return []
-    top = known[0][1]
-    group = [name for name, value in known if value >= 0.95 * top]
-    rest = max((value for name, value in known if name not in group), default=0.0)
-    certain = top >= ALONE[kind] and model >= ALONE[kind] - NEAR
-    return group[:3] if len(group) <= 3 and (rest < 0.7 * top or certain) else []
-
-
-def _flat(facts: Facts) -> list[str]:
-    """What the end of the learning curve says, where there is one."""
+def _last_doubling(facts: Facts) -> list[str]:
+    """The end of the learning curve in words, where there is one."""
     if facts.last_gain is None or facts.doubling is None:
         return []
     gain, low, high = facts.last_gain
     return [
         f"From {facts.rows // 2:,} to {facts.rows:,} rows it gained {_difference(facts, gain, low, high)}; doubling all "
-        f"{facts.all_rows:,} may bring about {_unit(facts, facts.doubling):.3f} more."
+        f"{facts.all_rows:,} may gain about {_unit(facts, facts.doubling):.3f} more."
     ]
 
 
 def _level(facts: Facts) -> str:
-    return (
-        f"The model reaches {_shown(facts, facts.train_skill)} on the rows it learned from and {_shown(facts, facts.skill)} on "
-        "others."
-    )
+    training, validation = _score(facts, facts.train_skill), _score(facts, facts.skill)
+    return f"The model reaches {training} on training rows and {validation} on validation rows."
 
 
-def _stood(rival: Rival, facts: Facts) -> str:
-    return f"{rival.name} reaches {_shown(facts, rival.skill)} ({_difference(facts, rival.gain, rival.low, rival.high)})."
+def _beside(rival: Rival, facts: Facts) -> str:
+    return f"{rival.name} reaches {_score(facts, rival.skill)} ({_difference(facts, rival.gain, rival.low, rival.high)})."
 
 
-def _shown(facts: Facts, value: float) -> str:
-    """A skill in the score that people know."""
+def _score(facts: Facts, value: float) -> str:
+    """A skill as the score that people know."""
     return f"ROC AUC {(value + 1) / 2:.3f}" if facts.kind == "classification" else f"R² {value:.3f}"
 
 

@@ -1,4 +1,4 @@
-"""The doctor is right where the answer is planted, stays within its time, and looks at no row that judges."""
+"""The step is right where it is planted, the diagnosis keeps to its time, and test rows stay unseen."""
 
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from evergreen.tasks import diagnose, problems
 from evergreen.tasks.config.params import Params, Tabular
 from evergreen.tasks.core.paths import Layout, read_json, write_json
 from evergreen.tasks.diagnosis import experiments
+from evergreen.tasks.diagnosis.examination import Examination
 from evergreen.tasks.diagnosis.recommendation import Facts, Rival, decide
+from evergreen.tasks.diagnosis.validation_curves import POINTS
 from evergreen.tasks.problems.base import Kind
 from evergreen.tasks.problems.tabular.tabular_kind import Rows
 
-HEART = {"model": "lightgbm", "num_leaves": 40, "min_child_samples": 1, "n_estimators": 60, "learning_rate": 0.3}
-"""A model that learns its rows by heart."""
+OVERFIT = {"model": "lightgbm", "num_leaves": 40, "min_child_samples": 1, "n_estimators": 60, "learning_rate": 0.3}
+"""A model that overfits."""
 SIZE = 700
 
 
@@ -59,21 +61,21 @@ def read(kind_name: str, table: pl.DataFrame, folder: Path) -> tuple[Kind, Rows,
     return kind, kind.load(folder, section), section
 
 
-def examined(
+def diagnosed(
     name: str, folder: Path, config: dict[str, Any], seconds: float = 20.0
 ) -> tuple[dict[str, Any], dict[str, pl.DataFrame]]:
     kind, data, section = read(*planted(name), folder)
-    return experiments.examine(kind, data, section, {**kind.defaults(config["model"], section), **config}, 0, seconds)
+    return experiments.diagnose(kind, data, section, {**kind.defaults(config["model"], section), **config}, 0, seconds)
 
 
 @pytest.mark.parametrize(
     ("case", "config", "step"),
     [
-        ("line", HEART, "simpler model"),
-        ("classes", HEART, "simpler model"),
+        ("line", OVERFIT, "simpler model"),
+        ("classes", OVERFIT, "simpler model"),
         ("bend", {"model": "ridge", "curves": 0}, "richer model"),
         ("cross", {"model": "logistic", "curves": 0}, "richer model"),
-        ("noise", HEART, "stop"),
+        ("noise", OVERFIT, "stop"),
         ("nothing", {"model": "ridge"}, "stop"),
         ("paid", {"model": "lightgbm"}, "leak"),
         ("state", {"model": "logistic"}, "leak"),
@@ -84,49 +86,49 @@ def examined(
 def test_the_step_is_right_on_planted_cases(
     case: str, config: dict[str, Any], step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(experiments, "_validation_curves", lambda *given: {})  # they decide nothing
-    monkeypatch.setattr(experiments, "_bias_variance", lambda *given: None)
-    found, _ = examined(case, tmp_path, config)
+    monkeypatch.setattr(experiments, "validation_curves", lambda *given: {})  # they decide nothing
+    monkeypatch.setattr(experiments, "decompose_error", lambda *given: None)
+    found, _ = diagnosed(case, tmp_path, config)
     assert found["step"] == step, found["evidence"]
     assert found["evidence"]
     named = {"paid": "column paid", "state": "column state", "parts": "columns tax and net", "repeats": "as good as the data"}
     assert named.get(case, "") in found["title"]
 
 
-def test_an_examination_brings_its_curves_and_says_on_how_many_rows(tmp_path: Path):
-    found, tables = examined("classes", tmp_path, {"model": "lightgbm", "n_estimators": 60})
-    assert set(tables) == {"alone", "bias_variance", "learning_curve", "validation_curve_1", "validation_curve_2"}
+def test_a_diagnosis_has_its_curves_and_names_its_rows(tmp_path: Path):
+    found, tables = diagnosed("classes", tmp_path, {"model": "lightgbm", "n_estimators": 60})
+    assert set(tables) == {"single_columns", "bias_variance", "learning_curve", "validation_curve_1", "validation_curve_2"}
     rows = tables["learning_curve"]["rows"].unique().sort().to_list()
     assert rows == [round(found["rows"] * share) for share in (0.125, 0.25, 0.5, 1.0)]
     assert (found["rows"], found["left_out"]) == (found["all_rows"], [])
     curve = tables["validation_curve_1"]
     assert curve["parameter"].n_unique() == 1
     assert float(curve["chosen"][0]) in curve["value"].to_list()
-    assert curve.height == 2 * (1 + experiments.POINTS)
+    assert curve.height == 2 * (1 + POINTS)
     assert tables["bias_variance"]["share"].sum() > 0.5
-    assert tables["alone"]["column"][0] == "x0"
+    assert tables["single_columns"]["column"][0] == "x0"
 
 
 def test_what_time_does_not_allow_is_left_out_and_named(tmp_path: Path):
-    found, tables = examined("classes", tmp_path, {"model": "lightgbm"}, seconds=0.05)
+    found, tables = diagnosed("classes", tmp_path, {"model": "lightgbm"}, seconds=0.05)
     assert found["step"]
     assert found["left_out"] == ["bias and variance", "learning curve", "validation curves"]
-    assert set(tables) == {"alone", "learning_curve"}
+    assert set(tables) == {"single_columns", "learning_curve"}
     assert tables["learning_curve"]["rows"].n_unique() == 1
 
 
-def test_no_row_that_judges_is_looked_at(tmp_path: Path):
+def test_no_test_row_is_used(tmp_path: Path):
     kind, data, section = read(*planted("classes"), tmp_path)
-    subject = experiments.Subject(kind, data, section, 0, 1.0)
-    judging = set(np.flatnonzero(data.parts.masks["test"])) if data.parts else set()
-    assert judging
-    for train, test in subject.folds:
-        assert not judging & {*train.tolist(), *test.tolist()}
-        assert not {*train.tolist()} & {*test.tolist()}
+    examination = Examination(kind, data, section, 0, 1.0)
+    test = set(np.flatnonzero(data.parts.masks["test"])) if data.parts else set()
+    assert test
+    for train, validation in examination.folds:
+        assert not test & {*train.tolist(), *validation.tolist()}
+        assert not {*train.tolist()} & {*validation.tolist()}
 
 
 def test_the_same_seed_finds_the_same(tmp_path: Path):
-    first, second = (examined("line", tmp_path / name, {"model": "ridge"})[0] for name in ("one", "two"))
+    first, second = (diagnosed("line", tmp_path / name, {"model": "ridge"})[0] for name in ("one", "two"))
     assert {**first, "cpu_seconds": 0} == {**second, "cpu_seconds": 0}
 
 
@@ -160,11 +162,11 @@ def rival(gain: float, low: float, train_skill: float) -> Rival:
         (changed(explained=0.4, ceiling=0.41), "stop"),
         (changed(explained=0.4, ceiling=0.6), "better features"),
         (changed(skill=0.98), "stop"),
-        (changed(skill=0.99, alone=[("paid", 0.99), ("age", 0.2)]), "leak"),
-        (changed(skill=0.6, alone=[("paid", 0.99), ("age", 0.2)]), "better features"),
-        (changed(skill=0.9, alone=[("paid", 0.88), ("age", 0.2)], without=0.3), "leak"),
-        (changed(skill=0.9, alone=[("rule", 0.88), ("age", 0.2)], without=0.05), "better features"),
-        (changed(skill=0.9, alone=[("size", 0.88), ("age", 0.2)], without=0.85), "better features"),
+        (changed(skill=0.99, single_columns=[("paid", 0.99), ("age", 0.2)]), "leak"),
+        (changed(skill=0.6, single_columns=[("paid", 0.99), ("age", 0.2)]), "better features"),
+        (changed(skill=0.9, single_columns=[("paid", 0.88), ("age", 0.2)], skill_without_suspects=0.3), "leak"),
+        (changed(skill=0.9, single_columns=[("rule", 0.88), ("age", 0.2)], skill_without_suspects=0.05), "better features"),
+        (changed(skill=0.9, single_columns=[("size", 0.88), ("age", 0.2)], skill_without_suspects=0.85), "better features"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -172,10 +174,10 @@ def test_the_facts_decide_the_step(facts: Facts, step: str):
     assert decide(facts).step == step
 
 
-def test_the_advice_speaks_of_roc_auc_and_not_of_skill():
-    told = decide(changed(rivals=[rival(0.1, 0.05, 0.9)]))
-    assert told.evidence[0] == "The model reaches ROC AUC 0.850 on the rows it learned from and ROC AUC 0.800 on others."
-    assert "other reaches ROC AUC 0.850 on the same rows, +0.050 [+0.025, +0.075]" in told.evidence[1]
+def test_the_evidence_names_roc_auc_and_not_skill():
+    step = decide(changed(rivals=[rival(0.1, 0.05, 0.9)]))
+    assert step.evidence[0] == "The model reaches ROC AUC 0.850 on training rows and ROC AUC 0.800 on validation rows."
+    assert "other reaches ROC AUC 0.850 on the same validation rows, +0.050 [+0.025, +0.075]" in step.evidence[1]
 
 
 # --- the step on files -----------------------------------------------------------------------------------------------------
@@ -197,15 +199,15 @@ def test_the_diagnosis_is_written_with_its_tables(tmp_path: Path):
     found = read_json(Path(result.diagnosis))
     assert (found["problem"], found["step"], found["metric"]) == ("pay", result.step, "rmse")
     assert (Path(result.diagnosis).parent / "learning_curve.csv").exists()
-    assert found["scores"]["learned from"] < found["scores"]["not learned from"]
+    assert found["scores"]["training"] < found["scores"]["validation"]
 
 
 def test_no_diagnosis_is_made_where_none_is_asked_for(tmp_path: Path):
     params, layout = project(tmp_path, diagnose_seconds=0.0)
     result = diagnose.run(params, "pay", layout)
-    assert (result.step, result.said) == (None, "evaluate.diagnose_seconds is 0: no diagnosis was asked for.")
+    assert (result.step, result.recommendation) == (None, "evaluate.diagnose_seconds is 0.")
 
 
 @pytest.mark.parametrize(("budget", "seconds"), [(None, 10.0), (20.0, 5.0), (600.0, 10.0)])
-def test_a_search_on_a_budget_is_followed_by_a_shorter_examination(budget: float | None, seconds: float):
-    assert diagnose.allowed(10.0, budget) == seconds
+def test_a_search_with_a_time_budget_is_followed_by_a_shorter_diagnosis(budget: float | None, seconds: float):
+    assert diagnose.allowed_seconds(10.0, budget) == seconds

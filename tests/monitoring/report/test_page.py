@@ -615,10 +615,10 @@ def test_the_bars_of_one_metric_lie_on_one_axis_in_order():
 def advise(layout: Layout, problem: str) -> None:
     """What diagnose and explain leave behind."""
     report = layout.report(problem)
-    doctor = {"step": "leak", "title": "A leak: look at column paid", "said": "Find out when paid becomes known."}
+    step = {"step": "leak", "title": "A leak: check column paid", "recommendation": "Find out when paid becomes known."}
     _write(
         report / "diagnosis" / "diagnosis.json",
-        doctor
+        step
         | {"evidence": ["paid alone reaches ROC AUC 0.998."], "left_out": ["bias and variance"], "rows": 500, "all_rows": 900},
     )
     both = [{"series": name, "score": 0.9, "low": 0.88, "high": 0.92} for name in ("learned from", "not learned from")]
@@ -657,7 +657,7 @@ def test_the_next_step_the_reasons_and_the_card_are_on_the_page(tmp_path: Path):
     path = page.build(params, layout, champions)
     text = read(path).said
     for said in (
-        "A leak: look at column paid",
+        "A leak: check column paid",
         "paid alone reaches ROC AUC 0.998.",
         "Left out for lack of time: bias and variance",
         "More rows",
