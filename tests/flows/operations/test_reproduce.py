@@ -60,6 +60,53 @@ def test_a_commit_and_a_recorded_folder_come_back_as_they_were(project, tmp_path
     assert (tmp_path / "features" / "deep" / "more.parquet").read_text() == "more"
 
 
+@pytest.fixture
+def checkout(tmp_path: Path) -> tuple[Layout, str]:
+    """A project that holds its own copy of the package, laid out as this one is: folders at the top, links to them in src."""
+    root = tmp_path / "project"
+    for name, text in {
+        "src/evergreen/__init__.py": "",
+        "src/evergreen/__main__.py": "from evergreen.tasks import step\nstep.run()\n",
+        "tasks/__init__.py": "",
+        "tasks/step.py": STEP,
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    (root / "src" / "evergreen" / "tasks").symlink_to("../../tasks")
+    git(tmp_path, "init", "-q", "project")
+    git(root, "add", "-A")
+    git(root, "commit", "-qm", "one")
+    return Layout(root), git(root, "rev-parse", "HEAD").strip()
+
+
+STEP = """
+import sys
+from pathlib import Path
+
+def run():
+    Path("ran.txt").write_text(f"{__file__} {sys.argv[1:3]}")
+    sys.exit("no such rows" if sys.argv[1] == "evaluate" else 0)
+"""
+
+
+def test_a_step_runs_by_the_code_of_its_commit_through_the_links_of_the_package(checkout, tmp_path):
+    layout, commit = checkout
+    (layout.root / "tasks" / "step.py").write_text("raise SystemExit('the code of today')")
+    scratch = Layout(tmp_path / "scratch")
+    scratch.root.mkdir()
+    assert lineage.archive(layout, commit, scratch.root)
+    assert (scratch.root / "src" / "evergreen" / "tasks").readlink() == Path("../../tasks")
+    assert reproduce._step(scratch, "train", "p") == ""
+    code = scratch.root / "src" / "evergreen" / "tasks" / "step.py"
+    assert (scratch.root / "ran.txt").read_text() == f"{code} ['train', 'p']"
+    assert reproduce._step(scratch, "evaluate", "p") == "no such rows"
+
+
+def test_a_step_of_a_project_without_the_package_runs_by_the_installed_code(tmp_path):
+    (tmp_path / "params.yaml").write_text("project: {nmae: one}\n")
+    assert "unknown key" in reproduce._step(Layout(tmp_path), "train", "p")
+
+
 def test_what_is_not_to_be_had_is_told_and_what_to_do(project, tmp_path):
     layout, _, digest = project
     gone = version(git__commit="0" * 40, git__dirty="true", git__changed="params.yaml, tasks/train.py")
