@@ -251,9 +251,9 @@ async def _recommend(load: Load, problem: str, users: Sequence[Any], items: Sequ
         if number % NEW_EVENTS == 0:
             event = {"id": f"bench-{load.seconds:g}-{number}", "user": users[user[number]], "item": items[item[number]]}
             reply = await client.post(f"/v1/events/{problem}", json.dumps({**event, "basket": f"b{number}"}).encode())
-            counted = reply.json().get("counted")
-            if counted != 1:
-                raise RuntimeError(f"an event was not counted: {reply.status} {reply.body[:300]!r}")
+            accepted = reply.json().get("accepted")
+            if accepted != 1:
+                raise RuntimeError(f"an event was not accepted: {reply.status} {reply.body[:300]!r}")
             return False
         reply = await client.post(f"/v1/recommend/{problem}", json.dumps({"users": [users[user[number]]], "k": 10}).encode())
         if reply.status != 200 or not reply.json()["lists"][0]["items"]:

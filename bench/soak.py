@@ -159,7 +159,7 @@ class Soak:
         for _ in range(5):
             with suppress(ConnectionError, OSError):
                 said = await self._post("events", f"/v1/events/{SHOP}", {**event, "basket": f"b{number}"})
-                if said and said["counted"] + said["known"] == 1:
+                if said and said["accepted"] + said["duplicate"] == 1:
                     self.seen.events.append(event["id"])
                 return
             self.seen.broken.append(time.monotonic())

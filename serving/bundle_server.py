@@ -1,9 +1,8 @@
-"""The server of a bundle: one registered version that answers from files, on a machine that has no project and no registry.
+"""The server of a bundle: one registered version, served from files, without a project or a registry.
 
-`evergreen export` lays this module and what it needs into the bundle. `python -m evergreen.serving.bundle_server` there
-answers over HTTP with
-the same modules that `evergreen serve` has; only what would come from the registry comes from the bundle's folder, and nothing
-is written down but keys and, for a recommender, purchases.
+`evergreen export` copies this module and what it imports into the bundle. `python -m evergreen.serving.bundle_server` there
+serves with the modules of `evergreen serve`; only the model comes from the bundle's folder. It writes nothing but keys and, for
+a recommender, purchase events. There is no `-P`: the bundle's own folder holds the package.
 """
 
 import argparse
@@ -12,17 +11,18 @@ import json
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evergreen.serving import loaded_model
-from evergreen.serving.access_control import Guard
+from evergreen.serving import model_loading
+from evergreen.serving.access_control import AccessControl
 from evergreen.serving.app import App
-from evergreen.serving.deployment_watcher import Lineup
 from evergreen.serving.keys import Keys
+from evergreen.serving.loaded_model import ListModel, LoadedModel, RowModel
 from evergreen.serving.metrics import Metrics
-from evergreen.serving.prediction_service import Answering
+from evergreen.serving.prediction_service import PredictionService
+from evergreen.serving.serving_set import ServingSet
 from evergreen.tasks.config.params import Params, load
 from evergreen.tasks.core.errors import EvergreenError, ModelError
 from evergreen.tasks.core.paths import Layout
@@ -30,93 +30,93 @@ from evergreen.tasks.core.paths import Layout
 if TYPE_CHECKING:
     from evergreen.tasks.model_files.onnx_runtime import Compiled
 
-CARD = "bundle.json"
-"""In the bundle's folder: problem, version, and what the registry says of it (see Files)."""
+MANIFEST = "bundle.json"
+"""In the bundle's folder: problem, version, and its registry entry (see BundleFiles)."""
 MODEL = "model"
-"""Folder of the model's file, in the bundle's."""
+"""Folder of the model's file in the bundle."""
 DATABASE = "bundle.db"
-"""In the folder of state: keys and purchases."""
+"""In the state folder: keys and purchase events."""
 
 
 @dataclass(frozen=True)
 class Described:
-    """What the version takes, as the registry describes it."""
+    """The inputs of the version, as in the registry."""
 
     features: Mapping[str, str]
     example: tuple[Mapping[str, Any], ...]
     trained: Mapping[str, str]
 
 
-class Files:
-    """What a registry says of the one version of a bundle, read from its `folder`."""
+class BundleFiles:
+    """The one version of the bundle in `folder`, with the methods of a registry."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises ModelError where the folder is no bundle."""
+        """Raises ModelError if the folder is not a bundle."""
         self._folder = folder
         try:
-            self._card = json.loads((folder / CARD).read_text())
+            self._manifest = json.loads((folder / MANIFEST).read_text())
         except (OSError, ValueError) as error:
-            raise ModelError(f"{folder / CARD}: cannot be read: {error}. Is this the folder of a bundle?") from error
-        self.problem, self.version = str(self._card["problem"]), int(self._card["version"])
+            raise ModelError(f"{folder / MANIFEST}: cannot be read: {error}. Is this the folder of a bundle?") from error
+        self.problem, self.version = str(self._manifest["problem"]), int(self._manifest["version"])
 
     def described(self, _problem: str, _version: int) -> Described:
-        card = self._card
-        return Described(card["features"], tuple(card["example"]), card["tags"])
+        manifest = self._manifest
+        return Described(manifest["features"], tuple(manifest["example"]), manifest["tags"])
 
     def load_compiled(self, _problem: str, _version: int) -> "Compiled | None":
-        """None where the bundle holds the pipeline itself."""
-        if not self._card["compiled"]:
+        """None if the bundle holds the pipeline."""
+        if not self._manifest["compiled"]:
             return None
         from evergreen.tasks.model_files.onnx_runtime import Compiled
 
         return Compiled(self._file())
 
     def load(self, _problem: str, _version: int) -> Any:
-        """The pipeline. Raises ModelError where the bundle holds the compiled model alone."""
-        if self._card["compiled"]:
-            raise ModelError(f"{self.problem} v{self.version}: the bundle holds its compiled model alone")
+        """The pipeline. Raises ModelError if the bundle holds only the compiled model."""
+        if self._manifest["compiled"]:
+            raise ModelError(f"{self.problem} v{self.version}: the bundle holds only the compiled model")
         from evergreen.tasks.model_files import skops_models
 
         return skops_models.load(self._file())
 
     def _file(self) -> Path:
-        """The model's file. Raises ModelError where it is not what was exported."""
-        file = self._folder / MODEL / self._card["file"]
-        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != self._card["sha256"]:
-            raise ModelError(f"{file}: is not the file that was exported; do not use it, and copy the bundle again")
+        """The model's file. Raises ModelError if its checksum differs from the exported one."""
+        file = self._folder / MODEL / self._manifest["file"]
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != self._manifest["sha256"]:
+            raise ModelError(f"{file}: is not the exported file (SHA-256 differs); do not use it, copy the bundle again")
         return file
 
 
 @dataclass(frozen=True)
-class Alone:
-    """The lineup of a server whose version never changes."""
+class FixedServingSet:
+    """In place of a DeploymentWatcher: the version never changes."""
 
-    champion: loaded_model.Served
-    troubles: tuple[str, ...] = ()
+    champion: LoadedModel
+    errors: Mapping[str, str] = field(default_factory=dict)
 
-    def lineup(self, problem: str) -> "Lineup[loaded_model.Served] | None":
-        return Lineup(self.champion) if problem == self.champion.problem else None
+    def serving_set(self, problem: str) -> "ServingSet[LoadedModel] | None":
+        return ServingSet(self.champion) if problem == self.champion.problem else None
 
 
-def version(folder: Path, params: Params, state: Path) -> loaded_model.Served:
-    """The bundle's version, loaded and checked on its own example. Raises ModelError where it cannot answer."""
-    files, events = Files(folder), None
+def load_model(folder: Path, params: Params, state: Path) -> LoadedModel:
+    """The bundle's version, loaded and checked on its own example. Raises ModelError if it cannot serve."""
+    files, events = BundleFiles(folder), None
     if params.kind(files.problem) == "recommendation":
         from evergreen.serving.event_log import EventLog
 
         events = EventLog(_address(state))
-    found = loaded_model.load(params, Layout(folder), files, events, files.problem, files.version)  # pyright: ignore[reportArgumentType]
-    found.check()
+    found = model_loading.load(params, Layout(folder), files, events, files.problem, files.version)  # pyright: ignore[reportArgumentType]
+    found.self_check()
     return found
 
 
 def application(folder: Path, host: str, state: Path) -> App:
-    """The application. Raises ProjectError where `host` is reached from elsewhere and there is no key."""
+    """The application. Raises ProjectError if other machines can reach `host` and there is no key."""
     params = load(Layout(folder).params)
-    guard = Guard(params.serve, host, Keys(_address(state)))
-    watch: Any = Alone(version(folder, params, state))
-    guard.start()
-    return App(Answering(params, watch, None, None, Metrics()), watch, guard)
+    access = AccessControl(params.serve, host, Keys(_address(state)))
+    watcher = FixedServingSet(load_model(folder, params, state))
+    access.start()
+    return App(PredictionService(params, watcher, None, None, Metrics()), access)
 
 
 def _address(state: Path) -> str:
@@ -124,7 +124,7 @@ def _address(state: Path) -> str:
 
 
 def serve(folder: Path, host: str, port: int, state: Path) -> None:
-    """Answer until SIGTERM or SIGINT; what is under way is finished then."""
+    """Serve until SIGTERM or SIGINT; open requests finish."""
     import uvicorn
 
     app = application(folder, host, state)
@@ -133,38 +133,39 @@ def serve(folder: Path, host: str, port: int, state: Path) -> None:
 
 def main() -> None:
     """The command line. Expected errors are one line on stderr and exit status 1."""
-    given = argparse.ArgumentParser(
-        "python -m evergreen.serving.bundle_server", description="Answer over HTTP from the files of this bundle."
+    parser = argparse.ArgumentParser("python -m evergreen.serving.bundle_server", description="Serve this bundle over HTTP.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to bind; any but loopback needs an API key")
+    parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parents[2], help="the bundle")
+    parser.add_argument("--state", type=Path, help="folder for keys and purchase events; default: the bundle")
+    parser.add_argument("--add-key", metavar="NAME", help="create an API key, print it and exit")
+    parser.add_argument(
+        "--predict", type=Path, metavar="FILE", help="predict the rows of a JSON file, print the result and exit"
     )
-    given.add_argument("--host", default="127.0.0.1", help="address to bind; other than this machine's own needs a key")
-    given.add_argument("--port", type=int, default=8080)
-    given.add_argument("--folder", type=Path, default=Path(__file__).parents[2], help="the bundle")
-    given.add_argument("--state", type=Path, help="folder of what is written: keys, purchases; the bundle's own without")
-    given.add_argument("--add-key", metavar="NAME", help="make a key that may ask, print it and end")
-    given.add_argument("--answer", type=Path, metavar="FILE", help="answer the rows of a JSON file, print them and end")
-    found = given.parse_args()
+    options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    state = found.state or found.folder
+    state = options.state or options.folder
     try:
-        if found.add_key:
-            print(Keys(_address(state)).add(found.add_key, ("predict",)))  # noqa: T201  # shown once
-        elif found.answer:
-            print(json.dumps(_answers(found.folder, state, json.loads(found.answer.read_text())), default=str))  # noqa: T201
+        if options.add_key:
+            print(Keys(_address(state)).add(options.add_key, ("predict",)))  # noqa: T201  # shown once
+        elif options.predict:
+            request = json.loads(options.predict.read_text())
+            print(json.dumps(_predict(options.folder, state, request), default=str))  # noqa: T201
         else:
-            serve(found.folder, found.host, found.port, state)
+            serve(options.folder, options.host, options.port, state)
     except EvergreenError as error:
         sys.exit(f"error: {error}")
 
 
-def _answers(folder: Path, state: Path, asked: Any) -> list[dict[str, Any]]:
-    """The answers to rows of features; of a recommender the lists of a request's users."""
-    one = version(folder, load(Layout(folder).params), state)
-    if isinstance(one, loaded_model.Rows):
-        return one.answer([one.read(row) for row in asked["rows"]])
+def _predict(folder: Path, state: Path, request: Any) -> list[dict[str, Any]]:
+    """The outputs for rows of features; for a recommender the lists of the request's users."""
+    model = load_model(folder, load(Layout(folder).params), state)
+    if isinstance(model, RowModel):
+        return model.predict([model.parse(row) for row in request["rows"]])
     from evergreen.tasks.problems.recommender.list_builder import Request
 
-    assert isinstance(one, loaded_model.Lists)
-    return one.lists(Request.read(asked))
+    assert isinstance(model, ListModel)
+    return model.recommend(Request.read(request))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Purchases that came since the tables were read: in a database, each once, so that histories live on when a process does not.
+"""Purchase events received since the tables were read, in a database. Each event is stored once.
 
-What cannot be counted is kept too, with the reason.
+Rejected events are stored with their reason. Histories survive a restart because every process reads this log.
 """
 
 import json
@@ -12,7 +12,6 @@ from typing import Any
 
 import polars as pl
 import sqlalchemy as sa
-import sqlalchemy.event
 from sqlalchemy.exc import IntegrityError
 
 from evergreen.tasks.core import database
@@ -34,8 +33,8 @@ EVENTS = sa.Table(
     sa.Column("recorded", sa.DateTime(timezone=True), nullable=False),
     sa.UniqueConstraint("problem", "id"),
 )
-REFUSED = sa.Table(
-    "refused_events",
+REJECTED = sa.Table(
+    "rejected_events",
     METADATA,
     sa.Column("number", NUMBER, primary_key=True, autoincrement=True),
     sa.Column("problem", sa.String(64), nullable=False, index=True),
@@ -43,17 +42,17 @@ REFUSED = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("recorded", sa.DateTime(timezone=True), nullable=False),
 )
-AT_ONCE = 500
-"""Rows per statement: databases bound the values of one."""
+STATEMENT_ROWS = 500
+"""Rows per statement: databases limit the number of bound values."""
 ATTEMPTS = 20
-"""To write what other writers write at the same time."""
+"""Attempts to insert when concurrent writers insert the same events."""
 OVERLAP = 1_000
-"""So many numbers back are read again: of two writers at once the later number may be there first."""
+"""A reader reads this many numbers again: of two concurrent writers, the one with the later number may commit first."""
 SCHEMA = {"user": pl.String, "basket": pl.String, "item": pl.String, "day": pl.Date}
 
-Mark = tuple[int, int]
-"""How far a reader came: the highest number, and how many events lie so close before it that they are read again."""
-NOTHING: Mark = (0, 0)
+Position = tuple[int, int]
+"""Progress of a reader: the highest number read, and the count of events within OVERLAP before it."""
+START: Position = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Event:
     """One line of a basket."""
 
     id: str
-    """Of the event; one that comes again changes nothing."""
+    """Idempotency key: a second event with the same id changes nothing."""
     user: str
     item: str
     basket: str
@@ -71,83 +70,83 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """What was not counted, and why."""
+class RejectedEvent:
+    """An event as it was received, and why it was rejected."""
 
     event: Mapping[str, Any]
     reason: str
 
 
 class EventLog:
-    """The events, in tables at the SQLAlchemy `address`; missing tables, or the folder of an SQLite file, are made.
+    """The events, in tables at the SQLAlchemy `address`. Creates missing tables, and the folder of an SQLite file.
 
-    Raises ProjectError where the database cannot be used.
+    Raises ProjectError if the database cannot be used.
     """
 
     def __init__(self, address: str) -> None:
         self._engine = database.connect(address, "events", METADATA)
 
-    def append(self, problem: str, events: Sequence[Event], refusals: Sequence[Refusal] = ()) -> list[Event]:
-        """Write all of them or none. Returns those that were not there yet; of two with the same id the first counts."""
+    def append(self, problem: str, events: Sequence[Event], rejected: Sequence[RejectedEvent] = ()) -> list[Event]:
+        """Insert all or none. Returns the events that were new; of two with the same id the first wins."""
         first = {event.id: event for event in reversed(events)}
-        wanted = [event for event in events if first[event.id] is event]
+        distinct = [event for event in events if first[event.id] is event]
         for attempt in range(ATTEMPTS):
             try:
-                return self._append(problem, wanted, refusals)
-            except IntegrityError as error:  # another writer was faster with one of them: now it is seen
+                return self._append(problem, distinct, rejected)
+            except IntegrityError as error:  # a concurrent writer inserted one of them; the next attempt sees it
                 if attempt == ATTEMPTS - 1:
                     raise database.unusable(self._engine, "events", error) from error
         raise AssertionError
 
-    def _append(self, problem: str, events: Sequence[Event], refusals: Sequence[Refusal]) -> list[Event]:
-        now = {"problem": problem, "recorded": datetime.now(UTC)}
-        with self._link() as link:
+    def _append(self, problem: str, events: Sequence[Event], rejected: Sequence[RejectedEvent]) -> list[Event]:
+        common = {"problem": problem, "recorded": datetime.now(UTC)}
+        with self._transaction() as connection:
             known = set[str]()
             for part in _parts([event.id for event in events]):
-                asked = sa.select(EVENTS.c.id).where(EVENTS.c.problem == problem, EVENTS.c.id.in_(part))
-                known |= set(link.execute(asked).scalars())
-            fresh = [event for event in events if event.id not in known]
-            ordered = sorted(fresh, key=lambda event: event.id)  # two writers so never wait for each other
-            for part in _parts([{**asdict(event), **now} for event in ordered]):
-                link.execute(sa.insert(EVENTS), part)
-            told = [{"event": json.dumps(dict(each.event), default=str), "reason": each.reason, **now} for each in refusals]
-            for part in _parts(told):
-                link.execute(sa.insert(REFUSED), part)
-        return fresh
+                query = sa.select(EVENTS.c.id).where(EVENTS.c.problem == problem, EVENTS.c.id.in_(part))
+                known |= set(connection.execute(query).scalars())
+            new = [event for event in events if event.id not in known]
+            ordered = sorted(new, key=lambda event: event.id)  # one lock order for all writers: no deadlock
+            for part in _parts([{**asdict(event), **common} for event in ordered]):
+                connection.execute(sa.insert(EVENTS), part)
+            rows = [{"event": json.dumps(dict(each.event), default=str), "reason": each.reason, **common} for each in rejected]
+            for part in _parts(rows):
+                connection.execute(sa.insert(REJECTED), part)
+        return new
 
-    def since(self, problem: str, mark: Mark = NOTHING) -> tuple[pl.DataFrame, Mark]:
-        """user, basket, item and day of the events after `mark`, and the mark of all that there were.
+    def since(self, problem: str, position: Position = START) -> tuple[pl.DataFrame, Position]:
+        """Events after `position`, one row per event (user, basket, item, day), and the new position.
 
-        Some come twice: readers do not count what they know.
+        The frame may repeat up to OVERLAP earlier events; readers skip those they know.
         """
         columns = [EVENTS.c[name] for name in SCHEMA]
-        with self._link() as link:
-            rows = link.execute(sa.select(EVENTS.c.number, *columns).where(*_after(problem, mark)).order_by("number")).all()
-        newest = max(mark[0], rows[-1][0]) if rows else mark[0]
+        query = sa.select(EVENTS.c.number, *columns).where(*_after(problem, position)).order_by("number")
+        with self._transaction() as connection:
+            rows = connection.execute(query).all()
+        newest = max(position[0], rows[-1][0]) if rows else position[0]
         near = sum(row[0] > newest - OVERLAP for row in rows)
         return pl.DataFrame([tuple(row[1:]) for row in rows], schema=SCHEMA, orient="row"), (newest, near)
 
-    def mark(self, problem: str, mark: Mark = NOTHING) -> Mark:
-        """What `since` would give as its mark; another one than `mark` where there is something new. Costs little."""
-        with self._link() as link:
-            wanted = sa.select(sa.func.max(EVENTS.c.number), sa.func.count()).where(*_after(problem, mark))
-            newest, near = link.execute(wanted).one()
-        return newest or mark[0], near
+    def position(self, problem: str, position: Position = START) -> Position:
+        """The position that `since` would return: it differs from `position` if there are new events. One cheap query."""
+        query = sa.select(sa.func.max(EVENTS.c.number), sa.func.count()).where(*_after(problem, position))
+        with self._transaction() as connection:
+            newest, near = connection.execute(query).one()
+        return newest or position[0], near
 
-    def refused(self, problem: str) -> list[Refusal]:
-        """All that was not counted, oldest first."""
-        wanted = sa.select(REFUSED.c.event, REFUSED.c.reason).where(REFUSED.c.problem == problem).order_by(REFUSED.c.number)
-        with self._link() as link:
-            return [Refusal(json.loads(event), reason) for event, reason in link.execute(wanted)]
+    def rejected(self, problem: str) -> list[RejectedEvent]:
+        """All rejected events, oldest first."""
+        query = sa.select(REJECTED.c.event, REJECTED.c.reason).where(REJECTED.c.problem == problem).order_by(REJECTED.c.number)
+        with self._transaction() as connection:
+            return [RejectedEvent(json.loads(event), reason) for event, reason in connection.execute(query)]
 
-    def _link(self) -> AbstractContextManager[sa.Connection]:
-        """A transaction; raises ProjectError, in one line, where the database refuses."""
+    def _transaction(self) -> AbstractContextManager[sa.Connection]:
         return database.transaction(self._engine, "events", (IntegrityError,))
 
 
-def _after(problem: str, mark: Mark) -> list[sa.ColumnElement[bool]]:
-    return [EVENTS.c.problem == problem, EVENTS.c.number > mark[0] - OVERLAP]
+def _after(problem: str, position: Position) -> list[sa.ColumnElement[bool]]:
+    return [EVENTS.c.problem == problem, EVENTS.c.number > position[0] - OVERLAP]
 
 
 def _parts(rows: list[Any]) -> Iterator[list[Any]]:
-    return (rows[first : first + AT_ONCE] for first in range(0, len(rows), AT_ONCE))
+    return (rows[first : first + STATEMENT_ROWS] for first in range(0, len(rows), STATEMENT_ROWS))

@@ -1,4 +1,4 @@
-"""Purchases as they come, from a file or a request: each is counted or refused with its reason."""
+"""Validation of purchase events, from a file or a request: each event is accepted, or rejected with its reason."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,25 +10,23 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import polars as pl
 
-from evergreen.serving.event_log import Event, Refusal
+from evergreen.serving.event_log import Event, RejectedEvent
 from evergreen.tasks.config.params import Params, Recommend
 from evergreen.tasks.problems.recommender.interactions import Purchases
 from evergreen.tasks.problems.recommender.online_histories import as_id
 from evergreen.tasks.problems.recommender.user_histories import codes, to_ids
 
-AHEAD = timedelta(minutes=5)
-"""Clocks may differ by so much before an event is from the future."""
-LONGEST = 255
-"""Characters of an id."""
+CLOCK_SKEW = timedelta(minutes=5)
+"""An event may be this far in the future: clocks differ."""
+MAX_ID_LENGTH = 255
 
 
-class Incoming:
-    """What the events of one problem must hold: which users and items can be, which columns say what, which time it is there.
+class EventValidator:
+    """Reads the events of one problem by its params and its known users and items.
 
-    An event names user, item, basket, time and place as the columns of the purchases are named in params, or as `user`, `item`,
-    `basket`, `time` and `place`; also `id` (or `event_id`) and `quantity`. Without a basket it belongs to that of its user's
-    day, without a time to today (to project.as_of, if the project lives on a day), without quantity it is one, and without
-    an id it is known by its user, basket and item.
+    An event names user, item, basket, time and place by the column names in params, or as `user`, `item`, `basket`, `time`
+    and `place`; also `id` (or `event_id`) and `quantity`. Defaults: basket: one per user and day; time: today
+    (project.as_of if params set it); quantity: 1; id: derived from user, basket and item.
     """
 
     def __init__(self, params: Params, problem: str, data: Purchases) -> None:
@@ -36,19 +34,21 @@ class Incoming:
         assert isinstance(section, Recommend)
         self._features, self._source, self._data = section.features, params.ingest[section.features.table], data
         self._today = params.project.as_of or (data.as_of if self._features.order else None)
-        named = {"user": self._features.user, "item": self._features.item, "basket": self._features.basket}
-        named |= {"time": self._source.time, "place": self._features.place, "id": "event_id", "quantity": "quantity"}
-        self._names = {key: (key, name) for key, name in named.items() if name}
+        columns = {"user": self._features.user, "item": self._features.item, "basket": self._features.basket}
+        columns |= {"time": self._source.time, "place": self._features.place, "id": "event_id", "quantity": "quantity"}
+        self._names = {key: (key, name) for key, name in columns.items() if name}
 
-    def read(self, given: Iterable[Mapping[str, Any]], now: datetime | None = None) -> tuple[list[Event], list[Refusal]]:
-        """Those that count and those that do not, each in its order. `now`: with a zone; None: the clock's."""
-        events, refusals, moment = list[Event](), list[Refusal](), now or datetime.now(UTC)
+    def validate(
+        self, given: Iterable[Mapping[str, Any]], now: datetime | None = None
+    ) -> tuple[list[Event], list[RejectedEvent]]:
+        """The accepted and the rejected events, each in the given order. `now`: with a time zone; None: the clock."""
+        events, rejected, moment = list[Event](), list[RejectedEvent](), now or datetime.now(UTC)
         for each in given:
             try:
                 events.append(self._event(each, moment))
-            except _NotCounted as reason:
-                refusals.append(Refusal(each, str(reason)))
-        return events, refusals
+            except _InvalidEventError as reason:
+                rejected.append(RejectedEvent(each, str(reason)))
+        return events, rejected
 
     def _event(self, given: Mapping[str, Any], now: datetime) -> Event:
         value = {key: self._value(given, names) for key, names in self._names.items()}
@@ -57,8 +57,8 @@ class Incoming:
         basket = str(value.get("basket") or f"{user} {day}")
         event = str(value.get("id") or f"{user} {basket} {item}")
         for name, text in (("basket", basket), ("id", event), ("place", str(value.get("place") or ""))):
-            if len(text) > LONGEST:
-                raise _NotCounted(f"{name} = {text[:20]}…: is longer than {LONGEST} characters")
+            if len(text) > MAX_ID_LENGTH:
+                raise _InvalidEventError(f"{name} = {text[:20]}…: is longer than {MAX_ID_LENGTH} characters")
         place = value.get("place")
         return Event(
             event, str(user), str(item), basket, day, _quantity(value["quantity"]), None if place is None else str(place)
@@ -70,60 +70,63 @@ class Incoming:
 
     def _user(self, value: Any) -> Any:
         if value is None:
-            raise _NotCounted(f"{self._features.user} is missing: whose purchase is it?")
+            raise _InvalidEventError(f"{self._features.user}: is missing; an event needs a user")
         return self._id(self._features.user, value, self._data.histories.users)
 
     def _item(self, value: Any) -> Any:
         if value is None:
-            raise _NotCounted(f"{self._features.item} is missing: what was bought?")
+            raise _InvalidEventError(f"{self._features.item}: is missing; an event needs an item")
         found = self._id(self._features.item, value, self._items)
         if self._features.items and codes(np.array([found]), self._items)[0] < 0:
-            raise _NotCounted(f"{self._features.item} = {value}: is neither in {self._features.items} nor among the purchases")
+            raise _InvalidEventError(
+                f"{self._features.item} = {value}: is neither in {self._features.items} nor among the purchases"
+            )
         return found
 
     def _id(self, name: str, value: Any, known: np.ndarray) -> Any:
         found = as_id(value, known) if len(known) else value
-        if found is None or len(str(found)) > LONGEST:
-            raise _NotCounted(f"{name} = {str(value)[:40]}: is no id; here ids are like {known[0] if len(known) else 'text'}")
+        if found is None or len(str(found)) > MAX_ID_LENGTH:
+            example = known[0] if len(known) else "text"
+            raise _InvalidEventError(f"{name} = {str(value)[:40]}: is not a valid id; ids look like {example}")
         return found
 
     @cached_property
     def _items(self) -> np.ndarray:
-        """Sorted ids of all goods."""
+        """Sorted ids of all items: those bought and those of the catalogue."""
         bought = self._data.histories.items
         kind = pl.Int64 if bought.dtype.kind in "iu" else pl.String
         return np.union1d(bought, to_ids(self._data.goods["item"].cast(kind, strict=False).drop_nulls()))
 
     def _day(self, value: Any, now: datetime) -> date:
-        """Local, as the purchases in the tables are."""
+        """The local day, like the purchases in the tables."""
         local = ZoneInfo(self._source.local) if self._source.local else None
         if value is None:
             return self._today or now.astimezone(local or UTC).date()
-        moment = _moment(value, str(self._source.time or "time"))
+        name = str(self._source.time or "time")
+        moment = _moment(value, name)
         if not isinstance(moment, datetime):
-            if moment > (now + AHEAD).astimezone(local or UTC).date():
-                raise _NotCounted(f"{self._source.time or 'time'} = {value}: lies in the future")
+            if moment > (now + CLOCK_SKEW).astimezone(local or UTC).date():
+                raise _InvalidEventError(f"{name} = {value}: is in the future")
             return moment
         if moment.tzinfo is None:
             stored = ZoneInfo(self._source.stored_in) if self._source.stored_in else local
             moment = moment.replace(tzinfo=stored or UTC)
-        if moment > now + AHEAD:
-            raise _NotCounted(f"{self._source.time or 'time'} = {value}: lies in the future")
+        if moment > now + CLOCK_SKEW:
+            raise _InvalidEventError(f"{name} = {value}: is in the future")
         return moment.astimezone(local or moment.tzinfo).date()
 
 
-class _NotCounted(Exception):  # noqa: N818 - it becomes a Refusal, never leaves this file
-    pass
+class _InvalidEventError(Exception):
+    """Becomes a RejectedEvent in this file."""
 
 
 def _moment(value: Any, name: str) -> date | datetime:
-    """A day, or a time."""
     if isinstance(value, date):
         return value
     try:
         found = datetime.fromisoformat(str(value))
     except ValueError:
-        raise _NotCounted(f"{name} = {str(value)[:40]}: is neither a day (YYYY-MM-DD) nor a time") from None
+        raise _InvalidEventError(f"{name} = {str(value)[:40]}: is neither a day (YYYY-MM-DD) nor a time") from None
     return found.date() if len(str(value)) == len("YYYY-MM-DD") and found.time() == time() else found
 
 
@@ -135,7 +138,7 @@ def _quantity(value: Any) -> float:
     except (TypeError, ValueError):
         found = math.nan
     if not math.isfinite(found):
-        raise _NotCounted(f"quantity = {str(value)[:40]}: is no number")
+        raise _InvalidEventError(f"quantity = {str(value)[:40]}: is not a finite number")
     if found < 0:
-        raise _NotCounted(f"quantity = {value}: is below 0; a return is no purchase")
+        raise _InvalidEventError(f"quantity = {value}: is below 0; a return is not a purchase")
     return found

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from evergreen.serving.loaded_model import Asked, Rows
+from evergreen.serving.loaded_model import ParsedRow, RowModel
 from evergreen.tasks.explanation.shapley import rows_between, sample_walks, shapley_values, strongest_first
 
 Row = Mapping[str, Any]
@@ -22,16 +22,16 @@ MAX_COLUMNS = 10
 """Columns that are named, the strongest first."""
 
 
-def contributions(served: Rows, asked: Asked) -> list[dict[str, Any]]:
+def contributions(model: RowModel, parsed: ParsedRow) -> list[dict[str, Any]]:
     """The columns that contribute most to a prediction: column, value, contribution; then all others, then the mean prediction.
 
     The explained number is the probability of the last class, or the predicted amount; for clusters, which have no order, 1 for
     this cluster and 0 for another.
     """
-    own = asked.features
-    backgrounds = [served.read(row).features for row in served.example] or [own]
+    own = parsed.features
+    backgrounds = [model.parse(row).features for row in model.example] or [own]
     names = [name for name in own if any(own[name] != each[name] for each in backgrounds)]
-    values, mean = _values(served, own, backgrounds, names)
+    values, mean = _values(model, own, backgrounds, names)
     order = [int(each) for each in strongest_first(values)]
     found: list[dict[str, Any]] = [
         {"column": names[each], "value": own[names[each]], "contribution": float(values[each])} for each in order[:MAX_COLUMNS]
@@ -44,7 +44,7 @@ def contributions(served: Rows, asked: Asked) -> list[dict[str, Any]]:
     ]
 
 
-def _values(served: Rows, own: Row, backgrounds: Sequence[Row], names: Sequence[str]) -> tuple[np.ndarray, float]:
+def _values(model: RowModel, own: Row, backgrounds: Sequence[Row], names: Sequence[str]) -> tuple[np.ndarray, float]:
     """The contribution of each of `names`, and the mean prediction of `backgrounds`; all rows are predicted at once."""
     orders = max(1, min(ORDERS, MAX_PREDICTIONS // (2 * max(1, len(names)) * len(backgrounds))))
     walks = list(sample_walks(range(len(backgrounds)), len(names), orders, np.random.default_rng(0))) if names else []
@@ -53,7 +53,7 @@ def _values(served: Rows, own: Row, backgrounds: Sequence[Row], names: Sequence[
         return {**row, names[column]: own[names[column]]}
 
     paths = [rows_between(backgrounds[start], order, take) for start, order in walks]
-    predictions = _predict(served, [own, *backgrounds, *(row for path in paths for row in path)])
+    predictions = _predict(model, [own, *backgrounds, *(row for path in paths for row in path)])
     first, between = predictions[1 : 1 + len(backgrounds)], iter(predictions[1 + len(backgrounds) :])
     along = [
         (order, np.array([first[start], *(next(between) for _ in path), predictions[0]]))
@@ -62,9 +62,9 @@ def _values(served: Rows, own: Row, backgrounds: Sequence[Row], names: Sequence[
     return shapley_values(along) if along else np.zeros(0), float(first.mean())
 
 
-def _predict(served: Rows, rows: Sequence[Row]) -> np.ndarray:
+def _predict(model: RowModel, rows: Sequence[Row]) -> np.ndarray:
     """The explained number of each row; the first one is the row that is explained."""
-    answers = served.answer([served.read(row) for row in rows])
+    answers = model.predict([model.parse(row) for row in rows])
     probabilities = [name for name in answers[0] if name != "prediction"]
     if probabilities:
         return np.array([each[probabilities[-1]] for each in answers])

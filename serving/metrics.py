@@ -19,7 +19,7 @@ EDGES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2
 """Upper ends of the buckets of latency, in seconds."""
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
 """Upper ends of the buckets of rows in a batch."""
-TYPE = CONTENT_TYPE_LATEST
+CONTENT_TYPE = CONTENT_TYPE_LATEST
 REQUESTS = ("route", "problem", "status")
 ROWS = ("problem", "version", "variant")
 FAILURES = ("problem", "version", "variant")
@@ -42,9 +42,9 @@ class Metrics:
         self.batches: dict[str, list[float]] = {}
         """problem -> batches by bucket, and the sum of their rows behind them."""
         self.parity: dict[str, list[float]] = {}
-        """problem -> rows that compiled model and pipeline both answered, rows beyond the tolerance, largest difference."""
+        """problem -> rows that compiled model and pipeline both predicted, and mismatches among them."""
 
-    def request(self, route: str, problem: str, status: int, seconds: float) -> None:
+    def count_request(self, route: str, problem: str, status: int, seconds: float) -> None:
         self.requests[route, problem, status] += 1
         found = self.seconds.get((route, problem))
         if found is None:
@@ -52,16 +52,15 @@ class Metrics:
         found[bisect_left(EDGES, seconds)] += 1
         found[-1] += seconds
 
-    def batch(self, problem: str, rows: int, times: int = 1) -> None:
+    def count_batch(self, problem: str, rows: int, times: int = 1) -> None:
         found = self.batches.setdefault(problem, [0.0] * (len(SIZES) + 2))
         found[bisect_left(SIZES, rows)] += times
         found[-1] += rows * times
 
-    def compared(self, problem: str, difference: float, tolerance: float) -> None:
-        found = self.parity.setdefault(problem, [0.0, 0.0, 0.0])
+    def count_parity(self, problem: str, mismatch: bool) -> None:
+        found = self.parity.setdefault(problem, [0.0, 0.0])
         found[0] += 1
-        found[1] += difference > tolerance
-        found[2] = max(found[2], difference)
+        found[1] += mismatch
 
     def save(self) -> None:
         """For the other workers; whole or not at all."""
@@ -137,7 +136,7 @@ def gauge(name: str, about: str, labels: Sequence[str], values: Iterable[tuple[S
 
 def _parity(everywhere: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
     checked = CounterMetricFamily("evergreen_parity_checks", "Rows that the pipeline answered again.", labels=["problem"])
-    beyond = CounterMetricFamily("evergreen_parity_beyond", "Of these, beyond the tolerance.", labels=["problem"])
+    beyond = CounterMetricFamily("evergreen_parity_mismatches", "Of these, beyond the tolerance.", labels=["problem"])
     for key, each in _added(everywhere, "parity").items():
         checked.add_metric(list(key), each[0])
         beyond.add_metric(list(key), each[1])

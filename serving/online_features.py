@@ -1,6 +1,6 @@
-"""The newest features of each entity, in memory: for requests that name only the key.
+"""The newest features of each entity, in memory: for requests that give only the entity's key.
 
-polars is imported where there is a file to read: a bundle has none, and does without.
+polars is imported only if there is a file to read: a bundle has neither.
 """
 
 import logging
@@ -18,58 +18,59 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Newest:
-    """Of the table of features in `file`, its last cutoff; read at once, and again by `refresh`.
+class OnlineFeatures:
+    """The rows of the last cutoff in the feature table `file`. Read at once, and again by `refresh` if the file changed.
 
-    `entity`: the column of the keys. A file that is not there, or without a feature, knows nobody.
+    `entity`: the key column. If the file or one of `features` is missing, every lookup fails.
     """
 
     def __init__(self, file: Path, entity: str, features: Iterable[str]) -> None:
         self._file, self._entity, self._features = file, entity, list(features)
-        self._stamp = 0
-        self._known = _Known(None, {}, None)
+        self._modified = 0
+        self._table = _Table(None, {}, None)
         self.refresh()
 
-    def of(self, key: str) -> tuple[Mapping[str, Any], date]:
-        """The features of the entity with that key, and the day they were known on. Raises RequestError for an unknown one."""
-        known = self._known
-        if known.frame is None or known.day is None:
-            raise RequestError(self._entity, "no features are known here; give all features of the row")
-        if (place := known.places.get(key)) is None:
-            raise RequestError(self._entity, f"no features at {known.day}", key)
-        return known.frame.row(place, named=True), known.day
+    def lookup(self, key: str) -> tuple[Mapping[str, Any], date]:
+        """The features of an entity and their cutoff. Raises RequestError for an unknown key."""
+        table = self._table
+        if table.frame is None or table.cutoff is None:
+            raise RequestError(self._entity, "there is no feature table here; give all features of the row")
+        if (place := table.places.get(key)) is None:
+            raise RequestError(self._entity, f"no features at {table.cutoff}", key)
+        return table.frame.row(place, named=True), table.cutoff
 
     def keys(self) -> list[str]:
-        """Of all that are known."""
-        return list(self._known.places)
+        """All known keys."""
+        return list(self._table.places)
 
     def refresh(self) -> None:
-        """Read the file where it is another one than before."""
+        """Read the file again if it changed."""
         try:
-            stamp = self._file.stat().st_mtime_ns
+            modified = self._file.stat().st_mtime_ns
         except OSError as error:
-            log.warning("%s: nobody can be looked up: %s", self._file.parent.name, error.strerror)
+            log.warning("%s: no features to look up: %s", self._file.parent.name, error.strerror)
             return
-        if stamp == self._stamp:
+        if modified == self._modified:
             return
         import polars as pl
         from polars.exceptions import PolarsError
 
         try:
-            lines = pl.scan_parquet(self._file)
-            newest = lines.filter(pl.col("cutoff") == pl.col("cutoff").max()).collect()
+            rows = pl.scan_parquet(self._file)
+            newest = rows.filter(pl.col("cutoff") == pl.col("cutoff").max()).collect()
             frame, keys = newest.select(self._features), newest[self._entity].to_list()
         except (OSError, PolarsError) as error:
-            log.warning("%s: nobody can be looked up: %s", self._file.parent.name, str(error).splitlines()[0])
+            log.warning("%s: no features to look up: %s", self._file.parent.name, str(error).splitlines()[0])
             return
-        day = newest["cutoff"][0] if newest.height else None
-        self._known, self._stamp = _Known(frame, {str(each): place for place, each in enumerate(keys)}, day), stamp
+        cutoff = newest["cutoff"][0] if newest.height else None
+        self._table = _Table(frame, {str(each): place for place, each in enumerate(keys)}, cutoff)
+        self._modified = modified
 
 
 @dataclass(frozen=True)
-class _Known:
+class _Table:
     frame: "pl.DataFrame | None"
-    """None: nobody is known."""
+    """One row per entity; None: nothing was read."""
     places: dict[str, int]
-    """Key -> row."""
-    day: date | None
+    """Key -> row number."""
+    cutoff: date | None

@@ -1,11 +1,9 @@
-"""What the service takes and says: as OpenAPI, with examples of each model's own, and as a page without script or network."""
+"""The OpenAPI description of the service, with examples from the models that serve."""
 
-import html
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from evergreen.serving.loaded_model import Feature, Lists, Rows, Served
+from evergreen.serving.loaded_model import Feature, ListModel, LoadedModel, RowModel
 from evergreen.tasks.config.params import Params
 
 TYPES: Mapping[str, list[str]] = {
@@ -13,28 +11,34 @@ TYPES: Mapping[str, list[str]] = {
     "text": ["string", "number", "boolean", "null"],
     "date": ["string", "null"],
 }
+EXAMPLE_ID = "3f9a1c0e5d7b2468-0"
+ERROR = {"description": "The error", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
+_REJECTED_SCHEMA = {"anyOf": [{"$ref": "#/components/schemas/Error"}, {"type": "object", "required": ["rejected"]}]}
 
 
-def openapi(params: Params, champions: Mapping[str, Served | None], paths: Mapping[str, str]) -> dict[str, Any]:
-    """The description of the `paths` that there are, each with the problem that it means ("": none).
-
-    `champions`: problem -> who answers, if anybody does.
-    """
+def describe(params: Params, champions: Mapping[str, LoadedModel | None], paths: Mapping[str, str]) -> dict[str, Any]:
+    """The description of `paths`: path -> its problem ("": none). `champions`: problem -> the version that serves, if any."""
     found: dict[str, Any] = {}
-    for problem, served in champions.items():
-        made: dict[str, Any] = {}
-        if isinstance(served, Rows):
-            made = _rows(params, problem, served)
-        elif isinstance(served, Lists):
-            made = _lists(params, problem, served)
-        found |= {path: each for path, each in made.items() if paths.get(path) == problem}
-    found |= _own()
+    for problem, model in champions.items():
+        described: dict[str, Any] = {}
+        if isinstance(model, RowModel):
+            described = _row_paths(params, problem, model)
+        elif isinstance(model, ListModel):
+            described = _list_paths(params, problem, model)
+        found |= {path: each for path, each in described.items() if paths.get(path) == problem}
+    found |= _server_paths()
+    error = {
+        "type": "object",
+        "required": ["error"],
+        "properties": {name: {"type": ["string", "null"]} for name in ("error", "field", "value", "rule")}
+        | {"row": {"type": ["integer", "null"]}},
+    }
     return {
         "openapi": "3.1.0",
         "info": {
             "title": f"Evergreen: {params.project.name}",
             "version": "1",
-            "description": "Answers of every deployed problem. Errors are {error}, of a field also {field, value, rule}.",
+            "description": "Predictions of every deployed problem. An error is {error}; for a field also {field, value, rule}.",
         },
         "paths": found,
         "components": {
@@ -42,57 +46,60 @@ def openapi(params: Params, champions: Mapping[str, Served | None], paths: Mappi
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
             },
-            "schemas": {
-                "Error": {
-                    "type": "object",
-                    "required": ["error"],
-                    "properties": {name: {"type": ["string", "null"]} for name in ("error", "field", "value", "rule")}
-                    | {"row": {"type": ["integer", "null"]}},
-                }
-            },
+            "schemas": {"Error": error},
         },
         "security": [{}, {"bearer": []}, {"key": []}],
     }
 
 
-def _rows(params: Params, problem: str, served: Rows) -> dict[str, Any]:
-    features = served.features
-    row = {
-        "type": "object",
-        "properties": {name: {"type": TYPES[each.type], **_ruled(each)} for name, each in features.items()},
+def _row_paths(params: Params, problem: str, model: RowModel) -> dict[str, Any]:
+    question, output = params.section(problem).question, model.example_output
+    labels = _labels(output.get("prediction"))
+    predict, invocations = _predict(question, model), _invocations(question, model)
+    about = _operation("Inputs and outputs of the model", "V2", None, {}, _success({}))
+    return {
+        f"/v1/predict/{problem}": {"post": predict},
+        "/v1/predict": {"post": predict},
+        f"/v1/models/{problem}/invocations": {"post": invocations},
+        "/invocations": {"post": invocations},
+        f"/v2/models/{problem}": {"get": about},
+        f"/v2/models/{problem}/ready": {"get": _operation("Whether a version serves", "V2", None, {}, _success({}))},
+        f"/v2/models/{problem}/infer": {"post": _infer(question, model)},
+        f"/v1/labels/{problem}": {"post": labels},
+        "/v1/labels": {"post": labels},
     }
-    if served.entity:
-        row["properties"][served.entity] = {"type": ["string", "number", "null"], "description": "Whom the row is about."}
-    if served.newest:
-        row["properties"]["cutoff"] = {"type": ["string", "null"], "format": "date"}
-    row["additionalProperties"] = False
-    whole = {**row, "required": list(features)}
-    example = dict(served.example[0]) if served.example else {}
-    rows = {"whole": {"summary": "All features", "value": example}}
-    if served.newest and served.entity:
-        key = next(iter(served.newest.keys()), None)
+
+
+def _row_schema(model: RowModel) -> dict[str, Any]:
+    properties = {name: {"type": TYPES[each.type], **_rules(each)} for name, each in model.features.items()}
+    if model.entity:
+        properties[model.entity] = {"type": ["string", "number", "null"], "description": "The entity that the row is about."}
+    if model.online_features:
+        properties["cutoff"] = {"type": ["string", "null"], "format": "date"}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _predict(question: str, model: RowModel) -> dict[str, Any]:
+    row = _row_schema(model)
+    examples = {"row": {"summary": "All features", "value": _example_row(model)}}
+    if model.online_features and model.entity:
+        key = next(iter(model.online_features.keys()), None)
         if key is not None:
-            rows["key"] = {"summary": "The key alone: its newest features are looked up", "value": {served.entity: key}}
-    rows["list"] = {"summary": "Several rows", "value": [dict(each) for each in served.example[:2]]}
-    asked = params.section(problem).question
-    answer = {"id": "3f9a1c0e5d7b2468-0", "version": served.version, "variant": "champion", **served.said}
+            summary = "The entity's key alone: its newest features are looked up"
+            examples["key"] = {"summary": summary, "value": {model.entity: key}}
+    examples["list"] = {"summary": "Several rows", "value": [dict(each) for each in model.example[:2]]}
+    response = {"id": EXAMPLE_ID, "version": model.version, "variant": "champion", **model.example_output}
     either = {"anyOf": [row, {"type": "array", "items": row}]}
-    predict = _operation(f"{asked}", "rows", either, rows, _answers(answer))
-    predict["parameters"] = [
-        {
-            "name": "explain",
-            "in": "query",
-            "schema": {"type": "boolean"},
-            "description": "Add the contribution of each column.",
-        }
-    ]
-    names = list(features)
-    split = {
-        "summary": "dataframe_split",
-        "value": {"dataframe_split": {"columns": names, "data": [[example.get(name) for name in names]]}},
-    }
-    records = {"summary": "dataframe_records", "value": {"dataframe_records": [example]}}
-    mlflow = {
+    found = _operation(question, "rows", either, examples, _success(response))
+    about = "Add the contribution of each column."
+    found["parameters"] = [{"name": "explain", "in": "query", "schema": {"type": "boolean"}, "description": about}]
+    return found
+
+
+def _invocations(question: str, model: RowModel) -> dict[str, Any]:
+    names, example = list(model.features), _example_row(model)
+    row = {**_row_schema(model), "required": names}
+    schema = {
         "type": "object",
         "properties": {
             "dataframe_split": {
@@ -103,21 +110,29 @@ def _rows(params: Params, problem: str, served: Rows) -> dict[str, Any]:
                     "data": {"type": "array", "items": {"type": "array"}},
                 },
             },
-            "dataframe_records": {"type": "array", "items": whole},
-            "instances": {"type": "array", "items": {"anyOf": [whole, {"type": "array"}]}},
+            "dataframe_records": {"type": "array", "items": row},
+            "instances": {"type": "array", "items": {"anyOf": [row, {"type": "array"}]}},
             "inputs": {"anyOf": [{"type": "object"}, {"type": "array"}]},
             "params": {"type": "object"},
         },
         "minProperties": 1,
     }
-    said = {name: [value] for name, value in served.said.items() if name != "prediction"}
-    told = {"predictions": [served.said.get("prediction")], **said, "ids": [answer["id"]], "versions": [served.version]}
-    score = _operation(
-        f"{asked} (MLflow's scoring protocol)", "MLflow", mlflow, {"split": split, "records": records}, _answers(told)
-    )
+    split = {"dataframe_split": {"columns": names, "data": [[example.get(name) for name in names]]}}
+    examples = {
+        "split": {"summary": "dataframe_split", "value": split},
+        "records": {"summary": "dataframe_records", "value": {"dataframe_records": [example]}},
+    }
+    more = {name: [value] for name, value in model.example_output.items() if name != "prediction"}
+    response = {"predictions": [model.example_output.get("prediction")], **more}
+    response |= {"ids": [EXAMPLE_ID], "versions": [model.version]}
+    return _operation(f"{question} (MLflow's scoring protocol)", "MLflow", schema, examples, _success(response))
+
+
+def _infer(question: str, model: RowModel) -> dict[str, Any]:
+    example = _example_row(model)
     tensors = [
         {"name": name, "shape": [1], "datatype": "FP64" if each.type == "number" else "BYTES", "data": [example.get(name)]}
-        for name, each in features.items()
+        for name, each in model.features.items()
     ]
     tensor = {
         "type": "object",
@@ -130,7 +145,7 @@ def _rows(params: Params, problem: str, served: Rows) -> dict[str, Any]:
             "parameters": {"type": "object"},
         },
     }
-    v2 = {
+    schema = {
         "type": "object",
         "required": ["inputs"],
         "properties": {
@@ -140,25 +155,39 @@ def _rows(params: Params, problem: str, served: Rows) -> dict[str, Any]:
             "parameters": {"type": "object"},
         },
     }
-    infer = _operation(
-        f"{asked} (Open Inference Protocol V2)", "V2", v2, {"tensors": {"value": {"inputs": tensors}}}, _answers({})
-    )
-    about = _operation(f"What {problem} takes and says", "V2", None, {}, _answers({}))
+    examples = {"tensors": {"value": {"inputs": tensors}}}
+    return _operation(f"{question} (Open Inference Protocol V2)", "V2", schema, examples, _success({}))
+
+
+def _list_paths(params: Params, problem: str, model: ListModel) -> dict[str, Any]:
+    user, item = model.example_user(), model.example_item()
+    event = {
+        "type": "object",
+        "properties": {name: {} for name in ("id", "user", "item", "basket", "time", "place", "quantity")},
+    }
+    either = {"anyOf": [event, {"type": "array", "items": event}]}
+    event_example = {"event": {"value": {"id": "till-7-000123", "user": user, "item": item}}}
+    counts = {"accepted": 1, "duplicate": 0, "rejected": []}
+    events = _operation("Purchase events; idempotent by id", "lists", either, event_example, _counts(counts))
+    rows = {"type": "object", "properties": {"dataframe_records": {"type": "array", "items": {"type": "object"}}}}
+    invocations = _operation(
+        "Lists for users (MLflow's scoring protocol)", "MLflow", rows,
+        {"records": {"value": {"dataframe_records": [{model.user: user}]}}}, _success({}),
+    )  # fmt: skip
+    recommend = _recommend(params.section(problem).question, user)
     return {
-        f"/v1/predict/{problem}": {"post": predict},
-        "/v1/predict": {"post": predict},
-        f"/v1/models/{problem}/invocations": {"post": score},
-        "/invocations": {"post": score},
-        f"/v2/models/{problem}": {"get": about},
-        f"/v2/models/{problem}/ready": {"get": _operation(f"Whether {problem} answers", "V2", None, {}, _answers({}))},
-        f"/v2/models/{problem}/infer": {"post": infer},
-        f"/v1/labels/{problem}": {"post": _labels(served.said.get("prediction"))},
-        "/v1/labels": {"post": _labels(served.said.get("prediction"))},
+        f"/v1/recommend/{problem}": {"post": recommend},
+        "/v1/recommend": {"post": recommend},
+        f"/v1/events/{problem}": {"post": events},
+        "/v1/events": {"post": events},
+        f"/v1/models/{problem}/invocations": {"post": invocations},
+        f"/v1/labels/{problem}": {"post": _labels([item])},
+        "/v1/labels": {"post": _labels([item])},
     }
 
 
-def _lists(params: Params, problem: str, served: Lists) -> dict[str, Any]:
-    wanted = {
+def _recommend(question: str, user: Any) -> dict[str, Any]:
+    schema = {
         "type": "object",
         "properties": {
             "users": {"type": "array", "items": {"type": ["string", "number", "null"]}},
@@ -175,39 +204,15 @@ def _lists(params: Params, problem: str, served: Lists) -> dict[str, Any]:
         },
         "additionalProperties": False,
     }
-    user = served.example_user()
     examples = {
         "user": {"summary": "A user", "value": {"users": [user], "k": 5}},
         "rules": {"summary": "With a rule", "value": {"users": [user], "k": 5, "rules": {"max_per_category": 1}}},
-        "stranger": {"summary": "Somebody unknown", "value": {"k": 5}},
+        "anonymous": {"summary": "An anonymous user", "value": {"k": 5}},
     }
-    event = {
-        "type": "object",
-        "properties": {name: {} for name in ("id", "user", "item", "basket", "time", "place", "quantity")},
-    }
-    one = {"id": "till-7-000123", "user": user, "item": served.example_item()}
-    recommend = _operation(params.section(problem).question, "lists", wanted, examples, _answers({}))
-    either = {"anyOf": [event, {"type": "array", "items": event}]}
-    events = _operation(
-        "Purchases: each counts once, however often it is sent", "lists", either, {"event": {"value": one}}, _counted({})
-    )
-    rows = {"type": "object", "properties": {"dataframe_records": {"type": "array", "items": {"type": "object"}}}}
-    score = _operation(
-        "Lists for users (MLflow's scoring protocol)", "MLflow", rows,
-        {"records": {"value": {"dataframe_records": [{served.user: user}]}}}, _answers({}),
-    )  # fmt: skip
-    return {
-        f"/v1/recommend/{problem}": {"post": recommend},
-        "/v1/recommend": {"post": recommend},
-        f"/v1/events/{problem}": {"post": events},
-        "/v1/events": {"post": events},
-        f"/v1/models/{problem}/invocations": {"post": score},
-        f"/v1/labels/{problem}": {"post": _labels([served.example_item()])},
-        "/v1/labels": {"post": _labels([served.example_item()])},
-    }
+    return _operation(question, "lists", schema, examples, _success({}))
 
 
-def _labels(truth: Any) -> dict[str, Any]:
+def _labels(value: Any) -> dict[str, Any]:
     label = {
         "type": "object",
         "properties": {"value": {}, "id": {"type": "string"}, "entity": {"type": ["string", "number"]}}
@@ -215,45 +220,32 @@ def _labels(truth: Any) -> dict[str, Any]:
         "required": ["value"],
     }
     either = {"anyOf": [label, {"type": "array", "items": label}]}
-    example = {"id": "3f9a1c0e5d7b2468-0", "value": truth}
-    return _operation(
-        "Labels of predictions", "labels", either, {"label": {"value": example}}, _counted({"matched": 1, "pending": 0})
-    )
+    example = {"label": {"value": {"id": EXAMPLE_ID, "value": value}}}
+    return _operation("Labels of earlier predictions", "labels", either, example, _counts({"matched": 1, "pending": 0}))
 
 
-def _own() -> dict[str, Any]:
+def _server_paths() -> dict[str, Any]:
     found = {
-        "/health": {"get": _operation("Whether the server lives", "server", None, {}, _answers({"status": "alive"}))},
-        "/ready": {"get": _operation("Which versions answer", "server", None, {}, _answers({}))},
-        "/v2": {"get": _operation("The server", "V2", None, {}, _answers({}))},
-        "/v2/health/live": {"get": _operation("Whether the server lives", "V2", None, {}, _answers({}))},
-        "/v2/health/ready": {"get": _operation("Whether models answer", "V2", None, {}, _answers({}))},
+        "/health": {"get": _operation("Whether the server runs", "server", None, {}, _success({"status": "alive"}))},
+        "/ready": {"get": _operation("Which versions serve", "server", None, {}, _success({}))},
+        "/v2": {"get": _operation("The server", "V2", None, {}, _success({}))},
+        "/v2/health/live": {"get": _operation("Whether the server runs", "V2", None, {}, _success({}))},
+        "/v2/health/ready": {"get": _operation("Whether models serve", "V2", None, {}, _success({}))},
     }
-    for path, about, kind in (
-        ("/metrics", "Counts, as Prometheus reads them", "text/plain"),
+    for path, about, type_ in (
+        ("/metrics", "Metrics in Prometheus text format", "text/plain"),
         ("/docs", "This description as a page", "text/html"),
         ("/openapi.json", "This description", "application/json"),
     ):
-        answer = {"description": about, "content": {kind: {}}}
-        found[path] = {"get": {"summary": about, "tags": ["server"], "responses": {"200": answer, "default": ERROR}}}
+        response = {"description": about, "content": {type_: {}}}
+        found[path] = {"get": {"summary": about, "tags": ["server"], "responses": {"200": response, "default": ERROR}}}
     return found
 
 
-ERROR = {"description": "Why not", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
-_ALL_REFUSED = {
-    "anyOf": [
-        {"$ref": "#/components/schemas/Error"},
-        {"type": "object", "required": ["refused"]},
-        {"type": "object", "required": ["rejected"]},
-    ]
-}
-REFUSED = {"description": "Why none of them counts", "content": {"application/json": {"schema": _ALL_REFUSED}}}
-
-
 def _operation(
-    summary: str, tag: str, schema: Mapping[str, Any] | None, examples: Mapping[str, Any], answers: dict[str, Any]
+    summary: str, tag: str, schema: Mapping[str, Any] | None, examples: Mapping[str, Any], responses: dict[str, Any]
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"summary": summary, "tags": [tag], "responses": {**answers, "default": ERROR}}
+    found: dict[str, Any] = {"summary": summary, "tags": [tag], "responses": {**responses, "default": ERROR}}
     if schema is not None:
         content: dict[str, Any] = {"schema": schema}
         if examples:
@@ -262,45 +254,21 @@ def _operation(
     return found
 
 
-def _answers(example: Any) -> dict[str, Any]:
+def _success(example: Any) -> dict[str, Any]:
     content: dict[str, Any] = {"schema": {"type": "object"}}
     if example:
         content["example"] = example
-    return {"200": {"description": "The answer", "content": {"application/json": content}}}
+    return {"200": {"description": "Success", "content": {"application/json": content}}}
 
 
-def _counted(example: Any) -> dict[str, Any]:
-    return {**_answers(example), "422": REFUSED}
+def _counts(example: Any) -> dict[str, Any]:
+    rejected = {"description": "All were rejected", "content": {"application/json": {"schema": _REJECTED_SCHEMA}}}
+    return {**_success(example), "422": rejected}
 
 
-def _ruled(feature: Feature) -> dict[str, str]:
-    return {"description": "; ".join(each.rule for each in feature.domains)} if feature.domains else {}
+def _example_row(model: RowModel) -> dict[str, Any]:
+    return dict(model.example[0]) if model.example else {}
 
 
-def page(described: Mapping[str, Any]) -> str:
-    """The description for people: each address with its examples. No script, nothing from elsewhere."""
-    parts = []
-    for path, methods in described["paths"].items():
-        for method, each in methods.items():
-            parts.append(f"<section><h2><b>{method.upper()}</b> {html.escape(path)}</h2><p>{html.escape(each['summary'])}</p>")
-            body = each.get("requestBody", {}).get("content", {}).get("application/json", {})
-            for name, example in body.get("examples", {}).items():
-                shown = html.escape(json.dumps(example["value"], indent=1, default=str))
-                title = html.escape(str(example.get("summary", name)))
-                parts.append(f"<details><summary>{title}</summary><pre>{shown}</pre></details>")
-            answer = each["responses"]["200"].get("content", {}).get("application/json", {}).get("example")
-            if answer:
-                shown = html.escape(json.dumps(answer, indent=1, default=str))
-                parts.append(f"<details><summary>answer</summary><pre>{shown}</pre></details>")
-            parts.append("</section>")
-    title = html.escape(described["info"]["title"])
-    about = html.escape(described["info"]["description"])
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
-    return f"{head}<h1>{title}</h1><p>{about}</p>{''.join(parts)}"
-
-
-STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}"
-    "h2{font:600 1rem ui-monospace,monospace;margin:1.5rem 0 0}h2 b{color:#0a6b3d}p{margin:.2rem 0}"
-    "pre{background:#f4f4f2;padding:.7rem;overflow-x:auto;max-height:24rem;font-size:.8rem}summary{cursor:pointer;color:#444}"
-)
+def _rules(feature: Feature) -> dict[str, str]:
+    return {"description": "; ".join(each.text for each in feature.rules)} if feature.rules else {}

@@ -1,6 +1,6 @@
-"""Recommendations in process: the champion, the histories as they stand, and every purchase that came since.
+"""A recommender in process: a registered model, the users' histories, and every purchase event since.
 
-What an HTTP service and the command line call. Safe to use from several threads.
+The HTTP service and the command line use it. Safe to use from several threads.
 """
 
 import threading
@@ -12,8 +12,8 @@ from typing import Any
 
 import polars as pl
 
-from evergreen.serving.event_log import NOTHING, OVERLAP, SCHEMA, EventLog, Refusal
-from evergreen.serving.event_validation import Incoming
+from evergreen.serving.event_log import OVERLAP, SCHEMA, START, EventLog, RejectedEvent
+from evergreen.serving.event_validation import EventValidator
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Params, Recommend
 from evergreen.tasks.core.errors import ModelError, ParamsError
@@ -24,156 +24,155 @@ from evergreen.tasks.problems.recommender.interactions import Purchases
 from evergreen.tasks.problems.recommender.list_builder import Answer, Request, Shop
 from evergreen.tasks.problems.recommender.online_histories import as_id
 
-KEPT = 20_000
-"""Users whose answers are kept, some three kilobytes each."""
-WISHES = 8
-"""Answers to other wishes that are kept of each."""
-
-STALE = 1_000
-"""Answers at most that wait to be given anew."""
-REMEMBERED = 2 * OVERLAP
-"""Newest lines that are known to count."""
+CACHED_USERS = 20_000
+"""Users with cached lists, about three kilobytes each."""
+CACHED_REQUESTS = 8
+"""Different requests cached per user."""
+REFILL_QUEUE = 1_000
+"""Largest number of evicted requests that wait to be cached again."""
+RECENT_LINES = 2 * OVERLAP
+"""Newest event lines that are remembered, to skip those that the log repeats."""
 
 
 @dataclass(frozen=True)
-class Observed:
-    """What became of some events."""
+class EventCounts:
+    """The outcome of a batch of events."""
 
-    counted: int
-    known: int
-    """There already; nothing changed."""
-    refused: tuple[Refusal, ...]
+    accepted: int
+    duplicate: int
+    """Events whose id was stored before; nothing changed."""
+    rejected: tuple[RejectedEvent, ...]
 
 
 def section(params: Params, problem: str) -> Recommend:
-    """Of `problem`. Raises ParamsError where it recommends nothing."""
+    """The section of a recommendation problem. Raises ParamsError for another kind of problem."""
     found = params.section(problem)
     if not isinstance(found, Recommend):
-        raise ParamsError(f"{problem}: is a problem of {params.kind(problem)} and has no lists; name one of recommendation")
+        raise ParamsError(f"{problem}: is a {params.kind(problem)} problem and has no lists; name a recommendation problem")
     return found
 
 
 def load(params: Params, problem: str, layout: Layout) -> Purchases:
-    """The histories as the features step left them. Raises ModelError where it never ran."""
+    """The histories that the features step wrote. Raises ModelError if it never ran."""
     wanted, folder = section(params, problem), layout.features(problem)
     if not folder.exists():
         raise ModelError(f"{problem}: has no features yet; run evergreen train {problem}")
     return problems.kind("recommendation").load(folder, wanted)
 
 
-def record(params: Params, problem: str, data: Purchases, log: EventLog, given: Iterable[Mapping[str, Any]]) -> Observed:
-    """Write events down, for everybody who reads the log; see serving.event_validation for what they hold."""
-    return _record(Incoming(params, problem, data), problem, log, given, None)[0]
+def record(params: Params, problem: str, data: Purchases, log: EventLog, given: Iterable[Mapping[str, Any]]) -> EventCounts:
+    """Write events to the log, for every reader; event_validation describes an event."""
+    return _record(EventValidator(params, problem, data), problem, log, given, None)[0]
 
 
 def _record(
-    incoming: Incoming, problem: str, log: EventLog, given: Iterable[Mapping[str, Any]], now: datetime | None
-) -> tuple[Observed, pl.DataFrame]:
-    """And the lines that are new."""
-    events, refusals = incoming.read(given, now)
-    fresh = log.append(problem, events, refusals)
-    rows = [(each.user, each.basket, each.item, each.day) for each in fresh]
-    return Observed(len(fresh), len(events) - len(fresh), tuple(refusals)), pl.DataFrame(rows, schema=SCHEMA, orient="row")
+    validator: EventValidator, problem: str, log: EventLog, given: Iterable[Mapping[str, Any]], now: datetime | None
+) -> tuple[EventCounts, pl.DataFrame]:
+    """The outcome, and the new lines."""
+    events, rejected = validator.validate(given, now)
+    new = log.append(problem, events, rejected)
+    rows = [(each.user, each.basket, each.item, each.day) for each in new]
+    lines = pl.DataFrame(rows, schema=SCHEMA, orient="row")
+    return EventCounts(len(new), len(events) - len(new), tuple(rejected)), lines
 
 
-class Recommendations:
-    """Answers of `model`, registered as `version`, for `problem`.
+class OnlineRecommender:
+    """Recommends with `model`, registered as `version` of `problem`, and histories that follow the event log.
 
-    Raises ModelError where there are no features yet or the model is another one than the project's code makes now.
+    Raises ModelError if there are no features yet, or if the model does not fit the project's code.
     """
 
     def __init__(self, params: Params, problem: str, layout: Layout, model: Model, version: int, log: EventLog) -> None:
         self.problem, self.version = problem, version
         self._layout, self._section, self._log = layout, section(params, problem), log
         data = load(params, problem, layout)
-        self._incoming = Incoming(params, problem, data)
+        self._validator = EventValidator(params, problem, data)
         try:
             self._shop = Shop.of(model, data, self._section)
-            self._shop.answer(Request(users=tuple(data.histories.users[:1].tolist())))  # what is built once is built now
+            self._shop.answer(Request(users=tuple(data.histories.users[:1].tolist())))  # builds what is built lazily
         except (AttributeError, ValueError) as error:
             raise ModelError(
-                f"{problem}: version {version} cannot answer: {error}. Train again, or name a --version."
+                f"{problem}: version {version} cannot recommend: {error}. Train again, or name another --version."
             ) from error
-        self._mark, self._stocked, self._writing = NOTHING, self._stock_stamp(), threading.Lock()
-        self._kept: dict[str, dict[Request, Answer]] = {}
-        self._stale = deque[Request](maxlen=STALE)
-        self._counted: dict[tuple[Any, ...], None] = {}
+        self._position, self._stock_read, self._updating = START, self._stock_time(), threading.Lock()
+        self._cache: dict[str, dict[Request, Answer]] = {}
+        self._evicted = deque[Request](maxlen=REFILL_QUEUE)
+        self._recent: dict[tuple[Any, ...], None] = {}
         self.refresh()
 
-    def answer(self, request: Request) -> Answer:
-        """See Shop.answer. What one user was told is told again until he buys: nothing else changes it."""
-        if found := self.kept(request):
+    def recommend(self, request: Request) -> Answer:
+        """See Shop.answer. Caches the lists of one user until that user buys: nothing else changes them."""
+        if found := self.cached(request):
             return found
-        shop, user = self._shop, self._keeper(request)
+        shop, user = self._shop, self._cache_key(request)
         answer = shop.answer(request)
-        with self._writing:
-            if user is not None and shop is self._shop:  # nobody bought meanwhile
-                if len(self._kept) >= KEPT:
-                    self._kept.clear()
-                mine = self._kept.setdefault(user, {})
-                if len(mine) >= WISHES:
+        with self._updating:
+            if user is not None and shop is self._shop:  # no purchase arrived meanwhile
+                if len(self._cache) >= CACHED_USERS:
+                    self._cache.clear()
+                mine = self._cache.setdefault(user, {})
+                if len(mine) >= CACHED_REQUESTS:
                     mine.clear()
                 mine[request] = answer
         return answer
 
-    def kept(self, request: Request) -> Answer | None:
-        """The answer, where it was given before and still holds. Takes microseconds."""
-        user = self._keeper(request)
-        return None if user is None else self._kept.get(user, {}).get(request)
+    def cached(self, request: Request) -> Answer | None:
+        """The cached answer, if there is one. Takes microseconds."""
+        user = self._cache_key(request)
+        return None if user is None else self._cache.get(user, {}).get(request)
 
-    def renew(self) -> None:
-        """Answer anew what users who bought had asked for: they are likely to ask again."""
-        while self._stale:
-            self.answer(self._stale.popleft())
+    def refill_cache(self) -> None:
+        """Answer the requests that purchases evicted from the cache: their users are likely to ask again."""
+        while self._evicted:
+            self.recommend(self._evicted.popleft())
 
-    def _keeper(self, request: Request) -> str | None:
-        """The one user whose answer may be kept; None for several, and for a basket of this session."""
-        alone = len(request.users) == 1 and not request.items
-        return str(as_id(request.users[0], self._shop.histories.users)) if alone else None
+    def _cache_key(self, request: Request) -> str | None:
+        """The user of a request that can be cached; None for several users or with a session basket."""
+        single = len(request.users) == 1 and not request.items
+        return str(as_id(request.users[0], self._shop.histories.users)) if single else None
 
     def users(self) -> list[Any]:
-        """Keys of all that ever bought, up to the last training."""
+        """Ids of all users with purchases up to the last training."""
         return self._shop.data.histories.users.tolist()
 
     def items(self) -> list[Any]:
-        """Keys of what can be recommended."""
+        """Ids of the items that can be recommended."""
         return self._shop.goods.ids[: self._shop.goods.size].tolist()
 
-    def observe(self, given: Iterable[Mapping[str, Any]], now: datetime | None = None) -> Observed:
-        """Write purchases down, then let them count: when this returns, they last and the next answer knows them.
+    def record_events(self, given: Iterable[Mapping[str, Any]], now: datetime | None = None) -> EventCounts:
+        """Write purchase events to the log, then update the histories: the next list uses them.
 
-        An event holds what serving.event_validation says. One that cannot be counted is kept with its reason and stops no
-        other.
+        event_validation describes an event. A rejected event is stored with its reason and stops no other.
         """
-        observed, lines = _record(self._incoming, self.problem, self._log, given, now)
+        counts, lines = _record(self._validator, self.problem, self._log, given, now)
         if len(lines):
-            with self._writing:
-                self._observe(lines)
-        return observed
+            with self._updating:
+                self._add(lines)
+        return counts
 
     def refresh(self) -> None:
-        """Read what other processes wrote since the last time: events, and the table of stock."""
-        with self._writing:
-            if self._log.mark(self.problem, self._mark) != self._mark:
-                lines, self._mark = self._log.since(self.problem, self._mark)
-                self._observe(lines)
-            if (stamp := self._stock_stamp()) != self._stocked:
+        """Read the events and the stock table that other processes wrote since the last call."""
+        with self._updating:
+            if self._log.position(self.problem, self._position) != self._position:
+                lines, self._position = self._log.since(self.problem, self._position)
+                self._add(lines)
+            if (written := self._stock_time()) != self._stock_read:
                 table = pl.scan_parquet(self._layout.table(str(self._section.features.stock_table)))
                 self._shop = self._shop.restocked(item_catalogue.stock(table, self._section.features))
-                self._stocked = stamp
-                self._kept.clear()
+                self._stock_read = written
+                self._cache.clear()
 
-    def _observe(self, lines: pl.DataFrame) -> None:
-        """Let lines count that do not yet: the log gives its newest ones again and again."""
-        fresh = [line for line in lines.iter_rows() if line not in self._counted]
-        if fresh:
-            self._shop = self._shop.observe(pl.DataFrame(fresh, schema=SCHEMA, orient="row"))
-        for line in fresh:
-            self._stale.extend(self._kept.pop(line[0], ()))
-        self._counted = dict.fromkeys([*self._counted, *fresh][-REMEMBERED:])
+    def _add(self, lines: pl.DataFrame) -> None:
+        """Add new lines to the histories; the log repeats its newest ones."""
+        new = [line for line in lines.iter_rows() if line not in self._recent]
+        if new:
+            self._shop = self._shop.observe(pl.DataFrame(new, schema=SCHEMA, orient="row"))
+        for line in new:
+            self._evicted.extend(self._cache.pop(line[0], ()))
+        self._recent = dict.fromkeys([*self._recent, *new][-RECENT_LINES:])
 
-    def _stock_stamp(self) -> int:
-        """When the table of stock was last written; 0 where there is none."""
+    def _stock_time(self) -> int:
+        """Modification time of the stock table in nanoseconds; 0 without one."""
         name = self._section.features.stock_table
         path = self._layout.table(name) if name else None
         return path.stat().st_mtime_ns if path and path.exists() else 0

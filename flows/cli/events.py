@@ -22,16 +22,16 @@ def events(
     from evergreen.flows.operations import recommend
 
     place = find(root)
-    found = recommend.observe(place, read_params(place), name, data)
-    refused = [{"event": dict(each.event), "reason": each.reason} for each in found.refused]
+    found = recommend.record_events(place, read_params(place), name, data)
+    rejected = [{"event": dict(each.event), "reason": each.reason} for each in found.rejected]
     if as_json:
-        print_json({"problem": name, "counted": found.counted, "known": found.known, "refused": refused})
+        print_json({"problem": name, "accepted": found.accepted, "duplicate": found.duplicate, "rejected": rejected})
         return
     print_table(
-        ("problem", "counted", "known already", "refused"),
-        [(name, f"{found.counted:,}", f"{found.known:,}", f"{len(refused):,}")],
+        ("problem", "accepted", "duplicate", "rejected"),
+        [(name, f"{found.accepted:,}", f"{found.duplicate:,}", f"{len(rejected):,}")],
     )
-    for each in found.refused[:SHOWN]:
-        say(f"refused: {each.reason}")
-    if len(refused) > SHOWN:
-        say(f"and {len(refused) - SHOWN:,} more; --json shows all")
+    for each in found.rejected[:SHOWN]:
+        say(f"rejected: {each.reason}")
+    if len(rejected) > SHOWN:
+        say(f"and {len(rejected) - SHOWN:,} more; --json shows all")

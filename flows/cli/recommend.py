@@ -40,7 +40,7 @@ def recommend(
     as_json: bool,
 ) -> None:
     """Recommend items to users, or to an anonymous user with a basket, with a reason for each item."""
-    from evergreen.flows.operations import recommend
+    from evergreen.flows.operations.recommend import recommend as run
 
     place = find(root)
     wanted = {"users": tuple(who or ()), "items": tuple(filter(None, items.split(","))), "place": at, "k": k, "show": show}
@@ -51,7 +51,7 @@ def recommend(
         "rules": as_object("--rules", rules),
         "as_of": as_day(as_of),
     }
-    found = recommend.ask(place, read_params(place), name, wanted, version)
+    found = run(place, read_params(place), name, wanted, version)
     for line in found.notes:
         say(line)
     if as_json:

@@ -51,7 +51,7 @@ def run(
     """
     made = _scorer(layout, params, problem, version, lists)
     tell = _tell(layout, problem, made.version) if ledger else None
-    about = f"{lists.as_of} {settings.events(layout).mark(problem) if isinstance(made.section, Recommend) else ''}"
+    about = f"{lists.as_of} {settings.events(layout).position(problem) if isinstance(made.section, Recommend) else ''}"
     return batch.run(made, data, out, tell=tell, about=about, say=say)
 
 

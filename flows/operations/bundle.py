@@ -26,7 +26,7 @@ from ruamel.yaml import YAML
 import evergreen
 from evergreen.flows import settings
 from evergreen.flows.operations import batch_scoring
-from evergreen.serving.bundle_server import CARD, MODEL
+from evergreen.serving.bundle_server import MANIFEST, MODEL
 from evergreen.tasks.config.params import Params, Recommend
 from evergreen.tasks.core.errors import ModelError, ProjectError
 from evergreen.tasks.core.paths import Layout, write_json, writing
@@ -100,7 +100,7 @@ def _lay_model(folder: Path, registry: "Registry", version: "Version") -> bool:
     compiled, tagged = file.suffix == ".onnx", ("kind", "model", "metric", "cutoff", "git.commit", "sha256", "verdict.reason")
     described = registry.described(version.problem, version.version)
     write_json(
-        folder / CARD,
+        folder / MANIFEST,
         {
             "problem": version.problem,
             "version": version.version,
@@ -320,25 +320,26 @@ def _compare(
 
     Raises ModelError beyond SAME, and where the bundle does not answer.
     """
-    from evergreen.serving import loaded_model
+    from evergreen.serving import model_loading
+    from evergreen.serving.loaded_model import ListModel, RowModel
 
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "EVERGREEN"))}
     with tempfile.TemporaryDirectory() as state:
         done = subprocess.run(
-            [sys.executable, "-B", "-m", "evergreen.serving.bundle_server", "--answer", "request.json", "--state", state],
+            [sys.executable, "-B", "-m", "evergreen.serving.bundle_server", "--predict", "request.json", "--state", state],
             cwd=folder, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
         raise ModelError(f"{version.problem} v{version.version}: the bundle does not answer its example: {said}")
-    one = loaded_model.load(params, layout, registry, settings.events(layout), version.problem, version.version)
-    if isinstance(one, loaded_model.Rows):
-        expected: Any = one.answer([one.read(row) for row in request["rows"]])
+    model = model_loading.load(params, layout, registry, settings.events(layout), version.problem, version.version)
+    if isinstance(model, RowModel):
+        expected: Any = model.predict([model.parse(row) for row in request["rows"]])
     else:
         from evergreen.tasks.problems.recommender.list_builder import Request
 
-        assert isinstance(one, loaded_model.Lists)
-        expected = one.lists(Request.read(request))
+        assert isinstance(model, ListModel)
+        expected = model.recommend(Request.read(request))
     difference = apart(json.loads(done.stdout), json.loads(json.dumps(expected, default=str)))
     if not difference <= SAME:
         raise ModelError(

@@ -28,7 +28,7 @@ from evergreen.tasks.core.paths import Layout
 
 if TYPE_CHECKING:
     from evergreen.serving.app import App
-    from evergreen.serving.deployment_watcher import Watch
+    from evergreen.serving.deployment_watcher import DeploymentWatcher
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +57,9 @@ class Service:
     """The processes of one service. Raises ProjectError where the address cannot be had or needs keys that are not there."""
 
     def __init__(self, layout: Layout, params: Params, host: str, port: int, workers: int) -> None:
-        from evergreen.serving.access_control import Guard
+        from evergreen.serving.access_control import AccessControl
 
-        Guard(params.serve, host, settings.keys(layout))  # it says why the service may not start
+        AccessControl(params.serve, host, settings.keys(layout))  # it says why the service may not start
         self._layout, self._params, self._host, self._count = layout, params, host, workers
         self._socket = _bind(host, port)
         self.url = _url(self._socket)
@@ -187,7 +187,7 @@ def _bind(host: str, port: int) -> socket.socket:
         found.bind(address)
         found.listen(BACKLOG)
     except OSError as error:
-        raise ProjectError(f"serve: {host}:{port} cannot be had: {error.strerror or error}. Name another --port.") from error
+        raise ProjectError(f"serve: cannot bind {host}:{port}: {error.strerror or error}. Choose another --port.") from error
     found.set_inheritable(True)
     return found
 
@@ -200,17 +200,17 @@ def _url(bound: socket.socket) -> str:
 # --- a worker ----------------------------------------------------------------------------------------------------------------
 
 
-def application(layout: Layout, params: Params, host: str, notes: Path | None = None) -> "tuple[App, Watch[Any]]":
+def application(layout: Layout, params: Params, host: str, notes: Path | None = None) -> "tuple[App, DeploymentWatcher[Any]]":
     """The application on the project's registry, databases and journal, its versions loaded."""
     from functools import partial
 
     from evergreen.monitoring.ledger import spool as journals
-    from evergreen.serving import loaded_model
-    from evergreen.serving.access_control import Guard
+    from evergreen.serving import model_loading
+    from evergreen.serving.access_control import AccessControl
     from evergreen.serving.app import App
-    from evergreen.serving.deployment_watcher import Watch
+    from evergreen.serving.deployment_watcher import DeploymentWatcher
     from evergreen.serving.metrics import Metrics
-    from evergreen.serving.prediction_service import Answering
+    from evergreen.serving.prediction_service import PredictionService
 
     registry, events = settings.registry(layout), settings.events(layout)
     ledger = settings.ledger(layout) if params.serve.ledger else None
@@ -218,15 +218,15 @@ def application(layout: Layout, params: Params, host: str, notes: Path | None = 
     journal = journals.Spool(folder, params.serve.durable) if params.serve.ledger else None
     if journal and (lost := journal.lost()):
         log.warning("%d predictions of processes that were killed were answered and never written, all told", lost)
-    watch = Watch(
-        params, registry, settings.rollouts(layout), partial(loaded_model.load, params, layout, registry, events), ledger
+    watch = DeploymentWatcher(
+        params, registry, settings.rollouts(layout), partial(model_loading.load, params, layout, registry, events), ledger
     )
     watch.start()
-    guard = Guard(params.serve, host, settings.keys(layout))
-    guard.start()
-    answering = Answering(params, watch, journal, ledger, Metrics(notes))
+    access = AccessControl(params.serve, host, settings.keys(layout))
+    access.start()
+    service = PredictionService(params, watch, journal, ledger, Metrics(notes))
     lag, lost_ = (lambda: float(journals.backlog_bytes(folder))), (lambda: float(journal.lost() if journal else 0))
-    return App(answering, watch, guard, lag, lost_), watch
+    return App(service, access, lag, lost_), watch
 
 
 def work(layout: Layout, host: str, fd: int, notes: Path) -> None:

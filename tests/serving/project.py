@@ -1,6 +1,6 @@
-"""A small project with deployed versions, and its server: what tests of serving ask over HTTP.
+"""A small project with deployed versions, and its server, for tests over HTTP.
 
-Beside the small store's problems there is `dear`: houses, a plain table whose rules params.yaml declares.
+Beside the small store's problems there is `dear`: houses, a plain table with rules in params.yaml.
 """
 
 import atexit
@@ -48,7 +48,7 @@ RULES = """  houses:
 
 
 def project(folder: Path, names: Sequence[str] = tuple(MODELS), serve: str = "") -> Layout:
-    """A project in `folder`, a version of each of `names` registered and deployed. `serve`: the section of params.yaml."""
+    """A project in `folder` with one deployed version of each of `names`. `serve`: that section of params.yaml."""
     store.project(folder, households=80, weeks=20)
     text = (folder / "params.yaml").read_text()
     text = text.replace("problems:\n", "problems:\n  dear: classification\n", 1)
@@ -72,7 +72,7 @@ def project(folder: Path, names: Sequence[str] = tuple(MODELS), serve: str = "")
 
 
 def deploy(layout: Layout, problem: str, name: str, **changed: Any) -> int:
-    """Fit, register and deploy the model `name` with its defaults, but for what `changed` says; its version."""
+    """Fit, register and deploy the model `name` with its defaults updated by `changed`. Returns its version."""
     version = register(layout, problem, name, **changed)
     settings.deployments(layout).deploy(settings.registry(layout), problem, version, verdict(), "ann")
     return version
@@ -114,36 +114,36 @@ def evergreen(layout: Layout, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 class Server:
-    """`evergreen serve` on a free port of this machine. What it says is in `said`, line by line."""
+    """`evergreen serve` on a free loopback port. Its output is in `lines`."""
 
     def __init__(self, layout: Layout, *options: str, seconds: float = 120) -> None:
-        """`seconds`: it answers by then."""
+        """`seconds`: how long it may take to start."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("EVERGREEN")}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "evergreen.flows.cli.main", "serve", "--port", "0", "--root", str(layout.root), *options],
             cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
-        atexit.register(self.process.kill)  # where a test failed before its end; workers end with it
-        self.said: list[str] = []
+        atexit.register(self.process.kill)  # if a test fails before `stop`; workers end with it
+        self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.url = self.wait_for(r"answers at (http://\S+)", seconds)
+        self.url = self.wait_for(r"Serving at (http://[^\s,]+)", seconds)
         self.client = httpx.Client(base_url=self.url, timeout=30)
 
     def wait_for(self, pattern: str, seconds: float = 120) -> str:
-        """The first group of the first line that fits."""
+        """The first group of the first line that matches."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            for line in list(self.said):
+            for line in list(self.lines):
                 if found := re.search(pattern, line):
                     return found[1] if found.groups() else found[0]
-            assert self.process.poll() is None, "\n".join(self.said)
+            assert self.process.poll() is None, "\n".join(self.lines)
             time.sleep(0.05)
-        raise AssertionError("\n".join(self.said))
+        raise AssertionError("\n".join(self.lines))
 
     def workers(self) -> list[int]:
         """Their process ids."""
-        listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(["ps", "-wweo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
         lines = [line.split(None, 2) for line in listed.splitlines()]
         return [
             int(pid)
@@ -152,7 +152,7 @@ class Server:
         ]
 
     def stop(self, signal_: int = signal.SIGTERM) -> int:
-        """End it; its exit status."""
+        """Stop it. Returns its exit status."""
         self.process.send_signal(signal_)
         code = self.process.wait(60)
         self._reader.join(10)
@@ -162,4 +162,4 @@ class Server:
     def _read(self) -> None:
         assert self.process.stdout
         for line in self.process.stdout:
-            self.said.append(line.rstrip())
+            self.lines.append(line.rstrip())

@@ -1,4 +1,4 @@
-"""The guard: who may come in, from where, how often; and that it looks at nothing that a request could make it stumble over."""
+"""Access control: keys, hosts and rates; and the depth of JSON, whatever the body holds."""
 
 import logging
 import time
@@ -7,9 +7,11 @@ import orjson
 import pytest
 from hypothesis import given, strategies
 
-from evergreen.serving import access_control
-from evergreen.serving.access_control import DEEPEST, Guard, Rate, is_loopback, too_deep
+from evergreen.serving import access_control, rate_limit
+from evergreen.serving.access_control import AccessControl, is_loopback
+from evergreen.serving.json_depth import MAX_DEPTH, too_deep
 from evergreen.serving.keys import SCOPES, Keys
+from evergreen.serving.rate_limit import RateLimiter
 from evergreen.tasks.config.operations import Serve
 from evergreen.tasks.core.errors import ProjectError
 
@@ -22,59 +24,59 @@ def keys(tmp_path) -> Keys:
 @pytest.fixture
 def clock(monkeypatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr(access_control.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(rate_limit.time, "monotonic", lambda: now[0])
     return now
 
 
-def said(refusal: access_control.Refusal | None) -> tuple[int, str]:
-    assert refusal is not None
-    return refusal.status, orjson.loads(refusal.body)["error"]
+def status_and_error(denial: access_control.Denial | None) -> tuple[int, str]:
+    assert denial is not None
+    return denial.status, orjson.loads(denial.body)["error"]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "localhost", "LOCALHOST", "::1", "[::1]"])
-def test_on_an_address_of_this_machine_no_key_is_needed(keys, host):
-    assert Guard(Serve(), host, keys).admit("admin", {"host": "127.0.0.1:80"}, "127.0.0.1", "/") is None
+def test_a_loopback_address_needs_no_key(keys, host):
+    assert AccessControl(Serve(), host, keys).check("admin", {"host": "127.0.0.1:80"}, "127.0.0.1", "/") is None
 
 
 @pytest.mark.parametrize(
     "host", ["0.0.0.0", "::", "10.1.2.3", "example.org", "", "127.0.0.1.example.org", "localhost.example.org"]
 )
-def test_where_others_reach_it_a_server_without_keys_does_not_start(keys, host):
+def test_a_server_that_other_machines_reach_does_not_start_without_keys(keys, host):
     assert not is_loopback(host)
     with pytest.raises(
-        ProjectError, match=f"{host} can be reached from other machines, and there is no key: evergreen keys add"
+        ProjectError, match=f"other machines can reach {host}, and there is no API key: create one with evergreen keys add"
     ):
-        Guard(Serve(), host, keys)
+        AccessControl(Serve(), host, keys)
 
 
-def test_keys_can_be_needed_here_too(keys):
-    with pytest.raises(ProjectError, match=r"params.yaml: serve.keys is always, and there is no key"):
-        Guard(Serve(keys="always"), "127.0.0.1", keys)
+def test_keys_can_be_required_on_a_loopback_address(keys):
+    with pytest.raises(ProjectError, match=r"params.yaml: serve.keys is always, and there is no API key"):
+        AccessControl(Serve(keys="always"), "127.0.0.1", keys)
     keys.add("till", ["predict"])
-    guarded = Guard(Serve(keys="always"), "127.0.0.1", keys)
-    assert said(guarded.admit("predict", {"host": "shop.example.org"}, "127.0.0.1", "/")) == (
+    access = AccessControl(Serve(keys="always"), "127.0.0.1", keys)
+    assert status_and_error(access.check("predict", {"host": "shop.example.org"}, "127.0.0.1", "/")) == (
         401,
-        "a key is needed: send Authorization: Bearer KEY, or X-API-Key: KEY",
+        "needs an API key: send Authorization: Bearer KEY, or X-API-Key: KEY",
     )
 
 
-def test_a_key_opens_what_it_is_for(keys):
+def test_a_key_grants_its_scopes(keys):
     secret = keys.add("till", ["predict", "events"])
-    guarded = Guard(Serve(), "0.0.0.0", keys)
+    access = AccessControl(Serve(), "0.0.0.0", keys)
     for headers in ({"authorization": f"Bearer {secret}"}, {"authorization": f"bearer  {secret} "}, {"x-api-key": secret}):
-        assert guarded.admit("predict", headers, "10.0.0.9", "/") is None
-        assert guarded.admit("events", headers, "10.0.0.9", "/") is None
-        assert guarded.admit(None, headers, "10.0.0.9", "/metrics") is None
-        assert said(guarded.admit("labels", headers, "10.0.0.9", "/")) == (
+        assert access.check("predict", headers, "10.0.0.9", "/") is None
+        assert access.check("events", headers, "10.0.0.9", "/") is None
+        assert access.check(None, headers, "10.0.0.9", "/metrics") is None
+        assert status_and_error(access.check("labels", headers, "10.0.0.9", "/")) == (
             403,
-            "the key till is not for this; it lacks the scope labels",
+            "the API key till lacks the scope labels",
         )
 
 
-def test_a_key_of_admin_opens_everything(keys):
+def test_an_admin_key_grants_everything(keys):
     secret = keys.add("boss", ["admin"])
-    guarded = Guard(Serve(), "0.0.0.0", keys)
-    assert all(guarded.admit(scope, {"x-api-key": secret}, "10.0.0.9", "/") is None for scope in SCOPES)
+    access = AccessControl(Serve(), "0.0.0.0", keys)
+    assert all(access.check(scope, {"x-api-key": secret}, "10.0.0.9", "/") is None for scope in SCOPES)
 
 
 @pytest.mark.parametrize(
@@ -92,88 +94,88 @@ def test_a_key_of_admin_opens_everything(keys):
         "B" * 99999,
     ],
 )
-def test_what_is_no_key_is_refused_with_the_same_words_as_none(keys, header):
+def test_an_invalid_key_is_unauthorized_like_a_missing_one(keys, header):
     keys.add("till", ["predict"])
-    guarded = Guard(Serve(), "0.0.0.0", keys)
-    refusal = guarded.admit("predict", {"authorization": header}, "10.0.0.9", "/")
-    assert said(refusal)[0] == 401
-    assert refusal is not None
-    assert ("www-authenticate", "Bearer") in refusal.headers
+    access = AccessControl(Serve(), "0.0.0.0", keys)
+    denial = access.check("predict", {"authorization": header}, "10.0.0.9", "/")
+    assert status_and_error(denial)[0] == 401
+    assert denial is not None
+    assert ("www-authenticate", "Bearer") in denial.headers
 
 
-def test_a_false_secret_of_a_true_id_is_refused_like_an_unknown_one(keys):
+def test_a_wrong_secret_with_a_known_id_is_denied_like_an_unknown_key(keys):
     secret = keys.add("till", ["predict"])
-    guarded = Guard(Serve(), "0.0.0.0", keys)
+    access = AccessControl(Serve(), "0.0.0.0", keys)
     false = [secret[:-1], secret[:-1] + ("a" if secret[-1] != "a" else "b"), "eg_000000000000_" + "x" * 43]
-    answers = {said(guarded.admit("predict", {"x-api-key": each}, "10.0.0.9", "/")) for each in false}
-    assert answers == {(401, "the key is not known, or was revoked")}
+    answers = {status_and_error(access.check("predict", {"x-api-key": each}, "10.0.0.9", "/")) for each in false}
+    assert answers == {(401, "the API key is unknown or revoked")}
 
 
-def test_a_revoked_key_stops_and_a_new_one_works_while_the_server_runs(keys, monkeypatch):
-    monkeypatch.setattr(access_control, "LOOK_SECONDS", 0.01)
+def test_revoked_and_new_keys_take_effect_while_the_server_runs(keys, monkeypatch):
+    monkeypatch.setattr(access_control, "RELOAD_SECONDS", 0.01)
     secret = keys.add("till", ["predict"])
-    guarded = Guard(Serve(), "0.0.0.0", keys)
-    guarded.start()
+    access = AccessControl(Serve(), "0.0.0.0", keys)
+    access.start()
     try:
         keys.revoke("till")
         again = keys.add("till", ["predict"])
-        while guarded.admit("predict", {"x-api-key": again}, "10.0.0.9", "/") is not None:
+        while access.check("predict", {"x-api-key": again}, "10.0.0.9", "/") is not None:
             time.sleep(0.01)
-        assert said(guarded.admit("predict", {"x-api-key": secret}, "10.0.0.9", "/"))[0] == 401
+        assert status_and_error(access.check("predict", {"x-api-key": secret}, "10.0.0.9", "/"))[0] == 401
     finally:
-        guarded.stop()
+        access.stop()
 
 
-def test_keys_are_looked_at_often_enough_that_a_revoked_one_stops_within_two_seconds():
-    assert 2 * access_control.LOOK_SECONDS <= 2
+def test_keys_are_reloaded_often_enough_to_reject_a_revoked_one_within_two_seconds():
+    assert 2 * access_control.RELOAD_SECONDS <= 2
 
 
-def test_a_database_that_is_away_ends_neither_the_server_nor_its_keys(keys, monkeypatch, caplog):
-    monkeypatch.setattr(access_control, "LOOK_SECONDS", 0.001)
+def test_an_unavailable_database_leaves_the_keys_active(keys, monkeypatch, caplog):
+    monkeypatch.setattr(access_control, "RELOAD_SECONDS", 0.001)
     secret = keys.add("till", ["predict"])
-    guarded = Guard(Serve(), "0.0.0.0", keys)
-    monkeypatch.setattr(keys, "locks", lambda: (_ for _ in ()).throw(ProjectError("the database of keys cannot be used")))
-    guarded.start()
+    access = AccessControl(Serve(), "0.0.0.0", keys)
+    monkeypatch.setattr(keys, "active_keys", lambda: (_ for _ in ()).throw(ProjectError("the database of keys cannot be used")))
+    access.start()
     try:
         while "cannot be used" not in caplog.text:
             time.sleep(0.001)
-        assert guarded.admit("predict", {"x-api-key": secret}, "10.0.0.9", "/") is None
+        assert access.check("predict", {"x-api-key": secret}, "10.0.0.9", "/") is None
     finally:
-        guarded.stop()
+        access.stop()
 
 
 @pytest.mark.parametrize(
     ("headers", "line"),
     [
-        ({"host": "evil.example.org"}, "names of this machine alone"),
-        ({"host": "127.0.0.1.example.org:8000"}, "names of this machine alone"),
-        ({"host": "localhost:8000", "origin": "https://evil.example.org"}, "pages from elsewhere"),
-        ({"host": "localhost:8000", "origin": "http://localhost:9999"}, "pages from elsewhere"),
-        ({"host": "localhost:8000", "origin": "null"}, "pages from elsewhere"),
-        ({"origin": "http://evil.example.org"}, "pages from elsewhere"),
-        ({"host": ""}, "names of this machine alone"),
+        ({"host": "evil.example.org"}, "only host names of this machine"),
+        ({"host": "127.0.0.1.example.org:8000"}, "only host names of this machine"),
+        ({"host": "localhost:8000", "origin": "https://evil.example.org"}, "pages of other origins"),
+        ({"host": "localhost:8000", "origin": "http://localhost:9999"}, "pages of other origins"),
+        ({"host": "localhost:8000", "origin": "null"}, "pages of other origins"),
+        ({"origin": "http://evil.example.org"}, "pages of other origins"),
+        ({"host": ""}, "only host names of this machine"),
     ],
 )
-def test_without_keys_no_page_from_elsewhere_speaks_to_the_server(keys, headers, line):
-    status, told = said(Guard(Serve(), "127.0.0.1", keys).admit("predict", headers, "127.0.0.1", "/"))
+def test_without_keys_pages_of_other_origins_are_denied(keys, headers, line):
+    status, error = status_and_error(AccessControl(Serve(), "127.0.0.1", keys).check("predict", headers, "127.0.0.1", "/"))
     assert status == 403
-    assert line in told
-    assert "serve.keys" in told
+    assert line in error
+    assert "serve.keys" in error
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost", "localhost:8000", "[::1]:8000", "[::1]", None])
-def test_without_keys_programs_and_the_servers_own_page_do(keys, host):
-    guarded = Guard(Serve(), "127.0.0.1", keys)
+def test_without_keys_local_programs_and_the_servers_own_page_are_admitted(keys, host):
+    access = AccessControl(Serve(), "127.0.0.1", keys)
     headers = {} if host is None else {"host": host, "origin": f"http://{host}"}
-    assert guarded.admit("predict", headers, "127.0.0.1", "/") is None
-    assert guarded.admit("predict", headers, "127.0.0.1", "/") is None
+    assert access.check("predict", headers, "127.0.0.1", "/") is None
+    assert access.check("predict", headers, "127.0.0.1", "/") is None
 
 
-def test_a_caller_has_a_second_worth_of_requests_and_then_so_many_per_second(keys, clock):
-    guarded = Guard(Serve(rate_per_second=5), "127.0.0.1", keys)
+def test_a_caller_has_a_burst_of_one_second_and_then_the_rate(keys, clock):
+    access = AccessControl(Serve(rate_per_second=5), "127.0.0.1", keys)
 
     def admitted(client: str) -> int:
-        return sum(guarded.admit("predict", {}, client, "/") is None for _ in range(20))
+        return sum(access.check("predict", {}, client, "/") is None for _ in range(20))
 
     assert admitted("127.0.0.1") == 5
     assert admitted("127.0.0.2") == 5
@@ -181,31 +183,31 @@ def test_a_caller_has_a_second_worth_of_requests_and_then_so_many_per_second(key
     assert admitted("127.0.0.1") == 2
     clock[0] += 3600
     assert admitted("127.0.0.1") == 5
-    refusal = guarded.admit("predict", {}, "127.0.0.1", "/")
-    assert said(refusal) == (429, "too many requests; serve.rate_per_second is the limit")
-    assert refusal is not None
-    assert refusal.headers == (("retry-after", "1"),)
+    denial = access.check("predict", {}, "127.0.0.1", "/")
+    assert status_and_error(denial) == (429, "too many requests; serve.rate_per_second is the limit")
+    assert denial is not None
+    assert denial.headers == (("retry-after", "1"),)
 
 
-def test_a_key_has_its_own_rate_wherever_it_comes_from_and_guessers_take_none_of_it(keys, clock):
+def test_a_key_has_its_own_rate_from_any_address_and_guesses_use_none_of_it(keys, clock):
     secret = keys.add("till", ["predict"])
-    guarded = Guard(Serve(rate_per_second=3), "0.0.0.0", keys)
-    guesses = [guarded.admit("predict", {"x-api-key": "eg_x_y"}, "10.0.0.9", "/") for _ in range(5)]
-    assert [said(each)[0] for each in guesses] == [401, 401, 401, 429, 429]
-    answers = [guarded.admit("predict", {"x-api-key": secret}, f"10.0.0.{last}", "/") for last in (9, 8, 7, 6)]
+    access = AccessControl(Serve(rate_per_second=3), "0.0.0.0", keys)
+    guesses = [access.check("predict", {"x-api-key": "eg_x_y"}, "10.0.0.9", "/") for _ in range(5)]
+    assert [status_and_error(each)[0] for each in guesses] == [401, 401, 401, 429, 429]
+    answers = [access.check("predict", {"x-api-key": secret}, f"10.0.0.{last}", "/") for last in (9, 8, 7, 6)]
     assert [each and each.status for each in answers] == [None, None, None, 429]
 
 
-def test_less_than_one_request_a_second_can_be_the_limit(clock):
-    rate = Rate(0.1)
+def test_the_limit_can_be_below_one_request_per_second(clock):
+    rate = RateLimiter(0.1)
     assert rate.wait("a") == 0
     assert rate.wait("a") == 10
     clock[0] += 10
     assert rate.wait("a") == 0
 
 
-def test_one_network_of_ipv6_is_one_caller(clock):
-    rate = Rate(1)
+def test_an_ipv6_network_of_64_bits_is_one_caller(clock):
+    rate = RateLimiter(1)
     assert rate.wait("2001:db8::1") == 0
     assert rate.wait("2001:db8::ffff:2%eth0") == 1
     assert rate.wait("2001:db8:0:1::1") == 0
@@ -213,9 +215,9 @@ def test_one_network_of_ipv6_is_one_caller(clock):
     assert rate.wait("10.0.0.1") == 1
 
 
-def test_callers_that_are_quiet_are_forgotten(clock, monkeypatch):
-    monkeypatch.setattr(access_control, "FEW", 100)
-    rate = Rate(1)
+def test_idle_callers_are_dropped(clock, monkeypatch):
+    monkeypatch.setattr(rate_limit, "CALLERS", 100)
+    rate = RateLimiter(1)
     for caller in range(1000):
         assert rate.wait(f"10.0.0.{caller}") == 0
         clock[0] += 0.1
@@ -223,16 +225,16 @@ def test_callers_that_are_quiet_are_forgotten(clock, monkeypatch):
     assert rate.wait("10.0.0.999") > 0
 
 
-def test_refusals_are_told_once_a_second_without_the_key_and_without_breaking_the_log(keys, clock, caplog):
+def test_denials_are_logged_once_a_second_without_the_key_or_line_breaks(keys, clock, caplog):
     secret = keys.add("till", ["predict"])
-    guarded = Guard(Serve(), "0.0.0.0", keys)
+    access = AccessControl(Serve(), "0.0.0.0", keys)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            guarded.admit("labels", {"x-api-key": secret}, "10.0.0.9", "/v1/labels\r\nfalse line " + "x" * 999)
+            access.check("labels", {"x-api-key": secret}, "10.0.0.9", "/v1/labels\r\nfalse line " + "x" * 999)
     assert len(caplog.messages) == 1
     assert "\n" not in caplog.messages[0]
     assert len(caplog.messages[0]) < 300
-    assert "refused 403 from 10.0.0.9" in caplog.messages[0]
+    assert "denied 403 to 10.0.0.9" in caplog.messages[0]
     assert secret not in caplog.messages[0]
 
 
@@ -250,11 +252,11 @@ def depth(value: object) -> int:
     return 0 if inner is None else 1 + max(map(depth, inner), default=0)
 
 
-@given(VALUES, strategies.integers(0, 2 * DEEPEST), strategies.booleans())
-def test_depth_is_what_a_parser_finds_whatever_the_strings_hold(value, around, mapped):
+@given(VALUES, strategies.integers(0, 2 * MAX_DEPTH), strategies.booleans())
+def test_depth_equals_the_parsed_depth_whatever_the_strings_hold(value, around, mapped):
     for _ in range(around):
         value = {'[{"\\': value, "x": "]}"} if mapped else ["]", value, "\\"]
-    assert too_deep(orjson.dumps(value)) == (depth(value) > DEEPEST)
+    assert too_deep(orjson.dumps(value)) == (depth(value) > MAX_DEPTH)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +271,6 @@ def test_depth_is_what_a_parser_finds_whatever_the_strings_hold(value, around, m
         (b"\xff[" * 99, True),
     ],
 )
-def test_the_depth_of_what_is_no_json_is_found_in_one_pass(body, deep):
-    """With a look that grows with the square of the length this would take an hour."""
+def test_the_depth_of_invalid_json_takes_linear_time(body, deep):
+    """With quadratic time this would take an hour."""
     assert too_deep(body) == deep

@@ -1,4 +1,4 @@
-"""What a running server answers: the same numbers as batch scoring, in every protocol, and nothing that it should not say."""
+"""A running server: the numbers of batch scoring in every protocol, proper errors, and no internal details."""
 
 import json
 import os
@@ -18,7 +18,7 @@ import polars as pl
 import pytest
 
 from evergreen.flows import settings
-from evergreen.serving.prediction_service import difference
+from evergreen.serving.parity_check import difference
 from evergreen.tasks import problems
 from evergreen.tasks.config import params
 from evergreen.tasks.core.paths import Layout
@@ -47,14 +47,14 @@ def client(server: Server) -> httpx.Client:
 
 
 def rows_of(shop: Layout, problem: str, count: int = 40) -> pl.DataFrame:
-    """The newest rows of its training table, the features alone."""
+    """The features of the newest rows of its training table."""
     known = params.load(shop.params)
     data = problems.kind(known.kind(problem)).load(shop.features(problem), known.section(problem))
     return pl.read_parquet(shop.features(problem) / "rows.parquet").select(list(data.features)).tail(count)
 
 
-def batch(shop: Layout, problem: str, asked: pl.DataFrame) -> pl.DataFrame:
-    """What batch scoring says of them, by the pipeline."""
+def batch_scores(shop: Layout, problem: str, asked: pl.DataFrame) -> pl.DataFrame:
+    """Their batch scores, by the pipeline."""
     known = params.load(shop.params)
     kind, section = problems.kind(known.kind(problem)), known.section(problem)
     version = settings.deployments(shop).champion(problem)
@@ -63,7 +63,7 @@ def batch(shop: Layout, problem: str, asked: pl.DataFrame) -> pl.DataFrame:
     return kind.answer(model, kind.load(shop.features(problem), section), asked, section)
 
 
-def plain(frame: pl.DataFrame) -> list[dict[str, Any]]:
+def as_json(frame: pl.DataFrame) -> list[dict[str, Any]]:
     return json.loads(json.dumps(frame.to_dicts(), default=str))
 
 
@@ -80,16 +80,16 @@ def tensors(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("problem", ["redeem", "spend", "dear"])
 def test_rows_of_the_training_table_over_http_give_the_batch_scores(problem, protocol, shop, client):
     frame = rows_of(shop, problem)
-    rows, expected = plain(frame), batch(shop, problem, frame)
+    rows, expected = as_json(frame), batch_scores(shop, problem, frame)
     if protocol == "plain":
-        said = client.post(f"/v1/predict/{problem}", json=rows).json()["predictions"]
-        found = {name: [each[name] for each in said] for name in said[0]}
+        body = client.post(f"/v1/predict/{problem}", json=rows).json()["predictions"]
+        found = {name: [each[name] for each in body] for name in body[0]}
     elif protocol == "invocations":
         found = client.post(f"/v1/models/{problem}/invocations", json={"dataframe_records": rows}).json()
         found["prediction"] = found["predictions"]
     else:
-        told = client.post(f"/v2/models/{problem}/infer", json={"inputs": tensors(rows)}).json()
-        found = {each["name"]: each["data"] for each in told["outputs"]}
+        response = client.post(f"/v2/models/{problem}/infer", json={"inputs": tensors(rows)}).json()
+        found = {each["name"]: each["data"] for each in response["outputs"]}
     chances = [name for name in expected.columns if name.startswith("probability_")]
     assert bool(chances) == (problem != "spend")
     for name in chances or ["prediction"]:
@@ -99,23 +99,23 @@ def test_rows_of_the_training_table_over_http_give_the_batch_scores(problem, pro
         assert list(found["prediction"]) == expected["prediction"].to_list()
 
 
-def test_a_row_that_names_only_the_key_is_answered_by_its_newest_features(shop, client):
+def test_a_row_with_only_the_key_is_predicted_from_its_newest_features(shop, client):
     keys = pl.DataFrame({"household_id": [3, 1, 2]})
-    expected = batch(shop, "redeem", keys)["probability_1"]
-    said = client.post("/v1/predict/redeem", json=keys.to_dicts()).json()["predictions"]
-    assert [each["probability_1"] for each in said] == pytest.approx(expected.to_list(), abs=1e-5)
+    expected = batch_scores(shop, "redeem", keys)["probability_1"]
+    body = client.post("/v1/predict/redeem", json=keys.to_dicts()).json()["predictions"]
+    assert [each["probability_1"] for each in body] == pytest.approx(expected.to_list(), abs=1e-5)
     alone = client.post("/v1/predict/redeem", json={"household_id": 3}).json()
     assert alone["probability_1"] == pytest.approx(expected[0], abs=1e-5)
 
 
-def test_many_single_rows_at_once_each_get_their_own_answer_and_share_batches(shop, server, client):
+def test_concurrent_single_rows_get_their_own_predictions_and_share_batches(shop, server, client):
     frame = rows_of(shop, "dear", 64)
-    rows, expected = plain(frame), batch(shop, "dear", frame)["probability_yes"].to_list()
+    rows, expected = as_json(frame), batch_scores(shop, "dear", frame)["probability_yes"].to_list()
 
     def ask(place: int) -> float:
         with httpx.Client(base_url=server.url) as own:
             answers = [own.post("/v1/predict/dear", json=rows[place]).json()["probability_yes"] for _ in range(8)]
-        assert np.ptp(answers) < 1e-12  # the last digits depend on who shares the batch
+        assert np.ptp(answers) < 1e-12  # the last digits depend on the batch
         return answers[0]
 
     with ThreadPoolExecutor(16) as pool:
@@ -125,7 +125,7 @@ def test_many_single_rows_at_once_each_get_their_own_answer_and_share_batches(sh
 
 
 def await_batches(client: httpx.Client) -> tuple[float, float]:
-    """Batches of one row and of any number, once all are counted."""
+    """Number of batches with one row, and of all batches, once all are counted."""
     end = time.monotonic() + 10
     while time.monotonic() < end:
         text = client.get("/metrics").text
@@ -147,31 +147,31 @@ def without(row: dict[str, Any], name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("row", "field", "value", "rule"),
     [
-        (HOUSE | {"hue": "red"}, "hue", "'red'", "is no column of dear"),
+        (HOUSE | {"hue": "red"}, "hue", "'red'", "unknown column of dear"),
         (without(HOUSE, "size") | {"sise": 3}, "sise", "3", "did you mean size?"),
         (without(HOUSE, "colour"), "colour", None, "is missing from the row"),
-        (HOUSE | {"size": "100"}, "size", "'100'", "must be a number, or null"),
-        (HOUSE | {"size": [1]}, "size", "[1]", "must be a number, or null"),
+        (HOUSE | {"size": "100"}, "size", "'100'", "must be a finite number, or null"),
+        (HOUSE | {"size": [1]}, "size", "[1]", "must be a finite number, or null"),
         (HOUSE | {"colour": {"a": 1}}, "colour", "{'a': 1}", "must be a text, or null"),
         (HOUSE | {"built": "yesterday"}, "built", "'yesterday'", "must be a date"),
         (HOUSE | {"size": 0}, "size", "0", "must be above 0"),
         (HOUSE | {"colour": "mauve"}, "colour", "'mauve'", "must be one of red, green, blue"),
     ],
 )
-def test_a_row_that_breaks_a_rule_is_refused_with_field_value_and_rule(row, field, value, rule, client):
+def test_an_invalid_row_is_rejected_with_field_value_and_rule(row, field, value, rule, client):
     alone = client.post("/v1/predict/dear", json=row)
     several = client.post("/v1/predict/dear", json=[HOUSE, row])
-    for answer in (alone, several):
-        assert answer.status_code == 422
-        said = answer.json()
-        assert (said["field"], said["value"]) == (field, value)
-        assert rule in said["rule"]
+    for response in (alone, several):
+        assert response.status_code == 422
+        body = response.json()
+        assert (body["field"], body["value"]) == (field, value)
+        assert rule in body["rule"]
     assert several.json()["row"] == 1
 
 
-def test_a_rule_that_only_warns_and_an_unseen_category_of_no_rule_refuse_nothing(client, shop):
+def test_rules_that_only_warn_and_unseen_categories_reject_nothing(client, shop):
     assert client.post("/v1/predict/dear", json=HOUSE | {"size": 1000.0}).status_code == 200
-    row = plain(rows_of(shop, "redeem", 1))[0] | {"income": "never seen"}
+    row = as_json(rows_of(shop, "redeem", 1))[0] | {"income": "never seen"}
     assert client.post("/v1/predict/redeem", json=row).status_code == 200
 
 
@@ -183,25 +183,25 @@ def test_a_rule_that_only_warns_and_an_unseen_category_of_no_rule_refuse_nothing
         ({"household_id": 1, "spend_14d": 1}, "redemptions_14d"),
     ],
 )
-def test_a_key_that_nobody_has_and_half_a_row_are_refused(row, field, client):
-    answer = client.post("/v1/predict/redeem", json=row)
-    assert (answer.status_code, answer.json()["field"]) == (422, field)
+def test_an_unknown_key_and_an_incomplete_row_are_rejected(row, field, client):
+    response = client.post("/v1/predict/redeem", json=row)
+    assert (response.status_code, response.json()["field"]) == (422, field)
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "body", "status", "said"),
+    ("method", "path", "body", "status", "text"),
     [
-        ("POST", "/v1/predict/dear", b"{", 400, "is no JSON"),
-        ("POST", "/v1/predict/dear", b'{"size": NaN}', 400, "is no JSON"),
+        ("POST", "/v1/predict/dear", b"{", 400, "invalid JSON"),
+        ("POST", "/v1/predict/dear", b'{"size": NaN}', 400, "invalid JSON"),
         ("POST", "/v1/predict/dear", b"[" * 100 + b"]" * 100, 400, "too deep"),
         ("POST", "/v1/predict/dear", b"x" * 5_000_000, 413, "larger than 4096 KiB"),
-        ("POST", "/v1/predict/dear", b'{"rows": [' + b",".join([b"{}"] * 1001) + b"]}", 422, "at most 1000 at once"),
-        ("POST", "/v1/predict/unknown", b"{}", 404, "unknown: no such problem"),
-        ("POST", "/v1/models/dear/versions/9/invocations", b'{"instances": []}', 404, "dear v9: is not loaded; loaded are v"),
-        ("POST", "/v1/predict/../../etc/passwd", b"{}", 404, "no such"),
-        ("GET", "/v1/predict/dear", b"", 405, "takes POST"),
+        ("POST", "/v1/predict/dear", b'{"rows": [' + b",".join([b"{}"] * 1001) + b"]}", 422, "at most 1000 per request"),
+        ("POST", "/v1/predict/unknown", b"{}", 404, "unknown: unknown problem"),
+        ("POST", "/v1/models/dear/versions/9/invocations", b'{"instances": []}', 404, "dear v9: is not loaded; loaded: v"),
+        ("POST", "/v1/predict/../../etc/passwd", b"{}", 404, "unknown path"),
+        ("GET", "/v1/predict/dear", b"", 405, "allows POST"),
         ("GET", "/nowhere", b"", 404, "GET /docs"),
-        ("POST", "/v1/predict/segments", b"{}", 503, "segments: no version answers"),
+        ("POST", "/v1/predict/segments", b"{}", 503, "segments: no version serves it"),
         ("POST", "/v2/models/dear/infer", b'{"inputs": []}', 400, "needs an object with inputs"),
         ("POST", "/v2/models/recommend/infer", b'{"inputs": []}', 404, "POST /v1/recommend/recommend"),
         ("POST", "/v1/recommend", b'{"k": 0}', 422, "k = 0"),
@@ -210,39 +210,39 @@ def test_a_key_that_nobody_has_and_half_a_row_are_refused(row, field, client):
         ("POST", "/v1/labels/dear", b'{"value": 1, "id": "x", "at": "noon"}', 422, "must be a day or a time"),
     ],
 )
-def test_what_cannot_be_answered_is_said_in_one_line(method, path, body, status, said, client, shop):
-    answer = client.request(method, path, content=body)
-    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json")
-    assert said in answer.json()["error"]
-    assert "\n" not in answer.json()["error"]
+def test_an_error_is_one_line_of_json(method, path, body, status, text, client, shop):
+    response = client.request(method, path, content=body)
+    assert (response.status_code, response.headers["content-type"]) == (status, "application/json")
+    assert text in response.json()["error"]
+    assert "\n" not in response.json()["error"]
     for secret in ("Traceback", str(shop.root), "site-packages"):
-        assert secret not in answer.text
+        assert secret not in response.text
 
 
-def test_every_answer_carries_the_headers_of_security(client):
+def test_every_response_has_the_security_headers(client):
     for path in ("/health", "/nowhere", "/docs"):
         headers = client.get(path).headers
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["content-security-policy"].startswith("default-src 'none'")
 
 
-def test_contributions_sum_to_the_prediction(client, shop):
-    row = plain(rows_of(shop, "redeem", 1))[0]
-    said = client.post("/v1/predict/redeem", params={"explain": "true"}, json=row).json()
-    parts = said["explanation"]
-    assert sum(each["contribution"] for each in parts) == pytest.approx(said["probability_1"], abs=1e-9)
+def test_the_contributions_of_the_columns_sum_up_to_the_prediction(client, shop):
+    row = as_json(rows_of(shop, "redeem", 1))[0]
+    body = client.post("/v1/predict/redeem", params={"explain": "true"}, json=row).json()
+    parts = body["explanation"]
+    assert sum(each["contribution"] for each in parts) == pytest.approx(body["probability_1"], abs=1e-9)
     assert {each["column"] for each in parts} <= {*row, None}
     assert "explanation" not in client.post("/v1/predict/redeem", json=row).json()
 
 
-def test_answers_and_their_truths_reach_the_ledger(client, shop):
-    said = client.post("/v1/predict/dear", json=HOUSE).json()
-    early = client.post("/v1/labels/dear", json={"id": said["id"], "value": "yes"})
+def test_predictions_and_their_labels_reach_the_ledger(client, shop):
+    body = client.post("/v1/predict/dear", json=HOUSE).json()
+    early = client.post("/v1/labels/dear", json={"id": body["id"], "value": "yes"})
     assert early.json()["matched"] + early.json()["pending"] == 1
-    assert client.post("/v1/labels", json={"problem": "dear", "id": said["id"], "value": "yes"}).json()["duplicate"] == 1
-    row, features = in_ledger(shop, "dear", said["id"])
-    assert (row["version"], row["variant"], row["label"]) == (said["version"], "champion", "yes")
-    assert row["probability_yes"] == pytest.approx(said["probability_yes"])
+    assert client.post("/v1/labels", json={"problem": "dear", "id": body["id"], "value": "yes"}).json()["duplicate"] == 1
+    row, features = in_ledger(shop, "dear", body["id"])
+    assert (row["version"], row["variant"], row["label"]) == (body["version"], "champion", "yes")
+    assert row["probability_yes"] == pytest.approx(body["probability_yes"])
     assert features["colour"] == "red"
 
 
@@ -258,37 +258,37 @@ def in_ledger(shop: Layout, problem: str, id_: str) -> tuple[dict[str, Any], dic
     raise AssertionError(f"{id_} is not in the ledger")
 
 
-def test_a_purchase_counts_once_and_the_next_list_knows_it(client):
+def test_a_purchase_is_accepted_once_and_changes_the_next_list(client):
     wish = {"users": [5], "k": 30, "show": "new"}
     first = client.post("/v1/recommend", json=wish).json()["lists"][0]
     item = first["items"][0]["item"]
     event = {"id": "till-1", "user": 5, "item": item}
-    assert client.post("/v1/events", json=event).json() == {"counted": 1, "known": 0, "refused": []}
-    assert client.post("/v1/events", json=[event]).json() == {"counted": 0, "known": 1, "refused": []}
+    assert client.post("/v1/events", json=event).json() == {"accepted": 1, "duplicate": 0, "rejected": []}
+    assert client.post("/v1/events", json=[event]).json() == {"accepted": 0, "duplicate": 1, "rejected": []}
     after = client.post("/v1/recommend", json=wish).json()["lists"][0]
     assert item not in [each["item"] for each in after["items"]]
     assert after["id"] != first["id"]
-    refused = client.post("/v1/events", json={"user": 5, "item": "no such thing"})
-    assert (refused.status_code, refused.json()["counted"]) == (422, 0)
+    rejected = client.post("/v1/events", json={"user": 5, "item": "no such thing"})
+    assert (rejected.status_code, rejected.json()["accepted"]) == (422, 0)
 
 
-def test_a_list_goes_to_the_ledger_with_what_it_held(client, shop):
-    said = client.post("/v1/recommend", json={"users": [7], "k": 3}).json()["lists"][0]
-    row, _ = in_ledger(shop, "recommend", said["id"])
+def test_a_list_reaches_the_ledger_with_its_items(client, shop):
+    body = client.post("/v1/recommend", json={"users": [7], "k": 3}).json()["lists"][0]
+    row, _ = in_ledger(shop, "recommend", body["id"])
     assert row["entity"] == "7"
-    assert list(row["items"]) == [each["item"] for each in said["items"]]
+    assert list(row["items"]) == [each["item"] for each in body["items"]]
 
 
-def test_every_example_of_the_description_is_answered(client):
+def test_every_example_of_the_openapi_description_works(client):
     described = client.get("/openapi.json").json()
     asked = 0
     for path, methods in described["paths"].items():
         for method, each in methods.items():
             body = each.get("requestBody", {}).get("content", {}).get("application/json", {})
             for example in body.get("examples", {"none": {"value": None}}).values():
-                answer = client.request(method, path, json=example["value"])
-                known = "/labels" in path and "truth" in answer.text  # of a prediction that is none
-                assert answer.status_code == 200 or known, f"{path}: {answer.text}"
+                response = client.request(method, path, json=example["value"])
+                known = "/labels" in path and "truth" in response.text  # of an unknown prediction
+                assert response.status_code == 200 or known, f"{path}: {response.text}"
                 asked += 1
     assert asked > 25
     page = client.get("/docs")
@@ -297,31 +297,31 @@ def test_every_example_of_the_description_is_answered(client):
         assert outside not in page.text
 
 
-def test_pipeline_and_compiled_model_are_compared_while_it_serves(client, server):
+def test_compiled_model_and_pipeline_are_compared_while_serving(client, server):
     client.post("/v1/predict/dear", json=[HOUSE] * 5)
     end = time.monotonic() + 60
     while metric(text := client.get("/metrics").text, 'evergreen_parity_checks_total{problem="dear"}') < 5:
         assert time.monotonic() < end, text
         time.sleep(0.2)
-    assert metric(text, 'evergreen_parity_beyond_total{problem="dear"}') == 0
-    assert metric(text, 'evergreen_version{problem="dear",variant="champion",version="1"}') == 1
+    assert metric(text, 'evergreen_parity_mismatches_total{problem="dear"}') == 0
+    assert metric(text, 'evergreen_model_info{problem="dear",variant="champion",version="1"}') == 1
 
 
-def test_a_difference_is_relative_above_one_and_a_class_on_the_threshold_is_none():
+def test_a_difference_is_relative_above_one_and_ignores_a_class_on_the_threshold():
     assert difference({"prediction": 1, "probability_1": 0.5}, {"prediction": 0, "probability_1": 0.5 + 1e-7}) < 1e-6
     assert difference({"prediction": 1000.0}, {"prediction": 1001.0}) == pytest.approx(1 / 1001)
     assert difference({"prediction": 2}, {"prediction": 3}) == float("inf")
 
 
-def test_a_new_version_takes_over_within_two_seconds_and_no_request_is_lost(client, server, shop):
+def test_a_new_version_takes_over_and_no_request_fails(client, server, shop):
     answers: list[tuple[int, int]] = []
     over = threading.Event()
 
     def ask() -> None:
         with httpx.Client(base_url=server.url) as own:
             while not over.is_set():
-                answer = own.post("/v1/predict/spend", json={"household_id": 3})
-                answers.append((answer.status_code, answer.json().get("version", 0)))
+                response = own.post("/v1/predict/spend", json={"household_id": 3})
+                answers.append((response.status_code, response.json().get("version", 0)))
 
     asking = threading.Thread(target=ask)
     asking.start()
@@ -346,14 +346,14 @@ def took_over(answers: list[tuple[int, int]], version: int) -> bool:
     return False
 
 
-class TestItsProcesses:
-    """A server of their own: it is killed and ended."""
+class TestProcesses:
+    """With a server of their own, which they kill and stop."""
 
     @pytest.fixture
     def small(self, tmp_path: Path) -> Layout:
         return project.project(tmp_path / "b", ("dear",), "serve: {default: dear, durable: true, parity_share: 0}\n")
 
-    def test_a_killed_worker_is_replaced_and_what_was_acknowledged_is_in_the_ledger(self, small):
+    def test_a_killed_worker_is_replaced_and_acknowledged_predictions_are_in_the_ledger(self, small):
         server = Server(small)
         ids = [server.client.post("/v1/predict", json=HOUSE).json()["id"] for _ in range(20)]
         (worker,) = server.workers()
@@ -366,7 +366,7 @@ class TestItsProcesses:
         with sqlite3.connect(small.var / "evergreen.db") as link:
             assert set(ids) <= {id_ for (id_,) in link.execute("select id from predictions")}
 
-    def test_what_is_under_way_is_finished_when_the_server_is_ended(self, small):
+    def test_open_requests_finish_when_the_server_stops(self, small):
         server = Server(small)
         rows = {"rows": [HOUSE] * 1000}
         with ThreadPoolExecutor(8) as pool:
@@ -376,15 +376,15 @@ class TestItsProcesses:
             assert server.stop(signal.SIGINT) == 0
             answers = [each.result() for each in waits if each.exception() is None]
         assert answers
-        ids = {one["id"] for answer in answers for one in answer.json()["predictions"]}
+        ids = {one["id"] for response in answers for one in response.json()["predictions"]}
         assert len(ids) == 1000 * len(answers)
         with sqlite3.connect(small.var / "evergreen.db") as link:
             assert ids <= {id_ for (id_,) in link.execute("select id from predictions")}
 
-    def test_a_taken_port_and_a_foreign_address_without_keys_are_refused_in_one_line(self, small, server):
+    def test_a_port_in_use_and_a_public_address_without_keys_are_errors_of_one_line(self, small, server):
         port = server.url.rpartition(":")[2]
-        for options, said in ((["--port", port], "cannot be had"), (["--host", "0.0.0.0"], "there is no key")):
+        for options, body in ((["--port", port], "cannot bind"), (["--host", "0.0.0.0"], "there is no API key")):
             done = project.evergreen(small, "serve", *options)
             assert done.returncode == 1
-            assert said in done.stderr
+            assert body in done.stderr
             assert done.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Purchases that come in: each is counted once and lasts, or refused with its reason; answers and files know them at once."""
+"""Purchase events: each is stored once or rejected with its reason; lists and scored files use them at once."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -13,9 +13,9 @@ import sqlalchemy as sa
 
 from evergreen.flows.operations import batch_scoring, recommend
 from evergreen.serving import event_log, recommender_service
-from evergreen.serving.event_log import Event, EventLog, Refusal
-from evergreen.serving.event_validation import Incoming
-from evergreen.serving.recommender_service import Recommendations
+from evergreen.serving.event_log import Event, EventLog, RejectedEvent
+from evergreen.serving.event_validation import EventValidator
+from evergreen.serving.recommender_service import OnlineRecommender
 from evergreen.tasks.config import params
 from evergreen.tasks.core.errors import ModelError, ParamsError, ProjectError
 from evergreen.tasks.core.paths import Layout
@@ -52,10 +52,10 @@ def log(tmp_path: Path) -> EventLog:
 
 
 @pytest.fixture
-def start(world: World, known: params.Params, model: Any, tmp_path: Path) -> Callable[[], Recommendations]:
-    """A process that answers, with a log of its own beside those of the others that it starts with."""
+def start(world: World, known: params.Params, model: Any, tmp_path: Path) -> Callable[[], OnlineRecommender]:
+    """Starts a recommender as another process would: with its own connection to the same log."""
     address = f"sqlite:///{tmp_path / 'live.db'}"
-    return lambda: Recommendations(known, "recommend", Layout(world.folder), model, 1, EventLog(address))
+    return lambda: OnlineRecommender(known, "recommend", Layout(world.folder), model, 1, EventLog(address))
 
 
 @pytest.fixture(params=["file", pytest.param("server", marks=pytest.mark.postgres)])
@@ -74,20 +74,20 @@ def event(number: int, **changed: Any) -> Event:
     return Event(**{**vars(Event(f"e{number}", "7", "1003", "b1", LAST, 1.0, None)), **changed})
 
 
-def test_an_event_counts_once_and_lasts(address):
+def test_an_event_is_stored_once_and_survives_a_restart(address):
     log = EventLog(address)
     first = [event(1), event(2, item="1004"), event(1, item="1005")]
     assert log.append("recommend", first) == [event(1), event(2, item="1004")]
-    assert log.append("recommend", [event(2), event(3)], [Refusal({"user": 7}, "because")]) == [event(3)]
+    assert log.append("recommend", [event(2), event(3)], [RejectedEvent({"user": 7}, "because")]) == [event(3)]
     assert log.append("other", [event(1)]) == [event(1)]
     again = EventLog(address)
     found, _ = again.since("recommend")
     assert found.rows() == [("7", "b1", item, LAST) for item in ("1003", "1004", "1003")]
-    assert again.refused("recommend") == [Refusal({"user": 7}, "because")]
-    assert again.refused("other") == []
+    assert again.rejected("recommend") == [RejectedEvent({"user": 7}, "because")]
+    assert again.rejected("other") == []
 
 
-def test_two_writers_of_the_same_events_count_each_once(address):
+def test_concurrent_writers_of_the_same_events_store_each_once(address):
     sent = [event(number) for number in range(300)]
     counted: list[int] = []
     writers = [
@@ -108,29 +108,30 @@ def test_two_writers_of_the_same_events_count_each_once(address):
     assert EventLog(address).since("recommend")[0].height == 300
 
 
-def test_a_reader_goes_on_from_where_it_was_and_sees_what_came_late(log, monkeypatch):
+def test_a_reader_resumes_at_its_position_and_sees_events_that_commit_late(log, monkeypatch):
     monkeypatch.setattr(event_log, "OVERLAP", 3)
-    assert log.mark("recommend") == event_log.NOTHING
+    assert log.position("recommend") == event_log.START
     log.append("recommend", [event(number) for number in range(10)])
-    _, mark = log.since("recommend")
-    assert log.mark("recommend", mark) == mark
-    with log._link() as link:  # a writer whose number was given out before those that are there
-        link.execute(sa.update(event_log.EVENTS).where(event_log.EVENTS.c.number == 9).values(problem="other"))
-    _, mark = log.since("recommend")
-    with log._link() as link:
-        link.execute(sa.update(event_log.EVENTS).where(event_log.EVENTS.c.number == 9).values(problem="recommend", item="9"))
-    assert log.mark("recommend", mark) != mark
-    assert "9" in log.since("recommend", mark)[0]["item"].to_list()
-    assert log.since("recommend", mark)[0].height == 3
+    _, position = log.since("recommend")
+    assert log.position("recommend", position) == position
+    with log._transaction() as connection:  # a writer with an earlier number that commits later
+        connection.execute(sa.update(event_log.EVENTS).where(event_log.EVENTS.c.number == 9).values(problem="other"))
+    _, position = log.since("recommend")
+    with log._transaction() as connection:
+        late = sa.update(event_log.EVENTS).where(event_log.EVENTS.c.number == 9)
+        connection.execute(late.values(problem="recommend", item="9"))
+    assert log.position("recommend", position) != position
+    assert "9" in log.since("recommend", position)[0]["item"].to_list()
+    assert log.since("recommend", position)[0].height == 3
 
 
 @pytest.mark.parametrize("address", ["nonsense", "nosuch://x/y"])
-def test_an_address_that_is_none_is_named(address):
+def test_an_invalid_address_is_named(address):
     with pytest.raises(ProjectError, match="the address of the database of events"):
         EventLog(address)
 
 
-def test_a_database_that_cannot_be_made_is_named(tmp_path):
+def test_a_database_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ProjectError, match="the database of events cannot be used"):
         EventLog(f"sqlite:///{tmp_path / 'file' / 'evergreen.db'}")
@@ -139,29 +140,29 @@ def test_a_database_that_cannot_be_made_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"user": None}, "household_id is missing: whose purchase is it?"),
-        ({"user": "bob"}, "household_id = bob: is no id; here ids are like 1"),
-        ({"user": 10**30}, f"household_id = {10**30}: is no id; here ids are like 1"),
-        ({"item": None}, "product_id is missing: what was bought?"),
+        ({"user": None}, "household_id: is missing; an event needs a user"),
+        ({"user": "bob"}, "household_id = bob: is not a valid id; ids look like 1"),
+        ({"user": 10**30}, f"household_id = {10**30}: is not a valid id; ids look like 1"),
+        ({"item": None}, "product_id: is missing; an event needs an item"),
         ({"item": 424_242}, "product_id = 424242: is neither in products nor among the purchases"),
         ({"item": 900}, "product_id = 900: is neither in products nor among the purchases"),
-        ({"quantity": -1}, "quantity = -1: is below 0; a return is no purchase"),
-        ({"quantity": "lots"}, "quantity = lots: is no number"),
-        ({"quantity": float("inf")}, "quantity = inf: is no number"),
-        ({"time": "2017-08-01T12:06:00+00:00"}, "transaction_timestamp = 2017-08-01T12:06:00+00:00: lies in the future"),
-        ({"time": "2017-08-02"}, "transaction_timestamp = 2017-08-02: lies in the future"),
+        ({"quantity": -1}, "quantity = -1: is below 0; a return is not a purchase"),
+        ({"quantity": "lots"}, "quantity = lots: is not a finite number"),
+        ({"quantity": float("inf")}, "quantity = inf: is not a finite number"),
+        ({"time": "2017-08-01T12:06:00+00:00"}, "transaction_timestamp = 2017-08-01T12:06:00+00:00: is in the future"),
+        ({"time": "2017-08-02"}, "transaction_timestamp = 2017-08-02: is in the future"),
         ({"time": "yesterday"}, "transaction_timestamp = yesterday: is neither a day (YYYY-MM-DD) nor a time"),
         ({"basket": "b" * 300}, "basket = bbbbbbbbbbbbbbbbbbbb…: is longer than 255 characters"),
     ],
 )
-def test_what_cannot_be_counted_says_why_and_stops_no_other(known, world, given, reason):
+def test_a_rejected_event_has_its_reason_and_stops_no_other(known, world, given, reason):
     good = {"user": 7, "item": 1003, "basket": "b1", "time": "2017-08-01"}
-    counted, refused = Incoming(known, "recommend", world.data).read([{**good, **given}, good], NOW)
-    assert [each.reason for each in refused] == [reason]
-    assert [each.item for each in counted] == ["1003"]
+    accepted, rejected = EventValidator(known, "recommend", world.data).validate([{**good, **given}, good], NOW)
+    assert [each.reason for each in rejected] == [reason]
+    assert [each.item for each in accepted] == ["1003"]
 
 
-def test_an_event_is_read_by_the_columns_of_the_purchases_in_local_time(known, world):
+def test_an_event_is_read_by_the_column_names_of_the_purchases_in_local_time(known, world):
     row = {"household_id": 7.0, "product_id": "1003", "basket_id": 5, "quantity": None, "note": "x"}
     times = [
         "2017-07-30T02:00:00",  # stored in UTC: still the 29th in New York
@@ -171,84 +172,84 @@ def test_an_event_is_read_by_the_columns_of_the_purchases_in_local_time(known, w
         date(2017, 7, 30),
         None,
     ]
-    counted, refused = Incoming(known, "recommend", world.data).read(
+    accepted, rejected = EventValidator(known, "recommend", world.data).validate(
         [{**row, "transaction_timestamp": at} for at in times], NOW
     )
-    assert not refused
-    assert [each.day.day for each in counted] == [29, 29, 29, 30, 30, 23]
-    assert {(each.user, each.item, each.basket, each.quantity) for each in counted} == {("7", "1003", "5", 1.0)}
-    assert len({each.id for each in counted}) == 1
+    assert not rejected
+    assert [each.day.day for each in accepted] == [29, 29, 29, 30, 30, 23]
+    assert {(each.user, each.item, each.basket, each.quantity) for each in accepted} == {("7", "1003", "5", 1.0)}
+    assert len({each.id for each in accepted}) == 1
 
 
-def again(answers: Recommendations, user: int) -> list[int]:
-    return answers.answer(Request(users=(user,), show="again", k=96, explain=False)).item.tolist()
+def bought_before(recommender: OnlineRecommender, user: int) -> list[int]:
+    return recommender.recommend(Request(users=(user,), show="again", k=96, explain=False)).item.tolist()
 
 
-def test_a_purchase_counts_in_the_next_answer_in_every_process_and_after_a_restart(start, world):
+def test_a_purchase_changes_the_next_list_in_every_process_and_after_a_restart(start, world):
     here, there = start(), start()
-    never = sorted(set(here._shop.model.catalogue_.tolist()) - set(again(here, 6)))[:2]
+    never = sorted(set(here._shop.model.catalogue_.tolist()) - set(bought_before(here, 6)))[:2]
     sent = [{"user": 6, "item": item, "basket": "b9", "time": "2017-07-25"} for item in never]
-    assert (found := here.observe([*sent, sent[0]], NOW)).refused == ()
-    assert (found.counted, found.known) == (2, 1)
-    assert set(never) < set(again(here, 6))
-    assert not set(never) & set(again(there, 6))
+    assert (found := here.record_events([*sent, sent[0]], NOW)).rejected == ()
+    assert (found.accepted, found.duplicate) == (2, 1)
+    assert set(never) < set(bought_before(here, 6))
+    assert not set(never) & set(bought_before(there, 6))
     there.refresh()
-    assert again(there, 6) == again(here, 6) == again(start(), 6)
-    assert here.observe(sent, NOW).known == 2
-    assert again(here, 6) == again(there, 6)
+    assert bought_before(there, 6) == bought_before(here, 6) == bought_before(start(), 6)
+    assert here.record_events(sent, NOW).duplicate == 2
+    assert bought_before(here, 6) == bought_before(there, 6)
 
 
-def test_a_list_is_kept_until_its_user_buys_and_is_always_what_would_be_said_anew(start, world):
-    answers, other = start(), start()
-    users = answers.users()[:12]
-    first = {user: answers.answer(Request(users=(user,))) for user in users}
-    assert all(answers.answer(Request(users=(str(user),))) is not None for user in users)
-    assert all(answers.answer(Request(users=(user,))) is first[user] for user in users)
-    assert answers.answer(Request(users=(users[0],), k=2)) is not first[users[0]]
+def test_a_list_is_cached_until_its_user_buys_and_equals_a_fresh_list(start, world):
+    recommender, other = start(), start()
+    users = recommender.users()[:12]
+    first = {user: recommender.recommend(Request(users=(user,))) for user in users}
+    assert all(recommender.recommend(Request(users=(str(user),))) is not None for user in users)
+    assert all(recommender.recommend(Request(users=(user,))) is first[user] for user in users)
+    assert recommender.recommend(Request(users=(users[0],), k=2)) is not first[users[0]]
     bought = first[users[0]].item[-1].item()
-    other.observe([{"id": "of another process", "household_id": users[0], "product_id": bought}])
-    answers.refresh()
-    assert answers.answer(Request(users=(users[0],))) is not first[users[0]]
-    assert all(answers.answer(Request(users=(user,))) is first[user] for user in users[1:])
-    anew = start()
+    other.record_events([{"id": "of another process", "household_id": users[0], "product_id": bought}])
+    recommender.refresh()
+    assert recommender.recommend(Request(users=(users[0],))) is not first[users[0]]
+    assert all(recommender.recommend(Request(users=(user,))) is first[user] for user in users[1:])
+    fresh_process = start()
     for user in users:
-        kept, fresh = answers.answer(Request(users=(user,))), anew.answer(Request(users=(user,)))
+        kept, fresh = recommender.recommend(Request(users=(user,))), fresh_process.recommend(Request(users=(user,)))
         assert kept.item.tolist() == fresh.item.tolist()
         assert kept.score.tolist() == pytest.approx(fresh.score.tolist())
         assert kept.explanation == fresh.explanation
 
 
-def test_what_is_refused_lasts_too(start, known, tmp_path):
+def test_rejected_events_are_stored(start, known, tmp_path):
     here = start()
-    found = here.observe([{"user": 6, "item": 1, "basket": "b9"}, {"user": 6, "item": 1003, "quantity": -3}], NOW)
-    assert found.counted == 0
-    kept = EventLog(f"sqlite:///{tmp_path / 'live.db'}").refused("recommend")
-    assert [(each.event["item"], each.reason) for each in kept] == [(r.event["item"], r.reason) for r in found.refused]
+    found = here.record_events([{"user": 6, "item": 1, "basket": "b9"}, {"user": 6, "item": 1003, "quantity": -3}], NOW)
+    assert found.accepted == 0
+    kept = EventLog(f"sqlite:///{tmp_path / 'live.db'}").rejected("recommend")
+    assert [(each.event["item"], each.reason) for each in kept] == [(r.event["item"], r.reason) for r in found.rejected]
 
 
-def test_a_table_of_stock_that_changes_is_noticed(world, known, model, tmp_path):
+def test_a_changed_stock_table_is_reloaded(world, known, model, tmp_path):
     layout = Layout(world.folder)
     features = world.section.features.model_copy(update={"stock": "left", "stock_table": "shelf"})
     section = world.section.model_copy(update={"features": features})
     stocked = known.model_copy(update={"sections": {**known.sections, "recommend": section}})
-    answers = Recommendations(stocked, "recommend", layout, model, 1, EventLog(f"sqlite:///{tmp_path / 'x.db'}"))
+    recommender = OnlineRecommender(stocked, "recommend", layout, model, 1, EventLog(f"sqlite:///{tmp_path / 'x.db'}"))
     layout.table("shelf").parent.mkdir(parents=True, exist_ok=True)
     for left in ([0, 3], [3, 0]):
         pl.DataFrame({"product_id": [1000, 1001], "left": left}).write_parquet(layout.table("shelf"))
-        answers.refresh()
-        found = answers.answer(Request.read({"users": [6], "rules": {"in_stock": True}}))
+        recommender.refresh()
+        found = recommender.recommend(Request.read({"users": [6], "rules": {"in_stock": True}}))
         assert found.item.tolist() == [1001 if left[1] else 1000]
 
 
-def test_a_model_that_is_not_of_this_code_is_named_with_its_version(known, world, model, log):
+def test_a_model_that_does_not_fit_the_code_is_named_with_its_version(known, world, model, log):
     broken = model.reading(model.histories_, model.day_)
     del broken.half_life_days
-    with pytest.raises(ModelError, match=r"recommend: version 7 cannot answer: .*half_life_days.*Train again, or name"):
-        Recommendations(known, "recommend", Layout(world.folder), broken, 7, log)
+    with pytest.raises(ModelError, match=r"recommend: version 7 cannot recommend: .*half_life_days.*Train again, or name"):
+        OnlineRecommender(known, "recommend", Layout(world.folder), broken, 7, log)
 
 
-def test_what_has_no_lists_and_what_has_no_features_is_named(known, model, tmp_path):
-    with pytest.raises(ParamsError, match="spend: is a problem of regression and has no lists; name one of recommendation"):
+def test_a_problem_without_lists_or_without_features_is_named(known, model, tmp_path):
+    with pytest.raises(ParamsError, match="spend: is a regression problem and has no lists; name a recommendation problem"):
         recommender_service.section(known, "spend")
     with pytest.raises(ModelError, match="recommend: has no features yet; run evergreen train recommend"):
         recommender_service.load(known, "recommend", Layout(tmp_path))
@@ -256,7 +257,7 @@ def test_what_has_no_lists_and_what_has_no_features_is_named(known, model, tmp_p
 
 @pytest.fixture
 def deployed(monkeypatch: pytest.MonkeyPatch, world: World, model: Any, tmp_path: Path) -> Layout:
-    """A project whose champion is the model, and a log of its own."""
+    """A project whose champion is the model, with its own event log."""
     monkeypatch.setattr(batch_scoring, "champion", lambda layout, problem, version: (model, version or 4))
     monkeypatch.setenv("EVERGREEN_DATABASE", f"sqlite:///{tmp_path / 'own.db'}")
     return Layout(world.folder)
@@ -270,7 +271,7 @@ def scored(layout: Layout, known: params.Params, folder: Path, households: list[
     return pl.read_parquet(folder / "out.parquet")
 
 
-def test_a_scored_file_has_a_row_per_household_and_rank_in_the_order_asked(deployed, known, tmp_path):
+def test_a_scored_file_has_a_row_per_household_and_rank_in_the_given_order(deployed, known, tmp_path):
     found = scored(deployed, known, tmp_path, [9, 4, 9, 123_456], k=3)
     assert found.columns == ["household_id", "rank", "product_id", "score", "source"]
     assert found["household_id"].to_list() == [9] * 3 + [4] * 3 + [9] * 3 + [123_456] * 3
@@ -281,14 +282,14 @@ def test_a_scored_file_has_a_row_per_household_and_rank_in_the_order_asked(deplo
     assert scored(deployed, known, tmp_path, [9], k=1000).height == 96
 
 
-def test_a_scored_file_knows_events_and_forgets_them_as_of_an_earlier_day(deployed, known, world, tmp_path, caplog):
+def test_a_scored_file_uses_events_and_leaves_them_out_as_of_an_earlier_day(deployed, known, world, tmp_path, caplog):
     before = set(scored(deployed, known, tmp_path, [6], k=96).filter(pl.col("source") == "again")["product_id"])
     never = sorted(set(range(1000, 1096)) - before)[0]
     (tmp_path / "sold.csv").write_text(
         f"household_id,product_id,basket_id,transaction_timestamp,event_id\n6,{never},b1,{LAST}T12:00:00,e1\n6,5,b1,,e2\n"
     )
-    told = recommend.observe(deployed, known, "recommend", tmp_path / "sold.csv")
-    assert (told.counted, len(told.refused)) == (1, 1)
+    counts = recommend.record_events(deployed, known, "recommend", tmp_path / "sold.csv")
+    assert (counts.accepted, len(counts.rejected)) == (1, 1)
     after = scored(deployed, known, tmp_path, [6], k=96)
     assert never in set(after.filter(pl.col("source") == "again")["product_id"])
     assert not caplog.messages
@@ -300,7 +301,7 @@ def test_a_scored_file_knows_events_and_forgets_them_as_of_an_earlier_day(deploy
     assert set(novel["product_id"]) == set(range(1000, 1096)) - before - {never}
 
 
-def test_nobody_asked_is_an_empty_file_with_the_same_columns(deployed, known, tmp_path):
+def test_a_file_without_users_gives_an_empty_file_with_the_same_columns(deployed, known, tmp_path):
     (tmp_path / "none.csv").write_text("household_id\n")
     batch_scoring.run(deployed, known, "recommend", tmp_path / "none.csv", tmp_path / "out.csv", None)
     assert (tmp_path / "out.csv").read_text() == "household_id,rank,product_id,score,source\n"
@@ -314,19 +315,19 @@ def test_nobody_asked_is_an_empty_file_with_the_same_columns(deployed, known, tm
         ("spend", {"as_of": LAST}, "--as-of: spend is a problem of regression and has no lists"),
     ],
 )
-def test_an_option_that_makes_no_sense_is_refused(deployed, known, tmp_path, problem, options, says):
+def test_an_option_that_does_not_apply_is_an_error(deployed, known, tmp_path, problem, options, says):
     with pytest.raises(ParamsError, match=says):
         batch_scoring.run(
             deployed, known, problem, tmp_path / "in.csv", tmp_path / "o.csv", None, batch_scoring.Lists(**options)
         )
 
 
-def test_one_list_is_asked_for_with_its_reasons_and_notes(deployed, known):
-    found = recommend.ask(deployed, known, "recommend", {"users": ["9"], "k": 2, "show": "again"}, None)
+def test_the_command_returns_lists_with_explanations_and_notes(deployed, known):
+    found = recommend.recommend(deployed, known, "recommend", {"users": ["9"], "k": 2, "show": "again"}, None)
     assert (found.version, found.notes) == (4, [])
     assert [(row["household_id"], row["rank"], row["source"]) for row in found.lists] == [("9", 1, "again"), ("9", 2, "again")]
     assert found.lists[0]["explanation"].startswith("bought ")
-    stranger = recommend.ask(deployed, known, "recommend", {"k": 100, "as_of": date(2017, 4, 2)}, 2)
-    assert stranger.lists[0]["household_id"] is None
-    assert stranger.notes[0].startswith("a stranger: 96 of 100 asked for")
-    assert stranger.notes[1].startswith("version 2 learned from purchases up to ")
+    anonymous = recommend.recommend(deployed, known, "recommend", {"k": 100, "as_of": date(2017, 4, 2)}, 2)
+    assert anonymous.lists[0]["household_id"] is None
+    assert anonymous.notes[0].startswith("a stranger: 96 of 100 asked for")
+    assert anonymous.notes[1].startswith("version 2 was trained on purchases up to ")

@@ -1,4 +1,4 @@
-"""Requests that nobody would think of, and those of somebody with bad intentions: never a 500, never a word too many."""
+"""Generated and hostile requests: never a 500, never an internal detail in a response."""
 
 import gzip
 import json
@@ -26,8 +26,8 @@ from schemathesis.specs.openapi.checks import (
 
 from evergreen.flows import settings
 from evergreen.flows.operations.http_server import application
-from evergreen.serving import loaded_model
-from evergreen.serving.access_control import SECURITY
+from evergreen.serving import model_loading
+from evergreen.serving.access_control import SECURITY_HEADERS
 from evergreen.serving.app import App
 from evergreen.tasks.config import params
 from evergreen.tasks.core.errors import ModelError
@@ -44,7 +44,7 @@ CONFORMS = [
     status_code_conformance,
 ]
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "12"))
-"""Requests made up for each address."""
+"""Generated requests per path."""
 ROW = {"size": 3.0, "colour": "red", "built": "1999-05-05"}
 POSTS = {
     "/v1/predict/dear": ROW,
@@ -63,7 +63,7 @@ POSTS = {
 
 @dataclass
 class Live:
-    """A server in this process, on a port of its own."""
+    """A server in this process, on its own port."""
 
     app: App
     layout: Layout
@@ -71,7 +71,7 @@ class Live:
     client: httpx.Client
 
     def raw(self, request: bytes) -> bytes:
-        """All that comes back until the server closes or says no more."""
+        """All that comes back until the server closes or pauses for a second."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=10) as link:
             link.sendall(request)
             link.settimeout(1.0)
@@ -92,7 +92,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         for name in [each for each in os.environ if each.startswith("EVERGREEN_")]:
             patch.delenv(name)
         layout = project.project(tmp_path_factory.mktemp("fuzz"), ("dear", "recommend"), LIMITS)
-        app, watch = application(layout, params.load(layout.params), "127.0.0.1")
+        app, watcher = application(layout, params.load(layout.params), "127.0.0.1")
         server = uvicorn.Server(uvicorn.Config(app, http="httptools", ws="none", lifespan="on", log_config=None))
         bound = socket.create_server(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
@@ -102,10 +102,10 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
             yield Live(app, layout, port, client)
         server.should_exit = True
         thread.join(30)
-        watch.stop()
+        watcher.stop()
 
 
-def test_answers_are_as_the_servers_own_description_says_and_none_is_a_500(live):
+def test_responses_follow_the_openapi_description_and_none_is_a_500(live):
     described = schemathesis.openapi.from_url(f"http://127.0.0.1:{live.port}/openapi.json")
     seen = set[str]()
     for found in described.get_all_operations():
@@ -172,7 +172,7 @@ HOSTILE = {
 
 
 def proper(reply: httpx.Response) -> Any:
-    """The JSON of an answer that is no failure of the server, and tells nothing of it."""
+    """The JSON of a response below 500 without internal details."""
     assert reply.status_code < 500, (reply.status_code, reply.text)
     for word in ("Traceback", 'File "', ".py", "site-packages", "sqlite", str(ROOT), "/tmp/"):
         assert word not in reply.text
@@ -180,25 +180,23 @@ def proper(reply: httpx.Response) -> Any:
 
 
 @pytest.mark.parametrize("path", POSTS)
-def test_a_request_in_order_is_answered(live, path):
+def test_a_valid_request_succeeds(live, path):
     assert live.client.post(path, json=POSTS[path]).status_code == 200
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_body_that_is_not_what_it_should_be_is_refused_in_one_line(live, name):
+def test_an_invalid_body_is_an_error_of_one_line(live, name):
     for path in POSTS:
         for headers in ({}, {"content-type": "application/json", "content-encoding": "gzip"}):
             reply = live.client.post(path, content=HOSTILE[name], headers=headers)
-            told = proper(reply)
-            assert reply.status_code == 200 or isinstance(
-                told.get("error", told.get("refused", told.get("rejected"))), str | list | int
-            ), told
-            assert "\n" not in str(told.get("error", ""))
+            found = proper(reply)
+            assert reply.status_code == 200 or isinstance(found.get("error", found.get("rejected")), str | list | int), found
+            assert "\n" not in str(found.get("error", ""))
             assert len(reply.content) < 2_000 + 2 * len(HOSTILE[name]) or reply.status_code == 200
 
 
-def test_every_value_of_a_request_may_be_replaced_by_anything(live):
-    """Each part of each request in order, one after the other, becomes something else."""
+def test_any_value_in_a_request_may_be_replaced_by_anything(live):
+    """Replaces each part of each valid request, one at a time."""
     others = [None, True, -1, 0.5, 2**63, 1e308, "", "x" * 5000, "\0", "../../etc/passwd", [], {}, [[]], {"$ref": "x"}, [None]]
 
     def changed(value: Any) -> Iterator[Any]:
@@ -239,8 +237,8 @@ SMUGGLED = b"GET /smuggled HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
         b"transfer-encoding:\x0bchunked\r\n",
     ],
 )
-def test_a_request_whose_end_is_unclear_gives_one_answer_at_most(live, head):
-    """What follows is never taken for another request of somebody behind the same proxy."""
+def test_a_request_of_ambiguous_length_gets_at_most_one_response(live, head):
+    """The rest is never read as a second request (request smuggling)."""
     start = b"POST /v1/predict/dear HTTP/1.1\r\nhost: 127.0.0.1\r\n"
     found = live.raw(start + head + b"\r\n0\r\n\r\n" + SMUGGLED)
     assert b"HTTP/1.1 5" not in found
@@ -275,7 +273,7 @@ def test_a_request_whose_end_is_unclear_gives_one_answer_at_most(live, head):
         b"CONNECT example.org:443 HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n",
     ],
 )
-def test_a_request_of_strange_form_ends_nothing(live, request_):
+def test_a_malformed_request_does_not_stop_the_server(live, request_):
     assert b" 500 " not in live.raw(request_)[:20]
     assert live.client.get("/health").status_code == 200
 
@@ -297,16 +295,16 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
         "exec",
         "compile",
     ):
-        told = repr(arguments)
-        if MARK in told and event not in ("socket.__new__",):
-            WATCHED.append(f"{event} {told[:300]}")
+        found = repr(arguments)
+        if MARK in found and event not in ("socket.__new__",):
+            WATCHED.append(f"{event} {found[:300]}")
 
 
-def test_nothing_of_a_request_reaches_the_file_system(live, monkeypatch):
+def test_no_part_of_a_request_reaches_the_file_system(live, monkeypatch):
     sys.addaudithook(_watch)
     monkeypatch.setitem(globals(), "_watching", True)
     with pytest.raises(FileNotFoundError, match=MARK):
-        Path(f"/nowhere/{MARK}").read_text()  # the watch itself works
+        Path(f"/nowhere/{MARK}").read_text()  # the audit hook works
     assert WATCHED.pop().startswith("open ")
     named = f"../../{MARK}"
     for path in [
@@ -336,61 +334,61 @@ def test_nothing_of_a_request_reaches_the_file_system(live, monkeypatch):
         ("GET", "/metrics"),
     ],
 )
-def test_every_answer_tells_browsers_to_do_nothing_with_it(live, method, path):
+def test_every_response_has_the_security_headers(live, method, path):
     reply = live.client.request(method, path)
-    for name, value in SECURITY:
+    for name, value in SECURITY_HEADERS:
         assert name in reply.headers
         assert reply.headers[name] == value or (path == "/docs" and name == "content-security-policy")
     assert "default-src 'none'" in reply.headers["content-security-policy"]
 
 
-def test_a_page_from_elsewhere_gets_no_answer(live):
+def test_a_page_of_another_origin_is_denied(live):
     for headers in ({"host": "evil.example.org"}, {"origin": "https://evil.example.org"}):
         reply = live.client.post("/v1/events/recommend", json=POSTS["/v1/events/recommend"], headers=headers)
         assert reply.status_code == 403
         assert "access-control-allow-origin" not in reply.headers
 
 
-def test_a_failure_tells_the_log_and_nobody_else(live, monkeypatch, caplog):
+def test_an_internal_error_is_logged_and_not_shown(live, monkeypatch, caplog):
     def fail(*_: Any) -> Any:
         raise RuntimeError("secret at /etc/evergreen")
 
-    monkeypatch.setattr(live.app._answering, "row", fail)
+    monkeypatch.setattr(live.app.service, "predict_one", fail)
     reply = live.client.post("/v1/predict/dear", json=ROW)
     assert reply.status_code == 500
-    assert reply.json() == {"error": "the server failed; its log says why"}
+    assert reply.json() == {"error": "internal error; see the server's log"}
     assert "secret at /etc/evergreen" in caplog.text
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_above_the_limit_is_not_read_to_its_end(live, chunked):
+def test_a_body_above_the_limit_is_not_read_to_the_end(live, chunked):
     content = iter([b" " * 40_000] * 40) if chunked else b" " * 80_000
     try:
         reply = live.client.post("/v1/predict/dear", content=content)
-    except httpx.WriteError:  # it closed before all was sent
+    except httpx.WriteError:  # the server closed before all was sent
         return
     assert reply.status_code == 413
     assert "64 KiB (serve.max_body_kb)" in reply.json()["error"]
 
 
-def test_rows_above_the_limit_are_refused(live):
+def test_rows_above_the_limit_are_an_error(live):
     assert live.client.post("/v1/predict/dear", json=[ROW] * 20).status_code == 200
     reply = live.client.post("/v1/predict/dear", json=[ROW] * 21)
     assert reply.status_code == 422
-    assert "at most 20 at once (serve.max_rows)" in reply.json()["error"]
+    assert "at most 20 per request (serve.max_rows)" in reply.json()["error"]
 
 
-def test_a_body_that_never_comes_is_given_up(live):
+def test_a_body_that_never_arrives_times_out(live):
     with socket.create_connection(("127.0.0.1", live.port), timeout=30) as link:
         link.sendall(b"POST /v1/predict/dear HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 100\r\n\r\n{")
         assert link.recv(100).startswith(b"HTTP/1.1 503 ")
 
 
-def test_a_version_whose_file_was_changed_is_never_loaded(live):
+def test_a_version_with_a_changed_file_is_never_loaded(live):
     version = project.deploy(live.layout, "dear", "logistic", C=0.3)
     registry, known = settings.registry(live.layout), params.load(live.layout.params)
-    load = lambda: loaded_model.load(known, live.layout, registry, settings.events(live.layout), "dear", version)  # noqa: E731
-    load().check()
+    load = lambda: model_loading.load(known, live.layout, registry, settings.events(live.layout), "dear", version)  # noqa: E731
+    load().self_check()
     source = registry._client.get_model_version_download_uri("dear", str(version)).removeprefix("file://")
     for file in ("compiled/model.onnx", "model.skops"):
         place = Path(source) / file

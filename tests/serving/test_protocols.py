@@ -1,4 +1,4 @@
-"""The three protocols say the same of the same rows, and refuse what is none of theirs in words."""
+"""The three protocols give the same rows, and reject malformed requests with the reason."""
 
 import struct
 
@@ -6,15 +6,15 @@ import numpy as np
 import orjson
 import pytest
 
-from evergreen.serving import protocols
-from evergreen.serving.protocols import Answered, MalformedError
+from evergreen.serving import mlflow_protocol, open_inference_protocol, protocols
+from evergreen.serving.protocols import MalformedRequestError, RowPrediction
 from evergreen.tasks.core.errors import RequestError
 
 FEATURES = ["size", "colour"]
 ROWS = [{"size": 3.5, "colour": "red"}, {"size": None, "colour": "blue"}]
-ANSWERS = [
-    Answered("a-0", 3, "champion", {"prediction": "no", "probability_no": 0.75, "probability_yes": 0.25}),
-    Answered("a-1", 4, "candidate", {"prediction": "yes", "probability_no": 0.5, "probability_yes": 0.5}),
+PREDICTIONS = [
+    RowPrediction("a-0", 3, "champion", {"prediction": "no", "probability_no": 0.75, "probability_yes": 0.25}),
+    RowPrediction("a-1", 4, "candidate", {"prediction": "yes", "probability_no": 0.5, "probability_yes": 0.5}),
 ]
 
 
@@ -30,31 +30,31 @@ ANSWERS = [
     ],
     ids=["split", "records", "named", "positions", "columns", "lists"],
 )
-def test_every_form_of_mlflow_gives_the_same_rows(given):
-    assert protocols.mlflow_rows(given, FEATURES) == ROWS
+def test_every_mlflow_form_gives_the_same_rows(given):
+    assert mlflow_protocol.read_rows(given, FEATURES) == ROWS
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "reason"),
     [
         ([], "needs an object"),
         ({}, "exactly one of .* found none"),
         ({"instances": [], "inputs": []}, "found instances, inputs"),
         ({"instances": 3}, "instances: needs a list of rows"),
-        ({"instances": [[3.5]]}, "1 values where 2 are needed"),
+        ({"instances": [[3.5]]}, "a row has 1 values, expected 2"),
         ({"dataframe_split": {"columns": ["size"]}}, "needs columns, a list of names, and data"),
-        ({"dataframe_split": {"columns": ["size", "size"], "data": []}}, "a column is there twice"),
-        ({"dataframe_split": {"columns": ["size"], "data": [[1, 2]]}}, "2 values where 1 are needed"),
+        ({"dataframe_split": {"columns": ["size", "size"], "data": []}}, "duplicate column"),
+        ({"dataframe_split": {"columns": ["size"], "data": [[1, 2]]}}, "a row has 2 values, expected 1"),
         ({"inputs": {"size": [1], "colour": ["red", "blue"]}}, r"columns of different lengths \(1, 2\)"),
     ],
 )
-def test_what_is_no_form_of_mlflow_is_refused_with_the_reason(given, said):
-    with pytest.raises(MalformedError, match=said):
-        protocols.mlflow_rows(given, FEATURES)
+def test_a_malformed_mlflow_request_is_an_error_with_the_reason(given, reason):
+    with pytest.raises(MalformedRequestError, match=reason):
+        mlflow_protocol.read_rows(given, FEATURES)
 
 
-def test_mlflow_is_answered_with_predictions_and_with_what_they_are_known_by():
-    found = protocols.mlflow_answer(ANSWERS)
+def test_the_mlflow_response_has_predictions_ids_versions_and_variants():
+    found = mlflow_protocol.response(PREDICTIONS)
     assert found["predictions"] == ["no", "yes"]
     assert found["probability_yes"] == [0.25, 0.5]
     assert (found["ids"], found["versions"], found["variants"]) == (["a-0", "a-1"], [3, 4], ["champion", "candidate"])
@@ -70,16 +70,18 @@ def texts(*values):
 
 def read(given, rest=b"", features=FEATURES):
     body = orjson.dumps(given)
-    return protocols.v2_rows(*protocols.v2_request(body + rest, len(body) if rest else None), features)
+    return open_inference_protocol.read_rows(
+        *open_inference_protocol.read_request(body + rest, len(body) if rest else None), features
+    )
 
 
 @pytest.mark.parametrize("shape", [[2], [2, 1]])
-def test_a_tensor_for_each_feature_is_rows(shape):
+def test_one_tensor_per_feature_gives_rows(shape):
     data = [3.5, None] if shape == [2] else [[3.5], [None]]
     assert read({"inputs": [tensor("size", "FP64", shape, data), tensor("colour", "BYTES", shape, ["red", "blue"])]}) == ROWS
 
 
-def test_tensors_in_binary_are_the_same_rows_and_nan_is_null():
+def test_binary_tensors_give_the_same_rows_and_nan_is_null():
     sizes, colours = np.array([3.5, np.nan], "<f4").tobytes(), texts("red", "blue")
     inputs = [
         {"name": "size", "datatype": "FP32", "shape": [2], "parameters": {"binary_data_size": len(sizes)}},
@@ -89,45 +91,45 @@ def test_tensors_in_binary_are_the_same_rows_and_nan_is_null():
 
 
 @pytest.mark.parametrize("data", [[1.0, 2.0, 3.0, 4.0], [[1.0, 2.0], [3.0, 4.0]]])
-def test_one_matrix_has_a_column_for_each_feature(data):
+def test_a_matrix_has_a_column_per_feature(data):
     found = read({"inputs": [tensor("input", "FP64", [2, 2], data)]}, features=["a", "b"])
     assert found == [{"a": 1.0, "b": 2.0}, {"a": 3.0, "b": 4.0}]
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "reason"),
     [
         ({"inputs": []}, "needs an object with inputs"),
         ({"inputs": [{"name": "size"}]}, "size: shape must be a list"),
         ({"inputs": [tensor("size", "FP128", [1], [1])]}, "datatype must be BYTES or one of"),
-        ({"inputs": [tensor("size", "FP64", [2], [1])]}, "1 values where the shape says 2"),
+        ({"inputs": [tensor("size", "FP64", [2], [1])]}, "1 values, but the shape says 2"),
         ({"inputs": [tensor("size", "FP64", [1], 1)]}, "data must be a list"),
-        ({"inputs": [tensor("size", "FP64", [1], [1])] * 2}, "size is there twice"),
+        ({"inputs": [tensor("size", "FP64", [1], [1])] * 2}, "duplicate tensor size"),
         (
             {"inputs": [{"name": "size", "datatype": "FP64", "shape": [2], "parameters": {"binary_data_size": 9}}]},
-            "binary_data_size 9 where 0 bytes are left",
+            "binary_data_size 9, but 0 bytes are left",
         ),
     ],
 )
-def test_what_is_no_tensor_is_refused_with_the_reason(given, said):
-    with pytest.raises(MalformedError, match=said):
+def test_a_malformed_tensor_is_an_error_with_the_reason(given, reason):
+    with pytest.raises(MalformedRequestError, match=reason):
         read(given)
 
 
 @pytest.mark.parametrize(
-    ("values", "size", "said"),
+    ("values", "size", "reason"),
     [
-        (np.array([1.0, 2.0]).tobytes()[:-1], 15, "15 bytes where 2 of FP64 take 16"),
-        (np.array([1.0, 2.0]).tobytes() + b"x", 16, "1 bytes behind the last tensor belong to none"),
+        (np.array([1.0, 2.0]).tobytes()[:-1], 15, "15 bytes, but 2 values of FP64 take 16"),
+        (np.array([1.0, 2.0]).tobytes() + b"x", 16, "1 extra bytes after the last tensor"),
     ],
 )
-def test_binary_of_another_length_than_its_shape_is_refused(values, size, said):
+def test_binary_data_of_a_wrong_length_is_an_error(values, size, reason):
     given = {"inputs": [{"name": "size", "datatype": "FP64", "shape": [2], "parameters": {"binary_data_size": size}}]}
-    with pytest.raises(MalformedError, match=said):
+    with pytest.raises(MalformedRequestError, match=reason):
         read(given, values)
 
 
-def test_a_tensor_of_another_shape_and_an_infinite_number_name_their_field():
+def test_a_tensor_of_a_wrong_shape_and_an_infinite_number_name_their_field():
     with pytest.raises(RequestError, match=r"size = \[1, 2\]: must be of shape") as caught:
         read({"inputs": [tensor("size", "FP64", [1, 2], [1, 2]), tensor("colour", "BYTES", [1], ["red"])]})
     assert caught.value.field == "size"
@@ -136,36 +138,36 @@ def test_a_tensor_of_another_shape_and_an_infinite_number_name_their_field():
         read({"inputs": [{"name": "size", "datatype": "FP64", "shape": [1], "parameters": {"binary_data_size": 8}}]}, infinite)
 
 
-def test_outputs_come_as_json_or_in_binary_as_each_was_asked_for():
+def test_each_output_is_json_or_binary_as_requested():
     wanted = [{"name": "probability_yes", "parameters": {"binary_data": True}}, {"name": "prediction"}]
-    body, head = protocols.v2_answer("dear", {"id": "mine", "outputs": wanted}, ANSWERS)
+    body, head = open_inference_protocol.response("dear", {"id": "mine", "outputs": wanted}, PREDICTIONS)
     assert head is not None
-    told = orjson.loads(body[:head])
-    assert (told["id"], told["model_name"], told["parameters"]["ids"]) == ("mine", "dear", "a-0,a-1")
-    assert [each["name"] for each in told["outputs"]] == ["probability_yes", "prediction"]
-    assert told["outputs"][1] == {"name": "prediction", "datatype": "BYTES", "shape": [2], "data": ["no", "yes"]}
+    head_json = orjson.loads(body[:head])
+    assert (head_json["id"], head_json["model_name"], head_json["parameters"]["ids"]) == ("mine", "dear", "a-0,a-1")
+    assert [each["name"] for each in head_json["outputs"]] == ["probability_yes", "prediction"]
+    assert head_json["outputs"][1] == {"name": "prediction", "datatype": "BYTES", "shape": [2], "data": ["no", "yes"]}
     assert np.frombuffer(body[head:]).tolist() == [0.25, 0.5]
 
 
-def test_texts_in_binary_have_their_length_before_them():
-    body, head = protocols.v2_answer(
-        "dear", {"parameters": {"binary_data_output": True}, "outputs": [{"name": "prediction"}]}, ANSWERS
+def test_binary_texts_have_their_length_before_them():
+    body, head = open_inference_protocol.response(
+        "dear", {"parameters": {"binary_data_output": True}, "outputs": [{"name": "prediction"}]}, PREDICTIONS
     )
     assert body[head:] == texts("no", "yes")
 
 
-def test_an_output_that_is_not_given_is_refused_by_name():
+def test_an_unknown_output_is_an_error_by_name():
     with pytest.raises(RequestError, match="outputs = 'odds': must be among prediction, probability_no"):
-        protocols.v2_answer("dear", {"outputs": [{"name": "odds"}]}, ANSWERS)
+        open_inference_protocol.response("dear", {"outputs": [{"name": "odds"}]}, PREDICTIONS)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[NaN]", b"[1e999]", b"\xff"])
-def test_what_is_no_json_is_refused(body):
-    with pytest.raises(MalformedError, match="the body is no JSON"):
+def test_invalid_json_is_an_error(body):
+    with pytest.raises(MalformedRequestError, match="invalid JSON"):
         protocols.parse(body)
 
 
 @pytest.mark.parametrize("given", [3, "x", [1], {"rows": 3}, [[1]]])
-def test_what_is_no_row_is_refused(given):
-    with pytest.raises(MalformedError, match="needs a row"):
+def test_a_body_without_rows_is_an_error(given):
+    with pytest.raises(MalformedRequestError, match="needs a row"):
         protocols.plain_rows(given)

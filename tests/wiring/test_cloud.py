@@ -1,4 +1,4 @@
-"""What runs elsewhere: the image, compose, Kubernetes and the dashboard say what the code does."""
+"""The image, compose, Kubernetes and the dashboard match the code."""
 
 import json
 import re
@@ -12,23 +12,23 @@ from tests import ROOT
 
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
 MANIFESTS = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "deploy" / "kubernetes").glob("*.yaml")}
-APP = (ROOT / "serving" / "app.py").read_text()
+ROUTES, STATUS = ((ROOT / "serving" / name).read_text() for name in ("routes.py", "status_endpoints.py"))
 
 
 def exposed() -> set[str]:
-    """Names of all series of /metrics: those that Metrics counts, and the gauges that the application adds."""
+    """Names of all series of /metrics: the counts of Metrics, and the gauges of StatusEndpoints."""
     counts = Metrics()
-    counts.request("predict", "redeem", 200, 0.01)
-    counts.batch("redeem", 3)
-    counts.compared("redeem", 0.0, 1.0)
+    counts.count_request("predict", "redeem", 200, 0.01)
+    counts.count_batch("redeem", 3)
+    counts.count_parity("redeem", mismatch=True)
     counts.rows["redeem", 1, "champion"] += 1
     counts.failures["redeem", 1, "champion"] += 1
-    gauges = [gauge(name, "", [], [((), 0.0)]) for name in re.findall(r'"(evergreen_\w+)"', APP)]
+    gauges = [gauge(name, "", [], [((), 0.0)]) for name in re.findall(r'"(evergreen_\w+)"', STATUS)]
     families = text_string_to_metric_families(counts.text(gauges).decode())
     return {sample.name for family in families for sample in family.samples}
 
 
-def test_the_dashboard_asks_for_series_that_the_server_exposes_and_shows_all_but_few():
+def test_the_dashboard_shows_exactly_the_series_that_the_server_exposes():
     board, known = json.loads((ROOT / "deploy" / "grafana" / "serving.json").read_text()), exposed()
     asked = {
         name
@@ -43,7 +43,7 @@ def test_the_dashboard_asks_for_series_that_the_server_exposes_and_shows_all_but
     assert stems == {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in asked}
 
 
-def test_no_password_of_compose_has_a_default_and_nothing_starts_without():
+def test_no_password_of_compose_has_a_default():
     secrets = [
         str(value)
         for service in COMPOSE["services"].values()
@@ -57,7 +57,7 @@ def test_no_password_of_compose_has_a_default_and_nothing_starts_without():
     assert "${POSTGRES_PASSWORD:-" not in (ROOT / "compose.yaml").read_text()
 
 
-def test_every_service_of_compose_says_how_it_is_and_waits_for_what_it_needs():
+def test_every_service_of_compose_has_a_health_check_and_waits_for_its_dependencies():
     services = COMPOSE["services"]
     for name, service in services.items():
         once = "condition: service_completed_successfully" in (ROOT / "compose.yaml").read_text() and name == "bucket"
@@ -71,14 +71,14 @@ def test_every_service_of_compose_says_how_it_is_and_waits_for_what_it_needs():
 
 
 @pytest.mark.parametrize("name", ["serve", "worker", "prefect", "mlflow"])
-def test_our_containers_cannot_write_their_file_system_nor_gain_rights(name):
+def test_our_containers_have_a_read_only_file_system_and_no_capabilities(name):
     service = COMPOSE["services"][name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
 
 
-def test_the_images_run_without_rights_by_the_lock_with_hashes_and_a_health_check():
+def test_the_images_run_unprivileged_from_hashed_requirements_with_a_health_check():
     for path in (ROOT / "Dockerfile", ROOT / "flows" / "templates" / "bundle" / "Dockerfile"):
         text = path.read_text()
         assert len(re.findall("^FROM ", text, re.M)) == 2
@@ -88,7 +88,7 @@ def test_the_images_run_without_rights_by_the_lock_with_hashes_and_a_health_chec
         assert "-slim" in text
 
 
-def test_what_the_image_is_made_of_gets_into_its_context():
+def test_the_build_context_holds_exactly_what_the_image_copies():
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {
         word
@@ -99,18 +99,18 @@ def test_what_the_image_is_made_of_gets_into_its_context():
     assert all((ROOT / each).exists() for each in copied)
 
 
-def test_a_pod_is_probed_at_addresses_that_are_there_and_has_no_rights():
+def test_a_pod_is_probed_at_existing_paths_and_runs_unprivileged():
     pod = MANIFESTS["deployment"]["spec"]["template"]["spec"]
     container = pod["containers"][0]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert f'"{container[probe]["httpGet"]["path"]}"' in APP
+        assert f'"{container[probe]["httpGet"]["path"]}"' in ROUTES
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
     assert container["args"][0] == "serve"
 
 
-def test_the_manifests_speak_of_one_thing():
+def test_the_manifests_refer_to_one_deployment():
     labels = MANIFESTS["deployment"]["spec"]["template"]["metadata"]["labels"]
     assert MANIFESTS["service"]["spec"]["selector"] == labels
     assert MANIFESTS["disruption"]["spec"]["selector"]["matchLabels"] == labels

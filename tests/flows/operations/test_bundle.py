@@ -6,7 +6,7 @@ import json
 import pytest
 
 from evergreen.flows.operations import bundle
-from evergreen.serving.bundle_server import CARD, MODEL, Files
+from evergreen.serving.bundle_server import MANIFEST, MODEL, BundleFiles
 from evergreen.tasks.config.params import load
 from evergreen.tasks.core.errors import ModelError, ProjectError
 from evergreen.tasks.core.paths import Layout
@@ -95,11 +95,11 @@ def test_a_model_that_is_not_the_one_exported_is_not_loaded(tmp_path):
     (tmp_path / MODEL).mkdir()
     (tmp_path / MODEL / "model.onnx").write_bytes(b"one")
     card = {"problem": "p", "version": 2, "compiled": True, "file": "model.onnx", "sha256": hashlib.sha256(b"two").hexdigest()}
-    (tmp_path / CARD).write_text(json.dumps(card))
-    with pytest.raises(ModelError, match=r"model.onnx: is not the file that was exported"):
-        Files(tmp_path).load_compiled("p", 2)
+    (tmp_path / MANIFEST).write_text(json.dumps(card))
+    with pytest.raises(ModelError, match=r"model.onnx: is not the exported file"):
+        BundleFiles(tmp_path).load_compiled("p", 2)
     with pytest.raises(ModelError, match=r"cannot be read.*Is this the folder of a bundle"):
-        Files(tmp_path / MODEL)
+        BundleFiles(tmp_path / MODEL)
 
 
 def test_a_request_that_lies_in_a_bundle_is_strict_json():

@@ -1,0 +1,110 @@
+"""A request whose body is not read yet, and a response: what the endpoints take and return."""
+
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs
+
+import orjson
+
+from evergreen.serving import protocols
+from evergreen.serving.access_control import SECURITY_HEADERS
+from evergreen.serving.json_depth import MAX_DEPTH, too_deep
+from evergreen.serving.protocols import MalformedRequestError
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+JSON_TYPE = (b"content-type", b"application/json")
+SECURITY = tuple((name.encode(), value.encode()) for name, value in SECURITY_HEADERS)
+JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+
+
+class BodyTooLargeError(Exception):
+    """Status 413."""
+
+
+class ClientDisconnectedError(Exception):
+    """Nobody waits for a response."""
+
+
+class HttpRequest:
+    """`problem` and `version` are those of the path; the body is read on demand."""
+
+    __slots__ = ("_max_bytes", "_receive", "problem", "scope", "version")
+
+    def __init__(self, scope: Mapping[str, Any], receive: Receive, problem: str, version: int | None, max_bytes: int) -> None:
+        self.scope, self._receive, self.problem, self.version, self._max_bytes = scope, receive, problem, version, max_bytes
+
+    def header(self, name: bytes) -> bytes | None:
+        """`name` in lower case."""
+        return next((value for key, value in self.scope["headers"] if key == name), None)
+
+    def flag(self, name: str) -> bool:
+        """Whether the query string sets it, such as ?explain=true."""
+        query = self.scope["query_string"]
+        return bool(query) and parse_qs(query.decode("latin-1")).get(name, [""])[-1].lower() in ("1", "true", "yes")
+
+    async def body(self) -> bytes:
+        """Raises BodyTooLargeError beyond serve.max_body_kb, ClientDisconnectedError if the client disconnects."""
+        message = await self._receive()
+        part = message.get("body", b"")
+        if not message.get("more_body") and message["type"] == "http.request":
+            if len(part) > self._max_bytes:
+                raise BodyTooLargeError
+            return part
+        parts, size = [part], len(part)
+        while message["type"] == "http.request" and message.get("more_body"):
+            if size > self._max_bytes:
+                raise BodyTooLargeError
+            message = await self._receive()
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+        if message["type"] != "http.request":
+            raise ClientDisconnectedError
+        if size > self._max_bytes:
+            raise BodyTooLargeError
+        return b"".join(parts)
+
+    async def json(self) -> Any:
+        """The parsed body. Raises MalformedRequestError for invalid or too deeply nested JSON."""
+        body = await self.body()
+        require_shallow(body)
+        return protocols.parse(body)
+
+
+def require_shallow(body: bytes) -> None:
+    """Raises MalformedRequestError for JSON nested deeper than MAX_DEPTH."""
+    if too_deep(body):
+        raise MalformedRequestError(f"the JSON is nested too deep; the limit is {MAX_DEPTH} levels")
+
+
+@dataclass(frozen=True, slots=True)
+class HttpResponse:
+    status: int
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = (JSON_TYPE, *SECURITY)
+
+
+class HeaderLookup:
+    """Headers by lower-case name, as AccessControl reads them."""
+
+    __slots__ = ("_pairs",)
+
+    def __init__(self, pairs: Sequence[tuple[bytes, bytes]]) -> None:
+        self._pairs = pairs
+
+    def get(self, name: str, /) -> str | None:
+        wanted = name.encode()
+        for key, value in self._pairs:
+            if key == wanted:
+                return value.decode("latin-1")
+        return None
+
+
+def json_response(value: Any, status: int = 200) -> HttpResponse:
+    return HttpResponse(status, orjson.dumps(value, default=str, option=JSON_OPTIONS))
+
+
+def error_response(status: int, line: str, *headers: tuple[bytes, bytes]) -> HttpResponse:
+    """{"error": line}"""
+    return HttpResponse(status, orjson.dumps({"error": line}), (JSON_TYPE, *SECURITY, *headers))

@@ -1,0 +1,140 @@
+"""Recommendation lists over HTTP: version chosen per user, cached, written to the spool, shadowed; and purchase events."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from evergreen.serving.background_work import BackgroundWork
+from evergreen.serving.loaded_model import ListModel, LoadedModel, entity_key
+from evergreen.serving.metrics import Metrics
+from evergreen.serving.prediction_writer import PredictionWriter
+from evergreen.serving.protocols import RowPrediction
+from evergreen.serving.serving_versions import NotFoundError, ServiceUnavailableError, ServingVersions
+from evergreen.tasks.config.operations import Serve
+from evergreen.tasks.core.errors import EvergreenError, RequestError
+from evergreen.tasks.release.rollout_state import SHADOW_SUFFIX
+
+if TYPE_CHECKING:
+    from evergreen.serving.recommender_service import EventCounts
+    from evergreen.serving.serving_set import ServingSet, Variant
+    from evergreen.tasks.problems.recommender.list_builder import Request
+
+    Serving = ServingSet[LoadedModel]
+
+log = logging.getLogger(__name__)
+
+
+class ListPredictor:
+    """Recommends with the versions that serve."""
+
+    def __init__(
+        self, policy: Serve, versions: ServingVersions, writer: PredictionWriter, metrics: Metrics, background: BackgroundWork
+    ) -> None:
+        self._policy, self._versions, self._writer = policy, versions, writer
+        self._metrics, self._background = metrics, background
+
+    async def recommend(self, problem: str, request: "Request", version: int | None = None) -> list[dict[str, Any]]:
+        """One list per user of the request: id, version, variant, and what ListModel.recommend gives."""
+        serving = self._versions.serving_set(problem)
+        users = list(request.users) or [None]
+        self._check_users(users)
+        ids = [self._writer.new_id() for _ in users]
+        entities = [None if each is None else entity_key(each) for each in users]
+        if version is not None:
+            chosen = [self._versions.version(problem, version)] * len(users)
+        else:
+            chosen = [serving.choose(entity, id_) for entity, id_ in zip(entities, ids, strict=True)]
+        found: list[Any] = [None] * len(users)
+        for model, variant in dict.fromkeys(chosen):
+            places = [place for place, each in enumerate(chosen) if each == (model, variant)]
+            part = request.model_copy(update={"users": tuple(users[place] for place in places)})
+            lists, used, used_variant = await self._recommend(serving, model, variant, part)
+            for place, one in zip(places, lists, strict=True):
+                found[place] = {"id": ids[place], "version": used.version, "variant": used_variant, **one}
+                self._writer.write_list(ids[place], used, used_variant, entities[place], request, one)
+        if serving.shadow and serving.candidate and version is None:
+            self._background.start(self._shadow(serving, request, entities, ids))
+        await self._writer.until_durable()
+        return found
+
+    def _check_users(self, users: Sequence[Any]) -> None:
+        if len(users) > self._policy.max_rows:
+            raise RequestError("users", f"at most {self._policy.max_rows} per request (serve.max_rows)", len(users))
+        for user in users:
+            if user is not None and not isinstance(user, str | int | float):
+                raise RequestError("users", "must be user ids: texts or numbers", user)
+
+    async def _recommend(
+        self, serving: "Serving", model: LoadedModel, variant: "Variant", request: "Request"
+    ) -> "tuple[list[dict[str, Any]], ListModel, Variant]":
+        """The lists, and the version that made them: if a candidate fails, the champion recommends."""
+        if not isinstance(model, ListModel):
+            raise NotFoundError(f"{model.problem}: has no lists; POST rows to /v1/predict/{model.problem}")
+        began = time.perf_counter()
+        try:
+            lists = model.cached(request)
+            if lists is None:
+                lists = await self._background.run(self._background.lists, model.recommend, request)
+        except EvergreenError:
+            raise  # the request is invalid
+        except Exception as error:
+            serving.record(variant, time.perf_counter() - began, True)
+            self._metrics.failures[model.problem, model.version, variant] += 1
+            if model is serving.champion:
+                raise ServiceUnavailableError(f"{model.problem}: v{model.version} failed to recommend") from error
+            log.warning("%s v%d: failed to recommend; the champion did instead: %r", model.problem, model.version, error)
+            return await self._recommend(serving, serving.champion, "champion", request)
+        serving.record(variant, time.perf_counter() - began)
+        self._metrics.rows[model.problem, model.version, variant] += len(lists)
+        return lists, model, variant
+
+    async def _shadow(self, serving: "Serving", request: "Request", entities: Sequence[str | None], ids: Sequence[str]) -> None:
+        model = serving.candidate
+        assert isinstance(model, ListModel)
+        began, failed = time.perf_counter(), True
+        try:
+            lists = await self._background.run(self._background.lists, model.recommend, request)
+            failed = False
+            for id_, entity, one in zip(ids, entities, lists, strict=True):
+                self._writer.write_list(id_ + SHADOW_SUFFIX, model, "shadow", entity, request, one)
+        except Exception as error:  # noqa: BLE001 - a shadow must not affect the response
+            log.warning("%s v%d: the shadow failed to recommend: %r", model.problem, model.version, error)
+        serving.record("shadow", time.perf_counter() - began, failed)
+
+    async def predict_rows(
+        self, problem: str, champion: ListModel, rows: Sequence[Mapping[str, Any]], version: int | None, explain: bool
+    ) -> list[RowPrediction]:
+        """Lists for rows that name a user, for protocols that know only rows."""
+        from evergreen.tasks.problems.recommender.list_builder import Request
+
+        for row in rows:
+            for name in row:
+                if name != champion.user:
+                    rule = f"a row of {problem} has only {champion.user}; /v1/recommend takes more"
+                    raise RequestError(name, rule, row[name])
+        users = tuple(row.get(champion.user) for row in rows)
+        if not users:
+            return []
+        lists = await self.recommend(problem, Request.read({"users": users, "explain": explain}), version)
+        predictions = []
+        for each in lists:
+            items = each["items"]
+            output = {"prediction": [one["item"] for one in items], "scores": [one["score"] for one in items]}
+            reasons = [{"item": one["item"], "explanation": one["explanation"]} for one in items] if explain else None
+            predictions.append(RowPrediction(each["id"], each["version"], each["variant"], output, reasons))
+        return predictions
+
+    async def record_events(self, problem: str, events: Sequence[Mapping[str, Any]]) -> "EventCounts":
+        """Store purchase events; once this returns they are durable, and the next list of each version uses them."""
+        serving = self._versions.serving_set(problem)
+        champion = serving.champion
+        if not isinstance(champion, ListModel):
+            raise NotFoundError(f"{problem}: is not a recommendation problem and takes no events")
+        database = self._background.database
+        counts = await self._background.run(database, champion.recommender.record_events, events)
+        if isinstance(serving.candidate, ListModel):
+            await self._background.run(database, serving.candidate.recommender.refresh)
+        asyncio.get_running_loop().run_in_executor(self._background.lists, champion.recommender.refill_cache)
+        return counts

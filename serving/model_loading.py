@@ -1,0 +1,73 @@
+"""Loading of a registered version into memory. Only this module knows where its parts come from."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from evergreen.serving import column_rules
+from evergreen.serving.loaded_model import Feature, ListModel, LoadedModel, PredictRows, RowModel, Type
+from evergreen.serving.online_features import OnlineFeatures
+from evergreen.tasks.config.params import KindName, Params, Recommend, Table, Tabular
+from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.model_files import onnx_runtime
+
+if TYPE_CHECKING:
+    from evergreen.serving.event_log import EventLog
+    from evergreen.tasks.release.model_registry import Registry
+
+TYPES: Mapping[str, Type] = {"string": "text", "datetime": "date"}
+"""MLflow's name of a type -> ours; all others are numbers."""
+
+
+def load(params: Params, layout: Layout, registry: "Registry", events: "EventLog", problem: str, version: int) -> LoadedModel:
+    """The version, ready to predict. Raises ModelError if it cannot be loaded."""
+    section = params.section(problem)
+    if isinstance(section, Recommend):
+        from evergreen.serving.recommender_service import OnlineRecommender
+
+        model = registry.load(problem, version)
+        recommender = OnlineRecommender(params, problem, layout, model, version, events)
+        return ListModel(recommender, section.features.item, section.features.user)
+    described, compiled = registry.described(problem, version), registry.load_compiled(problem, version)
+    kind, rules = params.kind(problem), column_rules.from_params(params, section)
+    types = _types(described.features, section)
+    features = [Feature(name, type_, rules.get(name, ())) for name, type_ in types.items()]
+    load_pipeline = partial(_load_pipeline, registry, problem, version, kind, features)
+    online_features = None
+    if not isinstance(section.features, Table):
+        online_features = OnlineFeatures(layout.features(problem) / "rows.parquet", section.features.entity, described.features)
+    return RowModel(
+        problem, version, kind, features, described.example, compiled or load_pipeline(),
+        entity=section.features.entity, online_features=online_features, load_pipeline=load_pipeline,
+    )  # fmt: skip
+
+
+def _types(registered: Mapping[str, str], section: Tabular) -> dict[str, Type]:
+    """Feature -> type: as registered; a text with the role `date` in params is a date."""
+    roles = section.features.columns if isinstance(section.features, Table) else {}
+    return {name: "date" if roles.get(name) == "date" else TYPES.get(type_, "number") for name, type_ in registered.items()}
+
+
+def _load_pipeline(
+    registry: "Registry", problem: str, version: int, kind: KindName, features: Sequence[Feature]
+) -> PredictRows:
+    """The registered pipeline as a function of rows. Imports the training libraries."""
+    import pandas as pd
+
+    from evergreen.tasks import problems
+
+    model, predictions = registry.load(problem, version), problems.kind(kind).said  # type: ignore[attr-defined]
+
+    def column(feature: Feature, values: list[Any]) -> "pd.Series":
+        if feature.type == "number":
+            return pd.Series(values, dtype="float64")
+        if feature.type == "date":
+            return pd.Series(pd.to_datetime(values, utc=True, format="ISO8601")).dt.tz_localize(None)
+        return pd.Series([None if each is None else onnx_runtime.text(each, "") for each in values], dtype="str")
+
+    def predict(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        frame = pd.DataFrame({each.name: column(each, [row[each.name] for row in rows]) for each in features})
+        columns = {name: values.tolist() for name, values in predictions(model, frame).items()}
+        return [dict(zip(columns, each, strict=True)) for each in zip(*columns.values(), strict=True)]
+
+    return predict

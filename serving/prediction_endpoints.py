@@ -1,0 +1,100 @@
+"""Endpoints for predictions of rows: plain JSON, MLflow's scoring protocol, the Open Inference Protocol V2."""
+
+import orjson
+
+from evergreen.serving import mlflow_protocol, open_inference_protocol, protocols
+from evergreen.serving.http_messages import (
+    JSON_OPTIONS,
+    SECURITY,
+    HttpRequest,
+    HttpResponse,
+    error_response,
+    json_response,
+    require_shallow,
+)
+from evergreen.serving.loaded_model import ListModel, LoadedModel, RowModel
+from evergreen.serving.prediction_service import PredictionService
+from evergreen.serving.protocols import MalformedRequestError
+from evergreen.serving.serving_versions import NotFoundError
+
+
+class PredictionEndpoints:
+    def __init__(self, service: PredictionService) -> None:
+        self._service, self._versions = service, service.versions
+
+    async def predict(self, request: HttpRequest) -> HttpResponse:
+        """POST /v1/predict: a row, a list of rows, or {rows, explain}."""
+        body = await request.body()
+        require_shallow(body)
+        given = protocols.parse(body)
+        explain = request.flag("explain")
+        if type(given) is dict and not explain and "rows" not in given and "explain" not in given:
+            received = orjson.Fragment(body) if b"\n" not in body else None
+            prediction = await self._service.predict_one(request.problem, given, received)
+            return HttpResponse(200, orjson.dumps(prediction.as_json(), option=JSON_OPTIONS))
+        single = type(given) is dict and "rows" not in given
+        if type(given) is dict:
+            given = dict(given)
+            explain = given.pop("explain", explain) is True or explain
+        rows = [given] if single else protocols.plain_rows(given)
+        predictions = await self._service.predict_rows(request.problem, rows, None, explain)
+        found = [each.as_json() for each in predictions]
+        return json_response(found[0] if single else {"predictions": found})
+
+    async def invocations(self, request: HttpRequest) -> HttpResponse:
+        """POST /invocations: MLflow's scoring protocol."""
+        given = await request.json()
+        features = self._features(request)
+        options = given.get("params") if isinstance(given, dict) else None
+        explain = request.flag("explain") or (isinstance(options, dict) and options.get("explain") is True)
+        rows = mlflow_protocol.read_rows(given, features)
+        predictions = await self._service.predict_rows(request.problem, rows, request.version, explain)
+        return json_response(mlflow_protocol.response(predictions))
+
+    async def infer(self, request: HttpRequest) -> HttpResponse:
+        """POST /v2/models/NAME/infer."""
+        features = self._features(request)
+        self._require_tensors(request.problem, self._versions.serving_set(request.problem).champion)
+        if request.header(b"content-encoding") not in (None, b"identity"):
+            return error_response(415, "content-encoding: send the body uncompressed")
+        length = request.header(b"inference-header-content-length")
+        if length is not None and not (length.isdigit() and len(length) < 10):
+            raise MalformedRequestError("Inference-Header-Content-Length must be a number")
+        body = await request.body()
+        require_shallow(body if length is None else body[: int(length)])
+        given, rest = open_inference_protocol.read_request(body, None if length is None else int(length))
+        rows = open_inference_protocol.read_rows(given, rest, features)
+        predictions = await self._service.predict_rows(request.problem, rows, request.version)
+        made, json_length = open_inference_protocol.response(request.problem, given, predictions)
+        if json_length is None:
+            return HttpResponse(200, made)
+        binary = (b"content-type", b"application/octet-stream")
+        return HttpResponse(200, made, (binary, (b"inference-header-content-length", str(json_length).encode()), *SECURITY))
+
+    async def metadata(self, request: HttpRequest) -> HttpResponse:
+        """GET /v2/models/NAME."""
+        versions = [each.version for each, _ in self._versions.loaded(request.problem)]
+        model = self._require_tensors(request.problem, self._model(request))
+        types = {name: each.type for name, each in model.features.items()}
+        return json_response(open_inference_protocol.metadata(request.problem, versions, types, model.example_output))
+
+    async def model_ready(self, request: HttpRequest) -> HttpResponse:
+        """GET /v2/models/NAME/ready."""
+        self._model(request)
+        return json_response({"name": request.problem, "ready": True})
+
+    def _model(self, request: HttpRequest) -> LoadedModel:
+        """The champion, or the version of the path."""
+        champion = self._versions.serving_set(request.problem).champion
+        if request.version is None:
+            return champion
+        return self._versions.version(request.problem, request.version)[0]
+
+    def _features(self, request: HttpRequest) -> list[str]:
+        model = self._model(request)
+        return list(model.features) if isinstance(model, RowModel) else [model.user] if isinstance(model, ListModel) else []
+
+    def _require_tensors(self, problem: str, model: LoadedModel) -> RowModel:
+        if not isinstance(model, RowModel):
+            raise NotFoundError(f"{problem}: returns lists, not tensors; POST /v1/recommend/{problem}")
+        return model

@@ -1,0 +1,95 @@
+"""Endpoints about the server itself: health, readiness, metrics, description."""
+
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+from evergreen.serving import docs_page, openapi
+from evergreen.serving.http_messages import SECURITY, HttpRequest, HttpResponse, json_response
+from evergreen.serving.metrics import CONTENT_TYPE, gauge
+from evergreen.serving.prediction_service import PredictionService
+
+PAGE_HEADERS = tuple(
+    (
+        name,
+        b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+        if name == b"content-security-policy"
+        else value,
+    )
+    for name, value in SECURITY
+)
+NOT_SERVING = "the deployed version cannot serve; see evergreen status and the server's log"
+"""The reason may hold paths: it goes to the log, not to clients."""
+
+
+class StatusEndpoints:
+    """`paths`: path -> its problem ("": none). `ledger_lag_bytes`, `lost_predictions`, `in_flight`: current numbers."""
+
+    def __init__(
+        self,
+        service: PredictionService,
+        paths: Callable[[], Mapping[str, str]],
+        ledger_lag_bytes: Callable[[], float],
+        lost_predictions: Callable[[], float],
+        in_flight: Callable[[], int],
+    ) -> None:
+        self._service, self._versions, self._paths = service, service.versions, paths
+        self._ledger_lag_bytes, self._lost_predictions, self._in_flight = ledger_lag_bytes, lost_predictions, in_flight
+        self.stopping = False
+
+    async def health(self, request: HttpRequest) -> HttpResponse:
+        """GET /health."""
+        return json_response({"status": "alive"})
+
+    async def ready(self, request: HttpRequest) -> HttpResponse:
+        """GET /ready: 503 if no version serves at all, or the server is stopping."""
+        versions = {
+            problem: {variant: model.version for model, variant in self._versions.loaded(problem)}
+            for problem in self._service.params.problems
+        }
+        is_ready = any(versions.values()) and not self.stopping
+        failing = self._versions.watcher.errors
+        errors = {"errors": dict.fromkeys(failing, NOT_SERVING)} if failing else {}
+        return json_response({"ready": is_ready, "problems": versions, **errors}, 200 if is_ready else 503)
+
+    async def server(self, request: HttpRequest) -> HttpResponse:
+        """GET /v2."""
+        return json_response({"name": "evergreen", "version": version("evergreen"), "extensions": ["binary_tensor_data"]})
+
+    async def metrics(self, request: HttpRequest) -> HttpResponse:
+        """GET /metrics."""
+        loaded = [
+            ((problem, str(model.version), variant), 1.0)
+            for problem in self._service.params.problems
+            for model, variant in self._versions.loaded(problem)
+        ]
+        shares = []
+        for problem in self._service.params.problems:
+            serving = self._versions.watcher.serving_set(problem)
+            share = serving.share if serving and serving.candidate and not serving.shadow else 0.0
+            shares.append(((problem,), share))
+        lag, lost = self._ledger_lag_bytes(), self._lost_predictions()
+        gauges = [
+            gauge("evergreen_model_info", "Versions that serve.", ("problem", "version", "variant"), loaded),
+            gauge("evergreen_rollout_share", "Share of the traffic that the candidate serves.", ["problem"], shares),
+            gauge("evergreen_ledger_lag_bytes", "Spooled predictions not yet in the ledger.", [], [((), lag)]),
+            gauge("evergreen_predictions_lost", "Predictions served but never spooled.", [], [((), lost)]),
+            gauge("evergreen_requests_in_flight", "Open requests of this worker.", [], [((), float(self._in_flight()))]),
+        ]
+        return HttpResponse(200, self._service.metrics.text(gauges), ((b"content-type", CONTENT_TYPE.encode()), *SECURITY))
+
+    async def openapi(self, request: HttpRequest) -> HttpResponse:
+        """GET /openapi.json."""
+        return json_response(self._description())
+
+    async def docs(self, request: HttpRequest) -> HttpResponse:
+        """GET /docs."""
+        page = docs_page.render(self._description()).encode()
+        return HttpResponse(200, page, ((b"content-type", b"text/html; charset=utf-8"), *PAGE_HEADERS))
+
+    def _description(self) -> dict[str, Any]:
+        champions = {}
+        for problem in self._service.params.problems:
+            serving = self._versions.watcher.serving_set(problem)
+            champions[problem] = serving.champion if serving else None
+        return openapi.describe(self._service.params, champions, self._paths())
