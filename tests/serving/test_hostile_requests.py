@@ -389,7 +389,7 @@ def test_a_version_with_a_changed_file_is_never_loaded(live):
     registry, known = settings.registry(live.layout), params.load(live.layout.params)
     load = lambda: model_loading.load(known, live.layout, registry, settings.events(live.layout), "dear", version)  # noqa: E731
     load().self_check()
-    source = registry._client.get_model_version_download_uri("dear", str(version)).removeprefix("file://")
+    source = registry._store._client.get_model_version_download_uri("dear", str(version)).removeprefix("file://")
     for file in ("compiled/model.onnx", "model.skops"):
         place = Path(source) / file
         content = place.read_bytes()
