@@ -1,6 +1,6 @@
-"""How good the model is on windows that tuning never saw, beside its baseline, with intervals: means over the test windows.
+"""Evaluate the model on the test windows, beside its baseline, with confidence intervals: means over the windows.
 
-The saved model is judged on the last window; for each earlier one the same configuration learns anew from what was known then.
+The saved model is evaluated on the last window. For each earlier one, the same configuration is fitted on data known by then.
 """
 
 import itertools
@@ -30,14 +30,14 @@ log = logging.getLogger(__name__)
 
 Scores = dict[str, float]
 NUMBERS = ("score", "low", "high", "baseline", "gain", "gain_low", "gain_high")
-"""What metrics.json and evaluation.json say of a metric. gain: positive is better."""
+"""The numbers of a metric in metrics.json and evaluation.json. gain: positive is better."""
 UNLIMITED = Clock(None)
-RESERVE = 0.05
-"""With a budget, the share of it that is kept for what comes after the resamples."""
-GROUPS = 12
-"""A category with more values than this is sliced into its largest ones and `other`."""
+RESERVED_SHARE = 0.05
+"""With a time budget: the share of it that is reserved for the work after the resamples."""
+MAX_CATEGORIES = 12
+"""Most categories of a feature that are slices of their own; the others are one slice."""
 SLICE_RESAMPLES = 100
-"""Slices are many and small: their intervals come from at most so many resamples."""
+"""Most resamples for the interval of a slice, because there are many slices."""
 
 
 class Result(Section):
@@ -63,12 +63,12 @@ class Window:
     predictions: pl.DataFrame
     baseline: pl.DataFrame
     whole: Scores
-    """Metrics of the model as a whole, which rows do not give."""
+    """Metrics of the model as a whole, which do not follow from rows."""
     baseline_whole: Scores
 
 
 @dataclass(frozen=True)
-class Judged:
+class MetricScore:
     """One metric, over all windows. Intervals are NaN for metrics of the model as a whole."""
 
     metric: Metric
@@ -88,7 +88,7 @@ class Judged:
 
 
 def run(params: Params, problem: str, layout: Layout) -> Result:
-    """Judge the trained model of `problem`; writes the evaluation folder, the plots' tables and metrics.json.
+    """Evaluate the trained model of `problem`; writes the evaluation folder, the tables of the plots and metrics.json.
 
     Raises StepError where train did not run for these windows, ParamsError for an unknown slice.
     """
@@ -102,9 +102,9 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
     data = kind.load(layout.features(problem), section)
     folds = list(kind.splits(data, section).tests)
     model, config = load_evaluated_model(layout.model(problem), problem, folds[-1])
-    folds = _affordable(folds, clock, problem)
+    folds = _affordable_windows(folds, clock, problem)
     tested = [
-        judge_window(kind, data, fold, config, section, seed, model if fold is folds[-1] else None, f"{problem}: evaluate")
+        evaluate_window(kind, data, fold, config, section, seed, model if fold is folds[-1] else None, f"{problem}: evaluate")
         for fold in folds
     ]
     log.info("%s: evaluate: %d resamples of entities", problem, section.evaluate.resamples)
@@ -123,7 +123,7 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
     folder = layout.report(problem)
     _write(folder, report, rows, kind.plots(*rows, model, data, section))
     first = found[0]
-    log.info("%s: evaluate: %s", problem, says(first))
+    log.info("%s: evaluate: %s", problem, describe_score(first))
     numbers = first.numbers()
     return Result(
         metrics=str(folder / "metrics.json"),
@@ -134,33 +134,33 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
     )
 
 
-def _affordable(folds: list[Fold], clock: Clock, problem: str) -> list[Fold]:
-    """Without the time to learn anew for the earlier windows, which a budget leaves none for, the last one alone."""
+def _affordable_windows(folds: list[Fold], clock: Clock, problem: str) -> list[Fold]:
+    """With a time budget the last window alone, because there is no time for fits for the earlier ones."""
     if clock.seconds is None or len(folds) == 1:
         return folds
-    log.info("%s: evaluate: with tune.budget_seconds the last window alone is judged", problem)
+    log.info("%s: evaluate: with tune.budget_seconds, only the last window is evaluated", problem)
     return folds[-1:]
 
 
-def says(judged: Judged) -> str:
-    """`judged` in one line."""
+def describe_score(scored: MetricScore) -> str:
+    """`scored` in one line."""
     score, low, high, baseline, gain, gain_low, gain_high = (
-        format(getattr(judged, name), judged.metric.format) for name in NUMBERS
+        format(getattr(scored, name), scored.metric.format) for name in NUMBERS
     )
-    return f"{judged.metric.name} {score} [{low}, {high}], baseline {baseline}, gain {gain} [{gain_low}, {gain_high}]"
+    return f"{scored.metric.name} {score} [{low}, {high}], baseline {baseline}, gain {gain} [{gain_low}, {gain_high}]"
 
 
-def judge_window(
+def evaluate_window(
     kind: Kind, data: Data, fold: Fold, config: Config, section: Problem, seed: int, model: Model | None, label: str
 ) -> Window:
     """Predictions of the model (fitted here for None) and of the baseline for one test window."""
-    log.info("%s: window after %s%s", label, fold.test, "" if model else ": learns from what was known then")
+    log.info("%s: window after %s%s", label, fold.test, "" if model else ": fits the data known by then")
     model = model or kind.fit(data, fold.train, config, section, seed)
     simple = kind.defaults(kind.baseline, section)
     baseline = kind.fit(data, fold.train, simple, section, seed)
     rows = [kind.predict(each, data, fold.test, section) for each in (model, baseline)]
     if rows[0].is_empty():
-        raise DataError(f"{label}: no rows at {fold.test} to judge. Look at features.population and the newest data.")
+        raise DataError(f"{label}: no rows at {fold.test} to evaluate. Check features.population and the newest data.")
     ordered = [frame.with_columns(pl.lit(fold.test).alias("cutoff")) for frame in bootstrap.paired(*rows)]
     return Window(
         fold=fold,
@@ -171,34 +171,34 @@ def judge_window(
     )
 
 
-def compare(kind: Kind, tested: Sequence[Window], section: Problem, seed: int, clock: Clock = UNLIMITED) -> list[Judged]:
+def compare(kind: Kind, tested: Sequence[Window], section: Problem, seed: int, clock: Clock = UNLIMITED) -> list[MetricScore]:
     """Each metric of the kind, in its order: model and baseline on the same rows, resampled together.
 
-    Where the time of `clock` is nearly over, at most MIN_RESAMPLES are drawn.
+    Where the time of `clock` is nearly over, only MIN_RESAMPLES are drawn.
     """
 
     def score(frame: pl.DataFrame) -> Scores:
         return kind.score(frame, section)
 
-    mine, theirs = [each.predictions for each in tested], [each.baseline for each in tested]
-    scores, baselines = bootstrap.mean_scores(mine, score), bootstrap.mean_scores(theirs, score)
+    model, baseline = [each.predictions for each in tested], [each.baseline for each in tested]
+    scores, baselines = bootstrap.mean_scores(model, score), bootstrap.mean_scores(baseline, score)
     drawn = []
-    for frames in bootstrap.draw([*mine, *theirs], section.evaluate.resamples, seed):
-        drawn.append([bootstrap.mean_scores(part, score) for part in (frames[: len(mine)], frames[len(mine) :])])
-        if len(drawn) >= MIN_RESAMPLES and clock.left() < RESERVE * (clock.seconds or 0):
+    for frames in bootstrap.draw([*model, *baseline], section.evaluate.resamples, seed):
+        drawn.append([bootstrap.mean_scores(part, score) for part in (frames[: len(model)], frames[len(model) :])])
+        if len(drawn) >= MIN_RESAMPLES and clock.left() < RESERVED_SHARE * (clock.seconds or 0):
             break
     whole = _mean_of([each.whole for each in tested]), _mean_of([each.baseline_whole for each in tested])
-    judged = []
+    found = []
     for metric in kind.metrics:
         if metric.name in scores:
-            plain = Judged(metric, scores[metric.name], baselines[metric.name])
-            judged.append(_with_intervals(plain, drawn, section.evaluate.confidence))
+            plain = MetricScore(metric, scores[metric.name], baselines[metric.name])
+            found.append(_with_intervals(plain, drawn, section.evaluate.confidence))
         elif metric.name in whole[0]:
-            judged.append(Judged(metric, whole[0][metric.name], whole[1].get(metric.name, math.nan)))
-    return judged
+            found.append(MetricScore(metric, whole[0][metric.name], whole[1].get(metric.name, math.nan)))
+    return found
 
 
-def _with_intervals(plain: Judged, drawn: Sequence[Sequence[Scores]], confidence: float) -> Judged:
+def _with_intervals(plain: MetricScore, drawn: Sequence[Sequence[Scores]], confidence: float) -> MetricScore:
     """`plain` with the intervals of its score and its gain. `drawn`: per resample the scores of model and baseline."""
     name = plain.metric.name
     low, high = bootstrap.interval([model[name] for model, _ in drawn], confidence)
@@ -217,11 +217,11 @@ def score_slices(kind: Kind, data: Data, tested: Sequence[Window], section: Prob
     if not names:
         return []
     tests = [each.fold.test for each in tested]
-    facts = pl.concat([kind.slices(data, test, names, section).with_columns(pl.lit(test).alias("cutoff")) for test in tests])
+    values = pl.concat([kind.slices(data, test, names, section).with_columns(pl.lit(test).alias("cutoff")) for test in tests])
     found = []
     for name in names:
-        labels, order = cut(facts[name])
-        rows = facts.select("entity", "cutoff").with_columns(labels.alias("value"))
+        labels, order = slice_labels(values[name])
+        rows = values.select("entity", "cutoff").with_columns(labels.alias("value"))
         for value in order:
             kept = rows.filter(pl.col("value") == value)
             frames = [each.predictions.join(kept, on=["entity", "cutoff"], how="semi") for each in tested]
@@ -243,11 +243,11 @@ def _score_slice(kind: Kind, frames: Sequence[pl.DataFrame], section: Problem, s
     return {"rows": rows, "score": known(score(frames)), "low": known(low), "high": known(high)}
 
 
-def cut(values: pl.Series) -> tuple[pl.Series, list[str]]:
-    """For each value the name of its slice, and the names in order: numbers at their quartiles, categories by size.
+def slice_labels(values: pl.Series) -> tuple[pl.Series, list[str]]:
+    """The slice of each value, and the slices in order: numbers are cut at their quartiles, categories ordered by size.
 
-    Numbers with at most four values count as categories. Of more than GROUPS categories the largest have a slice of their own
-    and the rest is `other`; missing values are `missing`.
+    Numbers with at most four values count as categories. The MAX_CATEGORIES largest categories have a slice of their own, the
+    others are `other`; missing values are `missing`.
     """
     values = values.fill_nan(None) if values.dtype.is_float() else values
     if values.dtype.is_numeric() and values.drop_nulls().n_unique() > 4:
@@ -272,11 +272,11 @@ def _largest(values: pl.Series) -> tuple[pl.Series, list[str]]:
         [f"{value:g}" if isinstance(value, float) else value if value is None else str(value) for value in values]
     )
     names = names.cast(pl.String)
-    order = [name for name, _ in Counter(names.drop_nulls()).most_common(GROUPS)]
+    order = [name for name, _ in Counter(names.drop_nulls()).most_common(MAX_CATEGORIES)]
     return pl.Series([name if name is None or name in order else "other" for name in names], dtype=pl.String), order
 
 
-def describe(kind: Kind, tested: Sequence[Window], found: Sequence[Judged], section: Problem) -> dict[str, Any]:
+def describe(kind: Kind, tested: Sequence[Window], found: Sequence[MetricScore], section: Problem) -> dict[str, Any]:
     """The numbers of evaluation.json."""
     rows = pl.concat([each.predictions.select("entity") for each in tested])
     return {
@@ -306,7 +306,7 @@ def _window(kind: Kind, window: Window, section: Problem) -> dict[str, Any]:
 
 
 def known(value: float) -> float | None:
-    """`value` for JSON: null where it is undefined."""
+    """`value` for JSON: None where it is undefined."""
     return float(value) if math.isfinite(value) else None
 
 

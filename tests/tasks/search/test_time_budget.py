@@ -46,7 +46,7 @@ def test_a_step_counts_from_when_its_libraries_are_there_and_the_next_one_in_its
     assert time_budget.clock(params, "pay", layout, "tune").began > began
 
 
-def test_learning_from_all_takes_more_than_in_proportion_to_the_rows_of_a_fold() -> None:
+def test_a_refit_takes_more_than_in_proportion_to_the_rows_of_a_fold() -> None:
     assert estimate().refit(FOLD) == pytest.approx(time_budget.SLACK * 20.0)
     assert estimate().refit(FOLD, 500) == pytest.approx(time_budget.SLACK)
 
@@ -56,20 +56,20 @@ def test_what_is_kept_for_refit_and_evaluation_is_bounded_by_shares_of_the_budge
     assert estimate(10.0, 1e7).reserve(FOLD) == pytest.approx(3 + 3.0 + 2.5)
 
 
-def learned(folder: Path, left: float) -> tuple[int, bool]:
-    """Rows that the judged model learned from, and whether another one serves; a fold's 100 rows seemed to take 50 seconds."""
+def fitted(folder: Path, left: float) -> tuple[int, bool]:
+    """Training rows of the evaluated model, and whether it was refitted; 100 rows of a fold took 50 seconds in the search."""
     kind, chosen = problems.kind("classification"), section("dear")
     data = loaded(folder, kind, chosen, houses(1500))
     config, limit = kind.defaults("logistic", chosen), train.Limit(Clock(left), 50.0, 100)
-    judged, serves, rows = train._learn(kind, data, kind.splits(data, chosen), config, chosen, 0, "houses", limit)
-    return rows, serves is not judged
+    evaluated, served, rows = train._fit(kind, data, kind.splits(data, chosen), config, chosen, 0, "houses", limit)
+    return rows, served is not evaluated
 
 
-def test_a_model_that_learns_faster_than_was_thought_learns_once_more_from_all(tmp_path: Path) -> None:
-    assert learned(tmp_path, 200.0) == (1200, True)
+def test_a_model_that_fits_faster_than_expected_is_fitted_again_on_all_rows(tmp_path: Path) -> None:
+    assert fitted(tmp_path, 200.0) == (1200, True)
 
 
-def test_without_time_a_model_learns_from_as_many_rows_as_in_the_search_and_serves_itself(tmp_path: Path) -> None:
-    rows, another = learned(tmp_path, -1.0)
+def test_without_time_a_model_is_fitted_on_as_many_rows_as_in_the_search_and_not_refitted(tmp_path: Path) -> None:
+    rows, another = fitted(tmp_path, -1.0)
     assert 100 <= rows < 200
     assert not another
