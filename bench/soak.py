@@ -47,7 +47,7 @@ FLAT_MB = 2.0
 """Most megabytes a minute that a worker may grow by, towards the end."""
 WARM_SECONDS, ENOUGH = 60.0, 30
 """So long a worker may grow, as its libraries and caches fill; with fewer looks at it afterwards nothing is said."""
-CANARY = Rollout(strategy="canary", steps=(0.5,), step_minutes=600, patience_hours=100)
+CANARY = Rollout(strategy="canary", steps=(0.5,), step_minutes=600, timeout_hours=100)
 PLAN = (
     (0.08, "rollout of v2 begins"),
     (0.16, "v2 is promoted"),

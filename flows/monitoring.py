@@ -169,7 +169,7 @@ def look(layout: Layout, looks: DecisionLog, as_of: date | None, seen: Seen) -> 
     seen.decision = looks.record(decision)
     seen.fresh = earlier is None or _alarms(earlier.decision) != _alarms(seen.decision)
     _forget(params, problem, ledger, day)
-    if section.monitor.report and not window.drift.skipped:
+    if section.monitor.evidently_report and not window.drift.skipped:
         _report(layout, champion, predicted, day, seen)
 
 
@@ -216,14 +216,17 @@ def _collect(layout: Layout, params: Params, problem: str, ledger: "Ledger", day
 
 
 def _forget(params: Params, problem: str, ledger: "Ledger", day: date) -> None:
-    """Leave of predictions older than monitor.keep_days what their cohorts say."""
+    """Leave of predictions older than monitor.retention_days what their cohorts say."""
     from evergreen.monitoring.performance.measurement import cohort_scorer
 
     section = params.section(problem)
     judge = cohort_scorer(kinds.predictions(params.kind(problem)), section, params.project.seed)
-    if gone := ledger.compact(problem, day - timedelta(days=section.monitor.keep_days), judge):
+    if gone := ledger.compact(problem, day - timedelta(days=section.monitor.retention_days), judge):
         log.info(
-            "%s: %s predictions are older than %d days; their cohorts stay", problem, f"{gone:,}", section.monitor.keep_days
+            "%s: %s predictions are older than %d days; their cohorts stay",
+            problem,
+            f"{gone:,}",
+            section.monitor.retention_days,
         )
 
 
@@ -289,8 +292,8 @@ def _performance(
 
 def _ripening(section: Problem) -> int:
     """Days until a truth is known."""
-    if section.monitor.labels_after_days is not None:
-        return section.monitor.labels_after_days
+    if section.monitor.label_delay_days is not None:
+        return section.monitor.label_delay_days
     return getattr(section.features, "horizon_days", 0) or 0
 
 

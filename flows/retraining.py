@@ -158,11 +158,11 @@ def changes(params: Params, problem: str, layout: Layout) -> Mapping[tuple[str, 
     section = params.section(problem)
     policy, found = section.retrain, dict[tuple[str, str], Any]()
     if policy.window == "sliding":
-        found["train", "history_days"] = policy.days
+        found["train", "history_days"] = policy.window_days
     if policy.window == "weighted":
-        found["train", "half_life_days"] = policy.days
+        found["train", "half_life_days"] = policy.window_days
     if starts := best_configs(params, problem, layout):
-        found["tune", "start"] = starts
+        found["tune", "warm_starts"] = starts
     return found
 
 

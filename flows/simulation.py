@@ -100,7 +100,7 @@ def _week(layout: Layout, problem: str, day: date, dense: Path, last: bool, bran
     if _over(looks, problem, day):
         return
     params_edit.set_as_of(layout.params, day)
-    params_edit.set_value(layout.params, (problem, "monitor", "report"), last)  # 4 MB and some seconds each
+    params_edit.set_value(layout.params, (problem, "monitor", "evidently_report"), last)  # 4 MB and some seconds each
     params = load(layout.params)
     seen = watching.Seen(problem)
     if not looks.unfinished([problem]):

@@ -36,7 +36,7 @@ SECURITY_HEADERS: tuple[tuple[str, str], ...] = (
     ("content-security-policy", "default-src 'none'; frame-ancestors 'none'"),
 )
 """Sent with every response but pages: a browser must not run, frame, sniff or cache it."""
-PROXY_ADVICE = "set serve.keys to always if a proxy forwards requests"
+PROXY_ADVICE = "set serve.require_api_key to always if a proxy forwards requests"
 
 
 class Headers(Protocol):
@@ -62,15 +62,19 @@ class AccessControl:
     """
 
     def __init__(self, policy: Serve, host: str, keys: Keys) -> None:
-        self.requires_key = policy.keys == "always" or not is_loopback(host)
+        self.requires_key = policy.require_api_key == "always" or not is_loopback(host)
         self._keys = keys
-        self._rate = RateLimiter(policy.rate_per_second) if policy.rate_per_second else None
+        self._rate = RateLimiter(policy.rate_limit_per_second) if policy.rate_limit_per_second else None
         self._local_hosts = {host}
         self._active: Mapping[str, HashedKey] = keys.active_keys() if self.requires_key else {}
         self._stopped = threading.Event()
         self._logged = 0.0
         if self.requires_key and not self._active:
-            reason = f"other machines can reach {host}" if policy.keys != "always" else "params.yaml: serve.keys is always"
+            reason = (
+                f"other machines can reach {host}"
+                if policy.require_api_key != "always"
+                else "params.yaml: serve.require_api_key is always"
+            )
             raise ProjectError(
                 f"{reason}, and there is no API key: create one with evergreen keys add NAME --scope predict; "
                 "or bind 127.0.0.1, which needs none"
@@ -92,7 +96,7 @@ class AccessControl:
         else:
             caller, denial = self._check_key(scope, headers, client)
         if self._rate is not None and (seconds := self._rate.wait(caller if denial is None else client)):
-            denial = _denial(429, "too many requests; serve.rate_per_second is the limit", ("retry-after", f"{seconds}"))
+            denial = _denial(429, "too many requests; serve.rate_limit_per_second is the limit", ("retry-after", f"{seconds}"))
         if denial is not None:
             self._log(denial, client, path)
         return denial

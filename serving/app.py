@@ -94,8 +94,8 @@ class App:
             if task not in self._overdue:
                 raise
             task.uncancel()
-            limit = self._params.serve.max_seconds
-            response = error_response(503, f"timeout after {limit:g} s (serve.max_seconds); try again", RETRY_LATER)
+            limit = self._params.serve.timeout_seconds
+            response = error_response(503, f"timeout after {limit:g} s (serve.timeout_seconds); try again", RETRY_LATER)
         except ClientDisconnectedError:
             response = None
         except Exception as error:  # noqa: BLE001 - every error gets a response
@@ -189,8 +189,8 @@ class App:
         await self.service.stop()
 
     async def _cancel_overdue(self) -> None:
-        """Cancel the requests that exceed serve.max_seconds."""
-        limit = self._params.serve.max_seconds
+        """Cancel the requests that exceed serve.timeout_seconds."""
+        limit = self._params.serve.timeout_seconds
         while True:
             await asyncio.sleep(min(1.0, limit / 4))
             oldest = time.perf_counter() - limit

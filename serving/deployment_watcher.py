@@ -159,7 +159,7 @@ class DeploymentWatcher(Generic[M]):
         if serving and not rollout and serving.candidate is not None:
             self._sets[problem] = ServingSet(serving.champion)
         previous = rollback_target([row for _, row in rows])
-        if previous and self._params.serve.spare:
+        if previous and self._params.serve.preload_previous:
             self._to_preload[problem] = previous
         wanted = {*champions[-1:], *([rollout.candidate] if rollout else [])}
         self._evict(problem, {*champions[-2:], *([previous] if previous else [])}, wanted)

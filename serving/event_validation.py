@@ -99,7 +99,7 @@ class EventValidator:
 
     def _day(self, value: Any, now: datetime) -> date:
         """The local day, like the purchases in the tables."""
-        local = ZoneInfo(self._source.local) if self._source.local else None
+        local = ZoneInfo(self._source.local_timezone) if self._source.local_timezone else None
         if value is None:
             return self._today or now.astimezone(local or UTC).date()
         name = str(self._source.time or "time")
@@ -109,7 +109,7 @@ class EventValidator:
                 raise _InvalidEventError(f"{name} = {value}: is in the future")
             return moment
         if moment.tzinfo is None:
-            stored = ZoneInfo(self._source.stored_in) if self._source.stored_in else local
+            stored = ZoneInfo(self._source.stored_timezone) if self._source.stored_timezone else local
             moment = moment.replace(tzinfo=stored or UTC)
         if moment > now + CLOCK_SKEW:
             raise _InvalidEventError(f"{name} = {value}: is in the future")

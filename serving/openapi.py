@@ -194,7 +194,7 @@ def _recommend(question: str, user: Any) -> dict[str, Any]:
             "items": {"type": "array", "items": {"type": ["string", "number"]}},
             "place": {"type": ["string", "integer", "null"]},
             "k": {"type": ["integer", "null"], "minimum": 1},
-            "show": {"enum": ["all", "again", "new", "blend", None]},
+            "show": {"enum": ["all", "rebuy", "discover", "blend", None]},
             "blend": {"type": ["number", "null"]},
             "diversity": {"type": ["number", "null"]},
             "explore": {"type": ["number", "null"]},

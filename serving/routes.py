@@ -1,6 +1,6 @@
 """The routes: path and method -> endpoint, found by one dict lookup.
 
-The problem may be left out of paths that end in /NAME if serve.default, or a single problem, says which it is:
+The problem may be left out of paths that end in /NAME if serve.default_problem, or a single problem, says which it is:
 
     POST /v1/predict/NAME                     plain JSON: a row, or a list of rows
     POST /invocations, /v1/models/NAME[/versions/V]/invocations    MLflow's scoring protocol
@@ -61,7 +61,7 @@ def build(
     kinds = params.problems
     for_rows = _default(params, [name for name in kinds if kinds[name] != "recommendation"])
     for_lists = _default(params, [name for name in kinds if kinds[name] == "recommendation"])
-    for_labels = params.serve.default or (next(iter(kinds)) if len(kinds) == 1 else None)
+    for_labels = params.serve.default_problem or (next(iter(kinds)) if len(kinds) == 1 else None)
 
     def with_default(path: str, problem: str, default: str | None) -> list[str]:
         return [f"{path}/{problem}", path] if problem == default else [f"{path}/{problem}"]
@@ -93,5 +93,5 @@ def build(
 
 
 def _default(params: Params, names: Sequence[str]) -> str | None:
-    default = params.serve.default
+    default = params.serve.default_problem
     return default if default in names else names[0] if len(names) == 1 else None

@@ -149,13 +149,13 @@ def describe(source: Source) -> str:
     """Where a table comes from, without secrets: a database by its kind, host and name alone."""
     if source.sql is None:
         return next(f"{kind} {value}" for kind in ("csv", "parquet", "store") if (value := getattr(source, kind)))
-    if str(source.address).startswith("env:"):
-        return f"a query at {source.address}"
+    if str(source.url).startswith("env:"):
+        return f"a query at {source.url}"
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
     try:
-        url = make_url(str(source.address))
+        url = make_url(str(source.url))
     except ArgumentError:
         return "a query"
     return f"a query at {url.drivername}://{url.host or ''}/{Path(url.database or '').name}"
@@ -250,8 +250,8 @@ def _scanned(path: Path, source: Source, rows: int | None) -> pl.LazyFrame:
         path,
         separator=source.separator,
         decimal_comma=source.decimal == ",",
-        null_values=list(source.missing) or None,
-        schema_overrides=dict.fromkeys(source.formats, pl.String),
+        null_values=list(source.null_values) or None,
+        schema_overrides=dict.fromkeys(source.date_formats, pl.String),
         infer_schema_length=rows,
         try_parse_dates=True,
         glob=False,
@@ -312,7 +312,7 @@ def _read_sql(name: str, source: Source, staging: Path) -> pl.LazyFrame:
         engine = create_engine(_address(name, source))
     except (SQLAlchemyError, ImportError, ValueError) as error:
         raise SourceError(
-            f"ingest.{name}.address: {type(error).__name__}: {_first_line(error)}. Write dialect+driver://user@host/database."
+            f"ingest.{name}.url: {type(error).__name__}: {_first_line(error)}. Write dialect+driver://user@host/database."
         ) from None
     parts = []
     try:
@@ -341,14 +341,12 @@ def _read_sql(name: str, source: Source, staging: Path) -> pl.LazyFrame:
 
 
 def _address(name: str, source: Source) -> str:
-    address = str(source.address)
+    address = str(source.url)
     if not address.startswith("env:"):
         return address
     variable = address.removeprefix("env:")
     if not os.environ.get(variable):
-        raise SourceError(
-            f"ingest.{name}.address = {address}: the environment has no {variable}; set it to the database's address"
-        )
+        raise SourceError(f"ingest.{name}.url = {address}: the environment has no {variable}; set it to the database's address")
     return os.environ[variable]
 
 
@@ -374,17 +372,17 @@ def _chosen(name: str, source: Source, table: pl.LazyFrame) -> pl.LazyFrame:
 
 def _present(source: Source, table: pl.LazyFrame) -> pl.LazyFrame:
     """Texts that mean that a value is missing become missing (those of a CSV already are)."""
-    if not source.missing or source.csv is not None:
+    if not source.null_values or source.csv is not None:
         return table
     text = pl.selectors.string()
-    return table.with_columns(pl.when(~text.is_in(list(source.missing))).then(text).name.keep())
+    return table.with_columns(pl.when(~text.is_in(list(source.null_values))).then(text).name.keep())
 
 
 def _typed(name: str, source: Source, table: pl.LazyFrame) -> pl.LazyFrame:
     """Declared types hold for every value, or the run stops with the first values that do not convert."""
     schema = table.collect_schema()
     converted = {
-        column: _convert(pl.col(column), schema[column], kind, source.formats.get(column))
+        column: _convert(pl.col(column), schema[column], kind, source.date_formats.get(column))
         for column, kind in source.types.items()
         if column in schema
     }
@@ -440,8 +438,8 @@ def _local(name: str, source: Source, table: pl.LazyFrame) -> pl.LazyFrame:
     zoned = [
         column for column, kind in schema.items() if isinstance(kind, pl.Datetime) and kind.time_zone and column != source.time
     ]
-    if zoned and source.local:
-        table = table.with_columns(pl.col(zoned).dt.convert_time_zone(source.local).dt.replace_time_zone(None))
+    if zoned and source.local_timezone:
+        table = table.with_columns(pl.col(zoned).dt.convert_time_zone(source.local_timezone).dt.replace_time_zone(None))
     return table.with_columns(pl.selectors.datetime(time_zone=None).dt.cast_time_unit("us"))
 
 
@@ -452,16 +450,18 @@ def _local_time(name: str, source: Source, table: pl.LazyFrame, kind: pl.DataTyp
             f"{where}: holds {kind}, not times. Declare ingest.{name}.types: {{{column}: datetime}} or name another column."
         )
     if isinstance(kind, pl.Date):
-        if source.stored_in:
+        if source.stored_timezone:
             raise SourceError(
-                f"{where}: holds dates, which have no time zone; remove stored_in and local, or name a column of times"
+                f"{where}: holds dates, which have no time zone; remove stored_timezone and local_timezone, "
+                "or name a column of times"
             )
         return table
-    if kind.time_zone and not source.local:
+    if kind.time_zone and not source.local_timezone:
         raise SourceError(
-            f"{where}: holds times of the zone {kind.time_zone}; set ingest.{name}.stored_in, and local to that of the business"
+            f"{where}: holds times of the zone {kind.time_zone}; set ingest.{name}.stored_timezone, "
+            "and local_timezone to that of the business"
         )
-    if not source.local:
+    if not source.local_timezone:
         return table
     zoned = pl.col(column)
     if not kind.time_zone:
@@ -469,21 +469,22 @@ def _local_time(name: str, source: Source, table: pl.LazyFrame, kind: pl.DataTyp
         lost = table.filter(pl.col(column).is_not_null() & zoned.is_null()).select(pl.len()).collect().item()
         if lost:
             raise SourceError(
-                f"{where}: {lost:,} {_values(lost)} in an hour that {source.stored_in} skipped; are they stored in that zone?"
+                f"{where}: {lost:,} {_values(lost)} in an hour that {source.stored_timezone} skipped; "
+                "are they stored in that zone?"
             )
-    return table.with_columns(zoned.dt.convert_time_zone(str(source.local)).dt.replace_time_zone(None).alias(column))
+    return table.with_columns(zoned.dt.convert_time_zone(str(source.local_timezone)).dt.replace_time_zone(None).alias(column))
 
 
 def _zoned(time: pl.Expr, where: str, source: Source) -> pl.Expr:
     """Times with the zone they are stored in. Of an hour that happened twice, the first is meant."""
-    for key, zone in (("stored_in", source.stored_in), ("local", source.local)):
+    for key, zone in (("stored_timezone", source.stored_timezone), ("local_timezone", source.local_timezone)):
         try:
             pl.select(pl.lit(datetime(2000, 1, 1)).dt.replace_time_zone(zone))
         except pl.exceptions.PolarsError:
             raise ParamsError(
                 f"params.yaml: {where.split('.time')[0]}.{key} = {zone}: no such time zone; write one such as America/New_York"
             ) from None
-    return time.dt.replace_time_zone(source.stored_in, ambiguous="earliest", non_existent="null")
+    return time.dt.replace_time_zone(source.stored_timezone, ambiguous="earliest", non_existent="null")
 
 
 # The cut

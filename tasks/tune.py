@@ -58,7 +58,7 @@ def run(params: Params, problem: str, layout: Layout) -> Result:
 def _run(params: Params, problem: str, layout: Layout) -> Result:
     section, kind = params.section(problem), problems.kind(params.kind(problem))
     evaluator, search, journal = _specify(params, problem, layout, kind)
-    workers = available_workers(search.tune.batch or 1, search.tune.workers, search.clock)
+    workers = available_workers(search.tune.batch_size or 1, search.tune.workers, search.clock)
     if search.clock.seconds is not None:
         search = _start(search, evaluator, section, workers, layout.features(problem))
     inner = inner_searches(search, evaluator, section.tune.folds) if search.tune.nested else {}

@@ -219,11 +219,13 @@ def _view(name: str, rows: pl.DataFrame, rules: Rules, known: Mapping[str, pl.Da
     lacking = []
     for column, reference in rules.references.items():
         table, key = reference.to.split(".")
-        problem = _unlike(rows, column, known[table], key, reference.to) or _lacks(known[table], reference.bring, reference.to)
+        problem = _unlike(rows, column, known[table], key, reference.to) or _lacks(
+            known[table], reference.join_columns, reference.to
+        )
         if problem:
             lacking.append(_failed(f"{column} known in {table}", "reference", (column,), "error", problem))
-        elif reference.bring:
-            facts = known[table].select(pl.col(key).alias(column), *reference.bring).unique(column, keep="first")
+        elif reference.join_columns:
+            facts = known[table].select(pl.col(key).alias(column), *reference.join_columns).unique(column, keep="first")
             rows = rows.join(facts, on=column, how="left", maintain_order="left")
     for derived, text in rules.derived.items():
         rows = rows.with_columns(_sql(rows, text, f"validate.{name}.derived.{derived}").alias(derived))

@@ -84,9 +84,9 @@ def build(problem: str, folder: Path) -> World:
 def localised(table: pl.LazyFrame, known: params.Params, name: str) -> pl.LazyFrame:
     """The table with its times in local time, as ingest leaves them."""
     source = known.ingest[name]
-    if not (source.time and source.local and source.stored_in):
+    if not (source.time and source.local_timezone and source.stored_timezone):
         return table
-    moved = pl.col(source.time).dt.replace_time_zone(source.stored_in).dt.convert_time_zone(source.local)
+    moved = pl.col(source.time).dt.replace_time_zone(source.stored_timezone).dt.convert_time_zone(source.local_timezone)
     return table.with_columns(moved.dt.replace_time_zone(None))
 
 

@@ -274,8 +274,8 @@ ingest:
   transactions:
     parquet: data-in/transactions.parquet
     time: transaction_timestamp
-    stored_in: UTC
-    local: America/New_York
+    stored_timezone: UTC
+    local_timezone: America/New_York
   products: {parquet: data-in/products.parquet}
   demographics: {parquet: data-in/demographics.parquet}
   campaigns: {parquet: data-in/campaigns.parquet}
@@ -306,7 +306,7 @@ recommend:
     exclude: {department: [FUEL, MISCELLANEOUS, COUPON]}
     min_users: 5
     horizon_days: 28
-  pipeline: {k: 10, candidates: 40, neighbours: 20, ranker_windows: 2, trees: 100}
+  pipeline: {k: 10, candidates: 40, user_neighbours: 20, ranker_windows: 2, ranker_trees: 100}
   train: {}
   tune: {method: tpe, n_trials: 2, folds: 1}
   evaluate: {windows: WINDOWS, resamples: 50}

@@ -24,9 +24,7 @@ def init(
     time: Annotated[str | None, typer.Option(help="Column of dates that orders the rows.", show_default="inferred")] = None,
     entity: Annotated[str | None, typer.Option(help="Column of the entity of a row.", show_default="inferred")] = None,
     drop: Annotated[list[str] | None, typer.Option(help="Column that is no feature; may be given again.")] = None,
-    address: Annotated[
-        str | None, typer.Option(help="SQLAlchemy address of a database, or env:NAME; --data is a query then.")
-    ] = None,
+    url: Annotated[str | None, typer.Option(help="SQLAlchemy URL of a database, or env:NAME; --data is then a query.")] = None,
     user: Annotated[str | None, typer.Option(help="recommendation: column of the user.")] = None,
     item: Annotated[str | None, typer.Option(help="recommendation: column of the item.")] = None,
     basket: Annotated[
@@ -42,14 +40,14 @@ def init(
     from evergreen.tasks.onboarding.schema_inference import Asked, as_kind, shown
 
     asked = Asked(target, as_kind(kind), time, entity, tuple(drop or ()), user, item, basket, order)
-    started = init_project.run(name, data, address, asked, root, Path.cwd(), date.today())
+    started = init_project.run(name, data, url, asked, root, Path.cwd(), date.today())
     found = started.found
     if as_json:
         told = {"problem": name, "root": started.root, "made": started.made, "warnings": started.warnings}
         print_json({**told, **dataclasses.asdict(dataclasses.replace(found, warnings=()))})
         return
     print_table(("column", "role", "holds", "why"), list(shown(found)))
-    about = [("kind", found.kind), ("target", found.target), ("positive", found.positive)]
+    about = [("kind", found.kind), ("target", found.target), ("positive_class", found.positive_class)]
     about += [("entity", found.entity), ("time", found.time)]
     for key, value in about:
         if value:

@@ -255,7 +255,7 @@ def _lines(
     if not path.is_file():
         raise StepError(f"{path}: is not there. Train first: evergreen train {problem}")
     dates, step = days_of(pl.read_parquet(path)), section.monitor.window_days
-    delay, end = section.monitor.labels_after_days or 0, _date(dates.max())
+    delay, end = section.monitor.label_delay_days or 0, _date(dates.max())
     last = min(last, end) if last else end
     enough = _date(np.sort(dates)[int(len(dates) * TO_LEARN)]) + timedelta(days=delay + step)
     days = _asked(windows(enough, last, step), first, last, f"a quarter of {problem}'s rows are labelled")

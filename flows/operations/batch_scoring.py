@@ -130,9 +130,9 @@ def _moved(layout: Layout, params: Params, problem: str, lists: Lists, anybody: 
     from evergreen.tasks.problems.recommender import list_builder
 
     pipeline = section.pipeline if lists.k is None else section.pipeline.model_copy(update={"k": lists.k})
-    wanted: dict[str, Any] = {"explain": lists.explain or section.answers.explain}
-    wanted |= {"show": "new"} if lists.novel else {}
-    changed = section.model_copy(update={"pipeline": pipeline, "answers": section.answers.model_copy(update=wanted)})
+    wanted: dict[str, Any] = {"explain": lists.explain or section.lists.explain}
+    wanted |= {"show": "discover"} if lists.novel else {}
+    changed = section.model_copy(update={"pipeline": pipeline, "lists": section.lists.model_copy(update=wanted)})
     newer = settings.events(layout).since(problem)[0]
     return (
         params.model_copy(update={"sections": {**params.sections, problem: changed}}),

@@ -140,7 +140,7 @@ def _lay_params(folder: Path, params: Params, problem: str) -> None:
         YAML(typ="safe").dump(json.loads(json.dumps(kept, default=str)), file)
 
 
-PLACES = ("store", "csv", "parquet", "sql", "address")
+PLACES = ("store", "csv", "parquet", "sql", "url")
 """Of a table in params: where it comes from."""
 
 

@@ -146,7 +146,7 @@ class Service:
 
     def _stop(self) -> None:
         """Workers finish what is under way; then the journal is drained for the last time."""
-        patience = self._params.serve.max_seconds + QUICK_SECONDS
+        patience = self._params.serve.timeout_seconds + QUICK_SECONDS
         _finish([each.process for each in self._workers], patience)
         if self._drainer:
             _finish([self._drainer.process], patience)
@@ -244,7 +244,7 @@ def work(layout: Layout, host: str, fd: int, notes: Path) -> None:
     config = uvicorn.Config(
         app, loop="uvloop", http="httptools", ws="none", lifespan="on", interface="asgi3", log_config=None, access_log=False,
         server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(params.serve.max_seconds) + 1,
+        timeout_graceful_shutdown=int(params.serve.timeout_seconds) + 1,
     )  # fmt: skip
     (notes / f"{os.getpid()}.ready").touch()
     try:

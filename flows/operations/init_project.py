@@ -53,7 +53,7 @@ class Started:
     warnings: tuple[str, ...]
 
 
-def run(name: str, data: str, address: str | None, asked: Asked, root: Path, here: Path, today: date) -> Started:
+def run(name: str, data: str, url: str | None, asked: Asked, root: Path, here: Path, today: date) -> Started:
     """Draft the problem `name` from a table and add it to params.yaml.
 
     `root`: a folder of the project or below it; where no folder upwards has a params.yaml, the new project's. `here`: the
@@ -62,10 +62,10 @@ def run(name: str, data: str, address: str | None, asked: Asked, root: Path, her
     """
     layout, params = _project(root)
     params_template.check_name(name, params)
-    _refuse_password(address)
+    _refuse_password(url)
     with tempfile.TemporaryDirectory(prefix="evergreen.") as scratch:
         staging = Path(scratch)
-        given = csv_dialect.source(data, address, layout.root, here.resolve(), staging)
+        given = csv_dialect.source(data, url, layout.root, here.resolve(), staging)
         table = ingest.table(name, given, layout.root, staging)
         found = infer(table, asked, today)
     warnings = list(found.warnings)
@@ -95,21 +95,21 @@ def _project(root: Path) -> tuple[Layout, Params | None]:
     return layout, load(layout.params)
 
 
-def _refuse_password(address: str | None) -> None:
+def _refuse_password(url: str | None) -> None:
     """params.yaml goes into git: no password in it."""
-    if address is None or address.startswith("env:"):
+    if url is None or url.startswith("env:"):
         return
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
     try:
-        secret = make_url(address).password
+        secret = make_url(url).password
     except ArgumentError:
         return  # reading the table says what is wrong
     if secret:
         raise ParamsError(
-            "--address: holds a password, and params.yaml is no place for one; put the address into the environment "
-            "(export SHOP_DB=...) and say --address env:SHOP_DB"
+            "--url: contains a password, which must not be stored in params.yaml. Put the URL into an environment variable "
+            "(export SHOP_DB=...) and pass --url env:SHOP_DB."
         )
 
 

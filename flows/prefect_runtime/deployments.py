@@ -71,14 +71,16 @@ def plan(params: Params, root: str) -> list[Planned]:
 def _planned(params: Params, problem: str, root: str) -> Iterator[Planned]:
     name, asked = f"{_allowed(params.project.name)}.{problem}", params.section(problem).schedule
     again = {"root": root, "problem": problem, "reason": "scheduled"}
-    yield Planned(name, "retraining", "evergreen.flows.retraining.retraining", problem, again, asked.train, asked.zone, True)
+    yield Planned(
+        name, "retraining", "evergreen.flows.retraining.retraining", problem, again, asked.train, asked.timezone, True
+    )
     if asked.score:
         answer = {"root": root, "problem": problem}
-        yield Planned(name, "scoring", "evergreen.flows.scoring.scoring", problem, answer, asked.score, asked.zone, False)
+        yield Planned(name, "scoring", "evergreen.flows.scoring.scoring", problem, answer, asked.score, asked.timezone, False)
     if asked.monitor:
         watch = {"root": root, "problems": [problem]}
         yield Planned(
-            name, "monitoring", "evergreen.flows.monitoring.monitoring", problem, watch, asked.monitor, asked.zone, False
+            name, "monitoring", "evergreen.flows.monitoring.monitoring", problem, watch, asked.monitor, asked.timezone, False
         )
 
 
@@ -96,7 +98,7 @@ def check(params: Params) -> None:
         for key in ("train", "score", "monitor"):
             if cron := getattr(asked, key):
                 try:
-                    CronSchedule(cron=cron, timezone=asked.zone)
+                    CronSchedule(cron=cron, timezone=asked.timezone)
                 except ValueError as error:
                     raise ParamsError(
                         f"params.yaml: {problem}.schedule.{key} = {cron}: {str(error).splitlines()[-1].strip()}"
@@ -104,7 +106,7 @@ def check(params: Params) -> None:
     if not any(each.cron for each in plan(params, ".")):
         raise ParamsError(
             "params.yaml: no problem has a schedule; say when, such as "
-            f'{next(iter(params.problems))}.schedule: {{monitor: "0 6 * * *", zone: Europe/Paris}}'
+            f'{next(iter(params.problems))}.schedule: {{monitor: "0 6 * * *", timezone: Europe/Paris}}'
         )
 
 

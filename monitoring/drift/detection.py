@@ -2,7 +2,7 @@
 
 Statistics are Evidently's; whether one is large is told by draws without drift from the reference itself
 (drift.null_distribution), all
-columns considered together (Benjamini and Hochberg, at a level at which false_alarms of undrifted windows show anything).
+columns considered together (Benjamini and Hochberg, at a level at which false_alarm_rate of undrifted windows show anything).
 """
 
 from collections.abc import Sequence
@@ -250,7 +250,7 @@ def _judge(reference: Reference, tests: Sequence[Test], policy: Monitor) -> list
     """All tests together."""
     if not tests:
         return []
-    at = null_distribution.level(np.stack([each.null for each in tests]), policy.false_alarms)
+    at = null_distribution.level(np.stack([each.null for each in tests]), policy.false_alarm_rate)
     drifts, cut = null_distribution.discoveries([each.p for each in tests], at)
     return [_change(reference, each, found, cut, policy) for each, found in zip(tests, drifts, strict=True)]
 

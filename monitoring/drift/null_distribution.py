@@ -224,14 +224,14 @@ def simes(p: np.ndarray) -> np.ndarray:
     return (np.sort(p, axis=0) * count / np.arange(1, count + 1)[:, None]).min(axis=0)
 
 
-def level(p: np.ndarray, false_alarms: float) -> float:
-    """The level for Benjamini and Hochberg at which they find anything in a share `false_alarms` of the draws, at most that.
+def level(p: np.ndarray, false_alarm_rate: float) -> float:
+    """The level for Benjamini and Hochberg at which they find anything in at most a share `false_alarm_rate` of the draws.
 
     `p`: tests x draws, all without drift; columns move together in them as they do in the data.
     """
     if not p.size:
-        return false_alarms
-    return min(false_alarms, float(np.quantile(simes(p), false_alarms, method="lower")))
+        return false_alarm_rate
+    return min(false_alarm_rate, float(np.quantile(simes(p), false_alarm_rate, method="lower")))
 
 
 def discoveries(p: Sequence[float], at: float) -> tuple[list[bool], float]:

@@ -32,13 +32,13 @@ def collect(params: Params, problem: str, layout: Layout, ledger: Ledger, as_of:
     They are those of the labels that features are built with: of the days 1 to `horizon_days` after the last day that the
     features knew, or after the day on which an answer was asked for. A target comes from data/tables, so the answers may be of
     any day; what users of a recommender bought comes from its features. A truth is known at the end of the last of those days,
-    or when monitor.labels_after_days says. A problem of a plain table, and one without target, has none here.
+    or when monitor.label_delay_days says. A problem of a plain table, and one without target, has none here.
     """
     section, kind = params.section(problem), problems.predictions(params.kind(problem))
     horizon = section.features.label_horizon_days
     if horizon is None or not isinstance(kind, Labelled):
         return 0
-    after = timedelta(days=max(horizon, section.monitor.labels_after_days or 0))
+    after = timedelta(days=max(horizon, section.monitor.label_delay_days or 0))
     asked = ledger.unlabelled(problem, until=as_of - after, recheck_after=as_of - after - AGAIN)
     if asked.is_empty():
         return 0

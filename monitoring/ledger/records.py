@@ -133,7 +133,7 @@ class Decision(Section):
     at: datetime
     """UTC: the `until` of its window."""
     retrain: bool
-    trigger: Literal["age", "drift", "loss", "labels"] | None
+    trigger: Literal["age", "drift", "performance", "labels"] | None
     """The condition that was met; also where cool-down, budget or too few labels prevented the retraining."""
     reason: str
     """One sentence for a person, with the numbers."""

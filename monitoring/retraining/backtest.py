@@ -167,7 +167,7 @@ def live(world: World, policy: Retrain, ahead: int) -> Life:
 
 def _alarmed(policy: Retrain, window: Window) -> bool:
     loss = window.performance.degradation() if window.performance else None
-    lost = policy.on_loss is not None and loss is not None and loss[1] > policy.on_loss
+    lost = policy.on_performance_drop is not None and loss is not None and loss[1] > policy.on_performance_drop
     return lost or (policy.on_drift and window.drift.alarm)
 
 

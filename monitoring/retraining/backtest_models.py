@@ -129,11 +129,11 @@ class Past:
         return self.days[0] - step
 
     def challenger(self, day: date, policy: Retrain) -> Learned | None:
-        window = "" if policy.window == "growing" else f"-{policy.window}-{policy.days}"
+        window = "" if policy.window == "expanding" else f"-{policy.window}-{policy.window_days}"
         name = f"{day}{window}"
         lesson = self.lessons.get(name) or self.timeline.lesson(day, policy)
         if policy.window == "weighted":
-            train = self.section.train.model_copy(update={"half_life_days": policy.days})
+            train = self.section.train.model_copy(update={"half_life_days": policy.window_days})
             self.shaped[name] = self.section.model_copy(update={"train": train})
         return self._learned(name, day, lesson) if lesson else None
 
@@ -293,7 +293,7 @@ class Past:
         return self.references[champion.name]
 
     def _performance(self, champion: Learned, version: int, day: date, policy: Retrain) -> Performance:
-        if policy.on_loss is None:
+        if policy.on_performance_drop is None:
             none = Estimate(score=None, low=None, high=None, rows=0, reason=NOT_ASKED)
             return Performance(
                 metric=self.kind.metrics[0].name,

@@ -120,7 +120,7 @@ class Cutoffs:
 
     def _history(self, policy: Retrain) -> int | None:
         own = self.section.train.history_days
-        return min(policy.days, own or policy.days) if policy.window == "sliding" else own
+        return min(policy.window_days, own or policy.window_days) if policy.window == "sliding" else own
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +160,7 @@ class Lines:
         assert isinstance(features, Table)
         known = self._known(day)
         if policy.window == "sliding":
-            known &= self.dates > np.datetime64(day) - np.timedelta64(policy.days, "D")
+            known &= self.dates > np.datetime64(day) - np.timedelta64(policy.window_days, "D")
         if not known.any():
             return None
         moments = np.sort(self.dates[known])

@@ -14,7 +14,7 @@ from evergreen.tasks.config.operations import Retrain
 from evergreen.tasks.config.params import nearest
 from evergreen.tasks.core.errors import ParamsError
 
-Ground = Literal["age", "drift", "loss", "labels"]
+Ground = Literal["age", "drift", "performance", "labels"]
 BUDGET_DAYS = 30
 """cpu_minutes are counted over so many days."""
 NAMED_CHANGES = 3
@@ -25,7 +25,7 @@ POLICIES: dict[str, Retrain] = {
     "weekly": Retrain(every_days=7),
     "monthly": Retrain(every_days=30),
     "drift": Retrain(on_drift=True),
-    "performance": Retrain(on_loss=0.0),
+    "performance": Retrain(on_performance_drop=0.0),
     "labels": Retrain(on_labels=1000),
 }
 """What a policy's name stands for; everything else as in Retrain."""
@@ -126,8 +126,8 @@ def _findings(
 ) -> Iterator[Finding]:
     """What each condition that is set finds, the strongest trigger first."""
     since = last.at if last else None
-    if policy.on_loss is not None:
-        yield _alarmed("loss", policy, _losses(policy.on_loss, windows), past, since)
+    if policy.on_performance_drop is not None:
+        yield _alarmed("performance", policy, _losses(policy.on_performance_drop, windows), past, since)
     if policy.on_drift:
         yield _alarmed("drift", policy, [_drift(each) for each in windows], past, since)
     if policy.on_labels is not None:
@@ -153,9 +153,9 @@ def _alarmed(
     if not (latest and count >= policy.alarms):
         return Finding(trigger, False, f"{words}, where it takes {policy.alarms} and the latest")
     before = max((each.at for each in past if each.trigger == trigger), default=None)
-    if before is not None and (row := _quiet([each for each in evidence if each.known > before])) < policy.quiet:
+    if before is not None and (row := _quiet([each for each in evidence if each.known > before])) < policy.hysteresis_windows:
         held = f"only {row} quiet windows in a row since the retraining on {trigger} of {before:%Y-%m-%d}"
-        return Finding(trigger, False, f"{words}, but {held}, where it takes {policy.quiet}")
+        return Finding(trigger, False, f"{words}, but {held}, where it takes {policy.hysteresis_windows}")
     return Finding(trigger, True, words)
 
 
@@ -225,15 +225,15 @@ def _holding(
         yield f"the last retraining was {age} days ago, and cool_down_days is {policy.cool_down_days}"
     if window.performance is not None and window.new_labels < policy.min_labels:
         yield f"{window.new_labels:,} rows with truth are new, and min_labels is {policy.min_labels:,}"
-    if policy.cpu_minutes is not None:
+    if policy.max_cpu_minutes is not None:
         known = sorted((each for each in past if each.cpu_minutes is not None), key=lambda each: each.at)
         expected = known[-1].cpu_minutes or 0.0 if known else 0.0
         recent = [each for each in past if now - each.at < timedelta(days=BUDGET_DAYS)]
         spent = sum(expected if each.cpu_minutes is None else each.cpu_minutes for each in recent)
-        if spent + expected > policy.cpu_minutes:
+        if spent + expected > policy.max_cpu_minutes:
             yield (
                 f"{spent:.1f} CPU minutes were spent in {BUDGET_DAYS} days and {expected:.1f} more are expected, "
-                f"and cpu_minutes is {policy.cpu_minutes:g}"
+                f"and max_cpu_minutes is {policy.max_cpu_minutes:g}"
             )
 
 

@@ -51,7 +51,7 @@ def advance(
 def look(params: Params, rollouts: Rollouts, stands: RolloutState, ledger: "Ledger | None", now: datetime) -> Judgement:
     """What is to be said of `stands`, which nothing changes."""
     old, new = rollouts.reports.counts(stands.id, stands.step)
-    losses = _losses(params, rollouts, stands, ledger, now) if stands.policy.quality and ledger else None
+    losses = _losses(params, rollouts, stands, ledger, now) if stands.policy.compare_quality and ledger else None
     return judge(
         stands.policy,
         len(stands.shares),
@@ -60,7 +60,7 @@ def look(params: Params, rollouts: Rollouts, stands: RolloutState, ledger: "Ledg
         losses,
         (now - stands.since).total_seconds() / 60,
         alone=stands.strategy == "blue_green",
-        quality=stands.policy.quality and _labelled(params, stands.problem) is not None,
+        quality=stands.policy.compare_quality and _labelled(params, stands.problem) is not None,
     )
 
 

@@ -104,7 +104,7 @@ def judge(
     """
     shared = (1 - policy.confidence) / (3 if quality else 2)
     tests = [
-        compare_errors(old, new, policy.max_error_gain, shared / steps, alone and not old.requests),
+        compare_errors(old, new, policy.max_error_increase, shared / steps, alone and not old.requests),
         compare_latency(old, new, policy.max_latency_ratio, shared / steps),
     ]
     tests += [] if losses is None else [compare_losses(losses, shared)]
@@ -125,10 +125,10 @@ def _decide(
     if answers >= policy.min_requests:
         return "go on", f"{answers:,} answers, and nothing surely worse"
     few = f"{answers:,} of {policy.min_requests:,} answers"
-    if minutes < policy.patience_hours * 60 or policy.otherwise == "hold":
+    if minutes < policy.timeout_hours * 60 or policy.on_timeout == "hold":
         return "wait", few
-    late = f"{few} after {policy.patience_hours:g} hours"
-    return ("promote", f"{late}, and nothing surely worse") if policy.otherwise == "promote" else ("take back", late)
+    late = f"{few} after {policy.timeout_hours:g} hours"
+    return ("promote", f"{late}, and nothing surely worse") if policy.on_timeout == "promote" else ("take back", late)
 
 
 def compare_errors(old: RequestCounts, new: RequestCounts, gain: float, alpha: float, spotless: bool = False) -> Test:

@@ -14,7 +14,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 class Serve(Section):
     """The HTTP service of all deployed problems."""
 
-    default: Name | None = None
+    default_problem: Name | None = None
     """Problem that addresses without a problem's name mean, such as POST /invocations. null: the only one, if there is one."""
     ledger: bool = True
     """Every prediction is written to the ledger, off the way of its answer."""
@@ -28,20 +28,20 @@ class Serve(Section):
     """Most rows of one request."""
     max_body_kb: Annotated[int, Field(ge=1)] = 4096
     """Largest body of a request, in units of 1,024 bytes."""
-    max_seconds: Annotated[float, Field(gt=0)] = 10.0
+    timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
     """A request that is not answered by then is given up with status 503."""
-    rate_per_second: Annotated[float, Field(ge=0)] = 0.0
+    rate_limit_per_second: Annotated[float, Field(ge=0)] = 0.0
     """Requests per second of one key, or of one address where no key is needed; beyond that status 429. 0: no limit. Each
     worker counts for itself."""
     parity_share: Annotated[float, Field(ge=0, le=1)] = 0.001
     """Share of the answers of compiled models that the pipeline itself gives again, off the way of the answer, to compare."""
     workers: Annotated[int, Field(ge=1)] = 1
     """Processes that answer."""
-    spare: bool = True
+    preload_previous: bool = True
     """Whether each keeps the champion before in memory too, so that a rollback need not wait until it is loaded."""
-    keys: Literal["elsewhere", "always"] = "elsewhere"
-    """Who must show an API key. elsewhere: everybody, unless the server is bound to an address that this machine alone reaches.
-    always: everybody, as is right where a proxy on this machine passes requests on."""
+    require_api_key: Literal["non_loopback", "always"] = "non_loopback"
+    """When requests need an API key. non_loopback: always, unless the server is bound to a loopback address.
+    always: on a loopback address too; use it behind a reverse proxy on the same machine."""
 
 
 class Rollout(Section):
@@ -57,17 +57,17 @@ class Rollout(Section):
     """Least time at each step (shadow, blue_green: in all), in minutes."""
     min_requests: Annotated[int, Field(ge=1)] = 200
     """Least number of answers of the new version at each step."""
-    max_error_gain: Annotated[float, Field(ge=0)] = 0.01
+    max_error_increase: Annotated[float, Field(ge=0)] = 0.01
     """The new version is taken back once its share of errors is surely above the old one's by more than this."""
     max_latency_ratio: Annotated[float, Field(gt=1)] = 2.0
     """It is taken back once its median latency is surely above the old one's times this."""
-    quality: bool = True
+    compare_quality: bool = True
     """Compare quality too, as truths arrive: taken back once it is surely worse. Truths that have not come hold nothing up."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """Of the sequential tests together, however often they look."""
-    patience_hours: Annotated[float, Field(gt=0)] = 168.0
-    """A rollout that cannot go on for so long (too few requests) ends as `otherwise` says."""
-    otherwise: Literal["hold", "promote", "abort"] = "hold"
+    timeout_hours: Annotated[float, Field(gt=0)] = 168.0
+    """A rollout that cannot go on for so long (too few requests) ends as `on_timeout` says."""
+    on_timeout: Literal["hold", "promote", "abort"] = "hold"
     """What becomes of a rollout without enough traffic: it goes on waiting, the new version takes over, or it is taken back."""
 
     @model_validator(mode="after")
@@ -84,7 +84,7 @@ class Monitor(Section):
     """Predictions of so many days up to the day of the look are one window; each look has its own."""
     min_rows: Annotated[int, Field(ge=1)] = 30
     """With fewer predictions in a window nothing is said about drift."""
-    false_alarms: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of windows without any drift that may raise an alarm (false-discovery rate over the columns)."""
     resamples: Annotated[int, Field(ge=100)] = 400
     """Draws from the reference that tell what its statistics are without drift; done once for each reference and size."""
@@ -94,11 +94,11 @@ class Monitor(Section):
     """A feature with a smaller share of the model's importance is reported, not alarmed on."""
     reference_rows: Annotated[int, Field(ge=100)] = 20_000
     """Most rows of the training data that are kept as reference with a version."""
-    labels_after_days: Annotated[int, Field(ge=0)] | None = None
+    label_delay_days: Annotated[int, Field(ge=0)] | None = None
     """Days until the truth of a prediction is known. null: the horizon; for a plain table whenever it comes."""
-    keep_days: Days = 400
+    retention_days: Days = 400
     """So long single predictions are kept; of older ones counts and scores per week and version remain."""
-    report: bool = True
+    evidently_report: bool = True
     """Whether each look also writes an Evidently report (4 MB of HTML) for people."""
 
 
@@ -111,28 +111,29 @@ class Retrain(Section):
     """So many days after the last training, of the champion or of a challenger that was refused. null: not by age."""
     on_drift: bool = False
     """On an alarm of drift."""
-    on_loss: Annotated[float, Field(ge=0)] | None = None
+    on_performance_drop: Annotated[float, Field(ge=0)] | None = None
     """Once the score (realised where truths are there, else estimated) is surely worse than the champion's was when it was
     judged by more than this, in the metric's unit. null: not by score."""
     on_labels: Annotated[int, Field(ge=1)] | None = None
     """After so many new truths since the last training, of the champion or of a challenger that was refused. null: not by
     their number."""
     alarms: Annotated[int, Field(ge=1)] = 1
-    """on_drift and on_loss: in so many of the last `of_last` windows, and in the latest."""
+    """on_drift and on_performance_drop: in so many of the last `of_last` windows, and in the latest."""
     of_last: Annotated[int, Field(ge=1)] = 1
     """See `alarms`."""
-    quiet: Annotated[int, Field(ge=0)] = 0
+    hysteresis_windows: Annotated[int, Field(ge=0)] = 0
     """Hysteresis: after a retraining on drift or loss, so many windows without alarm must pass before the next one on the same
-    ground counts; every_days and on_labels do not wait."""
+    trigger counts; every_days and on_labels do not wait."""
     cool_down_days: Annotated[int, Field(ge=0)] = 7
     """No retraining so soon after the one before."""
-    cpu_minutes: Annotated[float, Field(gt=0)] | None = None
+    max_cpu_minutes: Annotated[float, Field(gt=0)] | None = None
     """Most CPU minutes of retrainings within 30 days; one is expected to cost what the last one did. null: no limit."""
     min_labels: Annotated[int, Field(ge=0)] = 100
     """No retraining with fewer rows with truth that the champion did not learn from."""
-    window: Literal["growing", "sliding", "weighted"] = "growing"
-    """What the challenger learns from: all there is, the last `days`, or all with rows `days` old counting half."""
-    days: Days = 182
+    window: Literal["expanding", "sliding", "weighted"] = "expanding"
+    """Training data of the challenger. expanding: all rows. sliding: the last `window_days`. weighted: all rows, with a
+    half-life of `window_days`."""
+    window_days: Days = 182
     """See `window`."""
 
     @model_validator(mode="after")
@@ -149,7 +150,7 @@ Cron = Annotated[str, Field(pattern=r"^\S+( \S+){4}$")]
 class Schedule(Section):
     """When `evergreen schedule` runs what. null: never."""
 
-    zone: str = "UTC"
+    timezone: str = "UTC"
     """Time zone of the times, for example America/New_York; daylight saving is minded."""
     train: Cron | None = None
     """Training, for example "0 3 * * 1": Mondays at three."""
@@ -158,11 +159,11 @@ class Schedule(Section):
     monitor: Cron | None = None
     """Monitoring."""
 
-    @field_validator("zone")
+    @field_validator("timezone")
     @classmethod
-    def zone_is_one(cls, zone: str) -> str:
+    def known_timezone(cls, timezone: str) -> str:
         try:
-            ZoneInfo(zone)
+            ZoneInfo(timezone)
         except (ZoneInfoNotFoundError, ValueError, OSError):
             raise ValueError("no such time zone; write one as America/New_York") from None
-        return zone
+        return timezone

@@ -41,29 +41,29 @@ class Source(Section):
     parquet: str | None = None
     """Path or glob of parquet files, relative to params.yaml."""
     sql: str | None = None
-    """A query; needs `address`."""
-    address: str | None = None
-    """SQLAlchemy address of the database, or env:NAME to read it from the environment (do so for passwords)."""
+    """A query; needs `url`."""
+    url: str | None = None
+    """SQLAlchemy URL of the database, or env:NAME to read it from the environment (do so for passwords)."""
     separator: str = ","
     """CSV: the character between two fields."""
     encoding: str = "utf8"
     """CSV: the encoding of the file, for example latin-1."""
     decimal: Literal[".", ","] = "."
     """CSV: the mark before the decimals of a number; a comma needs another separator."""
-    missing: tuple[str, ...] = ()
+    null_values: tuple[str, ...] = ()
     """Texts that mean that a value is missing, for example ["NA", "?"]; an empty one always does."""
     columns: tuple[str, ...] | None = None
     """Columns to keep, in this order. null: all."""
     types: dict[str, Literal["integer", "number", "text", "boolean", "date", "datetime"]] = {}
     """Column types that must hold; a value that does not convert stops the run."""
-    formats: dict[str, str] = {}
+    date_formats: dict[str, str] = {}
     """How dates are written in a column of text that `types` calls date or datetime, for example {paid: "%m/%d/%Y"}. Without:
     2024-12-31, 31/12/2024, 31.12.2024, with a time or not."""
     time: str | None = None
     """Column that says when a row became known; rows after `as_of` are left out. null: known from the start."""
-    stored_in: str | None = None
+    stored_timezone: str | None = None
     """Time zone that the time column is stored in, for example UTC. null: already local."""
-    local: str | None = None
+    local_timezone: str | None = None
     """Time zone of the business, for example America/New_York; times are converted to it before anything else."""
 
     @model_validator(mode="after")
@@ -71,15 +71,15 @@ class Source(Section):
         named = [name for name in ("store", "csv", "parquet", "sql") if getattr(self, name) is not None]
         if len(named) != 1:
             raise ValueError(f"needs exactly one of store, csv, parquet, sql; has {', '.join(named) or 'none'}")
-        if (self.sql is None) != (self.address is None):
-            raise ValueError("sql and address go together")
-        if (self.stored_in is None) != (self.local is None):
-            raise ValueError("stored_in and local go together")
+        if (self.sql is None) != (self.url is None):
+            raise ValueError("sql and url go together")
+        if (self.stored_timezone is None) != (self.local_timezone is None):
+            raise ValueError("stored_timezone and local_timezone go together")
         if self.decimal == self.separator:
             raise ValueError(f"decimal and separator are both {self.decimal}; one of them is something else")
-        undated = next((name for name in self.formats if self.types.get(name) not in ("date", "datetime")), None)
+        undated = next((name for name in self.date_formats if self.types.get(name) not in ("date", "datetime")), None)
         if undated is not None:
-            raise ValueError(f"formats names {undated}, which types does not call date or datetime")
+            raise ValueError(f"date_formats names {undated}, which types does not call date or datetime")
         return self
 
 
@@ -105,7 +105,7 @@ class Reference(Section):
     """SQL condition on the rows that the rule is about. null: all; a missing value is never asked for."""
     severity: Literal["error", "warning"] = "error"
     """error: rows with an unknown value go to quarantine. warning: reported only."""
-    bring: tuple[str, ...] = ()
+    join_columns: tuple[str, ...] = ()
     """Columns of that table that the other rules may look at; they are not kept."""
 
 
@@ -308,7 +308,7 @@ class Table(FeatureSource):
     """The table."""
     target: str | None = None
     """Column that is predicted; rows without it teach nothing. null: nothing is predicted (clustering)."""
-    positive: str | None = None
+    positive_class: str | None = None
     """classification, two classes: the one that probability, precision and recall are about. null: the later one in order."""
     columns: Annotated[dict[str, Role], Field(min_length=1)]
     """Feature -> what it is."""
@@ -356,9 +356,9 @@ class Interactions(FeatureSource):
     order: str | None = None
     """Column that numbers the orders of a shop without dates; the newest orders of all users are laid side by side and count as
     made on the last known day. null: the table has times."""
-    order_counts: Literal["user", "shop"] = "user"
+    order_scope: Literal["user", "shop"] = "user"
     """user: each user's orders are counted on their own (1, 2, 3, …). shop: one sequence for all, in the order of time."""
-    order_days: Days = 7
+    days_per_order: Days = 7
     """Days that one order stands for where there are no dates, so that whatever is given in days has a meaning."""
     horizon_orders: Days = 1
     """Where there are no dates: the truth is in so many orders after the cutoff."""
@@ -391,14 +391,14 @@ class Interactions(FeatureSource):
     min_users: int = 5
     """An item bought by fewer users is not in the catalogue; the truth is not restricted to it."""
     horizon_days: int = 28
-    """The truth is what is bought in the days 1 to this after the cutoff. With `order`: horizon_orders times order_days."""
+    """The truth is what is bought in the days 1 to this after the cutoff. With `order`: horizon_orders times days_per_order."""
 
     @model_validator(mode="before")
     @classmethod
     def horizon_of_orders(cls, given: Any) -> Any:
         if not (isinstance(given, dict) and given.get("order")):
             return given
-        unit, count = (given.get(name, cls.model_fields[name].default) for name in ("order_days", "horizon_orders"))
+        unit, count = (given.get(name, cls.model_fields[name].default) for name in ("days_per_order", "horizon_orders"))
         days = unit * count if isinstance(unit, int) and isinstance(count, int) else given.get("horizon_days", 1)
         if given.get("horizon_days", days) != days:
             raise ValueError("order counts the horizon in orders; give horizon_orders in place of horizon_days")
@@ -432,17 +432,17 @@ class Pipeline(Section):
     """How categories of high cardinality become numbers (target: cross-fitted; clustering has none and takes frequency)."""
     high_cardinality: int = 20
     """More distinct categories than this count as high."""
-    rare: Options[Annotated[int, Field(ge=0)]] = (0,)
+    min_category_count: Options[Annotated[int, Field(ge=0)]] = (0,)
     """Categories of low cardinality in fewer training rows than this count as one. 0: each counts for itself."""
-    indicate: Options[bool] = (False,)
+    missing_indicator: Options[bool] = (False,)
     """Also tell models that need all numbers which ones were missing: a column of its own for each that ever was."""
-    curves: Options[Annotated[int, Field(ge=0)]] = (0,)
+    spline_knots: Options[Annotated[int, Field(ge=0)]] = (0,)
     """At so many quantiles the effect of a number on a linear model may change its slope; what lies in the outer hundredths
     counts as their edge. 0: straight lines. Large and wide tables get fewer; boosted trees need none."""
     target_log: Options[bool | Literal["auto"]] = (False,)
     """regression: learn the signed logarithm of the target, for amounts that differ by factors. auto: where the training rows
     have no target below 0 and a long tail that the logarithm shortens."""
-    text_words: Annotated[int, Field(ge=1)] = 2000
+    text_vocabulary: Annotated[int, Field(ge=1)] = 2000
     """Plain tables: most telling words, and pairs of neighbours, that are kept of a column of text."""
     text_components: Annotated[int, Field(ge=1)] = 20
     """Plain tables: dimensions that these words are projected to."""
@@ -464,17 +464,17 @@ class Switches(Section):
     [true, false] makes a source part of the search.
     """
 
-    similar: Options[bool] = (True,)
+    tifu_knn: Options[bool] = (True,)
     """What similar users buy (TIFU-kNN)."""
-    together: Options[bool] = (True,)
+    ease: Options[bool] = (True,)
     """What goes with what the user buys (EASE)."""
-    alike: Options[bool] = (False,)
+    item_knn: Options[bool] = (False,)
     """What is bought by the same users as what the user buys (item-kNN)."""
-    beside: Options[bool] = (False,)
+    co_visitation: Options[bool] = (False,)
     """What lies in the same baskets as what the user buys (co-visitation)."""
-    factors: Options[bool] = (False,)
+    als: Options[bool] = (False,)
     """A factor model (implicit ALS)."""
-    segment: Options[bool] = (False,)
+    segment_popularity: Options[bool] = (False,)
     """What is popular among users of the same segment: those who buy at the same place (features.place), else those who stand
     out by the same category."""
 
@@ -492,22 +492,22 @@ class Sources(Section):
     """Days after which a purchase counts half."""
     ease_penalty: Options[Annotated[float, Field(gt=0)]] = (150.0,)
     """Ridge penalty of the item-to-item model (EASE)."""
-    neighbours: Options[Annotated[int, Field(ge=1)]] = (100,)
+    user_neighbours: Options[Annotated[int, Field(ge=1)]] = (100,)
     """Similar users that TIFU-kNN blends in."""
     item_neighbours: Annotated[int, Field(ge=1)] = 50
-    """Nearest items that are kept of each item for sources.alike and sources.beside."""
-    factors: Annotated[int, Field(ge=1)] = 64
+    """Nearest items that are kept of each item for sources.item_knn and sources.co_visitation."""
+    als_factors: Annotated[int, Field(ge=1)] = 64
     """Length of the vectors of the factor model."""
-    dense_users: Annotated[int, Field(ge=1)] = 10_000
+    max_dense_users: Annotated[int, Field(ge=1)] = 10_000
     """With more users than this no users x users system is built (10,000 take 1.2 GB): the factor model stands in for EASE, and
     similar users are looked for among so many, drawn at random."""
-    popular_days: Annotated[int, Field(ge=1)] = 56
+    popularity_days: Annotated[int, Field(ge=1)] = 56
     """Days before the cutoff that popularity counts."""
     ranker_windows: Annotated[int, Field(ge=1)] = 4
     """The ranker learns from the purchases after so many cutoffs, the newest with complete labels."""
     ranker_users: Annotated[int, Field(ge=1)] = 3000
     """Users per cutoff, drawn at random, that the ranker learns from."""
-    trees: Annotated[int, Field(ge=1)] = 150
+    ranker_trees: Annotated[int, Field(ge=1)] = 150
     """Trees of the ranker."""
     ablation_users: Annotated[int, Field(ge=0)] = 600
     """evaluate learns the two stages again without each source, on so many users, to say what it is worth. 0: it does not."""
@@ -530,9 +530,9 @@ class ListRules(Section):
     """Only what features.stock says is there."""
     categories: tuple[str, ...] | None = None
     """Only items of these categories (values of features.category). null: of all."""
-    not_categories: tuple[str, ...] = ()
+    exclude_categories: tuple[str, ...] = ()
     """No item of these categories."""
-    not_items: tuple[Id, ...] = ()
+    exclude_items: tuple[Id, ...] = ()
     """None of these items."""
     max_per_category: Annotated[int, Field(ge=1)] | None = None
     """At most so many items of one category; those without a category are not counted. null: no such rule."""
@@ -540,15 +540,15 @@ class ListRules(Section):
     """Items to be promoted."""
     promote_share: Part = 0.0
     """Of the first n places of a list at least n times this, rounded down, go to promoted items, the last place rounded up."""
-    new_share: Part = 0.0
+    discover_share: Part = 0.0
     """As promote_share, for items that the user never bought: a floor."""
 
 
 class Answers(Section):
     """How a list is put together from what the model says; a request may ask for other values."""
 
-    show: Literal["all", "again", "new", "blend"] = "all"
-    """all: in the model's order. again: what the user bought before. new: what not. blend: both, `blend` of them new."""
+    show: Literal["all", "rebuy", "discover", "blend"] = "all"
+    """all: in the model's order. rebuy: what the user bought before. discover: what not. blend: both, `blend` of them new."""
     blend: Part = 0.3
     """blend: share of places for what the user never bought, spread over the list."""
     diversity: Part = 0.0
@@ -606,7 +606,7 @@ class Tune(Section):
     """Models to try. null: all of the kind."""
     space: dict[str, dict[str, Range]] = {}
     """model -> hyper-parameter -> range, in place of the kind's own."""
-    start: tuple[dict[str, Any], ...] = ()
+    warm_starts: tuple[dict[str, Any], ...] = ()
     """Configurations that are tried right after the defaults: a retraining writes the best of the search before it here. What
     the space does not have (any more) is left out."""
     folds: Annotated[int, Field(ge=1)] = 3
@@ -615,7 +615,7 @@ class Tune(Section):
     """Tables without time: so many cross-validations, each with other folds. null: 3 for less than 1,000 rows, else 1."""
     grid_points: Annotated[int, Field(ge=2)] = 3
     """grid: points per interval."""
-    batch: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] | None = None
     """So many configurations are chosen before any of them is known; they can run side by side. null: 4 for a plain table, else
     1."""
     workers: Annotated[int, Field(ge=1)] | None = None
@@ -738,8 +738,10 @@ class Tabular(Section):
 
     @model_validator(mode="after")
     def windows_need_cutoffs(self) -> "Tabular":
-        if not self.features.by_cutoff and (self.retrain.window != "growing" or self.train.half_life_days):
-            raise ValueError("rows of a plain table have no cutoffs: retrain.window must be growing, train.half_life_days null")
+        if not self.features.by_cutoff and (self.retrain.window != "expanding" or self.train.half_life_days):
+            raise ValueError(
+                "rows of a plain table have no cutoffs: retrain.window must be expanding, train.half_life_days null"
+            )
         return self
 
 
@@ -750,7 +752,7 @@ class Recommend(Section):
     """The question in one plain sentence; the page shows it."""
     features: Interactions
     pipeline: Sources = Sources()
-    answers: Answers = Answers()
+    lists: Answers = Answers()
     tune: Tune = Tune()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
@@ -764,7 +766,7 @@ class Recommend(Section):
     def purchases_have_weights_of_their_own(self) -> "Recommend":
         if self.retrain.window == "weighted" or self.train.half_life_days:
             raise ValueError(
-                "purchases are weighed by pipeline.half_life_days: retrain.window must be growing or sliding, "
+                "purchases are weighed by pipeline.half_life_days: retrain.window must be expanding or sliding, "
                 "train.half_life_days null"
             )
         return self

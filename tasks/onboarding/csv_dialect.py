@@ -34,22 +34,22 @@ CERTAIN = ("NA", "N/A", "#N/A", "NaN", "NULL", "?")
 """Those of MISSING that mean it in a column of words too."""
 
 
-def source(data: str, address: str | None, root: Path, here: Path, staging: Path) -> Source:
-    """Where `data` (a file, seen from the folder `here`, or a query at `address`) is and how it is written.
+def source(data: str, url: str | None, root: Path, here: Path, staging: Path) -> Source:
+    """Where `data` (a file, seen from the folder `here`, or a query at the database `url`) is and how it is written.
 
     Paths in the answer are relative to `root` where they lie in it. `staging`: a folder for copies.
     Raises SourceError for a file that is not there or holds no table with a header.
     """
-    if address is not None:
-        return Source(sql=data, address=address)
+    if url is not None:
+        return Source(sql=data, url=url)
     path = (here / data).resolve()
     if not path.is_file():
         if re.match(r"(?is)\s*(select|with)\s", data):
-            raise SourceError("--data is a query; say where to ask it: --address dialect+driver://user@host/database")
+            raise SourceError("--data is a query; name its database: --url dialect+driver://user@host/database")
         raise SourceError(f"{data}: {_not_there(path)}")
     kind = ENDS.get(path.suffix.lower())
     if kind is None:
-        raise SourceError(f"{data}: unknown kind of file; init reads {', '.join(ENDS)}, and queries with --address")
+        raise SourceError(f"{data}: unknown kind of file; init reads {', '.join(ENDS)}, and queries with --url")
     named = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
     return Source(parquet=named) if kind == "parquet" else _csv(path, named, staging)
 
@@ -85,7 +85,7 @@ def _csv(path: Path, named: str, staging: Path) -> Source:
         missing = _missing(texts, names, decimal)
     except pl.exceptions.PolarsError:
         return found  # reading it says what is wrong
-    return found.model_copy(update={"missing": missing})
+    return found.model_copy(update={"null_values": missing})
 
 
 def _encoding(path: Path) -> str:

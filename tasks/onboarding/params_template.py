@@ -60,7 +60,7 @@ def source(found: Inferred, given: Source, timed: bool) -> Block:
     if unusable:
         kept = [each.name for each in found.columns if each.name not in unusable]
         said["columns"] = Noted(kept, f"all but {', '.join(unusable)}: no model takes them")
-    said |= {name: value for name, value in (("types", types), ("formats", formats)) if value}
+    said |= {name: value for name, value in (("types", types), ("date_formats", formats)) if value}
     if timed:
         said["time"] = Noted(found.time, "rows after project.as_of are left out")
     return Block(said)
@@ -137,12 +137,12 @@ def _question(name: str, found: Inferred, asked: Asked) -> str:
         return f"What kinds of rows does {name} have?"
     if found.kind == "regression":
         return f"How much is {found.target}?"
-    return f"Is {found.target} {found.positive}?" if found.positive else f"Which {found.target} is it?"
+    return f"Is {found.target} {found.positive_class}?" if found.positive_class else f"Which {found.target} is it?"
 
 
 def _features(name: str, found: Inferred, asked: Asked) -> Block:
     said = Block(table=name)
-    for key in ("target", "positive", "entity", "time"):
+    for key in ("target", "positive_class", "entity", "time"):
         if value := getattr(found, key):
             reason = found.reasons.get("kind" if key == "target" else key, "")
             said[key] = Noted(value, reason if reason != "named" else "")
@@ -173,7 +173,7 @@ def _interactions(name: str, found: Inferred, asked: Asked) -> Block:
         said["basket"] = Noted(found.time or asked.order, "what one user takes at one time")
     if asked.order and not found.time:
         each = Noted("user", "each user's orders count 1, 2, 3; shop: one sequence for all")
-        return Block(**said, order=asked.order, order_counts=each, horizon_orders=1)
+        return Block(**said, order=asked.order, order_scope=each, horizon_orders=1)
     return Block(**said, horizon_days=Noted(BASKET_DAYS, "the truth is what is taken in so many days after"))
 
 

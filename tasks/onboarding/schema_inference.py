@@ -128,7 +128,7 @@ class Inferred:
     rows: int
     columns: tuple[Column, ...]
     target: str | None = None
-    positive: str | None = None
+    positive_class: str | None = None
     entity: str | None = None
     time: str | None = None
     duplicates: int = 0
@@ -136,7 +136,7 @@ class Inferred:
     parts: Mapping[str, str] = field(default_factory=dict)
     """Of a recommendation: column -> user, item, basket or order."""
     reasons: Mapping[str, str] = field(default_factory=dict)
-    """kind, entity, time, positive -> what speaks for it."""
+    """kind, entity, time, positive_class -> what speaks for it."""
     warnings: tuple[str, ...] = ()
 
     def column(self, name: str | None) -> Column | None:
@@ -473,7 +473,7 @@ def _positive(table: pl.LazyFrame, target: str | None, kind: KindName, reasons: 
     if len(counts) != 2:
         return None
     usual = [name for name in counts if name.strip().lower() in POSITIVE]
-    reasons["positive"] = "by its name" if len(usual) == 1 else "the rarer one"
+    reasons["positive_class"] = "by its name" if len(usual) == 1 else "the rarer one"
     return usual[0] if len(usual) == 1 else list(counts)[-1]
 
 

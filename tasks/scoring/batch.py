@@ -184,7 +184,7 @@ def _as_table(rows: pl.DataFrame, table: Table, params: Params) -> pl.DataFrame:
     for name, role in table.columns.items():
         if rows.schema.get(name) != pl.String:
             continue
-        text, form = pl.col(name).str.strip_chars(), written.formats.get(name)
+        text, form = pl.col(name).str.strip_chars(), written.date_formats.get(name)
         if role == "number" and written.decimal == ",":
             made.append(text.str.replace(",", ".", literal=True).alias(name))
         elif role == "date" and form:

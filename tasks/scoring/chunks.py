@@ -120,15 +120,15 @@ def _csv(path: Path, written: Source | None, folder: Path, columns: int, rows: i
     """In the separator, encoding and decimal mark of `written`, where the first line has that separator."""
     with path.open("rb") as file:
         first = file.readline()
-    text, options = path, {"null_values": list(written.missing) if written else None}
+    text, options = path, {"null_values": list(written.null_values) if written else None}
     if written is not None and written.separator.encode() in first:
         text = _in_utf8(path, written.encoding, folder)
         names = pl.read_csv(text, separator=written.separator, n_rows=0).columns
         options = {
             "separator": written.separator,
             "decimal_comma": written.decimal == ",",
-            "null_values": list(written.missing) or None,
-            "schema_overrides": dict.fromkeys(set(written.formats) & set(names), pl.String),
+            "null_values": list(written.null_values) or None,
+            "schema_overrides": dict.fromkeys(set(written.date_formats) & set(names), pl.String),
         }
     separator = options.get("separator") or ","
     wide = pl.read_csv(text, separator=str(separator), n_rows=0).width

@@ -70,7 +70,7 @@ class PlanThenSample:
         if _out_of_time(search, trials):
             return []
         limit = math.inf if search.clock.seconds is not None else search.tune.n_trials
-        size = int(min(search.tune.batch or 1, limit - done))
+        size = int(min(search.tune.batch_size or 1, limit - done))
         planned: list[Request] = [*self.plan[done : done + size]]
         return [*planned, *[None] * (size - len(planned))] if _samples(search) else planned
 
@@ -82,7 +82,7 @@ def run_search(search: Search, journal: Path, workers: Workers | None = None) ->
     Raises StepError where every trial failed.
     """
     _remove_outdated(search, journal)
-    workers = workers or available_workers(search.tune.batch or 1, search.tune.workers, search.clock)
+    workers = workers or available_workers(search.tune.batch_size or 1, search.tune.workers, search.clock)
     with _quiet(), closing(workers):
         study = _open_study(search, journal)
         strategy, predictions = _strategy(search, workers.count), OutOfFoldPredictions(journal.with_suffix(""))
@@ -115,7 +115,7 @@ def _strategy(search: Search, workers: int) -> Strategy:
         searchable=[model for model in search.space if has_choice(search.space, model)],
         metric=search.metric,
         n_trials=search.tune.n_trials,
-        batch=search.tune.batch or 1,
+        batch=search.tune.batch_size or 1,
         clock=search.clock,
         expected_seconds=search.expected_seconds,
         workers=workers,

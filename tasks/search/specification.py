@@ -61,7 +61,7 @@ def resolve_settings(section: Problem) -> Tune:
     resolved = {
         "method": method,
         "choose": "simplest" if method == "staged" else "best",
-        "batch": 4 if plain else 1,
+        "batch_size": 4 if plain else 1,
         "prune": plain,
     }
     return tune.model_copy(update={name: value for name, value in resolved.items() if getattr(tune, name) is None})

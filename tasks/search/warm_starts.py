@@ -21,12 +21,12 @@ COUNT = 3
 
 
 def warm_starts(search: Search) -> list[Config]:
-    """tune.start as configurations of the space: each once, no defaults; unknown models and hyper-parameters are left out."""
+    """tune.warm_starts as configurations of the space, without duplicates, defaults and unknown models or hyper-parameters."""
     found: list[Config] = []
-    for each in search.tune.start:
+    for each in search.tune.warm_starts:
         model = each.get("model")
         if model not in search.space:
-            log.info("%s: tune: start: %s is not a model of this search", search.name, model)
+            log.info("%s: tune: warm_starts: %s is not a model of this search", search.name, model)
             continue
         known = {name: each[name] for name in search.defaults[model] if name in each}
         config = clamp_config({**search.defaults[model], **known}, search.space[model])
@@ -36,7 +36,7 @@ def warm_starts(search: Search) -> list[Config]:
 
 
 def best_configs(params: Params, problem: str, layout: Layout) -> list[dict[str, Any]]:
-    """For tune.start: the COUNT best configurations of the last search of `problem`, in JSON types.
+    """For tune.warm_starts: the COUNT best configurations of the last search of `problem`, in JSON types.
 
     Without defaults, which each search tries, and without blends. Empty where no search was run.
     """

@@ -29,7 +29,7 @@ POLICY = """
 spend:
   retrain: {mode: automatic, on_drift: true, min_labels: 10}
   monitor: {min_importance: 0}
-  schedule: {monitor: "0 6 * * *", train: "0 3 * * 1", zone: America/New_York}
+  schedule: {monitor: "0 6 * * *", train: "0 3 * * 1", timezone: America/New_York}
 """
 PATIENCE_SECONDS = 900
 """On a busy machine; without others at work it takes a tenth."""

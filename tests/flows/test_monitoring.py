@@ -75,7 +75,7 @@ def mill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Layou
             "question": "Will it be late?",
             "features": {"table": "jobs", "target": "late", "columns": {"size": "number", "shop": "category"}},
             "retrain": {**POLICY, **policy},
-            "monitor": {"report": False, "resamples": 100},
+            "monitor": {"evidently_report": False, "resamples": 100},
         }
         whole = {
             "project": {"name": "mill"}, "problems": {"late": "classification"},
@@ -185,7 +185,7 @@ def test_where_an_automation_answers_nothing_starts_here(mill: Callable[..., Lay
 
 
 def test_no_new_rows_are_no_drift_and_no_decision_to_retrain(mill: Callable[..., Layout], world: World) -> None:
-    decision = decided(world.look(mill(on_loss=0.0)))
+    decision = decided(world.look(mill(on_performance_drop=0.0)))
     assert (decision.retrain, decision.window.rows) == (False, 0)
     assert decision.window.drift.skipped == "0 predictions; min_rows = 30 are needed"
 
@@ -197,7 +197,7 @@ def test_of_three_rows_nothing_is_said(mill: Callable[..., Layout], world: World
 
 
 def test_truths_of_one_class_give_no_score_and_say_why(mill: Callable[..., Layout], world: World) -> None:
-    layout = mill(on_loss=0.0)
+    layout = mill(on_performance_drop=0.0)
     serve(layout, 100, truth=True)
     window = decided(world.look(layout)).window
     assert window.performance is not None

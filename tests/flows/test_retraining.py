@@ -221,16 +221,18 @@ def test_the_window_of_the_policy_and_the_best_of_the_last_search_are_written_in
     trials = pl.read_parquet(path)
     trials.with_columns(default=pl.lit(value=False)).write_parquet(path)
     best = [json.loads(text) for text in trials.sort("score")["config"]]
-    starts = retraining.changes(load(layout.params), "spend", layout)["tune", "start"]
+    starts = retraining.changes(load(layout.params), "spend", layout)["tune", "warm_starts"]
     assert starts == best[:3]
     for window, key in (("sliding", "history_days"), ("weighted", "half_life_days")):
-        text = layout.params.read_text().replace("\nspend:\n", f"\nspend:\n  retrain: {{window: {window}, days: 70}}\n", 1)
+        text = layout.params.read_text().replace(
+            "\nspend:\n", f"\nspend:\n  retrain: {{window: {window}, window_days: 70}}\n", 1
+        )
         layout.params.write_text(text)
         retraining.prepare(layout, _begun())
         section = load(layout.params).section("spend")
         assert getattr(section.train, key) == 70
-        assert [dict(each) for each in section.tune.start] == starts
-        layout.params.write_text(layout.params.read_text().replace(f"  retrain: {{window: {window}, days: 70}}\n", ""))
+        assert [dict(each) for each in section.tune.warm_starts] == starts
+        layout.params.write_text(layout.params.read_text().replace(f"  retrain: {{window: {window}, window_days: 70}}\n", ""))
 
 
 def test_a_search_that_is_completed_begins_where_it_began(layout: Layout) -> None:

@@ -50,10 +50,10 @@ def test_a_server_that_other_machines_reach_does_not_start_without_keys(keys, ho
 
 
 def test_keys_can_be_required_on_a_loopback_address(keys):
-    with pytest.raises(ProjectError, match=r"params.yaml: serve.keys is always, and there is no API key"):
-        AccessControl(Serve(keys="always"), "127.0.0.1", keys)
+    with pytest.raises(ProjectError, match=r"params.yaml: serve.require_api_key is always, and there is no API key"):
+        AccessControl(Serve(require_api_key="always"), "127.0.0.1", keys)
     keys.add("till", ["predict"])
-    access = AccessControl(Serve(keys="always"), "127.0.0.1", keys)
+    access = AccessControl(Serve(require_api_key="always"), "127.0.0.1", keys)
     assert status_and_error(access.check("predict", {"host": "shop.example.org"}, "127.0.0.1", "/")) == (
         401,
         "needs an API key: send Authorization: Bearer KEY, or X-API-Key: KEY",
@@ -160,7 +160,7 @@ def test_without_keys_pages_of_other_origins_are_denied(keys, headers, line):
     status, error = status_and_error(AccessControl(Serve(), "127.0.0.1", keys).check("predict", headers, "127.0.0.1", "/"))
     assert status == 403
     assert line in error
-    assert "serve.keys" in error
+    assert "serve.require_api_key" in error
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8000", "localhost", "localhost:8000", "[::1]:8000", "[::1]", None])
@@ -172,7 +172,7 @@ def test_without_keys_local_programs_and_the_servers_own_page_are_admitted(keys,
 
 
 def test_a_caller_has_a_burst_of_one_second_and_then_the_rate(keys, clock):
-    access = AccessControl(Serve(rate_per_second=5), "127.0.0.1", keys)
+    access = AccessControl(Serve(rate_limit_per_second=5), "127.0.0.1", keys)
 
     def admitted(client: str) -> int:
         return sum(access.check("predict", {}, client, "/") is None for _ in range(20))
@@ -184,14 +184,14 @@ def test_a_caller_has_a_burst_of_one_second_and_then_the_rate(keys, clock):
     clock[0] += 3600
     assert admitted("127.0.0.1") == 5
     denial = access.check("predict", {}, "127.0.0.1", "/")
-    assert status_and_error(denial) == (429, "too many requests; serve.rate_per_second is the limit")
+    assert status_and_error(denial) == (429, "too many requests; serve.rate_limit_per_second is the limit")
     assert denial is not None
     assert denial.headers == (("retry-after", "1"),)
 
 
 def test_a_key_has_its_own_rate_from_any_address_and_guesses_use_none_of_it(keys, clock):
     secret = keys.add("till", ["predict"])
-    access = AccessControl(Serve(rate_per_second=3), "0.0.0.0", keys)
+    access = AccessControl(Serve(rate_limit_per_second=3), "0.0.0.0", keys)
     guesses = [access.check("predict", {"x-api-key": "eg_x_y"}, "10.0.0.9", "/") for _ in range(5)]
     assert [status_and_error(each)[0] for each in guesses] == [401, 401, 401, 429, 429]
     answers = [access.check("predict", {"x-api-key": secret}, f"10.0.0.{last}", "/") for last in (9, 8, 7, 6)]

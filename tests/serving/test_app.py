@@ -31,7 +31,9 @@ HOUSE = {"size": 100.0, "colour": "red", "built": "1990-05-01"}
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    return project.project(tmp_path_factory.mktemp("serving") / "a shop", serve="serve: {default: dear, parity_share: 1.0}\n")
+    return project.project(
+        tmp_path_factory.mktemp("serving") / "a shop", serve="serve: {default_problem: dear, parity_share: 1.0}\n"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +261,7 @@ def in_ledger(shop: Layout, problem: str, id_: str) -> tuple[dict[str, Any], dic
 
 
 def test_a_purchase_is_accepted_once_and_changes_the_next_list(client):
-    wish = {"users": [5], "k": 30, "show": "new"}
+    wish = {"users": [5], "k": 30, "show": "discover"}
     first = client.post("/v1/recommend", json=wish).json()["lists"][0]
     item = first["items"][0]["item"]
     event = {"id": "till-1", "user": 5, "item": item}
@@ -351,7 +353,7 @@ class TestProcesses:
 
     @pytest.fixture
     def small(self, tmp_path: Path) -> Layout:
-        return project.project(tmp_path / "b", ("dear",), "serve: {default: dear, durable: true, parity_share: 0}\n")
+        return project.project(tmp_path / "b", ("dear",), "serve: {default_problem: dear, durable: true, parity_share: 0}\n")
 
     def test_a_killed_worker_is_replaced_and_acknowledged_predictions_are_in_the_ledger(self, small):
         server = Server(small)

@@ -179,7 +179,7 @@ def test_an_aborted_candidate_stops_serving_and_is_evicted(rollouts: Rollouts, n
 def test_the_previous_version_is_preloaded_once_there_is_nothing_else_to_do(
     rollouts: Rollouts, names: Names, models: Models, spare: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(Problems, "serve", Serve(spare=spare))
+    monkeypatch.setattr(Problems, "serve", Serve(preload_previous=spare))
     enter(rollouts, names, 2, Rollout())
     models.broken[1] = OSError("no file")
     watcher = updated(rollouts, names, models)

@@ -182,7 +182,7 @@ def test_an_event_is_read_by_the_column_names_of_the_purchases_in_local_time(kno
 
 
 def bought_before(recommender: OnlineRecommender, user: int) -> list[int]:
-    return recommender.recommend(Request(users=(user,), show="again", k=96, explain=False)).item.tolist()
+    return recommender.recommend(Request(users=(user,), show="rebuy", k=96, explain=False)).item.tolist()
 
 
 def test_a_purchase_changes_the_next_list_in_every_process_and_after_a_restart(start, world):
@@ -283,7 +283,7 @@ def test_a_scored_file_has_a_row_per_household_and_rank_in_the_given_order(deplo
 
 
 def test_a_scored_file_uses_events_and_leaves_them_out_as_of_an_earlier_day(deployed, known, world, tmp_path, caplog):
-    before = set(scored(deployed, known, tmp_path, [6], k=96).filter(pl.col("source") == "again")["product_id"])
+    before = set(scored(deployed, known, tmp_path, [6], k=96).filter(pl.col("source") == "rebuy")["product_id"])
     never = sorted(set(range(1000, 1096)) - before)[0]
     (tmp_path / "sold.csv").write_text(
         f"household_id,product_id,basket_id,transaction_timestamp,event_id\n6,{never},b1,{LAST}T12:00:00,e1\n6,5,b1,,e2\n"
@@ -291,11 +291,11 @@ def test_a_scored_file_uses_events_and_leaves_them_out_as_of_an_earlier_day(depl
     counts = recommend.record_events(deployed, known, "recommend", tmp_path / "sold.csv")
     assert (counts.accepted, len(counts.rejected)) == (1, 1)
     after = scored(deployed, known, tmp_path, [6], k=96)
-    assert never in set(after.filter(pl.col("source") == "again")["product_id"])
+    assert never in set(after.filter(pl.col("source") == "rebuy")["product_id"])
     assert not caplog.messages
     earlier = scored(deployed, known, tmp_path, [6], k=96, as_of=date(2017, 4, 2))
     own = world.frames["lines"].filter((pl.col("user") == 6) & (pl.col("day") <= date(2017, 4, 2)))["item"].unique()
-    assert set(earlier.filter(pl.col("source") == "again")["product_id"]) == set(own)
+    assert set(earlier.filter(pl.col("source") == "rebuy")["product_id"]) == set(own)
     assert "lists as of 2017-04-02 know of what came later" in caplog.messages[0]
     novel = scored(deployed, known, tmp_path, [6], k=96, novel=True)
     assert set(novel["product_id"]) == set(range(1000, 1096)) - before - {never}
@@ -323,9 +323,9 @@ def test_an_option_that_does_not_apply_is_an_error(deployed, known, tmp_path, pr
 
 
 def test_the_command_returns_lists_with_explanations_and_notes(deployed, known):
-    found = recommend.recommend(deployed, known, "recommend", {"users": ["9"], "k": 2, "show": "again"}, None)
+    found = recommend.recommend(deployed, known, "recommend", {"users": ["9"], "k": 2, "show": "rebuy"}, None)
     assert (found.version, found.notes) == (4, [])
-    assert [(row["household_id"], row["rank"], row["source"]) for row in found.lists] == [("9", 1, "again"), ("9", 2, "again")]
+    assert [(row["household_id"], row["rank"], row["source"]) for row in found.lists] == [("9", 1, "rebuy"), ("9", 2, "rebuy")]
     assert found.lists[0]["explanation"].startswith("bought ")
     anonymous = recommend.recommend(deployed, known, "recommend", {"k": 100, "as_of": date(2017, 4, 2)}, 2)
     assert anonymous.lists[0]["household_id"] is None

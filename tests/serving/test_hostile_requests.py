@@ -35,7 +35,7 @@ from evergreen.tasks.core.paths import Layout
 from tests import ROOT
 from tests.serving import project
 
-LIMITS = "serve: {max_body_kb: 64, max_rows: 20, max_seconds: 2.0}\n"
+LIMITS = "serve: {max_body_kb: 64, max_rows: 20, timeout_seconds: 2.0}\n"
 CONFORMS = [
     not_a_server_error,
     content_type_conformance,

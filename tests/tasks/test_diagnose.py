@@ -73,8 +73,8 @@ def diagnosed(
     [
         ("line", OVERFIT, "simpler model"),
         ("classes", OVERFIT, "simpler model"),
-        ("bend", {"model": "ridge", "curves": 0}, "richer model"),
-        ("cross", {"model": "logistic", "curves": 0}, "richer model"),
+        ("bend", {"model": "ridge", "spline_knots": 0}, "richer model"),
+        ("cross", {"model": "logistic", "spline_knots": 0}, "richer model"),
         ("noise", OVERFIT, "stop"),
         ("nothing", {"model": "ridge"}, "stop"),
         ("paid", {"model": "lightgbm"}, "leak"),

@@ -116,29 +116,29 @@ def sqlite(tmp_path) -> str:
 
 def test_a_query_arrives_in_batches_whatever_their_first_values(tmp_path, sqlite, monkeypatch):
     monkeypatch.setattr(ingest, "BATCH_ROWS", 4)
-    table = read(tmp_path, sql="select id, price, at from sales order by id", address=sqlite, types={"at": "date"}, time="at")
+    table = read(tmp_path, sql="select id, price, at from sales order by id", url=sqlite, types={"at": "date"}, time="at")
     assert table.schema == {"id": pl.Int64, "price": pl.Float64, "at": pl.Date}
     assert table["price"].to_list() == [None] * 5 + [i / 2 for i in range(5, 20)]
 
 
-def test_an_address_may_stay_in_the_environment(tmp_path, sqlite, monkeypatch):
+def test_a_url_may_stay_in_the_environment(tmp_path, sqlite, monkeypatch):
     monkeypatch.setenv("SHOP", sqlite)
-    assert read(tmp_path, sql="select 1 as one", address="env:SHOP")["one"].to_list() == [1]
+    assert read(tmp_path, sql="select 1 as one", url="env:SHOP")["one"].to_list() == [1]
     monkeypatch.delenv("SHOP")
-    with pytest.raises(SourceError, match=r"ingest.t.address = env:SHOP: the environment has no SHOP"):
-        read(tmp_path, sql="select 1", address="env:SHOP")
+    with pytest.raises(SourceError, match=r"ingest.t.url = env:SHOP: the environment has no SHOP"):
+        read(tmp_path, sql="select 1", url="env:SHOP")
 
 
 def test_no_password_reaches_a_message_or_a_file(tmp_path, sqlite, caplog):
     caplog.set_level("INFO")
-    address = "postgresql+psycopg://ann:secret@127.0.0.1:1/shop?password=secret&connect_timeout=1"
+    url = "postgresql+psycopg://ann:secret@127.0.0.1:1/shop?password=secret&connect_timeout=1"
     with pytest.raises(SourceError, match=r"a query at postgresql\+psycopg://127.0.0.1/shop failed") as caught:
-        read(tmp_path, sql="select 1", address=address)
+        read(tmp_path, sql="select 1", url=url)
     assert "secret" not in str(caught.value) + caplog.text
-    with pytest.raises(SourceError, match=r"ingest.t.address: ArgumentError") as caught:
-        read(tmp_path, sql="select 1", address="ann:secret@host/shop")
+    with pytest.raises(SourceError, match=r"ingest.t.url: ArgumentError") as caught:
+        read(tmp_path, sql="select 1", url="ann:secret@host/shop")
     assert "secret" not in str(caught.value)
-    read(tmp_path, sql="select 1 as one", address=f"{sqlite}?cache=secret")
+    read(tmp_path, sql="select 1 as one", url=f"{sqlite}?cache=secret")
     assert "secret" not in (tmp_path / "data" / "raw" / "sources.json").read_text()
 
 
@@ -148,7 +148,7 @@ def test_no_password_reaches_a_message_or_a_file(tmp_path, sqlite, caplog):
 )
 def test_a_query_that_gives_nothing_says_so(tmp_path, sqlite, sql, says):
     with pytest.raises(SourceError, match=says):
-        read(tmp_path, sql=sql, address=sqlite)
+        read(tmp_path, sql=sql, url=sqlite)
 
 
 @pytest.mark.postgres
@@ -159,7 +159,13 @@ def test_postgres_gives_types_zones_and_decimals(tmp_path, postgres, monkeypatch
                date '2024-01-01' + i % 30 as day, timestamptz '2024-01-01 03:00:00+00' + i * interval '1 hour' as at
         from generate_series(1, 250) as i order by i"""
     table = read(
-        tmp_path, as_of="2024-01-05", sql=query, address=postgres, time="at", stored_in="UTC", local="America/New_York"
+        tmp_path,
+        as_of="2024-01-05",
+        sql=query,
+        url=postgres,
+        time="at",
+        stored_timezone="UTC",
+        local_timezone="America/New_York",
     )
     assert table.schema == {
         "id": pl.Int64,
@@ -177,7 +183,7 @@ def test_postgres_gives_types_zones_and_decimals(tmp_path, postgres, monkeypatch
 
 def test_a_database_that_is_away_may_be_tried_again_and_its_password_is_not_told(tmp_path):
     with pytest.raises(AwayError, match=r"ingest\.t: a query at postgresql\+psycopg://127.0.0.1/shop failed") as away:
-        read(tmp_path, sql="select 1", address="postgresql+psycopg://me:secret@127.0.0.1:1/shop?connect_timeout=2")
+        read(tmp_path, sql="select 1", url="postgresql+psycopg://me:secret@127.0.0.1:1/shop?connect_timeout=2")
     assert "secret" not in str(away.value)
     assert away.value.code != SourceError.code
 
@@ -185,7 +191,7 @@ def test_a_database_that_is_away_may_be_tried_again_and_its_password_is_not_told
 @pytest.mark.postgres
 def test_postgres_says_what_is_wrong_with_a_query(tmp_path, postgres):
     with pytest.raises(SourceError, match='relation "nowhere" does not exist'):
-        read(tmp_path, sql="select * from nowhere", address=postgres)
+        read(tmp_path, sql="select * from nowhere", url=postgres)
 
 
 # Wrong files
@@ -296,7 +302,7 @@ def times(root: Path, *values: datetime | date | str | None) -> str:
 
 def test_times_become_local_through_both_changes_of_the_clock(tmp_path):
     utc = [datetime(2024, 3, 10, 6, 59), datetime(2024, 3, 10, 7), datetime(2024, 11, 3, 5, 30), datetime(2024, 11, 3, 6, 30)]
-    made = read(tmp_path, parquet=times(tmp_path, *utc), time="at", stored_in="UTC", local="America/New_York")
+    made = read(tmp_path, parquet=times(tmp_path, *utc), time="at", stored_timezone="UTC", local_timezone="America/New_York")
     assert made["at"].to_list() == [
         datetime(2024, 3, 10, 1, 59),
         datetime(2024, 3, 10, 3),
@@ -306,7 +312,7 @@ def test_times_become_local_through_both_changes_of_the_clock(tmp_path):
 
 
 def test_an_hour_that_happened_twice_means_the_first_and_one_that_never_was_stops_the_run(tmp_path):
-    zones = {"time": "at", "stored_in": "America/New_York", "local": "UTC"}
+    zones = {"time": "at", "stored_timezone": "America/New_York", "local_timezone": "UTC"}
     made = read(tmp_path, parquet=times(tmp_path, datetime(2024, 11, 3, 1, 30)), **zones)
     assert made["at"].to_list() == [datetime(2024, 11, 3, 5, 30)]
     with pytest.raises(SourceError, match="1 value in an hour that America/New_York skipped"):
@@ -317,7 +323,11 @@ def test_an_hour_that_happened_twice_means_the_first_and_one_that_never_was_stop
     ("value", "source", "says"),
     [
         ("2024-01-01", {}, r"ingest.t.time = at: holds String, not times. Declare ingest.t.types: \{at: datetime\}"),
-        (date(2024, 1, 1), {"stored_in": "UTC", "local": "UTC"}, "holds dates, which have no time zone; remove stored_in"),
+        (
+            date(2024, 1, 1),
+            {"stored_timezone": "UTC", "local_timezone": "UTC"},
+            "holds dates, which have no time zone; remove stored_timezone",
+        ),
     ],
 )
 def test_a_time_column_of_another_type_is_refused(tmp_path, value, source, says):
@@ -326,14 +336,20 @@ def test_a_time_column_of_another_type_is_refused(tmp_path, value, source, says)
 
 
 def test_a_zone_that_is_none_is_refused(tmp_path):
-    with pytest.raises(ParamsError, match=r"params.yaml: ingest.t.local = America/NewYork: no such time zone"):
-        read(tmp_path, parquet=times(tmp_path, datetime(2024, 1, 1)), time="at", stored_in="UTC", local="America/NewYork")
+    with pytest.raises(ParamsError, match=r"params.yaml: ingest.t.local_timezone = America/NewYork: no such time zone"):
+        read(
+            tmp_path,
+            parquet=times(tmp_path, datetime(2024, 1, 1)),
+            time="at",
+            stored_timezone="UTC",
+            local_timezone="America/NewYork",
+        )
 
 
 def test_times_with_a_zone_need_the_zone_of_the_business(tmp_path):
     zoned = pl.DataFrame({"at": [datetime(2024, 1, 1)]}).with_columns(pl.col("at").dt.replace_time_zone("UTC"))
     zoned.write_parquet(tmp_path / "t.parquet")
-    with pytest.raises(SourceError, match=r"holds times of the zone UTC; set ingest.t.stored_in, and local"):
+    with pytest.raises(SourceError, match=r"holds times of the zone UTC; set ingest.t.stored_timezone, and local_timezone"):
         read(tmp_path, parquet="t.parquet", time="at")
 
 
@@ -343,7 +359,12 @@ def test_times_with_a_zone_need_the_zone_of_the_business(tmp_path):
 def test_the_day_as_of_counts_to_its_last_local_minute(tmp_path):
     utc = [datetime(2024, 1, 2, 4, 59), datetime(2024, 1, 2, 5), None]
     made = read(
-        tmp_path, as_of="2024-01-01", parquet=times(tmp_path, *utc), time="at", stored_in="UTC", local="America/New_York"
+        tmp_path,
+        as_of="2024-01-01",
+        parquet=times(tmp_path, *utc),
+        time="at",
+        stored_timezone="UTC",
+        local_timezone="America/New_York",
     )
     assert made["n"].to_list() == [0, 2], "a row without a time stays for validation to judge"
 
@@ -352,7 +373,7 @@ def test_without_a_day_the_newest_local_one_counts_for_every_table(tmp_path):
     early, late = tmp_path / "early.parquet", tmp_path / "late.parquet"
     pl.DataFrame({"at": [datetime(2024, 1, 1, 2)]}).write_parquet(early)
     pl.DataFrame({"at": [datetime(2024, 1, 5, 2)]}).write_parquet(late)
-    zones = {"time": "at", "stored_in": "UTC", "local": "America/New_York"}
+    zones = {"time": "at", "stored_timezone": "UTC", "local_timezone": "America/New_York"}
     both = params("newest", early={"parquet": "early.parquet", **zones}, late={"parquet": "late.parquet", **zones})
     with pytest.raises(ProjectError, match=r"sources.json: not there, and project.as_of is null. Ingest first"):
         ingest.resolve_as_of(both, Layout(tmp_path))
@@ -389,10 +410,10 @@ def test_where_no_table_has_times_the_day_of_reading_counts(tmp_path):
 
 def test_texts_that_mean_missing_are_missing_in_every_kind_of_file(tmp_path):
     rows = {"a": [1.0, None], "b": ["x", None]}
-    found = read(tmp_path, csv=csv(tmp_path, "a,b\n1,x\nNA,?\n"), missing=["NA", "?"])
+    found = read(tmp_path, csv=csv(tmp_path, "a,b\n1,x\nNA,?\n"), null_values=["NA", "?"])
     assert found.to_dict(as_series=False) == rows
     pl.DataFrame({"a": ["1", "NA"], "b": ["x", "?"]}).write_parquet(tmp_path / "t.parquet")
-    found = read(tmp_path, parquet="t.parquet", missing=["NA", "?"], types={"a": "number"})
+    found = read(tmp_path, parquet="t.parquet", null_values=["NA", "?"], types={"a": "number"})
     assert found.to_dict(as_series=False) == rows
 
 
@@ -404,7 +425,7 @@ def test_a_decimal_comma_is_read_as_declared(tmp_path):
 def test_dates_are_read_as_their_format_says(tmp_path):
     file = csv(tmp_path, "d,t\n01/02/2024,2024.03.01 07:30\n12/31/2024,\n")
     formats = {"d": "%m/%d/%Y", "t": "%Y.%m.%d %H:%M"}
-    found = read(tmp_path, csv=file, types={"d": "date", "t": "datetime"}, formats=formats)
+    found = read(tmp_path, csv=file, types={"d": "date", "t": "datetime"}, date_formats=formats)
     assert found["d"].to_list() == [date(2024, 1, 2), date(2024, 12, 31)]
     assert found["t"].to_list() == [datetime(2024, 3, 1, 7, 30), None]
 
@@ -414,14 +435,14 @@ def test_a_date_of_another_format_stops_the_run(tmp_path):
     with pytest.raises(
         SourceError, match=r"ingest.t.types.d = date: 1 value of csv t.csv not of that type \(row 2: '31/12/2024'\)"
     ):
-        read(tmp_path, csv=file, types={"d": "date"}, formats={"d": "%m/%d/%Y"})
+        read(tmp_path, csv=file, types={"d": "date"}, date_formats={"d": "%m/%d/%Y"})
 
 
 @pytest.mark.parametrize(
     ("source", "said"),
     [
         ({"decimal": ","}, "decimal and separator are both ,"),
-        ({"formats": {"d": "%Y"}}, "formats names d, which types does not call date or datetime"),
+        ({"date_formats": {"d": "%Y"}}, "date_formats names d, which types does not call date or datetime"),
     ],
 )
 def test_sources_that_contradict_themselves_are_refused(source, said):
@@ -465,7 +486,7 @@ def test_the_small_store_agrees_with_its_weeks_only_in_local_time(tmp_path):
     source = {"parquet": "in/transactions.parquet", "time": "transaction_timestamp"}
     week = (pl.col("transaction_timestamp").dt.date() - date(2016, 12, 26)).dt.total_days() // 7 + 1
     agree = (week == pl.col("week")).mean()
-    assert read(tmp_path, **source, stored_in="UTC", local="America/New_York").select(agree).item() == 1
+    assert read(tmp_path, **source, stored_timezone="UTC", local_timezone="America/New_York").select(agree).item() == 1
     assert read(tmp_path, **source).select(agree).item() < 1
 
 

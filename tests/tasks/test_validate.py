@@ -172,7 +172,7 @@ def test_rules_may_look_at_brought_and_derived_columns_that_are_not_kept():
         {"product": [1, 2, 2], "quantity": [5000, 5000, 1]},
         rules(
             rule(column="pieces", max_value=1000),
-            references={"product": {"to": "products.id", "bring": ["department"]}},
+            references={"product": {"to": "products.id", "join_columns": ["department"]}},
             derived={"pieces": "CASE WHEN department = 'FUEL' THEN 0 ELSE quantity END"},
         ),
         known=known,
@@ -185,7 +185,7 @@ def test_rules_may_look_at_brought_and_derived_columns_that_are_not_kept():
     ("reference", "says"),
     [
         ({"to": "products.idd"}, "products.idd has no column idd; did you mean id"),
-        ({"to": "products.id", "bring": ["departmnt"]}, "has no column departmnt; did you mean department"),
+        ({"to": "products.id", "join_columns": ["departmnt"]}, "has no column departmnt; did you mean department"),
         ({"to": "products.department"}, "holds Int64, and products.department holds String; make the types agree under ingest"),
     ],
 )

@@ -151,12 +151,12 @@ KIND: Kind = Classification()
 
 
 def _positive(classes: np.ndarray, section: Tabular) -> Any:
-    """The class of two that probability and threshold are about. Raises ParamsError where features.positive is none of them."""
-    wanted = section.features.positive if isinstance(section.features, Table) else None
+    """The class of two that probability and threshold are about. Raises ParamsError if features.positive_class is neither."""
+    wanted = section.features.positive_class if isinstance(section.features, Table) else None
     if wanted is None:
         return classes[1]
     if wanted not in (named := {str(each): each for each in classes}):
-        raise ParamsError(f"features.positive = {wanted}: no such class{nearest(wanted, named)}")
+        raise ParamsError(f"features.positive_class = {wanted}: no such class{nearest(wanted, named)}")
     return named[wanted]
 
 

@@ -65,7 +65,7 @@ class Recommendation(RankedLists):
         given = section.pipeline
         decay = {"half_life_days": Range(values=given.half_life_days)}
         stages = {f"with_{name}": Range(values=getattr(given.sources, name)) for name in type(given.sources).model_fields}
-        stages |= {"ease_penalty": Range(values=given.ease_penalty), "neighbours": Range(values=given.neighbours)}
+        stages |= {"ease_penalty": Range(values=given.ease_penalty), "user_neighbours": Range(values=given.user_neighbours)}
         ranker = {"leaves": Range(low=7, high=63, log=True, integer=True), "learning_rate": Range(low=0.02, high=0.2, log=True)}
         return {"popularity": {}, "frequency": decay, "two_stage": {**decay, **stages, **ranker}}
 
@@ -171,13 +171,13 @@ class Recommendation(RankedLists):
     def answer(self, model: Recommender, data: Purchases, asked: pl.DataFrame, section: Recommend) -> pl.DataFrame:
         """The list of each user of `asked`, from the newest histories: user, rank, item, score, source; best first.
 
-        Made as section.answers says. A user asked for twice gets two lists; one without history gets what is popular. Logs
+        Made as section.lists says. A user asked for twice gets two lists; one without history gets what is popular. Logs
         how many lists are shorter than asked for, and why the first is.
         """
         user = section.features.user
         if user not in asked.columns:
             raise DataError(f"columns {', '.join(asked.columns) or '(none)'}: needs {user}, whom to recommend to")
-        explain = section.answers.explain
+        explain = section.lists.explain
         shop, users = Shop.of(model, data, section), tuple(asked[user].to_list())
         if shop.learned > shop.day:
             log.warning(
@@ -202,11 +202,12 @@ def _known(data: Purchases, cutoffs: Sequence[date]) -> int:
 def _unfitted(config: Config, section: Recommend, seed: int) -> Recommender:
     given, columns = section.pipeline, section.features
     shared = {"user": columns.user, "item": columns.item, "k": given.k}
-    shared |= {"min_users": columns.min_users, "popular_days": given.popular_days}
+    shared |= {"min_users": columns.min_users, "popularity_days": given.popularity_days}
     chosen = {name: value for name, value in config.items() if name != "model"}
     kind = MODELS[config["model"]]
     if kind is TwoStage:
-        fixed = {name: getattr(given, name) for name in ("candidates", "trees", "factors", "item_neighbours", "dense_users")}
+        names = ("candidates", "ranker_trees", "als_factors", "item_neighbours", "max_dense_users")
+        fixed = {name: getattr(given, name) for name in names}
         return TwoStage(**shared, **fixed | chosen, seed=seed)
     return FrequencyRecommender(**shared, **chosen) if kind is FrequencyRecommender else Recommender(**shared)
 

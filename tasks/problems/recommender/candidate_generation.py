@@ -24,8 +24,8 @@ from evergreen.tasks.problems.recommender.user_histories import Histories, Spars
 
 OWN = 0.7
 """Share of a user's own purchases beside those of similar users, where similar users propose what to buy again."""
-BOUGHT = {"similar": 0.7, "together": 0.3, "factors": 0.1}
-NEW = {"together": 0.5, "similar": 0.25, "popular": 0.25, "alike": 0.25, "beside": 0.25, "factors": 0.25, "segment": 0.25}
+BOUGHT = {"tifu_knn": 0.7, "ease": 0.3, "als": 0.1}
+NEW = {"ease": 0.5} | dict.fromkeys(("tifu_knn", "popular", "item_knn", "co_visitation", "als", "segment_popularity"), 0.25)
 """Source -> its part of the candidates among bought and among new items; parts of sources that are on are scaled to one."""
 CELLS = 8_000_000
 """Users x items of one block, at most, where even BLOCK users would be more."""
@@ -42,20 +42,20 @@ class Settings:
     """What the first stage depends on besides the histories; see params.Sources and params.Interactions."""
 
     min_users: int
-    popular_days: int
+    popularity_days: int
     candidates: int
     half_life_days: float
     ease_penalty: float
-    neighbours: int
-    with_similar: bool = True
-    with_together: bool = True
-    with_alike: bool = False
-    with_beside: bool = False
-    with_factors: bool = False
-    with_segment: bool = False
-    factors: int = 64
+    user_neighbours: int
+    with_tifu_knn: bool = True
+    with_ease: bool = True
+    with_item_knn: bool = False
+    with_co_visitation: bool = False
+    with_als: bool = False
+    with_segment_popularity: bool = False
+    als_factors: int = 64
     item_neighbours: int = 50
-    dense_users: int = 10_000
+    max_dense_users: int = 10_000
 
 
 @dataclass(eq=False)
@@ -87,13 +87,13 @@ class Learned:
     facts: np.ndarray
     """catalogue x features.ITEM."""
     ease: Ease | None = None
-    similar: Similar | None = None
-    alike: Nearby | None = None
-    beside: Nearby | None = None
-    factors: Factors | None = None
-    segments: Segments | None = None
+    tifu_knn: Similar | None = None
+    item_knn: Nearby | None = None
+    co_visitation: Nearby | None = None
+    als: Factors | None = None
+    segment_popularity: Segments | None = None
     users: np.ndarray | None = None
-    """Sorted ids of the users that EASE learned from. None: those of `similar`."""
+    """Sorted ids of the users that EASE learned from. None: those of `tifu_knn`."""
     groups: np.ndarray | None = None
     """As `category`, a column for each of features.groups."""
     _ordered: np.ndarray | None = field(default=None, init=False, repr=False)
@@ -113,7 +113,7 @@ class Learned:
 
         `groups`: as `categories`, a column for each of features.groups. `segment`: number of the
         segment of each of `known.users`, -1 for none. None: the category a user stands out by.
-        With more users than settings.dense_users no users x users system is built: a factor model stands in for EASE, and
+        With more users than settings.max_dense_users no users x users system is built: a factor model stands in for EASE, and
         TIFU-kNN looks for neighbours among so many users, drawn at random.
         """
         catalogue = known.catalogue(settings.min_users)
@@ -123,36 +123,37 @@ class Learned:
         found = cls(
             catalogue=catalogue,
             category=category,
-            popular=popularity(known, catalogue, day - settings.popular_days + 1, day),
+            popular=popularity(known, catalogue, day - settings.popularity_days + 1, day),
             facts=ranker_features.of_items(known, catalogue, category, day, groups),
             users=known.users,
             groups=groups,
         )
-        counts, many = known.matrix(catalogue), len(known.users) > settings.dense_users
-        if settings.with_together and not many:
+        counts, many = known.matrix(catalogue), len(known.users) > settings.max_dense_users
+        if settings.with_ease and not many:
             found.ease = Ease.learn(counts.log1p(), settings.ease_penalty)
-        if settings.with_similar:
+        if settings.with_tifu_knn:
             recent, some = decayed(known, catalogue, day, settings.half_life_days), np.arange(len(known.users))
             if many:
-                some = np.sort(np.random.default_rng(day).permutation(some)[: settings.dense_users])
-            found.similar = Similar(known.users[some], recent[some], settings.neighbours)
-        if settings.with_alike:
-            found.alike = Nearby.learn(counts, settings.item_neighbours)
-        if settings.with_beside:
-            found.beside = Nearby.learn(_baskets(known.between(day - BASKETS + 1, day), catalogue), settings.item_neighbours)
-        if settings.with_factors or (settings.with_together and many):
-            found.factors = Factors.learn(counts.log1p(), settings.factors, seed=day)
-        if settings.with_segment:
+                some = np.sort(np.random.default_rng(day).permutation(some)[: settings.max_dense_users])
+            found.tifu_knn = Similar(known.users[some], recent[some], settings.user_neighbours)
+        if settings.with_item_knn:
+            found.item_knn = Nearby.learn(counts, settings.item_neighbours)
+        if settings.with_co_visitation:
+            baskets = _baskets(known.between(day - BASKETS + 1, day), catalogue)
+            found.co_visitation = Nearby.learn(baskets, settings.item_neighbours)
+        if settings.with_als or (settings.with_ease and many):
+            found.als = Factors.learn(counts.log1p(), settings.als_factors, seed=day)
+        if settings.with_segment_popularity:
             lately = known.between(day - LATELY + 1, day).matrix(catalogue)
-            found.segments = Segments.learn(known.users, favourites(lately, category) if segment is None else segment, lately)
+            segment = favourites(lately, category) if segment is None else segment
+            found.segment_popularity = Segments.learn(known.users, segment, lately)
         return found
 
     @property
     def sources(self) -> tuple[str, ...]:
         """Those that are on, in the order of SOURCES."""
-        parts = {"together": self.ease, "similar": self.similar, "alike": self.alike, "beside": self.beside}
-        parts |= {"factors": self.factors, "segment": self.segments}
-        return tuple(name for name in SOURCES if parts.get(name, name) is not None)
+        always = ("rebuy", "popular")
+        return tuple(name for name in SOURCES if name in always or getattr(self, name) is not None)
 
     def propose(self, histories: Histories | Live, positions: np.ndarray, day: int, settings: Settings) -> Candidates:
         """Up to settings.candidates bought and as many new items for each user; `positions`: in `histories.users`."""
@@ -183,12 +184,12 @@ class Learned:
         scores, columns = self._scores(counts, recent, ids), counts.shape[1]
         owner = np.repeat(np.arange(len(ids)), np.diff(counts.indptr))
         own = owner * columns + counts.indices
-        parts = {name: share for name, share in BOUGHT.items() if name in scores} or {"again": 1.0}
+        parts = {name: share for name, share in BOUGHT.items() if name in scores} or {"rebuy": 1.0}
         picks = []
         for name, share in parts.items():
             value = scores[name][owner, counts.indices]
-            if name == "similar":
-                value = OWN * scores["again"][owner, counts.indices] + (1 - OWN) * value
+            if name == "tifu_knn":
+                value = OWN * scores["rebuy"][owner, counts.indices] + (1 - OWN) * value
             by, rank = order(owner, value)
             picks.append(own[by[rank < round(size * share / sum(parts.values()))]])
         parts = {name: share for name, share in NEW.items() if name in scores}
@@ -209,20 +210,20 @@ class Learned:
 
     def _scores(self, counts: Sparse, recent: Sparse, ids: np.ndarray) -> dict[str, np.ndarray]:
         """Source -> users x catalogue, dense, for those that are on."""
-        found, logs = {"again": recent.toarray()}, counts.log1p()
+        found, logs = {"rebuy": recent.toarray()}, counts.log1p()
         if self.ease is not None:
-            found["together"] = self.ease.score(logs, codes(ids, self._users()))
-        if self.similar is not None:
-            found["similar"] = self.similar.score(recent, ids)
-        found["popular"] = np.broadcast_to(self.popular, found["again"].shape)
-        if self.alike is not None:
-            found["alike"] = self.alike.score(logs)
-        if self.beside is not None:
-            found["beside"] = self.beside.score(recent)
-        if self.factors is not None:
-            found["factors"] = self.factors.score(logs)
-        if self.segments is not None:
-            found["segment"] = self.segments.score(ids)
+            found["ease"] = self.ease.score(logs, codes(ids, self._users()))
+        if self.tifu_knn is not None:
+            found["tifu_knn"] = self.tifu_knn.score(recent, ids)
+        found["popular"] = np.broadcast_to(self.popular, found["rebuy"].shape)
+        if self.item_knn is not None:
+            found["item_knn"] = self.item_knn.score(logs)
+        if self.co_visitation is not None:
+            found["co_visitation"] = self.co_visitation.score(recent)
+        if self.als is not None:
+            found["als"] = self.als.score(logs)
+        if self.segment_popularity is not None:
+            found["segment_popularity"] = self.segment_popularity.score(ids)
         return found
 
     def _popular(self, own: np.ndarray, owner: np.ndarray, users: int, count: int) -> np.ndarray:
@@ -238,7 +239,7 @@ class Learned:
     def _users(self) -> np.ndarray:
         if self.users is not None:
             return self.users
-        return self.similar.ids if self.similar is not None else self.catalogue[:0]
+        return self.tifu_knn.ids if self.tifu_knn is not None else self.catalogue[:0]
 
     def _facts(self) -> np.ndarray:
         """`facts`; what an older model does not know of items, its trees do not ask for."""

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from evergreen.model_types import stored_type
 from evergreen.tasks.problems.recommender.user_histories import Histories, Sparse, codes, distinct, ranges
 
-SOURCES = ("again", "together", "similar", "popular", "alike", "beside", "factors", "segment")
+SOURCES = ("rebuy", "ease", "tifu_knn", "popular", "item_knn", "co_visitation", "als", "segment_popularity")
 """Own purchases with decay, EASE, TIFU-kNN, popularity; neighbours among items by who buys them and by the baskets they lie in,
 implicit ALS, popularity in the user's segment: the order of the scores of a candidate."""
 BLOCK = 256

@@ -50,19 +50,19 @@ class Recommender(BaseEstimator):
         k: int = 10,
         novel: bool = False,
         min_users: int = 5,
-        popular_days: int = 56,
+        popularity_days: int = 56,
     ) -> None:
         self.user = user
         self.item = item
         self.k = k
         self.novel = novel
         self.min_users = min_users
-        self.popular_days = popular_days
+        self.popularity_days = popularity_days
 
     def learn(self, known: Histories, day: int) -> "Recommender":
         """From the lines up to `day`, which it keeps as the histories it reads."""
         self.catalogue_ = known.catalogue(self.min_users)
-        self.popular_ = popularity(known, self.catalogue_, day - self.popular_days + 1, day)
+        self.popular_ = popularity(known, self.catalogue_, day - self.popularity_days + 1, day)
         return self.read(known, day)
 
     def read(self, histories: Histories | Live, day: int) -> Self:
@@ -178,10 +178,10 @@ class FrequencyRecommender(Recommender):
         k: int = 10,
         novel: bool = False,
         min_users: int = 5,
-        popular_days: int = 56,
+        popularity_days: int = 56,
         half_life_days: float = 90.0,
     ) -> None:
-        super().__init__(user, item, k, novel, min_users, popular_days)
+        super().__init__(user, item, k, novel, min_users, popularity_days)
         self.half_life_days = half_life_days
 
     def _rank(self, positions: np.ndarray, k: int, novel: bool, candidates: Candidates | None) -> Ranked:
@@ -191,7 +191,7 @@ class FrequencyRecommender(Recommender):
         tie = 1e-3 * self.popular_ / max(self.popular_.max(initial=0), 1)
         by = np.lexsort((own.col, own.row))
         row, item = own.row[by], own.col[by]
-        return _ranked(row, item, own.data[by] + tie[item], np.full(len(row), SOURCES.index("again")), k)
+        return _ranked(row, item, own.data[by] + tie[item], np.full(len(row), SOURCES.index("rebuy")), k)
 
 
 @stored_type
@@ -209,43 +209,43 @@ class TwoStage(Recommender):
         k: int = 10,
         novel: bool = False,
         min_users: int = 5,
-        popular_days: int = 56,
+        popularity_days: int = 56,
         candidates: int = 150,
         half_life_days: float = 90.0,
         ease_penalty: float = 150.0,
-        neighbours: int = 100,
-        trees: int = 150,
+        user_neighbours: int = 100,
+        ranker_trees: int = 150,
         leaves: int = 31,
         learning_rate: float = 0.05,
         seed: int = 0,
-        with_similar: bool = True,
-        with_together: bool = True,
-        with_alike: bool = False,
-        with_beside: bool = False,
-        with_factors: bool = False,
-        with_segment: bool = False,
-        factors: int = 64,
+        with_tifu_knn: bool = True,
+        with_ease: bool = True,
+        with_item_knn: bool = False,
+        with_co_visitation: bool = False,
+        with_als: bool = False,
+        with_segment_popularity: bool = False,
+        als_factors: int = 64,
         item_neighbours: int = 50,
-        dense_users: int = 10_000,
+        max_dense_users: int = 10_000,
     ) -> None:
-        super().__init__(user, item, k, novel, min_users, popular_days)
+        super().__init__(user, item, k, novel, min_users, popularity_days)
         self.candidates = candidates
         self.half_life_days = half_life_days
         self.ease_penalty = ease_penalty
-        self.neighbours = neighbours
-        self.trees = trees
+        self.user_neighbours = user_neighbours
+        self.ranker_trees = ranker_trees
         self.leaves = leaves
         self.learning_rate = learning_rate
         self.seed = seed
-        self.with_similar = with_similar
-        self.with_together = with_together
-        self.with_alike = with_alike
-        self.with_beside = with_beside
-        self.with_factors = with_factors
-        self.with_segment = with_segment
-        self.factors = factors
+        self.with_tifu_knn = with_tifu_knn
+        self.with_ease = with_ease
+        self.with_item_knn = with_item_knn
+        self.with_co_visitation = with_co_visitation
+        self.with_als = with_als
+        self.with_segment_popularity = with_segment_popularity
+        self.als_factors = als_factors
         self.item_neighbours = item_neighbours
-        self.dense_users = dense_users
+        self.max_dense_users = max_dense_users
 
     @property
     def settings(self) -> Settings:
@@ -272,7 +272,7 @@ class TwoStage(Recommender):
             feature_name=list(FEATURES),
             params={"max_bin": 63, "verbosity": -1, "num_threads": 1},
         )
-        self._keep(lightgbm.train(self._ranking(), data, self.trees))
+        self._keep(lightgbm.train(self._ranking(), data, self.ranker_trees))
         return self
 
     def _ranking(self) -> dict[str, Any]:
@@ -384,7 +384,7 @@ def _sources(table: np.ndarray, on: Sequence[str]) -> np.ndarray:
     """Who to credit for each candidate: own purchases for what was bought, else which source of `on` places it best."""
     if not len(table):
         return np.zeros(0, int)
-    places = table[:, FEATURES.index(f"{SOURCES[0]}_place") :][:, [SOURCES.index(name) for name in on if name != "again"]]
-    again = table[:, FEATURES.index("again")] > 0
-    number = np.array([SOURCES.index(name) for name in on if name != "again"])
+    places = table[:, FEATURES.index(f"{SOURCES[0]}_place") :][:, [SOURCES.index(name) for name in on if name != "rebuy"]]
+    again = table[:, FEATURES.index("rebuy")] > 0
+    number = np.array([SOURCES.index(name) for name in on if name != "rebuy"])
     return np.where(again, 0, number[places.argmin(axis=1)])

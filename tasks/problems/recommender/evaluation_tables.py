@@ -268,15 +268,15 @@ def _diversity(predictions: pl.DataFrame, model: TwoStage, data: Purchases, k: i
 def _candidates(predictions: pl.DataFrame, model: TwoStage, data: Purchases, k: int) -> pl.DataFrame:
     """source, ndcg, recall, ndcg_novel, recall_novel: candidates of the last window sorted by each source, and by the ranker.
 
-    Means over users with a history. `similar` ranks as TIFU-kNN does: own purchases and those of similar users together.
+    Means over users with a history. `tifu_knn` ranks as TIFU-kNN does: own purchases and those of similar users together.
     """
     cutoff = predictions["cutoff"].max()
     assert isinstance(cutoff, date)
     found, truth = data.candidates(model.learned_, cutoff, model.settings), data.truth(cutoff)
     known = data.known_rows(cutoff)
     scores = {name: found.features[:, FEATURES.index(name)] for name in model.learned_.sources}
-    if "similar" in scores:
-        scores["similar"] = OWN * scores["again"] + (1 - OWN) * scores["similar"]
+    if "tifu_knn" in scores:
+        scores["tifu_knn"] = OWN * scores["rebuy"] + (1 - OWN) * scores["tifu_knn"]
     scores["two_stage"] = model.order_by(found)
     item = codes(model.catalogue_, data.histories.items)
     rows = []

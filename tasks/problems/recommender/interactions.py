@@ -82,15 +82,15 @@ def _when(schema: pl.Schema, time: str | None, section: Interactions) -> pl.Expr
 
 def _day(section: Interactions, users: int, as_of: date) -> pl.Expr:
     """The day of each line. Without dates an order is as many orders back from the newest as came after it, and the newest is
-    of the day `as_of`. Counted over the shop, an average user orders once in `order_days`.
+    of the day `as_of`. Counted over the shop, an average user orders once in `days_per_order`.
     """
     if section.order is None:
         return pl.col("when")
     place = pl.col("when").rank("dense").cast(pl.Int64)
-    if section.order_counts == "user":
-        back = (place.max().over("user") - place.over("user")) * section.order_days
+    if section.order_scope == "user":
+        back = (place.max().over("user") - place.over("user")) * section.days_per_order
     else:
-        back = (place.max() - place) * section.order_days // users
+        back = (place.max() - place) * section.days_per_order // users
     return pl.lit(as_of) - pl.duration(days=back.clip(upper_bound=FURTHEST))
 
 
@@ -246,7 +246,7 @@ class Purchases:
 
     def _learn(self, day: int, settings: Settings) -> Learned:
         known = self.histories.until(day)
-        segment = item_catalogue.mostly_at(self.places, known, day - LATELY + 1) if settings.with_segment else None
+        segment = item_catalogue.mostly_at(self.places, known, day - LATELY + 1) if settings.with_segment_popularity else None
         items = codes(known.items, self.histories.items)
         groups = None if self.groups is None else self.groups[items]
         return Learned.of(known, self.categories[items], day, settings, segment, groups)

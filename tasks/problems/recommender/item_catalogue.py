@@ -166,13 +166,13 @@ class Goods:
             yield "in_stock", self.stock
         if rules.categories is not None:
             yield "categories", np.isin(self.category, self._codes("categories", rules.categories))
-        if rules.not_categories:
-            yield "not_categories", ~np.isin(self.category, self._codes("not_categories", rules.not_categories))
-        if rules.not_items:
-            found = self.positions(list(rules.not_items))
+        if rules.exclude_categories:
+            yield "exclude_categories", ~np.isin(self.category, self._codes("exclude_categories", rules.exclude_categories))
+        if rules.exclude_items:
+            found = self.positions(list(rules.exclude_items))
             allowed = np.ones(len(self.ids), bool)
             allowed[found[found >= 0]] = False
-            yield "not_items", allowed
+            yield "exclude_items", allowed
 
     def _codes(self, key: str, names: tuple[str, ...]) -> list[int]:
         known = self.categories[1:].tolist()

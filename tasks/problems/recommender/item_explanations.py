@@ -13,7 +13,7 @@ SAMPLE = 4_096
 """So many users at most tell what goes together: bounds the time of one reason whatever the shop's size."""
 ENOUGH = 3
 """Fewer common buyers are chance."""
-FROM_OTHERS = {"similar": "popular with customers like this one", "popular": "popular now"}
+FROM_OTHERS = {"tifu_knn": "popular with customers like this one", "popular": "popular now"}
 """Source -> its words where no item of the user's goes with the new one."""
 
 
@@ -67,7 +67,7 @@ def new(goods: Goods, item: int, source: str, partner: int | None) -> str:
         return f"bought with {called(goods, partner)}"
     if source == "popular":
         return f"popular now, bought by {customers(int(goods.popular[item]))} lately"
-    return FROM_OTHERS["similar"]
+    return FROM_OTHERS["tifu_knn"]
 
 
 def customers(count: int) -> str:

@@ -48,8 +48,8 @@ class Request(Section):
     """Where: a value of features.place."""
     k: Annotated[int, Field(ge=1)] | None = None
     """Length of a list. null: as in params, pipeline.k."""
-    show: Annotated[str, Field(pattern="^(all|again|new|blend)$")] | None = None
-    """all, again, new or blend. null: as in params; so for all below."""
+    show: Annotated[str, Field(pattern="^(all|rebuy|discover|blend)$")] | None = None
+    """all, rebuy, discover or blend. null: as in params; so for all below."""
     blend: Part | None = None
     """blend: share of places for new items."""
     diversity: Part | None = None
@@ -153,7 +153,7 @@ class _Wish:
 
     @property
     def novel(self) -> bool:
-        return self.answers.show == "new"
+        return self.answers.show == "discover"
 
 
 @dataclass(eq=False)
@@ -210,7 +210,7 @@ class Shop:
     def _at(
         cls, model: Recommender, data: Purchases, section: Recommend, histories: Histories, day: int, learned: int
     ) -> "Shop":
-        first = day - section.pipeline.popular_days + 1
+        first = day - section.pipeline.popularity_days + 1
         goods = Goods.of(model.catalogue_, histories, data.goods, first)
         if len(data.places):
             goods.local = Local.of(goods, histories.between(first, day).frame(), data.places)
@@ -267,9 +267,7 @@ class Shop:
     def _wish(self, request: Request) -> _Wish:
         given = {name: getattr(request, name) for name in OPTIONS if getattr(request, name) is not None}
         ruled = {name: getattr(request.rules, name) for name in request.rules.model_fields_set}
-        answers = self.section.answers.model_copy(
-            update={**given, "rules": self.section.answers.rules.model_copy(update=ruled)}
-        )
+        answers = self.section.lists.model_copy(update={**given, "rules": self.section.lists.rules.model_copy(update=ruled)})
         session, promoted = (self.goods.positions(list(ids)) for ids in (request.items, answers.rules.promote))
         return _Wish(
             k=request.k or self.section.pipeline.k,
@@ -353,10 +351,10 @@ class Shop:
     def _allowed(self, item: np.ndarray, own: _Own, wish: _Wish) -> list[tuple[str, np.ndarray]]:
         """Rule -> which of `item` (positions in Goods) it allows; those that allow all are left out."""
         rules, found = wish.rules, [(name, mask[item]) for name, mask in wish.masks]
-        if wish.answers.show == "new":
-            found.append(("show = new", codes(item, own.bought) < 0))
-        if wish.answers.show == "again":
-            found.append(("show = again", codes(item, own.bought) >= 0))
+        if wish.answers.show == "discover":
+            found.append(("show = discover", codes(item, own.bought) < 0))
+        if wish.answers.show == "rebuy":
+            found.append(("show = rebuy", codes(item, own.bought) >= 0))
         for days, wanted, name in (
             (rules.bought_within_days, True, "bought_within_days"),
             (rules.not_bought_within_days, False, "not_bought_within_days"),
@@ -384,10 +382,10 @@ class Shop:
             wants.append((held, explored[1]))
         if len(wish.promoted) and rules.promote_share:
             wants.append((codes(pool.item, np.sort(wish.promoted)) >= 0, places(rules.promote_share, wish.k)))
-        if rules.new_share or answers.show == "blend":
+        if rules.discover_share or answers.show == "blend":
             new = codes(pool.item, own.bought) < 0
-            if rules.new_share:
-                wants.append((new, places(rules.new_share, wish.k)))
+            if rules.discover_share:
+                wants.append((new, places(rules.discover_share, wish.k)))
             if answers.show == "blend":
                 due = places(answers.blend, wish.k, nearest=True)
                 wants += [(new, due), (~new, [place + 1 - count for place, count in enumerate(due)])]
@@ -397,7 +395,7 @@ class Shop:
 
     def _explored(self, own: _Own, pool: _Pool, wish: _Wish) -> tuple[np.ndarray, list[int]] | None:
         """New products for this user on this day, and how many of the first n places are theirs. None: no exploration."""
-        if not wish.answers.explore or wish.answers.show == "again":
+        if not wish.answers.explore or wish.answers.show == "rebuy":
             return None
         draw = np.random.default_rng([zlib.crc32(str(own.user).encode()), wish.seed, max(self.day, 0)])
         due = drawn_places(wish.answers.explore, wish.k, draw.random())
@@ -433,7 +431,7 @@ class Shop:
             return
         new = codes(found.item, own.bought) < 0
         partner = self._partners(found.item[new], own) if new.any() and len(own.bought) else {}
-        unit, days = ("order", self.section.features.order_days) if self.section.features.order else ("day", 1)
+        unit, days = ("order", self.section.features.days_per_order) if self.section.features.order else ("day", 1)
         for item, source, fresh in zip(found.item.tolist(), found.source.tolist(), new.tolist(), strict=True):
             if fresh:
                 found.explanation.append(item_explanations.new(self.goods, item, NAMES[source], partner.get(item)))

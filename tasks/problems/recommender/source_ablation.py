@@ -17,15 +17,8 @@ from evergreen.tasks.problems.recommender.interactions import Purchases, Truth
 from evergreen.tasks.problems.recommender.ranking_metrics import per_user
 from evergreen.tasks.problems.recommender.user_histories import to_day
 
-PARTS = {
-    "together": "ease",
-    "similar": "similar",
-    "alike": "alike",
-    "beside": "beside",
-    "factors": "factors",
-    "segment": "segments",
-}
-"""Source -> where its part of what was learned lies. Own purchases and popularity are always there."""
+SWITCHED = ("ease", "tifu_knn", "item_knn", "co_visitation", "als", "segment_popularity")
+"""Sources that can be off, named as their part of what was learned. Own purchases and popularity are always there."""
 WINDOWS = 2
 """Windows to learn from."""
 
@@ -41,7 +34,7 @@ def ablate(model: TwoStage, data: Purchases, cutoff: date, k: int, users: int) -
     if not days or not len(data.known_rows(cutoff)):
         return pl.DataFrame()
     rows, whole = [], {}
-    for name in ("", *(source for source in PARTS if getattr(model.learned_, PARTS[source]) is not None)):
+    for name in ("", *(source for source in SWITCHED if getattr(model.learned_, source) is not None)):
         found = _without(name, model, data, cutoff, days, k, users)
         whole = whole or found
         row: dict[str, str | float | None] = {"variant": f"without {name}" if name else "all sources"}
@@ -68,7 +61,7 @@ def _without(
 
 
 def _stripped(learned: Learned, source: str) -> Learned:
-    return replace(learned, **{PARTS[source]: None}) if source else learned
+    return replace(learned, **{source: None}) if source else learned
 
 
 def _scores(

@@ -47,8 +47,8 @@ OUTER = 0.01
 OTHER = "(other)"
 """The category of those that are too rare to be told apart."""
 
-FOR_NUMBERS = ("impute", "scale", "log", "indicate", "curves")
-FOR_ALL = ("encode", "encode_high", "rare", "select", "select_share", "reduce", "components")
+FOR_NUMBERS = ("impute", "scale", "log", "missing_indicator", "spline_knots")
+FOR_ALL = ("encode", "encode_high", "min_category_count", "select", "select_share", "reduce", "components")
 
 
 def space(pipeline: params.Pipeline, native: bool) -> dict[str, Range]:
@@ -87,7 +87,11 @@ def preprocess(
     scale = [] if raw else _scale(chosen["scale"], seed)
     parts = [
         ("numbers", Pipeline([("read", Numbers())] if raw else _numbers(chosen, seed)), list(numeric)),
-        ("low", Pipeline(_categories(chosen["encode"], task, seed, scale, stratified, chosen["rare"])), list(low)),
+        (
+            "low",
+            Pipeline(_categories(chosen["encode"], task, seed, scale, stratified, chosen["min_category_count"])),
+            list(low),
+        ),
         ("high", Pipeline(_categories(chosen["encode_high"], task, seed, scale, stratified)), list(high)),
         ("dates", Pipeline([("read", Dates()), *([] if raw else _filled("median")), *scale]), list(dates)),
         ("texts", Pipeline([("read", _words(pipeline, seed)), *scale]), list(texts)),
@@ -102,9 +106,9 @@ def preprocess(
 def _numbers(chosen: dict[str, Any], seed: int) -> list[tuple[str, Any]]:
     return [
         ("read", Numbers()),
-        *_filled(chosen["impute"], chosen["indicate"]),
+        *_filled(chosen["impute"], chosen["missing_indicator"]),
         *([("log", SignedLog())] if chosen["log"] else []),
-        *([("curves", Curves(chosen["curves"]))] if chosen["curves"] else []),
+        *([("curves", Curves(chosen["spline_knots"]))] if chosen["spline_knots"] else []),
         *_scale(chosen["scale"], seed),
     ]
 
@@ -117,7 +121,7 @@ def _filled(strategy: str, indicate: bool = False) -> list[tuple[str, Any]]:
 
 
 def _words(pipeline: params.Pipeline, seed: int) -> Words:
-    return Words(pipeline.text_words, pipeline.text_components, seed)
+    return Words(pipeline.text_vocabulary, pipeline.text_components, seed)
 
 
 def _scale(name: str, seed: int) -> list[tuple[str, Any]]:

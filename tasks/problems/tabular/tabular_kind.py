@@ -76,7 +76,11 @@ FOREST_SPACE = {
     "min_samples_leaf": Range(low=1, high=30, integer=True, log=True),
     "max_features": Range(low=0.1, high=0.8),
 }
-FOR_LINES = {"indicate": Range(values=(True,)), "curves": Range(values=(5, 0)), "log": Range(values=(False, True))}
+FOR_LINES = {
+    "missing_indicator": Range(values=(True,)),
+    "spline_knots": Range(values=(5, 0)),
+    "log": Range(values=(False, True)),
+}
 """Choices of the pipeline for linear models of plain tables, and for trees."""
 FOR_TREES = {"encode": Range(values=("target", "onehot"))}
 FOR_AMOUNTS = {"target_log": Range(values=("auto", False))}
@@ -287,9 +291,9 @@ class TabularKind:
         numeric, low, high = roles(others, section.pipeline.high_cardinality)
         if not family.native and preprocessing.choose(section.pipeline, config)["impute"] == "none":
             _refuse_missing(rows.features.loc[:, numeric], config["model"])
-        bent = _bounded(preprocessing.choose(section.pipeline, config)["curves"], len(rows) * len(numeric))
+        bent = _bounded(preprocessing.choose(section.pipeline, config)["spline_knots"], len(rows) * len(numeric))
         steps = preprocessing.preprocess(
-            *(section.pipeline, {**config, "curves": bent}, numeric, low, high, task, seed, family.native, dates, texts),
+            *(section.pipeline, {**config, "spline_knots": bent}, numeric, low, high, task, seed, family.native, dates, texts),
             stratified=task == "continuous" or _smallest_class(rows.target) >= preprocessing.ENCODING_FOLDS,
         )
         return Pipeline([("prepare", once(steps)), ("model", estimator)])

@@ -80,7 +80,7 @@ def test_no_address_of_a_database_leaves_the_project_and_the_section_stays_as_it
         again = load(tmp_path / "params.yaml")
         assert list(again.problems) == [name]
         assert again.section(name) == known.section(name)
-        assert all(each.address is None and each.store is None for each in again.ingest.values())
+        assert all(each.url is None and each.store is None for each in again.ingest.values())
         assert not again.serve.ledger
 
 

@@ -37,8 +37,8 @@ def customers(rows: int = 300) -> pl.DataFrame:
 
 
 def start(root: Path, data: str = "t.csv", name: str = "left", **asked) -> init_project.Started:
-    address = asked.pop("address", None)
-    return init_project.run(name, data, address, Asked(**asked), root, root, TODAY)
+    url = asked.pop("url", None)
+    return init_project.run(name, data, url, Asked(**asked), root, root, TODAY)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_an_empty_folder_becomes_a_project_that_says_what_it_got(folder: Path):
     known = params.load(folder / "params.yaml")
     assert known.problems == {"left": "classification"}
     assert known.section("left").features == params.Table(
-        table="left", target="left", positive="yes", entity="customer_id", columns={"plan": "category", "spend": "number"}
+        table="left", target="left", positive_class="yes", entity="customer_id", columns={"plan": "category", "spend": "number"}
     )
 
 
@@ -208,21 +208,21 @@ def test_orders_without_dates_make_a_recommendation_too(tmp_path: Path):
 def test_a_query_is_a_table_like_any_other(tmp_path: Path):
     with sqlite3.connect(tmp_path / "shop.db") as connection:
         customers().to_pandas().to_sql("customers", connection, index=False)
-    address = f"sqlite:///{tmp_path / 'shop.db'}"
-    start(tmp_path, "SELECT * FROM customers", target="left", address=address)
+    url = f"sqlite:///{tmp_path / 'shop.db'}"
+    start(tmp_path, "SELECT * FROM customers", target="left", url=url)
     source = params.load(tmp_path / "params.yaml").ingest["left"]
-    assert (source.sql, source.address) == ("SELECT * FROM customers", address)
+    assert (source.sql, source.url) == ("SELECT * FROM customers", url)
 
 
 def test_a_password_never_comes_into_params(tmp_path: Path):
-    with pytest.raises(ParamsError, match=r"--address: holds a password, .* say --address env:SHOP_DB") as refused:
-        start(tmp_path, "SELECT 1", target="a", address="postgresql+psycopg://ann:hunter2@db/shop")
+    with pytest.raises(ParamsError, match=r"--url: contains a password, .* pass --url env:SHOP_DB") as refused:
+        start(tmp_path, "SELECT 1", target="a", url="postgresql+psycopg://ann:hunter2@db/shop")
     assert "hunter2" not in str(refused.value)
     assert not (tmp_path / "params.yaml").exists()
 
 
-def test_a_query_without_an_address_is_told_so(tmp_path: Path):
-    with pytest.raises(SourceError, match=r"--data is a query; say where to ask it: --address"):
+def test_a_query_without_a_url_is_refused(tmp_path: Path):
+    with pytest.raises(SourceError, match=r"--data is a query; name its database: --url"):
         start(tmp_path, "select * from t", target="a")
 
 
@@ -248,7 +248,7 @@ def test_as_json_it_tells_the_same_and_nothing_else(folder: Path, capsys):
     words = ("init", "left", "--data", str(folder / "t.csv"), "--target", "left", "--root", str(folder), "--json")
     out, _ = run(capsys, *words)
     told = json.loads(out)
-    assert (told["kind"], told["positive"], told["entity"]) == ("classification", "yes", "customer_id")
+    assert (told["kind"], told["positive_class"], told["entity"]) == ("classification", "yes", "customer_id")
     assert {each["name"]: each["feature"] for each in told["columns"]}["spend"] == "number"
 
 

@@ -27,7 +27,7 @@ def mill(folder: Path, **sections: dict) -> Params:
 
 
 def test_each_time_in_params_is_a_deployment_with_its_zone_and_a_retraining_can_always_be_asked_for(tmp_path: Path) -> None:
-    params = mill(tmp_path, late={"monitor": "0 6 * * *", "score": "0 5 * * *", "zone": "America/New_York"}, cost={})
+    params = mill(tmp_path, late={"monitor": "0 6 * * *", "score": "0 5 * * *", "timezone": "America/New_York"}, cost={})
     planned = deployments.plan(params, "/mill")
     assert [(each.flow, each.problem, each.cron, each.waits) for each in planned] == [
         ("retraining", "late", None, True),
@@ -40,7 +40,7 @@ def test_each_time_in_params_is_a_deployment_with_its_zone_and_a_retraining_can_
 
 
 def test_a_deployment_has_its_cron_in_its_zone_and_one_run_at_a_time(tmp_path: Path) -> None:
-    params = mill(tmp_path, late={"train": "0 3 * * 1", "zone": "Europe/Paris"})
+    params = mill(tmp_path, late={"train": "0 3 * * 1", "timezone": "Europe/Paris"})
     (planned,) = deployments.plan(params, "/mill")
     made = deployments.deployment(planned, params)
     (asked,) = made.schedules
@@ -64,12 +64,12 @@ def test_a_time_that_is_none_is_told_before_anything_is_made(tmp_path: Path, ask
 
 
 def test_a_zone_that_is_none_is_told_by_params(tmp_path: Path) -> None:
-    with pytest.raises(ParamsError, match=r"late\.schedule\.zone = Mars/Base: no such time zone"):
-        mill(tmp_path, late={"zone": "Mars/Base"})
+    with pytest.raises(ParamsError, match=r"late\.schedule\.timezone = Mars/Base: no such time zone"):
+        mill(tmp_path, late={"timezone": "Mars/Base"})
 
 
 def test_what_is_written_for_prefect_deploy_is_what_is_planned(tmp_path: Path) -> None:
-    params = mill(tmp_path, late={"monitor": "0 6 * * *", "zone": "Europe/Paris"})
+    params = mill(tmp_path, late={"monitor": "0 6 * * *", "timezone": "Europe/Paris"})
     written = YAML(typ="safe").load(deployments.write(Layout(tmp_path)))
     assert [(each["name"], each["entrypoint"]) for each in written["deployments"]] == [
         (each.name, each.entrypoint) for each in deployments.plan(params, ".")

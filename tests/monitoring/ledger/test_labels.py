@@ -209,7 +209,7 @@ def test_a_truth_that_its_table_corrected_is_changed(world, known, ledger, tmp_p
 
 def test_a_truth_may_be_known_later_than_its_horizon_ends(world, known, ledger):
     section = known.section("redeem")
-    late = section.model_copy(update={"monitor": section.monitor.model_copy(update={"labels_after_days": 40})})
+    late = section.model_copy(update={"monitor": section.monitor.model_copy(update={"label_delay_days": 40})})
     params_ = known.model_copy(update={"sections": {**known.sections, "redeem": late}})
     for days in (30, 40):
         scored(ledger, "redeem", [1], known.project.as_of - timedelta(days=days))

@@ -140,7 +140,7 @@ def test_classes_are_found_by_their_names_whatever_their_type_and_order(labels, 
     answers = dict(zip(names, (base.rows["probability_0"], base.rows["probability_1"]), strict=True))
     told = {"no": ["no", "yes"], "0": [0.0, 1.0], "false": [False, True]}[labels[0]]
     named = predicted({name: answers[name] for name in names[::order]}, [told[each] for each in base.rows["label"]])
-    plain = section({**PLAIN, "positive": labels[1]})
+    plain = section({**PLAIN, "positive_class": labels[1]})
     assert realised("classification", named, section=plain).score == realised("classification", base).score
 
 

@@ -182,7 +182,7 @@ def plots(kind: str) -> dict[str, pl.DataFrame]:
             "ndcg_by_history": both(visits=np.arange(4, 84, 10), ndcg=np.linspace(0.2, 0.5, 8)),
             "ndcg_novel_by_history": both(visits=np.arange(4, 84, 10), ndcg_novel=np.linspace(0.07, 0.03, 8)),
             "candidates": pl.DataFrame(
-                {"source": ["again", "similar", "popular", "two_stage"], "ndcg": [0.39, 0.4, 0.17, 0.41]}
+                {"source": ["rebuy", "tifu_knn", "popular", "two_stage"], "ndcg": [0.39, 0.4, 0.17, 0.41]}
                 | {
                     "recall": [0.09, 0.1, 0.04, 0.1],
                     "ndcg_novel": [0.0, 0.04, 0.04, 0.05],
@@ -213,8 +213,8 @@ def plots(kind: str) -> dict[str, pl.DataFrame]:
                 {"series": ["model", "model", "purchases"], "measure": ["novelty", "repeats", "novelty"]}
                 | {"value": [3.4, 0.94, 5.9], "low": [3.3, 0.93, 5.8], "high": [3.5, 0.95, 6.0]}
             ),
-            "sources": pl.DataFrame({"source": ["again", "similar", "popular"], "share": [0.7, 0.25, 0.05]}),
-            "sources_novel": pl.DataFrame({"source": ["again", "similar", "popular"], "share": [0.0, 0.8, 0.2]}),
+            "sources": pl.DataFrame({"source": ["rebuy", "tifu_knn", "popular"], "share": [0.7, 0.25, 0.05]}),
+            "sources_novel": pl.DataFrame({"source": ["rebuy", "tifu_knn", "popular"], "share": [0.0, 0.8, 0.2]}),
             "catalogue": both(share_of_catalogue=place[1:], share_of_entries=place[1:] ** 0.2),
         },
     }[kind]

@@ -250,7 +250,7 @@ def test_a_plain_table_learns_from_rows_before_those_that_judge_and_only_from_la
     assert (masks["known"] == known).all()
     assert timeline.dates[masks["train"]].max() < timeline.dates[masks["test"]].min()
     assert lesson.seen == timeline.dates[masks["test"]].min().astype(date) - timedelta(days=1)
-    sliding = timeline.lesson(day, Retrain(window="sliding", days=30)).rows.parts.masks["known"]
+    sliding = timeline.lesson(day, Retrain(window="sliding", window_days=30)).rows.parts.masks["known"]
     assert timeline.dates[sliding].min() > np.datetime64(day) - np.timedelta64(30, "D")
     inside = timeline.window(day)[0].parts.masks["window"]
     assert set(timeline.dates[inside]) <= set(np.datetime64(day) - np.arange(7).astype("timedelta64[D]"))

@@ -148,19 +148,19 @@ def test_alarms_that_led_to_a_retraining_do_not_lead_to_the_next() -> None:
 
 def test_after_a_retraining_on_drift_quiet_windows_must_come_before_the_next() -> None:
     noisy, settled = weeks([True, True, False, True]), weeks([True, False, False, True])
-    assert not after(noisy, [retrained(7)], on_drift=True, quiet=2).retrain
-    assert after(settled, [retrained(7)], on_drift=True, quiet=2).retrain
-    assert after(noisy, [retrained(7, "age")], on_drift=True, quiet=2).retrain
+    assert not after(noisy, [retrained(7)], on_drift=True, hysteresis_windows=2).retrain
+    assert after(settled, [retrained(7)], on_drift=True, hysteresis_windows=2).retrain
+    assert after(noisy, [retrained(7, "age")], on_drift=True, hysteresis_windows=2).retrain
 
 
 def test_age_and_labels_do_not_wait_for_quiet_windows() -> None:
-    found = after(weeks([True, True, True]), [retrained(7)], on_drift=True, quiet=2, every_days=14)
+    found = after(weeks([True, True, True]), [retrained(7)], on_drift=True, hysteresis_windows=2, every_days=14)
     assert (found.retrain, found.trigger) == (True, "age")
 
 
 def test_a_window_about_which_nothing_could_be_said_is_neither_alarm_nor_quiet() -> None:
     skipped = [window(14, skipped="3 rows"), window(21, skipped="3 rows"), window(28, alarm=True)]
-    assert not after([window(7, alarm=True), *skipped], [retrained(7)], on_drift=True, quiet=1).retrain
+    assert not after([window(7, alarm=True), *skipped], [retrained(7)], on_drift=True, hysteresis_windows=1).retrain
     assert not after(skipped[:2], on_drift=True).retrain
 
 
@@ -170,22 +170,22 @@ def test_windows_of_another_version_say_nothing_about_this_one() -> None:
 
 
 def test_a_loss_counts_only_where_it_is_sure() -> None:
-    assert after([window(7, score=0.78)], on_loss=0.0).trigger == "loss"
-    assert not after([window(7, score=0.795)], on_loss=0.0).retrain
-    assert not after([window(7, score=0.78)], on_loss=0.02).retrain
-    assert not after([window(7, score=0.9)], on_loss=0.0).retrain
+    assert after([window(7, score=0.78)], on_performance_drop=0.0).trigger == "performance"
+    assert not after([window(7, score=0.795)], on_performance_drop=0.0).retrain
+    assert not after([window(7, score=0.78)], on_performance_drop=0.02).retrain
+    assert not after([window(7, score=0.9)], on_performance_drop=0.0).retrain
 
 
 def test_the_same_truths_seen_in_three_looks_are_one_window() -> None:
     repeated = [window(at, score=0.6, realised=0) for at in (7, 14, 21)]
-    assert not after(repeated, on_loss=0.0, alarms=2, of_last=3).retrain
-    assert after([*repeated, window(28, score=0.6, realised=7)], on_loss=0.0, alarms=2, of_last=3).retrain
+    assert not after(repeated, on_performance_drop=0.0, alarms=2, of_last=3).retrain
+    assert after([*repeated, window(28, score=0.6, realised=7)], on_performance_drop=0.0, alarms=2, of_last=3).retrain
 
 
 def test_truths_that_led_to_a_retraining_do_not_lead_to_the_next() -> None:
     looks = [window(7, score=0.6, realised=0), window(14, score=0.6, realised=0)]
-    assert not after(looks, [retrained(7, "loss")], on_loss=0.0).retrain
-    assert after([*looks, window(21, score=0.6, realised=1)], [retrained(7, "loss")], on_loss=0.0).retrain
+    assert not after(looks, [retrained(7, "performance")], on_performance_drop=0.0).retrain
+    assert after([*looks, window(21, score=0.6, realised=1)], [retrained(7, "performance")], on_performance_drop=0.0).retrain
 
 
 def test_labels_that_a_refused_challenger_learned_from_are_not_new() -> None:
@@ -207,7 +207,7 @@ def test_too_few_labels_hold_every_ground_back_but_not_where_there_are_none() ->
 def test_the_budget_of_any_thirty_days_is_kept_when_costs_stay_as_they_were(limit: float, costs: list[float]) -> None:
     cost, past = costs[0], []
     for at in range(1, 12):
-        found = after([window(7 * at)], past, every_days=7, cool_down_days=0, cpu_minutes=limit)
+        found = after([window(7 * at)], past, every_days=7, cool_down_days=0, max_cpu_minutes=limit)
         if found.retrain:
             past.append(retrained(7 * at, "age", cost))
     for each in past[1:]:
@@ -217,9 +217,9 @@ def test_the_budget_of_any_thirty_days_is_kept_when_costs_stay_as_they_were(limi
 
 def test_a_retraining_whose_cost_is_not_known_yet_is_expected_to_cost_what_the_last_did() -> None:
     past = [retrained(1, minutes=4.0), retrained(10, minutes=None)]
-    held = after([window(21)], past, every_days=7, cpu_minutes=11.0)
-    assert held.reason.endswith("8.0 CPU minutes were spent in 30 days and 4.0 more are expected, and cpu_minutes is 11")
-    assert after([window(21)], past, every_days=7, cpu_minutes=12.0).retrain
+    held = after([window(21)], past, every_days=7, max_cpu_minutes=11.0)
+    assert held.reason.endswith("8.0 CPU minutes were spent in 30 days and 4.0 more are expected, and max_cpu_minutes is 11")
+    assert after([window(21)], past, every_days=7, max_cpu_minutes=12.0).retrain
 
 
 def test_a_look_at_the_past_decides_nothing() -> None:
@@ -262,5 +262,5 @@ def test_named_policies_do_what_they_are_called_after() -> None:
     busy = window(40, alarm=True, score=0.5, labels=5000)
     grounds = {name: decide(named(name), [busy], [], day(0), busy.until).trigger for name in POLICIES}
     assert grounds == {
-        "never": None, "weekly": "age", "monthly": "age", "drift": "drift", "performance": "loss", "labels": "labels",
+        "never": None, "weekly": "age", "monthly": "age", "drift": "drift", "performance": "performance", "labels": "labels",
     }  # fmt: skip

@@ -20,7 +20,7 @@ from evergreen.monitoring.rollout.sequential_tests import (
 from evergreen.tasks.config.operations import Rollout
 from evergreen.tasks.release.server_reports import EDGES, RequestCounts
 
-POLICY = Rollout(strategy="canary", step_minutes=30, min_requests=100, max_error_gain=0.01, max_latency_ratio=2.0)
+POLICY = Rollout(strategy="canary", step_minutes=30, min_requests=100, max_error_increase=0.01, max_latency_ratio=2.0)
 STEPS = (0.05, 0.25, 0.5)
 RUNS, LOOKS, EACH = 100, 5, 500
 """Rollouts, looks at each step, and requests between two looks."""

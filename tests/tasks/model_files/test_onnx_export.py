@@ -164,10 +164,10 @@ def test_rows_fall_into_the_same_groups(clusterer, table):
 
 CHOICES: list[dict[str, Any]] = [
     {"log": True},
-    {"indicate": True, "log": True},
-    {"curves": 5, "log": True},
-    {"rare": 80},
-    {"rare": 80, "encode": "ordinal"},
+    {"missing_indicator": True, "log": True},
+    {"spline_knots": 5, "log": True},
+    {"min_category_count": 80},
+    {"min_category_count": 80, "encode": "ordinal"},
     {"impute": "mean"},
     {"impute": "zero"},
     {"scale": "robust"},

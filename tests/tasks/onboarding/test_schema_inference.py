@@ -127,7 +127,7 @@ def test_a_kind_that_is_named_wins():
     ],
 )
 def test_of_two_classes_the_usual_name_else_the_rarer_one_is_asked_about(values, positive):
-    assert of({**noise(), "y": values}, target="y").positive == positive
+    assert of({**noise(), "y": values}, target="y").positive_class == positive
 
 
 @pytest.mark.parametrize(

@@ -236,9 +236,9 @@ def test_answers_of_all_servers_count_and_those_of_another_step_do_not(rollouts:
     assert rollouts.reports.counts(stands.id + 1, 0) == (RequestCounts(), RequestCounts())
 
 
-@pytest.mark.parametrize(("otherwise", "ends"), [("hold", ("begin", 1)), ("promote", ("promote", 2)), ("abort", ("abort", 1))])
-def test_without_traffic_patience_ends_as_the_policy_says(rollouts: Rollouts, names: Names, otherwise: Any, ends: Any):
-    enter(rollouts, names, 2, policy=CANARY.model_copy(update={"otherwise": otherwise, "patience_hours": 2.0}))
+@pytest.mark.parametrize(("on_timeout", "ends"), [("hold", ("begin", 1)), ("promote", ("promote", 2)), ("abort", ("abort", 1))])
+def test_without_traffic_patience_ends_as_the_policy_says(rollouts: Rollouts, names: Names, on_timeout: Any, ends: Any):
+    enter(rollouts, names, 2, policy=CANARY.model_copy(update={"on_timeout": on_timeout, "timeout_hours": 2.0}))
     advance(rollouts, names, 119)
     assert told(rollouts)[-1][0] == "begin"
     advance(rollouts, names, 121)
@@ -479,7 +479,7 @@ def test_late_truths_take_back_what_is_surely_worse(
 
 
 def test_quality_is_not_looked_at_where_the_policy_does_not_want_it(address: str, rollouts: Rollouts, names: Names):
-    enter(rollouts, names, 2, policy=CANARY.model_copy(update={"quality": False}))
+    enter(rollouts, names, 2, policy=CANARY.model_copy(update={"compare_quality": False}))
     found = advance(rollouts, names, 20, Ledger(address))
     assert [each.name for each in found.tests] == ["errors", "latency"]
 

@@ -137,11 +137,11 @@ def test_an_interrupted_search_ends_as_if_it_had_not_been(method: str, tmp_path:
 
 @pytest.mark.parametrize("after", [1, 4, 5, 7, 11])
 def test_a_batch_that_was_interrupted_is_ended_as_it_was_begun(after: int, tmp_path: Path) -> None:
-    whole = run_search(searching(batch=4, workers=1), tmp_path / "pay-a.log")
+    whole = run_search(searching(batch_size=4, workers=1), tmp_path / "pay-a.log")
     broken = tmp_path / "pay-bb.log"
     with pytest.raises(KeyboardInterrupt):
-        run_search(searching(interrupting(after), batch=4, workers=1), broken)
-    resumed = run_search(searching(batch=4, workers=1), broken)
+        run_search(searching(interrupting(after), batch_size=4, workers=1), broken)
+    resumed = run_search(searching(batch_size=4, workers=1), broken)
     by_position = {each.position: each.config for each in resumed if each.state == "complete"}
     assert by_position == {each.position: each.config for each in whole}
     assert 1 <= len(configs(resumed, "killed")) <= 4

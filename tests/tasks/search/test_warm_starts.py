@@ -17,7 +17,7 @@ def journal(tmp_path: Path) -> Path:
 
 def test_a_search_begins_where_the_last_one_ended_right_after_the_defaults(journal: Path) -> None:
     best, gone = {"model": "line", "slope": 3.0}, {"model": "gone"}
-    search = searching(n_trials=4, start=[best, best, DEFAULTS["curve"], gone, {"model": "curve", "n": 99}])
+    search = searching(n_trials=4, warm_starts=[best, best, DEFAULTS["curve"], gone, {"model": "curve", "n": 99}])
     starts = warm_starts(search)
     assert starts == [{"model": "line", "slope": 3.0, "fixed": "kept"}, {"model": "curve", "n": 9}]
     tried = configs(run_search(replace(search, warm_starts=starts), journal))

@@ -47,10 +47,10 @@ def asked(count: int) -> list[Config]:
 def test_a_search_finds_the_same_here_in_two_processes_and_on_a_cluster(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = run_search(searching(batch=3, workers=1), tmp_path / "pay-a.log")
-    beside = run_search(searching(batch=3, workers=2), tmp_path / "pay-bb.log")
+    here = run_search(searching(batch_size=3, workers=1), tmp_path / "pay-a.log")
+    beside = run_search(searching(batch_size=3, workers=2), tmp_path / "pay-bb.log")
     monkeypatch.setenv(workers.DASK, cluster.scheduler_address)
-    away = run_search(searching(batch=3, workers=2), tmp_path / "pay-ccc.log")
+    away = run_search(searching(batch_size=3, workers=2), tmp_path / "pay-ccc.log")
     assert len(configs(here)) == 12
     assert configs(here) == configs(beside) == configs(away)
     assert [each.folds for each in here] == [each.folds for each in beside] == [each.folds for each in away]

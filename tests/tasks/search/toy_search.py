@@ -46,7 +46,7 @@ def judging(evaluate: Callable[[Config], list[float]]) -> Callable[[Config, Any]
 
 
 def searching(evaluate: Callable[[Config], list[float]] = error, space: Space | None = None, **settings: Any) -> Search:
-    settings = {"method": "tpe", "n_trials": 12, "batch": 1, "choose": "best", **settings}
+    settings = {"method": "tpe", "n_trials": 12, "batch_size": 1, "choose": "best", **settings}
     metric = Metric("error", greater_is_better=False)
     space = space or SPACE
     defaults = {model: clamp_config(DEFAULTS[model], space[model]) for model in space}

@@ -22,7 +22,7 @@ from evergreen.tasks.problems.recommender.ranker_features import FEATURES, ITEM,
 from evergreen.tasks.problems.recommender.user_histories import Histories
 from tests.contracts import World, build
 
-SWITCHES = ("similar", "together", "alike", "beside", "factors", "segment")
+SWITCHES = ("tifu_knn", "ease", "item_knn", "co_visitation", "als", "segment_popularity")
 ALL = {f"with_{name}": True for name in SWITCHES}
 NONE = {f"with_{name}": False for name in SWITCHES}
 
@@ -132,7 +132,7 @@ def test_facts_of_items_count_first_buyers_and_who_comes_back():
     assert found["kept_share"][0] > 0
 
 
-SETTINGS = Settings(min_users=1, popular_days=20, candidates=10, half_life_days=90, ease_penalty=5, neighbours=3)
+SETTINGS = Settings(min_users=1, popularity_days=20, candidates=10, half_life_days=90, ease_penalty=5, user_neighbours=3)
 
 
 @pytest.fixture(scope="module")
@@ -142,10 +142,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def test_a_source_that_is_off_is_not_there_and_one_that_is_on_is_named(world):
     data, day = world.data, int(world.data.histories.day[-1])
-    for on in ((), ("together",), ("alike", "segment"), SWITCHES):
+    for on in ((), ("ease",), ("item_knn", "segment_popularity"), SWITCHES):
         settings = dataclasses.replace(SETTINGS, **NONE | {f"with_{name}": True for name in on})
         learned = data.learned(day, settings)
-        assert set(learned.sources) == {"again", "popular", *on}
+        assert set(learned.sources) == {"rebuy", "popular", *on}
         found = learned.propose(data.histories, np.arange(20), day, settings)
         scores = found.features[:, -2 * len(SOURCES) : -len(SOURCES)]
         for place, name in enumerate(SOURCES):
@@ -154,7 +154,7 @@ def test_a_source_that_is_off_is_not_there_and_one_that_is_on_is_named(world):
 
 def test_the_two_stages_learn_with_all_sources_and_with_none(world, tmp_path):
     for on in (NONE, ALL):
-        model = world.fit({**world.defaults("two_stage"), **on, "learning_rate": 0.3, "trees": 20})
+        model = world.fit({**world.defaults("two_stage"), **on, "learning_rate": 0.3, "ranker_trees": 20})
         assert world.primary(model) > 0.5, on
         skops_models.save(model, tmp_path / "model.skops")
         assert world.predict(skops_models.load(tmp_path / "model.skops")).equals(world.predict(model))
@@ -167,10 +167,10 @@ def test_above_the_bound_no_users_by_users_system_is_built_and_a_factor_model_st
         raise AssertionError("a users x users system was built")
 
     monkeypatch.setattr(candidate_generation.Ease, "learn", refuse)
-    learned = data.learned(day, dataclasses.replace(SETTINGS, dense_users=30))
+    learned = data.learned(day, dataclasses.replace(SETTINGS, max_dense_users=30))
     assert learned.ease is None
-    assert len(learned.similar.ids) == 30
-    assert set(learned.sources) == {"again", "popular", "similar", "factors"}
+    assert len(learned.tifu_knn.ids) == 30
+    assert set(learned.sources) == {"rebuy", "popular", "tifu_knn", "als"}
     found = learned.propose(data.histories, np.arange(50), day, SETTINGS)
     assert len(np.unique(found.row)) == 50
 
@@ -188,13 +188,13 @@ def test_candidates_do_not_depend_on_how_many_users_are_scored_at_a_time(world, 
 
 def test_a_model_of_before_these_facts_still_answers(world, tmp_path):
     """It has no new settings, narrower facts of items, and trees that ask for fewer columns in another order."""
-    model = world.fit({**world.defaults("two_stage"), "trees": 5})
+    model = world.fit({**world.defaults("two_stage"), "ranker_trees": 5})
     old = model.reading(model.histories_, model.day_)
-    for name in (*NONE, "factors", "item_neighbours", "dense_users"):
+    for name in (*NONE, "als_factors", "item_neighbours", "max_dense_users"):
         delattr(old, name)
-    kept = {name: getattr(model.learned_, name) for name in ("catalogue", "category", "popular", "ease", "similar")}
+    kept = {name: getattr(model.learned_, name) for name in ("catalogue", "category", "popular", "ease", "tifu_knn")}
     old.learned_ = Learned(**kept, facts=model.learned_.facts[:, :9])
-    names = ["bought", "users_28d", "together", "similar_place"]
+    names = ["bought", "users_28d", "ease", "tifu_knn_place"]
     found = old.propose(np.arange(60))
     table = found.features[:, [FEATURES.index(name) for name in names]]
     data = lightgbm.Dataset(table, table[:, 0] > 3, feature_name=names, params={"verbosity": -1})
@@ -244,6 +244,6 @@ def test_groups_that_cannot_be_read_are_refused_with_their_place(features, messa
 
 
 def test_each_switch_that_is_left_open_is_a_dimension_of_the_search():
-    assert KIND.space(section())["two_stage"]["with_alike"].values == (False,)
-    given = section().model_copy(update={"pipeline": Sources.model_validate({"sources": {"alike": [True, False]}})})
-    assert KIND.space(given)["two_stage"]["with_alike"].values == (True, False)
+    assert KIND.space(section())["two_stage"]["with_item_knn"].values == (False,)
+    given = section().model_copy(update={"pipeline": Sources.model_validate({"sources": {"item_knn": [True, False]}})})
+    assert KIND.space(given)["two_stage"]["with_item_knn"].values == (True, False)

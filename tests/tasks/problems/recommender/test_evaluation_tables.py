@@ -108,7 +108,7 @@ def test_what_a_source_is_worth_is_what_a_model_made_without_it_says(world):
     table = source_ablation.ablate(whole, world.data, world.fold.test, 10, 10_000)
     found = {row["variant"]: row for row in table.iter_rows(named=True)}
     assert list(found) == ["all sources", "without together", "without similar"]
-    less = world.kind.fit(world.data, world.fold.train, {**config, "with_similar": False}, section, 3)
+    less = world.kind.fit(world.data, world.fold.train, {**config, "with_tifu_knn": False}, section, 3)
     for variant, model in (("all sources", whole), ("without similar", less)):
         rows = world.predict(model).filter(pl.col("visits") > 0)
         for metric in ("ndcg", "recall_novel"):

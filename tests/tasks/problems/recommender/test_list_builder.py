@@ -84,12 +84,12 @@ RULED = st.fixed_dictionaries(
         "not_bought_within_days": st.integers(1, 60),
         "in_stock": st.booleans(),
         "categories": st.sets(st.sampled_from([f"AISLE {n}" for n in range(8)])).map(tuple),
-        "not_categories": st.sets(st.sampled_from([f"AISLE {n}" for n in range(8)]), max_size=6).map(tuple),
-        "not_items": st.sets(st.integers(1000, 1095), max_size=30).map(tuple),
+        "exclude_categories": st.sets(st.sampled_from([f"AISLE {n}" for n in range(8)]), max_size=6).map(tuple),
+        "exclude_items": st.sets(st.integers(1000, 1095), max_size=30).map(tuple),
         "max_per_category": st.integers(1, 4),
         "promote": st.sets(st.integers(1000, 1095), max_size=5).map(tuple),
         "promote_share": st.floats(0, 1),
-        "new_share": st.floats(0, 1),
+        "discover_share": st.floats(0, 1),
     },
 )
 
@@ -99,7 +99,7 @@ RULED = st.fixed_dictionaries(
     rules=RULED,
     user=st.integers(1, 240) | st.none(),
     k=st.integers(1, 120),
-    show=st.sampled_from(["all", "again", "new", "blend"]),
+    show=st.sampled_from(["all", "rebuy", "discover", "blend"]),
     diversity=st.sampled_from([0.0, 0.3, 1.0]),
 )
 def test_a_list_holds_what_is_allowed_and_is_as_long_as_that_lets_it(shop, rules, user, k, show, diversity):
@@ -125,22 +125,22 @@ def permitted(shop: Shop, item: int, user: int | None, show: str, rules: dict[st
         for key in ("bought_within_days", "not_bought_within_days")
     )
     return (
-        (show != "again" or item in own)
-        and (show != "new" or item not in own)
+        (show != "rebuy" or item in own)
+        and (show != "discover" or item not in own)
         and ("bought_within_days" not in rules or item in lately)
         and item not in just
         and (not rules.get("in_stock") or item % 2 == 0)
         and ("categories" not in rules or aisle(item) in rules["categories"])
-        and aisle(item) not in rules.get("not_categories", ())
-        and item not in rules.get("not_items", ())
+        and aisle(item) not in rules.get("exclude_categories", ())
+        and item not in rules.get("exclude_items", ())
     )
 
 
 def test_rules_that_exclude_everything_say_which_one_cost_how_many(shop):
-    answer = ask(shop, 5, rules={"in_stock": True, "categories": ["AISLE 1"], "not_categories": ["AISLE 1"]})
+    answer = ask(shop, 5, rules={"in_stock": True, "categories": ["AISLE 1"], "exclude_categories": ["AISLE 1"]})
     assert answer.item.tolist() == answer.source == answer.explanation == []
     assert str(answer.notes[0]) == (
-        "5: 0 of 10 asked for; of 96 items in_stock leaves out 48, categories leaves out 42, not_categories leaves out 6"
+        "5: 0 of 10 asked for; of 96 items in_stock leaves out 48, categories leaves out 42, exclude_categories leaves out 6"
     )
 
 
@@ -160,7 +160,7 @@ def test_a_blend_holds_its_share_of_new_items_spread_over_the_list(shop, share):
 
 def test_both_parts_of_a_blend_keep_the_models_order(shop):
     own = bought(shop, 7)
-    blend, again, new = (ask(shop, 7, show=show, blend=0.5).item.tolist() for show in ("blend", "again", "new"))
+    blend, again, new = (ask(shop, 7, show=show, blend=0.5).item.tolist() for show in ("blend", "rebuy", "discover"))
     assert [item for item in blend if item in own] == again[:5]
     assert [item for item in blend if item not in own] == new[:5]
 
@@ -175,9 +175,9 @@ def test_promoted_items_have_their_share_also_those_that_nobody_bought(shop):
 
 def test_a_floor_of_new_items_is_no_ceiling(shop):
     own = bought(shop, 6)
-    least = ask(shop, 6, rules={"new_share": 0.3}).item.tolist()
+    least = ask(shop, 6, rules={"discover_share": 0.3}).item.tolist()
     assert sum(item not in own for item in least) == 3
-    assert all(item not in own for item in ask(shop, 6, show="new", rules={"new_share": 0.3}).item.tolist())
+    assert all(item not in own for item in ask(shop, 6, show="discover", rules={"discover_share": 0.3}).item.tolist())
 
 
 def test_diversity_at_zero_changes_nothing_and_up_to_one_spreads_the_list_over_categories(shop):
@@ -212,8 +212,8 @@ def test_exploration_keeps_the_rules_and_stays_out_of_what_is_bought_again(shop)
         5000,
         5002,
     }
-    assert "explore" not in ask(shop, *range(1, 100), explore=0.3, show="again").source
-    assert "explore" not in ask(shop, *range(1, 100), explore=0.3, rules={"not_categories": ["AISLE 0"]}).source
+    assert "explore" not in ask(shop, *range(1, 100), explore=0.3, show="rebuy").source
+    assert "explore" not in ask(shop, *range(1, 100), explore=0.3, rules={"exclude_categories": ["AISLE 0"]}).source
 
 
 EVEN = [1000, 1001, 1024, 1025, 1048]
@@ -235,7 +235,7 @@ def test_a_known_users_basket_counts_beside_the_history(shop):
     assert answer.item.tolist() != ask(shop, user).item.tolist()
     assert ask(shop, user).item.tolist()[0] not in answer.item.tolist()
     own = bought(shop, 60)
-    assert set(ask(shop, 60, items=[1000, 1095], show="again", k=96).item.tolist()) == own - {1000, 1095}
+    assert set(ask(shop, 60, items=[1000, 1095], show="rebuy", k=96).item.tolist()) == own - {1000, 1095}
     with pytest.raises(DataError, match="items belong to one user; ask for each user alone"):
         ask(shop, 1, 2, items=[1000])
 
@@ -245,7 +245,7 @@ def test_what_lies_in_the_basket_but_is_no_item_changes_nothing(shop):
 
 
 def test_a_stranger_gets_what_is_popular_where_he_is(shop, world):
-    first = to_date(shop.day - world.section.pipeline.popular_days + 1)
+    first = to_date(shop.day - world.section.pipeline.popularity_days + 1)
     lines = world.frames["lines"].filter(pl.col("day") >= first)
     there = lines.join(world.frames["places"].filter(pl.col("place") == "303"), on=["user", "basket"])
     counts = dict(there.group_by("item").agg(pl.col("user").n_unique()).iter_rows())
@@ -263,19 +263,19 @@ def test_a_new_basket_counts_at_once_once_and_for_its_user_alone(shop):
     day = to_date(shop.day + 2)
     never = sorted(set(shop.model.catalogue_.tolist()) - bought(shop, 6))[:2]
     after = shop.observe(basket(6, never, day))
-    assert set(ask(after, 6, show="again", k=96).item.tolist()) == bought(shop, 6) | set(never)
+    assert set(ask(after, 6, show="rebuy", k=96).item.tolist()) == bought(shop, 6) | set(never)
     reasons = dict(zip(ask(after, 6, k=96).item.tolist(), ask(after, 6, k=96).explanation, strict=True))
     assert reasons[never[0]] == "bought once, today"
     twice = after.observe(basket(6, never, day))
     assert twice.answer(Request(users=(6,))).explanation == after.answer(Request(users=(6,))).explanation
     others = [7, 8, 9, None]
     assert ask(after, *others).explanation == ask(shop, *others).explanation
-    assert ask(shop, 6, show="again", k=96).item.tolist() != ask(after, 6, show="again", k=96).item.tolist()
+    assert ask(shop, 6, show="rebuy", k=96).item.tolist() != ask(after, 6, show="rebuy", k=96).item.tolist()
 
 
 def test_a_user_first_seen_in_an_event_is_answered_from_it(shop):
     after = shop.observe(basket("77777", EVEN, to_date(shop.day)))
-    answer = ask(after, 77777, show="new", k=6)
+    answer = ask(after, 77777, show="discover", k=6)
     assert np.mean([(item - 1000) // 12 % 2 == 0 for item in answer.item.tolist()]) > 0.8
 
 
@@ -304,7 +304,7 @@ def test_a_hundred_thousand_lines_of_one_user_change_no_other(shop):
 
 def test_reasons_tell_how_often_and_when_each_item_was_bought(shop, world):
     lines = world.frames["lines"].filter(pl.col("user") == 12)
-    answer = ask(shop, 12, show="again")
+    answer = ask(shop, 12, show="rebuy")
     for item, reason in zip(answer.item.tolist(), answer.explanation, strict=True):
         mine = lines.filter(pl.col("item") == item)
         ago = (to_date(shop.day) - mine["day"].max()).days
@@ -316,7 +316,7 @@ def test_a_reason_to_discover_is_an_own_item_that_the_same_users_bought(shop, wo
     pairs = world.frames["lines"].select("user", "item").unique()
     buyers = {item: set(pairs.filter(pl.col("item") == item)["user"]) for item in shop.model.catalogue_.tolist()}
     own, told = bought(shop, 12), 0
-    answer = ask(shop, 12, show="new", k=30)
+    answer = ask(shop, 12, show="discover", k=30)
     for item, reason in zip(answer.item.tolist(), answer.explanation, strict=True):
         if reason.startswith("bought with"):
             partner = int(reason.split("(")[1].rstrip(")"))
@@ -365,8 +365,8 @@ def test_new_stock_counts_in_the_next_answer(shop):
 
 def test_what_params_say_holds_and_a_request_may_say_otherwise(shop, world):
     rules = ListRules(max_per_category=1, in_stock=True)
-    answers = world.section.answers.model_copy(update={"rules": rules, "show": "new"})
-    set_up = Shop.of(shop.model, world.data, world.section.model_copy(update={"answers": answers}))
+    answers = world.section.lists.model_copy(update={"rules": rules, "show": "discover"})
+    set_up = Shop.of(shop.model, world.data, world.section.model_copy(update={"lists": answers}))
     own, found = bought(shop, 3), ask(set_up, 3).item.tolist()
     assert len(found) == len({aisle(item) for item in found})
     assert all(item % 2 == 0 and item not in own for item in found)
@@ -414,7 +414,7 @@ def test_a_table_of_items_keeps_no_excluded_ones_and_tells_names_and_stock():
 
 
 def test_days_of_a_shop_that_numbers_its_orders_are_told_in_orders(shop, world):
-    features = world.section.features.model_copy(update={"order": "order_number", "order_days": 7})
+    features = world.section.features.model_copy(update={"order": "order_number", "days_per_order": 7})
     ordered = Shop.of(shop.model, world.data, world.section.model_copy(update={"features": features}))
     day = to_date(shop.day - 21)
     later = ordered.observe(basket(400, [1000, 1001], day, "a")).observe(basket(400, [1001], to_date(shop.day), "b"))
@@ -428,7 +428,7 @@ def test_ids_of_text_are_compared_whole(world):
     items = world.frames["items"].with_columns(pl.format("p{}", "item").alias("item"))
     data = world.reload({**world.frames, "lines": lines, "items": items, "places": item_catalogue.NOWHERE}, "text")
     named = Shop.of(world.fit(world.defaults("frequency"), data), data, world.section)
-    assert ask(named, "h24").source[0] == "again"
+    assert ask(named, "h24").source[0] == "rebuy"
     assert ask(named, "h2400000").item.tolist() == ask(named, None).item.tolist()
     after = named.observe(pl.DataFrame({"user": ["h2400000"], "basket": [1], "item": ["p1003"], "day": [to_date(named.day)]}))
     assert ask(after, "h2400000").item.tolist()[0] == "p1003"

@@ -47,11 +47,11 @@ def back(frames: dict[str, pl.DataFrame]) -> dict[tuple[str, int], int]:
 def test_the_newest_order_of_every_user_is_of_the_last_known_day_and_each_step_back_is_one_order():
     steps = {("ann", 15): 0, ("ann", 12): 7, ("ann", 11): 14, ("bob", 14): 0, ("bob", 13): 7}
     assert back(built()) == steps
-    assert back(built(order_days=2)) == {key: days // 7 * 2 for key, days in steps.items()}
+    assert back(built(days_per_order=2)) == {key: days // 7 * 2 for key, days in steps.items()}
 
 
 def test_in_one_sequence_for_the_shop_an_average_user_orders_once_per_step():
-    found = back(built(order="till", order_counts="shop"))
+    found = back(built(order="till", order_scope="shop"))
     assert found == {("ann", 15): 0, ("bob", 14): 3, ("bob", 13): 7, ("ann", 12): 10, ("ann", 11): 14}
 
 
@@ -82,7 +82,7 @@ def test_a_column_that_cannot_number_orders_is_refused(features, time, message):
 def test_the_horizon_is_counted_in_orders():
     given = {"table": "lines", "user": "who", "item": "what", "basket": "till", "order": "number"}
     assert Interactions.model_validate(given).horizon_days == 7
-    two = Interactions.model_validate({**given, "horizon_orders": 2, "order_days": 10})
+    two = Interactions.model_validate({**given, "horizon_orders": 2, "days_per_order": 10})
     assert two.horizon_days == 20
     assert Interactions.model_validate(two.model_dump()) == two
     with pytest.raises(ValueError, match="give horizon_orders in place of horizon_days"):

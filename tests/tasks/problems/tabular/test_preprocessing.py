@@ -38,10 +38,10 @@ CHOICES = [
     {"select": "model", "select_share": 0.5},
     {"reduce": "pca", "components": 3},
     {"reduce": "svd", "components": 3},
-    {"indicate": True},
-    {"curves": 3, "indicate": True},
-    {"curves": 4, "log": True, "scale": "none"},
-    {"rare": 30},
+    {"missing_indicator": True},
+    {"spline_knots": 3, "missing_indicator": True},
+    {"spline_knots": 4, "log": True, "scale": "none"},
+    {"min_category_count": 30},
 ]
 
 
@@ -141,7 +141,7 @@ def test_target_encoding_is_cross_fitted():
 
 def test_a_gap_shows_in_a_column_of_its_own():
     X, y = frame()
-    found = steps(indicate=True, scale="none").fit_transform(X, y)
+    found = steps(missing_indicator=True, scale="none").fit_transform(X, y)
     np.testing.assert_array_equal(found[:, len(NUMERIC)], X["spend"].isna())
 
 
@@ -152,7 +152,7 @@ def test_a_linear_model_with_curves_follows_a_bend():
         LinearRegression()
         .fit(prepared := preprocess(chosen, {}, ["spend"], [], [], "continuous", 0).fit_transform(X), y)
         .score(prepared, y)
-        for chosen in (params.Pipeline(), params.Pipeline(curves=(9,)))
+        for chosen in (params.Pipeline(), params.Pipeline(spline_knots=(9,)))
     )
     assert straight < 0.5
     assert bent > 0.99

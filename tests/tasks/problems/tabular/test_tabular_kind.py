@@ -119,11 +119,11 @@ def test_stages_go_from_simple_to_complex_and_name_every_model(name):
 
 def test_what_params_say_of_a_choice_holds_for_every_model():
     kind = problems.kind("regression")
-    chosen = section("price", pipeline={"curves": 0, "target_log": True, "encode": "onehot"})
+    chosen = section("price", pipeline={"spline_knots": 0, "target_log": True, "encode": "onehot"})
     for model, ranges in kind.space(chosen).items():
-        assert not {"curves", "target_log", "encode"} & set(ranges), model
-        assert not {"curves", "target_log", "encode"} & set(kind.defaults(model, chosen)), model
-    assert {"curves", "target_log"} <= set(kind.space(section("price"))["ridge"])
+        assert not {"spline_knots", "target_log", "encode"} & set(ranges), model
+        assert not {"spline_knots", "target_log", "encode"} & set(kind.defaults(model, chosen)), model
+    assert {"spline_knots", "target_log"} <= set(kind.space(section("price"))["ridge"])
 
 
 def test_a_logarithm_learns_amounts_that_differ_by_factors_better(tmp_path):
@@ -152,7 +152,7 @@ def test_the_positive_class_is_the_one_that_params_name(tmp_path):
     kind = problems.kind("classification")
     scores = {}
     for positive in ("yes", "no"):
-        chosen = section("dear", features={"positive": positive})
+        chosen = section("dear", features={"positive_class": positive})
         data = loaded(tmp_path, kind, chosen, houses())
         model, said = learned(data, kind, chosen, kind.defaults("logistic", chosen))
         assert [name for name in said.columns if name.startswith("prob")][-1] == f"probability_{positive}"
@@ -165,9 +165,9 @@ def test_the_positive_class_is_the_one_that_params_name(tmp_path):
 
 
 def test_a_positive_class_that_is_none_is_refused_with_the_nearest(tmp_path):
-    kind, chosen = problems.kind("classification"), section("dear", features={"positive": "yess"})
+    kind, chosen = problems.kind("classification"), section("dear", features={"positive_class": "yess"})
     data = loaded(tmp_path, kind, chosen, houses())
-    with pytest.raises(ParamsError, match=r"features\.positive = yess: no such class; did you mean yes\?"):
+    with pytest.raises(ParamsError, match=r"features\.positive_class = yess: no such class; did you mean yes\?"):
         learned(data, kind, chosen, kind.defaults("prior", chosen))
 
 
@@ -233,8 +233,8 @@ def finished(tmp_path, chosen, config, frame=None):
 
 @pytest.mark.parametrize("positive", ["yes", "no"])
 def test_overconfident_probabilities_are_calibrated_and_keep_their_order(positive, tmp_path):
-    chosen = section("dear", features={"positive": positive}, train={"calibrate": "sigmoid"})
-    config = {"model": "logistic", "C": 1000.0, "class_weight": "balanced", "curves": 0}
+    chosen = section("dear", features={"positive_class": positive}, train={"calibrate": "sigmoid"})
+    config = {"model": "logistic", "C": 1000.0, "class_weight": "balanced", "spline_knots": 0}
     before, after, model = finished(tmp_path, chosen, config)
     assert isinstance(model.estimator_, Calibrated)
     scores = [problems.kind("classification").score(each, chosen) for each in (before, after)]
@@ -320,7 +320,7 @@ def test_the_trained_models_have_the_threshold_that_held_out_rows_call_for(model
 
 
 def test_a_large_table_bends_at_fewer_points(tmp_path, monkeypatch):
-    kind, chosen = problems.kind("regression"), section("price", {"size": "number"}, pipeline={"curves": 5})
+    kind, chosen = problems.kind("regression"), section("price", {"size": "number"}, pipeline={"spline_knots": 5})
     data = loaded(tmp_path, kind, chosen, houses())
     knots = []
     for cells in (10_000, 1_000, 100):
