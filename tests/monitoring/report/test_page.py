@@ -190,7 +190,7 @@ def plots(kind: str) -> dict[str, pl.DataFrame]:
                 }
             ),
             "ablations": pl.DataFrame(
-                {"variant": ["all sources", "without similar"], "gain": [0.0, -0.01], "low": [0.0, -0.02], "high": [0.0, 0.0]}
+                {"variant": ["all sources", "without tifu_knn"], "gain": [0.0, -0.01], "low": [0.0, -0.02], "high": [0.0, 0.0]}
                 | {"gain_novel": [0.0, 0.001], "low_novel": [0.0, -0.004], "high_novel": [0.0, 0.006]}
             ),
             "by_visits": both(visits=["none", "1", "2 to 4", "50 and more"], ndcg=np.linspace(0.1, 0.5, 4)).with_columns(

@@ -196,7 +196,7 @@ def test_what_is_kept_for_speed_is_not_saved_and_comes_back(model, tmp_path):
     expected = model.predict(ask(3))
     skops_models.save(model, tmp_path / "model.skops")
     loaded = skops_models.load(tmp_path / "model.skops")
-    parts = (loaded, loaded.histories_, loaded.learned_.ease, loaded.learned_.similar)
+    parts = (loaded, loaded.histories_, loaded.learned_.ease, loaded.learned_.tifu_knn)
     assert not any(name.startswith("_") and not name.startswith("_sklearn") for part in parts for name in vars(part))
     pd.testing.assert_frame_equal(loaded.predict(ask(3)), expected)
     assert loaded.histories_._order is not None

@@ -107,15 +107,15 @@ def test_what_a_source_is_worth_is_what_a_model_made_without_it_says(world):
     whole = world.kind.fit(world.data, world.fold.train, config, section, 3)
     table = source_ablation.ablate(whole, world.data, world.fold.test, 10, 10_000)
     found = {row["variant"]: row for row in table.iter_rows(named=True)}
-    assert list(found) == ["all sources", "without together", "without similar"]
+    assert list(found) == ["all sources", "without ease", "without tifu_knn"]
     less = world.kind.fit(world.data, world.fold.train, {**config, "with_tifu_knn": False}, section, 3)
-    for variant, model in (("all sources", whole), ("without similar", less)):
+    for variant, model in (("all sources", whole), ("without tifu_knn", less)):
         rows = world.predict(model).filter(pl.col("visits") > 0)
         for metric in ("ndcg", "recall_novel"):
             assert found[variant][metric] == pytest.approx(rows[metric].mean()), (variant, metric)
-    gap = found["without similar"]["ndcg"] - found["all sources"]["ndcg"]
-    assert found["without similar"]["gain"] == pytest.approx(gap)
-    assert found["without similar"]["low"] < gap < found["without similar"]["high"]
+    gap = found["without tifu_knn"]["ndcg"] - found["all sources"]["ndcg"]
+    assert found["without tifu_knn"]["gain"] == pytest.approx(gap)
+    assert found["without tifu_knn"]["low"] < gap < found["without tifu_knn"]["high"]
 
 
 def test_the_dial_at_zero_is_the_list_itself_and_more_of_it_makes_lists_more_diverse(world):
