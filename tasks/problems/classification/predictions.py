@@ -56,7 +56,7 @@ class ClassProbabilities(LabelledRows):
 
     def as_predicted(self, rows: pl.DataFrame, section: Tabular) -> pl.DataFrame:
         names = _probabilities(rows)
-        positive = section.features.positive if isinstance(section.features, Table) else None
+        positive = section.features.positive_class if isinstance(section.features, Table) else None
         if len(names) == 2 and f"{PREFIX}{positive}" in names:
             names.sort(key=lambda name: name == f"{PREFIX}{positive}")
         classes = [name.removeprefix(PREFIX) for name in names]
