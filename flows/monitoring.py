@@ -24,7 +24,7 @@ from evergreen.monitoring.ledger.records import Decision, Estimate, Performance,
 from evergreen.monitoring.retraining.policy import decide
 from evergreen.tasks import problems as kinds
 from evergreen.tasks.config.params import Params, Problem, load
-from evergreen.tasks.core.errors import BusyError, EvergreenError
+from evergreen.tasks.core.errors import EvergreenError, LockedError
 from evergreen.tasks.core.paths import Layout, find, locking, writing
 from evergreen.tasks.problems.prediction_type import Labelled
 
@@ -125,7 +125,7 @@ def _refreshed(layout: Layout, problems: Sequence[str], as_of: date | None, mean
     try:
         with locking(layout.var / "train.lock", "monitor"):
             means.refresh(layout, problems, as_of if lived is not None else None)
-    except BusyError as error:
+    except LockedError as error:
         log.warning("the features stay as they are: %s", error)
     except EvergreenError as error:
         notifications.send(layout, "monitoring: no new features", str(error))

@@ -23,7 +23,7 @@ from evergreen.flows.operations import notifications, params_edit
 from evergreen.flows.operations import status as results
 from evergreen.monitoring.ledger.decisions import DecisionLog, RetrainingRecord, end_of_day
 from evergreen.tasks.config.params import Params, load
-from evergreen.tasks.core.errors import BusyError, StepError
+from evergreen.tasks.core.errors import LockedError, StepError
 from evergreen.tasks.core.paths import Layout, find, locking, read_json
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ class Asked:
 def run(layout: Layout, asked: Asked, train: Train) -> RetrainingRecord:
     """Retrain, or complete what an earlier call began; one that is finished is returned as it stands.
 
-    Raises BusyError where another training goes on for `PATIENCE_SECONDS`, ParamsError for an unknown problem, StepError (after
-    it was written down) where the training failed.
+    Raises LockedError if another training runs for longer than `PATIENCE_SECONDS`, ParamsError for an unknown problem, and
+    StepError, after the failure was recorded, if the training failed.
     """
     load(layout.params).section(asked.problem)
     looks = settings.decision_log(layout)
@@ -95,14 +95,14 @@ def _again(left: RetrainingRecord) -> Asked:
 
 @contextmanager
 def waiting(layout: Layout, problem: str) -> Iterator[None]:
-    """Hold the project's lock, after whoever trains now. Raises BusyError after `PATIENCE_SECONDS`."""
+    """Hold the project's lock, after whoever trains now. Raises LockedError after `PATIENCE_SECONDS`."""
     end, told = time.monotonic() + PATIENCE_SECONDS, False
     while True:
         lock = locking(layout.var / "train.lock", f"{problem}: retrain")
         try:
             lock.__enter__()
             break
-        except BusyError as error:
+        except LockedError as error:
             if time.monotonic() > end:
                 raise
             if not told:
@@ -119,7 +119,7 @@ def _busy(layout: Layout) -> bool:
     try:
         with locking(layout.var / "train.lock", "monitor"):
             return False
-    except BusyError:
+    except LockedError:
         return True
 
 

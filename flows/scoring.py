@@ -9,7 +9,7 @@ from prefect import flow
 from evergreen.flows import monitoring, retraining
 from evergreen.flows.operations import batch_scoring as scores
 from evergreen.tasks.config.params import load
-from evergreen.tasks.core.errors import BusyError
+from evergreen.tasks.core.errors import LockedError
 from evergreen.tasks.core.paths import find, locking
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,6 @@ def scoring(root: str, problem: str) -> dict[str, Any]:
         try:
             with locking(layout.var / "train.lock", "score"):
                 monitoring.refreshing(layout, [problem], None)
-        except BusyError as error:
+        except LockedError as error:
             log.warning("%s: the features stay as they are: %s", problem, error)
     return scores.newest(layout, load(layout.params), problem).model_dump(mode="json")

@@ -22,7 +22,7 @@ from prefect.cache_policies import NO_CACHE
 from evergreen.flows import child_process, settings
 from evergreen.flows.operations import status
 from evergreen.tasks.config.params import Params, load
-from evergreen.tasks.core.errors import AwayError, EvergreenError, StepError
+from evergreen.tasks.core.errors import EvergreenError, StepError, UnavailableError
 from evergreen.tasks.core.paths import Layout
 
 log = logging.getLogger(__name__)
@@ -119,8 +119,8 @@ def _why(code: int, last: str, step: str, problem: str | None, journal: Path) ->
     where = f"{problem}: {step}" if problem else step
     if _interrupted.is_set():
         return StepError(f"{where}: stopped")
-    if code in (EvergreenError.code, AwayError.code) and last.startswith("error: "):
-        return (CrashError if code == AwayError.code else StepError)(f"{where}: {last.removeprefix('error: ')}")
+    if code in (EvergreenError.code, UnavailableError.code) and last.startswith("error: "):
+        return (CrashError if code == UnavailableError.code else StepError)(f"{where}: {last.removeprefix('error: ')}")
     if code == -signal.SIGTERM:
         return CrashError(f"{where}: stopped after {_timeout(step)} s, its time limit. {journal} says how far it came.")
     if code == -signal.SIGKILL:

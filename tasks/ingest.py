@@ -20,7 +20,7 @@ from typing import Any
 import polars as pl
 
 from evergreen.tasks.config.params import Params, Section, Source, nearest
-from evergreen.tasks.core.errors import AwayError, DataError, ParamsError, ProjectError, SourceError
+from evergreen.tasks.core.errors import DataError, ParamsError, ProjectError, SourceError, UnavailableError
 from evergreen.tasks.core.paths import Layout, read_json, shortage, write_json, writing
 
 log = logging.getLogger(__name__)
@@ -326,7 +326,7 @@ def _read_sql(name: str, source: Source, staging: Path) -> pl.LazyFrame:
                 log.info("ingest: %s: %s rows so far", name, f"{(len(parts) - 1) * BATCH_ROWS + len(batch):,}")
     except SQLAlchemyError as error:
         away = isinstance(error, OperationalError) and engine.dialect.name != "sqlite"
-        raise (AwayError if away else SourceError)(
+        raise (UnavailableError if away else SourceError)(
             f"ingest.{name}: {describe(source)} failed: {_first_line(getattr(error, 'orig', None) or error)}. "
             f"{'Start the server or correct the address' if away else 'Mend either'}."
         ) from None

@@ -48,7 +48,7 @@ class Result(Section):
 def run(params: Params, problem: str, layout: Layout) -> Result:
     """Search for the best configuration of `problem`; writes best.json and trials.parquet.
 
-    Raises ParamsError for an unknown model, hyper-parameter or metric; DataError for too few cutoffs; BusyError where another
+    Raises ParamsError for an unknown model, hyper-parameter or metric; DataError for too few cutoffs; LockedError where another
     process tunes the same problem; StepError where every trial failed.
     """
     with problems.naming(problem), locking(layout.var / "tuning" / f"{problem}.lock", f"{problem}: tune"):

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from evergreen.tasks.core.errors import EvergreenError, SpaceError
+from evergreen.tasks.core.errors import EvergreenError, StorageError
 from evergreen.tasks.core.paths import shortage
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ ANSWERED, WRITTEN, END = range(3)
 class Spool:
     """The writer of one process, in `folder`. `durable`: `flush` returns after an fsync.
 
-    `put` and `flush` may be called from several threads. Raises SpaceError where nothing can be written.
+    `put` and `flush` may be called from several threads. Raises StorageError where nothing can be written.
     """
 
     def __init__(self, folder: Path, durable: bool = False) -> None:
@@ -87,7 +87,7 @@ class Spool:
     def flush(self) -> int:
         """Write all queued predictions; returns the number of lines. Those that cannot be written stay queued.
 
-        Raises SpaceError where the disk is full or read-only.
+        Raises StorageError where the disk is full or read-only.
         """
         with self._flush_lock:
             with self._put_lock:
@@ -309,8 +309,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _no_space(folder: Path, error: OSError) -> SpaceError:
-    return SpaceError(f"{folder}: {shortage(error, folder) or error.strerror}. Free space or allow writing there.")
+def _no_space(folder: Path, error: OSError) -> StorageError:
+    return StorageError(f"{folder}: {shortage(error, folder) or error.strerror}. Free space or allow writing there.")
 
 
 NICE = 15

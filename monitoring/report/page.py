@@ -219,7 +219,7 @@ def build(
 
     `champions`: problem -> {version, aliases, since, by, reason, verdict, lineage}; a problem without one is not deployed yet.
     `watched`: problem -> what the databases hold about its life in production.
-    The same files, champions and watched give the same page, but for the time at which it was built. Raises SpaceError.
+    The same files, champions and watched give the same page, but for the time at which it was built. Raises StorageError.
     """
     answers = [
         replace(_answer(name, params, layout, champions.get(name)), production=_production(layout, name, watched.get(name)))

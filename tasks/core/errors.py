@@ -1,31 +1,31 @@
-"""The errors Evergreen expects.
+"""The exceptions that Evergreen raises on purpose.
 
     EvergreenError
-    ├── ParamsError        params.yaml is wrong: key, value, rule, nearest right name
-    ├── SourceError        a table cannot be read
-    │   └── AwayError      its server does not answer: the one error that may be gone at the next try
-    ├── DataError          a table was read and breaks a rule that stops the run
-    │   ├── LeakError      a feature uses what was not known at its cutoff
-    │   └── RequestError   a request breaks a rule: which field, which value, which rule
-    ├── StepError          a step failed in its own process
-    ├── BusyError          somebody else is at work on the same files
-    ├── SpaceError         a disk is full or a folder cannot be written
-    ├── ModelError         a model cannot be saved, trusted or loaded
-    │   └── CompileError   a model has no compiled form; the pipeline itself answers then
-    └── ProjectError       the folder is not a project: no params.yaml, no git, no DVC
+    ├── ParamsError              params.yaml is invalid: key, value, rule, nearest valid name
+    ├── SourceError              a table cannot be read
+    │   └── UnavailableError     its server does not respond; the only error worth retrying
+    ├── DataError                a table breaks a rule that stops the run
+    │   ├── LeakError            a feature uses data from after its cutoff
+    │   └── RequestError         a request breaks a rule: field, value, rule
+    ├── StepError                a step failed in its own process
+    ├── LockedError              another process holds the lock on the same files
+    ├── StorageError             a disk is full or a folder is not writable
+    ├── ModelError               a model cannot be saved, trusted or loaded
+    │   └── CompileError         a model cannot be exported to ONNX; the scikit-learn pipeline serves it
+    └── ProjectError             the project folder is incomplete or damaged: params.yaml, git, DVC, state
 
-Every message says where, which value, the rule, and what to do next, on one line. The command line prints it and exits with
-its `code`.
+Each message is one line with the place, the value, the rule and the next action. The command line prints it and exits with the
+exception's `code`.
 """
 
 from typing import Any
 
 
 class EvergreenError(Exception):
-    """Base of every error that a person can mend."""
+    """Base class. The user can fix the cause."""
 
     code = 1
-    """Exit status of the process that it ends."""
+    """Exit status of the process."""
 
 
 class ParamsError(EvergreenError): ...
@@ -34,8 +34,9 @@ class ParamsError(EvergreenError): ...
 class SourceError(EvergreenError): ...
 
 
-class AwayError(SourceError):
+class UnavailableError(SourceError):
     code = 75
+    """EX_TEMPFAIL of sysexits.h: a retry may succeed."""
 
 
 class DataError(EvergreenError): ...
@@ -46,9 +47,9 @@ class LeakError(DataError): ...
 
 class RequestError(DataError):
     def __init__(self, field: str, rule: str, *value: Any) -> None:
-        """`value`: none where the field is not there."""
+        """`value`: the invalid value; omit it for a missing field."""
         self.row: int | None = None
-        """Which of several, counted from 0."""
+        """Index of the row in a request with several rows."""
         self.field, self.rule, self.value = _cut(field), rule, _shown(*value) if value else None
         super().__init__(f"{self.field} = {self.value}: {rule}" if value else f"{self.field}: {rule}")
 
@@ -64,10 +65,10 @@ def _cut(text: str) -> str:
 class StepError(EvergreenError): ...
 
 
-class BusyError(EvergreenError): ...
+class LockedError(EvergreenError): ...
 
 
-class SpaceError(EvergreenError): ...
+class StorageError(EvergreenError): ...
 
 
 class ModelError(EvergreenError): ...

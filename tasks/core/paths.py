@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evergreen.tasks.core.errors import BusyError, ProjectError, SpaceError
+from evergreen.tasks.core.errors import LockedError, ProjectError, StorageError
 
 MODEL = "model.skops"
 """The model that serves."""
@@ -105,7 +105,7 @@ def writing(path: Path) -> Iterator[Path]:
 
     Works for a file and for a folder (make the temporary path a folder, and it replaces the old one). Readers see the old
     artefact or the new one, never half of either. What a killed process left is cleared away by the next one that writes there.
-    Raises SpaceError when the disk is full or the folder cannot be written; any other error of the block stays what it is.
+    Raises StorageError when the disk is full or the folder cannot be written; any other error of the block stays what it is.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,8 +139,8 @@ def shortage(error: BaseException, folder: Path) -> str | None:
     return None
 
 
-def _no_space(path: Path, why: str | None) -> SpaceError:
-    return SpaceError(f"{path}: {why}. Free space or allow writing there, then run the same command again.")
+def _no_space(path: Path, why: str | None) -> StorageError:
+    return StorageError(f"{path}: {why}. Free space or allow writing there, then run the same command again.")
 
 
 def _mark(path: Path) -> str:
@@ -179,7 +179,7 @@ def _replace(new: Path, path: Path) -> None:
 def locking(path: Path, what: str) -> Iterator[None]:
     """Hold `path` as a lock among the processes of this machine until the block ends; a kill releases it too.
 
-    Raises BusyError at once where another process holds it; `what` says at what, as in "redeem: tune".
+    Raises LockedError at once where another process holds it; `what` says at what, as in "redeem: tune".
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
@@ -187,7 +187,7 @@ def locking(path: Path, what: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise BusyError(
+            raise LockedError(
                 f"{what}: process {file.read().strip() or 'unknown'} is at it (lock {path}). Wait for it, or stop it first."
             ) from None
         file.truncate(0)

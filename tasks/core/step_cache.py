@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evergreen.tasks.core.errors import SpaceError
+from evergreen.tasks.core.errors import StorageError
 from evergreen.tasks.core.paths import writing
 
 
@@ -72,7 +72,7 @@ def arrays(key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.
                 scratch.mkdir()
                 for name, values in made.items():
                     np.save(scratch / f"{name}.npy", values, allow_pickle=False)
-        except SpaceError:
+        except StorageError:
             clear(cache.home)
         return made
     return {path.stem: np.asarray(np.load(path, mmap_mode="r", allow_pickle=False)) for path in place.glob("*.npy")}

@@ -21,7 +21,7 @@ from dvc.scm import SCMError
 from ruamel.yaml import YAML
 
 from evergreen.tasks.config.params import Params
-from evergreen.tasks.core.errors import BusyError, ProjectError, SpaceError
+from evergreen.tasks.core.errors import LockedError, ProjectError, StorageError
 from evergreen.tasks.core.paths import Layout, read_json
 
 log = logging.getLogger(__name__)
@@ -38,8 +38,8 @@ class Stages:
     """The stages of dvc.yaml, called as DVC calls them: "ingest", "train@redeem".
 
     Every call opens the repository anew (6 ms), so it sees the files as they are, and holds DVC's own lock meanwhile.
-    Raises ProjectError where the folder has no git, no DVC, or no such stage; BusyError where another `dvc` keeps the lock;
-    SpaceError where its cache cannot be written.
+    Raises ProjectError where the folder has no git, no DVC, or no such stage; LockedError where another `dvc` keeps the lock;
+    StorageError where its cache cannot be written.
     """
 
     def __init__(self, layout: Layout, patience: float = PATIENCE) -> None:
@@ -96,7 +96,7 @@ class Stages:
                         return question(repo)
                 except LockError as error:
                     if time.monotonic() >= deadline:
-                        raise BusyError(
+                        raise LockedError(
                             f"{self._root}: another dvc command has held the lock for {self._patience:.0f} s. "
                             "Wait until it ends, then run the same command again."
                         ) from error
@@ -104,7 +104,7 @@ class Stages:
                 except DvcException as error:
                     raise ProjectError(self._explain(error)) from error
                 except OSError as error:
-                    raise SpaceError(
+                    raise StorageError(
                         f"{error.filename or self._root}: {error.strerror or error}. DVC could not record; free space or allow "
                         "writing there, then run the same command again."
                     ) from error

@@ -33,7 +33,7 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from evergreen.tasks.config.params import Section
-from evergreen.tasks.core.errors import ModelError, SpaceError
+from evergreen.tasks.core.errors import ModelError, StorageError
 from evergreen.tasks.core.paths import MODEL
 from evergreen.tasks.problems.base import Model
 from evergreen.tasks.release.candidate import Candidate, to_text
@@ -87,7 +87,7 @@ class MlflowStore:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Raise ModelError or SpaceError, in one line, where MLflow or the disk refuses."""
+        """Raise ModelError or StorageError, in one line, where MLflow or the disk refuses."""
         try:
             yield
         except (MlflowException, SQLAlchemyError) as error:
@@ -97,7 +97,7 @@ class MlflowStore:
             ) from error
         except OSError as error:
             where = error.filename or _without_password(self.uri)
-            raise SpaceError(
+            raise StorageError(
                 f"{where}: {error.strerror or error}. Free space or allow writing there, then try again."
             ) from error
 

@@ -42,7 +42,7 @@ class Registry:
     """The model registry at `uri` (sqlite:///FILE, or http://HOST:PORT of a server).
 
     `artifacts`: a folder or an address such as s3://BUCKET/PATH for the files of new problems; "" lets a server choose.
-    Raises ModelError, in one line, where MLflow refuses or cannot be reached, and SpaceError where files cannot be written.
+    Raises ModelError, in one line, where MLflow refuses or cannot be reached, and StorageError where files cannot be written.
     """
 
     def __init__(self, uri: str, artifacts: str) -> None:

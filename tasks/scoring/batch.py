@@ -216,7 +216,7 @@ def run(
     where that is worth their start (`workers`: so many from the beginning). A run that was killed goes on with the blocks
     that are finished, unless the file, the version, or `about`, what else decides the answers, is another one.
     `tell`: what else takes the answers. `say`: told how far it came, every few seconds.
-    Raises SourceError where the file cannot be read, BusyError where another process writes the same `out`, StepError where
+    Raises SourceError where the file cannot be read, LockedError where another process writes the same `out`, StepError where
     a process was killed, and what Scorer.answer raises.
     """
     _check_name(out)

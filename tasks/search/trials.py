@@ -17,7 +17,7 @@ import polars as pl
 
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import KindName, Problem
-from evergreen.tasks.core.errors import ParamsError, SpaceError
+from evergreen.tasks.core.errors import ParamsError, StorageError
 from evergreen.tasks.problems.base import Config, Data, Fold, Metric
 
 LATENCY_REPEATS = 5
@@ -100,7 +100,7 @@ class Evaluator:
                     if best_scores is not None and unfinished and should_prune(scores, best_scores, self.metric):
                         pruned = True
                         break
-            except (ParamsError, SpaceError):
+            except (ParamsError, StorageError):
                 raise
             except Exception as error:  # noqa: BLE001  # a library may raise anything for one configuration; the search continues
                 reason = f"{type(error).__name__}: {error}"

@@ -10,7 +10,7 @@ from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 from typing import Any
 
-from evergreen.tasks.core.errors import AwayError
+from evergreen.tasks.core.errors import UnavailableError
 from evergreen.tasks.search.time_budget import Clock
 from evergreen.tasks.search.trials import Evaluator, Outcome
 
@@ -55,7 +55,7 @@ class Workers:
     def run(self, evaluate: Any, configs: Sequence[Any], best_scores: Sequence[float] | None) -> Iterator[Outcome]:
         """One outcome per configuration, in their order, as they finish. When the time is over, the remaining ones fail.
 
-        Raises AwayError where the cluster cannot be reached.
+        Raises UnavailableError where the cluster cannot be reached.
         """
         in_process = self.count == 1 or len(configs) == 1 or (self._starting and self._starting.is_alive())
         if self.address is None and in_process:
@@ -109,7 +109,7 @@ class Workers:
             try:
                 self._client = Client(self.address, timeout=DASK_TIMEOUT, set_as_default=False)
             except (OSError, ValueError) as error:
-                raise AwayError(
+                raise UnavailableError(
                     f"{DASK} = {self.address}: no scheduler answers ({error}). Start dask scheduler and dask worker there, or "
                     "unset it."
                 ) from None

@@ -20,7 +20,7 @@ from evergreen.flows.retraining import Asked
 from evergreen.monitoring.ledger.decisions import RetrainingRecord, end_of_day
 from evergreen.tasks import __main__ as tasks_main
 from evergreen.tasks.config.params import load
-from evergreen.tasks.core.errors import BusyError, ParamsError, StepError
+from evergreen.tasks.core.errors import LockedError, ParamsError, StepError
 from evergreen.tasks.core.paths import Layout, locking, write_json
 from evergreen.tasks.release.promotion_gate import Verdict
 from tests import store
@@ -202,7 +202,7 @@ def test_while_another_training_is_at_work_nothing_is_completed_beside_it(layout
 
 def test_a_retraining_waits_for_the_lock_and_gives_up_in_the_end(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retraining, "PATIENCE_SECONDS", 0.0)
-    with locking(layout.var / "train.lock", "train"), pytest.raises(BusyError, match=r"spend: retrain: process .* is at it"):
+    with locking(layout.var / "train.lock", "train"), pytest.raises(LockedError, match=r"spend: retrain: process .* is at it"):
         retraining.run(layout, asked(), lambda *_: pytest.fail("it trained"))
 
 

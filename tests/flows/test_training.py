@@ -20,7 +20,7 @@ from evergreen.flows import steps, training
 from evergreen.flows.cli import progress
 from evergreen.flows.operations import status
 from evergreen.flows.prefect_runtime import server
-from evergreen.tasks.core.errors import AwayError, DataError, StepError
+from evergreen.tasks.core.errors import DataError, StepError, UnavailableError
 from evergreen.tasks.core.paths import Layout, write_json
 from tests import ROOT
 
@@ -115,7 +115,7 @@ def test_why_a_step_ended_is_said_once_and_never_as_a_traceback(project: Path, l
 
 
 def test_a_server_that_is_away_is_asked_again(tmp_path: Path):
-    away = steps._why(AwayError.code, "error: ingest.t: no answer", "ingest", None, tmp_path)
+    away = steps._why(UnavailableError.code, "error: ingest.t: no answer", "ingest", None, tmp_path)
     assert str(away) == "ingest: ingest.t: no answer"
     assert steps._may_pass(None, None, SimpleNamespace(result=lambda **_: away))
 

@@ -10,7 +10,7 @@ import pytest
 
 from evergreen.tasks import ingest
 from evergreen.tasks.config.params import Params
-from evergreen.tasks.core.errors import AwayError, DataError, ParamsError, ProjectError, SourceError
+from evergreen.tasks.core.errors import DataError, ParamsError, ProjectError, SourceError, UnavailableError
 from evergreen.tasks.core.paths import Layout, read_json
 from tests import store
 
@@ -182,7 +182,7 @@ def test_postgres_gives_types_zones_and_decimals(tmp_path, postgres, monkeypatch
 
 
 def test_a_database_that_is_away_may_be_tried_again_and_its_password_is_not_told(tmp_path):
-    with pytest.raises(AwayError, match=r"ingest\.t: a query at postgresql\+psycopg://127.0.0.1/shop failed") as away:
+    with pytest.raises(UnavailableError, match=r"ingest\.t: a query at postgresql\+psycopg://127.0.0.1/shop failed") as away:
         read(tmp_path, sql="select 1", url="postgresql+psycopg://me:secret@127.0.0.1:1/shop?connect_timeout=2")
     assert "secret" not in str(away.value)
     assert away.value.code != SourceError.code

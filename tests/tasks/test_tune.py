@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from evergreen.tasks import problems, tune
-from evergreen.tasks.core.errors import BusyError, ParamsError
+from evergreen.tasks.core.errors import LockedError, ParamsError
 from evergreen.tasks.core.paths import locking, read_json
 from tests import ROOT, plain_kind
 from tests.plain_kind import Plain
@@ -107,7 +107,7 @@ def test_two_processes_cannot_tune_the_same_problem_at_once(plain: Plain, tmp_pa
     params, layout = plain_kind.project(tmp_path)
     with (
         locking(layout.var / "tuning" / "pay.lock", "pay: tune"),
-        pytest.raises(BusyError, match=f"pay: tune: process {os.getpid()} is at it"),
+        pytest.raises(LockedError, match=f"pay: tune: process {os.getpid()} is at it"),
     ):
         tune.run(params, "pay", layout)
     assert tune.run(params, "pay", layout).n_trials == 8

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from evergreen.tasks.core.errors import AwayError
+from evergreen.tasks.core.errors import UnavailableError
 from evergreen.tasks.problems.recommender.candidate_generation import Candidates, Learned, Settings
 from evergreen.tasks.problems.recommender.estimators import Ranked, Recommender, TwoStage
 from evergreen.tasks.problems.recommender.online_histories import Live, merged
@@ -82,14 +82,14 @@ def _cut(histories: Histories, positions: np.ndarray, first: int) -> tuple[Histo
 def _on_cluster(address: str, function: Callable[..., T], shared: Any, parts: list[tuple[Histories, np.ndarray]]) -> list[T]:
     """What was learned goes to every worker once, each partition to one of them; results come back in order.
 
-    Raises AwayError where no scheduler answers.
+    Raises UnavailableError where no scheduler answers.
     """
     from distributed import Client
 
     try:
         client = Client(address, timeout=WAIT, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise AwayError(
+        raise UnavailableError(
             f"{ADDRESS} = {address}: no scheduler answers ({error}). Start dask scheduler and dask worker there, or unset it."
         ) from None
     with client:

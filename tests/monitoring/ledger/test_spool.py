@@ -18,7 +18,7 @@ import pytest
 from evergreen.monitoring.ledger import spool as spools
 from evergreen.monitoring.ledger.predictions import Ledger, Prediction
 from evergreen.monitoring.ledger.spool import Spool, drain
-from evergreen.tasks.core.errors import ProjectError, SpaceError
+from evergreen.tasks.core.errors import ProjectError, StorageError
 from tests import ROOT
 
 NOON = datetime(2017, 10, 9, 12, 0, 0, 123_456, tzinfo=UTC)
@@ -261,7 +261,7 @@ def test_a_full_disk_keeps_lines_queued_and_leaves_no_incomplete_line(folder, le
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "pwrite", full)
-        with pytest.raises(SpaceError, match=r"No space left on device\. Free space or allow writing there"):
+        with pytest.raises(StorageError, match=r"No space left on device\. Free space or allow writing there"):
             spool.flush()
         assert drain(folder, ledger) == 1
     put(spool, 4)
@@ -281,7 +281,7 @@ def test_predictions_beyond_the_queue_limit_are_dropped_and_counted(folder, monk
 
 def test_an_impossible_folder_is_named_in_the_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SpaceError, match=r"file/spool: Not a directory"):
+    with pytest.raises(StorageError, match=r"file/spool: Not a directory"):
         Spool(tmp_path / "file" / "spool")
 
 

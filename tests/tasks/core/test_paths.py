@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from evergreen.tasks.core.errors import ProjectError, SpaceError
+from evergreen.tasks.core.errors import ProjectError, StorageError
 from evergreen.tasks.core.paths import Layout, find, read_json, torn, write_json, writing
 
 
@@ -44,19 +44,19 @@ def test_a_bug_in_the_block_keeps_its_own_type(tmp_path):
         raise PermissionError(errno.EACCES, "denied", "/elsewhere/source.csv")
     with pytest.raises(OSError, match="timed out") as caught, writing(tmp_path / "a"):
         raise OSError(errno.ETIMEDOUT, "timed out")
-    assert not isinstance(caught.value, SpaceError)
+    assert not isinstance(caught.value, StorageError)
     with pytest.raises(pl.exceptions.ColumnNotFoundError, match="b"), writing(tmp_path / "a"):
         pl.DataFrame({"a": [1]}).select("b")
 
 
 def test_a_right_that_is_missing_at_the_target_is_a_space_error(tmp_path):
-    with pytest.raises(SpaceError, match=r"Permission denied\. Free space"), writing(tmp_path / "a") as scratch:
+    with pytest.raises(StorageError, match=r"Permission denied\. Free space"), writing(tmp_path / "a") as scratch:
         raise PermissionError(errno.EACCES, "denied", str(scratch))
 
 
 def test_a_folder_that_is_a_file_is_a_space_error(tmp_path):
     (tmp_path / "data").touch()
-    with pytest.raises(SpaceError, match=r"data/raw: .*allow writing there"), writing(tmp_path / "data" / "raw"):
+    with pytest.raises(StorageError, match=r"data/raw: .*allow writing there"), writing(tmp_path / "data" / "raw"):
         pass
 
 
@@ -88,7 +88,10 @@ def small_disk(tmp_path):
 )
 def test_a_full_disk_is_one_line_and_the_old_file_stays(small_disk, write):
     write_json(small_disk / "a", {"good": True})
-    with pytest.raises(SpaceError, match=r"disk/a: No space left on device\. Free space"), writing(small_disk / "a") as scratch:
+    with (
+        pytest.raises(StorageError, match=r"disk/a: No space left on device\. Free space"),
+        writing(small_disk / "a") as scratch,
+    ):
         write(scratch)
     assert read_json(small_disk / "a") == {"good": True}
     assert left(small_disk) == ["a"]

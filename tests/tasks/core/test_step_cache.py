@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evergreen.tasks.core import step_cache
-from evergreen.tasks.core.errors import SpaceError
+from evergreen.tasks.core.errors import StorageError
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_without_a_step_and_on_a_full_disk_the_arrays_are_computed_each_time(tmp
     assert step_cache.arrays("a", lambda: {"values": np.ones(1)})["values"].tolist() == [1.0]
 
     def full(_path):
-        raise SpaceError("no space left")
+        raise StorageError("no space left")
 
     monkeypatch.setattr(step_cache, "writing", full)
     for _ in range(2):

@@ -16,7 +16,7 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from evergreen.tasks.config import params
-from evergreen.tasks.core.errors import BusyError, ProjectError
+from evergreen.tasks.core.errors import LockedError, ProjectError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.release.lineage import Stages, lineage
 from tests import ROOT
@@ -169,7 +169,7 @@ def test_another_dvc_that_keeps_the_lock_is_a_busy_error(project: Layout, monkey
     stages = Stages(project, patience=0.1)
     with (project.root / ".dvc" / "tmp" / "lock").open("a") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(BusyError, match="my shop: another dvc command has held the lock"):
+        with pytest.raises(LockedError, match="my shop: another dvc command has held the lock"):
             stages.fresh("ingest")
 
 

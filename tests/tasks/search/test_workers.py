@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from evergreen.tasks.core.errors import AwayError
+from evergreen.tasks.core.errors import UnavailableError
 from evergreen.tasks.problems.base import Config
 from evergreen.tasks.search import workers
 from evergreen.tasks.search.optuna_study import run_search
@@ -74,7 +74,7 @@ def test_a_cluster_is_used_where_the_environment_names_one(cluster: Any, monkeyp
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "DASK_TIMEOUT", "0.5s")
     away = Workers(2, address="tcp://127.0.0.1:9")
-    with pytest.raises(AwayError, match=r"EVERGREEN_DASK = tcp://127\.0\.0\.1:9: no scheduler answers .*or unset it"):
+    with pytest.raises(UnavailableError, match=r"EVERGREEN_DASK = tcp://127\.0\.0\.1:9: no scheduler answers .*or unset it"):
         list(away.run(where, asked(2), None))
 
 

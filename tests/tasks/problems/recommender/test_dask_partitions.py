@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from evergreen.tasks.core.errors import AwayError
+from evergreen.tasks.core.errors import UnavailableError
 from evergreen.tasks.problems.recommender import dask_partitions, interactions
 from evergreen.tasks.problems.recommender.candidate_generation import BLOCK, Candidates
 from evergreen.tasks.problems.recommender.user_histories import to_day
@@ -108,5 +108,5 @@ def test_a_scheduler_that_does_not_answer_is_named(world, model, monkeypatch):
     monkeypatch.setattr(dask_partitions, "PARTITION", BLOCK)
     monkeypatch.setattr(dask_partitions, "WAIT", "1s")
     monkeypatch.setenv(dask_partitions.ADDRESS, "tcp://127.0.0.1:9")
-    with pytest.raises(AwayError, match=r"EVERGREEN_DASK = tcp://127\.0\.0\.1:9: no scheduler answers .*or unset it"):
+    with pytest.raises(UnavailableError, match=r"EVERGREEN_DASK = tcp://127\.0\.0\.1:9: no scheduler answers .*or unset it"):
         dask_partitions.propose(*known(world, model))
