@@ -31,18 +31,21 @@ def planted(name: str) -> tuple[str, pl.DataFrame]:
     """Kind and table of a case, its target y."""
     draw, columns = np.random.default_rng(7), noise()
     line = columns["x0"] + 0.7 * columns["x1"]
-    said = draw.random(SIZE) < 1 / (1 + np.exp(-line))
+    positive = draw.random(SIZE) < 1 / (1 + np.exp(-line))
     amount = line + draw.normal(size=SIZE)
     group, other = draw.integers(0, 4, SIZE), draw.integers(0, 3, SIZE)
     kind, table = {
         "line": ("regression", {**columns, "y": amount}),
-        "classes": ("classification", {**columns, "y": said.astype(int)}),
+        "classes": ("classification", {**columns, "y": positive.astype(int)}),
         "bend": ("regression", {**columns, "y": columns["x0"] ** 2 + 0.3 * draw.normal(size=SIZE)}),
         "cross": ("classification", {**columns, "y": (columns["x0"] * columns["x1"] > 0).astype(int)}),
         "noise": ("classification", {**columns, "y": (draw.random(SIZE) < 0.4).astype(int)}),
         "nothing": ("regression", {**columns, "y": draw.normal(size=SIZE)}),
-        "paid": ("classification", {**columns, "paid": np.where(said, draw.gamma(2, 9, SIZE), 0.0), "y": said.astype(int)}),
-        "state": ("classification", {**columns, "state": np.where(said, "closed", "open"), "y": said.astype(int)}),
+        "paid": (
+            "classification",
+            {**columns, "paid": np.where(positive, draw.gamma(2, 9, SIZE), 0.0), "y": positive.astype(int)},
+        ),
+        "state": ("classification", {**columns, "state": np.where(positive, "closed", "open"), "y": positive.astype(int)}),
         "parts": ("regression", {**columns, "net": np.abs(amount), "tax": group * 1.0, "y": np.abs(amount) + group}),
         "repeats": (
             "regression",

@@ -1,4 +1,4 @@
-"""Scores on windows that tuning never saw, with their intervals, beside the baseline."""
+"""Scores on the test windows, with their intervals, beside the baseline."""
 
 import json
 import math
@@ -68,7 +68,7 @@ def test_the_baseline_against_itself_gains_exactly_nothing(plain: Plain, tmp_pat
     assert (rmse["gain"], rmse["gain_low"], rmse["gain_high"]) == (0.0, 0.0, 0.0)
 
 
-def test_scores_are_means_over_windows_each_learned_from_its_own_past(plain: Plain, tmp_path: Path) -> None:
+def test_scores_are_means_over_windows_each_fitted_on_its_own_past(plain: Plain, tmp_path: Path) -> None:
     params, layout = trained(tmp_path)
     plain.fitted.clear()
     evaluate.run(params, "pay", layout)
@@ -81,7 +81,7 @@ def test_scores_are_means_over_windows_each_learned_from_its_own_past(plain: Pla
     assert [config["model"] for _, config in plain.fitted] == ["ridge", "mean", "mean"]
 
 
-def test_the_last_window_is_judged_with_the_saved_model(plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_window_is_scored_with_the_saved_model(plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     params, layout = trained(tmp_path)
     evaluate.run(params, "pay", layout)
     last = pl.read_parquet(layout.report("pay") / "evaluation" / "predictions.parquet").filter(

@@ -1,4 +1,4 @@
-"""The model that is kept: what it learned from, and what its card says."""
+"""The saved model: its training rows, and its card."""
 
 import json
 import math
@@ -29,7 +29,7 @@ def tuned(layout: Layout) -> None:
     write_json(layout.tuning("pay") / "best.json", {"config": CONFIG})
 
 
-def test_the_kept_model_knows_no_label_of_the_last_window(plain: Plain, tmp_path: Path) -> None:
+def test_the_saved_model_is_fitted_without_labels_of_the_last_window(plain: Plain, tmp_path: Path) -> None:
     params, layout = plain_kind.project(tmp_path)
     tuned(layout)
     result = train.run(params, "pay", layout)
@@ -41,14 +41,14 @@ def test_the_kept_model_knows_no_label_of_the_last_window(plain: Plain, tmp_path
     assert result.rows == 7 * 60
 
 
-def test_history_days_bounds_what_it_learns_from(plain: Plain, tmp_path: Path) -> None:
+def test_history_days_limits_the_training_rows(plain: Plain, tmp_path: Path) -> None:
     params, layout = plain_kind.project(tmp_path, train={"history_days": 14})
     tuned(layout)
     train.run(params, "pay", layout)
     assert [len(cutoffs) for cutoffs, _ in plain.fitted] == [2]
 
 
-def test_the_saved_model_answers_and_its_card_describes_it(plain: Plain, tmp_path: Path) -> None:
+def test_the_saved_model_predicts_and_its_card_describes_it(plain: Plain, tmp_path: Path) -> None:
     params, layout = plain_kind.project(tmp_path)
     tuned(layout)
     result = train.run(params, "pay", layout)
@@ -88,7 +88,7 @@ def test_too_little_history_is_refused(plain: Plain, tmp_path: Path) -> None:
         train.run(params, "pay", layout)
 
 
-def test_a_failed_fit_leaves_the_model_that_was_there(plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_fit_keeps_the_model_before(plain: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     params, layout = plain_kind.project(tmp_path)
     tuned(layout)
     before = Path(train.run(params, "pay", layout).card).read_bytes()

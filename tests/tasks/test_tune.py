@@ -35,11 +35,11 @@ def test_tuning_never_touches_a_label_of_a_test_window(plain: Plain, tmp_path: P
     assert max(touched) <= first_test - timedelta(days=plain_kind.HORIZON)
 
 
-def test_every_fold_learns_only_from_labels_complete_at_its_own_cutoff(plain: Plain, tmp_path: Path) -> None:
+def test_every_fold_is_fitted_on_labels_complete_at_its_own_cutoff(plain: Plain, tmp_path: Path) -> None:
     params, layout = plain_kind.project(tmp_path, train={"history_days": 14})
     tune.run(params, "pay", layout)
-    for (cutoffs, _), judged in zip(plain.fitted, plain.predicted, strict=True):
-        assert max(cutoffs) <= judged - timedelta(days=plain_kind.HORIZON)
+    for (cutoffs, _), test in zip(plain.fitted, plain.predicted, strict=True):
+        assert max(cutoffs) <= test - timedelta(days=plain_kind.HORIZON)
         assert len(cutoffs) == 2
 
 
@@ -79,9 +79,9 @@ def test_models_and_ranges_of_params_take_the_place_of_the_kinds_own(plain: Plai
     space = {"ridge": {"alpha": {"low": 1.0, "high": 10.0}, "intercept": {"values": [True]}}}
     params, layout = plain_kind.project(tmp_path, tune={"models": ["ridge"], "space": space})
     tune.run(params, "pay", layout)
-    tried = [config for _, config in plain.fitted]
-    assert tried[0]["alpha"] == 10.0
-    assert all(config["model"] == "ridge" and 1 <= config["alpha"] <= 10 and config["intercept"] for config in tried)
+    configs = [config for _, config in plain.fitted]
+    assert configs[0]["alpha"] == 10.0
+    assert all(config["model"] == "ridge" and 1 <= config["alpha"] <= 10 and config["intercept"] for config in configs)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_trial_that_is_clearly_behind_is_pruned_and_never_chosen(plain: Plain,
     assert trials["score"][1] is None
 
 
-def test_every_trial_says_what_it_cost(plain: Plain, tmp_path: Path) -> None:
+def test_every_trial_has_its_cost(plain: Plain, tmp_path: Path) -> None:
     params, layout = plain_kind.project(tmp_path)
     tune.run(params, "pay", layout)
     trials = pl.read_parquet(layout.tuning("pay") / "trials.parquet")

@@ -28,16 +28,16 @@ def test_the_same_seed_tries_the_same_points(method: str, tmp_path: Path) -> Non
 
 
 def test_defaults_come_first_simple_before_complex_and_keep_what_is_not_searched(journal: Path) -> None:
-    tried = run_search(searching(), journal)
-    assert configs(tried)[:3] == list(DEFAULTS.values())
-    lines = [config for config in configs(tried) if config["model"] == "line"]
+    trials = run_search(searching(), journal)
+    assert configs(trials)[:3] == list(DEFAULTS.values())
+    lines = [config for config in configs(trials) if config["model"] == "line"]
     assert all(config["fixed"] == "kept" for config in lines)
-    assert len(tried) == 12
+    assert len(trials) == 12
 
 
 def test_a_model_without_choices_is_tried_once(journal: Path) -> None:
-    tried = run_search(searching(), journal)
-    assert sum(config["model"] == "none" for config in configs(tried)) == 1
+    trials = run_search(searching(), journal)
+    assert sum(config["model"] == "none" for config in configs(trials)) == 1
 
 
 def test_bayesian_search_ends_nearer_than_the_default(journal: Path) -> None:
@@ -49,15 +49,15 @@ def test_bayesian_search_ends_nearer_than_the_default(journal: Path) -> None:
 
 
 def test_a_grid_tries_every_point_once_simple_models_first(journal: Path) -> None:
-    tried = run_search(searching(method="grid", n_trials=50, grid_points=5), journal)
-    assert [config["slope"] for config in configs(tried)[3:] if config["model"] == "line"] == [0.0, 1.0, 3.0, 4.0]
-    assert [config["n"] for config in configs(tried)[3:] if config["model"] == "curve"] == [1, 3, 7, 9]
-    assert len(tried) == 3 + 4 + 4
+    trials = run_search(searching(method="grid", n_trials=50, grid_points=5), journal)
+    assert [config["slope"] for config in configs(trials)[3:] if config["model"] == "line"] == [0.0, 1.0, 3.0, 4.0]
+    assert [config["n"] for config in configs(trials)[3:] if config["model"] == "curve"] == [1, 3, 7, 9]
+    assert len(trials) == 3 + 4 + 4
 
 
 def test_a_grid_that_is_cut_short_says_by_how_much(journal: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tried = run_search(searching(method="grid", n_trials=5, grid_points=5), journal)
-    assert len(tried) == 5
+    trials = run_search(searching(method="grid", n_trials=5, grid_points=5), journal)
+    assert len(trials) == 5
     assert "n_trials 5 leaves out 6 of the grid's points" in caplog.text
 
 
@@ -74,27 +74,27 @@ def test_a_configuration_is_not_computed_twice(journal: Path) -> None:
         return error(config)
 
     space = {"curve": {"n": Range(low=1, high=3, integer=True)}}
-    tried = run_search(searching(counting, space, n_trials=15), journal)
-    assert len(tried) == 15
+    trials = run_search(searching(counting, space, n_trials=15), journal)
+    assert len(trials) == 15
     assert len(asked) == len(set(asked)) < 15
 
 
-def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(journal: Path) -> None:
+def test_a_trial_that_fails_is_recorded_and_the_search_continues(journal: Path) -> None:
     def fragile(config: Config) -> list[float]:
         if config["model"] == "curve":
             raise ZeroDivisionError("no curve today")
         return error(config)
 
-    tried = run_search(searching(fragile), journal)
-    failed = [each for each in tried if each.state == "failed"]
+    trials = run_search(searching(fragile), journal)
+    failed = [each for each in trials if each.state == "failed"]
     assert failed
     assert failed[0].reason == "ZeroDivisionError: no curve today"
-    assert len(tried) == 12
+    assert len(trials) == 12
 
 
 def test_an_undefined_score_is_a_failure_with_its_reason(journal: Path) -> None:
-    tried = run_search(searching(lambda config: [float("nan"), 1.0] if config["model"] == "curve" else error(config)), journal)
-    assert {each.reason for each in tried if each.state == "failed"} == {"ValueError: error is undefined on a fold: nan, 1"}
+    trials = run_search(searching(lambda config: [float("nan"), 1.0] if config["model"] == "curve" else error(config)), journal)
+    assert {each.reason for each in trials if each.state == "failed"} == {"ValueError: error is undefined on a fold: nan, 1"}
 
 
 def test_when_every_trial_fails_the_error_says_why(journal: Path) -> None:
@@ -106,8 +106,8 @@ def test_when_every_trial_fails_the_error_says_why(journal: Path) -> None:
 
 
 def test_after_the_timeout_no_trial_starts_but_two_always_end(journal: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tried = run_search(searching(timeout_seconds=0.0), journal)
-    assert [each.state for each in tried] == ["complete", "complete"]
+    trials = run_search(searching(timeout_seconds=0.0), journal)
+    assert [each.state for each in trials] == ["complete", "complete"]
     assert "timeout after 2 trials" in caplog.text
 
 
@@ -136,7 +136,7 @@ def test_an_interrupted_search_ends_as_if_it_had_not_been(method: str, tmp_path:
 
 
 @pytest.mark.parametrize("after", [1, 4, 5, 7, 11])
-def test_a_batch_that_was_interrupted_is_ended_as_it_was_begun(after: int, tmp_path: Path) -> None:
+def test_an_interrupted_batch_resumes_with_the_same_trials(after: int, tmp_path: Path) -> None:
     whole = run_search(searching(batch_size=4, workers=1), tmp_path / "pay-a.log")
     broken = tmp_path / "pay-bb.log"
     with pytest.raises(KeyboardInterrupt):
@@ -155,14 +155,14 @@ def test_half_a_line_at_the_end_of_the_journal_is_cut_off(journal: Path) -> None
     assert len(configs(run_search(searching(), journal))) == 12
 
 
-def test_a_point_that_was_killed_three_times_is_given_up(journal: Path) -> None:
+def test_a_configuration_whose_process_crashes_three_times_is_skipped(journal: Path) -> None:
     for _ in range(MAX_CRASHES):
         with pytest.raises(KeyboardInterrupt):
             run_search(searching(interrupting(0)), journal)
-    tried = run_search(searching(), journal)
-    assert configs(tried, "killed") == [DEFAULTS["none"]] * MAX_CRASHES
-    assert DEFAULTS["none"] not in configs(tried)
-    assert len(configs(tried)) == 11
+    trials = run_search(searching(), journal)
+    assert configs(trials, "killed") == [DEFAULTS["none"]] * MAX_CRASHES
+    assert DEFAULTS["none"] not in configs(trials)
+    assert len(configs(trials)) == 11
 
 
 def test_journals_of_what_has_changed_are_removed_and_those_of_other_problems_kept(tmp_path: Path) -> None:

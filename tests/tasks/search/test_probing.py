@@ -8,7 +8,7 @@ from evergreen.tasks.search.trials import Outcome
 from tests.tasks.search.toy_search import DEFAULTS, folded, searching
 
 
-def test_without_time_for_a_trial_the_best_of_what_was_probed_is_chosen() -> None:
+def test_without_time_for_a_trial_the_best_probe_is_chosen() -> None:
     probes = {"none": Outcome([9.0]), "line": Outcome([0.3]), "curve": Outcome([5.0])}
     search, only = replace(searching(), probes=probes), [folded(0, "none", 9.0, 9.0)]
     found = [*only, *probes_as_trials(search, only)]

@@ -6,11 +6,11 @@ import pytest
 
 from evergreen.tasks.problems.base import Metric
 from evergreen.tasks.search.selection import choose, pareto_front, search_gain, select_trial
-from tests.tasks.search.toy_search import AUC, DEFAULTS, STAGED, folded, searching, tried
+from tests.tasks.search.toy_search import AUC, DEFAULTS, STAGED, finished, folded, searching
 
 
 def test_within_a_tie_the_simpler_model_wins_and_then_the_earlier_trial() -> None:
-    found = [tried(0, "curve", 0.5), tried(1, "line", 0.5 + 1e-10), tried(2, "line", 0.5), tried(3, "none", 0.4)]
+    found = [finished(0, "curve", 0.5), finished(1, "line", 0.5 + 1e-10), finished(2, "line", 0.5), finished(3, "none", 0.4)]
     assert choose(found, ["none", "line", "curve"], Metric("auc")).number == 1
     assert choose(found, ["none", "line", "curve"], Metric("loss", greater_is_better=False)).number == 3
 
@@ -40,7 +40,7 @@ def test_a_model_beyond_the_limits_of_cost_is_not_chosen_and_without_any_left_th
     assert "no model keeps to tune.max_latency_ms, max_model_mb and max_train_seconds" in caplog.text
 
 
-def test_the_front_holds_what_nothing_beats_in_both_score_and_latency() -> None:
+def test_the_pareto_front_holds_trials_that_none_beats_in_both_score_and_latency() -> None:
     found = [
         folded(0, "none", 0.5, latency_ms=0.1),
         folded(1, "line", 0.7, latency_ms=1.0),
@@ -50,7 +50,7 @@ def test_the_front_holds_what_nothing_beats_in_both_score_and_latency() -> None:
     assert pareto_front(found, AUC) == {0, 1, 3}
 
 
-def test_what_the_search_gained_is_its_gain_over_the_best_default_and_its_time() -> None:
+def test_the_search_gain_is_over_the_best_default_with_its_time() -> None:
     found = [
         replace(folded(0, "none", 9.0), config=DEFAULTS["none"]),
         replace(folded(1, "line", 1.2), config=DEFAULTS["line"]),
@@ -65,5 +65,5 @@ def test_what_the_search_gained_is_its_gain_over_the_best_default_and_its_time()
 
 
 def test_trials_that_failed_are_never_chosen() -> None:
-    found = [tried(0, "none", float("nan"), "failed"), tried(1, "line", 0.1)]
+    found = [finished(0, "none", float("nan"), "failed"), finished(1, "line", 0.1)]
     assert choose(found, ["none", "line"], Metric("auc")).number == 1

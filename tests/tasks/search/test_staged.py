@@ -69,7 +69,7 @@ def test_a_stage_that_is_far_behind_the_one_before_it_ends_after_its_first_batch
     assert [batch for batch in batches if "forest" in batch] == [["forest"] * 4]
 
 
-def test_a_stage_ends_when_three_batches_brought_nothing() -> None:
+def test_a_stage_ends_after_three_batches_without_improvement() -> None:
     batches = played(staged(n_trials=1000), better=-1e-3)
     assert [batch for batch in batches if "boost" in batch] == [["boost"] * 4] * 4
 
@@ -91,7 +91,7 @@ def test_nothing_is_blended_where_only_one_model_ended_well() -> None:
     assert staged(n_trials=4, searchable=[]).next_batch(done) == []
 
 
-def test_what_cannot_end_in_time_is_not_begun() -> None:
+def test_a_trial_that_cannot_end_in_time_is_not_started() -> None:
     expected = {"line": 1.0, "forest": 100.0, "boost": 2.0}
     done = [finished(place, model, 0.7) for place, model in enumerate(["prior", "line", "line", "line"])]
     assert {named(each) for each in staged(clock=Spent(60, 15), expected_seconds=expected).next_batch(done)} == {"boost"}
@@ -105,7 +105,7 @@ def test_with_time_left_the_number_of_trials_is_no_limit() -> None:
     assert batch == ["boost"] * 4
 
 
-def test_what_the_last_search_ended_with_follows_the_defaults_of_its_stage() -> None:
+def test_warm_starts_follow_the_defaults_of_their_stage() -> None:
     start = {"model": "forest", "n": 99}
     stages = staged(warm_starts=[start])
     done = [finished(place, model, SCORES[model]) for place, model in enumerate(("prior", "line"))]

@@ -38,7 +38,7 @@ def test_a_step_has_what_the_steps_before_it_left(tmp_path: Path) -> None:
     assert left == pytest.approx([60.0, 20.0, 12.5], abs=0.5)
 
 
-def test_a_step_counts_from_when_its_libraries_are_there_and_the_next_one_in_its_process_from_now(tmp_path: Path) -> None:
+def test_the_clock_of_a_step_starts_when_its_libraries_are_loaded_and_the_next_one_starts_now(tmp_path: Path) -> None:
     params, layout = plain_kind.project(tmp_path, tune={"budget_seconds": 60})
     time_budget.begin()
     began = time_budget._begun[0]
@@ -51,7 +51,7 @@ def test_a_refit_takes_more_than_in_proportion_to_the_rows_of_a_fold() -> None:
     assert estimate().refit(FOLD, 500) == pytest.approx(time_budget.SLACK)
 
 
-def test_what_is_kept_for_refit_and_evaluation_is_bounded_by_shares_of_the_budget() -> None:
+def test_the_time_reserved_for_refit_and_evaluation_is_limited_to_shares_of_the_budget() -> None:
     assert estimate().reserve(FOLD) == pytest.approx(3 + 26 + 3 + 1.3 * 50 * 4 * 0.05)
     assert estimate(10.0, 1e7).reserve(FOLD) == pytest.approx(3 + 3.0 + 2.5)
 

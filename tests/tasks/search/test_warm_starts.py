@@ -15,10 +15,10 @@ def journal(tmp_path: Path) -> Path:
     return tmp_path / "pay-0123456789abcdef.log"
 
 
-def test_a_search_begins_where_the_last_one_ended_right_after_the_defaults(journal: Path) -> None:
+def test_warm_starts_follow_the_defaults(journal: Path) -> None:
     best, gone = {"model": "line", "slope": 3.0}, {"model": "gone"}
     search = searching(n_trials=4, warm_starts=[best, best, DEFAULTS["curve"], gone, {"model": "curve", "n": 99}])
     starts = warm_starts(search)
     assert starts == [{"model": "line", "slope": 3.0, "fixed": "kept"}, {"model": "curve", "n": 9}]
-    tried = configs(run_search(replace(search, warm_starts=starts), journal))
-    assert tried == [*search.defaults.values(), starts[0]]
+    trials = configs(run_search(replace(search, warm_starts=starts), journal))
+    assert trials == [*search.defaults.values(), starts[0]]

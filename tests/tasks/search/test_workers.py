@@ -1,4 +1,4 @@
-"""Trials give the same wherever they run: in this process, in two others, on a Dask cluster of two workers."""
+"""Trials have the same outcome in this process, in two worker processes, and on a Dask cluster of two workers."""
 
 import os
 import signal
@@ -78,7 +78,7 @@ def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPat
         list(away.run(where, asked(2), None))
 
 
-def test_when_the_time_is_over_what_has_not_ended_fails_and_what_has_counts() -> None:
+def test_when_the_time_is_over_unfinished_trials_fail_and_finished_ones_count() -> None:
     found = list(Workers(1, Clock(-1.0)).run(where, asked(2), None))
     assert [outcome.reason for outcome in found] == [OUT_OF_TIME, OUT_OF_TIME]
     warm = Workers(2)

@@ -53,15 +53,15 @@ def searching(evaluate: Callable[[Config], list[float]] = error, space: Space | 
     return Search("pay", space, defaults, Tune.model_validate(settings), metric, 7, judging(evaluate))
 
 
-def configs(tried: list[FinishedTrial], state: str = "complete") -> list[Config]:
-    return [each.config for each in tried if each.state == state]
+def configs(trials: list[FinishedTrial], state: str = "complete") -> list[Config]:
+    return [each.config for each in trials if each.state == state]
 
 
-def tried(number: int, model: str, score: float, state: str = "complete") -> FinishedTrial:
+def finished(number: int, model: str, score: float, state: str = "complete") -> FinishedTrial:
     now = datetime(2024, 1, 1, tzinfo=UTC)
     return FinishedTrial(number, state, {"model": model}, score, 0.0, "", now, now + timedelta(seconds=1))
 
 
 def folded(number: int, model: str, *folds: float, latency_ms: float = 1.0) -> FinishedTrial:
     cost = Cost(latency_ms=latency_ms, model_mb=1.0, fit_seconds=1.0, cpu_seconds=2.0)
-    return replace(tried(number, model, sum(folds) / len(folds)), folds=folds, cost=cost)
+    return replace(finished(number, model, sum(folds) / len(folds)), folds=folds, cost=cost)
