@@ -23,7 +23,7 @@ from evergreen.flows.prefect_runtime import stale_runs
 from evergreen.flows.prefect_runtime.server import Server
 from evergreen.monitoring.ledger.decisions import DecisionLog, end_of_day
 from evergreen.monitoring.retraining.backtest_windows import windows
-from evergreen.tasks.config.params import Features, Params, load
+from evergreen.tasks.config.params import Params, load
 from evergreen.tasks.core.errors import StepError
 from evergreen.tasks.core.paths import Layout, locking, write_json, writing
 
@@ -132,7 +132,7 @@ def _answered(looks: DecisionLog, decision: Any) -> bool:
 def cut(layout: Layout, params: Params, problem: str, dense: Path, day: date) -> None:
     """The features as they were at the end of `day`: no later cutoff, no label that was not complete."""
     features = params.section(problem).features
-    assert isinstance(features, Features)
+    assert features.by_cutoff is True
     complete = pl.col("cutoff") <= day - timedelta(days=features.horizon_days)
     rows = pl.read_parquet(dense / "rows.parquet").filter(pl.col("cutoff") <= day)
     with writing(layout.features(problem)) as scratch:

@@ -56,7 +56,7 @@ def _load_pipeline(
 
     from evergreen.tasks import problems
 
-    model, predictions = registry.load(problem, version), problems.kind(kind).said  # type: ignore[attr-defined]
+    model, predictions = registry.load(problem, version), problems.kind(kind).predict_rows  # type: ignore[attr-defined]
 
     def column(feature: Feature, values: list[Any]) -> "pd.Series":
         if feature.type == "number":

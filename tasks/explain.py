@@ -15,12 +15,12 @@ from evergreen.tasks.explanation.column_values import MAX_COLUMNS
 from evergreen.tasks.explanation.error_slices import find_error_slices
 from evergreen.tasks.explanation.example_explanations import Contributions, explain_examples
 from evergreen.tasks.explanation.model_card import card, markdown
-from evergreen.tasks.explanation.model_outputs import model_outputs
+from evergreen.tasks.explanation.model_outputs import MAX_CLASSES
 from evergreen.tasks.explanation.partial_dependence import partial_dependence
 from evergreen.tasks.explanation.permutation_importance import permutation_importance
 from evergreen.tasks.explanation.serving_cost import measure_serving_cost
 from evergreen.tasks.model_files.trained_model import load_evaluated_model
-from evergreen.tasks.problems.base import Fold, Kind, Model
+from evergreen.tasks.problems.base import ExplainedKind, Fold, Model, RowKind
 from evergreen.tasks.problems.tabular import row_subset
 from evergreen.tasks.problems.tabular.tabular_kind import Rows
 
@@ -49,13 +49,14 @@ def run(params: Params, problem: str, layout: Layout) -> Result:
 
 
 def _run(params: Params, problem: str, layout: Layout) -> Result:
-    section, kind = params.section(problem), problems.kind(params.kind(problem))
+    section: Any = params.section(problem)
+    kind = problems.kind(params.kind(problem))
     data = kind.load(layout.features(problem), section)
     fold = kind.splits(data, section).tests[-1]
     model, _ = load_evaluated_model(layout.model(problem), problem, fold)
     found: dict[str, Any] = {"problem": problem, "kind": kind.name, "of": str(fold.test)}
     tables: dict[str, pl.DataFrame] = {}
-    if isinstance(data, Rows) and isinstance(section, Tabular):
+    if isinstance(kind, RowKind):
         few, many = _test_rows(kind, data, fold, section, params.project.seed)
         explanation, tables = explain(kind, model, few, many, section, params.project.seed, problem)
         found |= explanation
@@ -70,16 +71,16 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
     return Result(explanation=str(folder / "explanation.json"), card=str(folder / "card.md"), top_features=top)
 
 
-def _test_rows(kind: Kind, data: Rows, fold: Fold, section: Tabular, seed: int) -> tuple[Rows, Rows]:
+def _test_rows(kind: RowKind, data: Rows, fold: Fold, section: Tabular, seed: int) -> tuple[Rows, Rows]:
     """evaluate.explain_rows rows of the test window to explain, and up to SLICE_ROWS of them for error slices."""
-    test = row_subset.places(data, (fold.test,), labelled=getattr(kind, "supervised", False))
+    test = row_subset.places(data, (fold.test,), labelled=isinstance(kind, ExplainedKind))
     order = row_subset.by_entity(data, test, seed)
     few, many = (row_subset.subset(data, np.sort(order[:most])) for most in (section.evaluate.explain_rows, SLICE_ROWS))
     return few, many
 
 
 def explain(
-    kind: Kind, model: Model, rows: Rows, many: Rows, section: Tabular, seed: int, label: str = ""
+    kind: RowKind, model: Model, rows: Rows, many: Rows, section: Tabular, seed: int, label: str = ""
 ) -> tuple[dict[str, Any], dict[str, pl.DataFrame]]:
     """What explanation.json holds about `model`, and its tables by name.
 
@@ -87,15 +88,14 @@ def explain(
     """
     log.info("%s: explain: feature importance on %d rows", label, len(rows))
     importance = permutation_importance(kind, model, rows, section, seed)
-    supervised = getattr(kind, "supervised", False)
     found: dict[str, Any] = {
         "rows": len(rows),
-        "metric": kind.metrics[0].name if supervised else "share of rows that change their group",
+        "metric": kind.importance_metric,
         "importance": importance.head(MAX_COLUMNS).to_dicts(),
     }
-    if not supervised:
+    if not isinstance(kind, ExplainedKind):
         return found, {"permutation": importance}
-    (predict, outputs), columns = model_outputs(kind, model), importance["column"].to_list()
+    (predict, outputs), columns = kind.outputs(model, MAX_CLASSES), importance["column"].to_list()
     log.info("%s: explain: contributions of columns to predictions", label)
     contributions = Contributions(predict, outputs, rows, columns, seed)
     found["mean_prediction"] = dict(zip(outputs, contributions.base.tolist(), strict=True))

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from evergreen.tasks import problems
-from evergreen.tasks.config.params import Params, Problem, Section, Table, Tune
+from evergreen.tasks.config.params import Params, Problem, Section, Tune
 from evergreen.tasks.core.paths import HELD_OUT, Layout, locking, writing
 from evergreen.tasks.problems.base import Finishing, Kind
 from evergreen.tasks.search import time_budget
@@ -91,7 +91,7 @@ def _specify(params: Params, problem: str, layout: Layout, kind: Kind) -> tuple[
         metric=metric,
         seed=seed,
         key=key,
-        max_rows=tune.max_rows if isinstance(section.features, Table) else None,
+        max_rows=None if section.features.by_cutoff else tune.max_rows,
         keep_predictions=tune.method == "staged",
     )
     search = Search(
@@ -111,7 +111,7 @@ def _specify(params: Params, problem: str, layout: Layout, kind: Kind) -> tuple[
 
 def _sampled_features(features: Path, section: Problem, tune: Tune, seed: int, journal: Path) -> Path:
     """The folder that the search reads: for a large plain table a sample of its rows, beside the journal."""
-    if not isinstance(section.features, Table):
+    if section.features.by_cutoff is True:
         return features
     from evergreen.tasks.problems.tabular.subsample import sample
 

@@ -306,7 +306,7 @@ class TabularContract(Contract):
     def test_every_model_has_a_compiled_form_that_answers_alike(self, world, fitted):
         held_out = world.data.at([world.fold.test]).features
         for name, model in fitted.items():
-            made = compiling.compare(model, partial(world.kind.said, model), world.data.features, held_out, SEED)
+            made = compiling.compare(model, partial(world.kind.predict_rows, model), world.data.features, held_out, SEED)
             assert made.parity, name
 
 

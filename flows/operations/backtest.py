@@ -170,12 +170,12 @@ SHAPING = {"features", "pipeline", "train", "evaluate", "gate"}
 def _fitting(params: Params, problem: str) -> Tabular:
     """The section of a problem that can be lived through; raises ParamsError for another."""
     section = params.section(problem)
-    if not isinstance(section, Tabular):
+    if section.predicts == "lists":
         raise ParamsError(
             f"{problem}: a problem of {params.kind(problem)} cannot be replayed: its lists live on histories that count at "
             "once, and each of its models takes minutes. Replay works for classification, regression and clustering"
         )
-    if isinstance(section.features, Table) and section.features.time is None:
+    if not section.features.by_cutoff and section.features.time_column is None:
         raise ParamsError(f"{problem}.features.time: is missing, so its rows lie in no window; name the column to replay it")
     return section
 
@@ -191,7 +191,7 @@ def _timeline(
     say: Callable[[str], None],
 ) -> tuple[str, Timeline]:
     """The windows, and what their rows depend on as one text."""
-    if isinstance(section.features, Table):
+    if section.features.by_cutoff is False:
         return _lines(layout, problem, section, section.features, kind, first, last)
     return _cutoffs(layout, params, problem, section, section.features, kind, first, last, say)
 
@@ -222,7 +222,7 @@ def dense(layout: Layout, params: Params, problem: str, last: date, say: Callabl
     what it depends on as one text. Targets that the data leave incomplete are null. Raises StepError without tables."""
     section = _fitting(params, problem)
     features, kind = section.features, problems.kind(params.kind(problem))
-    assert isinstance(features, Features)
+    assert features.by_cutoff is True
     step, horizon, end = section.monitor.window_days, features.horizon_days, ingest.resolve_as_of(params, layout)
     paths = {name: layout.table(name) for name in section.features.tables}
     for path in paths.values():

@@ -30,6 +30,7 @@ from evergreen.tasks.config.params import Params, load
 from evergreen.tasks.core.errors import EvergreenError, ModelError
 from evergreen.tasks.core.paths import MODEL, Layout
 from evergreen.tasks.model_files import skops_models
+from evergreen.tasks.problems.base import RowKind
 from evergreen.tasks.release import lineage
 
 if TYPE_CHECKING:
@@ -205,10 +206,10 @@ def _compare(params: Params, problem: str, scratch: Layout, registered: "Model")
 
 def _said(kind: Any, model: "Model", data: Any, section: Any) -> dict[str, np.ndarray]:
     """What a model says of all rows it could have learned from, or of the first users."""
-    if hasattr(kind, "said"):
-        return kind.said(model, data.features)
+    if isinstance(kind, RowKind):
+        return kind.predict_rows(model, data.features)
     asked = pl.DataFrame({section.features.user: data.histories.users[:USERS]})
-    return {name: column.to_numpy() for name, column in kind.answer(model, data, asked, section).to_dict().items()}
+    return {name: column.to_numpy() for name, column in kind.predict_new(model, data, asked, section).to_dict().items()}
 
 
 def _apart(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> float | None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from evergreen.flows import settings
-from evergreen.tasks.config.params import Features, Params, load
+from evergreen.tasks.config.params import Params, load
 from evergreen.tasks.core.paths import Layout
 
 
@@ -21,7 +21,7 @@ def due(layout: Layout) -> list[str]:
 
 def _fits(params: Params, problem: str) -> bool:
     section = params.section(problem)
-    return isinstance(section.features, Features) and section.retrain.mode == "automatic"
+    return section.predicts == "rows" and section.features.by_cutoff and section.retrain.mode == "automatic"
 
 
 def kept(layout: Layout) -> Path:

@@ -352,7 +352,7 @@ def _rows(
 
 def _answered(kind: Any, model: Model, features: pl.DataFrame) -> pl.DataFrame:
     """What `model` says to rows of features."""
-    return pl.DataFrame(kind.said(model, features.to_pandas()))
+    return pl.DataFrame(kind.predict_rows(model, features.to_pandas()))
 
 
 def _said(layout: Layout, problem: str, card: Mapping[str, Any]) -> pl.DataFrame | None:

@@ -362,7 +362,7 @@ class Past:
                 "at": pl.Series([at] * count, dtype=MOMENT),
                 "cutoff": cutoff,
                 "entity": chosen.entity.cast(pl.String),
-                **(self.kind.said(model, chosen.features) if model is not None else {}),
+                **(self.kind.predict_rows(model, chosen.features) if model is not None else {}),
                 "label": label,
                 "label_at": pl.Series([known_on] * count, dtype=MOMENT),
             }

@@ -13,7 +13,7 @@ import pandas as pd
 import polars as pl
 
 from evergreen.tasks.config.operations import Retrain
-from evergreen.tasks.config.params import Table, Tabular
+from evergreen.tasks.config.params import Tabular
 from evergreen.tasks.core.errors import DataError
 from evergreen.tasks.problems import splits
 from evergreen.tasks.problems.base import Fold, Part, Splits
@@ -157,7 +157,7 @@ class Lines:
     def lesson(self, day: date, policy: Retrain) -> Lesson | None:
         """As a training does with features.time: the last window of the newest test_share of rows judges."""
         features = self.section.features
-        assert isinstance(features, Table)
+        assert features.by_cutoff is False
         known = self._known(day)
         if policy.window == "sliding":
             known &= self.dates > np.datetime64(day) - np.timedelta64(policy.window_days, "D")

@@ -224,15 +224,19 @@ Role = Literal["number", "category", "text", "date"]
 
 
 class FeatureSource(Section):
-    """What features are made of. What differs between the forms is asked here."""
-
-    by_cutoff: ClassVar[bool] = True
-    """Whether features are as of a cutoff, so that there are newest ones."""
+    """What features are made of. What differs between the forms is asked here, and of `by_cutoff`, which each form has:
+    whether features are as of a cutoff, so that there are newest ones.
+    """
 
     @property
     def roles(self) -> dict[str, Role]:
         """Feature -> what it is, where params say so."""
         return {}
+
+    @property
+    def source_name(self) -> str:
+        """What they are made of, in a word."""
+        return "events"
 
     @property
     def target_column(self) -> str | None:
@@ -260,6 +264,8 @@ class FeatureSource(Section):
 
 class Features(FeatureSource):
     """A point-in-time table: one row per entity and cutoff, nothing after the cutoff in it."""
+
+    by_cutoff: ClassVar[Literal[True]] = True
 
     entity: str
     """Key of the things that rows are about."""
@@ -302,7 +308,7 @@ class Features(FeatureSource):
 class Table(FeatureSource):
     """A plain table, one row per case: its columns are the features, and what is predicted is one of them too."""
 
-    by_cutoff: ClassVar[bool] = False
+    by_cutoff: ClassVar[Literal[False]] = False
 
     table: str
     """The table."""
@@ -337,6 +343,10 @@ class Table(FeatureSource):
         return self.columns
 
     @property
+    def source_name(self) -> str:
+        return self.table
+
+    @property
     def target_column(self) -> str | None:
         return self.target
 
@@ -350,6 +360,8 @@ class Table(FeatureSource):
 
 class Interactions(FeatureSource):
     """The events a recommender learns from: one line per user, basket and item."""
+
+    by_cutoff: ClassVar[Literal[True]] = True
 
     table: str
     """Table of purchases; its source names the time column, or `order` numbers its rows."""
@@ -407,6 +419,10 @@ class Interactions(FeatureSource):
     @property
     def entity(self) -> str:
         return self.user
+
+    @property
+    def source_name(self) -> str:
+        return self.table
 
     @property
     def label_horizon_days(self) -> int:
@@ -722,6 +738,9 @@ def _form(features: Any) -> str:
 class Tabular(Section):
     """A problem with one row per entity and cutoff, or per row of a plain table: classification, regression or clustering."""
 
+    predicts: ClassVar[Literal["rows"]] = "rows"
+    """A prediction for each row of features."""
+
     question: str
     """The question in one plain sentence; the page shows it."""
     features: Annotated[Annotated[Features, Tag("events")] | Annotated[Table, Tag("table")], Discriminator(_form)]
@@ -747,6 +766,9 @@ class Tabular(Section):
 
 class Recommend(Section):
     """A recommendation problem: one list per user."""
+
+    predicts: ClassVar[Literal["lists"]] = "lists"
+    """A ranked list for each user."""
 
     question: str
     """The question in one plain sentence; the page shows it."""

@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import polars as pl
 from sklearn.tree import DecisionTreeRegressor
 
 from evergreen.tasks.config.params import Tabular
 from evergreen.tasks.core import bootstrap
 from evergreen.tasks.explanation.column_values import MAX_COLUMNS, is_date
-from evergreen.tasks.problems.base import Kind, Model
+from evergreen.tasks.problems.base import ExplainedKind, Model
 from evergreen.tasks.problems.tabular.row_subset import ROWS
 from evergreen.tasks.problems.tabular.tabular_kind import Rows
 
@@ -26,14 +25,14 @@ RESAMPLES, CONFIDENCE = 200, 0.95
 
 
 def find_error_slices(
-    kind: Kind, model: Model, rows: Rows, section: Tabular, columns: Sequence[str], seed: int
+    kind: ExplainedKind, model: Model, rows: Rows, section: Tabular, columns: Sequence[str], seed: int
 ) -> list[dict[str, Any]]:
     """Slices whose mean loss is larger than elsewhere, with 95 per cent confidence, the largest excess first.
 
     where: conditions in words; rows, share; loss and elsewhere: mean losses; excess, low, high: their difference and its
     interval; measure: the name of the loss. Cut by the first MAX_COLUMNS of `columns`. Empty for too few rows.
     """
-    loss = _losses(kind, kind.predict(model, rows, ROWS, section))
+    loss = kind.row_losses(kind.predict(model, rows, ROWS, section))
     codes = rows.entity.rank("dense").to_numpy().astype(int)
     half = np.random.default_rng(seed).random(codes.max() + 1)[codes] < 0.5
     if min(half.sum(), (~half).sum()) < MIN_HALF:
@@ -59,21 +58,10 @@ def find_error_slices(
                     "excess": excess,
                     "low": low,
                     "high": high,
-                    "measure": "log loss" if kind.name == "classification" else "mean absolute error",
+                    "measure": kind.loss_name,
                 }
             )
     return sorted(found, key=lambda each: -each["excess"])[:MAX_SLICES]
-
-
-def _losses(kind: Kind, frame: pl.DataFrame) -> np.ndarray:
-    """Per row: the absolute error, or minus the logarithm of the probability of the true class."""
-    if kind.name == "regression":
-        return np.abs((frame["truth"] - frame["prediction"]).to_numpy())
-    from evergreen.tasks.problems.classification.scores import arrays
-
-    place, chances, _ = arrays(frame)
-    probability = np.where(place >= 0, chances[np.arange(len(place)), place], 0.0)
-    return -np.log(np.clip(probability, 1e-4, 1.0))
 
 
 def _excess(

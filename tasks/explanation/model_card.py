@@ -7,18 +7,13 @@ Source: Mitchell and others, Model cards for model reporting, 2019.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from evergreen.tasks.config.params import Interactions, Params, Problem, Table
+from evergreen.tasks import problems
+from evergreen.tasks.config.params import Params, Problem
 
 Card = list[dict[str, Any]]
 """Sections in order, each with `title` and `lines`."""
 METRICS = 4
 """Most metrics besides the primary one."""
-CAVEATS = {
-    "classification": "A probability is an estimate for rows like the training data; check its calibration first.",
-    "regression": "A prediction is a mean for rows like this one; single rows lie above and below it.",
-    "clustering": "Clusters are one way to divide the rows; other numbers of clusters are possible.",
-    "recommendation": "Lists follow past purchases; an item that a user was never shown may still be wanted.",
-}
 
 
 def card(
@@ -72,12 +67,12 @@ def _member(config: Mapping[str, Any], weight: float) -> str:
 
 def _data(params: Params, section: Problem, model: Mapping[str, Any]) -> Iterator[str]:
     features = section.features
-    table = features.table if isinstance(features, Table | Interactions) else "events"
+    table = features.source_name
     target = getattr(features, "target", None)
     what = f"; target {target}" if isinstance(target, str) else ""
     yield f"{model['rows']:,} rows from {table}, with {len(model['features'])} features{what}."
     yield f"Data up to {params.project.as_of or 'the newest day in the tables'}."
-    if isinstance(features, Table) and features.entity:
+    if not features.by_cutoff and features.entity:
         yield f"The rows of one {features.entity} are all training rows or all test rows."
 
 
@@ -118,7 +113,7 @@ def _limitations(model: Mapping[str, Any], evaluation: Mapping[str, Any], explan
     worst = _worst_slice(evaluation)
     if worst:
         yield worst
-    yield CAVEATS[model["kind"]]
+    yield problems.predictions(model["kind"]).caveat
     yield "Rows unlike the training data get a prediction too; the drift reports show when such rows come."
 
 

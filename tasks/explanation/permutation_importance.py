@@ -12,7 +12,7 @@ import polars as pl
 from evergreen.tasks.config.params import Tabular
 from evergreen.tasks.core import bootstrap
 from evergreen.tasks.explanation.column_values import MAX_COLUMNS
-from evergreen.tasks.problems.base import Kind, Model
+from evergreen.tasks.problems.base import Model, RowKind
 from evergreen.tasks.problems.tabular import row_subset
 from evergreen.tasks.problems.tabular.row_subset import ROWS
 from evergreen.tasks.problems.tabular.tabular_kind import Rows
@@ -21,7 +21,7 @@ SHUFFLES, RESAMPLES = 4, 60
 CONFIDENCE = 0.95
 
 
-def permutation_importance(kind: Kind, model: Model, rows: Rows, section: Tabular, seed: int) -> pl.DataFrame:
+def permutation_importance(kind: RowKind, model: Model, rows: Rows, section: Tabular, seed: int) -> pl.DataFrame:
     """column, importance, low, high: the loss in the primary metric, largest first; for clustering the share of rows that
     change their cluster.
 
@@ -48,7 +48,7 @@ def permutation_importance(kind: Kind, model: Model, rows: Rows, section: Tabula
 
 
 def _predict_shuffled(
-    kind: Kind, model: Model, rows: Rows, section: Tabular, name: str, times: int, random: np.random.Generator
+    kind: RowKind, model: Model, rows: Rows, section: Tabular, name: str, times: int, random: np.random.Generator
 ) -> list[pl.DataFrame]:
     """Predictions with the column `name` shuffled among the rows, one frame per shuffle."""
     if not times:
@@ -61,23 +61,15 @@ def _predict_shuffled(
     return [predictions.slice(count * place, count) for place in range(times)]
 
 
-def _mean_loss(kind: Kind, whole: pl.DataFrame, frames: Sequence[pl.DataFrame], section: Tabular) -> float:
-    return bootstrap.mean([_loss(kind, whole, each, section) for each in frames])
-
-
-def _loss(kind: Kind, whole: pl.DataFrame, shuffled: pl.DataFrame, section: Tabular) -> float:
-    """How much worse the score of `shuffled` is than that of `whole`."""
-    if not getattr(kind, "supervised", False):
-        return float(np.mean((whole["cluster"] != shuffled["cluster"]).to_numpy()))
-    metric = kind.metrics[0]
-    return metric.gain(*(kind.score(each, section)[metric.name] for each in (whole, shuffled)))
+def _mean_loss(kind: RowKind, whole: pl.DataFrame, frames: Sequence[pl.DataFrame], section: Tabular) -> float:
+    return bootstrap.mean([kind.importance_loss(whole, each, section) for each in frames])
 
 
 def _interval(
-    kind: Kind, whole: pl.DataFrame, frames: Sequence[pl.DataFrame], section: Tabular, seed: int
+    kind: RowKind, whole: pl.DataFrame, frames: Sequence[pl.DataFrame], section: Tabular, seed: int
 ) -> tuple[float, float]:
     """Over resamples of entities, which take turns with the shuffles."""
     losses = []
     for place, drawn in enumerate(bootstrap.draw([whole, *frames], RESAMPLES, seed)):
-        losses.append(_loss(kind, drawn[0], drawn[1 + place % len(frames)], section))
+        losses.append(kind.importance_loss(drawn[0], drawn[1 + place % len(frames)], section))
     return bootstrap.interval(losses, CONFIDENCE)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from evergreen.tasks.model_files import skops_models
-from evergreen.tasks.problems.base import Kind
+from evergreen.tasks.problems.base import Kind, RowKind
 
 BATCH_ROWS = 1_000
 TIMED_SECONDS, MAX_REPEATS = 0.4, 30
@@ -24,13 +24,13 @@ def measure_serving_cost(file: Path, kind: Kind, data: Any, section: Any) -> dic
     example = kind.example(data, section)
     predict: Callable[[Any], Any] = getattr(model, "predict_proba", model.predict)
     batch = pd.concat([example] * math.ceil(BATCH_ROWS / len(example)), ignore_index=True).head(BATCH_ROWS)
-    lists = kind.name == "recommendation"
+    rows = isinstance(kind, RowKind)
     return {
         "model_mb": round(file.stat().st_size / 2**20, 3),
         "load_ms": round(1000 * loaded, 1),
         "row_ms": round(1000 * _median_seconds(lambda: predict(example.head(1))), 3),
-        "batch_rows": None if lists else len(batch),
-        "batch_ms": None if lists else round(1000 * _median_seconds(lambda: predict(batch)), 2),
+        "batch_rows": len(batch) if rows else None,
+        "batch_ms": round(1000 * _median_seconds(lambda: predict(batch)), 2) if rows else None,
     }
 
 

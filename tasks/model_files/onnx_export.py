@@ -23,9 +23,8 @@ from evergreen.tasks.model_files import onnx_estimators, onnx_preprocessing
 from evergreen.tasks.model_files.onnx_graph import Converter, Frame, Graph
 from evergreen.tasks.model_files.onnx_parity import PARITY_ROWS, Latency, Parity, latency, needs_complete_rows, parity
 from evergreen.tasks.model_files.onnx_runtime import Reading
-from evergreen.tasks.problems.base import Model
+from evergreen.tasks.problems.base import Model, PredictRows, RowKind
 from evergreen.tasks.problems.tabular.preprocessing import MISSING
-from evergreen.tasks.problems.tabular.tabular_kind import Said, TabularKind
 
 CONVERTERS: Mapping[str, Converter] = {**onnx_preprocessing.CONVERTERS, **onnx_estimators.CONVERTERS}
 """Package and class -> what writes its graph."""
@@ -66,13 +65,13 @@ def attempt(params: Params, problem: str, layout: Layout, model: Model) -> Attem
     """
     try:
         kind, section = problems.kind(params.kind(problem)), params.section(problem)
-        if not isinstance(kind, TabularKind):
+        if not isinstance(kind, RowKind):
             raise CompileError(f"{kind.name} has no compiled form: its lists come from live histories")
         data = kind.load(layout.features(problem), section)
         held_out = data.at([kind.splits(data, section).tests[-1].test]).features.tail(PARITY_ROWS)
         if not len(held_out):
             raise CompileError(f"{problem} has no row to compare on")
-        said: Said = partial(kind.said, model)
+        said: PredictRows = partial(kind.predict_rows, model)
         found = compare(model, said, data.features, held_out, params.project.seed)
         return replace(found, latency=latency(said, found.file, held_out.head(1)))
     except Exception as error:  # noqa: BLE001  # whatever a step or the runtime raises, the pipeline itself can still serve
@@ -80,7 +79,7 @@ def attempt(params: Params, problem: str, layout: Layout, model: Model) -> Attem
         return Attempt(reason=reason)
 
 
-def compare(model: Model, said: Said, features: pd.DataFrame, held_out: pd.DataFrame, seed: int) -> Attempt:
+def compare(model: Model, said: PredictRows, features: pd.DataFrame, held_out: pd.DataFrame, seed: int) -> Attempt:
     """Compile `model`, fitted on frames like `features`, and compare on `held_out`. Raises CompileError."""
     file = compile_model(model, features, complete=needs_complete_rows(said, held_out.head(1)))
     return Attempt(file, parity(said, file, held_out, seed))

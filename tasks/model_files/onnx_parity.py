@@ -11,7 +11,7 @@ from pandas.api.types import is_numeric_dtype, is_string_dtype
 from evergreen.tasks.config.params import Section
 from evergreen.tasks.core.errors import CompileError
 from evergreen.tasks.model_files.onnx_runtime import Compiled
-from evergreen.tasks.problems.tabular.tabular_kind import Said
+from evergreen.tasks.problems.base import PredictRows
 
 TOLERANCE = 1e-5
 """Largest allowed difference; for a number above 1, relative to it."""
@@ -38,7 +38,7 @@ class Latency(Section):
     """By the pipeline."""
 
 
-def parity(said: Said, file: bytes, features: pd.DataFrame, seed: int) -> Parity:
+def parity(said: PredictRows, file: bytes, features: pd.DataFrame, seed: int) -> Parity:
     """Compare the predictions of `file` with those of the pipeline, `said`, on `features`: held-out rows, if any.
 
     Each row comes with a copy that has missing values and unseen categories. Raises CompileError where predictions differ.
@@ -52,7 +52,7 @@ def parity(said: Said, file: bytes, features: pd.DataFrame, seed: int) -> Parity
     return Parity(rows=len(asked), difference=difference, tolerance=TOLERANCE)
 
 
-def latency(said: Said, file: bytes, row: pd.DataFrame) -> Latency:
+def latency(said: PredictRows, file: bytes, row: pd.DataFrame) -> Latency:
     """The time of the single row `row`."""
     compiled, cells = Compiled(file), row.to_dict("records")[0]
     return Latency(
@@ -61,7 +61,7 @@ def latency(said: Said, file: bytes, row: pd.DataFrame) -> Latency:
     )
 
 
-def needs_complete_rows(said: Said, row: pd.DataFrame) -> bool:
+def needs_complete_rows(said: PredictRows, row: pd.DataFrame) -> bool:
     """Whether the pipeline refuses missing numbers."""
     try:
         said(row.assign(**dict.fromkeys(row.select_dtypes("number"), np.nan)))

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from evergreen.tasks import problems
 from evergreen.tasks.config.params import TAKEN, KindName, Name, Params, Source, load
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.core.paths import writing
@@ -131,13 +132,8 @@ def _tune(found: Inferred) -> dict[str, int]:
 
 
 def _question(name: str, found: Inferred, asked: Asked) -> str:
-    if found.kind == "recommendation":
-        return f"Which {asked.item} will each {asked.user} take next?"
-    if found.kind == "clustering":
-        return f"What kinds of rows does {name} have?"
-    if found.kind == "regression":
-        return f"How much is {found.target}?"
-    return f"Is {found.target} {found.positive_class}?" if found.positive_class else f"Which {found.target} is it?"
+    columns = {"target": found.target, "positive_class": found.positive_class, "user": asked.user, "item": asked.item}
+    return problems.predictions(found.kind).question(name, columns)
 
 
 def _features(name: str, found: Inferred, asked: Asked) -> Block:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import polars as pl
 
+from evergreen.tasks import problems
 from evergreen.tasks.config.params import KindName, Role, nearest
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.onboarding import target_leakage
@@ -391,14 +392,14 @@ def _kind(
 ) -> KindName:
     """The kind of problem. Raises DataError for a target that cannot be predicted."""
     if asked.target is None:
-        if asked.kind in ("classification", "regression"):
+        if asked.kind and problems.predictions(asked.kind).target:
             raise ParamsError(f"{asked.kind} needs --target COL: what is to be predicted")
         reasons["kind"] = "no target is named"
         return "clustering"
     if asked.target in asked.drop:
         raise ParamsError(f"--drop {asked.target}: is the target too")
-    if asked.kind == "clustering":
-        raise ParamsError("clustering predicts nothing; leave --target out, or name another kind")
+    if asked.kind and not problems.predictions(asked.kind).target:
+        raise ParamsError(f"{asked.kind} predicts nothing; leave --target out, or name another kind")
     target = columns[asked.target]
     where = f"--target {target.name}"
     if target.what == "unusable":
@@ -419,9 +420,10 @@ def _kind(
     if asked.kind:
         reasons["kind"] = "named"
     words = target.what in ("category", "text", "identifier") and target.low is None
-    if kind == "regression" and words:
+    holds = problems.predictions(kind).target
+    if holds == "number" and words:
         raise DataError(f"{where}: holds words ({target.seen}); regression predicts numbers. Say --kind classification")
-    if kind == "classification":
+    if holds == "class":
         _check_classes(table, target, rows, warnings)
     return kind
 
@@ -467,7 +469,7 @@ def _counts(table: pl.LazyFrame, name: str) -> dict[str, int]:
 
 def _positive(table: pl.LazyFrame, target: str | None, kind: KindName, reasons: dict[str, str]) -> str | None:
     """Of two classes, the one that is asked about: by its name, else the rarer one."""
-    if target is None or kind != "classification":
+    if target is None or problems.predictions(kind).target != "class":
         return None
     counts = _counts(table, target)
     if len(counts) != 2:

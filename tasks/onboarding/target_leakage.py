@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 
+from evergreen.tasks import problems
 from evergreen.tasks.config.params import KindName, Role
 
 ROWS = 5_000
@@ -68,7 +69,7 @@ class Look:
     """A sample with its target, each column as numbers (codes for words)."""
 
     def __init__(self, rows: pl.DataFrame, features: Mapping[str, Role], target: str, kind: KindName) -> None:
-        self.target, self.classes = target, kind == "classification"
+        self.target, self.classes = target, problems.predictions(kind).target == "class"
         y = rows[target].cast(pl.String).rank("dense") - 1 if self.classes else rows[target].cast(pl.Float64)
         self.y = y.to_numpy().astype(int if self.classes else float)
         self.names = list(features)

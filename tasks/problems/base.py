@@ -4,22 +4,26 @@ Days: a cutoff is the last day whose events may be used. The truth of a cutoff l
 Rows of a plain table have no cutoff; they are named by the part of the table that they are in.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import numpy as np
 import polars as pl
 
 from evergreen.tasks.config.params import KindName, Range
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Config = Mapping[str, Any]
 """One point of the search: "model" names the model, the other keys are its hyper-parameters and pipeline choices."""
 Model = Any
 """A fitted scikit-learn estimator, savable by tasks.model_files.skops_models."""
 NOT_SCORED = "not_scored"
-"""Column of answers: why a row has none; null where it has one."""
+"""Column of predictions: why a row has none; null where it has one."""
 Data = Any
 """What `load` gives; the kind alone looks inside."""
 
@@ -131,12 +135,60 @@ class Kind(Protocol):
         """Up to five rows of the pandas frame that the model's own `predict` takes: the signature of the served model."""
         ...
 
-    def answer(self, model: Model, data: Data, asked: pl.DataFrame, section: Any) -> pl.DataFrame:
-        """What `model` says to each row of `asked`, in its order: features, or the entity's key alone.
+    def predict_new(self, model: Model, data: Data, rows: pl.DataFrame, section: Any) -> pl.DataFrame:
+        """The prediction of `model` for each of `rows`, in their order: features, or the entity's key alone.
 
-        Where rows and answers are one to one, the columns of `asked` come first and NOT_SCORED last.
-        Raises DataError for columns that are missing, or taken by the answer.
+        Where rows and predictions are one to one, the columns of `rows` come first and NOT_SCORED last.
+        Raises DataError for columns that are missing, or taken by the prediction.
         """
+        ...
+
+
+@runtime_checkable
+class RowKind(Kind, Protocol):
+    """A kind that predicts rows of features, one by one: its models can be compiled, and columns have importance."""
+
+    @property
+    def importance_metric(self) -> str:
+        """What `importance_loss` is a loss of."""
+        ...
+
+    def predict_rows(self, model: Model, features: "pd.DataFrame") -> dict[str, np.ndarray]:
+        """The columns of a prediction, such as `prediction`: one value per row of `features`."""
+        ...
+
+    def find_features(self, data: Data, rows: pl.DataFrame, section: Any) -> "tuple[pd.DataFrame, list[str | None]]":
+        """The features of each of `rows`, given in it or looked up by its entity, and why a row has none."""
+        ...
+
+    def predict_found(
+        self, predict: "PredictRows", features: "pd.DataFrame", why: Sequence[str | None], rows: pl.DataFrame
+    ) -> pl.DataFrame:
+        """`rows` with their predictions and NOT_SCORED. `features`, `why`: see `find_features`."""
+        ...
+
+    def importance_loss(self, whole: pl.DataFrame, shuffled: pl.DataFrame, section: Any) -> float:
+        """How much worse predictions are with one column shuffled: both frames are rows of `predict`."""
+        ...
+
+
+PredictRows = Callable[["pd.DataFrame"], dict[str, np.ndarray]]
+"""The columns of predictions for a frame of features, by a pipeline or by the model it was compiled to."""
+
+
+@runtime_checkable
+class ExplainedKind(RowKind, Protocol):
+    """A kind whose predictions are numbers that columns contribute to, and that a label shows to be wrong."""
+
+    loss_name: str
+    """Of `row_losses`."""
+
+    def outputs(self, model: Model, most: int) -> "tuple[Callable[[pd.DataFrame], np.ndarray], list[str]]":
+        """Features -> row x output, and the name of each output: of two classes the positive one, of more the first `most`."""
+        ...
+
+    def row_losses(self, predictions: pl.DataFrame) -> np.ndarray:
+        """The loss of each row of `predict`, all with truth."""
         ...
 
 

@@ -34,6 +34,12 @@ class PredictionType(ABC):
     """What everybody who reads a prediction must know: a sentence of the model card."""
     aspect: Literal["prediction", "segments", "ranking"] = "prediction"
     """What has changed where predictions drift."""
+    target: Literal["class", "number"] | None = None
+    """What the column holds that a model of rows learns. None: there is no such column."""
+
+    @abstractmethod
+    def score(self, predictions: pl.DataFrame, section: Any) -> dict[str, float]:
+        """Every metric over rows of `Kind.predict` for one part (or a resample of them), in the order of `metrics`."""
 
     @abstractmethod
     def comparable(self, rows: pl.DataFrame, features: pl.DataFrame | None, context: Context) -> pl.DataFrame:
@@ -41,6 +47,10 @@ class PredictionType(ABC):
 
         `features`: of the same rows; None where they are unknown.
         """
+
+    @abstractmethod
+    def question(self, name: str, columns: Mapping[str, str | None]) -> str:
+        """The question that a new problem called `name` asks. `columns`: target, positive_class, user and item."""
 
     def comparable_labels(self, labels: pl.Series) -> pl.DataFrame:
         """The column `label` as drift detection compares it; no column where labels are not compared."""
@@ -112,10 +122,6 @@ class Labelled(PredictionType):
     @abstractmethod
     def as_predicted(self, rows: pl.DataFrame, section: Any) -> pl.DataFrame:
         """Rows of the ledger as `Kind.predict` gives them, with truth_at; labels that can be none of this kind are null."""
-
-    @abstractmethod
-    def score(self, predictions: pl.DataFrame, section: Any) -> dict[str, float]:
-        """Every metric over rows of `Kind.predict` for one part (or a resample of them), in the order of `metrics`."""
 
     def primary_score(self, predictions: pl.DataFrame, section: Any) -> float:
         """The primary metric over rows of `as_predicted`."""

@@ -25,8 +25,7 @@ from evergreen.tasks import problems
 from evergreen.tasks.config.params import Params, Section, Table
 from evergreen.tasks.core.errors import DataError, ModelError, ParamsError, SourceError, StepError
 from evergreen.tasks.core.paths import Layout, locking, read_json, write_json, writing
-from evergreen.tasks.problems.base import NOT_SCORED, Data, Model
-from evergreen.tasks.problems.tabular.tabular_kind import TabularKind
+from evergreen.tasks.problems.base import NOT_SCORED, Data, Model, RowKind
 from evergreen.tasks.scoring import chunks
 from evergreen.tasks.search.workers import exit_with_parent, worker_count
 
@@ -112,7 +111,7 @@ class Scorer:
     @property
     def table(self) -> Table | None:
         """Of the problem of a plain table."""
-        return self.section.features if isinstance(self.section.features, Table) else None
+        return None if self.section.features.by_cutoff else self.section.features
 
     @cached_property
     def data(self) -> Data:
@@ -130,7 +129,7 @@ class Scorer:
         data = self.data
         try:
             with problems.naming(self.problem):
-                if isinstance(self.kind, TabularKind):
+                if isinstance(self.kind, RowKind):
                     return self._rows(self.kind, data, _as_table(asked, self.table, self.params) if self.table else asked)
                 return self._lists(data, asked)
         except (ValueError, KeyError, AttributeError) as error:
@@ -138,9 +137,10 @@ class Scorer:
                 f"{self.problem}: version {self.version} cannot score {name}: {error}. Train again, or name a --version."
             ) from error
 
-    def _rows(self, kind: TabularKind, data: Any, asked: pl.DataFrame) -> tuple[pl.DataFrame, Callable[[], Entry]]:
-        features, why = kind.asked(data, asked, self.section)
-        answers = kind.answered(self._compiled if self.compiled else partial(kind.said, self.model), features, why, asked)
+    def _rows(self, kind: RowKind, data: Any, asked: pl.DataFrame) -> tuple[pl.DataFrame, Callable[[], Entry]]:
+        features, why = kind.find_features(data, asked, self.section)
+        predict = self._compiled if self.compiled else partial(kind.predict_rows, self.model)
+        answers = kind.predict_found(predict, features, why, asked)
         return answers, partial(self._entry, data, asked, features, answers)
 
     def _entry(self, data: Any, asked: pl.DataFrame, features: Any, answers: pl.DataFrame) -> Entry:
@@ -156,7 +156,7 @@ class Scorer:
         return self.compiled.predict_columns(features, len(features))
 
     def _lists(self, data: Any, asked: pl.DataFrame) -> tuple[pl.DataFrame, Callable[[], Entry]]:
-        answers, columns = self.kind.answer(self.model, data, asked, self.section), self.section.features
+        answers, columns = self.kind.predict_new(self.model, data, asked, self.section), self.section.features
 
         def entry() -> Entry:
             each = answers.group_by((pl.col("rank") == 1).cum_sum().alias("_list"), maintain_order=True)
@@ -220,7 +220,7 @@ def run(
     a process was killed, and what Scorer.answer raises.
     """
     _check_name(out)
-    tabular = isinstance(scorer.kind, TabularKind)
+    tabular = isinstance(scorer.kind, RowKind)
     written = scorer.params.ingest[scorer.table.table] if scorer.table else None
     place = scorer.layout.var / "scoring" / _digest(str(out.resolve()))
     with locking(place.with_suffix(".lock"), f"{scorer.problem}: score into {out}"):
@@ -457,7 +457,7 @@ def newest(scorer: Scorer, out: Path, as_of: date | None, tell: Tell | None, at:
     """
     _check_name(out)
     problem, data = scorer.problem, scorer.data
-    if isinstance(scorer.kind, TabularKind):
+    if isinstance(scorer.kind, RowKind):
         if data.cutoff is None:
             raise ParamsError(f"{problem}: its rows are cases of a plain table, of which none is the newest; give --data FILE")
         days = data.cutoff.unique().sort()

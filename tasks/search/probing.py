@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from evergreen.tasks.config.params import Problem, Table
+from evergreen.tasks.config.params import Problem
 from evergreen.tasks.search.specification import Search
 from evergreen.tasks.search.time_budget import Clock, Estimate
 from evergreen.tasks.search.trials import Cost, Evaluator, FinishedTrial, Outcome
@@ -31,7 +31,7 @@ def fit_to_budget(search: Search, evaluator: Evaluator, section: Problem, worker
     started = clock.spent()
     evaluator.folds()
     loaded, total = clock.spent(), clock.seconds or 0.0
-    if not isinstance(section.features, Table):
+    if section.features.by_cutoff:
         return replace(search, clock=Clock(total * UNPLANNED_SEARCH_SHARE, clock.began))
     estimate = _estimate_later_steps(evaluator, section, features, total, started, loaded)
     probes = _probe_defaults(search, evaluator, loaded + MAX_PROBING_SHARE * total)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from evergreen.tasks.config.params import Params, Problem, Table, Tune
+from evergreen.tasks.config.params import Params, Problem, Tune
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.problems.base import Config, Kind, Metric
 from evergreen.tasks.search.space import Space
@@ -56,7 +56,7 @@ class Search:
 
 def resolve_settings(section: Problem) -> Tune:
     """The section tune, with a value for each null whose meaning depends on the kind of table."""
-    tune, plain = section.tune, isinstance(section.features, Table)
+    tune, plain = section.tune, not section.features.by_cutoff
     method = tune.method or ("staged" if plain else "tpe")
     resolved = {
         "method": method,

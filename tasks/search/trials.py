@@ -18,7 +18,7 @@ import polars as pl
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import KindName, Problem
 from evergreen.tasks.core.errors import ParamsError, StorageError
-from evergreen.tasks.problems.base import Config, Data, Fold, Metric
+from evergreen.tasks.problems.base import Config, Data, Fold, Metric, RowKind
 
 LATENCY_REPEATS = 5
 """Predictions of a single row; their median is the latency."""
@@ -246,13 +246,13 @@ def _shared_matrices(evaluator: Evaluator) -> Iterator[None]:
 
 def _latency(kind: Any, model: Any, data: Data, section: Problem) -> float:
     """Milliseconds to predict a single row; NaN for kinds that do not predict row by row."""
-    if not hasattr(kind, "said"):
+    if not isinstance(kind, RowKind):
         return math.nan
     row = kind.example(data, section).head(1)
     took = []
     for _ in range(LATENCY_REPEATS):
         began = time.perf_counter()
-        kind.said(model, row)
+        kind.predict_rows(model, row)
         took.append(time.perf_counter() - began)
     return 1000 * statistics.median(took)
 

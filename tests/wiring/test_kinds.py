@@ -9,7 +9,7 @@ import pytest
 from evergreen.tasks.config.params import KindName
 from tests import ROOT
 
-MOST = 64
+MOST = 30
 """Places outside tasks/problems that may ask."""
 KINDS = frozenset(get_args(KindName))
 PROBLEMS = ROOT / "tasks" / "problems"

@@ -1,7 +1,7 @@
 """Classification: which of two or more classes. The answer is a probability; its threshold is the training rows' base rate."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, ClassVar
 
@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 class Classification(ClassProbabilities, TabularKind):
     baseline = "prior"
+    loss_name = "log loss"
     families: ClassVar = {
         "prior": Family(DummyClassifier, {"strategy": "prior"}, prepared=False, stage="baseline"),
         "logistic": Family(
@@ -137,9 +138,20 @@ class Classification(ClassProbabilities, TabularKind):
             | {f"{PREFIX}{name}": np.zeros(len(rows)) for name in _never_seen(model, data, section)}
         ).with_columns(threshold=pl.lit(threshold, pl.Float64))
 
-    def said(self, model: Model, features: pd.DataFrame) -> dict[str, np.ndarray]:
+    def predict_rows(self, model: Model, features: pd.DataFrame) -> dict[str, np.ndarray]:
         """`prediction`: the class at the model's threshold; `probability_<class>` of each class."""
-        return super().said(model, features) | _named(model, model.predict_proba(features))
+        return super().predict_rows(model, features) | _named(model, model.predict_proba(features))
+
+    def outputs(self, model: Model, most: int) -> tuple[Callable[[pd.DataFrame], np.ndarray], list[str]]:
+        classes = [str(each) for each in model.classes_]
+        kept = slice(1, 2) if len(classes) == 2 else slice(0, most)
+        return lambda features: model.predict_proba(features)[:, kept], classes[kept]
+
+    def row_losses(self, predictions: pl.DataFrame) -> np.ndarray:
+        """Minus the logarithm of the probability of the true class."""
+        place, chances, _ = arrays(predictions)
+        probability = np.where(place >= 0, chances[np.arange(len(place)), place], 0.0)
+        return -np.log(np.clip(probability, 1e-4, 1.0))
 
     def plots(
         self, predictions: pl.DataFrame, baseline: pl.DataFrame, model: Model, data: Rows, section: Tabular

@@ -1,7 +1,7 @@
 """Predicted probabilities of classes, and how labels judge them."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,12 @@ class ClassProbabilities(LabelledRows):
         Metric("brier", greater_is_better=False, format=".4f"),
     )
     caveat = "A probability is an estimate for rows like those it learned from; look at its calibration first."
+    target = "class"
+
+    def question(self, name: str, columns: Mapping[str, str | None]) -> str:
+        if columns["positive_class"]:
+            return f"Is {columns['target']} {columns['positive_class']}?"
+        return f"Which {columns['target']} is it?"
 
     def _parse(self, given: Any) -> Any:
         return as_scalar(given)

@@ -19,7 +19,7 @@ from evergreen.model_types import stored_type
 from evergreen.tasks.config.params import Range, Tabular
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.problems.base import Config, Fold, Kind, Model, Part
-from evergreen.tasks.problems.clustering.predictions import Segments
+from evergreen.tasks.problems.clustering.predictions import COORDINATE, Segments
 from evergreen.tasks.problems.tabular.tabular_kind import Family, Rows, TabularKind
 
 RESAMPLES = 20
@@ -27,7 +27,6 @@ RESAMPLES = 20
 REFERENCES = 4000
 """Silhouettes are exact up to that many rows; above it distances are taken to so many rows, evenly chosen."""
 POINTS = 800
-COORDINATE = "x"
 
 
 @stored_type
@@ -133,20 +132,6 @@ class Clustering(Segments, TabularKind):
             | {f"{COORDINATE}{place}": column for place, column in enumerate(points.T)}
         )
 
-    def score(self, predictions: pl.DataFrame, section: Tabular) -> dict[str, float]:
-        """Mean silhouette and the Davies-Bouldin index.
-
-        A row's silhouette is the one it has among all rows of its window: on a resample the distances are not taken again, so
-        the bootstrap is cheap and leaves out only how the resample changes its rows' neighbourhoods.
-        """
-        names = [name for name in predictions.columns if name.startswith(COORDINATE)]
-        points = np.column_stack([predictions[name].to_numpy() for name in names])
-        silhouette = predictions["silhouette"].to_numpy()
-        return {
-            "silhouette": float(silhouette.mean()) if len(silhouette) else np.nan,
-            "davies_bouldin": davies_bouldin(points, predictions["cluster"].to_numpy()),
-        }
-
     def score_model(
         self, model: Model, data: Rows, fold: Fold, config: Config, section: Tabular, seed: int
     ) -> dict[str, float]:
@@ -167,6 +152,13 @@ class Clustering(Segments, TabularKind):
             other.fit(np.repeat(points, times[owner], axis=0))
             found.append(adjusted_rand_score(labels, other.predict(judged)))
         return {"stability": float(np.mean(found))}
+
+    @property
+    def importance_metric(self) -> str:
+        return "share of rows that change their group"
+
+    def importance_loss(self, whole: pl.DataFrame, shuffled: pl.DataFrame, section: Tabular) -> float:
+        return float(np.mean((whole["cluster"] != shuffled["cluster"]).to_numpy()))
 
     def plots(
         self, predictions: pl.DataFrame, baseline: pl.DataFrame, model: Model, data: Rows, section: Tabular
@@ -203,23 +195,6 @@ def silhouettes(points: np.ndarray, cluster: np.ndarray) -> np.ndarray:
     alone = (others[own] == 0) | ~np.isfinite(nearest)
     widest = np.maximum(inside, nearest)
     return np.where(alone | (widest == 0), 0.0, (nearest - inside) / np.where(alone | (widest == 0), 1.0, widest))
-
-
-def davies_bouldin(points: np.ndarray, cluster: np.ndarray) -> float:
-    """Mean over groups of the worst ratio of scatter to distance between centres; small is good. NaN for fewer than two groups.
-
-    Davies and Bouldin (1979).
-    """
-    names, place = np.unique(cluster, return_inverse=True)
-    if len(names) < 2:
-        return np.nan
-    sizes = np.bincount(place)
-    centres = np.column_stack([np.bincount(place, weights=column) / sizes for column in points.T])
-    scatter = np.bincount(place, weights=np.sqrt(((points - centres[place]) ** 2).sum(axis=1))) / sizes
-    apart = np.sqrt(((centres[:, None] - centres[None]) ** 2).sum(axis=2))
-    np.fill_diagonal(apart, np.inf)
-    ratios = (scatter[:, None] + scatter[None]) / np.where(apart == 0, np.nan, apart)
-    return float(np.nanmax(ratios, axis=1).mean())
 
 
 def _profile(shown: pl.DataFrame, rows: Rows) -> pl.DataFrame:

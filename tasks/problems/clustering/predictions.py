@@ -1,15 +1,19 @@
 """Groups of rows. No label ever judges one."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from evergreen.tasks.config.params import KindName
+from evergreen.tasks.config.params import KindName, Tabular
 from evergreen.tasks.core.columns import is_number, numbers, texts
 from evergreen.tasks.problems.base import Metric
 from evergreen.tasks.problems.prediction_type import Context
 from evergreen.tasks.problems.tabular.predictions import RowPredictions
+
+COORDINATE = "x"
+"""Columns of the coordinates that distances are taken in: this, then their number."""
 
 
 class Segments(RowPredictions):
@@ -23,6 +27,23 @@ class Segments(RowPredictions):
     metrics = (Metric("silhouette"), Metric("davies_bouldin", greater_is_better=False), Metric("stability"))
     caveat = "Groups are a way to look at the rows, not a truth about them; other numbers of groups are possible."
     aspect = "segments"
+
+    def question(self, name: str, columns: Mapping[str, str | None]) -> str:
+        return f"What kinds of rows does {name} have?"
+
+    def score(self, predictions: pl.DataFrame, section: Tabular) -> dict[str, float]:
+        """Mean silhouette and the Davies-Bouldin index.
+
+        A row's silhouette is the one it has among all rows of its window: on a resample the distances are not taken again, so
+        the bootstrap is cheap and leaves out only how the resample changes its rows' neighbourhoods.
+        """
+        names = [name for name in predictions.columns if name.startswith(COORDINATE)]
+        points = np.column_stack([predictions[name].to_numpy() for name in names])
+        silhouette = predictions["silhouette"].to_numpy()
+        return {
+            "silhouette": float(silhouette.mean()) if len(silhouette) else np.nan,
+            "davies_bouldin": davies_bouldin(points, predictions["cluster"].to_numpy()),
+        }
 
     def comparable(self, rows: pl.DataFrame, features: pl.DataFrame | None, context: Context) -> pl.DataFrame:
         """`group`, and the `distance` to its centre where the features are known."""
@@ -52,6 +73,23 @@ class Segments(RowPredictions):
 
 
 PREDICTIONS = Segments()
+
+
+def davies_bouldin(points: np.ndarray, cluster: np.ndarray) -> float:
+    """Mean over groups of the worst ratio of scatter to distance between centres; small is good. NaN for fewer than two groups.
+
+    Davies and Bouldin (1979).
+    """
+    names, place = np.unique(cluster, return_inverse=True)
+    if len(names) < 2:
+        return np.nan
+    sizes = np.bincount(place)
+    centres = np.column_stack([np.bincount(place, weights=column) / sizes for column in points.T])
+    scatter = np.bincount(place, weights=np.sqrt(((points - centres[place]) ** 2).sum(axis=1))) / sizes
+    apart = np.sqrt(((centres[:, None] - centres[None]) ** 2).sum(axis=2))
+    np.fill_diagonal(apart, np.inf)
+    ratios = (scatter[:, None] + scatter[None]) / np.where(apart == 0, np.nan, apart)
+    return float(np.nanmax(ratios, axis=1).mean())
 
 
 def _points(features: pl.DataFrame, context: Context) -> np.ndarray:

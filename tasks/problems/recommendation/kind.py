@@ -168,17 +168,17 @@ class Recommendation(RankedLists):
         _, first = np.unique(newest, return_index=True)
         return pd.DataFrame({section.features.user: data.histories.users[newest[np.sort(first)[:5]]]})
 
-    def answer(self, model: Recommender, data: Purchases, asked: pl.DataFrame, section: Recommend) -> pl.DataFrame:
-        """The list of each user of `asked`, from the newest histories: user, rank, item, score, source; best first.
+    def predict_new(self, model: Recommender, data: Purchases, rows: pl.DataFrame, section: Recommend) -> pl.DataFrame:
+        """The list of each user of `rows`, from the newest histories: user, rank, item, score, source; best first.
 
         Made as section.lists says. A user asked for twice gets two lists; one without history gets what is popular. Logs
         how many lists are shorter than asked for, and why the first is.
         """
         user = section.features.user
-        if user not in asked.columns:
-            raise DataError(f"columns {', '.join(asked.columns) or '(none)'}: needs {user}, whom to recommend to")
+        if user not in rows.columns:
+            raise DataError(f"columns {', '.join(rows.columns) or '(none)'}: needs {user}, whom to recommend to")
         explain = section.lists.explain
-        shop, users = Shop.of(model, data, section), tuple(asked[user].to_list())
+        shop, users = Shop.of(model, data, section), tuple(rows[user].to_list())
         if shop.learned > shop.day:
             log.warning(
                 "the model learned from purchases up to %s: lists as of %s know of what came later. For lists that could have "
@@ -187,10 +187,8 @@ class Recommendation(RankedLists):
             )  # fmt: skip
         found = shop.answer(Request(users=users or (None,), explain=explain))
         for note in found.notes[:1]:
-            log.warning("%s of %s lists are shorter than asked for; the first: %s", len(found.notes), asked.height, note)
-        lists = found.frame(
-            asked[user] if users else pl.Series(user, [None], asked[user].dtype), section.features.item, explain
-        )
+            log.warning("%s of %s lists are shorter than asked for; the first: %s", len(found.notes), rows.height, note)
+        lists = found.frame(rows[user] if users else pl.Series(user, [None], rows[user].dtype), section.features.item, explain)
         return lists if users else lists.clear()
 
 

@@ -45,6 +45,9 @@ class RankedLists(Labelled):
     aspect = "ranking"
     no_estimate = "lists do not say how likely their items are bought"
 
+    def question(self, name: str, columns: Mapping[str, str | None]) -> str:
+        return f"Which {columns['item']} will each {columns['user']} take next?"
+
     def _parse(self, given: Any) -> list[Any]:
         """One item, several, or several as text of JSON."""
         if isinstance(given, str):

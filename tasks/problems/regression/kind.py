@@ -1,6 +1,6 @@
 """Regression: how much. A model may learn only what a first guess leaves over."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -98,6 +98,7 @@ class LogRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
 
 class Regression(Quantities, TabularKind):
     baseline = "naive"
+    loss_name = "mean absolute error"
     families: ClassVar = {
         "naive": Family(DummyRegressor, prepared=False, stage="baseline"),
         "ridge": Family(Ridge, {}, {"alpha": 300.0}, {"alpha": Range(low=0.1, high=1e5, log=True)}, stage="linear"),
@@ -154,6 +155,13 @@ class Regression(Quantities, TabularKind):
         rows = data.at([part])
         answers = model.predict(rows.features) if len(rows) else np.empty(0)
         return pl.DataFrame({"entity": rows.entity, "truth": rows.target, "prediction": answers})
+
+    def outputs(self, model: Model, most: int) -> tuple[Callable[[pd.DataFrame], np.ndarray], list[str]]:
+        return lambda features: np.asarray(model.predict(features), dtype=float)[:, None], ["prediction"]
+
+    def row_losses(self, predictions: pl.DataFrame) -> np.ndarray:
+        """The absolute error."""
+        return np.abs((predictions["truth"] - predictions["prediction"]).to_numpy())
 
     def plots(
         self, predictions: pl.DataFrame, baseline: pl.DataFrame, model: Model, data: Rows, section: Tabular

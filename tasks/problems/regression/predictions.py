@@ -1,7 +1,7 @@
 """Predicted numbers, and how labels judge them."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,10 @@ class Quantities(LabelledRows):
         Metric("r2"),
     )
     caveat = "An answer is a mean for rows like this one; single rows lie on both sides of it."
+    target = "number"
+
+    def question(self, name: str, columns: Mapping[str, str | None]) -> str:
+        return f"How much is {columns['target']}?"
 
     def _parse(self, given: Any) -> Any:
         try:

@@ -12,12 +12,13 @@ import pandas as pd
 import polars as pl
 from sklearn.pipeline import Pipeline
 
-from evergreen.tasks.config.params import KindName, Range, Role, Table, Tabular, require
+from evergreen.tasks.config.params import Range, Role, Table, Tabular, require
 from evergreen.tasks.core.errors import DataError
 from evergreen.tasks.problems import splits as split
-from evergreen.tasks.problems.base import NOT_SCORED, Config, Fold, Model, Part, Splits
+from evergreen.tasks.problems.base import NOT_SCORED, Config, Fold, Model, Part, PredictRows, Splits
 from evergreen.tasks.problems.tabular import holdout_split, preprocessing
 from evergreen.tasks.problems.tabular.point_in_time import point_in_time
+from evergreen.tasks.problems.tabular.predictions import RowPredictions
 from evergreen.tasks.problems.tabular.transform_cache import once
 from evergreen.tasks.problems.tabular.weighted_ensemble import Blend
 
@@ -88,8 +89,6 @@ FOR_AMOUNTS = {"target_log": Range(values=("auto", False))}
 CELLS = 30_000_000
 """Large or wide tables bend at fewer points, so that the matrix of numbers stays within so many (of 8 bytes)."""
 
-Said = Callable[[pd.DataFrame], dict[str, np.ndarray]]
-"""The answers of a pipeline, or of what it was compiled to, to a frame of features: one per row in each column."""
 Stage = Literal["baseline", "linear", "trees", "boosting", "ensemble"]
 """How much a model costs to run and to understand, the least first."""
 BLEND = "blend"
@@ -157,10 +156,9 @@ class Rows:
         return len(self.features)
 
 
-class TabularKind:
+class TabularKind(RowPredictions):
     """The part of the protocol that does not depend on what is predicted."""
 
-    name: KindName
     baseline: str
     supervised: ClassVar[bool] = True
     """Whether there is a target to learn from."""
@@ -190,9 +188,7 @@ class TabularKind:
         Of a plain table its rows, see table.plain.
         """
         if isinstance(section.features, Table):
-            return {
-                "rows": holdout_split.plain(tables[section.features.table], section.features, self.name == "classification")
-            }
+            return {"rows": holdout_split.plain(tables[section.features.table], section.features, self.target == "class")}
         return {"rows": point_in_time(tables, times, section.features, as_of)}
 
     def load(self, folder: Path, section: Tabular) -> Rows:
@@ -200,7 +196,7 @@ class TabularKind:
         frame = pl.read_parquet(folder / "rows.parquet")
         if isinstance(section.features, Table):
             features = _features(frame.select(*section.features.columns), folder / "rows.parquet")
-            parts = holdout_split.parts(frame, section, self.name == "classification")
+            parts = holdout_split.parts(frame, section, self.target == "class")
             return Rows(
                 frame[holdout_split.ENTITY],
                 None,
@@ -309,27 +305,37 @@ class TabularKind:
     def example(self, data: Rows, section: Tabular) -> pd.DataFrame:
         return data.features.tail(5).reset_index(drop=True)
 
-    def said(self, model: Model, features: pd.DataFrame) -> dict[str, np.ndarray]:
-        """The columns of an answer: `prediction`, one per row of `features`."""
+    def predict_rows(self, model: Model, features: pd.DataFrame) -> dict[str, np.ndarray]:
+        """The columns of a prediction: `prediction`, one per row of `features`."""
         return {"prediction": model.predict(features)}
 
-    def answer(self, model: Model, data: Rows, asked: pl.DataFrame, section: Tabular) -> pl.DataFrame:
-        """`asked`, the columns of `said`, and why a row has no answer: its entity is unknown, or a number is none."""
-        return self.answered(partial(self.said, model), *self.asked(data, asked, section), asked)
+    @property
+    def importance_metric(self) -> str:
+        return self.metrics[0].name
 
-    def asked(self, data: Rows, asked: pl.DataFrame, section: Tabular) -> tuple[pd.DataFrame, list[str | None]]:
-        """The features of each row of `asked`, given in it or looked up by its entity, and why a row has none."""
-        return _asked(data, asked, section.features.entity)
+    def importance_loss(self, whole: pl.DataFrame, shuffled: pl.DataFrame, section: Tabular) -> float:
+        metric = self.metrics[0]
+        return metric.gain(*(self.score(each, section)[metric.name] for each in (whole, shuffled)))
 
-    def answered(self, said: Said, features: pd.DataFrame, why: Sequence[str | None], asked: pl.DataFrame) -> pl.DataFrame:
-        """See `answer`. `said`: the columns of the answer to features, by a pipeline or by what it was compiled to."""
+    def predict_new(self, model: Model, data: Rows, rows: pl.DataFrame, section: Tabular) -> pl.DataFrame:
+        """`rows`, the columns of `predict_rows`, and why a row has no prediction: an unknown entity, or no number."""
+        return self.predict_found(partial(self.predict_rows, model), *self.find_features(data, rows, section), rows)
+
+    def find_features(self, data: Rows, rows: pl.DataFrame, section: Tabular) -> tuple[pd.DataFrame, list[str | None]]:
+        """The features of each of `rows`, given in it or looked up by its entity, and why a row has none."""
+        return _find_features(data, rows, section.features.entity)
+
+    def predict_found(
+        self, predict: PredictRows, features: pd.DataFrame, why: Sequence[str | None], rows: pl.DataFrame
+    ) -> pl.DataFrame:
+        """See `predict_new`. `predict`: a pipeline, or the model it was compiled to."""
         there = np.array([each is None for each in why], dtype=bool)
-        found = said(features.loc[there]) if there.any() else {"prediction": np.empty(0)}
-        if taken := [name for name in (*found, NOT_SCORED) if name in asked.columns]:
+        found = predict(features.loc[there]) if there.any() else {"prediction": np.empty(0)}
+        if taken := [name for name in (*found, NOT_SCORED) if name in rows.columns]:
             raise DataError(f"column {taken[0]}: the answer brings a column of that name; rename it in the file")
         places = pl.DataFrame({"row": np.flatnonzero(there), **found})
-        answers = pl.DataFrame({"row": np.arange(len(why))}).join(places, on="row", how="left", maintain_order="left")
-        return asked.hstack(answers.drop("row")).with_columns(pl.Series(NOT_SCORED, why, pl.String))
+        predictions = pl.DataFrame({"row": np.arange(len(why))}).join(places, on="row", how="left", maintain_order="left")
+        return rows.hstack(predictions.drop("row")).with_columns(pl.Series(NOT_SCORED, why, pl.String))
 
 
 def aged(rows: Rows, half_life_days: float | None, seed: int) -> Rows:
@@ -424,7 +430,7 @@ def _refuse_missing(numbers: pd.DataFrame, model: str) -> None:
         )
 
 
-def _asked(data: Rows, asked: pl.DataFrame, entity: str | None) -> tuple[pd.DataFrame, list[str | None]]:
+def _find_features(data: Rows, asked: pl.DataFrame, entity: str | None) -> tuple[pd.DataFrame, list[str | None]]:
     """The features of each row of `asked`, given in it or looked up by its entity, and why a row has none.
 
     Raises DataError where neither all features nor the entity are columns of `asked`.

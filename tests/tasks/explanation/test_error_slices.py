@@ -7,6 +7,7 @@ import pandas as pd
 import polars as pl
 
 from evergreen.tasks.explanation.error_slices import find_error_slices
+from evergreen.tasks.problems.regression.kind import Regression
 from evergreen.tasks.problems.tabular import row_subset
 from evergreen.tasks.problems.tabular.tabular_kind import Rows
 
@@ -17,9 +18,7 @@ def test_there_is_no_error_slice_where_errors_are_alike_everywhere():
     truth = pl.Series(draw.normal(size=1200))
     rows = row_subset.subset(Rows(pl.Series(np.arange(1200)), None, truth, features), np.arange(1200))
 
-    class Flat:
-        name, supervised = "regression", True
-
+    class Flat(Regression):
         def predict(self, model: Any, data: Rows, part: str, section: Any) -> pl.DataFrame:
             return pl.DataFrame({"entity": data.entity, "truth": data.target, "prediction": 0.0})
 

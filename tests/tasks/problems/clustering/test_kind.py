@@ -10,7 +10,8 @@ from evergreen.tasks.config.params import Tabular
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.problems.base import Fold
 from evergreen.tasks.problems.clustering import kind as clustering
-from evergreen.tasks.problems.clustering.kind import KIND, davies_bouldin, silhouettes
+from evergreen.tasks.problems.clustering.kind import KIND, silhouettes
+from evergreen.tasks.problems.clustering.predictions import davies_bouldin
 from evergreen.tasks.problems.tabular.tabular_kind import Rows
 from tests.contracts import TabularContract
 

@@ -127,7 +127,7 @@ def test_the_answer_is_a_list_of_the_customers_taste(trained):
     data = KIND.load(trained.features("next"), known)
     model = import_module("evergreen.tasks.model_files.skops_models").load(trained.model("next") / "model.skops")
     asked = pl.DataFrame({"customer": ["customer 0004", "customer 0001"]})
-    answer = KIND.answer(model, data, asked, known)
+    answer = KIND.predict_new(model, data, asked, known)
     assert answer["customer"].to_list() == ["customer 0004"] * 10 + ["customer 0001"] * 10
     groups = [ordered_shop.group(product) for product in answer["product"]]
     assert sum(each in (4, -1) for each in groups[:10]) >= 9

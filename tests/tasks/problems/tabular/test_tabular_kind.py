@@ -83,7 +83,8 @@ def test_every_model_learns_from_mixed_columns_and_survives_saving(name, target,
         model, said = learned(data, kind, chosen, config)
         skops_models.save(model, tmp_path / "model.skops")
         assert kind.predict(skops_models.load(tmp_path / "model.skops"), data, "test", chosen).equals(said)
-        assert all(np.isfinite(column).all() for column in kind.said(model, strange).values() if column.dtype.kind == "f")
+        columns = kind.predict_rows(model, strange).values()
+        assert all(np.isfinite(column).all() for column in columns if column.dtype.kind == "f")
         scores = kind.score(said, chosen)
         reached = scores["roc_auc"] if name == "classification" else scores["r2"]
         assert reached >= (floor if config["model"] != kind.baseline else -0.2), config["model"]
@@ -143,7 +144,7 @@ def test_a_logarithm_of_amounts_below_zero_too_answers_within_twice_what_was_see
     data = loaded(tmp_path, kind, chosen, frame)
     model, _ = learned(data, kind, chosen, kind.defaults("ridge", chosen))
     far = data.features.head(2).assign(size=[1e12, -1e12])
-    answers = kind.said(model, far)["prediction"]
+    answers = kind.predict_rows(model, far)["prediction"]
     assert (answers <= 2 * frame["price"].max()).all()
     assert (answers >= 2 * frame["price"].min()).all()
 
@@ -156,7 +157,7 @@ def test_the_positive_class_is_the_one_that_params_name(tmp_path):
         data = loaded(tmp_path, kind, chosen, houses())
         model, said = learned(data, kind, chosen, kind.defaults("logistic", chosen))
         assert [name for name in said.columns if name.startswith("prob")][-1] == f"probability_{positive}"
-        assert list(kind.said(model, data.features.head(2)))[-1] == f"probability_{positive}"
+        assert list(kind.predict_rows(model, data.features.head(2)))[-1] == f"probability_{positive}"
         share = (data.target.filter(~data.parts.masks["test"]) == positive).mean()
         assert said["threshold"][0] == pytest.approx(share)
         scores[positive] = kind.score(said, chosen)
