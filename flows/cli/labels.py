@@ -39,13 +39,13 @@ def labels(
     from evergreen.flows import settings
     from evergreen.monitoring.ledger import labels as truths
     from evergreen.tasks import problems
-    from evergreen.tasks.scoring.chunks import whole
+    from evergreen.tasks.scoring.chunks import read_all
 
     place = find(root)
     params = read_params(place)
     section, kind = params.section(name), problems.predictions(params.kind(name))
     columns = truths.Columns(truth=label, id=id, entity=entity, time=time, known=known)
-    told = truths.label(settings.ledger(place), name, kind, section, whole(data), columns)
+    told = truths.label(settings.ledger(place), name, kind, section, read_all(data), columns)
     counts = {each: getattr(told, each) for each in ("matched", "pending", "duplicate", "changed")}
     if as_json:
         print_json(

@@ -14,6 +14,7 @@ from evergreen.tasks.core.errors import ModelError, ParamsError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.problems.base import Data, Model
 from evergreen.tasks.scoring import batch
+from evergreen.tasks.scoring.scorer import LedgerFrame, Scorer
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +51,9 @@ def run(
     raise.
     """
     made = _scorer(layout, params, problem, version, lists)
-    tell = _tell(layout, problem, made.version) if ledger else None
-    about = f"{lists.as_of} {settings.events(layout).position(problem) if isinstance(made.section, Recommend) else ''}"
-    return batch.run(made, data, out, tell=tell, about=about, say=say)
+    record = _recorder(layout, problem, made.version) if ledger else None
+    context = f"{lists.as_of} {settings.events(layout).position(problem) if isinstance(made.section, Recommend) else ''}"
+    return batch.run(made, data, out, record=record, context=context, say=say)
 
 
 def newest(
@@ -75,31 +76,29 @@ def newest(
     """
     made = _scorer(layout, params, problem, version, lists, anybody=True)
     place = out or layout.scores(problem)
-    return batch.newest(
-        made, place, lists.as_of, _tell(layout, problem, made.version) if ledger else None, at or datetime.now(UTC)
+    return batch.score_newest(
+        made, place, lists.as_of, _recorder(layout, problem, made.version) if ledger else None, at or datetime.now(UTC)
     )
 
 
-def _scorer(
-    layout: Layout, params: Params, problem: str, version: int | None, lists: Lists, anybody: bool = False
-) -> batch.Scorer:
+def _scorer(layout: Layout, params: Params, problem: str, version: int | None, lists: Lists, anybody: bool = False) -> Scorer:
     """What answers, with the compiled model where there is one. `anybody`: an event problem may be asked as of a day too."""
     params, moved = _moved(layout, params, problem, lists, anybody)
     model, chosen = champion(layout, problem, version)
     lists_alone = isinstance(params.section(problem), Recommend)  # they come from live histories
     compiled = None if lists_alone else settings.registry(layout).load_compiled(problem, chosen)
-    return batch.Scorer(params, problem, layout, model, chosen, compiled, moved)
+    return Scorer(params, problem, layout, model, chosen, compiled, moved)
 
 
-def _tell(layout: Layout, problem: str, version: int) -> batch.Tell:
-    """What writes answers to the ledger."""
+def _recorder(layout: Layout, problem: str, version: int) -> batch.Record:
+    """A function that writes predictions to the ledger."""
     ledger = settings.ledger(layout)
 
-    def tell(entry: batch.Entry, at: datetime) -> int:
-        about = {"at": at, "key": entry.key, "features": entry.features, "outputs": entry.answer}
-        return sum(ledger.append_frame(problem, version, rows, cutoff=cutoff, **about) for cutoff, rows in entry.by_cutoff())
+    def record(rows: LedgerFrame, at: datetime) -> int:
+        common = {"at": at, "key": rows.key, "features": rows.features, "outputs": rows.outputs}
+        return sum(ledger.append_frame(problem, version, part, cutoff=cutoff, **common) for cutoff, part in rows.by_cutoff())
 
-    return tell
+    return record
 
 
 def champion(layout: Layout, problem: str, version: int | None) -> tuple[Model, int]:

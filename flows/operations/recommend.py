@@ -45,7 +45,7 @@ def recommend(layout: Layout, params: Params, problem: str, wanted: Mapping[str,
 def record_events(layout: Layout, params: Params, problem: str, data: Path) -> EventCounts:
     """Write the purchase events of `data` (csv or parquet) to the log. Raises SourceError if the file cannot be read."""
     recommender_service.section(params, problem)
-    given = chunks.whole(data)
+    given = chunks.read_all(data)
     return recommender_service.record(
         params, problem, recommender_service.load(params, problem, layout), settings.events(layout), given.iter_rows(named=True)
     )

@@ -1,4 +1,4 @@
-"""Files of rows in blocks, so that one larger than memory can be read, by several processes, in any order."""
+"""Read files of rows in chunks: files larger than memory, by several processes, in any order."""
 
 import codecs
 from collections.abc import Iterator, Mapping
@@ -15,17 +15,18 @@ from polars.exceptions import PolarsError
 from evergreen.tasks.config.params import Source
 from evergreen.tasks.core.errors import SourceError
 
-ROWS = 50_000
-"""Most rows of a block."""
-CELLS = 5_000_000
-"""Most cells of a block, about: of wide rows it has fewer."""
-BYTES = 32 * 2**20
-"""So many bytes of a csv file at least end a block: of long texts it has fewer rows."""
-CHUNK = 2**20
+MAX_ROWS = 50_000
+"""Most rows of a chunk."""
+MAX_CELLS = 5_000_000
+"""Most cells of a chunk, about: of wide rows it has fewer."""
+MAX_BYTES = 32 * 2**20
+"""A csv chunk ends at the first row after so many bytes: of long texts it has fewer rows."""
+READ_BYTES = 2**20
+"""Bytes that are read at once."""
 QUOTE, NEWLINE = b'"\n'
 
 Span = tuple[int, int]
-"""Where a block begins and where it ends (exclusive): rows of parquet, bytes of csv."""
+"""Start and end (exclusive) of a chunk: rows of parquet, bytes of csv."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,12 @@ class Parquet:
     spans: tuple[Span, ...]
 
     def read(self, span: Span) -> pl.DataFrame:
-        """The rows of a block. Raises SourceError for a damaged file."""
+        """The rows of a chunk. Raises SourceError for a damaged file."""
         with _reading(self.path):
             return pl.scan_parquet(self.path).slice(span[0], span[1] - span[0]).collect()
 
-    def settled(self, all_rows: bool = False) -> "Parquet":
-        """The file itself says of what types its columns are."""
+    def with_types(self, all_rows: bool = False) -> "Parquet":
+        """Itself: the file holds the types of its columns."""
         return self
 
 
@@ -57,7 +58,7 @@ class Csv:
     """Of columns whose type is known before the rows are read."""
 
     def read(self, span: Span) -> pl.DataFrame:
-        """The rows of a block. Raises SourceError for a row that is none, and for a value that is not of its column's type."""
+        """The rows of a chunk. Raises SourceError for an invalid row, and for a value that is not of its column's type."""
         with _reading(self.path), self.text.open("rb") as file:
             rows = file.read(self.header)
             file.seek(span[0])
@@ -65,14 +66,12 @@ class Csv:
             given = {**self.options, "schema_overrides": {**self.types, **self.options.get("schema_overrides", {})}}
             return pl.read_csv(rows, infer_schema_length=None, **given)
 
-    def settled(self, all_rows: bool = False) -> "Csv":
-        """With the types of all columns, as one look at all rows would find them; unless `all_rows` by the first block alone,
-        where that has a value in each column.
-        """
+    def with_types(self, all_rows: bool = False) -> "Csv":
+        """With the types of all columns, by all rows if `all_rows`, else by the first chunks with a value in each column."""
         found: dict[str, set[Any]] = {}
         for span in self.spans:
-            block = replace(self, types={}).read(span)
-            for column in block:
+            chunk = replace(self, types={}).read(span)
+            for column in chunk:
                 types = found.setdefault(column.name, set())
                 types |= set() if column.null_count() == len(column) else {column.dtype}
             if not all_rows and all(found.values()):
@@ -82,18 +81,18 @@ class Csv:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Say in one line what is wrong with the file."""
+    """Raise SourceError, in one line, where the file is invalid."""
     try:
         yield
     except (PolarsError, OSError, UnicodeError) as error:
         raise SourceError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def opened(path: Path, written: Source | None, folder: Path, columns: int = 0, rows: int = ROWS) -> Parquet | Csv:
-    """The csv or parquet file at `path`, in blocks of up to `rows` rows.
+def open_file(path: Path, written: Source | None, folder: Path, columns: int = 0, rows: int = MAX_ROWS) -> Parquet | Csv:
+    """The csv or parquet file at `path`, in chunks of up to `rows` rows.
 
-    `written`: how the table is written that the problem learned from; this one may be too. `folder`: where its text may be
-    laid in UTF-8. `columns`: how many a row has once it is complete, where it has more than in the file.
+    `written`: the format of the table that the problem learned from, which this file may share. `folder`: for a copy of its
+    text in UTF-8. `columns`: of a complete row, where that has more than the file.
     Raises SourceError where it is neither csv nor parquet, is not there or has no column.
     """
     if path.suffix not in OPEN:
@@ -104,9 +103,9 @@ def opened(path: Path, written: Source | None, folder: Path, columns: int = 0, r
         return OPEN[path.suffix](path, written, folder, columns, rows)
 
 
-def whole(path: Path) -> pl.DataFrame:
-    """All rows of a csv or parquet file. Raises what `opened` and `read` raise."""
-    file = opened(path, None, path.parent)
+def read_all(path: Path) -> pl.DataFrame:
+    """All rows of a csv or parquet file. Raises what `open_file` and `read` raise."""
+    file = open_file(path, None, path.parent)
     return file.read((file.spans[0][0], file.spans[-1][1]))
 
 
@@ -141,7 +140,7 @@ OPEN = {".parquet": _parquet, ".csv": _csv}
 
 
 def _rows(width: int, columns: int, rows: int) -> int:
-    return max(1, min(rows, CELLS // max(width, columns, 1)))
+    return max(1, min(rows, MAX_CELLS // max(width, columns, 1)))
 
 
 def _in_utf8(path: Path, encoding: str, folder: Path) -> Path:
@@ -150,23 +149,23 @@ def _in_utf8(path: Path, encoding: str, folder: Path) -> Path:
         return path
     copy = folder / "text.csv"
     with path.open(encoding=encoding, newline="") as file, copy.open("w", encoding="utf-8", newline="") as made:
-        while part := file.read(CHUNK):
+        while part := file.read(READ_BYTES):
             made.write(part)
     return copy
 
 
 def _line_ends(path: Path, rows: int) -> Iterator[int]:
-    """Where the first line ends, and then every block of up to `rows` lines or about BYTES; the last one is the file's end.
+    """Where the first line ends, and then every chunk of up to `rows` lines or about MAX_BYTES; the last one is the file's end.
 
     A line end between quotes is part of a value.
     """
     begun, lines, most, place, quoted = 0, 0, 1, 0, False
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(READ_BYTES):
             ends, quoted = _ends(chunk, quoted)
             ends += place
             while len(ends):
-                by_size = int(np.searchsorted(ends, begun + BYTES))
+                by_size = int(np.searchsorted(ends, begun + MAX_BYTES))
                 last = min(most - lines - 1, by_size)
                 if last >= len(ends):
                     break

@@ -18,6 +18,7 @@ from evergreen.tasks.core.errors import DataError, EvergreenError, ParamsError, 
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.onboarding.schema_inference import Asked
 from evergreen.tasks.scoring import batch
+from evergreen.tasks.scoring.scorer import Scorer
 from tests import ROOT
 
 TODAY = date(2026, 1, 1)
@@ -272,7 +273,7 @@ def test_rows_are_scored_as_their_table_is_written_and_bad_ones_say_why(tmp_path
         "plan;seen;spend\nbäsic;12/31/2024;10,5\nnever seen;01/02/2024;250\nplus;31/12/2024;3\nplus;01/02/2024;much\nplus;;\n"
     )
     (tmp_path / "new.csv").write_bytes(asked.encode("latin-1"))
-    result = batch.run(batch.Scorer(known, "left", layout, model, 1), tmp_path / "new.csv", tmp_path / "out.csv")
+    result = batch.run(Scorer(known, "left", layout, model, 1), tmp_path / "new.csv", tmp_path / "out.csv")
     answers = pl.read_csv(tmp_path / "out.csv")
     assert (result.rows, result.not_scored) == (5, 2)
     assert answers["plan"].to_list() == ["bäsic", "never seen", "plus", "plus", "plus"]

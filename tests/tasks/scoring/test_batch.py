@@ -1,4 +1,4 @@
-"""Batch scoring: every row gets its answer or a reason, in its place."""
+"""Batch scoring: every row gets a prediction or a reason, in its place."""
 
 import csv
 import dataclasses
@@ -18,6 +18,7 @@ from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.model_files.onnx_export import compile_model
 from evergreen.tasks.model_files.onnx_runtime import Compiled
 from evergreen.tasks.scoring import batch, chunks
+from evergreen.tasks.scoring.scorer import LedgerFrame, Scorer
 from tests import contracts
 from tests.contracts import World
 
@@ -39,8 +40,8 @@ def asking(made: World, problem: str, model: str) -> Ask:
     def ask(frame: pl.DataFrame, name: str = "in.parquet", out: str = "out.parquet") -> pl.DataFrame:
         place, known = made.folder / name, params.load(made.folder / "params.yaml")
         frame.write_csv(place) if place.suffix == ".csv" else frame.write_parquet(place)
-        result = batch.run(batch.Scorer(known, problem, Layout(made.folder), fitted, 3), place, made.folder / out)
-        answers = chunks.whole(Path(result.out))
+        result = batch.run(Scorer(known, problem, Layout(made.folder), fitted, 3), place, made.folder / out)
+        answers = chunks.read_all(Path(result.out))
         assert (result.rows, result.version) == (frame.height, 3)
         assert result.not_scored == (answers["not_scored"].count() if "not_scored" in answers.columns else 0)
         return answers
@@ -61,7 +62,7 @@ def newest(redeem: tuple[World, Ask]) -> pl.DataFrame:
     return rows.filter(pl.col("cutoff") == rows["cutoff"].max()).drop("cutoff", "target")
 
 
-def test_rows_keep_their_order_and_number_and_a_household_asked_twice_is_answered_twice(redeem, newest):
+def test_rows_keep_their_order_and_number_and_a_household_asked_twice_is_scored_twice(redeem, newest):
     ids = newest["household_id"].to_list()[:3]
     answers = redeem[1](pl.DataFrame({"note": list("dcba"), "household_id": [ids[2], ids[0], ids[2], ids[1]]}))
     assert answers.columns == ["note", "household_id", "prediction", "probability_0", "probability_1", "not_scored"]
@@ -70,7 +71,7 @@ def test_rows_keep_their_order_and_number_and_a_household_asked_twice_is_answere
     assert answers["probability_1"][0] == answers["probability_1"][2] != answers["probability_1"][1]
 
 
-def test_an_entity_is_answered_as_its_newest_features_are(redeem, newest):
+def test_an_entity_is_scored_by_its_newest_features(redeem, newest):
     by_key = redeem[1](newest.select("household_id"))
     by_features = redeem[1](newest.drop("household_id"))
     assert by_key["probability_1"].equals(by_features["probability_1"])
@@ -82,7 +83,7 @@ def test_csv_gives_what_parquet_gives(redeem, newest):
     assert by_csv["probability_1"].to_list() == pytest.approx(redeem[1](asked)["probability_1"].to_list(), abs=1e-12)
 
 
-def test_a_row_that_cannot_be_scored_says_why_and_harms_no_other(redeem, newest):
+def test_a_row_that_cannot_be_scored_has_a_reason_and_affects_no_other(redeem, newest):
     known = newest["household_id"][0]
     answers = redeem[1](pl.DataFrame({"household_id": [10**9, known, None]}))
     assert answers["not_scored"][0].startswith("household_id = 1000000000: no features at ")
@@ -90,7 +91,7 @@ def test_a_row_that_cannot_be_scored_says_why_and_harms_no_other(redeem, newest)
     assert answers["probability_1"].is_null().to_list() == [True, False, True]
 
 
-def test_a_number_that_is_none_is_told_and_a_missing_or_new_category_is_answered(redeem, newest):
+def test_an_invalid_number_is_named_and_a_missing_or_unseen_category_is_scored(redeem, newest):
     number = next(name for name, kind in newest.schema.items() if kind == pl.Float64)
     text = next(name for name, kind in newest.schema.items() if kind == pl.String)
     rows = newest.drop("household_id").head(3)
@@ -104,12 +105,12 @@ def test_a_number_that_is_none_is_told_and_a_missing_or_new_category_is_answered
     assert answers["prediction"].is_null().to_list() == [True, False, True]
 
 
-def test_a_file_in_which_no_row_can_be_scored_is_answered_with_reasons(redeem):
+def test_a_file_without_a_row_that_can_be_scored_has_reasons(redeem):
     answers = redeem[1](pl.DataFrame({"household_id": [-1, -2]}))
     assert answers["prediction"].null_count() == answers["not_scored"].count() == 2
 
 
-def test_an_empty_file_gives_an_empty_answer(redeem):
+def test_an_empty_file_gives_an_empty_file(redeem):
     assert redeem[1](pl.DataFrame(schema={"household_id": pl.Int64})).is_empty()
 
 
@@ -121,7 +122,7 @@ def test_an_empty_file_gives_an_empty_answer(redeem):
         ({"household_id": [1]}, "out.txt", ParamsError, "unknown kind of file; give a name that ends in .parquet or .csv"),
     ],
 )
-def test_what_cannot_be_answered_is_refused_and_leaves_the_old_file(redeem, frame, out, error, says):
+def test_invalid_columns_are_refused_and_the_old_file_stays(redeem, frame, out, error, says):
     before = redeem[0].folder / out
     before.write_text("good")
     with pytest.raises(error, match=says):
@@ -134,7 +135,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, says):
     if name == "bad.csv":
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(SourceError, match=rf"{name}: .*{says}"):
-        chunks.whole(tmp_path / name)
+        chunks.read_all(tmp_path / name)
 
 
 def test_a_model_of_other_features_is_named_with_its_version(redeem, newest):
@@ -146,10 +147,10 @@ def test_a_model_of_other_features_is_named_with_its_version(redeem, newest):
     newest.select("household_id").write_csv(made.folder / "ids.csv")
     known, layout = params.load(made.folder / "params.yaml"), Layout(made.folder)
     with pytest.raises(ModelError, match=r"redeem: version 7 cannot score ids.csv: .*gone"):
-        batch.run(batch.Scorer(known, "redeem", layout, stranger, 7), made.folder / "ids.csv", made.folder / "o.csv")
+        batch.run(Scorer(known, "redeem", layout, stranger, 7), made.folder / "ids.csv", made.folder / "o.csv")
 
 
-def test_a_recommender_answers_with_lists_from_the_newest_histories(tmp_path):
+def test_a_recommender_scores_with_lists_from_the_newest_histories(tmp_path):
     made = world(tmp_path, "recommend")
     ask = asking(made, "recommend", "frequency")
     users = made.frames["lines"]["user"].unique().sort().to_list()
@@ -173,25 +174,25 @@ def many(newest: pl.DataFrame, times: int) -> pl.DataFrame:
     return pl.DataFrame({"number": range(rows.height)}).hstack(rows)
 
 
-def scorer(made: World, model: str, compiled: Compiled | None = None) -> batch.Scorer:
+def scorer(made: World, model: str, compiled: Compiled | None = None) -> Scorer:
     known = params.load(made.folder / "params.yaml")
-    return batch.Scorer(known, "redeem", Layout(made.folder), made.fit(made.defaults(model)), 3, compiled)
+    return Scorer(known, "redeem", Layout(made.folder), made.fit(made.defaults(model)), 3, compiled)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_file_in_blocks_is_answered_as_in_one_by_any_number_of_processes(redeem, newest, suffix, workers):
+def test_chunks_give_what_the_whole_file_gives_with_any_number_of_processes(redeem, newest, suffix, workers):
     made, one = redeem[0], scorer(redeem[0], "logistic")
     asked, place = many(newest, 2), made.folder / f"many.{suffix}"
     asked.write_csv(place) if suffix == "csv" else asked.write_parquet(place)
-    out, whole = made.folder / f"blocks.{suffix}", made.folder / f"whole.{suffix}"
+    out, whole = made.folder / f"chunks.{suffix}", made.folder / f"whole.{suffix}"
     result = batch.run(one, place, out, rows=100, workers=workers)
     assert batch.run(one, place, whole).rows == result.rows == asked.height > 300
-    assert chunks.whole(out).equals(chunks.whole(whole))
+    assert chunks.read_all(out).equals(chunks.read_all(whole))
     assert not list((made.folder / "var" / "scoring").rglob("*.parquet"))
 
 
-def test_a_block_in_which_no_row_is_answered_has_the_columns_of_the_others(redeem, newest):
+def test_a_chunk_without_a_prediction_has_the_columns_of_the_others(redeem, newest):
     made, one = redeem[0], scorer(redeem[0], "logistic")
     ids = [-1] * 5 + newest["household_id"].to_list()[:5] + [-2] * 5
     pl.DataFrame({"household_id": ids}).write_csv(made.folder / "gaps.csv")
@@ -203,49 +204,52 @@ def test_a_block_in_which_no_row_is_answered_has_the_columns_of_the_others(redee
     assert answers.schema["prediction"] == pl.Int64
 
 
-def test_a_csv_file_whose_types_change_late_is_read_as_a_look_at_all_rows_finds_them(redeem, newest):
+def test_a_csv_file_whose_types_change_late_is_read_with_the_types_of_all_rows(redeem, newest):
     made, one = redeem[0], scorer(redeem[0], "logistic")
     ids = newest["household_id"].to_list()[:6]
     notes = ["1", "2", "3", "4.5", "", 'a "quoted"\nline']
     pl.DataFrame({"household_id": ids, "note": notes}).write_csv(made.folder / "late.csv")
     batch.run(one, made.folder / "late.csv", made.folder / "late.parquet", rows=2)
     answers = pl.read_parquet(made.folder / "late.parquet")
-    assert answers["note"].to_list() == chunks.whole(made.folder / "late.csv")["note"].to_list()
+    assert answers["note"].to_list() == chunks.read_all(made.folder / "late.csv")["note"].to_list()
     assert answers["household_id"].to_list() == ids
 
 
-def test_a_run_that_stopped_goes_on_with_its_finished_blocks_and_tells_the_ledger_of_one_moment(redeem, newest, monkeypatch):
-    made, one, told = redeem[0], scorer(redeem[0], "logistic"), []
+def test_an_interrupted_run_resumes_with_its_finished_chunks_and_records_one_moment(redeem, newest, monkeypatch):
+    made, one, recorded = redeem[0], scorer(redeem[0], "logistic"), []
 
-    def tell(entry: batch.Entry, at: datetime) -> int:
-        told.append((at, entry))
-        return entry.frame.height
+    def record(found: LedgerFrame, at: datetime) -> int:
+        recorded.append((at, found))
+        return found.frame.height
 
     many(newest, 1).write_parquet(made.folder / "killed.parquet")
-    do, place, out = batch._Work.do, made.folder / "killed.parquet", made.folder / "killed-out.parquet"
+    do, place, out = batch._Work.score, made.folder / "killed.parquet", made.folder / "killed-out.parquet"
 
     def dies_at_third(work: batch._Work, number: int) -> None:
         if number == 2:
             raise KeyboardInterrupt
         do(work, number)
 
-    monkeypatch.setattr(batch._Work, "do", dies_at_third)
+    monkeypatch.setattr(batch._Work, "score", dies_at_third)
     with pytest.raises(KeyboardInterrupt):
-        batch.run(one, place, out, rows=50, workers=1, tell=tell)
+        batch.run(one, place, out, rows=50, workers=1, record=record)
     assert not out.exists()
-    assert told == []
-    monkeypatch.setattr(batch._Work, "do", do)
-    result = batch.run(one, place, out, rows=50, workers=1, tell=tell)
+    assert recorded == []
+    monkeypatch.setattr(batch._Work, "score", do)
+    result = batch.run(one, place, out, rows=50, workers=1, record=record)
     assert (result.resumed, result.rows, result.logged) == (2, newest.height, newest.height)
-    assert len({at for at, _ in told}) == 1
-    assert {entry.features for _, entry in told} == {tuple(newest.drop("household_id").columns)}
-    assert pl.concat([entry.frame for _, entry in told])["prediction"].to_list() == pl.read_parquet(out)["prediction"].to_list()
+    assert len({at for at, _ in recorded}) == 1
+    assert {found.features for _, found in recorded} == {tuple(newest.drop("household_id").columns)}
+    assert (
+        pl.concat([found.frame for _, found in recorded])["prediction"].to_list()
+        == pl.read_parquet(out)["prediction"].to_list()
+    )
     newest_row = many(newest, 1).head(1)
     newest_row.write_parquet(place)
     assert batch.run(one, place, out, rows=50).resumed == 0
 
 
-def test_what_a_model_was_compiled_to_answers_as_the_model(redeem, newest):
+def test_the_compiled_model_scores_as_the_pipeline_does(redeem, newest):
     made, one = redeem[0], scorer(redeem[0], "logistic")
     compiled = Compiled(compile_model(one.model, one.data.features))
     newest.head(50).write_parquet(made.folder / "few.parquet")
@@ -257,34 +261,34 @@ def test_what_a_model_was_compiled_to_answers_as_the_model(redeem, newest):
     assert answers[0]["probability_1"].to_list() == pytest.approx(answers[1]["probability_1"].to_list(), abs=1e-9)
 
 
-def test_everybody_is_answered_by_the_newest_features_up_to_a_day(redeem, newest):
-    made, one, told = redeem[0], scorer(redeem[0], "logistic"), []
+def test_every_entity_is_scored_by_the_newest_features_up_to_a_day(redeem, newest):
+    made, one, recorded = redeem[0], scorer(redeem[0], "logistic"), []
     days = sorted(one.data.cutoff.unique())
 
-    def tell(entry: batch.Entry, at: datetime) -> int:
-        told.extend(entry.by_cutoff())
-        return entry.frame.height
+    def record(found: LedgerFrame, at: datetime) -> int:
+        recorded.extend(found.by_cutoff())
+        return found.frame.height
 
     out = made.folder / "scores" / "redeem.parquet"
-    now = batch.newest(one, out, None, tell, datetime.now(UTC))
+    now = batch.score_newest(one, out, None, record, datetime.now(UTC))
     assert (now.cutoff, now.rows, now.logged) == (days[-1], newest.height, newest.height)
     assert pl.read_parquet(out)["household_id"].to_list() == newest["household_id"].to_list()
-    before = batch.newest(one, out, days[-1] - timedelta(days=1), tell, datetime.now(UTC))
-    assert [cutoff for cutoff, _ in told] == [days[-1], before.cutoff]
+    before = batch.score_newest(one, out, days[-1] - timedelta(days=1), record, datetime.now(UTC))
+    assert [cutoff for cutoff, _ in recorded] == [days[-1], before.cutoff]
     assert before.cutoff == days[-2]
     rows = one.data.at([days[-2]])
     assert pl.read_parquet(out)["probability_1"].to_list() == pytest.approx(one.model.predict_proba(rows.features)[:, 1])
     with pytest.raises(DataError, match=r"--as-of 2000-01-01: lies before the first cutoff"):
-        batch.newest(one, out, date(2000, 1, 1), tell, datetime.now(UTC))
+        batch.score_newest(one, out, date(2000, 1, 1), record, datetime.now(UTC))
 
 
 @given(st.lists(st.lists(st.text('a,"\n\r é', max_size=4), min_size=2, max_size=2), min_size=1, max_size=30), st.integers(1, 7))
 @settings(max_examples=60, deadline=None)
-def test_blocks_of_a_csv_file_hold_its_rows_whatever_is_quoted(rows, size):
+def test_chunks_of_a_csv_file_hold_its_rows_with_any_quoting(rows, size):
     with TemporaryDirectory() as folder:
         place = Path(folder) / "t.csv"
         with place.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, quoting=csv.QUOTE_ALL).writerows([["x", "y"], *rows])
-        parts = chunks.opened(place, None, Path(folder), rows=size).settled(all_rows=True)
-        assert pl.concat([parts.read(span) for span in parts.spans]).equals(chunks.whole(place))
+        parts = chunks.open_file(place, None, Path(folder), rows=size).with_types(all_rows=True)
+        assert pl.concat([parts.read(span) for span in parts.spans]).equals(chunks.read_all(place))
         assert len(parts.spans) >= -(-len(rows) // size)
