@@ -24,7 +24,7 @@ import psutil
 
 from bench.recommend import SCALES
 from evergreen.tasks.__main__ import STEPS
-from evergreen.tasks.config import params
+from evergreen.tasks.config import loading
 from evergreen.tasks.core import paths
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +48,7 @@ def bare(project: Path) -> None:
     for name in STEPS:
         if name not in PER_PROBLEM:
             step(project, name)
-    problems = list(params.load(paths.Layout(project).params).problems)
+    problems = list(loading.load(paths.Layout(project).params).problems)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda problem: [step(project, name, problem) for name in PER_PROBLEM], problems))
 

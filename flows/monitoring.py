@@ -23,7 +23,8 @@ from evergreen.monitoring.ledger.decisions import DecisionLog, MonitoringRun, Re
 from evergreen.monitoring.ledger.records import Decision, Estimate, Performance, Window
 from evergreen.monitoring.retraining.policy import decide
 from evergreen.tasks import problems as kinds
-from evergreen.tasks.config.params import Params, Problem, load
+from evergreen.tasks.config.loading import load
+from evergreen.tasks.config.params import Params, Problem
 from evergreen.tasks.core.errors import EvergreenError, LockedError
 from evergreen.tasks.core.paths import Layout, find, locking, writing
 from evergreen.tasks.problems.prediction_type import Labelled

@@ -22,7 +22,8 @@ from evergreen.flows import settings
 from evergreen.flows.operations import notifications, params_edit
 from evergreen.flows.operations import status as results
 from evergreen.monitoring.ledger.decisions import DecisionLog, RetrainingRecord, end_of_day
-from evergreen.tasks.config.params import Params, load
+from evergreen.tasks.config.loading import load
+from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import LockedError, StepError
 from evergreen.tasks.core.paths import Layout, find, locking, read_json
 

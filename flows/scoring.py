@@ -8,7 +8,7 @@ from prefect import flow
 
 from evergreen.flows import monitoring, retraining
 from evergreen.flows.operations import batch_scoring as scores
-from evergreen.tasks.config.params import load
+from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.errors import LockedError
 from evergreen.tasks.core.paths import find, locking
 

@@ -23,7 +23,8 @@ from evergreen.flows.prefect_runtime import stale_runs
 from evergreen.flows.prefect_runtime.server import Server
 from evergreen.monitoring.ledger.decisions import DecisionLog, end_of_day
 from evergreen.monitoring.retraining.backtest_windows import windows
-from evergreen.tasks.config.params import Params, load
+from evergreen.tasks.config.loading import load
+from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import StepError
 from evergreen.tasks.core.paths import Layout, locking, write_json, writing
 

@@ -21,7 +21,8 @@ from prefect.cache_policies import NO_CACHE
 
 from evergreen.flows import child_process, settings
 from evergreen.flows.operations import status
-from evergreen.tasks.config.params import Params, load
+from evergreen.tasks.config.loading import load
+from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import EvergreenError, StepError, UnavailableError
 from evergreen.tasks.core.paths import Layout
 

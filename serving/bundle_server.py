@@ -23,7 +23,8 @@ from evergreen.serving.loaded_model import ListModel, LoadedModel, RowModel
 from evergreen.serving.metrics import Metrics
 from evergreen.serving.prediction_service import PredictionService
 from evergreen.serving.serving_set import ServingSet
-from evergreen.tasks.config.params import Params, load
+from evergreen.tasks.config.loading import load
+from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import EvergreenError, ModelError
 from evergreen.tasks.core.paths import Layout
 

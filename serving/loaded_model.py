@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from evergreen.serving.batching import MicroBatcher
 from evergreen.serving.column_rules import Rule
 from evergreen.serving.online_features import OnlineFeatures
-from evergreen.tasks.config.params import KindName, nearest
+from evergreen.tasks.config.params import KindName
 from evergreen.tasks.core.errors import EvergreenError, ModelError, RequestError
+from evergreen.tasks.core.suggestions import nearest
 from evergreen.tasks.model_files.onnx_runtime import Compiled, Point
 
 if TYPE_CHECKING:

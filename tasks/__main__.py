@@ -66,13 +66,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(step: str, problem: str | None, root: Path) -> int:
     from evergreen.tasks import problems
-    from evergreen.tasks.config import params
+    from evergreen.tasks.config import loading
     from evergreen.tasks.core import paths
     from evergreen.tasks.core.errors import EvergreenError, ParamsError, ProjectError
     from evergreen.tasks.search import time_budget
 
     place = paths.find(root)
-    known = params.load(place.params)
+    known = loading.load(place.params)
     if STEPS[step] != bool(problem):
         raise ParamsError(
             f"{step}: {'needs a problem' if STEPS[step] else 'takes no problem'}; problems are {', '.join(known.problems)}"

@@ -19,9 +19,10 @@ from typing import Any
 
 import polars as pl
 
-from evergreen.tasks.config.params import Params, Section, Source, nearest
+from evergreen.tasks.config.params import Params, Section, Source
 from evergreen.tasks.core.errors import DataError, ParamsError, ProjectError, SourceError, UnavailableError
 from evergreen.tasks.core.paths import Layout, read_json, shortage, write_json, writing
+from evergreen.tasks.core.suggestions import nearest
 
 log = logging.getLogger(__name__)
 

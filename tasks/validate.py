@@ -17,9 +17,10 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from evergreen.tasks.config.params import Expectation, Params, Rules, Section, nearest
+from evergreen.tasks.config.params import Expectation, Params, Rules, Section
 from evergreen.tasks.core.errors import DataError, ParamsError, ProjectError
 from evergreen.tasks.core.paths import Layout, write_json, writing
+from evergreen.tasks.core.suggestions import nearest
 
 log = logging.getLogger(__name__)
 

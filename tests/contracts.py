@@ -20,7 +20,7 @@ import pytest
 from sklearn.linear_model import LinearRegression
 
 from evergreen.tasks import problems
-from evergreen.tasks.config import params
+from evergreen.tasks.config import loading, params
 from evergreen.tasks.config.params import KindName, Problem
 from evergreen.tasks.model_files import onnx_export as compiling
 from evergreen.tasks.model_files import skops_models
@@ -68,7 +68,7 @@ def write(frames: dict[str, pl.DataFrame], folder: Path) -> Path:
 
 def build(problem: str, folder: Path) -> World:
     store.project(folder)
-    known = params.load(folder / "params.yaml")
+    known = loading.load(folder / "params.yaml")
     kind, section = problems.kind(known.kind(problem)), known.section(problem)
     tables = {
         table: localised(pl.scan_parquet(folder / "data-in" / f"{table}.parquet"), known, table) for table in known.ingest

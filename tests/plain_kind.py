@@ -10,9 +10,10 @@ import polars as pl
 from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import Ridge
 
-from evergreen.tasks.config.params import Params, Range, Tabular, nearest
+from evergreen.tasks.config.params import Params, Range, Tabular
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.core.suggestions import nearest
 from evergreen.tasks.problems import splits as split
 from evergreen.tasks.problems.base import Config, Fold, Metric, Splits
 

@@ -64,7 +64,7 @@ def find(root: Path) -> "Layout":
 
 
 def read_params(place: "Layout") -> "Params":
-    from evergreen.tasks.config.params import load
+    from evergreen.tasks.config.loading import load
 
     return load(place.params)
 

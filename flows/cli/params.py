@@ -18,10 +18,10 @@ def params(
     as_json: bool,
 ) -> None:
     """Check params.yaml and print it with every default filled in."""
-    from evergreen.tasks.config import params as tasks_params
+    from evergreen.tasks.config import loading
 
     if schema:
-        typer.echo(tasks_params.schema())
+        typer.echo(loading.schema())
         return
     found = read_params(find(root))
     whole = found.model_dump(mode="json", by_alias=True, exclude={"sections"})

@@ -25,9 +25,10 @@ from evergreen.monitoring.retraining.backtest_windows import Cutoffs, Lines, Tim
 from evergreen.tasks import ingest, problems
 from evergreen.tasks.config.base import Section
 from evergreen.tasks.config.operations import Retrain
-from evergreen.tasks.config.params import Features, Params, Table, Tabular, nearest
+from evergreen.tasks.config.params import Features, Params, Table, Tabular
 from evergreen.tasks.core.errors import ParamsError, StepError
 from evergreen.tasks.core.paths import Layout, locking, read_json, write_json, writing
+from evergreen.tasks.core.suggestions import nearest
 from evergreen.tasks.search.best_config import load_best_config
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from evergreen.flows import settings
 from evergreen.flows.prefect_runtime import server
-from evergreen.tasks.config.params import load
+from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.errors import EvergreenError
 from evergreen.tasks.core.paths import Layout, find
 

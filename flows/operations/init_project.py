@@ -8,7 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from evergreen.tasks import ingest
-from evergreen.tasks.config.params import Params, load
+from evergreen.tasks.config.loading import load
+from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import ParamsError, ProjectError
 from evergreen.tasks.core.paths import Layout, find, locking, writing
 from evergreen.tasks.onboarding import csv_dialect, params_template

@@ -12,7 +12,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from evergreen.tasks.config.params import Params, load
+from evergreen.tasks.config.loading import load
+from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.core.paths import writing
 

@@ -26,7 +26,8 @@ import evergreen
 from evergreen.flows import settings
 from evergreen.flows.operations import batch_scoring
 from evergreen.tasks import problems
-from evergreen.tasks.config.params import Params, load
+from evergreen.tasks.config.loading import load
+from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import EvergreenError, ModelError
 from evergreen.tasks.core.paths import MODEL, Layout
 from evergreen.tasks.model_files import skops_models

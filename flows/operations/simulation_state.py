@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from evergreen.flows import settings
-from evergreen.tasks.config.params import Params, load
+from evergreen.tasks.config.loading import load
+from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.paths import Layout
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from evergreen.flows import settings
 from evergreen.flows.operations import rollouts as rolling
 from evergreen.tasks.__main__ import STEPS
-from evergreen.tasks.config.params import load
+from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.paths import Layout, read_json
 
 if TYPE_CHECKING:

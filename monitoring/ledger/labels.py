@@ -10,9 +10,10 @@ import polars as pl
 from evergreen.monitoring.ledger.label_matching import Label, LabelCounts, RejectedLabel
 from evergreen.monitoring.ledger.predictions import Ledger
 from evergreen.tasks import problems
-from evergreen.tasks.config.params import Params, Problem, nearest
+from evergreen.tasks.config.params import Params, Problem
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.core.suggestions import nearest
 from evergreen.tasks.problems.prediction_type import Labelled, PredictionType
 
 AGAIN = timedelta(days=28)

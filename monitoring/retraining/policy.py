@@ -11,8 +11,8 @@ from typing import Literal
 
 from evergreen.monitoring.ledger.records import Decision, Performance, Retraining, Window
 from evergreen.tasks.config.operations import Retrain
-from evergreen.tasks.config.params import nearest
 from evergreen.tasks.core.errors import ParamsError
+from evergreen.tasks.core.suggestions import nearest
 
 Ground = Literal["age", "drift", "performance", "labels"]
 BUDGET_DAYS = 30

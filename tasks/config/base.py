@@ -1,4 +1,4 @@
-"""What every section of params.yaml is made of."""
+"""Base model and common field types of the sections of params.yaml."""
 
 from typing import Annotated, Any, TypeVar
 
@@ -13,7 +13,7 @@ def _as_tuple(value: Any) -> Any:
 
 class _OneOrMany:
     def __get_pydantic_json_schema__(self, core: Any, make: Any) -> dict[str, Any]:
-        """In the schema too, one value may stand for a list of one."""
+        """Allow a single value in place of a list of one."""
         many = make(core)
         return {"anyOf": [many["items"], many]}
 
@@ -25,10 +25,10 @@ Days = Annotated[int, Field(ge=1)]
 """A number of days."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}$")]
-"""Names a folder, a stage, a model: a letter, then letters, digits, _ and -; 64 at most."""
+"""Name of a folder, stage and model: a letter, then letters, digits, _ and -; 64 characters at most."""
 
 
 class Section(BaseModel):
-    """A frozen part of params.yaml; unknown keys are refused."""
+    """A frozen section of params.yaml. Unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())

@@ -12,7 +12,8 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from evergreen.tasks import problems
-from evergreen.tasks.config.params import TAKEN, KindName, Name, Params, Source, load
+from evergreen.tasks.config.loading import RESERVED_NAMES, load
+from evergreen.tasks.config.params import KindName, Name, Params, Source
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.core.paths import writing
 from evergreen.tasks.onboarding.schema_inference import Asked, Column, Inferred
@@ -274,8 +275,8 @@ def check_name(name: str, params: Params | None) -> None:
             f"{name!r}: no problem can be called that: a name starts with a letter, then has letters (a-z), digits, _ and -, "
             "64 at most; choose another one"
         ) from None
-    if name in TAKEN:
-        raise ParamsError(f"{name}: is a name of Evergreen's own; choose another one")
+    if name in RESERVED_NAMES:
+        raise ParamsError(f"{name}: is a reserved name; choose another one")
     if params is None:
         return
     if name in params.problems:

@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args
 import polars as pl
 
 from evergreen.tasks import problems
-from evergreen.tasks.config.params import KindName, Role, nearest
+from evergreen.tasks.config.params import KindName, Role
 from evergreen.tasks.core.errors import DataError, ParamsError
+from evergreen.tasks.core.suggestions import nearest
 from evergreen.tasks.onboarding import target_leakage
 
 What = Literal["number", "category", "text", "date", "identifier", "constant", "empty", "unusable"]

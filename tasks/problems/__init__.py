@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
-from evergreen.tasks.config.params import KindName, nearest
+from evergreen.tasks.config.params import KindName
 from evergreen.tasks.core.errors import DataError, ParamsError
+from evergreen.tasks.core.suggestions import nearest
 from evergreen.tasks.problems.base import Kind, Metric
 from evergreen.tasks.problems.prediction_type import PredictionType
 

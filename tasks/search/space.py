@@ -4,8 +4,9 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from evergreen.tasks.config.params import Problem, Range, nearest
+from evergreen.tasks.config.params import Problem, Range
 from evergreen.tasks.core.errors import ParamsError
+from evergreen.tasks.core.suggestions import nearest
 from evergreen.tasks.problems.base import Config, Kind
 
 Space = dict[str, dict[str, Range]]

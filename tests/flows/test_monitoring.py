@@ -23,7 +23,8 @@ from evergreen.monitoring.ledger.decisions import end_of_day
 from evergreen.monitoring.ledger.label_matching import Label
 from evergreen.monitoring.ledger.predictions import Prediction
 from evergreen.monitoring.ledger.records import Decision
-from evergreen.tasks.config.params import Params, load
+from evergreen.tasks.config.loading import load
+from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import StepError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.release.mlflow_store import Version

@@ -19,7 +19,7 @@ from evergreen.flows.operations.status import Outcome
 from evergreen.flows.retraining import Asked
 from evergreen.monitoring.ledger.decisions import RetrainingRecord, end_of_day
 from evergreen.tasks import __main__ as tasks_main
-from evergreen.tasks.config.params import load
+from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.errors import LockedError, ParamsError, StepError
 from evergreen.tasks.core.paths import Layout, locking, write_json
 from evergreen.tasks.release.promotion_gate import Verdict

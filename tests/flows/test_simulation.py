@@ -10,7 +10,7 @@ import pytest
 from evergreen.flows import simulation
 from evergreen.flows.operations import backtest, simulation_state
 from evergreen.tasks import ingest, problems
-from evergreen.tasks.config import params
+from evergreen.tasks.config import loading, params
 from evergreen.tasks.core.paths import Layout
 from tests import store
 
@@ -25,13 +25,13 @@ def shop(tmp_path_factory):
     layout = Layout(root)
     text = layout.params.read_text()
     layout.params.write_text(text.replace("\nredeem:\n", f"\nredeem:\n{AUTOMATIC}"))
-    ingest.run(params.load(layout.params), None, layout)
+    ingest.run(loading.load(layout.params), None, layout)
     shutil.copytree(root / "data" / "raw", root / "data" / "tables")
     return layout
 
 
 def test_a_weeks_features_are_those_that_the_step_makes_on_its_day(shop):
-    known = params.load(shop.params)
+    known = loading.load(shop.params)
     section, kind = known.section(PROBLEM), problems.kind(known.kind(PROBLEM))
     _, dense = backtest.dense(shop, known, PROBLEM, known.project.as_of)
     day = known.project.as_of - timedelta(days=35)
@@ -67,8 +67,8 @@ def test_an_interrupted_life_keeps_the_params_of_its_beginning(tmp_path, shop):
     shutil.copy(shop.params, layout.params)
     first = layout.params.read_bytes()
     kept = simulation.begin(layout)
-    layout.params.write_text(layout.params.read_text().replace(f'"{params.load(kept).project.as_of}"', '"2017-05-07"'))
-    assert params.load(layout.params).project.as_of == date(2017, 5, 7)
+    layout.params.write_text(layout.params.read_text().replace(f'"{loading.load(kept).project.as_of}"', '"2017-05-07"'))
+    assert loading.load(layout.params).project.as_of == date(2017, 5, 7)
     assert simulation.begin(layout).read_bytes() == first
     simulation.restore(layout, kept, [PROBLEM])
     assert layout.params.read_bytes() == first

@@ -22,7 +22,7 @@ import polars as pl
 
 from evergreen.flows import settings
 from evergreen.tasks import problems
-from evergreen.tasks.config import params
+from evergreen.tasks.config import loading
 from evergreen.tasks.core.paths import Layout, write_json
 from evergreen.tasks.model_files import skops_models
 from evergreen.tasks.release.promotion_gate import Verdict
@@ -56,7 +56,7 @@ def project(folder: Path, names: Sequence[str] = tuple(MODELS), serve: str = "")
     text = text.replace("validate:\n", f"validate:\n{RULES}", 1)
     (folder / "params.yaml").write_text(f"{text}\n{HOUSES}\n{serve}")
     test_tabular_kind.houses(300).write_parquet(folder / "data-in" / "houses.parquet")
-    layout, known = Layout(folder), params.load(folder / "params.yaml")
+    layout, known = Layout(folder), loading.load(folder / "params.yaml")
     tables = {
         table: localised(pl.scan_parquet(folder / "data-in" / f"{table}.parquet"), known, table) for table in known.ingest
     }
@@ -79,7 +79,7 @@ def deploy(layout: Layout, problem: str, name: str, **changed: Any) -> int:
 
 
 def register(layout: Layout, problem: str, name: str, **changed: Any) -> int:
-    known = params.load(layout.params)
+    known = loading.load(layout.params)
     kind, section = problems.kind(known.kind(problem)), known.section(problem)
     data = kind.load(layout.features(problem), section)
     fold = kind.splits(data, section).tests[-1]

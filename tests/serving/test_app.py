@@ -20,7 +20,7 @@ import pytest
 from evergreen.flows import settings
 from evergreen.serving.parity_check import difference
 from evergreen.tasks import problems
-from evergreen.tasks.config import params
+from evergreen.tasks.config import loading
 from evergreen.tasks.core.paths import Layout
 from tests.serving import project
 from tests.serving.project import Server
@@ -50,14 +50,14 @@ def client(server: Server) -> httpx.Client:
 
 def rows_of(shop: Layout, problem: str, count: int = 40) -> pl.DataFrame:
     """The features of the newest rows of its training table."""
-    known = params.load(shop.params)
+    known = loading.load(shop.params)
     data = problems.kind(known.kind(problem)).load(shop.features(problem), known.section(problem))
     return pl.read_parquet(shop.features(problem) / "rows.parquet").select(list(data.features)).tail(count)
 
 
 def batch_scores(shop: Layout, problem: str, asked: pl.DataFrame) -> pl.DataFrame:
     """Their batch scores, by the pipeline."""
-    known = params.load(shop.params)
+    known = loading.load(shop.params)
     kind, section = problems.kind(known.kind(problem)), known.section(problem)
     version = settings.deployments(shop).champion(problem)
     assert version

@@ -16,7 +16,7 @@ from evergreen.serving import event_log, recommender_service
 from evergreen.serving.event_log import Event, EventLog, RejectedEvent
 from evergreen.serving.event_validation import EventValidator
 from evergreen.serving.recommender_service import OnlineRecommender
-from evergreen.tasks.config import params
+from evergreen.tasks.config import loading, params
 from evergreen.tasks.core.errors import ModelError, ParamsError, ProjectError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.problems.recommender.list_builder import Request
@@ -43,7 +43,7 @@ def model(world: World) -> Any:
 
 @pytest.fixture
 def known(world: World) -> params.Params:
-    return params.load(world.folder / "params.yaml")
+    return loading.load(world.folder / "params.yaml")
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from evergreen.flows.operations.http_server import application
 from evergreen.serving import model_loading
 from evergreen.serving.access_control import SECURITY_HEADERS
 from evergreen.serving.app import App
-from evergreen.tasks.config import params
+from evergreen.tasks.config import loading
 from evergreen.tasks.core.errors import ModelError
 from evergreen.tasks.core.paths import Layout
 from tests import ROOT
@@ -92,7 +92,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         for name in [each for each in os.environ if each.startswith("EVERGREEN_")]:
             patch.delenv(name)
         layout = project.project(tmp_path_factory.mktemp("fuzz"), ("dear", "recommend"), LIMITS)
-        app, watcher = application(layout, params.load(layout.params), "127.0.0.1")
+        app, watcher = application(layout, loading.load(layout.params), "127.0.0.1")
         server = uvicorn.Server(uvicorn.Config(app, http="httptools", ws="none", lifespan="on", log_config=None))
         bound = socket.create_server(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
@@ -386,7 +386,7 @@ def test_a_body_that_never_arrives_times_out(live):
 
 def test_a_version_with_a_changed_file_is_never_loaded(live):
     version = project.deploy(live.layout, "dear", "logistic", C=0.3)
-    registry, known = settings.registry(live.layout), params.load(live.layout.params)
+    registry, known = settings.registry(live.layout), loading.load(live.layout.params)
     load = lambda: model_loading.load(known, live.layout, registry, settings.events(live.layout), "dear", version)  # noqa: E731
     load().self_check()
     source = registry._store._client.get_model_version_download_uri("dear", str(version)).removeprefix("file://")

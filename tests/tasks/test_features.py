@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from evergreen.tasks import features
-from evergreen.tasks.config import params
+from evergreen.tasks.config import loading
 from evergreen.tasks.config.params import Features
 from evergreen.tasks.core.errors import DataError, LeakError, ParamsError, SourceError
 from evergreen.tasks.core.paths import Layout
@@ -417,7 +417,7 @@ def project(tmp_path_factory) -> Layout:
 
 @pytest.mark.parametrize("problem", ["redeem", "spend", "segments"])
 def test_the_step_writes_one_folder_of_rows_and_returns_paths_and_numbers(project, problem):
-    known = params.load(project.params)
+    known = loading.load(project.params)
     result = features.run(known, problem, project)
     rows = pl.read_parquet(project.features(problem) / "rows.parquet")
     assert (result.folder, result.rows, result.as_of) == (
@@ -430,7 +430,7 @@ def test_the_step_writes_one_folder_of_rows_and_returns_paths_and_numbers(projec
 
 
 def test_the_same_data_give_the_same_bytes(project):
-    known = params.load(project.params)
+    known = loading.load(project.params)
     made = []
     for _ in range(2):
         features.run(known, "spend", project)
@@ -439,7 +439,7 @@ def test_the_same_data_give_the_same_bytes(project):
 
 
 def test_a_run_that_fails_leaves_the_old_features_and_names_the_problem(project):
-    known = params.load(project.params)
+    known = loading.load(project.params)
     features.run(known, "spend", project)
     before = (project.features("spend") / "rows.parquet").read_bytes()
     part = known.section("spend")
@@ -462,4 +462,4 @@ def test_a_run_that_fails_leaves_the_old_features_and_names_the_problem(project)
 def test_a_missing_table_says_which_step_makes_it(tmp_path):
     layout = Layout(store.project(tmp_path, households=20, weeks=20))
     with pytest.raises(SourceError, match=r"data/tables/transactions.parquet: is not there. Run the steps before this one"):
-        features.run(params.load(layout.params), "spend", layout)
+        features.run(loading.load(layout.params), "spend", layout)

@@ -442,7 +442,7 @@ def test_a_date_of_another_format_stops_the_run(tmp_path):
     ("source", "said"),
     [
         ({"decimal": ","}, "decimal and separator are both ,"),
-        ({"date_formats": {"d": "%Y"}}, "date_formats names d, which types does not call date or datetime"),
+        ({"date_formats": {"d": "%Y"}}, "date_formats names d, whose type is not date or datetime under types"),
     ],
 )
 def test_sources_that_contradict_themselves_are_refused(source, said):

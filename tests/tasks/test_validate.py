@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evergreen.tasks import ingest, validate
-from evergreen.tasks.config.params import Params, Rules, load
+from evergreen.tasks.config.loading import load
+from evergreen.tasks.config.params import Params, Rules
 from evergreen.tasks.core.errors import DataError, ParamsError, ProjectError
 from evergreen.tasks.core.paths import Layout, read_json
 from tests import ROOT, store

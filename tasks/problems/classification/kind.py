@@ -14,8 +14,9 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import FixedThresholdClassifier
 
-from evergreen.tasks.config.params import Range, Table, Tabular, nearest
+from evergreen.tasks.config.params import Range, Table, Tabular
 from evergreen.tasks.core.errors import DataError, ParamsError
+from evergreen.tasks.core.suggestions import nearest
 from evergreen.tasks.problems.base import Config, Kind, Model, Part
 from evergreen.tasks.problems.classification import plots
 from evergreen.tasks.problems.classification.predictions import ClassProbabilities

@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 import polars as pl
 
-from evergreen.tasks.config.params import Range, Recommend, require
+from evergreen.tasks.config.params import Range, Recommend
 from evergreen.tasks.core.errors import DataError
+from evergreen.tasks.core.suggestions import require
 from evergreen.tasks.problems import splits as split
 from evergreen.tasks.problems.base import Config, Fold, Part, Splits
 from evergreen.tasks.problems.recommendation.predictions import LISTS, RankedLists

@@ -12,9 +12,10 @@ import numpy as np
 import polars as pl
 from polars.exceptions import PolarsError
 
-from evergreen.tasks.config.params import Interactions, require
+from evergreen.tasks.config.params import Interactions
 from evergreen.tasks.core import step_cache
 from evergreen.tasks.core.errors import DataError, ParamsError
+from evergreen.tasks.core.suggestions import require
 from evergreen.tasks.problems.recommender import dask_partitions, item_catalogue, ranker_features
 from evergreen.tasks.problems.recommender.candidate_generation import LATELY, Candidates, Learned, Settings
 from evergreen.tasks.problems.recommender.ranking_metrics import Items

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from evergreen.tasks.config.params import Interactions, ListRules, nearest, require
+from evergreen.tasks.config.params import Interactions, ListRules
 from evergreen.tasks.core.errors import ParamsError
+from evergreen.tasks.core.suggestions import nearest, require
 from evergreen.tasks.problems.recommender.online_histories import as_id
 from evergreen.tasks.problems.recommender.user_histories import Histories, codes, distinct, to_ids
 

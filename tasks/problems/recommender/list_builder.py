@@ -1,7 +1,7 @@
 """A request answered: the model's order, then rules, blend, diversity and exploration, and the reason of each item in words.
 
 Histories are live: what `observe` is given counts in the next answer. Everything that is asked for can be set in params
-(see params.Answers) and by the request.
+(see params.Lists) and by the request.
 """
 
 import copy
@@ -16,8 +16,9 @@ import numpy as np
 import polars as pl
 from pydantic import Field, ValidationError, model_validator
 
-from evergreen.tasks.config.params import Answers, ListRules, Part, Recommend, Section, nearest
+from evergreen.tasks.config.params import Fraction, ListRules, Lists, Recommend, Section
 from evergreen.tasks.core.errors import DataError
+from evergreen.tasks.core.suggestions import nearest
 from evergreen.tasks.problems.recommender import item_explanations
 from evergreen.tasks.problems.recommender.candidate_sources import SOURCES
 from evergreen.tasks.problems.recommender.estimators import Ranked, Recommender, TwoStage
@@ -50,11 +51,11 @@ class Request(Section):
     """Length of a list. null: as in params, pipeline.k."""
     show: Annotated[str, Field(pattern="^(all|rebuy|discover|blend)$")] | None = None
     """all, rebuy, discover or blend. null: as in params; so for all below."""
-    blend: Part | None = None
+    blend: Fraction | None = None
     """blend: share of places for new items."""
-    diversity: Part | None = None
+    diversity: Fraction | None = None
     """0 to 1."""
-    explore: Part | None = None
+    explore: Fraction | None = None
     """Share of places for new products."""
     rules: ListRules = ListRules()
     """The rules that are named here take the place of those in params."""
@@ -138,7 +139,7 @@ class _Wish:
     """A request with every value that it leaves to params."""
 
     k: int
-    answers: Answers
+    answers: Lists
     masks: list[tuple[str, np.ndarray]]
     promoted: np.ndarray
     place: str | None

@@ -15,7 +15,8 @@ from sklearn.linear_model import Ridge
 from sklearn.utils.validation import check_is_fitted
 
 from evergreen.model_types import stored_type
-from evergreen.tasks.config.params import Range, Tabular, require
+from evergreen.tasks.config.params import Range, Tabular
+from evergreen.tasks.core.suggestions import require
 from evergreen.tasks.problems.base import Config, Kind, Model, Part
 from evergreen.tasks.problems.regression.predictions import Quantities, labelled
 from evergreen.tasks.problems.tabular import preprocessing

@@ -17,8 +17,9 @@ import polars as pl
 from pandas.util import hash_pandas_object
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
-from evergreen.tasks.config.params import Role, Table, Tabular, nearest
+from evergreen.tasks.config.params import Role, Table, Tabular
 from evergreen.tasks.core.errors import DataError, ParamsError
+from evergreen.tasks.core.suggestions import nearest
 from evergreen.tasks.problems.base import Fold, Splits
 
 log = logging.getLogger(__name__)

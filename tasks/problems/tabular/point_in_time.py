@@ -18,8 +18,9 @@ from typing import Any
 import polars as pl
 from polars.exceptions import PolarsError
 
-from evergreen.tasks.config.params import Aggregate, Attributes, Features, Ratio, Share, Target, nearest
+from evergreen.tasks.config.params import Aggregate, Attributes, Features, Ratio, Share, Target
 from evergreen.tasks.core.errors import DataError, LeakError, ParamsError
+from evergreen.tasks.core.suggestions import nearest
 
 log = logging.getLogger(__name__)
 

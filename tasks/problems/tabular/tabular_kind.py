@@ -12,8 +12,9 @@ import pandas as pd
 import polars as pl
 from sklearn.pipeline import Pipeline
 
-from evergreen.tasks.config.params import Range, Role, Table, Tabular, require
+from evergreen.tasks.config.params import Range, Role, Table, Tabular
 from evergreen.tasks.core.errors import DataError
+from evergreen.tasks.core.suggestions import require
 from evergreen.tasks.problems import splits as split
 from evergreen.tasks.problems.base import NOT_SCORED, Config, Fold, Model, Part, PredictRows, Splits
 from evergreen.tasks.problems.tabular import holdout_split, preprocessing

@@ -13,7 +13,7 @@ import pytest
 from evergreen.flows import settings
 from evergreen.flows.cli import main
 from evergreen.flows.operations import doctor, params_edit, status
-from evergreen.tasks.config.params import load
+from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.errors import EvergreenError, ParamsError
 from evergreen.tasks.core.paths import Layout, locking
 from evergreen.tasks.release.deployments import Deployment

@@ -7,7 +7,7 @@ import pytest
 
 from evergreen.flows.operations import bundle
 from evergreen.serving.bundle_server import MANIFEST, MODEL, BundleFiles
-from evergreen.tasks.config.params import load
+from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.errors import ModelError, ProjectError
 from evergreen.tasks.core.paths import Layout
 from tests import ROOT

@@ -13,7 +13,7 @@ import yaml
 
 from evergreen.flows.cli import main
 from evergreen.flows.operations import init_project
-from evergreen.tasks.config import params
+from evergreen.tasks.config import loading, params
 from evergreen.tasks.core.errors import DataError, EvergreenError, ParamsError, ProjectError, SourceError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.onboarding.schema_inference import Asked
@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
 def test_an_empty_folder_becomes_a_project_that_says_what_it_got(folder: Path):
     started = start(folder, target="left")
     assert set(started.made) == {"dvc.yaml", ".gitignore", ".git", ".dvc", ".dvcignore", "params.yaml"}
-    known = params.load(folder / "params.yaml")
+    known = loading.load(folder / "params.yaml")
     assert known.problems == {"left": "classification"}
     assert known.section("left").features == params.Table(
         table="left", target="left", positive_class="yes", entity="customer_id", columns={"plan": "category", "spend": "number"}
@@ -71,7 +71,7 @@ def test_a_git_repository_around_the_folder_is_used_and_its_gitignore_kept(folde
     started = start(place, "../t.csv", target="left")
     assert ".git" not in started.made
     assert (place / ".gitignore").read_text().splitlines()[0] == "mine"
-    assert params.load(place / "params.yaml").ingest["left"].csv == str(folder / "t.csv")
+    assert loading.load(place / "params.yaml").ingest["left"].csv == str(folder / "t.csv")
 
 
 def test_the_stages_of_a_new_project_are_those_of_this_one_without_its_code():
@@ -97,7 +97,7 @@ def test_what_is_drafted_is_read_validated_and_made_into_features(folder: Path):
     from evergreen.tasks import features, ingest, validate
 
     start(folder, target="left")
-    known, layout = params.load(folder / "params.yaml"), Layout(folder)
+    known, layout = loading.load(folder / "params.yaml"), Layout(folder)
     ingest.run(known, None, layout)
     assert validate.run(known, None, layout).tables["left"].kept == 300
     assert features.run(known, "left", layout).rows == {"rows": 300}
@@ -110,7 +110,7 @@ def test_a_second_problem_joins_and_every_byte_that_was_there_stays(folder: Path
     start(folder, target="left")
     before = (folder / "params.yaml").read_bytes()
     assert start(folder, name="worth", target="spend").made == ("params.yaml",)
-    known = params.load(folder / "params.yaml")
+    known = loading.load(folder / "params.yaml")
     assert known.problems == {"left": "classification", "worth": "regression"}
     lines = iter((folder / "params.yaml").read_bytes().splitlines())
     assert all(line in lines for line in before.splitlines())
@@ -120,7 +120,7 @@ def test_a_second_problem_joins_and_every_byte_that_was_there_stays(folder: Path
     ("name", "asked", "error", "says"),
     [
         ("left", {"target": "left"}, ParamsError, "left: is already a problem in params.yaml; nothing was changed"),
-        ("ingest", {"target": "left"}, ParamsError, "ingest: is a name of Evergreen's own"),
+        ("ingest", {"target": "left"}, ParamsError, "ingest: is a reserved name"),
         ("3rd", {"target": "left"}, ParamsError, "'3rd': no problem can be called that: a name starts with a letter"),
         ("b", {"target": "lfet"}, ParamsError, "--target lfet: the table has no such column; did you mean left?"),
         ("b", {"target": "left", "drop": ("left",)}, ParamsError, "--drop left: is the target too"),
@@ -156,7 +156,7 @@ def test_a_tables_time_cuts_it_at_as_of_unless_that_moves_the_day_of_others(tmp_
         "joined: goes beyond the last known day of this project (unknown); so all rows count as known, and as_of does not cut"
         in said[-1]
     )
-    known = params.load(tmp_path / "params.yaml")
+    known = loading.load(tmp_path / "params.yaml")
     assert [known.ingest[name].time for name in "ab"] == ["joined", None]
     assert [known.section(name).features.time for name in "ab"] == ["joined", "joined"]  # type: ignore[union-attr]
 
@@ -179,7 +179,7 @@ def purchases(rows: int = 600) -> pl.DataFrame:
 def test_user_and_item_make_a_recommendation_by_the_one_column_of_dates(tmp_path: Path):
     purchases().write_csv(tmp_path / "sales.csv")
     start(tmp_path, "sales.csv", "next", user="client", item="article")
-    known = params.load(tmp_path / "params.yaml")
+    known = loading.load(tmp_path / "params.yaml")
     features = known.section("next").features
     assert isinstance(features, params.Interactions)
     assert (features.user, features.item, features.basket) == ("client", "article", "bought")
@@ -198,7 +198,7 @@ def test_orders_without_dates_make_a_recommendation_too(tmp_path: Path):
     with pytest.raises(ParamsError, match=r"recommendation needs --time COL .*, or --order COL .*; columns of dates are none"):
         start(tmp_path, "sales.csv", "next", user="client", item="article")
     start(tmp_path, "sales.csv", "next", user="client", item="article", order="visit")
-    features = params.load(tmp_path / "params.yaml").section("next").features
+    features = loading.load(tmp_path / "params.yaml").section("next").features
     assert isinstance(features, params.Interactions)
     assert (features.order, features.basket) == ("visit", "visit")
 
@@ -211,7 +211,7 @@ def test_a_query_is_a_table_like_any_other(tmp_path: Path):
         customers().to_pandas().to_sql("customers", connection, index=False)
     url = f"sqlite:///{tmp_path / 'shop.db'}"
     start(tmp_path, "SELECT * FROM customers", target="left", url=url)
-    source = params.load(tmp_path / "params.yaml").ingest["left"]
+    source = loading.load(tmp_path / "params.yaml").ingest["left"]
     assert (source.sql, source.url) == ("SELECT * FROM customers", url)
 
 
@@ -262,7 +262,7 @@ def test_rows_are_scored_as_their_table_is_written_and_bad_ones_say_why(tmp_path
     text = rows.select("plan", pl.col("seen").dt.to_string("%m/%d/%Y"), comma, "left").write_csv(separator=";")
     (tmp_path / "t.csv").write_bytes(text.replace("basic", "bäsic").encode("latin-1"))
     start(tmp_path, target="left")
-    known, layout = params.load(tmp_path / "params.yaml"), Layout(tmp_path)
+    known, layout = loading.load(tmp_path / "params.yaml"), Layout(tmp_path)
     for step in (ingest, validate):
         step.run(known, None, layout)
     features.run(known, "left", layout)

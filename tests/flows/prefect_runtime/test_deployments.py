@@ -7,7 +7,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from evergreen.flows.prefect_runtime import deployments
-from evergreen.tasks.config.params import Params, load
+from evergreen.tasks.config.loading import load
+from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.core.paths import Layout
 from tests import ROOT

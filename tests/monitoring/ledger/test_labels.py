@@ -16,7 +16,7 @@ from evergreen.monitoring.ledger.label_matching import RejectedLabel
 from evergreen.monitoring.ledger.labels import Columns
 from evergreen.monitoring.ledger.predictions import Ledger, Prediction
 from evergreen.tasks import problems
-from evergreen.tasks.config import params
+from evergreen.tasks.config import loading
 from evergreen.tasks.config.params import Params, Tabular
 from evergreen.tasks.core.errors import DataError, ParamsError, SourceError
 from evergreen.tasks.core.paths import Layout
@@ -40,7 +40,7 @@ def ledger(tmp_path: Path) -> Ledger:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """The small store, with its tables and with the features of what is bought next where its project keeps them."""
     made = build("recommend", tmp_path_factory.mktemp("labels"))
-    known, layout = params.load(made.folder / "params.yaml"), Layout(made.folder)
+    known, layout = loading.load(made.folder / "params.yaml"), Layout(made.folder)
     layout.features("recommend").parent.mkdir(parents=True)
     write(made.frames, layout.features("recommend"))
     layout.table("t").parent.mkdir(parents=True)
@@ -52,7 +52,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture
 def known(world: World) -> Params:
-    return params.load(world.folder / "params.yaml")
+    return loading.load(world.folder / "params.yaml")
 
 
 def prediction(id: str, entity: str | None = None, at: datetime = NOON, **changed: Any) -> Prediction:

@@ -15,7 +15,7 @@ from evergreen.monitoring.retraining.backtest import Learned, moment
 from evergreen.monitoring.retraining.backtest_windows import Lines, windows
 from evergreen.monitoring.retraining.policy import named
 from evergreen.tasks import ingest, problems
-from evergreen.tasks.config import params
+from evergreen.tasks.config import loading
 from evergreen.tasks.config.operations import Retrain
 from evergreen.tasks.config.params import Tabular
 from evergreen.tasks.core.errors import ParamsError, StepError
@@ -125,7 +125,7 @@ def shop(tmp_path_factory):
     """A project whose tables are read, with a configuration as tuning leaves it."""
     root = store.project(tmp_path_factory.mktemp("shop"), households=120, weeks=26)
     layout = Layout(root)
-    known = params.load(layout.params)
+    known = loading.load(layout.params)
     ingest.run(known, None, layout)
     shutil.copytree(root / "data" / "raw", root / "data" / "tables")
     kind = problems.kind("classification")
@@ -149,13 +149,13 @@ def steps(found):
 
 @pytest.fixture(scope="module")
 def replayed(shop):
-    return operation.run(shop, params.load(shop.params), PROBLEM, POLICIES)
+    return operation.run(shop, loading.load(shop.params), PROBLEM, POLICIES)
 
 
 def test_a_replay_covers_every_window_and_leaves_its_table_and_its_curves(shop, replayed):
     assert [each.policy for each in replayed.outcomes] == ["never", *POLICIES]
     assert len({len(each.steps) for each in replayed.outcomes}) == 1
-    assert replayed.last == params.load(shop.params).project.as_of
+    assert replayed.last == loading.load(shop.params).project.as_of
     weekly = replayed.outcomes[1]
     assert weekly.retrainings > 5
     assert weekly.cpu_minutes > 0
@@ -174,7 +174,7 @@ def test_no_decision_changes_when_what_comes_after_it_does(shop, replayed, tmp_p
         later = pl.col(column).cast(pl.Date) > last
         kept = pl.concat([rows.filter(~later), rows.filter(later).sample(fraction=0.3, seed=1)])
         kept.write_parquet(moved.table(table))
-    changed = operation.run(moved, params.load(moved.params), PROBLEM, POLICIES)
+    changed = operation.run(moved, loading.load(moved.params), PROBLEM, POLICIES)
     before, after = steps(replayed), steps(changed)
     for name in before:
         told, anew = (
@@ -191,7 +191,7 @@ def test_no_decision_changes_when_what_comes_after_it_does(shop, replayed, tmp_p
 
 def test_a_replay_that_was_killed_goes_on_where_it_was_and_ends_the_same(shop, replayed, tmp_path, monkeypatch):
     killed = again(shop, tmp_path / "killed")
-    known, learn, learned = params.load(killed.params), backtest_models.Past._learn, []
+    known, learn, learned = loading.load(killed.params), backtest_models.Past._learn, []
 
     def counted(self, name, lesson):
         if len(learned) == 4:
@@ -215,7 +215,7 @@ def test_a_replay_that_was_killed_goes_on_where_it_was_and_ends_the_same(shop, r
 
 
 def test_what_cannot_be_replayed_is_refused_by_name(shop, tmp_path):
-    known = params.load(shop.params)
+    known = loading.load(shop.params)
     with pytest.raises(ParamsError, match="--policy wekly: no such policy; did you mean weekly"):
         operation.run(shop, known, PROBLEM, ["wekly"])
     with pytest.raises(ParamsError, match="recommend: a problem of recommendation cannot be replayed"):

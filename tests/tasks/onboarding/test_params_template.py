@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from evergreen.tasks.config import params
+from evergreen.tasks.config import loading
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.onboarding import params_template
 from evergreen.tasks.onboarding.params_template import Block, Lines, Noted, Part, Remark
@@ -136,7 +136,7 @@ def test_a_file_that_would_not_load_is_left_as_it_was(tmp_path: Path):
         params_template.write(path, bad)
     assert path.read_text() == "project: {name: s}\nproblems: {}\ningest: {}\n"
     params_template.write(path, PARTS)
-    assert params.load(path).problems == {"new": "classification"}
+    assert loading.load(path).problems == {"new": "classification"}
 
 
 comments = st.sampled_from(["", "", "  # note", " # a: b {", "#"])

@@ -15,7 +15,7 @@ import pytest
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
-from evergreen.tasks.config import params
+from evergreen.tasks.config import loading
 from evergreen.tasks.core.errors import LockedError, ProjectError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.release.lineage import Stages, lineage
@@ -148,7 +148,7 @@ def test_without_git_it_says_git_init(project: Layout):
     with pytest.raises(ProjectError, match=r"my shop: not a git repository, .*run git init"):
         Stages(project)
     with pytest.raises(ProjectError, match=r"my shop: not a git repository, .*run git init"):
-        lineage(project, params.load(project.params), "redeem")
+        lineage(project, loading.load(project.params), "redeem")
 
 
 def test_without_dvc_it_says_dvc_init(project: Layout):
@@ -214,7 +214,7 @@ def test_lineage_names_code_data_params_and_cost(project: Layout):
     git(project.root, "commit", "-qm", "lock")
     for name, seconds in (("ingest", 1.5), ("train@redeem", 2.5), ("train@segments", 9.5)):
         write(project.root, f"var/costs/{name}.json", json.dumps({"cpu_seconds": seconds, "peak_mb": 100.0}))
-    found = lineage(project, params.load(project.params), "redeem")
+    found = lineage(project, loading.load(project.params), "redeem")
     assert found["git.commit"] == git(project.root, "rev-parse", "HEAD").strip()
     assert found["git.dirty"] == "false"
     assert {key for key in found if key.startswith("dvc.")} == {
@@ -232,7 +232,7 @@ def test_lineage_names_code_data_params_and_cost(project: Layout):
 
 
 def test_a_changed_file_makes_the_tree_dirty_and_dvc_lock_does_not(project: Layout):
-    known = params.load(project.params)
+    known = loading.load(project.params)
     (project.root / "dvc.lock").write_text((project.root / "dvc.lock").read_text() + "\n")
     assert lineage(project, known, "redeem")["git.dirty"] == "false"
     for number in range(22):
@@ -248,7 +248,7 @@ def test_a_changed_file_makes_the_tree_dirty_and_dvc_lock_does_not(project: Layo
 def test_before_the_first_commit_the_commit_is_none(project: Layout):
     shutil.rmtree(project.root / ".git")
     git(project.root, "init", "-q")
-    assert lineage(project, params.load(project.params), "redeem")["git.commit"] == "none"
+    assert lineage(project, loading.load(project.params), "redeem")["git.commit"] == "none"
 
 
 def test_asking_and_recording_one_of_many_stages_is_cheap(project: Layout):

@@ -28,7 +28,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
 from skops import io
 
-from evergreen.tasks.config import params
+from evergreen.tasks.config import loading
 from evergreen.tasks.core.errors import ModelError, StepError
 from evergreen.tasks.core.paths import Layout, write_json
 from evergreen.tasks.model_files import onnx_export as compiling
@@ -40,7 +40,7 @@ from evergreen.tasks.release.model_registry import Registry
 from evergreen.tasks.release.promotion_gate import Verdict
 from tests import ROOT
 
-KNOWN = params.load(ROOT / "params.yaml")
+KNOWN = loading.load(ROOT / "params.yaml")
 EXAMPLE = pd.DataFrame({"age": [30.0, 40.0, 50.0, 60.0], "empty": [np.nan] * 4, "colour": ["red", "blue", "blue", "red"]})
 LINEAGE = {
     "git.commit": "c0ffee",

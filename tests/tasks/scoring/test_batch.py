@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evergreen.tasks.config import params
+from evergreen.tasks.config import loading
 from evergreen.tasks.core.errors import DataError, EvergreenError, ModelError, ParamsError, SourceError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.model_files.onnx_export import compile_model
@@ -38,7 +38,7 @@ def asking(made: World, problem: str, model: str) -> Ask:
     fitted = made.fit(made.defaults(model))
 
     def ask(frame: pl.DataFrame, name: str = "in.parquet", out: str = "out.parquet") -> pl.DataFrame:
-        place, known = made.folder / name, params.load(made.folder / "params.yaml")
+        place, known = made.folder / name, loading.load(made.folder / "params.yaml")
         frame.write_csv(place) if place.suffix == ".csv" else frame.write_parquet(place)
         result = batch.run(Scorer(known, problem, Layout(made.folder), fitted, 3), place, made.folder / out)
         answers = chunks.read_all(Path(result.out))
@@ -145,7 +145,7 @@ def test_a_model_of_other_features_is_named_with_its_version(redeem, newest):
         made.fold.train, made.defaults("logistic"), made.section, 0,
     )  # fmt: skip
     newest.select("household_id").write_csv(made.folder / "ids.csv")
-    known, layout = params.load(made.folder / "params.yaml"), Layout(made.folder)
+    known, layout = loading.load(made.folder / "params.yaml"), Layout(made.folder)
     with pytest.raises(ModelError, match=r"redeem: version 7 cannot score ids.csv: .*gone"):
         batch.run(Scorer(known, "redeem", layout, stranger, 7), made.folder / "ids.csv", made.folder / "o.csv")
 
@@ -175,7 +175,7 @@ def many(newest: pl.DataFrame, times: int) -> pl.DataFrame:
 
 
 def scorer(made: World, model: str, compiled: Compiled | None = None) -> Scorer:
-    known = params.load(made.folder / "params.yaml")
+    known = loading.load(made.folder / "params.yaml")
     return Scorer(known, "redeem", Layout(made.folder), made.fit(made.defaults(model)), 3, compiled)
 
 

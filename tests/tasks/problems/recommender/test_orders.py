@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from evergreen.tasks.__main__ import STEPS
-from evergreen.tasks.config import params
+from evergreen.tasks.config import loading
 from evergreen.tasks.config.params import Interactions, Recommend
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.core.paths import Layout
@@ -85,7 +85,7 @@ def test_the_horizon_is_counted_in_orders():
     two = Interactions.model_validate({**given, "horizon_orders": 2, "days_per_order": 10})
     assert two.horizon_days == 20
     assert Interactions.model_validate(two.model_dump()) == two
-    with pytest.raises(ValueError, match="give horizon_orders in place of horizon_days"):
+    with pytest.raises(ValueError, match="give horizon_orders instead of horizon_days"):
         Interactions.model_validate({**given, "horizon_days": 28})
 
 
@@ -93,7 +93,7 @@ def test_the_horizon_is_counted_in_orders():
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     """A project of 200 customers, from the file to the evaluation."""
     place = Layout(ordered_shop.project(tmp_path_factory.mktemp("orders")))
-    known = params.load(place.params)
+    known = loading.load(place.params)
     for step, per_problem in STEPS.items():
         import_module(f"tasks.{step}").run(known, "next" if per_problem else None, place)
     return place
@@ -123,7 +123,7 @@ def test_two_stages_are_clearly_better_than_popularity_and_than_own_frequency(tr
 
 
 def test_the_answer_is_a_list_of_the_customers_taste(trained):
-    known = params.load(trained.params).section("next")
+    known = loading.load(trained.params).section("next")
     data = KIND.load(trained.features("next"), known)
     model = import_module("evergreen.tasks.model_files.skops_models").load(trained.model("next") / "model.skops")
     asked = pl.DataFrame({"customer": ["customer 0004", "customer 0001"]})

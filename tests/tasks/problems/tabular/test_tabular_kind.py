@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from evergreen.tasks import problems, train, tune
-from evergreen.tasks.config import params
+from evergreen.tasks.config import loading
 from evergreen.tasks.config.params import Tabular
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.core.paths import HELD_OUT, JUDGED, MODEL, Layout
@@ -292,7 +292,7 @@ def project(folder, **section_of):
         "dear": {"question": "Is it dear?", "features": features, **section_of},
     }
     (folder / "params.yaml").write_text(json.dumps(raw))
-    known, layout = params.load(folder / "params.yaml"), Layout(folder)
+    known, layout = loading.load(folder / "params.yaml"), Layout(folder)
     layout.features("dear").mkdir(parents=True)
     chosen = known.section("dear")
     kind = problems.kind("classification")

@@ -1,4 +1,4 @@
-"""A wrong params.yaml is refused in one line: file, key, value, rule, and the nearest right name."""
+"""An invalid params.yaml is refused in one line: file, key, value, rule, and the most similar valid name."""
 
 import json
 from datetime import date
@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from evergreen.tasks.config import params
-from evergreen.tasks.config.params import Params, Section, load, schema
+from evergreen.tasks.config.loading import load, schema
+from evergreen.tasks.config.params import Params, Section
 from evergreen.tasks.core.errors import ParamsError
 from tests import ROOT, store
 
@@ -36,7 +37,7 @@ spend:
 
 
 def refused(tmp_path: Path, old: str, new: str) -> str:
-    """What is said of GOOD with `old` replaced by `new`."""
+    """The error for GOOD with `old` replaced by `new`."""
     assert old in GOOD
     (tmp_path / "params.yaml").write_text(GOOD.replace(old, new, 1))
     with pytest.raises(ParamsError, match=r"^params.yaml") as caught:
@@ -45,7 +46,7 @@ def refused(tmp_path: Path, old: str, new: str) -> str:
     return str(caught.value)
 
 
-def test_what_is_right_is_read_with_its_defaults(tmp_path):
+def test_a_valid_file_is_read_with_its_defaults(tmp_path):
     (tmp_path / "params.yaml").write_text(GOOD)
     read = load(tmp_path / "params.yaml")
     section = read.section("spend")
@@ -56,7 +57,7 @@ def test_what_is_right_is_read_with_its_defaults(tmp_path):
 
 
 @pytest.mark.parametrize("project", ["own", "small"])
-def test_the_files_of_the_project_are_right(project, tmp_path):
+def test_the_params_of_the_project_are_valid(project, tmp_path):
     path = OWN if project == "own" else store.project(tmp_path, households=6, weeks=12) / "params.yaml"
     assert set(load(path).sections) == {"recommend", "redeem", "spend", "segments"}
 
@@ -85,7 +86,7 @@ def test_the_files_of_the_project_are_right(project, tmp_path):
         ("unique: [id]", "references: {id: {to: goods}}", "references.id.to = goods: "),
     ],
 )
-def test_a_typo_is_answered_with_the_nearest_name(tmp_path, old, new, says):
+def test_the_error_for_a_typo_suggests_the_most_similar_name(tmp_path, old, new, says):
     assert says in refused(tmp_path, old, new)
 
 
@@ -107,23 +108,23 @@ def test_a_typo_is_answered_with_the_nearest_name(tmp_path, old, new, says):
         ("entity: customer", "", "spend.features.entity: is missing; add it"),
     ],
 )
-def test_a_value_out_of_bounds_is_answered_with_its_rule(tmp_path, old, new, says):
+def test_the_error_for_a_value_out_of_bounds_gives_the_rule(tmp_path, old, new, says):
     assert says in refused(tmp_path, old, new)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ('"2024-01-28"', "2024-01-28", 'spend.features.cutoffs.first = 2024-01-28: dates stand in quotes; write "2024-01-28"'),
+        ('"2024-01-28"', "2024-01-28", 'spend.features.cutoffs.first = 2024-01-28: dates need quotes; write "2024-01-28"'),
         ('"2024-01-28"', '"28.1.2024"', "spend.features.cutoffs.first = 28.1.2024: must be a valid date"),
         (
             "name: shop",
             "name: shop, as_of: 2024-02-30",
-            "a date or number is none: day is out of range for month. Dates stand in quotes",
+            "invalid date or number: day is out of range for month. Put dates in quotes",
         ),
     ],
 )
-def test_a_wrong_date_says_how_dates_are_written(tmp_path, old, new, says):
+def test_the_error_for_an_invalid_date_shows_the_format(tmp_path, old, new, says):
     assert says in refused(tmp_path, old, new)
 
 
@@ -134,7 +135,7 @@ def test_two_problems_of_one_name_are_refused(tmp_path):
     ):
         said = refused(tmp_path, old, new)
         assert 'duplicate key "spend"' in said
-        assert "Each name may stand once" in said
+        assert "A key may occur once" in said
 
 
 def test_a_problem_needs_a_section_and_a_section_a_problem(tmp_path):
@@ -145,9 +146,7 @@ def test_a_problem_needs_a_section_and_a_section_a_problem(tmp_path):
         "spend: unknown key; known are project, ingest, validate, problems, serve; a problem also needs a line under problems"
         in said
     )
-    assert "ingest is a name of Evergreen's own" in refused(
-        tmp_path, "{spend: regression}", "{ingest: regression, spend: regression}"
-    )
+    assert "ingest is a reserved name" in refused(tmp_path, "{spend: regression}", "{ingest: regression, spend: regression}")
 
 
 @pytest.mark.parametrize("name", ["../spend", "a b", "a.b", "a@b", "'1'", "''", "'${key}'", "ä", '"a\\nb"', "x" * 65])
@@ -159,13 +158,13 @@ def test_a_name_that_no_folder_or_stage_can_have_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["validation", "all"])
-def test_a_name_that_evergreen_needs_itself_is_refused(tmp_path, name):
-    assert f"{name} is a name of Evergreen's own" in refused(
+def test_a_reserved_name_is_refused(tmp_path, name):
+    assert f"{name} is a reserved name" in refused(
         tmp_path, "{spend: regression}", f"{{{name}: regression, spend: regression}}"
     )
 
 
-def test_text_that_is_not_yaml_and_a_file_that_is_none_are_refused(tmp_path):
+def test_invalid_yaml_and_other_files_are_refused(tmp_path):
     assert "line 3" in refused(tmp_path, "problems: {", "problems: {{")
     (tmp_path / "params.yaml").write_bytes(b"\xff")
     with pytest.raises(ParamsError, match="must be UTF-8"):
@@ -178,25 +177,26 @@ def test_text_that_is_not_yaml_and_a_file_that_is_none_are_refused(tmp_path):
         load(tmp_path / "params.yaml")
 
 
-def test_an_unknown_problem_is_answered_with_the_nearest(tmp_path):
+def test_the_error_for_an_unknown_problem_suggests_the_most_similar(tmp_path):
     (tmp_path / "params.yaml").write_text(GOOD)
     with pytest.raises(ParamsError, match=r"spnd: no such problem in params.yaml; did you mean spend"):
         load(tmp_path / "params.yaml").section("spnd")
 
 
 def sections(model: type[BaseModel] = Section) -> list[type[BaseModel]]:
-    """Every section of params.yaml: the models of this module alone."""
-    return [each for each in model.__subclasses__() if each.__module__ == params.__name__]
+    """The models of the sections of params.yaml."""
+    below = [found for each in model.__subclasses__() for found in (each, *sections(each))]
+    return [each for each in below if each.__module__.startswith("evergreen.tasks.config.")]
 
 
-def test_every_field_says_what_it_means():
+def test_every_field_has_a_description():
     silent = [
         f"{model.__name__}.{name}"
         for model in sections()
         for name, field in model.model_fields.items()
         if not field.description and not issubclass(_plain(field.annotation), BaseModel)
     ]
-    assert len(sections()) > 15
+    assert len(sections()) > 30
     assert silent == []
 
 

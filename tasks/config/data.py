@@ -1,0 +1,103 @@
+"""The sections `ingest` and `validate`: sources of tables and the rules that their rows must meet."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from evergreen.tasks.config.base import Section
+
+
+class Source(Section):
+    """Source of one table. Exactly one of store, csv, parquet and sql."""
+
+    store: str | None = None
+    """Table of the worked example's package."""
+    csv: str | None = None
+    """Path of a CSV file, relative to params.yaml."""
+    parquet: str | None = None
+    """Path or glob of Parquet files, relative to params.yaml."""
+    sql: str | None = None
+    """SQL query; needs `url`."""
+    url: str | None = None
+    """SQLAlchemy URL of the database, or env:NAME to read the URL from an environment variable (use this for passwords)."""
+    separator: str = ","
+    """CSV: field separator."""
+    encoding: str = "utf8"
+    """CSV: character encoding, for example latin-1."""
+    decimal: Literal[".", ","] = "."
+    """CSV: decimal mark. A decimal comma needs another separator."""
+    null_values: tuple[str, ...] = ()
+    """Strings read as missing values, for example ["NA", "?"]. An empty field is always missing."""
+    columns: tuple[str, ...] | None = None
+    """Columns to keep, in this order. null: all."""
+    types: dict[str, Literal["integer", "number", "text", "boolean", "date", "datetime"]] = {}
+    """Column -> type. A value that cannot be converted stops the run."""
+    date_formats: dict[str, str] = {}
+    """Text column of type date or datetime -> strptime format, for example {paid: "%m/%d/%Y"}. Default: 2024-12-31, 31/12/2024
+    or 31.12.2024, with or without a time."""
+    time: str | None = None
+    """Column with the time at which a row became known. Rows after project.as_of are left out. null: all rows are known from
+    the start."""
+    stored_timezone: str | None = None
+    """Time zone of the stored times, for example UTC. null: local time."""
+    local_timezone: str | None = None
+    """Time zone of the business, for example America/New_York. Times are converted to it on reading."""
+
+    @model_validator(mode="after")
+    def one_source(self) -> "Source":
+        named = [name for name in ("store", "csv", "parquet", "sql") if getattr(self, name) is not None]
+        if len(named) != 1:
+            raise ValueError(f"needs exactly one of store, csv, parquet, sql; has {', '.join(named) or 'none'}")
+        if (self.sql is None) != (self.url is None):
+            raise ValueError("sql and url go together")
+        if (self.stored_timezone is None) != (self.local_timezone is None):
+            raise ValueError("stored_timezone and local_timezone go together")
+        if self.decimal == self.separator:
+            raise ValueError(f"decimal and separator are both {self.decimal}; change one of them")
+        undated = next((name for name in self.date_formats if self.types.get(name) not in ("date", "datetime")), None)
+        if undated is not None:
+            raise ValueError(f"date_formats names {undated}, whose type is not date or datetime under types")
+        return self
+
+
+class Expectation(Section):
+    """One expectation of Great Expectations."""
+
+    type: str
+    """Expectation type, for example expect_column_values_to_be_between."""
+    kwargs: dict[str, Any] = {}
+    """Arguments of the expectation, for example {column: quantity, min_value: 0}."""
+    severity: Literal["error", "warning"] = "error"
+    """error: failing rows are quarantined (row rule) or the run stops (table rule). warning: only reported."""
+    name: str | None = None
+    """Short name in reports and in the quarantine. null: type and column."""
+
+
+class Reference(Section):
+    """Foreign key: the values of a column must exist in another table."""
+
+    to: Annotated[str, Field(pattern=r"^[^.]+\.[^.]+$")]
+    """Referenced table and column, for example products.product_id."""
+    where: str | None = None
+    """SQL condition: check only the rows that meet it. null: all rows. Missing values are never checked."""
+    severity: Literal["error", "warning"] = "error"
+    """error: rows with an unknown value are quarantined. warning: only reported."""
+    join_columns: tuple[str, ...] = ()
+    """Columns of the referenced table to join for the other rules. They are not stored."""
+
+
+class Rules(Section):
+    """Validation rules of one table."""
+
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Largest share of rows (0 to 1) that may be quarantined; above it the run stops."""
+    unique: tuple[str, ...] = ()
+    """Unique key: later duplicates are quarantined. Empty: no such rule."""
+    drop_duplicates: bool = False
+    """Drop rows that are equal to an earlier row in every column before the rules run. Their number is reported."""
+    references: dict[str, Reference] = {}
+    """Column -> the column of another table that must contain its values."""
+    derived: dict[str, str] = {}
+    """Name -> SQL expression: derived columns for the rules. They are not stored."""
+    expectations: tuple[Expectation, ...] = ()
+    """Expectations, checked in one pass."""
