@@ -5,10 +5,10 @@ from datetime import date
 
 import polars as pl
 
-from evergreen.tasks import ingest
 from evergreen.tasks.config.params import Params, Section
 from evergreen.tasks.core.errors import DataError, ParamsError, SourceError
 from evergreen.tasks.core.paths import Layout, writing
+from evergreen.tasks.data.snapshot import resolve_as_of
 from evergreen.tasks.problems import kind
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def run(params: Params, problem: str, layout: Layout) -> Result:
 
     Raises SourceError for a table that is missing, and what the kind's `build` raises, with the problem's name before it.
     """
-    section, as_of = params.section(problem), ingest.resolve_as_of(params, layout)
+    section, as_of = params.section(problem), resolve_as_of(params, layout)
     tables = {name: _scan(layout, name) for name in section.features.tables}
     log.info("%s: features as of %s from %s", problem, as_of, ", ".join(tables))
     try:

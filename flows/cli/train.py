@@ -62,8 +62,8 @@ def run(
 ) -> None:
     """Train `names`, or all problems, and print the result. Raises typer.Exit where a branch failed."""
     from evergreen.flows.operations import status as results
-    from evergreen.tasks import ingest
     from evergreen.tasks.core.paths import locking
+    from evergreen.tasks.data import snapshot
 
     params = read_params(place)
     problems = list(dict.fromkeys(names or params.problems))
@@ -77,7 +77,7 @@ def run(
             _set_as_of(place, as_of)
         if seconds:
             _set_seconds(place, problems, seconds)
-        refresh = refresh or ingest.moved(params, place)
+        refresh = refresh or snapshot.sources_changed(params, place)
         if not refresh and results.nothing_to_do(place, problems, deploy):
             outcomes = [results.Outcome(problem) for problem in problems]
         else:

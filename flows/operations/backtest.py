@@ -22,13 +22,14 @@ from evergreen.monitoring.retraining import backtest, policy
 from evergreen.monitoring.retraining.backtest import REFERENCE, Outcome, Verdict
 from evergreen.monitoring.retraining.backtest_models import RESAMPLES, Kept, Past
 from evergreen.monitoring.retraining.backtest_windows import Cutoffs, Lines, Timeline, days_of, windows
-from evergreen.tasks import ingest, problems
+from evergreen.tasks import problems
 from evergreen.tasks.config.base import Section
 from evergreen.tasks.config.operations import Retrain
 from evergreen.tasks.config.params import Features, Params, Table, Tabular
 from evergreen.tasks.core.errors import ParamsError, StepError
 from evergreen.tasks.core.paths import Layout, locking, read_json, write_json, writing
 from evergreen.tasks.core.suggestions import nearest
+from evergreen.tasks.data import snapshot
 from evergreen.tasks.search.best_config import load_best_config
 
 log = logging.getLogger(__name__)
@@ -209,7 +210,7 @@ def _cutoffs(
     say: Callable[[str], None],
 ) -> tuple[str, Timeline]:
     """Of a problem whose rows are made from events: they are made for the cutoff of every window."""
-    step, horizon, end = section.monitor.window_days, features.horizon_days, ingest.resolve_as_of(params, layout)
+    step, horizon, end = section.monitor.window_days, features.horizon_days, snapshot.resolve_as_of(params, layout)
     last = min(last or end, end)
     grid = windows(features.cutoffs.first, last, step)
     labelled = -(-horizon // step) + 1  # windows until the first cutoff is labelled, and one more to learn from it
@@ -224,7 +225,7 @@ def dense(layout: Layout, params: Params, problem: str, last: date, say: Callabl
     section = _fitting(params, problem)
     features, kind = section.features, problems.kind(params.kind(problem))
     assert features.by_cutoff is True
-    step, horizon, end = section.monitor.window_days, features.horizon_days, ingest.resolve_as_of(params, layout)
+    step, horizon, end = section.monitor.window_days, features.horizon_days, snapshot.resolve_as_of(params, layout)
     paths = {name: layout.table(name) for name in section.features.tables}
     for path in paths.values():
         if not path.is_file():

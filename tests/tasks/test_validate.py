@@ -15,6 +15,7 @@ from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params, Rules
 from evergreen.tasks.core.errors import DataError, ParamsError, ProjectError
 from evergreen.tasks.core.paths import Layout, read_json
+from evergreen.tasks.data import great_expectations
 from tests import ROOT, store
 
 BETWEEN = "expect_column_values_to_be_between"
@@ -89,7 +90,7 @@ def test_infinite_numbers_and_not_a_number_are_found_without_being_asked_for():
 
 def test_a_row_without_its_time_is_quarantined():
     seen = check({"at": [datetime(2024, 1, 1), None]}, rules(), time="at")
-    assert seen.quarantined["_rule"].to_list() == ["at is there"]
+    assert seen.quarantined["_rule"].to_list() == ["at is present"]
 
 
 def test_of_equal_keys_the_first_row_stays():
@@ -187,7 +188,10 @@ def test_rules_may_look_at_brought_and_derived_columns_that_are_not_kept():
     [
         ({"to": "products.idd"}, "products.idd has no column idd; did you mean id"),
         ({"to": "products.id", "join_columns": ["departmnt"]}, "has no column departmnt; did you mean department"),
-        ({"to": "products.department"}, "holds Int64, and products.department holds String; make the types agree under ingest"),
+        (
+            {"to": "products.department"},
+            "its type is Int64, that of products.department is String; declare the same type under ingest",
+        ),
     ],
 )
 def test_a_reference_that_cannot_be_followed_stops_the_run(reference, says):
@@ -208,7 +212,7 @@ def test_tables_are_checked_after_those_they_refer_to_and_a_circle_is_refused(tm
     counts = validate.run(params, None, Layout(tmp_path)).tables
     assert (list(counts), counts["sales"].quarantined, counts["products"].quarantined) == (["sales", "products"], 1, 1)
     params = project(tmp_path, tables, sales=refers, products={"references": {"id": {"to": "sales.id"}}})
-    with pytest.raises(ParamsError, match="sales -> products -> sales is a circle"):
+    with pytest.raises(ParamsError, match="sales -> products -> sales is circular"):
         validate.run(params, None, Layout(tmp_path))
 
 
@@ -234,7 +238,7 @@ def test_a_rule_about_the_whole_table_stops_the_run_or_warns():
     mean = "expect_column_mean_to_be_between"
     seen = check({"a": [1, 2]}, rules(rule(mean, column="a", min_value=5)))
     assert seen.problems == (
-        'data/raw/sales.parquet: a: rule "column_mean_to_be_between a" does not hold: observed 1.5. '
+        'data/raw/sales.parquet: a: rule "column_mean_to_be_between a" failed: observed 1.5. '
         "Fix the export and read it again (evergreen train --refresh), or change the rule under validate.sales.expectations.",
     )
     assert check({"a": [1, 2]}, rules(rule(mean, column="a", min_value=5, severity="warning"))).problems == ()
@@ -254,7 +258,7 @@ def test_a_rule_that_does_not_fit_the_type_is_an_error_and_not_bad_rows():
     seen = check({"name": ["a", "b"]}, rules(rule(column="name", min_value=0)))
     assert seen.counts.quarantined == 0
     assert seen.problems[0].startswith(
-        'data/raw/sales.parquet: rule "column_values_to_be_between name": cannot be computed, name holds String'
+        'data/raw/sales.parquet: rule "column_values_to_be_between name": cannot be computed, name is String'
     )
     assert ".." not in seen.problems[0]
 
@@ -309,16 +313,16 @@ def test_a_run_that_stops_writes_its_report_and_leaves_the_good_tables(tmp_path)
 def test_without_ingest_the_step_says_what_comes_first(tmp_path):
     params = project(tmp_path, {"t": pl.DataFrame({"a": [1]})})
     Layout(tmp_path).raw("t").unlink()
-    with pytest.raises(ProjectError, match=r"data/raw/t.parquet: not there. Ingest first: python -P -m evergreen ingest"):
+    with pytest.raises(ProjectError, match=r"data/raw/t.parquet: not there. Run ingest first: python -P -m evergreen ingest"):
         validate.run(params, None, Layout(tmp_path))
 
 
 def test_a_page_that_cannot_be_drawn_is_a_warning(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(validate, "_brief", lambda _: 1 / 0)
+    monkeypatch.setattr(great_expectations, "_without_row_lists", lambda _: 1 / 0)
     params = project(tmp_path, {"t": pl.DataFrame({"a": [1]})}, t={"expectations": [rule(column="a", min_value=0)]})
     with caplog.at_level(logging.WARNING):
         validate.run(params, None, Layout(tmp_path))
-    assert "t: Great Expectations could not draw its page: division by zero" in caplog.text
+    assert "t: Great Expectations could not render its page: division by zero" in caplog.text
     assert read_json(tmp_path / "reports/validation/results.json")["tables"]["t"]["page"] is None
 
 

@@ -20,7 +20,7 @@ PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 README = (ROOT / "README.md").read_text()
 PROBLEMS = PARAMS["problems"]
 HOMES = {
-    "great_expectations": {"tasks/validate.py"},
+    "great_expectations": {"tasks/data/great_expectations.py"},
     "optuna": {"tasks/search/optuna_study.py"},
     "mlflow": {"tasks/release/mlflow_store.py"},
     "dvc": {"tasks/release/lineage.py"},

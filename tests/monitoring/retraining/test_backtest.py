@@ -223,7 +223,7 @@ def test_what_cannot_be_replayed_is_refused_by_name(shop, tmp_path):
     with pytest.raises(ParamsError, match="--from 2017-01-01: labels of redeem are first complete"):
         operation.run(shop, known, PROBLEM, ["weekly"], first=date(2017, 1, 1))
     with pytest.raises(ParamsError, match="1 windows from"):
-        operation.run(shop, known, PROBLEM, ["weekly"], first=operation.ingest.resolve_as_of(known, shop))
+        operation.run(shop, known, PROBLEM, ["weekly"], first=operation.snapshot.resolve_as_of(known, shop))
     bare = again(shop, tmp_path / "bare")
     shutil.rmtree(bare.tuning(PROBLEM))
     with pytest.raises(StepError, match="Run tune first"):

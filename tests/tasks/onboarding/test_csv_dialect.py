@@ -5,9 +5,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from evergreen.tasks import ingest
 from evergreen.tasks.config.params import Source
 from evergreen.tasks.core.errors import SourceError
+from evergreen.tasks.data.readers import read_table
 from evergreen.tasks.onboarding import csv_dialect
 
 
@@ -48,7 +48,7 @@ FILES = {
 def test_a_file_says_how_it_is_written(tmp_path: Path, text, wanted):
     found = look(tmp_path, text)
     assert found == Source(csv="t.csv", **wanted)
-    assert len(ingest.table("t", found, tmp_path, tmp_path / "staging").collect()) >= 20
+    assert len(read_table("t", found, tmp_path, tmp_path / "staging").collect()) >= 20
 
 
 REFUSED = {

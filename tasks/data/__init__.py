@@ -1,0 +1,1 @@
+"""Reading tables from sources, and validating their rows."""

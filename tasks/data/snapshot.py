@@ -1,0 +1,81 @@
+"""The snapshot in data/raw: its last known day (`as_of`), and whether the source files have changed since."""
+
+import logging
+from datetime import date, datetime
+from pathlib import Path
+
+from evergreen.tasks.config.params import Params
+from evergreen.tasks.core.errors import DataError, ProjectError, SourceError
+from evergreen.tasks.core.paths import Layout, read_json
+from evergreen.tasks.data.readers import source_files
+
+log = logging.getLogger(__name__)
+
+FileStats = dict[str, list[list[str | int]]]
+"""Table -> path, size in bytes and modification time (ns) of each local file."""
+
+
+def raw_folder(layout: Layout) -> Path:
+    """The folder of the snapshot: one Parquet file per table, and sources.json."""
+    return layout.raw("any").parent
+
+
+def facts_file(layout: Layout) -> Path:
+    """The JSON file with `as_of` and the facts of each table."""
+    return raw_folder(layout) / "sources.json"
+
+
+def file_stats_file(layout: Layout) -> Path:
+    """Not in the snapshot: a file that was touched but is unchanged must not make later stages stale."""
+    return layout.var / "sources.json"
+
+
+def file_stats(params: Params, layout: Layout) -> FileStats:
+    """The state of all local source files. Raises SourceError for a missing file."""
+    found: FileStats = {}
+    for name, source in params.ingest.items():
+        for key, pattern in (("csv", source.csv), ("parquet", source.parquet)):
+            if pattern is not None:
+                files = [(path, path.stat()) for path in source_files(name, key, layout.root, pattern)]
+                found[name] = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in files]
+    return found
+
+
+def sources_changed(params: Params, layout: Layout) -> bool:
+    """Whether a local source file has changed since the last run of ingest. Databases are not checked."""
+    path = file_stats_file(layout)
+    try:
+        return path.is_file() and read_json(path) != file_stats(params, layout)
+    except SourceError:
+        return False  # a missing file cannot be read again; the snapshot stays valid
+
+
+def resolve_as_of(params: Params, layout: Layout) -> date:
+    """The last known day (inclusive): project.as_of, otherwise the newest day that ingest found.
+
+    Raises ProjectError if project.as_of is null and ingest has not run.
+    """
+    if params.project.as_of:
+        return params.project.as_of
+    facts = facts_file(layout)
+    if not facts.is_file():
+        raise ProjectError(f"{facts}: not there, and project.as_of is null. Run ingest first: python -P -m evergreen ingest")
+    return date.fromisoformat(read_json(facts)["as_of"])
+
+
+def choose_as_of(wanted: date | None, newest: dict[str, date | None]) -> date:
+    """`wanted`, otherwise the newest day of all time columns, otherwise today. `newest`: table -> its newest day.
+
+    Raises DataError for a day after today.
+    """
+    today = datetime.now().astimezone().date()
+    known = {name: day for name, day in newest.items() if day}
+    if wanted is None and not known:
+        return today
+    table = max(known, key=lambda name: known[name], default=None)
+    as_of = wanted or known[str(table)]
+    if as_of > today:
+        where = "params.yaml: project.as_of" if wanted else f"ingest.{table}: the newest day"
+        raise DataError(f"{where} = {as_of} is after today, {today}. Correct it, or set project.as_of to an earlier day.")
+    log.info("ingest: as of %s", as_of)
+    return as_of
