@@ -102,7 +102,7 @@ class FixedServingSet:
 def load_model(folder: Path, params: Params, state: Path) -> LoadedModel:
     """The bundle's version, loaded and checked on its own example. Raises ModelError if it cannot serve."""
     files, events = BundleFiles(folder), None
-    if params.kind(files.problem) == "recommendation":
+    if params.section(files.problem).predicts == "lists":
         from evergreen.serving.event_log import EventLog
 
         events = EventLog(_address(state))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from evergreen.tasks.config.params import Expectation, Params, Table, Tabular
+from evergreen.tasks.config.params import Expectation, Params, Tabular
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Rule:
 def from_params(params: Params, section: Tabular) -> dict[str, tuple[Rule, ...]]:
     """Feature -> its rules, for features that are columns of a table with expectations of severity error."""
     features = section.features
-    if not isinstance(features, Table):
+    if features.by_cutoff is True:
         return {}  # features computed from events are not columns of a table
     found: dict[str, tuple[Rule, ...]] = {}
     declared = params.validate_.get(features.table)

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from evergreen.serving.event_log import Event, RejectedEvent
-from evergreen.tasks.config.params import Params, Recommend
+from evergreen.tasks.config.params import Params
 from evergreen.tasks.problems.recommender.interactions import Purchases
 from evergreen.tasks.problems.recommender.online_histories import as_id
 from evergreen.tasks.problems.recommender.user_histories import codes, to_ids
@@ -31,7 +31,7 @@ class EventValidator:
 
     def __init__(self, params: Params, problem: str, data: Purchases) -> None:
         section = params.section(problem)
-        assert isinstance(section, Recommend)
+        assert section.predicts == "lists"
         self._features, self._source, self._data = section.features, params.ingest[section.features.table], data
         self._today = params.project.as_of or (data.as_of if self._features.order else None)
         columns = {"user": self._features.user, "item": self._features.item, "basket": self._features.basket}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from evergreen.serving import column_rules
 from evergreen.serving.loaded_model import Feature, ListModel, LoadedModel, PredictRows, RowModel, Type
 from evergreen.serving.online_features import OnlineFeatures
-from evergreen.tasks.config.params import KindName, Params, Recommend, Table, Tabular
+from evergreen.tasks.config.params import KindName, Params, Tabular
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.model_files import onnx_runtime
 
@@ -22,7 +22,7 @@ TYPES: Mapping[str, Type] = {"string": "text", "datetime": "date"}
 def load(params: Params, layout: Layout, registry: "Registry", events: "EventLog", problem: str, version: int) -> LoadedModel:
     """The version, ready to predict. Raises ModelError if it cannot be loaded."""
     section = params.section(problem)
-    if isinstance(section, Recommend):
+    if section.predicts == "lists":
         from evergreen.serving.recommender_service import OnlineRecommender
 
         model = registry.load(problem, version)
@@ -34,7 +34,7 @@ def load(params: Params, layout: Layout, registry: "Registry", events: "EventLog
     features = [Feature(name, type_, rules.get(name, ())) for name, type_ in types.items()]
     load_pipeline = partial(_load_pipeline, registry, problem, version, kind, features)
     online_features = None
-    if not isinstance(section.features, Table):
+    if section.features.by_cutoff is True:
         online_features = OnlineFeatures(layout.features(problem) / "rows.parquet", section.features.entity, described.features)
     return RowModel(
         problem, version, kind, features, described.example, compiled or load_pipeline(),
@@ -44,7 +44,7 @@ def load(params: Params, layout: Layout, registry: "Registry", events: "EventLog
 
 def _types(registered: Mapping[str, str], section: Tabular) -> dict[str, Type]:
     """Feature -> type: as registered; a text with the role `date` in params is a date."""
-    roles = section.features.columns if isinstance(section.features, Table) else {}
+    roles = section.features.roles
     return {name: "date" if roles.get(name) == "date" else TYPES.get(type_, "number") for name, type_ in registered.items()}
 
 

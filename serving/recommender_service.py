@@ -47,7 +47,7 @@ class EventCounts:
 def section(params: Params, problem: str) -> Recommend:
     """The section of a recommendation problem. Raises ParamsError for another kind of problem."""
     found = params.section(problem)
-    if not isinstance(found, Recommend):
+    if found.predicts == "rows":
         raise ParamsError(f"{problem}: is a {params.kind(problem)} problem and has no lists; name a recommendation problem")
     return found
 
@@ -57,7 +57,7 @@ def load(params: Params, problem: str, layout: Layout) -> Purchases:
     wanted, folder = section(params, problem), layout.features(problem)
     if not folder.exists():
         raise ModelError(f"{problem}: has no features yet; run evergreen train {problem}")
-    return problems.kind("recommendation").load(folder, wanted)
+    return problems.kind(params.kind(problem)).load(folder, wanted)
 
 
 def record(params: Params, problem: str, data: Purchases, log: EventLog, given: Iterable[Mapping[str, Any]]) -> EventCounts:

@@ -59,8 +59,9 @@ def build(
             found.setdefault(path, {})[method] = route
 
     kinds = params.problems
-    for_rows = _default(params, [name for name in kinds if kinds[name] != "recommendation"])
-    for_lists = _default(params, [name for name in kinds if kinds[name] == "recommendation"])
+    predicts = {name: params.section(name).predicts for name in kinds}
+    for_rows = _default(params, [name for name in kinds if predicts[name] == "rows"])
+    for_lists = _default(params, [name for name in kinds if predicts[name] == "lists"])
     for_labels = params.serve.default_problem or (next(iter(kinds)) if len(kinds) == 1 else None)
 
     def with_default(path: str, problem: str, default: str | None) -> list[str]:
@@ -76,7 +77,7 @@ def build(
         add("GET", [f"/v2/models/{problem}/ready"], Route("v2", "predict", predictions.model_ready, problem))
         add("POST", [f"/v2/models/{problem}/infer"], Route("infer", "predict", predictions.infer, problem))
         add("POST", with_default("/v1/labels", problem, for_labels), label)
-        if kinds[problem] == "recommendation":
+        if predicts[problem] == "lists":
             recommend = Route("recommend", "predict", recommendations.recommend, problem)
             events = Route("events", "events", recommendations.events, problem)
             add("POST", with_default("/v1/recommend", problem, for_lists), recommend)

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DIAGNOSED = ("classification", "regression")
-"""Kinds with a target."""
-
 
 class Result(Section):
     diagnosis: str
@@ -40,9 +37,10 @@ def run(params: Params, problem: str, layout: Layout) -> Result:
 
 def _run(params: Params, problem: str, layout: Layout) -> Result:
     section, name = params.section(problem), params.kind(problem)
+    scale = problems.predictions(name).skill
     tables: dict[str, pl.DataFrame] = {}
-    if name not in DIAGNOSED or not isinstance(section, Tabular):
-        found = _no_diagnosis(f"Only {' and '.join(DIAGNOSED)} can be diagnosed; {name} has no target.")
+    if scale is None or section.predicts == "lists":
+        found = _no_diagnosis(f"A {name} problem cannot be diagnosed: it has no target.")
     elif not section.evaluate.diagnose_seconds:
         found = _no_diagnosis("evaluate.diagnose_seconds is 0.")
     else:

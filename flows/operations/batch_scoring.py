@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evergreen.flows import settings
-from evergreen.tasks.config.params import Params, Recommend
+from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import ModelError, ParamsError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.problems.base import Data, Model
@@ -52,7 +52,7 @@ def run(
     """
     made = _scorer(layout, params, problem, version, lists)
     record = _recorder(layout, problem, made.version) if ledger else None
-    context = f"{lists.as_of} {settings.events(layout).position(problem) if isinstance(made.section, Recommend) else ''}"
+    context = f"{lists.as_of} {settings.events(layout).position(problem) if made.section.predicts == 'lists' else ''}"
     return batch.run(made, data, out, record=record, context=context, say=say)
 
 
@@ -85,7 +85,7 @@ def _scorer(layout: Layout, params: Params, problem: str, version: int | None, l
     """What answers, with the compiled model where there is one. `anybody`: an event problem may be asked as of a day too."""
     params, moved = _moved(layout, params, problem, lists, anybody)
     model, chosen = champion(layout, problem, version)
-    lists_alone = isinstance(params.section(problem), Recommend)  # they come from live histories
+    lists_alone = params.section(problem).predicts == "lists"  # they come from live histories
     compiled = None if lists_alone else settings.registry(layout).load_compiled(problem, chosen)
     return Scorer(params, problem, layout, model, chosen, compiled, moved)
 
@@ -120,7 +120,7 @@ def chosen(layout: Layout, problem: str, version: int | None) -> int:
 def _moved(layout: Layout, params: Params, problem: str, lists: Lists, anybody: bool) -> tuple[Params, Callable[[Data], Data]]:
     """The params as `lists` has them, and what brings the histories up to the day."""
     section = params.section(problem)
-    if not isinstance(section, Recommend):
+    if section.predicts == "rows":
         for name in lists.given().keys() - ({"as_of"} if anybody else set()):
             raise ParamsError(f"--{name.replace('_', '-')}: {problem} is a problem of {params.kind(problem)} and has no lists")
         return params, lambda known: known

@@ -27,7 +27,7 @@ import evergreen
 from evergreen.flows import settings
 from evergreen.flows.operations import batch_scoring
 from evergreen.serving.bundle_server import MANIFEST, MODEL
-from evergreen.tasks.config.params import Params, Recommend
+from evergreen.tasks.config.params import SECTIONS, KindName, Params
 from evergreen.tasks.core.errors import ModelError, ProjectError
 from evergreen.tasks.core.paths import Layout, write_json, writing
 
@@ -147,7 +147,7 @@ PLACES = ("store", "csv", "parquet", "sql", "url")
 def _lay_request(folder: Path, layout: Layout, params: Params, version: "Version", registry: "Registry") -> dict[str, Any]:
     """request.json, for the server's answers and for a first try. A recommender brings the histories that it reads."""
     section = params.section(version.problem)
-    if isinstance(section, Recommend):
+    if section.predicts == "lists":
         import polars as pl
 
         features = layout.features(version.problem)
@@ -170,12 +170,12 @@ def _known(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 # -- code
 
 
-def _roots(kind: str, compiled: bool) -> list[str]:
+def _roots(kind: KindName, compiled: bool) -> list[str]:
     if compiled:
         return ["evergreen.serving.bundle_server"]
     lists = (
         ["evergreen.serving.recommender_service", "evergreen.tasks.problems.recommender.list_builder"]
-        if kind == "recommendation"
+        if SECTIONS[kind].predicts == "lists"
         else []
     )
     return [
@@ -293,7 +293,7 @@ def _lay_templates(folder: Path, params: Params, version: "Version", compiled: b
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     pages = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=False, trim_blocks=True)
-    lists = params.kind(version.problem) == "recommendation"
+    lists = params.section(version.problem).predicts == "lists"
     section = params.section(version.problem)
     told = {
         "problem": version.problem,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from evergreen.tasks import problems
 from evergreen.tasks.config.params import Tabular
 from evergreen.tasks.core import bootstrap
 from evergreen.tasks.problems.base import Config, Fold, Kind
@@ -62,6 +63,7 @@ class Examination:
 
     def __init__(self, kind: Kind, data: Rows, section: Tabular, seed: int, seconds: float) -> None:
         self.kind, self.data, self.section, self.seed = kind, data, section, seed
+        self.prediction_type = problems.predictions(kind.name)
         self.start, self.seconds = time.process_time(), seconds
         self.left_out: set[str] = set()
         self.failed = ""

@@ -24,6 +24,7 @@ from evergreen.tasks.diagnosis.recommendation import Facts, Rival, decide, suspe
 from evergreen.tasks.diagnosis.single_columns import single_column_skills
 from evergreen.tasks.diagnosis.validation_curves import validation_curves
 from evergreen.tasks.problems.base import Config, Kind
+from evergreen.tasks.problems.prediction_type import SkillScale
 from evergreen.tasks.problems.tabular.tabular_kind import Rows
 
 ERRORS_ABOVE_GUESSING = 2.6
@@ -73,6 +74,12 @@ def diagnose(
     return found, {name: table for name, table in tables.items() if table.height}
 
 
+def _scale(examination: Examination) -> SkillScale:
+    scale = examination.prediction_type.skill
+    assert scale is not None
+    return scale
+
+
 def _rivals(kind: Kind, section: Tabular, config: Config) -> dict[str, Config]:
     """The simplest model that learns, boosted trees, and the defaults of the chosen model."""
     models = [name for name in kind.space(section) if name != kind.baseline]
@@ -92,7 +99,7 @@ def _facts(
 ) -> Facts:
     top = max((chosen, *rivals.values()), key=lambda fit: fit.skill if math.isfinite(fit.skill) else -math.inf)
     return Facts(
-        kind=examination.kind.name,
+        scale=_scale(examination),
         skill=chosen.skill,
         error=_standard_error(examination, chosen),
         train_skill=chosen.train_skill,
@@ -117,7 +124,7 @@ def _standard_error(examination: Examination, fit: Fit) -> float:
 
 def _skill_without_suspects(examination: Examination, skills: list[tuple[str, float]], chosen: Fit) -> float | None:
     """The skill of boosted trees without the columns that may be leaks; None where there are none, or no other columns."""
-    suspects = suspects_of(examination.kind.name, skills, chosen.skill)
+    suspects = suspects_of(_scale(examination), skills, chosen.skill)
     if not suspects or len(suspects) == len(skills):
         return None
     kind, section = examination.kind, examination.section

@@ -8,12 +8,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from evergreen.tasks.problems.prediction_type import SkillScale
+
 MIN_GAIN = 0.02
 """Differences in skill below this are not worth a step."""
 OVERFIT_GAP = 0.3
 """A model overfits when its training skill is this far above its validation skill."""
-LEAK_SKILL = {"classification": 0.95, "regression": 0.98}
-"""A single column with this much skill, in a model that has it too, leaks the target."""
 PERFECT = 0.97
 """Skill from which next to nothing is left to gain."""
 
@@ -34,7 +34,7 @@ class Rival:
 class Facts:
     """What a diagnosis found; it alone decides the step. Skills are those on validation rows, unless named otherwise."""
 
-    kind: str
+    scale: SkillScale
     skill: float
     error: float
     """Standard error of `skill`."""
@@ -86,7 +86,7 @@ def decide(facts: Facts) -> Step:
     )
 
 
-def suspects_of(kind: str, single_columns: Sequence[tuple[str, float]], model: float) -> list[str]:
+def suspects_of(scale: SkillScale, single_columns: Sequence[tuple[str, float]], model: float) -> list[str]:
     """Up to three columns that by themselves nearly reach the skill of the model, far more than all others."""
     known = [(name, value) for name, value in single_columns if math.isfinite(value)]
     if not known or known[0][1] < 0.8 or model < 0.8:
@@ -94,7 +94,7 @@ def suspects_of(kind: str, single_columns: Sequence[tuple[str, float]], model: f
     top = known[0][1]
     group = [name for name, value in known if value >= 0.95 * top]
     rest = max((value for name, value in known if name not in group), default=0.0)
-    certain = top >= LEAK_SKILL[kind] and model >= LEAK_SKILL[kind] - MIN_GAIN
+    certain = top >= scale.leak and model >= scale.leak - MIN_GAIN
     return group[:3] if len(group) <= 3 and (rest < 0.7 * top or certain) else []
 
 
@@ -102,11 +102,11 @@ def _leak(facts: Facts) -> Step | None:
     if facts.summing_columns:
         names = facts.summing_columns
         return _leak_of(names, [f"A weighted sum of {_and(names)} is the target, to a thousandth of its variance."])
-    suspects = suspects_of(facts.kind, facts.single_columns, facts.skill)
+    suspects = suspects_of(facts.scale, facts.single_columns, facts.skill)
     if not suspects:
         return None
     top, without = facts.single_columns[0][1], facts.skill_without_suspects
-    certain = top >= LEAK_SKILL[facts.kind]
+    certain = top >= facts.scale.leak
     falls = without is not None and 0.1 < without < 0.6 * top
     if not (certain or falls):
         return None
@@ -240,11 +240,11 @@ def _beside(rival: Rival, facts: Facts) -> str:
 
 def _score(facts: Facts, value: float) -> str:
     """A skill as the score that people know."""
-    return f"ROC AUC {(value + 1) / 2:.3f}" if facts.kind == "classification" else f"R² {value:.3f}"
+    return facts.scale.show(value)
 
 
 def _unit(facts: Facts, gain: float) -> float:
-    return gain / 2 if facts.kind == "classification" else gain
+    return facts.scale.difference(gain)
 
 
 def _difference(facts: Facts, *values: float) -> str:

@@ -32,7 +32,7 @@ def single_column_skills(examination: Examination) -> tuple[list[tuple[str, floa
 def target_columns(examination: Examination, rows: np.ndarray) -> tuple[np.ndarray, int]:
     """The target as columns of numbers: one per class (0 or 1), or itself; and the number of classes, 0 for a number."""
     target = examination.data.target[rows]
-    if examination.kind.name == "regression":
+    if examination.prediction_type.target == "number":
         return target.cast(pl.Float64).to_numpy()[:, None], 0
     places = target.rank("dense").to_numpy().astype(int) - 1
     return np.eye(int(places.max()) + 1)[places], int(places.max()) + 1

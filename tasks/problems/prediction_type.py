@@ -6,6 +6,7 @@ imports Polars and NumPy alone; what needs a library of training imports it insi
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,28 @@ ENOUGH = 30
 """An estimate of a score learns from so many earlier rows with label, at least."""
 
 
+@dataclass(frozen=True)
+class SkillScale:
+    """Skill, 0 for guessing and 1 for perfect, beside the metric that people know."""
+
+    metric: str
+    at_zero: float
+    """The metric's value where the skill is 0."""
+    leak: float
+    """A single column with this much skill, in a model that has it too, leaks the target."""
+
+    def show(self, skill: float) -> str:
+        """
+        >>> SkillScale("ROC AUC", at_zero=0.5, leak=0.95).show(0.8)
+        'ROC AUC 0.900'
+        """
+        return f"{self.metric} {self.at_zero + self.difference(skill):.3f}"
+
+    def difference(self, skill: float) -> float:
+        """A difference of skill in the metric's unit."""
+        return (1 - self.at_zero) * skill
+
+
 class PredictionType(ABC):
     """The predictions of a kind."""
 
@@ -34,6 +57,8 @@ class PredictionType(ABC):
     """What everybody who reads a prediction must know: a sentence of the model card."""
     aspect: Literal["prediction", "segments", "ranking"] = "prediction"
     """What has changed where predictions drift."""
+    skill: SkillScale | None = None
+    """How diagnosis shows the skill of models; None: they cannot be diagnosed."""
     target: Literal["class", "number"] | None = None
     """What the column holds that a model of rows learns. None: there is no such column."""
 

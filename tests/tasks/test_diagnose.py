@@ -15,6 +15,7 @@ from evergreen.tasks.diagnosis.examination import Examination
 from evergreen.tasks.diagnosis.recommendation import Facts, Rival, decide
 from evergreen.tasks.diagnosis.validation_curves import POINTS
 from evergreen.tasks.problems.base import Kind
+from evergreen.tasks.problems.prediction_type import SkillScale
 from evergreen.tasks.problems.tabular.tabular_kind import Rows
 
 OVERFIT = {"model": "lightgbm", "num_leaves": 40, "min_child_samples": 1, "n_estimators": 60, "learning_rate": 0.3}
@@ -137,7 +138,15 @@ def test_the_same_seed_finds_the_same(tmp_path: Path):
 
 # --- the step alone --------------------------------------------------------------------------------------------------------
 
-SOUND = Facts("classification", skill=0.6, error=0.01, train_skill=0.7, rows=1000, all_rows=1000, best_low=0.57)
+SOUND = Facts(
+    SkillScale("ROC AUC", at_zero=0.5, leak=0.95),
+    skill=0.6,
+    error=0.01,
+    train_skill=0.7,
+    rows=1000,
+    all_rows=1000,
+    best_low=0.57,
+)
 
 
 def changed(**changes: Any) -> Facts:

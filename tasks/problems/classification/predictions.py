@@ -13,7 +13,7 @@ from evergreen.tasks.core.columns import texts
 from evergreen.tasks.problems.base import Metric
 from evergreen.tasks.problems.classification import scores
 from evergreen.tasks.problems.classification.scores import PREFIX, arrays
-from evergreen.tasks.problems.prediction_type import ENOUGH, Context, as_scalar, category_labels, floats
+from evergreen.tasks.problems.prediction_type import ENOUGH, Context, SkillScale, as_scalar, category_labels, floats
 from evergreen.tasks.problems.tabular.predictions import LabelledRows
 
 
@@ -33,6 +33,7 @@ class ClassProbabilities(LabelledRows):
     )
     caveat = "A probability is an estimate for rows like those it learned from; look at its calibration first."
     target = "class"
+    skill = SkillScale("ROC AUC", at_zero=0.5, leak=0.95)
 
     def question(self, name: str, columns: Mapping[str, str | None]) -> str:
         if columns["positive_class"]:

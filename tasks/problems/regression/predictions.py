@@ -10,7 +10,7 @@ import polars as pl
 from evergreen.tasks.config.params import KindName, Tabular
 from evergreen.tasks.core import bootstrap
 from evergreen.tasks.problems.base import Metric
-from evergreen.tasks.problems.prediction_type import ENOUGH, Context, as_scalar, floats
+from evergreen.tasks.problems.prediction_type import ENOUGH, Context, SkillScale, as_scalar, floats
 from evergreen.tasks.problems.tabular.predictions import LabelledRows
 
 BINS = 20
@@ -28,6 +28,7 @@ class Quantities(LabelledRows):
     )
     caveat = "An answer is a mean for rows like this one; single rows lie on both sides of it."
     target = "number"
+    skill = SkillScale("R²", at_zero=0.0, leak=0.98)
 
     def question(self, name: str, columns: Mapping[str, str | None]) -> str:
         return f"How much is {columns['target']}?"
