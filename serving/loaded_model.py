@@ -13,7 +13,7 @@ from evergreen.serving.online_features import OnlineFeatures
 from evergreen.tasks.config.params import KindName
 from evergreen.tasks.core.errors import EvergreenError, ModelError, RequestError
 from evergreen.tasks.core.suggestions import nearest
-from evergreen.tasks.model_files.onnx_runtime import Compiled, Point
+from evergreen.tasks.model_files.onnx_runtime import Compiled, EncodedRow
 
 if TYPE_CHECKING:
     from evergreen.serving.recommender_service import OnlineRecommender
@@ -40,7 +40,7 @@ class ParsedRow:
     entity: str | None
     cutoff: date | None
     """The last day that the features know, if known."""
-    point: Point | None
+    point: EncodedRow | None
     """Input of a compiled model; None for a pipeline."""
 
 
@@ -91,7 +91,7 @@ class RowModel(LoadedModel):
         """Set by the server that collects rows for this model."""
         self._width = len(self.features)
         fast = self.compiled is not None and len(self.compiled.features) == self._width
-        self._read_plain = self.compiled.read_plain if self.compiled and fast else None
+        self._read_plain = self.compiled.encode_plain if self.compiled and fast else None
 
     def parse(self, row: Mapping[str, Any]) -> ParsedRow:
         """A row of features as JSON values, optionally with the entity's key and the cutoff; or the entity's key alone.
@@ -106,7 +106,7 @@ class RowModel(LoadedModel):
                 return self._parse_plain(row, point)
         return self._parse(row)
 
-    def _parse_plain(self, row: Mapping[str, Any], point: Point) -> ParsedRow:
+    def _parse_plain(self, row: Mapping[str, Any], point: EncodedRow) -> ParsedRow:
         """A row with all features and values of the right types."""
         for name, rules in self._ruled:
             _check_rules(rules, name, row[name])
@@ -125,13 +125,13 @@ class RowModel(LoadedModel):
                 if name not in row:
                     raise RequestError(name, self._missing_rule())
                 _check_value(each, row[name])
-        point = self.compiled.read(features) if self.compiled else None
+        point = self.compiled.encode(features) if self.compiled else None
         return ParsedRow(features, entity, cutoff, point)
 
     def predict(self, rows: Sequence[ParsedRow]) -> list[dict[str, Any]]:
         """The output for each row: `prediction`, and for a classifier `probability_<class>` of each class."""
         if self.compiled:
-            return self.compiled.answer([each.point for each in rows if each.point])
+            return self.compiled.predict_encoded([each.point for each in rows if each.point])
         assert self._pipeline is not None
         return self._pipeline([each.features for each in rows])
 

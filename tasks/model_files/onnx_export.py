@@ -21,8 +21,8 @@ from evergreen.tasks.core.errors import CompileError, EvergreenError
 from evergreen.tasks.core.paths import COMPILED, Layout, write_json
 from evergreen.tasks.model_files import onnx_estimators, onnx_preprocessing
 from evergreen.tasks.model_files.onnx_graph import Converter, Frame, Graph
-from evergreen.tasks.model_files.onnx_parity import PARITY_ROWS, Latency, Parity, latency, needs_complete_rows, parity
-from evergreen.tasks.model_files.onnx_runtime import Reading
+from evergreen.tasks.model_files.onnx_parity import PARITY_ROWS, Latency, Parity, latency, parity, refuses_missing_numbers
+from evergreen.tasks.model_files.onnx_runtime import Signature
 from evergreen.tasks.problems.base import Model, PredictRows, RowKind
 from evergreen.tasks.problems.tabular.preprocessing import MISSING
 
@@ -81,29 +81,33 @@ def attempt(params: Params, problem: str, layout: Layout, model: Model) -> Attem
 
 def compare(model: Model, said: PredictRows, features: pd.DataFrame, held_out: pd.DataFrame, seed: int) -> Attempt:
     """Compile `model`, fitted on frames like `features`, and compare on `held_out`. Raises CompileError."""
-    file = compile_model(model, features, complete=needs_complete_rows(said, held_out.head(1)))
+    file = compile_model(model, features, requires_numbers=refuses_missing_numbers(said, held_out.head(1)))
     return Attempt(file, parity(said, file, held_out, seed))
 
 
-def compile_model(model: Any, features: pd.DataFrame, complete: bool = False) -> bytes:
+def compile_model(model: Any, features: pd.DataFrame, requires_numbers: bool = False) -> bytes:
     """`model`, fitted on frames like `features`, as a file for onnx_runtime.Compiled.
 
-    `complete`: the model refuses missing numbers, and so will the compiled one.
+    `requires_numbers`: the model refuses missing numbers, and so will the compiled one.
     Raises CompileError, naming it, for a step without a converter.
     """
     graph = Graph(CONVERTERS)
     output = graph.convert(model, Frame(features))
-    reading = Reading(
-        columns=tuple(graph.columns), texts=tuple(graph.texts), missing=MISSING, complete=complete, **_meaning(model)
+    signature = Signature(
+        columns=tuple(graph.columns),
+        texts=tuple(graph.texts),
+        missing_category=MISSING,
+        requires_numbers=requires_numbers,
+        **_output(model),
     )
-    return graph.serialize(output, reading)
+    return graph.serialize(output, signature)
 
 
-def _meaning(model: Any) -> dict[str, Any]:
-    """The fields of Reading about the output."""
+def _output(model: Any) -> dict[str, Any]:
+    """The fields of Signature about the output."""
     if not hasattr(model, "classes_"):
-        return {"answers": "group" if is_clusterer(model) else "value"}
+        return {"output": "cluster" if is_clusterer(model) else "value"}
     classes = [each.item() if isinstance(each, np.generic) else each for each in model.classes_]
     threshold = getattr(model, "threshold", None)
     cut = {"threshold": threshold, "positive": classes.index(model.pos_label)} if threshold is not None else {}
-    return {"answers": "chances", "classes": classes, **cut}
+    return {"output": "probabilities", "classes": classes, **cut}

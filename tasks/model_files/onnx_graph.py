@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pandas.api.types import is_datetime64_any_dtype, is_numeric_dtype
 
 from evergreen.tasks.core.errors import CompileError
-from evergreen.tasks.model_files.onnx_runtime import INPUT, MADE, Column, Reading, Text, dumps
+from evergreen.tasks.model_files.onnx_runtime import INPUT, SIGNATURE_KEY, Column, Signature, Text, dumps
 from evergreen.tasks.model_files.tree_tables import Tree
 
 OPSET, TREES_OPSET, IR = 21, 5, 10
@@ -112,18 +112,18 @@ class Graph:
             raise CompileError(f"{size:,} leaves of trees are too many for a compiled form (at most {MAX_LEAVES:,})")
         return self.add("TreeEnsemble", x, domain="ai.onnx.ml", n_targets=targets, **_tree_attributes(trees))
 
-    def serialize(self, output: str, reading: Reading) -> bytes:
+    def serialize(self, output: str, signature: Signature) -> bytes:
         """The finished model."""
         graph = helper.make_graph(
-            [*self._nodes, helper.make_node("Identity", [output], ["answer"])],
+            [*self._nodes, helper.make_node("Identity", [output], ["output"])],
             "evergreen",
             [helper.make_tensor_value_info(INPUT, TensorProto.DOUBLE, [None, len(self.columns)]), *self._text_inputs()],
-            [helper.make_tensor_value_info("answer", TensorProto.DOUBLE, [None, None])],
+            [helper.make_tensor_value_info("output", TensorProto.DOUBLE, [None, None])],
             self._constants,
         )
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", TREES_OPSET)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR, producer_name="evergreen")
-        helper.set_model_props(model, {MADE: dumps(reading)})
+        helper.set_model_props(model, {SIGNATURE_KEY: dumps(signature)})
         return model.SerializeToString()
 
     def _text_inputs(self) -> list[Any]:
@@ -174,10 +174,10 @@ class Frame:
             start += len(known) + 1
         return graph.to_integer(self.read(graph, columns))
 
-    def words(self, graph: Graph, name: str, ids: Mapping[str, int], rarity: np.ndarray) -> str:
+    def words(self, graph: Graph, name: str, ids: Mapping[str, int], idf: np.ndarray) -> str:
         """The words of a text: the name of an input, without _ids and _weights."""
         numbered = {word: int(place) for word, place in ids.items()}
-        found = Text(name=name, input="", words=numbered, rarity=tuple(rarity.tolist()))
+        found = Text(name=name, input="", vocabulary=numbered, idf=tuple(idf.tolist()))
         key = found.model_dump_json()
         if key not in self._inputs:
             self._inputs[key] = f"text{len(graph.texts)}"

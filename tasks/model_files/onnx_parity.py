@@ -44,7 +44,7 @@ def parity(said: PredictRows, file: bytes, features: pd.DataFrame, seed: int) ->
     Each row comes with a copy that has missing values and unseen categories. Raises CompileError where predictions differ.
     """
     compiled = Compiled(file)
-    asked = _with_perturbed_copies(features, np.random.default_rng(seed), gaps=not compiled.reading.complete)
+    asked = _with_perturbed_copies(features, np.random.default_rng(seed), gaps=not compiled.signature.requires_numbers)
     expected, found = said(asked), compiled.predict_columns(asked, len(asked))
     difference = max(_difference(found[name], expected[name]) for name in expected)
     if not difference <= TOLERANCE:
@@ -61,7 +61,7 @@ def latency(said: PredictRows, file: bytes, row: pd.DataFrame) -> Latency:
     )
 
 
-def needs_complete_rows(said: PredictRows, row: pd.DataFrame) -> bool:
+def refuses_missing_numbers(said: PredictRows, row: pd.DataFrame) -> bool:
     """Whether the pipeline refuses missing numbers."""
     try:
         said(row.assign(**dict.fromkeys(row.select_dtypes("number"), np.nan)))

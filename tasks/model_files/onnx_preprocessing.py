@@ -125,7 +125,7 @@ def _texts(graph: Graph, step: Any, names: Sequence[str], frame: Frame) -> str:
 
 def _text(graph: Graph, name: str, space: Sequence[Any], frame: Frame) -> list[str]:
     """The lengths of a text, and the weighted sum of its words' components."""
-    lengths = frame.read(graph, [Column(name=name, part="letters"), Column(name=name, part="words")])
+    lengths = frame.read(graph, [Column(name=name, part="characters"), Column(name=name, part="words")])
     if not space:
         return [lengths]
     vectorizer, projection = space

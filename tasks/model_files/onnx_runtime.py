@@ -1,8 +1,7 @@
-"""Compiled models: one ONNX file that answers rows without a frame and without scikit-learn. The one home of onnxruntime.
+"""Compiled models: one ONNX file that scores rows without a frame and without scikit-learn. The one home of onnxruntime.
 
-evergreen.model_files.onnx_export makes the file. Beside the graph it holds how the cells of a row become numbers and what
-the answer means, so this
-module, onnxruntime and NumPy are all that serving needs.
+onnx_export writes the file. Beside the graph it holds a signature: how the cells of a row become numbers, and the meaning of
+the output. Serving needs this module, onnxruntime and NumPy alone.
 """
 
 import json
@@ -26,14 +25,14 @@ from evergreen.tasks.core.errors import DataError, ModelError
 
 BATCH = 8192
 """Rows that go through the graph at once."""
-MADE = "evergreen"
-"""Key of the file's metadata under which `Reading` lies."""
-PREFIX = "probability_"
+SIGNATURE_KEY = "evergreen"
+"""Key of the file's metadata that holds its Signature."""
+PROBABILITY_PREFIX = "probability_"
 INPUT = "rows"
 
 
-Part = Literal["number", "category", "days", "year", "month", "day", "dayofweek", "hour", "letters", "words"]
-"""What is read from a cell: a number; the code of a category; of a moment the days since 1970 or its year, month, day of the
+Part = Literal["number", "category", "days", "year", "month", "day", "dayofweek", "hour", "characters", "words"]
+"""What is encoded of a cell: a number; the code of a category; of a moment the days since 1970 or its year, month, day of the
 month, day of the week (Monday is 0) or hour; of a text the log of 1 + the number of its letters or words."""
 
 
@@ -56,91 +55,94 @@ class Text(Section):
     """Feature of the row."""
     input: str
     """The graph's inputs: this with _ids and with _weights behind it, one row per case, padded with the last id and 0."""
-    words: dict[str, int]
-    """Word or pair -> its id: its place in `rarity`."""
-    rarity: tuple[float, ...]
-    """What each one's weight is multiplied by."""
+    vocabulary: dict[str, int]
+    """Word or pair -> its id: its place in `idf`."""
+    idf: tuple[float, ...]
+    """Inverse document frequency of each."""
 
 
-class Reading(Section):
-    """What a file says besides its graph."""
+class Signature(Section):
+    """How a row becomes the graph's input, and what its output means."""
 
     columns: tuple[Column, ...]
     """One per column of the input."""
     texts: tuple[Text, ...] = ()
-    answers: Literal["chances", "value", "group"]
-    """Probabilities of each class, a number, or the number of a group."""
+    output: Literal["probabilities", "value", "cluster"]
+    """Probabilities of each class, a number, or the number of a cluster."""
     classes: tuple[int | str, ...] = ()
     """In the order of the probabilities."""
     threshold: float | None = None
-    """Two classes: probability of class `positive` from which the answer is that class. null: the most probable class."""
+    """Two classes: `positive` is predicted from this probability on. null: the most probable class is predicted."""
     positive: int = 1
     """Place of the class that the threshold is about."""
-    missing: str = ""
-    """The category of a missing category."""
-    complete: bool = False
-    """Whether every number must be there."""
+    missing_category: str = ""
+    """The category that a missing value gets."""
+    requires_numbers: bool = False
+    """Whether missing numbers are refused."""
 
 
 class Compiled:
     """A compiled model. Calls from several threads at once are fine."""
 
     def __init__(self, file: Path | bytes) -> None:
-        """Raises ModelError for a file that is no compiled model."""
+        """Raises ModelError for an invalid file."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # what goes wrong arrives as an exception
+        options.log_severity_level = 4  # errors arrive as exceptions
         try:
             given = file if isinstance(file, bytes) else file.read_bytes()
             self._session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
-            reading = Reading.model_validate_json(self._session.get_modelmeta().custom_metadata_map[MADE])
+            signature = Signature.model_validate_json(self._session.get_modelmeta().custom_metadata_map[SIGNATURE_KEY])
         except (Fail, InvalidGraph, InvalidProtobuf, NotImplemented, OSError, KeyError, ValueError) as error:
             shown = "compiled model" if isinstance(file, bytes) else file
-            raise ModelError(f"{shown}: is no compiled model that can be read: {str(error)[:200]}. Train it again.") from error
-        self.reading, self._file = reading, given
-        self.features = list(dict.fromkeys(each.name for each in (*reading.columns, *reading.texts)))
+            raise ModelError(f"{shown}: not a readable compiled model: {str(error)[:200]}. Train it again.") from error
+        self.signature, self._file = signature, given
+        self.features = list(dict.fromkeys(each.name for each in (*signature.columns, *signature.texts)))
         """The features that a row must name."""
-        self._readers = [(column.name, _reader(column, reading)) for column in reading.columns]
+        self._readers = [(column.name, _reader(column, signature)) for column in signature.columns]
         self._cells = _getter([name for name, _ in self._readers])
         self._coded = [(place, read) for place, (_, read) in enumerate(self._readers) if not isinstance(read, _Number)]
-        self._texts = [(text, _Words(text)) for text in reading.texts]
-        self._names = [f"{PREFIX}{name}" for name in reading.classes]
+        self._texts = [(text, _Words(text)) for text in signature.texts]
+        self._names = [f"{PROBABILITY_PREFIX}{name}" for name in signature.classes]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process makes its own session of the file."""
+        """Another process opens its own session."""
         return Compiled, (self._file,)
 
     def predict_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to one row of features: `prediction`, and for a classifier `probability_<class>` of each class.
+        """The prediction for one row of features: `prediction`, and for a classifier `probability_<class>` of each class.
 
-        None and NaN are missing values. Raises DataError for a feature that is not there or cannot be what it should be.
+        None and NaN are missing values. Raises DataError for a missing feature or an invalid value.
         """
-        point = self.read(row)
-        answer = self._run([point.numbers], [[each] for each in point.words])[0]
-        if self.reading.answers == "value":
-            return {"prediction": float(answer[0])}
-        if self.reading.answers == "group":
-            return {"prediction": int(answer[0])}
-        chances = answer.tolist()
-        return {"prediction": self.reading.classes[self._choose(chances)], **dict(zip(self._names, chances, strict=True))}
+        encoded = self.encode(row)
+        output = self._run([encoded.numbers], [[each] for each in encoded.words])[0]
+        if self.signature.output == "value":
+            return {"prediction": float(output[0])}
+        if self.signature.output == "cluster":
+            return {"prediction": int(output[0])}
+        probabilities = output.tolist()
+        return {
+            "prediction": self.signature.classes[self._choose(probabilities)],
+            **dict(zip(self._names, probabilities, strict=True)),
+        }
 
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The answers to `rows`, in their order; each as `predict_row` gives it, and raising what it raises."""
-        return self.answer([self.read(row) for row in rows])
+        """The predictions for `rows`, in their order; each as `predict_row` gives it, and raising what it raises."""
+        return self.predict_encoded([self.encode(row) for row in rows])
 
-    def read(self, row: Mapping[str, Any]) -> "Point":
-        """A row as numbers, for `answer`: so that of rows that are asked together each has its own error.
+    def encode(self, row: Mapping[str, Any]) -> "EncodedRow":
+        """Encode a row as numbers, for `predict_encoded`, so that each row of a batch has its own error.
 
-        Raises DataError, naming it, for a feature that is not there or cannot be what it should be.
+        Raises DataError, naming it, for a missing feature or an invalid value.
         """
         numbers = [read(_cell(row, name)) for name, read in self._readers]
-        return Point(numbers, [read(_cell(row, text.name)) for text, read in self._texts])
+        return EncodedRow(numbers, [read(_cell(row, text.name)) for text, read in self._texts])
 
-    def read_plain(self, row: Mapping[str, Any]) -> "Point | None":
-        """What `read` gives, in a fraction of its time, for a row of values as JSON has them (no number is infinite).
+    def encode_plain(self, row: Mapping[str, Any]) -> "EncodedRow | None":
+        """Encode a row as `encode` does, in a fraction of its time, from values as JSON has them (no infinite number).
 
-        None for a row that needs a closer look: a feature is not there, a number is a text or missing where it must not be,
-        a category is no text, or a date is none.
+        None for a row that `encode` must check: a feature is missing, a number is a text or must not be missing, a category is
+        not a text, or a date is invalid.
         """
         try:
             numbers: list[Any] = list(self._cells(row))
@@ -149,54 +151,57 @@ class Compiled:
             words = [read(_as_plain_text(row[text.name])) for text, read in self._texts]
         except (KeyError, DataError, TypeError):
             return None
-        if not PLAIN.issuperset(map(type, numbers)) or (self.reading.complete and None in numbers):
+        if not PLAIN.issuperset(map(type, numbers)) or (self.signature.requires_numbers and None in numbers):
             return None
-        return Point(numbers, words)
+        return EncodedRow(numbers, words)
 
-    def answer(self, points: Sequence["Point"]) -> list[dict[str, Any]]:
-        """The answers to rows that were read, in their order."""
-        words = [list(each) for each in zip(*(point.words for point in points), strict=True)]
-        said = self._answer(np.array([point.numbers for point in points], dtype=float), words)
-        return [dict(zip(said, each, strict=True)) for each in zip(*(part.tolist() for part in said.values()), strict=True)]
+    def predict_encoded(self, rows: Sequence["EncodedRow"]) -> list[dict[str, Any]]:
+        """The predictions for encoded rows, in their order."""
+        words = [list(each) for each in zip(*(row.words for row in rows), strict=True)]
+        predicted = self._predict(np.array([row.numbers for row in rows], dtype=float), words)
+        return [
+            dict(zip(predicted, each, strict=True))
+            for each in zip(*(part.tolist() for part in predicted.values()), strict=True)
+        ]
 
     def predict_columns(self, columns: Mapping[str, Iterable[Any]] | Any, rows: int | None = None) -> dict[str, np.ndarray]:
-        """The answers to whole columns (a frame, or feature -> its values), by the names that `predict_row` gives them.
+        """The predictions for whole columns (a frame, or feature -> its values), named as by `predict_row`.
 
         `rows`: how many there are; needed only for a model that reads no feature, such as a baseline.
         """
         cells = [_column(columns[name], read) for name, read in self._readers]
         words = [[read(value) for value in columns[text.name]] for text, read in self._texts]
         count = len(cells[0]) if rows is None and cells else rows or 0
-        return self._answer(np.column_stack(cells) if cells else np.empty((count, 0)), words)
+        return self._predict(np.column_stack(cells) if cells else np.empty((count, 0)), words)
 
-    def _answer(self, points: np.ndarray, words: Sequence[Sequence["Weights"]]) -> dict[str, np.ndarray]:
+    def _predict(self, points: np.ndarray, words: Sequence[Sequence["Weights"]]) -> dict[str, np.ndarray]:
         count = len(points)
         places = (slice(first, first + BATCH) for first in range(0, count, BATCH))
         parts = [self._run(points[place], [each[place] for each in words]) for place in places]
-        answers = np.concatenate(parts) if parts else np.empty((0, max(1, len(self._names))))
-        return self._said(answers)
+        values = np.concatenate(parts) if parts else np.empty((0, max(1, len(self._names))))
+        return self._outputs(values)
 
-    def _said(self, answers: np.ndarray) -> dict[str, np.ndarray]:
-        if self.reading.answers == "value":
-            return {"prediction": answers[:, 0]}
-        if self.reading.answers == "group":
-            return {"prediction": answers[:, 0].astype(int)}
-        chosen = answers.argmax(axis=1)
-        if self.reading.threshold is not None:
-            positive = self.reading.positive
-            chosen = np.where(answers[:, positive] >= self.reading.threshold, positive, 1 - positive)
-        return {"prediction": np.array(self.reading.classes)[chosen], **dict(zip(self._names, answers.T, strict=True))}
+    def _outputs(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        if self.signature.output == "value":
+            return {"prediction": values[:, 0]}
+        if self.signature.output == "cluster":
+            return {"prediction": values[:, 0].astype(int)}
+        chosen = values.argmax(axis=1)
+        if self.signature.threshold is not None:
+            positive = self.signature.positive
+            chosen = np.where(values[:, positive] >= self.signature.threshold, positive, 1 - positive)
+        return {"prediction": np.array(self.signature.classes)[chosen], **dict(zip(self._names, values.T, strict=True))}
 
-    def _choose(self, chances: list[float]) -> int:
-        if self.reading.threshold is None:
-            return chances.index(max(chances))
-        positive = self.reading.positive
-        return positive if chances[positive] >= self.reading.threshold else 1 - positive
+    def _choose(self, probabilities: list[float]) -> int:
+        if self.signature.threshold is None:
+            return probabilities.index(max(probabilities))
+        positive = self.signature.positive
+        return positive if probabilities[positive] >= self.signature.threshold else 1 - positive
 
     def _run(self, points: Any, words: Sequence[Sequence["Weights"]]) -> np.ndarray:
         feeds = {INPUT: np.asarray(points, dtype=float)}
         for (text, _), found in zip(self._texts, words, strict=True):
-            feeds[f"{text.input}_ids"], feeds[f"{text.input}_weights"] = _padded(found, len(text.rarity))
+            feeds[f"{text.input}_ids"], feeds[f"{text.input}_weights"] = _padded(found, len(text.idf))
         return self._session.run(None, feeds)[0]  # pyright: ignore[reportReturnType]
 
 
@@ -206,8 +211,8 @@ Weights = dict[int, float]
 """Word -> its weight in one text."""
 
 
-class Point(NamedTuple):
-    """A row, read."""
+class EncodedRow(NamedTuple):
+    """A row as the graph takes it."""
 
     numbers: list[float] | list[float | None]
     """One per column of the input; None is NaN."""
@@ -244,12 +249,12 @@ def _column(values: Any, read: Callable[[Any], float]) -> np.ndarray:
     return np.array([read(value) for value in values], dtype=float)
 
 
-def _reader(column: Column, reading: Reading) -> "_Number | _Code | _Moment | _Length":
+def _reader(column: Column, signature: Signature) -> "_Number | _Code | _Moment | _Length":
     if column.part == "number":
-        return _Number(column.name, reading.complete)
+        return _Number(column.name, signature.requires_numbers)
     if column.part == "category":
-        return _Code(column.codes or {}, column.unseen, reading.missing)
-    if column.part in ("letters", "words"):
+        return _Code(column.codes or {}, column.unseen, signature.missing_category)
+    if column.part in ("characters", "words"):
         return _Length(column.part == "words")
     return _Moment(column.name, MOMENTS[column.part])
 
@@ -264,9 +269,9 @@ class _Number:
         try:
             number = np.nan if value is None else float(value)
         except (TypeError, ValueError):
-            raise DataError(f"{self.name} = {value}: is no finite number") from None
+            raise DataError(f"{self.name} = {value}: not a finite number") from None
         if abs(number) == np.inf:
-            raise DataError(f"{self.name} = {value}: is no finite number")
+            raise DataError(f"{self.name} = {value}: not a finite number")
         if self.complete and number != number:
             raise DataError(f"{self.name}: is missing, and this model needs every number")
         return number
@@ -307,7 +312,7 @@ class _Moment:
         try:
             found = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
         except ValueError:
-            raise DataError(f"{self.name} = {value}: is no date; write it as 2024-03-31 or 2024-03-31T17:00") from None
+            raise DataError(f"{self.name} = {value}: not a date; write it as 2024-03-31 or 2024-03-31T17:00") from None
         return found.astimezone(UTC).replace(tzinfo=None) if found.tzinfo else found
 
 
@@ -325,17 +330,17 @@ MOMENTS: dict[str, Callable[[datetime], float]] = {
 class _Words:
     """The words of a text and pairs of neighbours with their weights, as scikit-learn's TfidfVectorizer finds them.
 
-    Lower case, no accents, words of two letters or more; 1 + log of how often, times rarity, all together of length 1.
+    Lower case, no accents, words of two letters or more; 1 + log of how often, times idf, all together of length 1.
     """
 
     def __init__(self, text: Text) -> None:
-        self.ids, self.rarity = text.words, text.rarity
+        self.ids, self.idf = text.vocabulary, text.idf
 
     def __call__(self, value: Any) -> Weights:
         found = WORD.findall(_plain(_as_text(value).lower()))
         pairs = (f"{first} {second}" for first, second in pairwise(found))
         counts = Counter(self.ids[each] for each in (*found, *pairs) if each in self.ids)
-        weights = {word: (1 + math.log(count)) * self.rarity[word] for word, count in counts.items()}
+        weights = {word: (1 + math.log(count)) * self.idf[word] for word, count in counts.items()}
         length = math.sqrt(math.fsum(weight * weight for weight in weights.values()))
         return {word: weight / length for word, weight in weights.items()}
 
@@ -382,5 +387,5 @@ def text(value: Any, missing: str) -> str:
     return str(value).lower() if isinstance(value, bool | np.bool_) else str(value)
 
 
-def dumps(reading: Reading) -> str:
-    return json.dumps(reading.model_dump(exclude_defaults=True), separators=(",", ":"))
+def dumps(signature: Signature) -> str:
+    return json.dumps(signature.model_dump(exclude_defaults=True), separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""Fitted models on disk: skops files, no pickle. What may be loaded is listed here, never read from the file."""
+"""Fitted models on disk: skops files, no pickle. The types that may be loaded are listed here, not read from the file."""
 
 import json
 import zipfile
@@ -35,50 +35,50 @@ def save(model: Any, path: Path) -> None:
     with writing(path) as scratch:
         io.dump(model, scratch)
         _check(scratch, path)
-        _settle(scratch)
+        _normalise(scratch)
 
 
 def load(path: Path) -> Any:
     """Read a fitted estimator.
 
-    Raises ModelError for a file that is missing or no skops file, and for one that holds a type outside TRUSTED.
+    Raises ModelError for a missing or invalid file, and for one that holds a type outside TRUSTED.
     """
     _check(path, path)
     return io.load(path, trusted=list(TRUSTED))
 
 
-def _settle(file: Path) -> None:
-    """Let the same model be the same bytes, so that DVC knows it again: skops writes times and addresses in memory.
+def _normalise(file: Path) -> None:
+    """Make the same model the same bytes, so that DVC recognises it: skops writes times and memory addresses.
 
-    Every address becomes the place at which the model mentions it first.
+    Each address becomes a number, in the order of first mention.
     """
     with zipfile.ZipFile(file) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
-    places: dict[str, int] = {}
+    numbers: dict[str, int] = {}
 
-    def settle(node: dict[str, Any]) -> dict[str, Any]:
+    def renumber(node: dict[str, Any]) -> dict[str, Any]:
         if "__id__" in node:
-            node["__id__"] = places.setdefault(str(node["__id__"]), len(places) + 1)
+            node["__id__"] = numbers.setdefault(str(node["__id__"]), len(numbers) + 1)
         if isinstance(name := node.get("file"), str) and name in parts:
             address, dot, suffix = name.partition(".")
-            node["file"] = f"{places.setdefault(address, len(places) + 1)}{dot}{suffix}"
-            settled[node["file"]] = parts[name]
+            node["file"] = f"{numbers.setdefault(address, len(numbers) + 1)}{dot}{suffix}"
+            renamed[node["file"]] = parts[name]
         return node
 
-    settled: dict[str, bytes] = {}
-    schema = json.loads(parts["schema.json"], object_hook=settle)
-    settled["schema.json"] = json.dumps(schema, indent=2).encode()
+    renamed: dict[str, bytes] = {}
+    schema = json.loads(parts["schema.json"], object_hook=renumber)
+    renamed["schema.json"] = json.dumps(schema, indent=2).encode()
     with zipfile.ZipFile(file, "w") as archive:
-        for name, content in settled.items():
+        for name, content in renamed.items():
             archive.writestr(zipfile.ZipInfo(name), content)
 
 
 def _check(file: Path, shown: Path) -> None:
-    """Refuse `file`, called `shown`, before anything in it is built."""
+    """Raise ModelError for an invalid `file`, named `shown`, before anything in it is built."""
     try:
         untrusted = sorted(set(io.get_untrusted_types(file=file)) - set(TRUSTED))
     except (OSError, KeyError, zipfile.BadZipFile, UntrustedTypesFoundException) as error:
-        raise ModelError(f"{shown}: is no model that can be read: {error}. Train it again.") from error
+        raise ModelError(f"{shown}: not a readable model: {error}. Train it again.") from error
     if untrusted:
         raise ModelError(
             f"{shown}: holds {', '.join(untrusted)}, which is not in TRUSTED of tasks/model_files/skops_models.py. "

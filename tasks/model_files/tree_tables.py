@@ -1,4 +1,4 @@
-"""Fitted trees of any library as one flat table of nodes and leaves, in double precision: what a compiled model walks."""
+"""Fitted trees of any library as flat tables of nodes and leaves, in double precision, for compiled models."""
 
 import re
 from collections.abc import Iterable
@@ -10,9 +10,9 @@ import numpy as np
 from evergreen.tasks.core.errors import CompileError
 
 CATEGORICAL, DEFAULT_LEFT = 1, 2
-"""Bits of LightGBM's decision type; the two above them say what counts as missing."""
+"""Bits of LightGBM's decision type; the two above them are the kind of missing values."""
 ZERO, NAN = 1, 2
-"""What LightGBM takes for missing: zero, or not a number; 0 is neither, and a missing value then counts as zero."""
+"""LightGBM's kinds of missing values: zero, or NaN. With neither (0), a missing value counts as zero."""
 
 
 @dataclass(frozen=True)

@@ -472,7 +472,7 @@ def _given(data: Rows, asked: pl.DataFrame) -> tuple[pd.DataFrame, list[str | No
         numbers = asked[name].cast(pl.Float64, strict=False)
         wrong = (numbers.is_null() & asked[name].is_not_null()) | numbers.is_infinite().fill_null(False)
         for row in wrong.arg_true():
-            why[row] = why[row] or f"{name} = {asked[name][row]}: is no finite number"
+            why[row] = why[row] or f"{name} = {asked[name][row]}: not a finite number"
         columns[name] = numbers.to_numpy()
     return pd.DataFrame(columns), why
 
@@ -487,5 +487,5 @@ def _as_trained(known: Any, asked: pl.Series, why: list[str | None]) -> pd.Serie
     except pl.exceptions.PolarsError:  # not one of them is a date
         moments = pl.Series(asked.name, [None] * len(asked), dtype=pl.Datetime("us"))
     for row in (moments.is_null() & asked.is_not_null()).arg_true():
-        why[row] = why[row] or f"{asked.name} = {asked[row]}: is no date"
+        why[row] = why[row] or f"{asked.name} = {asked[row]}: not a date"
     return moments.to_pandas()

@@ -278,6 +278,6 @@ def test_rows_are_scored_as_their_table_is_written_and_bad_ones_say_why(tmp_path
     assert (result.rows, result.not_scored) == (5, 2)
     assert answers["plan"].to_list() == ["bäsic", "never seen", "plus", "plus", "plus"]
     assert answers["not_scored"].to_list() == [
-        None, None, "seen = 31/12/2024: is no date", "spend = much: is no finite number", None,
+        None, None, "seen = 31/12/2024: not a date", "spend = much: not a finite number", None,
     ]  # fmt: skip
     assert answers["prediction"].to_list()[:2] == ["yes", "no"]

@@ -1,4 +1,4 @@
-"""Compiled models answer as their pipelines do, cell by cell and choice by choice."""
+"""Compiled models predict as their pipelines do, cell by cell and choice by choice."""
 
 from collections.abc import Callable
 from functools import partial
@@ -32,7 +32,7 @@ from evergreen.tasks.config import params
 from evergreen.tasks.core.errors import CompileError, DataError, ModelError
 from evergreen.tasks.model_files import onnx_export as compiling
 from evergreen.tasks.model_files import onnx_graph, onnx_parity
-from evergreen.tasks.model_files.onnx_runtime import INPUT, Column, Compiled, Reading
+from evergreen.tasks.model_files.onnx_runtime import INPUT, Column, Compiled, Signature
 from evergreen.tasks.problems.clustering.kind import QuantileGroups, Segmenter
 from evergreen.tasks.problems.regression.kind import LogRegressor, OffsetRegressor
 from evergreen.tasks.problems.tabular import preprocessing
@@ -146,19 +146,19 @@ def named(case: Any) -> str:
 
 @pytest.mark.parametrize("task", ["binary", "multiclass"])
 @pytest.mark.parametrize("case", CLASSIFIERS, ids=named)
-def test_a_classifier_answers_with_the_same_probabilities_and_classes(case, task, table, targets):
+def test_a_classifier_predicts_the_same_probabilities_and_classes(case, task, table, targets):
     model = assembled(case[0], task, case[1]).fit(table, targets[task])
     assert compare(model, table).parity.difference < 1e-12
 
 
 @pytest.mark.parametrize("case", REGRESSORS, ids=named)
-def test_a_regressor_answers_with_the_same_numbers(case, table, targets):
+def test_a_regressor_predicts_the_same_numbers(case, table, targets):
     model = assembled(case[0], "continuous", case[1]).fit(table, targets["continuous"])
     assert compare(model, table).parity.difference < 1e-10
 
 
 @pytest.mark.parametrize("clusterer", CLUSTERERS, ids=named)
-def test_rows_fall_into_the_same_groups(clusterer, table):
+def test_rows_get_the_same_clusters(clusterer, table):
     assert compare(Segmenter(prepare("none"), clusterer).fit(table), table).parity.difference == 0
 
 
@@ -236,7 +236,7 @@ def test_the_threshold_of_a_classifier_decides(table, targets):
         assert compiled.predict_row(table.iloc[0].to_dict())["prediction"] == said["prediction"][0]
 
 
-def test_a_first_guess_is_added_and_counts_as_zero_where_it_is_missing(table, targets):
+def test_an_offset_is_added_and_counts_as_zero_where_it_is_missing(table, targets):
     model = OffsetRegressor(assembled(Ridge(), "continuous"), "money").fit(table, targets["continuous"])
     assert table["money"].isna().any()
     assert compare(model, table).parity.difference < 1e-10
@@ -250,7 +250,7 @@ def test_a_blend_is_compiled_and_reads_each_column_once(task, table, targets):
     blend = (BlendRegressor if number else BlendClassifier)([*models, models[0]], [3, 1, 2]).fit(table, targets[task])
     found = compare(blend, table)
     assert found.parity.difference < 1e-10
-    columns = Compiled(found.file).reading.columns
+    columns = Compiled(found.file).signature.columns
     assert len(columns) == len({column.model_dump_json() for column in columns if column.part != "days"}) + 4
 
 
@@ -270,12 +270,12 @@ def test_one_step_of_calibration_is_a_constant(table, targets):
     assert compare(model, table).parity.difference == 0
 
 
-def test_a_target_learned_by_its_logarithm_comes_back_in_its_unit(table, targets):
+def test_a_target_on_a_log_scale_is_predicted_in_its_unit(table, targets):
     model = OffsetRegressor(LogRegressor(assembled(Ridge(), "continuous")), "money").fit(table, targets["continuous"])
     assert compare(model, table).parity.difference < 1e-8
 
 
-def test_times_of_day_and_words_are_read_from_what_json_holds(table, targets):
+def test_times_and_words_are_read_from_json(table, targets):
     compiled = Compiled(compare(assembled(Ridge(), "continuous").fit(table, targets["continuous"]), table).file)
     row = table.dropna().head(1).to_dict("records")[0]
     assert row["seen"].hour
@@ -284,7 +284,7 @@ def test_times_of_day_and_words_are_read_from_what_json_holds(table, targets):
     assert compiled.predict_row({**row, "seen": row["seen"].date().isoformat()}) != asked
     assert compiled.predict_row({**row, "seen": f"{row['seen'].isoformat()}+00:00"}) == asked
     assert compiled.predict_row({**row, "seen": ""}) == compiled.predict_row({**row, "seen": None})
-    with pytest.raises(DataError, match=r"^seen = yesterday: is no date; write it as 2024-03-31"):
+    with pytest.raises(DataError, match=r"^seen = yesterday: not a date; write it as 2024-03-31"):
         compiled.predict_row({**row, "seen": "yesterday"})
     assert compiled.predict_row({**row, "said": "LATE, très bien"}) == compiled.predict_row({**row, "said": "late: tres bien"})
 
@@ -295,14 +295,14 @@ def test_normal_quantiles_are_those_of_scipy_to_the_last_digits():
     graph = onnx_graph.Graph(compiling.CONVERTERS)
     graph.columns.append(Column(name="x"))
     output = graph.convert(steps, INPUT)
-    session = onnxruntime.InferenceSession(graph.serialize(output, Reading(columns=(), answers="value")))
+    session = onnxruntime.InferenceSession(graph.serialize(output, Signature(columns=(), output="value")))
     wide = np.concatenate([x, [[-9.0], [9.0]]])
     found = session.run(None, {INPUT: wide})[0]
     np.testing.assert_allclose(found, steps.transform(wide), rtol=0, atol=1e-13)
     assert found.max() == pytest.approx(norm.ppf(1 - 1e-7), abs=1e-6)
 
 
-def test_one_row_several_rows_and_columns_get_the_same_answers(table, targets):
+def test_one_row_several_rows_and_columns_get_the_same_predictions(table, targets):
     names = np.array(["bad", "good"])[targets["binary"]]
     model = assembled(LGBMClassifier(**QUICK), "binary", True).fit(table, names)
     compiled = Compiled(compare(model, table).file)
@@ -319,7 +319,7 @@ def test_one_row_several_rows_and_columns_get_the_same_answers(table, targets):
     assert compiled.predict([]) == []
 
 
-def test_a_model_that_reads_nothing_answers_any_row(table, targets):
+def test_a_model_without_features_predicts_for_any_row(table, targets):
     from sklearn.dummy import DummyClassifier, DummyRegressor
 
     prior = DummyClassifier(strategy="prior").fit(table, targets["multiclass"])
@@ -334,18 +334,18 @@ def simple(table: pd.DataFrame, targets: dict[str, np.ndarray]) -> Compiled:
     return Compiled(compare(assembled(LogisticRegression(), "binary").fit(table, targets["binary"]), table).file)
 
 
-def test_cells_that_cannot_be_read_are_refused_by_name(simple, table):
+def test_invalid_values_are_refused_by_name(simple, table):
     row = table.head(1).to_dict("records")[0]
     for wrong in ("much", float("inf"), [1]):
-        with pytest.raises(DataError, match=r"^age = .*: is no finite number$"):
+        with pytest.raises(DataError, match=r"^age = .*: not a finite number$"):
             simple.predict_row({**row, "age": wrong})
-        with pytest.raises(DataError, match=r"^age = .*: is no finite number$"):
+        with pytest.raises(DataError, match=r"^age = .*: not a finite number$"):
             simple.predict([{**row, "age": wrong}])
     with pytest.raises(DataError, match=r"^colour: is missing from the row"):
         simple.predict_row({name: value for name, value in row.items() if name != "colour"})
 
 
-def test_gaps_numbers_as_text_and_truth_values_are_read_as_the_pipeline_reads_them(simple, table):
+def test_missing_values_numbers_as_text_and_booleans_are_read_as_by_the_pipeline(simple, table):
     row = table.dropna().head(1).to_dict("records")[0]
     assert simple.predict_row({**row, "age": None}) == simple.predict_row({**row, "age": float("nan")})
     assert simple.predict_row({**row, "colour": None}) == simple.predict_row({**row, "colour": float("nan")})
@@ -353,7 +353,7 @@ def test_gaps_numbers_as_text_and_truth_values_are_read_as_the_pipeline_reads_th
     assert simple.predict_row({**row, "age": "1.5", "count": 2}) == simple.predict_row({**row, "age": 1.5, "count": 2.0})
 
 
-def test_a_model_that_needs_every_number_says_which_is_missing(table, targets):
+def test_a_model_that_requires_numbers_names_the_missing_one(table, targets):
     whole = table.dropna()
     model = assembled(LogisticRegression(), "binary", impute="none").fit(whole, targets["binary"][whole.index])
     compiled = Compiled(compare(model, whole).file)
@@ -363,28 +363,28 @@ def test_a_model_that_needs_every_number_says_which_is_missing(table, targets):
         compiled.predict_columns(table)
 
 
-def test_a_step_without_a_compiled_form_is_named(table, targets):
+def test_a_step_without_a_converter_is_named(table, targets):
     with pytest.raises(CompileError, match=r"^sklearn\.KNeighborsClassifier has no compiled form"):
         compare(assembled(KNeighborsClassifier(), "binary").fit(table, targets["binary"]), table)
 
 
-def test_a_file_that_answers_differently_is_refused(table, targets):
+def test_a_file_that_predicts_otherwise_is_refused(table, targets):
     one, other = (assembled(LogisticRegression(C=c), "binary").fit(table, targets["binary"]) for c in (1.0, 0.99))
     file = compiling.compile_model(one, table)
     with pytest.raises(CompileError, match=r"differs by .* on 400 rows"):
         onnx_parity.parity(said_by(other), file, table.tail(HELD_OUT), 0)
 
 
-def test_more_leaves_than_is_wise_are_refused(table, targets, monkeypatch):
+def test_too_many_leaves_are_refused(table, targets, monkeypatch):
     monkeypatch.setattr(onnx_graph, "MAX_LEAVES", 10)
     with pytest.raises(CompileError, match="leaves of trees are too many"):
         compare(assembled(LGBMClassifier(**QUICK), "binary", True).fit(table, targets["binary"]), table)
 
 
-def test_what_is_no_compiled_model_is_refused(tmp_path):
+def test_an_invalid_file_is_refused(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     for wrong in (tmp_path / "model.onnx", tmp_path / "absent.onnx", b"no graph"):
-        with pytest.raises(ModelError, match="is no compiled model that can be read"):
+        with pytest.raises(ModelError, match="not a readable compiled model"):
             Compiled(wrong)
 
 

@@ -36,7 +36,7 @@ def test_a_file_that_holds_a_type_not_listed_is_not_loaded(tmp_path):
         skops_models.load(path)
 
 
-def test_the_same_model_is_the_same_file_and_reads_as_it_was(tmp_path):
+def test_the_same_model_is_the_same_file_and_loads_unchanged(tmp_path):
     x = np.random.default_rng(0).normal(size=(60, 3))
     first, second = (make_pipeline(StandardScaler(), LGBMClassifier(n_estimators=3, verbose=-1)) for _ in range(2))
     for number, model in enumerate((first, second)):
@@ -46,15 +46,15 @@ def test_the_same_model_is_the_same_file_and_reads_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"\x80\x04K\x01."])
-def test_a_file_that_is_no_model_is_refused(tmp_path, content):
+def test_an_invalid_file_is_refused(tmp_path, content):
     path = tmp_path / "model.skops"
     path.write_bytes(content)
-    with pytest.raises(ModelError, match=r"model\.skops: is no model that can be read: .*Train it again"):
+    with pytest.raises(ModelError, match=r"model\.skops: not a readable model: .*Train it again"):
         skops_models.load(path)
 
 
-def test_a_model_that_is_missing_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"model\.skops: is no model that can be read: .*No such file"):
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"model\.skops: not a readable model: .*No such file"):
         skops_models.load(tmp_path / "model.skops")
 
 

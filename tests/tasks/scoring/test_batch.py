@@ -98,9 +98,9 @@ def test_an_invalid_number_is_named_and_a_missing_or_unseen_category_is_scored(r
     rows = rows.with_columns(pl.Series(number, ["many", None, "1e999"]), pl.Series(text, ["never seen", None, "never seen"]))
     answers = redeem[1](rows)
     assert answers["not_scored"].to_list() == [
-        f"{number} = many: is no finite number",
+        f"{number} = many: not a finite number",
         None,
-        f"{number} = 1e999: is no finite number",
+        f"{number} = 1e999: not a finite number",
     ]
     assert answers["prediction"].is_null().to_list() == [True, False, True]
 
