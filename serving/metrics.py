@@ -1,6 +1,7 @@
-"""What a server counts, and how Prometheus reads it. Counting is a few additions; the text is made when it is asked for.
+"""Metrics in Prometheus text format. Counting is a few additions on the hot path; the text is made on request.
 
-Each worker writes what it counted beside the others', so that any of them tells of all.
+Every worker saves its counts once a second in a file beside those of the other workers, so that each can report all of them.
+docs/decisions/prometheus-metrics.md compares this with prometheus_client's multiprocess mode.
 """
 
 import os
@@ -8,6 +9,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,109 +17,96 @@ import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-EDGES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
-"""Upper ends of the buckets of latency, in seconds."""
-SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
-"""Upper ends of the buckets of rows in a batch."""
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-REQUESTS = ("route", "problem", "status")
-ROWS = ("problem", "version", "variant")
-FAILURES = ("problem", "version", "variant")
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+"""Upper bounds of the latency buckets."""
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
+"""Upper bounds of the batch size buckets."""
+
+
+@dataclass(frozen=True)
+class _Family:
+    name: str
+    about: str
+    labels: tuple[str, ...]
+    bounds: tuple[float, ...] = ()
+    """Of a histogram; a counter has none."""
+
+
+FAMILIES = {
+    "requests": _Family("evergreen_requests", "Requests by route, problem and status.", ("route", "problem", "status")),
+    "rows": _Family("evergreen_predictions", "Rows predicted, by version and variant.", ("problem", "version", "variant")),
+    "failures": _Family(
+        "evergreen_prediction_failures", "Valid rows that a version failed to predict.", ("problem", "version", "variant")
+    ),
+    "parity_checks": _Family("evergreen_parity_checks", "Predictions compared with the pipeline's.", ("problem",)),
+    "parity_mismatches": _Family("evergreen_parity_mismatches", "Compared predictions beyond the tolerance.", ("problem",)),
+    "seconds": _Family("evergreen_request_duration_seconds", "Latency of requests.", ("route", "problem"), SECONDS),
+    "batches": _Family("evergreen_batch_rows", "Rows that went through a model together.", ("problem",), ROWS),
+}
+"""Attribute of Metrics -> how Prometheus reads it."""
 
 
 class Metrics:
-    """The counts of one worker. All are made in the thread of the event loop."""
+    """The counts of one worker; only the event loop's thread changes them. Keys are the label values of FAMILIES."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """`folder`: where workers of this server leave their counts for each other; None: it has no other workers."""
+        """`folder`: shared with the other workers of the server; None: there are none."""
         self._file = folder / f"{os.getpid()}.json" if folder else None
         self.requests: Counter[tuple[str, str, int]] = Counter()
-        """(route, problem, status) -> requests."""
         self.rows: Counter[tuple[str, int, str]] = Counter()
-        """(problem, version, variant) -> rows answered."""
         self.failures: Counter[tuple[str, int, str]] = Counter()
-        """(problem, version, variant) -> rows that were in order and got no answer."""
+        self.parity_checks: Counter[tuple[str]] = Counter()
+        self.parity_mismatches: Counter[tuple[str]] = Counter()
         self.seconds: dict[tuple[str, str], list[float]] = {}
-        """(route, problem) -> requests by bucket, and the sum of their seconds behind them."""
-        self.batches: dict[str, list[float]] = {}
-        """problem -> batches by bucket, and the sum of their rows behind them."""
-        self.parity: dict[str, list[float]] = {}
-        """problem -> rows that compiled model and pipeline both predicted, and mismatches among them."""
+        """Requests per bucket, then the sum of their seconds."""
+        self.batches: dict[tuple[str], list[float]] = {}
+        """Batches per bucket, then the sum of their rows."""
 
     def count_request(self, route: str, problem: str, status: int, seconds: float) -> None:
         self.requests[route, problem, status] += 1
         found = self.seconds.get((route, problem))
         if found is None:
-            found = self.seconds[route, problem] = [0.0] * (len(EDGES) + 2)
-        found[bisect_left(EDGES, seconds)] += 1
+            found = self.seconds[route, problem] = [0.0] * (len(SECONDS) + 2)
+        found[bisect_left(SECONDS, seconds)] += 1
         found[-1] += seconds
 
     def count_batch(self, problem: str, rows: int, times: int = 1) -> None:
-        found = self.batches.setdefault(problem, [0.0] * (len(SIZES) + 2))
-        found[bisect_left(SIZES, rows)] += times
+        found = self.batches.setdefault((problem,), [0.0] * (len(ROWS) + 2))
+        found[bisect_left(ROWS, rows)] += times
         found[-1] += rows * times
 
     def count_parity(self, problem: str, mismatch: bool) -> None:
-        found = self.parity.setdefault(problem, [0.0, 0.0])
-        found[0] += 1
-        found[1] += mismatch
+        self.parity_checks[problem,] += 1
+        self.parity_mismatches[problem,] += mismatch
 
     def save(self) -> None:
-        """For the other workers; whole or not at all."""
+        """Atomically write the counts for the other workers."""
         if self._file:
             scratch = self._file.with_suffix(".new")
-            scratch.write_bytes(orjson.dumps(self._plain()))
+            scratch.write_bytes(orjson.dumps(self._as_json()))
             scratch.replace(self._file)
 
     def text(self, gauges: Iterable[Metric] = ()) -> bytes:
-        """All that this server counted, as Prometheus reads it; and `gauges`, which say how things are now."""
+        """The counts of all workers, dead ones included, and `gauges`, in Prometheus text format."""
         registry = CollectorRegistry()
-        registry.register(_Found([*self._families(), *gauges]))  # pyright: ignore[reportArgumentType]
+        registry.register(_Collector([*_families(list(self._all_workers())), *gauges]))  # pyright: ignore[reportArgumentType]
         return generate_latest(registry)
 
-    def _plain(self) -> dict[str, Any]:
-        """As JSON has it: lists of a key's parts and the number or numbers."""
-        return {
-            "requests": [[*key, count] for key, count in self.requests.items()],
-            "rows": [[*key, count] for key, count in self.rows.items()],
-            "failures": [[*key, count] for key, count in self.failures.items()],
-            "seconds": [[*key, each] for key, each in self.seconds.items()],
-            "batches": [[key, each] for key, each in self.batches.items()],
-            "parity": [[key, each] for key, each in self.parity.items()],
-        }
+    def _as_json(self) -> dict[str, list[list[Any]]]:
+        """Attribute -> [*key, number or numbers] for each key."""
+        return {name: [[*key, value] for key, value in getattr(self, name).items()] for name in FAMILIES}
 
-    def _all(self) -> Iterator[Mapping[str, Any]]:
-        """Of this worker as it is, of the others as they left it; those that are gone count too."""
-        yield self._plain()
+    def _all_workers(self) -> Iterator[Mapping[str, Any]]:
+        yield self._as_json()
         for path in sorted(self._file.parent.glob("*.json")) if self._file else ():
             if path != self._file:
                 with suppress(OSError, orjson.JSONDecodeError):
                     yield orjson.loads(path.read_bytes())
 
-    def _families(self) -> Iterator[Metric]:
-        everywhere = list(self._all())
-        requests = CounterMetricFamily("evergreen_requests", "Requests by route, problem and status.", labels=REQUESTS)
-        for key, count in _summed(everywhere, "requests").items():
-            requests.add_metric([str(each) for each in key], count)
-        rows = CounterMetricFamily("evergreen_predictions", "Rows answered, by version and variant.", labels=ROWS)
-        for key, count in _summed(everywhere, "rows").items():
-            rows.add_metric([str(each) for each in key], count)
-        failures = CounterMetricFamily("evergreen_failures", "Rows in order that a version did not answer.", labels=FAILURES)
-        for key, count in _summed(everywhere, "failures").items():
-            failures.add_metric([str(each) for each in key], count)
-        yield from (requests, rows, failures)
-        seconds = HistogramMetricFamily("evergreen_request_seconds", "Time to answer.", labels=REQUESTS[:2])
-        for key, each in _added(everywhere, "seconds").items():
-            seconds.add_metric(list(key), _buckets(EDGES, each), each[-1])
-        batches = HistogramMetricFamily("evergreen_batch_rows", "Rows that went through a model together.", labels=["problem"])
-        for key, each in _added(everywhere, "batches").items():
-            batches.add_metric(list(key), _buckets(SIZES, each), each[-1])
-        yield from (seconds, batches)
-        yield from _parity(everywhere)
 
-
-class _Found:
-    """What prometheus_client asks for families."""
+class _Collector:
+    """Families as prometheus_client collects them."""
 
     def __init__(self, families: Sequence[Metric]) -> None:
         self._families = families
@@ -127,43 +116,38 @@ class _Found:
 
 
 def gauge(name: str, about: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], float]]) -> Metric:
-    """How things are now: `values` are the labels of each and its number."""
+    """`values`: label values and number of each series."""
     found = GaugeMetricFamily(name, about, labels=labels)
     for key, value in values:
         found.add_metric(key, value)
     return found
 
 
-def _parity(everywhere: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
-    checked = CounterMetricFamily("evergreen_parity_checks", "Rows that the pipeline answered again.", labels=["problem"])
-    beyond = CounterMetricFamily("evergreen_parity_mismatches", "Of these, beyond the tolerance.", labels=["problem"])
-    for key, each in _added(everywhere, "parity").items():
-        checked.add_metric(list(key), each[0])
-        beyond.add_metric(list(key), each[1])
-    yield from (checked, beyond)
+def _families(workers: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
+    for attribute, family in FAMILIES.items():
+        totals: dict[tuple[str, ...], list[float]] = {}
+        for worker in workers:
+            for *key, value in worker.get(attribute, ()):
+                numbers = value if isinstance(value, list) else [value]
+                labels = tuple(map(str, key))
+                known = totals.get(labels, [0.0] * len(numbers))
+                totals[labels] = [one + other for one, other in zip(known, numbers, strict=True)]
+        if family.bounds:
+            histogram = HistogramMetricFamily(family.name, family.about, labels=family.labels)
+            for labels, numbers in totals.items():
+                histogram.add_metric(labels, _cumulative(family.bounds, numbers), numbers[-1])
+            yield histogram
+        else:
+            counter = CounterMetricFamily(family.name, family.about, labels=family.labels)
+            for labels, numbers in totals.items():
+                counter.add_metric(labels, numbers[0])
+            yield counter
 
 
-def _summed(everywhere: Sequence[Mapping[str, Any]], what: str) -> Counter[tuple[Any, ...]]:
-    found: Counter[tuple[Any, ...]] = Counter()
-    for each in everywhere:
-        for *key, count in each.get(what, ()):
-            found[tuple(key)] += count
-    return found
-
-
-def _added(everywhere: Sequence[Mapping[str, Any]], what: str) -> dict[tuple[str, ...], list[float]]:
-    found: dict[tuple[str, ...], list[float]] = {}
-    for each in everywhere:
-        for *key, numbers in each.get(what, ()):
-            known = found.setdefault(tuple(key), [0.0] * len(numbers))
-            found[tuple(key)] = [one + two for one, two in zip(known, numbers, strict=True)]
-    return found
-
-
-def _buckets(edges: Sequence[float], numbers: Sequence[float]) -> list[tuple[str, float]]:
-    """Cumulated, as Prometheus has them."""
+def _cumulative(bounds: Sequence[float], numbers: Sequence[float]) -> list[tuple[str, float]]:
+    """Upper bound -> count up to it."""
     found, total = [], 0.0
-    for edge, count in zip([*map(str, edges), "+Inf"], numbers, strict=False):
+    for bound, count in zip([*map(str, bounds), "+Inf"], numbers, strict=False):
         total += count
-        found.append((edge, total))
+        found.append((bound, total))
     return found

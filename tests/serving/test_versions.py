@@ -178,4 +178,4 @@ def test_a_worker_reports_the_counts_of_all_workers_and_of_dead_ones(tmp_path):
     metrics.save()
     text = metrics.text().decode()
     assert 'evergreen_requests_total{problem="dear",route="predict",status="200"} 6.0' in text
-    assert 'evergreen_request_seconds_count{problem="dear",route="predict"} 6.0' in text
+    assert 'evergreen_request_duration_seconds_count{problem="dear",route="predict"} 6.0' in text
