@@ -1,8 +1,7 @@
-"""`python -P -m evergreen.flows.child_process MODULE [ARGUMENT ...]`: run a module that never outlives the process that
-started it.
+"""`python -P -m evergreen.flows.child_process MODULE [ARGUMENT ...]`: run a child process that dies with its parent.
 
-The starter keeps the other end of this process's stdin. However the starter ends, by kill -9 too, that end closes, and the
-whole process group goes with it: no step is left behind to write files that somebody else now writes.
+The parent holds the other end of the child's stdin. However the parent ends, kill -9 included, that end closes, and the child's
+whole process group is killed. So no orphaned step keeps writing files.
 """
 
 import os
@@ -11,14 +10,21 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
-def start(module: str, *arguments: str, cwd: Path, **options: Any) -> subprocess.Popen[str]:
-    """Run `python -m module arguments` in a process group of its own that ends with this process."""
+def start(
+    module: str, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None, **options: Any
+) -> subprocess.Popen[str]:
+    """Run `python -P -m module arguments` in its own process group. `options`: of subprocess.Popen.
+
+    Modules in `cwd` are not importable: -P keeps it off sys.path, and PYTHONPATH loses it (a Prefect worker adds it there).
+    """
     command = [sys.executable, "-P", "-m", __name__, module, *arguments]
-    return subprocess.Popen(command, cwd=cwd, stdin=subprocess.PIPE, process_group=0, text=True, **options)
+    environment = without_folder(os.environ if env is None else env, cwd)
+    return subprocess.Popen(command, cwd=cwd, env=environment, stdin=subprocess.PIPE, process_group=0, text=True, **options)
 
 
 def end(process: subprocess.Popen[str], signal_: int = signal.SIGKILL) -> None:
@@ -27,13 +33,22 @@ def end(process: subprocess.Popen[str], signal_: int = signal.SIGKILL) -> None:
         os.killpg(process.pid, signal_)
 
 
-def _end_with_starter() -> None:
+def without_folder(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """`environment` without `folder` in PYTHONPATH."""
+    found = dict(environment)
+    if paths := found.pop("PYTHONPATH", ""):
+        kept = [each for each in paths.split(os.pathsep) if each and Path(each).resolve() != folder.resolve()]
+        found |= {"PYTHONPATH": os.pathsep.join(kept)} if kept else {}
+    return found
+
+
+def _die_with_parent() -> None:
     while os.read(0, 1):
         pass
     os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    threading.Thread(target=_end_with_starter, daemon=True).start()
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

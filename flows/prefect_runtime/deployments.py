@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,9 +142,9 @@ def deployment(each: Planned, params: Params, pool: str | None = None) -> Any:
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.client.schemas.schedules import CronSchedule
     from prefect.types.entrypoint import EntrypointType
-    from prefect.utilities.importtools import import_object
 
-    found: Any = import_object(each.entrypoint)
+    module, _, flow = each.entrypoint.rpartition(".")
+    found: Any = getattr(import_module(module), flow)  # prefect's own import puts the working directory first on sys.path
     collision = ConcurrencyLimitStrategy.ENQUEUE if each.waits else ConcurrencyLimitStrategy.CANCEL_NEW
     return found.to_deployment(
         each.name,
@@ -152,14 +153,14 @@ def deployment(each: Planned, params: Params, pool: str | None = None) -> Any:
         tags=[tag(params)],
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=collision),
         work_pool_name=pool,
-        job_variables={"working_dir": each.parameters["root"], "env": environment()} if pool else None,
+        job_variables={"env": environment()} if pool else None,  # without working_dir a run gets an empty temporary one
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
 
 
 def environment() -> dict[str, str]:
-    """What a worker's runs need to know of where state lives: Evergreen's addresses are each worker's own."""
-    return {"PREFECT_LOGGING_EXTRA_LOGGERS": "evergreen"}
+    """Environment of a run, added to the worker's own. PYTHONSAFEPATH keeps the working directory off sys.path."""
+    return {"PREFECT_LOGGING_EXTRA_LOGGERS": "evergreen", "PYTHONSAFEPATH": "1"}
 
 
 def tag(params: Params) -> str:
@@ -295,6 +296,7 @@ def _missed(client: "SyncPrefectClient", each: Planned, id: "UUID", now: datetim
 
 def work(layout: Layout, params: Params, pool: str | None) -> None:
     """Run what is due until SIGINT or SIGTERM. `pool`: as its worker; None: as the process that serves the deployments."""
+    os.environ["PYTHONSAFEPATH"] = "1"
     if pool:
         from prefect.workers.process import ProcessWorker
 
@@ -302,7 +304,8 @@ def work(layout: Layout, params: Params, pool: str | None) -> None:
         return
     from prefect import serve
 
-    os.chdir(layout.root)
+    layout.var.mkdir(exist_ok=True)
+    os.chdir(layout.var)  # Prefect puts it first on sys.path: modules beside params.yaml must not be importable
     deployments = [deployment(each, params) for each in plan(params, str(layout.root))]
     serve(*deployments, limit=AT_ONCE, pause_on_shutdown=False, print_starting_message=False)
 
@@ -328,7 +331,7 @@ def as_yaml(params: Params) -> str:
                 "parameters": dict(each.parameters),
                 "schedules": schedules,
                 "concurrency_limit": limit,
-                "work_pool": {"name": POOL},
+                "work_pool": {"name": POOL, "job_variables": {"env": environment()}},
             }
         )
     whole = {

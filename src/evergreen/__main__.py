@@ -2,7 +2,9 @@
 
 import sys
 
-from evergreen.tasks.__main__ import main
-
 if __name__ == "__main__":
+    if not sys.flags.safe_path:
+        del sys.path[0]  # without -P it is the working directory: modules there must not replace libraries
+    from evergreen.tasks.__main__ import main
+
     sys.exit(main())

@@ -17,7 +17,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 import polars as pl
 import pytest
 
-from tests import store
+from tests import hostile_modules, store
 from tests.e2e.shop import BIN, ENVIRONMENT, Shop
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("loop")]
@@ -114,6 +114,7 @@ def test_drift_is_reported_answered_by_an_automation_and_ends_in_a_judged_challe
         monkeypatch.setitem(ENVIRONMENT, name, value)
     url = server["PREFECT_API_URL"]
 
+    marker = hostile_modules.plant(shop.root)
     shop.run(EVERGREEN, "train", "--as-of", str(BEFORE))
     shop.run(EVERGREEN, "schedule", "--no-work")
     first = {each["id"]: each["name"] for each in ask(url, "/deployments/filter", {})}
@@ -152,6 +153,7 @@ def test_drift_is_reported_answered_by_an_automation_and_ends_in_a_judged_challe
         automated = [each for each in runs if each["created_by"] and each["created_by"]["type"] == "AUTOMATION"]
         assert automated
         assert len(json.loads(shop.run("evergreen", "history", "spend", "--json").stdout)["decisions"]) == 2
+        assert hostile_modules.imported(marker) == []
     finally:
         worker.send_signal(signal.SIGTERM)
         try:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -116,12 +116,20 @@ def evergreen(layout: Layout, *words: str) -> subprocess.CompletedProcess[str]:
 class Server:
     """`evergreen serve` on a free loopback port. Its output is in `lines`."""
 
-    def __init__(self, layout: Layout, *options: str, seconds: float = 120) -> None:
-        """`seconds`: how long it may take to start."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("EVERGREEN")}
+    def __init__(
+        self,
+        layout: Layout,
+        *options: str,
+        seconds: float = 120,
+        command: Sequence[str] = (sys.executable, "-m", "evergreen.flows.cli.main"),
+        cwd: Path = ROOT,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """`seconds`: how long it may take to start. `env`: None: this process's, without Evergreen's addresses."""
+        environment = env or {name: value for name, value in os.environ.items() if not name.startswith("EVERGREEN")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "evergreen.flows.cli.main", "serve", "--port", "0", "--root", str(layout.root), *options],
-            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [*command, "serve", "--port", "0", "--root", str(layout.root), *options],
+            cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         atexit.register(self.process.kill)  # if a test fails before `stop`; workers end with it
         self.lines: list[str] = []
