@@ -19,13 +19,13 @@ def serve(
     """Serve every deployed problem over HTTP; follow deployments, rollouts and rollbacks while running."""
     import logging
 
-    from evergreen.flows.operations.http_server import Service
+    from evergreen.flows.operations.http_server import Supervisor
 
     place = find(root)
     params = read_params(place)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    service = Service(place, params, host, port, workers or params.serve.workers)
-    service.run((lambda url: print_json({"url": url})) if as_json else _tell)
+    supervisor = Supervisor(place, params, host, port, workers or params.serve.workers)
+    supervisor.run((lambda url: print_json({"url": url})) if as_json else _tell)
 
 
 def _tell(url: str) -> None:

@@ -1,8 +1,7 @@
-"""The HTTP service as processes: one that starts the others and keeps them alive, workers that answer, one that drains.
+"""The HTTP service as processes: a supervisor, workers that serve, and a drainer that moves predictions to the ledger.
 
-`python -m evergreen.operations.http_server` is a worker. It takes its socket from the process that started it, so that
-connections wait while a
-worker that was killed is replaced.
+`python -P -m evergreen.flows.operations.http_server` is a worker. It inherits the socket of the supervisor, so connections wait
+while a dead worker is replaced. docs/decisions/server-supervisor.md compares this with uvicorn's own supervisor.
 """
 
 import argparse
@@ -35,146 +34,145 @@ log = logging.getLogger(__name__)
 
 BACKLOG = 2048
 """Connections that wait for a worker."""
-LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1
 QUICK_SECONDS = 5.0
-"""A worker that ends so soon waits before it is replaced, twice as long each time."""
-MOST_SECONDS = 30.0
-STARTING_SECONDS = 300.0
-"""A worker loads its models in this time."""
+"""A process that ends this early is restarted after a delay, which doubles each time."""
+MAX_DELAY_SECONDS = 30.0
+START_SECONDS = 300.0
+"""Longest time until the first worker has loaded its models."""
 SWITCH_SECONDS = 0.0005
-"""A thread beside the event loop gives way so soon."""
+"""Longest time that a thread holds the interpreter while the event loop waits."""
 KEEP_ALIVE_SECONDS = 75
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass
-class Worker:
+class Child:
     process: subprocess.Popen[str]
-    begun: float
+    started: float
     ended: float | None = None
 
 
-class Service:
-    """The processes of one service. Raises ProjectError where the address cannot be had or needs keys that are not there."""
+class Supervisor:
+    """The processes of one service. Raises ProjectError if the address cannot be bound, or needs API keys without any."""
 
     def __init__(self, layout: Layout, params: Params, host: str, port: int, workers: int) -> None:
         from evergreen.serving.access_control import AccessControl
 
-        AccessControl(params.serve, host, settings.keys(layout))  # it says why the service may not start
+        AccessControl(params.serve, host, settings.keys(layout))  # raises before any worker starts
         self._layout, self._params, self._host, self._count = layout, params, host, workers
         self._socket = _bind(host, port)
         self.url = _url(self._socket)
-        self._notes = layout.var / "serving" / str(os.getpid())
-        self._workers: list[Worker] = []
-        self._drainer: Worker | None = None
-        self._waits: float = 0.0
-        self._ending = False
+        self._status = layout.var / "serving" / str(os.getpid())
+        """Folder of the workers' readiness files and metrics."""
+        self._workers: list[Child] = []
+        self._drainer: Child | None = None
+        self._delay: float = 0.0
+        self._stopping = False
 
-    def run(self, ready: Callable[[str], None]) -> None:
-        """Answer until SIGTERM or SIGINT; what is under way is finished then. `ready`: is told the address once it answers.
+    def run(self, on_ready: Callable[[str], None]) -> None:
+        """Serve until SIGTERM or SIGINT; open requests finish. `on_ready`: called with the URL once a worker serves.
 
-        Raises StepError where no worker comes to life.
+        Raises StepError if no worker starts.
         """
         for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, self._end)
-        _clear(self._notes.parent)
-        self._notes.mkdir(parents=True)
+            signal.signal(each, self._request_stop)
+        _remove_stale(self._status.parent)
+        self._status.mkdir(parents=True)
         try:
-            self._workers = [self._start() for _ in range(self._count)]
+            self._workers = [self._start_worker() for _ in range(self._count)]
             if self._params.serve.ledger:
-                self._drainer = self._drain()
-            self._await_first(ready)
-            while not self._ending:
-                self._replace()
-                time.sleep(LOOK_SECONDS)
+                self._drainer = self._start_drainer()
+            self._await_first_worker(on_ready)
+            while not self._stopping:
+                self._replace_dead()
+                time.sleep(POLL_SECONDS)
         finally:
             self._stop()
             self._socket.close()
-            shutil.rmtree(self._notes, ignore_errors=True)
+            shutil.rmtree(self._status, ignore_errors=True)
 
-    def _end(self, *_: Any) -> None:
-        self._ending = True
+    def _request_stop(self, *_: Any) -> None:
+        self._stopping = True
 
-    def _start(self) -> Worker:
+    def _start_worker(self) -> Child:
         fd = self._socket.fileno()
         process = child_process.start(
             "evergreen.flows.operations.http_server", "--root", str(self._layout.root), "--fd", str(fd), "--host", self._host,
-            "--notes", str(self._notes), cwd=Path.cwd(), env={**dict.fromkeys(THREADS, "1"), **os.environ}, pass_fds=(fd,),
+            "--status", str(self._status), cwd=Path.cwd(), env={**dict.fromkeys(THREADS, "1"), **os.environ}, pass_fds=(fd,),
         )  # fmt: skip
-        return Worker(process, time.monotonic())
+        return Child(process, time.monotonic())
 
-    def _drain(self) -> Worker:
+    def _start_drainer(self) -> Child:
         environment = {**os.environ, "EVERGREEN_DATABASE": settings.read(self._layout).database}
         folder = str(settings.spool_folder(self._layout))
-        return Worker(
-            child_process.start("evergreen.monitoring.ledger.spool", folder, cwd=Path.cwd(), env=environment), time.monotonic()
-        )
+        process = child_process.start("evergreen.monitoring.ledger.spool", folder, cwd=Path.cwd(), env=environment)
+        return Child(process, time.monotonic())
 
-    def _await_first(self, ready: Callable[[str], None]) -> None:
-        end = time.monotonic() + STARTING_SECONDS
-        while not self._ending and not self._ready():
+    def _await_first_worker(self, on_ready: Callable[[str], None]) -> None:
+        end = time.monotonic() + START_SECONDS
+        while not self._stopping and not self._is_ready():
             ended = [each.process.returncode for each in self._workers if each.process.poll() is not None]
             if ended or time.monotonic() > end:
-                why = f"ended with code {ended[0]}" if ended else f"is not ready after {STARTING_SECONDS:.0f} s"
-                raise StepError(f"serve: a worker {why}; what it said stands above")
-            time.sleep(LOOK_SECONDS)
-        if not self._ending:
-            ready(self.url)
+                why = f"exited with code {ended[0]}" if ended else f"is not ready after {START_SECONDS:.0f} s"
+                raise StepError(f"serve: a worker {why}; see its output above")
+            time.sleep(POLL_SECONDS)
+        if not self._stopping:
+            on_ready(self.url)
 
-    def _ready(self) -> bool:
-        return any((self._notes / f"{each.process.pid}.ready").exists() for each in self._workers)
+    def _is_ready(self) -> bool:
+        return any((self._status / f"{each.process.pid}.ready").exists() for each in self._workers)
 
-    def _replace(self) -> None:
-        """Another worker, or another drainer, for each that ended by itself."""
+    def _replace_dead(self) -> None:
         for place, each in enumerate(self._workers):
-            if self._is_due(each, "a worker"):
-                self._workers[place] = self._start()
-        if self._drainer and self._is_due(self._drainer, "the drainer of the journal"):
-            self._drainer = self._drain()
+            if self._restart_due(each, "a worker"):
+                self._workers[place] = self._start_worker()
+        if self._drainer and self._restart_due(self._drainer, "the spool drainer"):
+            self._drainer = self._start_drainer()
 
-    def _is_due(self, process: Worker, what: str) -> bool:
-        """Whether it ended and it is time for another: at once, or after a while where it lived but for a moment."""
-        if process.process.poll() is None:
+    def _restart_due(self, child: Child, name: str) -> bool:
+        """Whether a child ended and it is time to replace it: at once, or after a delay if it ended early."""
+        if child.process.poll() is None:
             return False
         now = time.monotonic()
-        if process.ended is None:
-            process.ended = now
-            quick = now - process.begun < QUICK_SECONDS
-            self._waits = min(MOST_SECONDS, 2 * self._waits + LOOK_SECONDS) if quick else 0.0
-            _let_go(process.process)
-            log.error("%s ended with code %s; another takes its place", what, process.process.returncode)
-        return now - process.ended >= self._waits
+        if child.ended is None:
+            child.ended = now
+            early = now - child.started < QUICK_SECONDS
+            self._delay = min(MAX_DELAY_SECONDS, 2 * self._delay + POLL_SECONDS) if early else 0.0
+            _close_stdin(child.process)
+            log.error("%s exited with code %s and is replaced", name, child.process.returncode)
+        return now - child.ended >= self._delay
 
     def _stop(self) -> None:
-        """Workers finish what is under way; then the journal is drained for the last time."""
-        patience = self._params.serve.timeout_seconds + QUICK_SECONDS
-        _finish([each.process for each in self._workers], patience)
+        """Stop the workers, which finish open requests; then the drainer, which empties the spool."""
+        timeout = self._params.serve.timeout_seconds + QUICK_SECONDS
+        _stop([each.process for each in self._workers], timeout)
         if self._drainer:
-            _finish([self._drainer.process], patience)
+            _stop([self._drainer.process], timeout)
 
 
-def _finish(processes: list[subprocess.Popen[str]], seconds: float) -> None:
+def _stop(processes: list[subprocess.Popen[str]], timeout: float) -> None:
     for each in processes:
         if each.poll() is None:
             each.send_signal(signal.SIGTERM)
-    end = time.monotonic() + seconds
+    end = time.monotonic() + timeout
     for each in processes:
         try:
             each.wait(max(0.1, end - time.monotonic()))
         except subprocess.TimeoutExpired:
             child_process.end(each)
             each.wait()
-        _let_go(each)
+        _close_stdin(each)
 
 
-def _let_go(process: subprocess.Popen[str]) -> None:
+def _close_stdin(process: subprocess.Popen[str]) -> None:
     if process.stdin:
         with suppress(OSError):
             process.stdin.close()
 
 
-def _clear(folder: Path) -> None:
-    """What services that are no more left behind."""
+def _remove_stale(folder: Path) -> None:
+    """Remove the status folders of supervisors that no longer run."""
     for each in folder.glob("*") if folder.is_dir() else ():
         if each.name.isdigit() and not Path(f"/proc/{each.name}").exists():
             shutil.rmtree(each, ignore_errors=True)
@@ -198,14 +196,11 @@ def _url(bound: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-# --- a worker ----------------------------------------------------------------------------------------------------------------
-
-
-def application(layout: Layout, params: Params, host: str, notes: Path | None = None) -> "tuple[App, DeploymentWatcher[Any]]":
-    """The application on the project's registry, databases and journal, its versions loaded."""
+def application(layout: Layout, params: Params, host: str, status: Path | None = None) -> "tuple[App, DeploymentWatcher[Any]]":
+    """The application of a worker, with the project's registry, databases and spool, and the deployed versions loaded."""
     from functools import partial
 
-    from evergreen.monitoring.ledger import spool as journals
+    from evergreen.monitoring.ledger import spool as spools
     from evergreen.serving import model_loading
     from evergreen.serving.access_control import AccessControl
     from evergreen.serving.app import App
@@ -216,55 +211,59 @@ def application(layout: Layout, params: Params, host: str, notes: Path | None = 
     registry, events = settings.registry(layout), settings.events(layout)
     ledger = settings.ledger(layout) if params.serve.ledger else None
     folder = settings.spool_folder(layout)
-    journal = journals.Spool(folder, params.serve.durable) if params.serve.ledger else None
-    if journal and (lost := journal.lost()):
-        log.warning("%d predictions of processes that were killed were answered and never written, all told", lost)
-    watch = DeploymentWatcher(
-        params, registry, settings.rollouts(layout), partial(model_loading.load, params, layout, registry, events), ledger
-    )
-    watch.start()
+    spool = spools.Spool(folder, params.serve.durable) if params.serve.ledger else None
+    if spool and (lost := spool.lost()):
+        log.warning("%d predictions were lost so far: served by processes that were killed before they spooled them", lost)
+    load_model = partial(model_loading.load, params, layout, registry, events)
+    watcher = DeploymentWatcher(params, registry, settings.rollouts(layout), load_model, ledger)
+    watcher.start()
     access = AccessControl(params.serve, host, settings.keys(layout))
     access.start()
-    service = PredictionService(params, watch, journal, ledger, Metrics(notes))
-    lag, lost_ = (lambda: float(journals.backlog_bytes(folder))), (lambda: float(journal.lost() if journal else 0))
-    return App(service, access, lag, lost_), watch
+    service = PredictionService(params, watcher, spool, ledger, Metrics(status))
+    app = App(
+        service,
+        access,
+        ledger_lag_bytes=lambda: float(spools.backlog_bytes(folder)),
+        lost_predictions=lambda: float(spool.lost() if spool else 0),
+    )
+    return app, watcher
 
 
-def work(layout: Layout, host: str, fd: int, notes: Path) -> None:
-    """Answer on the socket `fd` until SIGTERM."""
+def work(layout: Layout, host: str, fd: int, status: Path) -> None:
+    """Serve on the socket `fd` until SIGTERM."""
     import uvicorn
 
     params = load(layout.params)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; who started this says when to end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the supervisor decides when to stop
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     sys.setswitchinterval(SWITCH_SECONDS)
-    app, watch = application(layout, params, host, notes)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn's turn; it comes back here when it is done
+    app, watcher = application(layout, params, host, status)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn handles it, and raises it again once it has stopped
     gc.collect()
-    gc.freeze()  # what is loaded now stays: nothing to look through again and again
+    gc.freeze()  # what is loaded now stays: the collector need not scan it again
     config = uvicorn.Config(
         app, loop="uvloop", http="httptools", ws="none", lifespan="on", interface="asgi3", log_config=None, access_log=False,
         server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(params.serve.timeout_seconds) + 1,
     )  # fmt: skip
-    (notes / f"{os.getpid()}.ready").touch()
+    (status / f"{os.getpid()}.ready").touch()
     try:
         uvicorn.Server(config).run(sockets=[socket.socket(fileno=fd)])
     finally:
-        watch.stop()
+        watcher.stop()
 
 
 def _main() -> None:
-    given = argparse.ArgumentParser()
-    given.add_argument("--root", type=Path)
-    given.add_argument("--fd", type=int)
-    given.add_argument("--host")
-    given.add_argument("--notes", type=Path)
-    found = given.parse_args()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--root", type=Path)
+    parser.add_argument("--fd", type=int)
+    parser.add_argument("--host")
+    parser.add_argument("--status", type=Path)
+    options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for name in ("uvicorn.error", "alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    work(Layout(found.root), found.host, found.fd, found.notes)
+    work(Layout(options.root), options.host, options.fd, options.status)
 
 
 if __name__ == "__main__":

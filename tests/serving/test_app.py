@@ -360,7 +360,7 @@ class TestProcesses:
         ids = [server.client.post("/v1/predict", json=HOUSE).json()["id"] for _ in range(20)]
         (worker,) = server.workers()
         os.kill(worker, signal.SIGKILL)
-        server.wait_for("a worker ended with code -9; another takes its place")
+        server.wait_for("a worker exited with code -9 and is replaced")
         while server.workers() in ([], [worker]):
             time.sleep(0.05)
         ids.append(server.client.post("/v1/predict", json=HOUSE).json()["id"])
