@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from evergreen.tasks.problems.prediction_type import SkillScale
+from evergreen.tasks.problems.tabular.leak_rule import stands_apart
 
 MIN_GAIN = 0.02
 """Differences in skill below this are not worth a step."""
@@ -107,8 +108,7 @@ def _leak(facts: Facts) -> Step | None:
         return None
     top, without = facts.single_columns[0][1], facts.skill_without_suspects
     certain = top >= facts.scale.leak
-    falls = without is not None and 0.1 < without < 0.6 * top
-    if not (certain or falls):
+    if not (certain if without is None else stands_apart(top, without) and (certain or without > 0.1)):
         return None
     rest = next((each for each in facts.single_columns if each[0] not in suspects), None)
     alone = [f"{name} alone reaches {_score(facts, value)}" for name, value in facts.single_columns if name in suspects]

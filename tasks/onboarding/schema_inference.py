@@ -376,10 +376,10 @@ def _cases(
         if name is not None:
             columns[name] = replace(columns[name], feature=None, why="")
     found = Inferred(kind, rows, tuple(columns.values()), asked.target, positive, entity, time)
-    left_out = target_leakage.find(sample, found.features, asked.target, kind, time) if asked.target else []
+    left_out = target_leakage.find_leaks(sample, found.features, asked.target, kind, time) if asked.target else []
     for leak in left_out:
         warnings.append(leak.warning)
-        for name in leak.columns if leak.sure else ():
+        for name in leak.columns if leak.certain else ():
             columns[name] = replace(columns[name], feature=None, why=leak.why)
     copies = _duplicates(table, sample, asked.target, rows, warnings)
     _require_features(asked, columns)

@@ -1,7 +1,7 @@
-"""Features that give the target away: too good alone, or in a simple combination of two, or known only after the fact.
+"""Target leakage: features that predict the target too well alone or in pairs, or that are filled in after the target is known.
 
-What is sure is left out of the draft; what is only suspicious stays, with a warning. Source of the idea to compare a column
-with all others together: a leak is not what is good, but what is good where everything else is not.
+Certain leaks are left out of the params template. Suspicious features stay, with a warning. leak_rule compares a feature with
+the others.
 """
 
 import warnings
@@ -15,73 +15,77 @@ import polars as pl
 
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import KindName, Role
+from evergreen.tasks.problems.tabular.leak_rule import stands_apart
 
 ROWS = 5_000
-"""Rows that are looked at, chosen at random."""
+"""Largest sample of rows."""
 CELLS = 1_000_000
-"""Of a wide table fewer rows are looked at, so that rows times columns stay below this."""
+"""Largest sample of a wide table: rows times columns."""
 FOLDS = 3
-SURE, SUSPICIOUS = 0.99, 0.965
-"""Score (ROC AUC, or R²) of one column alone from which it is a leak, or may be one."""
-APART = 3.0
-"""It must err so many times less than all the other columns together."""
-FILLED = 0.97
-"""Being filled in tells the class: in this share of the rows at least."""
-LIKE = 0.9
-"""Rank correlation from which a suspicious column goes with a sure one."""
+CERTAIN, SUSPICIOUS = 0.99, 0.965
+"""Score (ROC AUC or R²) of a feature alone from which it is a certain or a suspicious leak."""
+PURITY = 0.97
+"""Lowest share of one class among the rows where a leaking feature is present."""
+CORRELATED = 0.9
+"""Rank correlation with a certain leak from which a suspicious feature is a certain leak too."""
 WIDE = 200
-"""Of a table with more columns, only those are looked at closely whose own order says something of the target."""
-TELLING = 0.8
-"""ROC AUC of a column's own order, or its rank correlation, that says something."""
+"""In a table with more features, only features with a high rank score are examined closely."""
+HIGH_RANK_SCORE = 0.8
+"""ROC AUC of the feature as a score, or its rank correlation."""
 PAIRS = 12
-"""Columns of numbers, the best alone, that are tried two by two for a class; for a number three times as many."""
-FEWEST = 30
+"""Numeric features, the best alone, that are combined in pairs for a class; three times as many for a number."""
+MIN_ROWS = 30
+"""Lowest number of rows for a statement."""
 
 
 @dataclass(frozen=True)
 class Leak:
+    """Features that leak the target: one, or a pair."""
+
     columns: tuple[str, ...]
     why: str
-    """Short, for a comment beside the column."""
+    """Short reason, for the comment in params.yaml."""
     warning: str
-    sure: bool
-    """It is left out; otherwise only warned about."""
+    certain: bool
+    """True: left out of the template. False: only a warning."""
 
 
-def find(rows: pl.DataFrame, features: Mapping[str, Role], target: str, kind: KindName, time: str | None = None) -> list[Leak]:
-    """The leaks among the `features` of `rows`, sure ones first; none where fewer than FEWEST rows have a target."""
-    found = list(_after_the_fact(rows, features, target, time)) if time else []
+def find_leaks(
+    rows: pl.DataFrame, features: Mapping[str, Role], target: str, kind: KindName, time: str | None = None
+) -> list[Leak]:
+    """Leaks among the `features` of `rows`, certain ones first; none if fewer than MIN_ROWS rows have a target."""
+    found = list(_filled_in_later(rows, features, target, time)) if time else []
     known: dict[str, Role] = {
-        name: role for name, role in features.items() if not any(name in leak.columns for leak in found if leak.sure)
+        name: role for name, role in features.items() if not any(name in leak.columns for leak in found if leak.certain)
     }
     whole = rows.filter(pl.col(target).is_not_null())
     whole = whole.sample(min(whole.height, ROWS, max(1_000, CELLS // max(1, len(known)))), seed=0)
-    if whole.height < FEWEST or not known:
+    if whole.height < MIN_ROWS or not known:
         return found
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        look = Look(whole, known, target, kind)
-        found += look.leaks() if len(np.unique(look.y)) > 1 else []
-    return sorted(found, key=lambda leak: not leak.sure)
+        sample = Sample(whole, known, target, kind)
+        found += sample.leaks() if len(np.unique(sample.y)) > 1 else []
+    return sorted(found, key=lambda leak: not leak.certain)
 
 
-class Look:
-    """A sample with its target, each column as numbers (codes for words)."""
+class Sample:
+    """A sample of rows: the target, and each feature as numbers (codes for categories and text)."""
 
     def __init__(self, rows: pl.DataFrame, features: Mapping[str, Role], target: str, kind: KindName) -> None:
         self.target, self.classes = target, problems.predictions(kind).target == "class"
         y = rows[target].cast(pl.String).rank("dense") - 1 if self.classes else rows[target].cast(pl.Float64)
         self.y = y.to_numpy().astype(int if self.classes else float)
         self.names = list(features)
-        self.words = {name for name, role in features.items() if role in ("category", "text")}
-        self.values = {name: _numbers(rows[name], name in self.words) for name in features}
+        self.coded = {name for name, role in features.items() if role in ("category", "text")}
+        self.values = {name: _numbers(rows[name], name in self.coded) for name in features}
         self.labels = rows[target].cast(pl.String).unique().sort().to_list() if self.classes else []
         if self.classes:
-            self._merge_rare()
+            self._drop_rare_classes()
         self.alone = {name: self._alone(name) for name in self.names}
 
-    def _merge_rare(self) -> None:
-        """Rows of a class with fewer than FOLDS rows are left out: no fold could judge them."""
+    def _drop_rare_classes(self) -> None:
+        """Drop classes with fewer than FOLDS rows, which cannot be cross-validated."""
         counts = np.bincount(self.y)
         kept = counts[self.y] >= FOLDS
         self.y, self.values = self.y[kept], {name: value[kept] for name, value in self.values.items()}
@@ -89,22 +93,22 @@ class Look:
         self.labels = [self.labels[code] for code in codes]
 
     def leaks(self) -> list[Leak]:
-        filled = list(self._filled())
+        filled = list(self._present_for_one_class())
         taken = {leak.columns[0] for leak in filled}
         near = [name for name in self.names if name not in taken and self.alone[name] >= SUSPICIOUS]
-        found = [*filled, *self._apart(near, taken)]
-        sure = {name for leak in found if leak.sure for name in leak.columns}
-        found = [self._goes_with(leak, sure) for leak in found]
-        sure = {name for leak in found if leak.sure for name in leak.columns}
-        return [*found, *self._combined(sure)]
+        found = [*filled, *self._standing_apart(near, taken)]
+        certain = {name for leak in found if leak.certain for name in leak.columns}
+        found = [self._correlated(leak, certain) for leak in found]
+        certain = {name for leak in found if leak.certain for name in leak.columns}
+        return [*found, *self._pairs(certain)]
 
-    # One column
+    # --- one feature
 
     def _alone(self, name: str) -> float:
         values = self.values[name]
-        if name in self.words:
+        if name in self.coded:
             return self._lookup(values)
-        if len(self.names) > WIDE and (rough := self._quick(values)) < TELLING:
+        if len(self.names) > WIDE and (rough := self._rank_score(values)) < HIGH_RANK_SCORE:
             return rough if self.classes else rough**2
         if self.classes:
             return self._tree(values[:, None], 3)
@@ -116,10 +120,10 @@ class Look:
         from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
         tree = DecisionTreeClassifier if self.classes else DecisionTreeRegressor
-        return self._judged(tree(max_depth=depth, min_samples_leaf=3, random_state=0), X)
+        return self._cross_validated_score(tree(max_depth=depth, min_samples_leaf=3, random_state=0), X)
 
-    def _others(self, names: Sequence[str]) -> float:
-        """What boosted trees make of the columns `names` together; of a wide table, of the best WIDE of them."""
+    def _score_together(self, names: Sequence[str]) -> float:
+        """Score of boosted trees on the features `names` together; in a wide table, on the best WIDE of them."""
         from lightgbm import LGBMClassifier, LGBMRegressor
 
         names = sorted(names, key=lambda name: -self.alone[name])[:WIDE]
@@ -127,7 +131,9 @@ class Look:
             return 0.5 if self.classes else 0.0
         model = LGBMClassifier if self.classes else LGBMRegressor
         X = np.column_stack([self.values[name] for name in names])
-        return self._judged(model(n_estimators=60, num_leaves=15, min_child_samples=10, n_jobs=1, verbosity=-1), X)
+        return self._cross_validated_score(
+            model(n_estimators=60, num_leaves=15, min_child_samples=10, n_jobs=1, verbosity=-1), X
+        )
 
     def _splits(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         from sklearn.model_selection import KFold, StratifiedKFold
@@ -135,7 +141,7 @@ class Look:
         splitter = (StratifiedKFold if self.classes else KFold)(FOLDS, shuffle=True, random_state=0)
         return cast(Iterator[tuple[np.ndarray, np.ndarray]], splitter.split(self.y, self.y))
 
-    def _judged(self, model: Any, X: np.ndarray) -> float:
+    def _cross_validated_score(self, model: Any, X: np.ndarray) -> float:
         answers = np.zeros((len(self.y), len(self.labels))) if self.classes else np.zeros(len(self.y))
         for train, test in self._splits():
             model.fit(X[train], self.y[train])
@@ -143,7 +149,7 @@ class Look:
         return self._score(answers)
 
     def _lookup(self, codes: np.ndarray) -> float:
-        """Each level answers what it had in the other folds, drawn a little towards the mean."""
+        """Score of a category's mean target in the other folds, shrunk towards the overall mean."""
         truth = np.eye(len(self.labels))[self.y] if self.classes else self.y[:, None]
         answers = np.zeros(truth.shape)
         codes = codes.astype(int)
@@ -155,7 +161,7 @@ class Look:
         return self._score(answers if self.classes else answers[:, 0])
 
     def _score(self, answers: np.ndarray) -> float:
-        """ROC AUC (of several classes the mean, by their share), or R²."""
+        """ROC AUC (of several classes, their weighted mean) or R²."""
         from sklearn.metrics import r2_score, roc_auc_score
 
         if not self.classes:
@@ -165,22 +171,22 @@ class Look:
         answers = answers / answers.sum(axis=1, keepdims=True)
         return float(roc_auc_score(self.y, answers, multi_class="ovr", average="weighted"))
 
-    # Rules
+    # --- rules
 
-    def _filled(self) -> Iterator[Leak]:
-        """Columns that are there (or not zero) only where the target is of one class: filled in when the answer was known."""
+    def _present_for_one_class(self) -> Iterator[Leak]:
+        """Features that are present (or not zero) only for one class: they are filled in once the target is known."""
         if not self.classes:
             return
         shares = np.bincount(self.y) / len(self.y)
         for name in self.names:
-            if name in self.words:
+            if name in self.coded:
                 continue
             for what, there, purity in (
-                ("is filled in", ~np.isnan(self.values[name]), FILLED),
+                ("is present", ~np.isnan(self.values[name]), PURITY),
                 ("is not 0", np.nan_to_num(self.values[name]) != 0, 0.995),
             ):
                 count, empty = int(there.sum()), int((~there).sum())
-                if count < FEWEST or empty < 0.05 * len(self.y):
+                if count < MIN_ROWS or empty < 0.05 * len(self.y):
                     continue
                 inside = np.bincount(self.y[there], minlength=len(shares))
                 best = int(inside.argmax())
@@ -190,70 +196,70 @@ class Look:
                 chance = shares[best] ** count
                 if share < purity or outside > 0.5 or missed or chance > 1e-9:
                     continue
-                said = f"{what} in {count:,} rows, {share:.1%} of them {self.labels[best]}"
+                facts = f"{what} in {count:,} rows, {share:.1%} of them {self.labels[best]}"
                 yield Leak(
                     (name,),
-                    f"gives {self.target} away: {said}",
-                    f"{name}: {said}: it seems to be known only once {self.target} is. Left out of columns",
-                    sure=True,
+                    f"leaks {self.target}: {facts}",
+                    f"{name}: {facts}; it seems to be filled in once {self.target} is known. Left out of columns",
+                    certain=True,
                 )
                 break
 
-    def _apart(self, near: list[str], taken: set[str]) -> Iterator[Leak]:
-        """Columns that alone do far better than all the others together."""
+    def _standing_apart(self, near: list[str], taken: set[str]) -> Iterator[Leak]:
+        """Features that alone predict far better than all others together."""
         if not near:
             return
         rest = [name for name in self.names if name not in taken and name not in near]
-        others = self._others(rest)
+        others = self._score_together(rest)
         metric = "ROC AUC" if self.classes else "R²"
         for name in sorted(near, key=lambda each: -self.alone[each]):
             score = self.alone[name]
-            if (1 - others) < APART * (1 - score):
+            if not stands_apart(score, others):
                 continue
-            sure = score >= SURE
-            facts = f"alone it reaches {metric} {score:.3f}, all the others together {others:.3f}"
-            advice = "Left out of columns" if sure else "It stays; take it out if it is not known in time"
-            yield Leak(
-                (name,), f"gives {self.target} away: {facts}", f"{name}: gives {self.target} away: {facts}. {advice}", sure
-            )
+            certain = score >= CERTAIN
+            facts = f"{metric} {score:.3f} alone, {others:.3f} of all other columns together"
+            advice = "Left out of columns" if certain else "It stays; remove it if it is not known at prediction time"
+            yield Leak((name,), f"leaks {self.target}: {facts}", f"{name}: leaks {self.target}: {facts}. {advice}", certain)
 
-    def _goes_with(self, leak: Leak, sure: set[str]) -> Leak:
-        """A suspicious column that moves with a sure leak is one too."""
+    def _correlated(self, leak: Leak, certain: set[str]) -> Leak:
+        """A suspicious feature that is correlated with a certain leak is certain too."""
         name = leak.columns[0]
-        if leak.sure or name in self.words:
+        if leak.certain or name in self.coded:
             return leak
-        for other in sure - self.words:
-            like = abs(_rank_correlation(self.values[name], self.values[other]))
-            if like >= LIKE:
-                why = f"{leak.why}, and it moves with {other} (rank correlation {like:.2f})"
-                return Leak(leak.columns, why, f"{name}: {why}. Left out of columns", sure=True)
+        for other in certain - self.coded:
+            correlation = abs(_rank_correlation(self.values[name], self.values[other]))
+            if correlation >= CORRELATED:
+                why = f"{leak.why}, and it is correlated with {other} (rank correlation {correlation:.2f})"
+                return Leak(leak.columns, why, f"{name}: {why}. Left out of columns", certain=True)
         return leak
 
-    def _combined(self, sure: set[str]) -> Iterator[Leak]:
-        """Pairs of columns of numbers that say by sum, difference, product or quotient what neither says alone."""
-        able = [
-            name for name in self.names if name not in self.words and name not in sure and not np.isnan(self.values[name]).all()
+    def _pairs(self, certain: set[str]) -> Iterator[Leak]:
+        """Pairs of numeric features whose sum, difference, product or quotient is the target, though neither is alone."""
+        candidates = [
+            name
+            for name in self.names
+            if name not in self.coded and name not in certain and not np.isnan(self.values[name]).all()
         ]
-        best = sorted(able, key=lambda name: -self.alone[name])[: PAIRS if self.classes else 3 * PAIRS]
-        able = [name for name in able if name in best]
+        best = sorted(candidates, key=lambda name: -self.alone[name])[: PAIRS if self.classes else 3 * PAIRS]
+        candidates = [name for name in candidates if name in best]
         taken: set[str] = set()
-        for first, second in combinations(able, 2):
+        for first, second in combinations(candidates, 2):
             if taken & {first, second}:
                 continue
             for sign, value in _combinations(self.values[first], self.values[second]):
-                if self._gives_away(value) and self._needs_both(first, second):
+                if self._determines_target(value) and self._needs_both(first, second):
                     taken |= {first, second}
                     formula = f"{first} {sign} {second}"
                     yield Leak(
                         (first, second),
-                        f"gives {self.target} away: {formula} tells it",
-                        f"{formula}: gives {self.target} away, though neither does alone. Both are left out of columns; "
-                        "put back what is known in time",
-                        sure=True,
+                        f"leaks {self.target}: {formula} determines it",
+                        f"{formula}: leaks {self.target}, though neither column does alone. Both are left out of columns; "
+                        "add back what is known at prediction time",
+                        certain=True,
                     )
                     break
 
-    def _gives_away(self, value: np.ndarray) -> bool:
+    def _determines_target(self, value: np.ndarray) -> bool:
         if not self.classes:
             there = np.isfinite(value)
             if there.mean() < 0.5 or not value[there].std():
@@ -263,10 +269,10 @@ class Look:
                 np.abs(np.corrcoef(value[there], self.y[there])[0, 1]) >= 0.99999
             )
         value = np.where(np.isfinite(value), value, np.nan)
-        return self._quick(value) >= SURE and self._tree(value[:, None], 3) >= 0.995
+        return self._rank_score(value) >= CERTAIN and self._tree(value[:, None], 3) >= 0.995
 
-    def _quick(self, value: np.ndarray) -> float:
-        """What the order of the values says, at the cost of a sort: ROC AUC (of the first two classes), or rank correlation."""
+    def _rank_score(self, value: np.ndarray) -> float:
+        """ROC AUC of the values as a score (of the first two classes), or their rank correlation. It costs one sort."""
         from scipy.stats import rankdata
 
         if not self.classes:
@@ -283,8 +289,8 @@ class Look:
     def _needs_both(self, first: str, second: str) -> bool:
         if max(self.alone[first], self.alone[second]) >= (SUSPICIOUS if self.classes else 0.999):
             return False
-        others = self._others([name for name in self.names if name not in (first, second)])
-        return (1 - others) >= APART * (1 - SURE)
+        others = self._score_together([name for name in self.names if name not in (first, second)])
+        return stands_apart(CERTAIN, others)
 
 
 def _combinations(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -293,12 +299,12 @@ def _combinations(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[str, np.ndarra
         yield "-", a - b
         yield "*", a * b
         yield "/", np.where(b != 0, a / np.where(b != 0, b, 1), np.nan)
-        yield "by which one divides", np.where(a != 0, b / np.where(a != 0, a, 1), np.nan)
+        yield "divides", np.where(a != 0, b / np.where(a != 0, a, 1), np.nan)
 
 
-def _numbers(column: pl.Series, words: bool) -> np.ndarray:
-    """float64 with NaN for what is missing; words become codes, missing one of its own."""
-    if words:
+def _numbers(column: pl.Series, coded: bool) -> np.ndarray:
+    """float64 with NaN for missing values; categories and text become codes, with a code for missing values."""
+    if coded:
         return (column.cast(pl.String).fill_null("").rank("dense") - 1).to_numpy().astype(float)
     if column.dtype.is_temporal():
         column = column.cast(pl.Datetime("us")).cast(pl.Int64)
@@ -312,13 +318,13 @@ def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(found) if found is not None and found == found else 0.0
 
 
-# With time
+# --- with time
 
 
-def _after_the_fact(rows: pl.DataFrame, features: Mapping[str, Role], target: str, time: str | None) -> Iterator[Leak]:
-    """Columns that are not yet there in the newest rows, or where the target is not; dates that lie after the row's own."""
+def _filled_in_later(rows: pl.DataFrame, features: Mapping[str, Role], target: str, time: str | None) -> Iterator[Leak]:
+    """Features missing in the newest rows or where the target is missing, and dates after the row's own time."""
     ordered = rows.sort(str(time))
-    newest = ordered.tail(max(FEWEST, ordered.height // 20))
+    newest = ordered.tail(max(MIN_ROWS, ordered.height // 20))
     before = ordered.head(ordered.height - newest.height)
     unknown, known = rows.filter(pl.col(target).is_null()), rows.filter(pl.col(target).is_not_null())
     for name, role in features.items():
@@ -326,27 +332,27 @@ def _after_the_fact(rows: pl.DataFrame, features: Mapping[str, Role], target: st
             continue
         for new, old, where in (
             (newest, before, f"in the newest rows by {time}"),
-            (unknown, known, f"where {target} is not known yet"),
+            (unknown, known, f"where {target} is missing"),
         ):
-            if new.height < FEWEST or old.height < FEWEST:
+            if new.height < MIN_ROWS or old.height < MIN_ROWS:
                 continue
             empty, was = (part[name].null_count() / part.height for part in (new, old))
             if empty >= 0.9 and was <= 0.5:
-                said = f"missing {where} ({empty:.0%}; else {was:.0%})"
-                yield Leak((name,), said, f"{name}: {said}: it is filled in after the fact. Left out of columns", sure=True)
+                facts = f"missing {where} ({empty:.0%}; otherwise {was:.0%})"
+                yield Leak((name,), facts, f"{name}: {facts}; it is filled in later. Left out of columns", certain=True)
                 break
         else:
             if role == "date":
-                yield from _later(rows, name, str(time))
+                yield from _dates_after(rows, name, str(time))
 
 
-def _later(rows: pl.DataFrame, name: str, time: str) -> Iterator[Leak]:
+def _dates_after(rows: pl.DataFrame, name: str, time: str) -> Iterator[Leak]:
     both = rows.select(pl.col(name).cast(pl.Datetime("us")), at=pl.col(time).cast(pl.Datetime("us"))).drop_nulls()
-    if both.height < FEWEST:
+    if both.height < MIN_ROWS:
         return
     share = (both[name] > both["at"]).mean()
     if isinstance(share, float) and share >= 0.5:
-        sure = rows[name].null_count() > 0
-        said = f"lies after {time} in {share:.0%} of the rows"
-        advice = "it is filled in after the fact. Left out of columns" if sure else "take it out if it was not known then"
-        yield Leak((name,), said, f"{name}: {said}: {advice}", sure)
+        certain = rows[name].null_count() > 0
+        facts = f"is after {time} in {share:.0%} of the rows"
+        advice = "it is filled in later. Left out of columns" if certain else f"remove it if it is not known at {time}"
+        yield Leak((name,), facts, f"{name}: {facts}; {advice}", certain)

