@@ -1,7 +1,7 @@
 """Endpoints about the server itself: health, readiness, metrics, description."""
 
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from evergreen.serving import docs_page, openapi
@@ -54,7 +54,7 @@ class StatusEndpoints:
 
     async def server(self, request: HttpRequest) -> HttpResponse:
         """GET /v2."""
-        return json_response({"name": "evergreen", "version": version("evergreen"), "extensions": ["binary_tensor_data"]})
+        return json_response({"name": "evergreen", "version": _version(), "extensions": ["binary_tensor_data"]})
 
     async def metrics(self, request: HttpRequest) -> HttpResponse:
         """GET /metrics."""
@@ -93,3 +93,11 @@ class StatusEndpoints:
             serving = self._versions.watcher.serving_set(problem)
             champions[problem] = serving.champion if serving else None
         return openapi.describe(self._service.params, champions, self._paths())
+
+
+def _version() -> str:
+    """Evergreen's version; "" in a bundle, which holds copied modules and no installed package."""
+    try:
+        return version("evergreen")
+    except PackageNotFoundError:
+        return ""

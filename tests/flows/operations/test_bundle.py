@@ -1,26 +1,31 @@
-"""A bundle: the modules and packages that answering needs, no more, and a model that is what was exported."""
+"""A bundle holds the modules and packages that serving needs, no more, and the exported model file."""
 
+import asyncio
 import hashlib
 import json
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from evergreen.flows.operations import bundle
+from evergreen.flows.operations import bundle, bundle_contents
+from evergreen.serving import bundle_server, status_endpoints
 from evergreen.serving.bundle_server import MANIFEST, MODEL, BundleFiles
+from evergreen.serving.http_messages import HttpRequest
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.errors import ModelError, ProjectError
 from evergreen.tasks.core.paths import Layout
 from tests import ROOT
+from tests.serving import project
 
 HEAVY = {"sklearn", "mlflow", "lightgbm", "prefect", "dvc", "polars", "pandas", "optuna", "evidently", "onnx"}
 
 
 def packages(modules: dict) -> set[str]:
-    return {name.partition(".")[0] for tree in modules.values() for name in bundle.imported(tree)}
+    return {name.partition(".")[0] for tree in modules.values() for name in bundle_contents.imported(tree)}
 
 
-def test_a_compiled_model_is_served_without_the_libraries_of_training():
-    modules = bundle.closure(bundle._roots("classification", compiled=True))
+def test_a_compiled_model_is_served_without_the_training_libraries():
+    modules = bundle_contents.closure(bundle_contents.roots("classification", compiled=True))
     assert {
         "evergreen.serving.bundle_server",
         "evergreen.serving.app",
@@ -31,8 +36,8 @@ def test_a_compiled_model_is_served_without_the_libraries_of_training():
     assert not any(name.startswith("evergreen.tasks.problems") for name in modules)
 
 
-def test_a_recommender_brings_what_its_lists_are_made_by():
-    modules = bundle.closure(bundle._roots("recommendation", compiled=False))
+def test_a_recommender_bundle_holds_the_modules_that_make_lists():
+    modules = bundle_contents.closure(bundle_contents.roots("recommendation", compiled=False))
     assert {
         "evergreen.tasks.model_files.skops_models",
         "evergreen.tasks.problems.recommendation.kind",
@@ -42,20 +47,20 @@ def test_a_recommender_brings_what_its_lists_are_made_by():
     assert not packages(modules) & {"mlflow", "prefect", "dvc", "optuna", "evidently"}
 
 
-def test_a_package_keeps_all_its_versions_and_hashes_and_no_comment():
+def test_a_lock_entry_keeps_all_versions_and_hashes_without_comments():
     lock = (
         "# made\nnumpy==1 ; python_version < '3.12' \\\n    --hash=sha256:a\n    # via x\n"
         "numpy==2 \\\n    --hash=sha256:b\nPy_Yaml[c]==3 \\\n    --hash=sha256:c\n"
     )
-    found = bundle._blocks(lock)
+    found = bundle_contents.lock_entries(lock)
     assert found == {
         "numpy": "numpy==1 ; python_version < '3.12' \\\n    --hash=sha256:a\nnumpy==2 \\\n    --hash=sha256:b\n",
         "py-yaml": "Py_Yaml[c]==3 \\\n    --hash=sha256:c\n",
     }
 
 
-def test_what_a_package_needs_comes_with_it():
-    found = bundle._with_all_they_need({"onnxruntime", "pydantic"})
+def test_dependencies_of_a_package_are_included():
+    found = bundle_contents.with_dependencies({"onnxruntime", "pydantic"})
     assert {"onnxruntime", "numpy", "pydantic", "pydantic-core", "typing-extensions"} <= found
     assert "pytest" not in found
 
@@ -69,14 +74,14 @@ def test_what_a_package_needs_comes_with_it():
         ({"a": None}, {"a": None}, 0.0),
     ],
 )
-def test_two_answers_are_as_far_apart_as_their_numbers_and_else_not_alike_at_all(one, other, expected):
-    assert bundle.apart(one, other) == expected
+def test_the_difference_is_that_of_the_numbers_and_infinite_for_anything_else(one, other, expected):
+    assert bundle.largest_difference(one, other) == expected
 
 
-def test_no_address_of_a_database_leaves_the_project_and_the_section_stays_as_it_is(tmp_path):
+def test_no_database_address_leaves_the_project_and_the_section_is_unchanged(tmp_path):
     known = load(ROOT / "params.yaml")
     for name in known.problems:
-        bundle._lay_params(tmp_path, known, name)
+        bundle._write_params(tmp_path, known, name)
         again = load(tmp_path / "params.yaml")
         assert list(again.problems) == [name]
         assert again.section(name) == known.section(name)
@@ -84,14 +89,14 @@ def test_no_address_of_a_database_leaves_the_project_and_the_section_stays_as_it
         assert not again.serve.ledger
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+def test_a_folder_that_is_not_empty_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ProjectError, match="is there already; name a folder that is new or empty"):
+    with pytest.raises(ProjectError, match="is not empty; name a new or empty folder"):
         bundle.run(Layout(ROOT), load(ROOT / "params.yaml"), "redeem", tmp_path, 1)
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
-def test_a_model_that_is_not_the_one_exported_is_not_loaded(tmp_path):
+def test_a_changed_model_file_is_not_loaded(tmp_path):
     (tmp_path / MODEL).mkdir()
     (tmp_path / MODEL / "model.onnx").write_bytes(b"one")
     card = {"problem": "p", "version": 2, "compiled": True, "file": "model.onnx", "sha256": hashlib.sha256(b"two").hexdigest()}
@@ -102,5 +107,24 @@ def test_a_model_that_is_not_the_one_exported_is_not_loaded(tmp_path):
         BundleFiles(tmp_path / MODEL)
 
 
-def test_a_request_that_lies_in_a_bundle_is_strict_json():
-    assert json.dumps(bundle._known([{"a": float("nan"), "b": "x", "c": 1.5}]), allow_nan=False)
+def test_a_bundle_is_complete_predicts_like_the_project_and_has_no_installed_package(tmp_path, monkeypatch):
+    monkeypatch.delenv("EVERGREEN_DATABASE", raising=False)
+    layout = project.project(tmp_path / "shop", ("dear",))
+    found = bundle.run(layout, load(layout.params), "dear", tmp_path / "bundle", None)
+    assert (found.compiled, found.version, found.rows) == (True, 1, bundle.EXAMPLES)
+    assert found.difference <= bundle.TOLERANCE
+    lines = (tmp_path / "bundle" / "requirements.txt").read_text()
+    assert "onnxruntime==" in lines
+    assert not any(f"\n{name}==" in lines for name in HEAVY)
+    monkeypatch.setattr(status_endpoints, "version", not_installed)
+    app = bundle_server.application(tmp_path / "bundle", "127.0.0.1", tmp_path / "bundle")
+    response = asyncio.run(app.routes["/v2"]["GET"].endpoint(HttpRequest({}, None, "", None, 0)))
+    assert json.loads(response.body)["version"] == ""
+
+
+def not_installed(name: str) -> str:
+    raise PackageNotFoundError(name)
+
+
+def test_the_example_request_is_strict_json():
+    assert json.dumps(bundle._without_nan([{"a": float("nan"), "b": "x", "c": 1.5}]), allow_nan=False)
