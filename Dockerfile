@@ -1,5 +1,5 @@
-# Evergreen as an image: `serve`, `schedule`, `train` and every other command. The project (params.yaml, data, var) is mounted at
-# /project; what its steps need beside it (dvc.yaml, the code) is in the image. Nothing outside /project and /tmp is written.
+# Image of Evergreen with every command. Mount the project (params.yaml, data, var) at /project; the code is in the image.
+# Nothing outside /project and /tmp is written.
 FROM python:3.11-slim AS packages
 WORKDIR /build
 COPY requirements.lock .
