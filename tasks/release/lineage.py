@@ -1,4 +1,4 @@
-"""Recording with DVC what the steps made, and saying where a model comes from. The one home of dvc."""
+"""Record outputs of steps with DVC, and trace a model to its code, data and params. The one home of dvc."""
 
 import hashlib
 import json
@@ -30,30 +30,30 @@ T = TypeVar("T")
 PATIENCE = 60.0
 """Seconds to wait for another `dvc` before giving up. DVC itself gives up after three."""
 CHANGED_FILES = 20
-"""How many changed files lineage names."""
+"""Most changed files that lineage names."""
 _ONE_AT_A_TIME = threading.RLock()
 
 
 class Stages:
     """The stages of dvc.yaml, called as DVC calls them: "ingest", "train@redeem".
 
-    Every call opens the repository anew (6 ms), so it sees the files as they are, and holds DVC's own lock meanwhile.
-    Raises ProjectError where the folder has no git, no DVC, or no such stage; LockedError where another `dvc` keeps the lock;
+    Every call opens the repository again (6 ms), so it sees the present files, and holds DVC's own lock meanwhile.
+    Raises ProjectError where the folder has no git, no DVC, or no such stage; LockedError where another `dvc` holds the lock;
     StorageError where its cache cannot be written.
     """
 
     def __init__(self, layout: Layout, patience: float = PATIENCE) -> None:
         self._root = layout.root
         self._patience = patience
-        logging.getLogger("dvc").setLevel(logging.CRITICAL)  # its bars stop with its level; errors arrive as exceptions
+        logging.getLogger("dvc").setLevel(logging.CRITICAL)  # hides its progress bars; errors arrive as exceptions
         self._call(lambda repo: repo.root_dir)
 
     def fresh(self, stage: str) -> bool:
-        """Whether the outputs of `stage` stand and belong to its present command, dependencies and params."""
+        """Whether the outputs of `stage` exist and match its present command, dependencies and params."""
         return not self._call(lambda repo: repo.status(targets=[self._address(stage)]))
 
     def commit(self, stage: str) -> None:
-        """Record the outputs of `stage` as they are, so that DVC has nothing to do for it.
+        """Record the present outputs of `stage`, so that DVC considers it up to date.
 
         Raises ProjectError where an output is missing.
         """
@@ -67,7 +67,7 @@ class Stages:
         self._call(save)
 
     def status(self) -> dict[str, Any]:
-        """Stage -> what changed, in DVC's words; empty where nothing is to be done."""
+        """Stage -> its changes, as DVC reports them; empty if everything is up to date."""
         found = self._call(lambda repo: repo.status())
         return {_name(address): changes for address, changes in found.items()}
 
@@ -84,7 +84,7 @@ class Stages:
         return self._call(read)
 
     def _address(self, stage: str) -> str:
-        """With the whole path: DVC reads a bare name from the current folder, which need not be the project."""
+        """With the full path: DVC looks for a bare name in the current folder, which need not be the project."""
         return f"{self._root / 'dvc.yaml'}:{stage}"
 
     def _call(self, question: Callable[[Repo], T]) -> T:
@@ -114,15 +114,15 @@ class Stages:
             return f"{self._root}: DVC is not set up here; run dvc init"
         if isinstance(error, SCMError) and "not a git repository" in str(error):
             return _no_git(self._root)
-        said = " ".join(str(error).split())
-        if "dvc.lock" in said:
-            advice = "Bring it back (git checkout dvc.lock), or remove it: then all is done again."
-            return f"{self._root / 'dvc.lock'}: {said}. {advice}"
-        return f"{self._root / 'dvc.yaml'}: {said}"
+        text = " ".join(str(error).split())
+        if "dvc.lock" in text:
+            advice = "Restore it (git checkout dvc.lock), or remove it: then every stage runs again."
+            return f"{self._root / 'dvc.lock'}: {text}. {advice}"
+        return f"{self._root / 'dvc.yaml'}: {text}"
 
 
 def restore(layout: Layout, digest: str, place: Path) -> bool:
-    """Lay what DVC recorded as `digest`, a file or a folder, at `place`. False where its cache does not hold all of it.
+    """Copy the file or folder that DVC recorded as `digest` to `place`. False if its cache lacks part of it.
 
     Raises ProjectError where DVC is not set up.
     """
@@ -147,7 +147,7 @@ def restore(layout: Layout, digest: str, place: Path) -> bool:
 
 
 def archive(layout: Layout, commit: str, place: Path) -> bool:
-    """Lay the project as it was at `commit` into the folder `place`. False where git does not know the commit.
+    """Extract the project at `commit` into the folder `place`, links included. False if git does not know the commit.
 
     Raises ProjectError where the project is not under git.
     """
@@ -163,7 +163,7 @@ def archive(layout: Layout, commit: str, place: Path) -> bool:
 
 
 def set_up(layout: Layout) -> list[str]:
-    """Put a folder under git and DVC where it is not yet. Returns what was made.
+    """Initialise git and DVC in a folder, where they are not yet. Returns what was created.
 
     Raises ProjectError where git is not installed, or git or DVC refuses.
     """
@@ -191,7 +191,7 @@ def _name(address: str) -> str:
 
 
 def lineage(layout: Layout, params: Params, problem: str) -> dict[str, str]:
-    """Where the model of `problem` comes from, as short texts.
+    """The origin of the model of `problem`, as short texts.
 
     git.commit ("none" before the first one), git.dirty (true, false; dvc.lock does not count), git.changed (up to 20 files),
     dvc.PATH (DVC's hash of each recorded output that belongs to the problem), params (its section, JSON), cutoff (or the name
@@ -226,7 +226,7 @@ def _git(root: Path) -> dict[str, str]:
 
 
 def _ask_git(root: Path, *words: str, allowed: tuple[int, ...] = (0,), anywhere: bool = False) -> str:
-    """What git says. Raises ProjectError where it is missing, fails, or, unless `anywhere`, `root` is in no repository."""
+    """The output of git. Raises ProjectError where it is missing or fails, or outside a repository, unless `anywhere`."""
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *words], capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
@@ -255,7 +255,7 @@ def _outputs(layout: Layout, problem: str) -> Iterator[tuple[str, str]]:
 
 
 def _costs(layout: Layout, problem: str) -> Iterator[tuple[str, str]]:
-    """CPU seconds and peak memory of each step that worked for this problem, as its last run wrote them down."""
+    """CPU seconds and peak memory of the last run of each step for this problem."""
     for path in sorted((layout.var / "costs").glob("*.json")):
         step, branch, owner = path.stem.partition("@")
         if not branch or owner == problem:

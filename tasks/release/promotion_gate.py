@@ -1,6 +1,6 @@
-"""May a candidate take the place of another model? Pure: frames and a policy in, a verdict out; nothing is written.
+"""The gate: may a candidate replace another model? Pure: frames and a policy in, a verdict out; nothing is written.
 
-The rule looks at the interval of the gain, from a paired bootstrap over entities on the very same rows:
+The rule uses the interval of the gain, from a paired bootstrap over entities on the same rows:
 
     better       the whole interval lies above margin
     not worse    else, the whole interval lies at or above minus tolerance
@@ -29,7 +29,7 @@ Decision = Literal["better", "not worse", "worse", "cannot tell"]
 
 
 class Verdict(Section):
-    """What the gate decided, and on what evidence. Numbers that could not be computed are NaN."""
+    """The gate's decision with its evidence. Numbers that are undefined are NaN."""
 
     decision: Decision
     promote: bool
@@ -39,16 +39,16 @@ class Verdict(Section):
     candidate: float
     """Score of the candidate."""
     other: float
-    """Score of what it is measured against."""
+    """Score of the model it is compared with."""
     gain: float
     """How much better the candidate is: positive is better, in the metric's unit."""
     low: float
     high: float
     """Interval of the gain."""
     rows: int
-    """Rows both were judged on."""
+    """Rows that both predicted."""
     against: str
-    """What it is measured against, such as champion v3 or baseline prior."""
+    """The model it is compared with, such as champion v3 or baseline prior."""
 
 
 def judge(
@@ -62,7 +62,7 @@ def judge(
 ) -> Verdict:
     """Compare two models by their predictions, one row per entity in both. `score`: such rows -> the metric.
 
-    The same seed draws the same resamples. Raises DataError where the frames are not about the same rows.
+    The same seed draws the same resamples. Raises DataError where the frames hold different rows.
     """
     left, right = bootstrap.paired(candidate, other)
     scores = score(left), score(right)
@@ -125,8 +125,8 @@ def run(
 ) -> Verdict:
     """Judge the trained model of `problem` on its last test window against `champion`, or the baseline for None.
 
-    The champion, registered as `version`, predicts the same rows now; "cannot tell" where it cannot, since its features are no
-    longer made, and where it learned from days up to `seen` that lie in the window: it would know the answers.
+    The champion, registered as `version`, predicts the same rows now. The decision is "cannot tell" if it cannot, for instance
+    since its features are no longer built, or if it learned from days of the window (up to `seen`), which would leak labels.
     Raises StepError where evaluate did not run before, ParamsError for a metric that predictions do not give.
     """
     section, kind = params.section(problem), problems.kind(params.kind(problem))
@@ -144,12 +144,12 @@ def run(
             return _unable(metric, against, candidate.height, why, "Train as of a later day.")
         try:
             other = kind.predict(champion, data, cutoff, section)
-        except Exception as error:  # noqa: BLE001  # a model of another time may fail in any way; the present one stays
-            advice = "Deploy the candidate by hand if features were changed on purpose."
+        except Exception as error:  # noqa: BLE001  # an old model may fail in any way; it stays champion
+            advice = "If features were changed on purpose, deploy the candidate by hand."
             return _unable(metric, against, candidate.height, f"{type(error).__name__}: {error}", advice)
     if metric.name not in kind.score(candidate, section):
         raise ParamsError(
-            f"params.yaml: {problem}.gate.metric = {metric.name}: rows of predictions do not give it; choose another"
+            f"params.yaml: {problem}.gate.metric = {metric.name}: cannot be computed from predictions; choose another"
         )
     verdict = judge(
         candidate,
@@ -174,7 +174,7 @@ def last_window(layout: Layout, problem: str, name: str) -> pl.DataFrame:
 
 
 def _unable(metric: Metric, against: str, rows: int, why: str, advice: str) -> Verdict:
-    """The verdict where the champion cannot fairly predict the rows it would be judged on."""
+    """The verdict where the champion cannot predict the rows, or not fairly."""
     return Verdict(
         decision="cannot tell",
         promote=False,

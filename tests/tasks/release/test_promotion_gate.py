@@ -207,7 +207,7 @@ def test_the_gate_writes_nothing(finished: tuple[Params, Layout]) -> None:
 
 @pytest.mark.usefixtures("_plain")
 def test_a_metric_that_rows_do_not_give_is_refused(finished: tuple[Params, Layout]) -> None:
-    with pytest.raises(ParamsError, match=r"pay.gate.metric = size: rows of predictions do not give it"):
+    with pytest.raises(ParamsError, match=r"pay.gate.metric = size: cannot be computed from predictions"):
         promotion_gate.run(plain_kind.params(gate={"metric": "size"}), "pay", finished[1], None, None)
 
 
