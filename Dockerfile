@@ -25,7 +25,7 @@ RUN apt-get update \
  && useradd --uid 10001 --home-dir /tmp --no-create-home evergreen \
  && mkdir /project && chown evergreen /project
 COPY --from=packages /venv /venv
-ENV PATH=/venv/bin:$PATH HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 MPLCONFIGDIR=/tmp/matplotlib \
+ENV PATH=/venv/bin:$PATH HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
     OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 DVC_NO_ANALYTICS=1 DO_NOT_TRACK=1
 WORKDIR /project
 USER 10001

@@ -6,7 +6,7 @@ ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 
 ifneq ($(CURDIR),$(ROOT))
 
-install demo test check bench bench-recommend bench-automl bench-serve soak bench-monitor lock clean:
+install demo test check bench bench-recommend bench-automl bench-serve soak bench-monitor plots lock clean:
 	@$(MAKE) --no-print-directory -C "$(ROOT)" $@
 
 else
@@ -22,7 +22,7 @@ export DO_NOT_TRACK := 1
 
 LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --group dev --generate-hashes -q \
 	--custom-compile-command "make lock"
-COMPILED := prefect mlflow great_expectations sklearn scipy numpy pandas polars lightgbm optuna matplotlib sqlalchemy pydantic fastapi dvc
+COMPILED := prefect mlflow great_expectations sklearn scipy numpy pandas polars lightgbm optuna sqlalchemy pydantic fastapi dvc
 
 install: .venv/ready  ## the environment, pinned by requirements.lock with hashes
 
@@ -72,6 +72,9 @@ bench-serve: install  ## the server beside MLflow's, BentoML and MLServer on the
 soak: install  ## ten minutes of mixed load on the server, while versions come and go and a worker is killed
 	@python -m bench.soak
 
+plots: install  ## .dvc/plots, the templates of dvc plots, from the specs of the page's charts
+	@python -m evergreen.monitoring.report.dvc_templates
+
 lock: install  ## requirements.lock from pyproject.toml
 	$(LOCK) -o requirements.lock
 
@@ -80,4 +83,4 @@ clean:  ## all that runs have made; the environment and git's files stay
 
 endif
 
-.PHONY: install demo test check bench bench-recommend bench-automl bench-serve soak bench-monitor lock clean
+.PHONY: install demo test check bench bench-recommend bench-automl bench-serve soak bench-monitor plots lock clean

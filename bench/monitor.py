@@ -202,17 +202,16 @@ def one(who: str, rows: int) -> dict[str, float]:
     return found
 
 
-def paint(axes: Any, table: pl.DataFrame) -> None:
+def draw(table: pl.DataFrame) -> None:
     """The curves of power: Evergreen as lines, Evidently's defaults dashed, a colour for each case."""
-    from evergreen.monitoring.report import charts
+    from evergreen.monitoring.report import marks, vega
 
-    for (name,), colour in zip(table.select("case").unique(maintain_order=True).iter_rows(), charts.SERIES, strict=False):
-        rows = table.filter(pl.col("case") == name)
-        axes.plot(rows["change"], rows["evergreen"], color=colour, label=name)
-        axes.plot(rows["change"], rows["evidently"], color=colour, linestyle="dashed")
-    axes.set_ylim(-0.03, 1.03)
-    charts.people(axes, "shift in standard deviations, or share of rows changed", "found; dashed: Evidently", "y")
-    axes.legend(loc="lower right", frameon=False)
+    x = marks.number("change", "shift in standard deviations, or share of rows changed")
+    color = marks.BY_SERIES | {"field": "case"}
+    spec = marks.lines(x, marks.percent("found", "found"), color=color)
+    spec["encoding"]["strokeDash"] = marks.dashes("by")
+    found = table.unpivot(["evergreen", "evidently"], index=["case", "change"], variable_name="by", value_name="found")
+    vega.save(RESULTS / "monitor.svg", spec, found, height=320)
 
 
 def main(words: list[str]) -> None:
@@ -238,9 +237,7 @@ def main(words: list[str]) -> None:
     pl.DataFrame(kept, infer_schema_length=None).write_csv(path)
     curves = pl.DataFrame([row for row in kept if row["table"] == "power"], infer_schema_length=None)
     if curves.height:
-        from evergreen.monitoring.report import charts
-
-        charts.save(RESULTS / "monitor.svg", paint, curves, height=4.2, width=8.0)
+        draw(curves)
 
 
 def _short(value: Any) -> str:

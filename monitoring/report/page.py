@@ -463,7 +463,7 @@ def _charts(layout: Layout, name: str, folder: str = "plots", only: Sequence[str
     for path in sorted((layout.report(name) / folder).glob("*.csv")):
         table = _csv(path) if only is None or path.stem in only else None
         if table is not None and table.height:
-            drawn.append(charts.draw(f"{name}-{path.stem}", path.stem, table))
+            drawn.append(charts.draw(path.stem, table))
     return sorted(drawn, key=lambda chart: (charts.order(chart.name), chart.name))
 
 
@@ -475,7 +475,7 @@ def _dependence(layout: Layout, name: str) -> list[Chart]:
         return []
     table = table.with_columns(pl.col("answer", "value").cast(pl.String))
     parts = table.partition_by("column", maintain_order=True)
-    return [charts.dependence(f"{name}-dependence-{place}", part) for place, part in enumerate(parts)]
+    return [charts.dependence(part) for part in parts]
 
 
 def _csv(path: Path) -> pl.DataFrame | None:
@@ -564,7 +564,7 @@ def _search(layout: Layout, name: str, evaluation: Mapping[str, Any] | None) -> 
             (model, formatting.number(score, places), counts.get(model, 0), model == best.get("model"))
             for model, score in models
         ],
-        chart=charts.search(f"{name}-search", scored, formatting.label(metric), greater, (evaluation or {}).get("baseline"))
+        chart=charts.search(scored, formatting.label(metric), greater, (evaluation or {}).get("baseline"))
         if scored.height > 1
         else None,
     )
@@ -592,7 +592,7 @@ def _pareto(name: str, path: Path, metric: str, baseline: str | None) -> Chart |
     except (OSError, pl.exceptions.PolarsError):
         return None
     known = trials.rename({"latency_ms": "cost"}).filter(pl.col("score").is_not_null() & (pl.col("cost") > 0))
-    return charts.pareto(f"{name}-pareto", known, metric, baseline) if known.height > 1 else None
+    return charts.pareto(known, metric, baseline) if known.height > 1 else None
 
 
 def _greater(metric: str, evaluation: Mapping[str, Any] | None, trials: pl.DataFrame, best: Mapping[str, Any]) -> bool:

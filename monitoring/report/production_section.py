@@ -143,7 +143,7 @@ def tell(name: str, found: Watched, replayed: Mapping[str, Any] | None) -> Produ
     return Production(
         summary=_summary(found),
         level=_level(found.looks[-1]) if found.looks else "idle",
-        timeline=time_series.timeline(f"{name}-timeline", found.looks, retrained),
+        timeline=time_series.timeline(found.looks, retrained),
         looks=_told(found),
         drift=_drifting(found.looks[-1]) if found.looks else None,
         cohorts=[_weekly(each) for each in reversed(found.cohorts[-SHOWN_COHORTS:])],
@@ -282,7 +282,7 @@ def _backtest(name: str, found: Mapping[str, Any]) -> Backtest | None:
             "A false alarm is one after which a model trained at once would not surely have been better in the next windows."
         )
         rows = [_policy(each, chosen) for each in found["outcomes"]]
-        return Backtest(sentence, about, rows, metric, time_series.replay(f"{name}-replay", found))
+        return Backtest(sentence, about, rows, metric, time_series.replay(found))
     except (KeyError, TypeError, ValueError) as error:
         log.warning("page: the replay of %s cannot be read, so the page leaves it out: %r", name, error)
         return None

@@ -1,4 +1,4 @@
-"""Curves over time: how good a version is from window to window, and what became of each policy of a replay."""
+"""Curves over time: how good a version is from window to window, and how good each policy of a backtest keeps its model."""
 
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -8,117 +8,119 @@ from typing import Any
 import polars as pl
 
 from evergreen.monitoring.ledger.records import Decision
-from evergreen.monitoring.report import charts, formatting
-from evergreen.monitoring.report.charts import BASELINE, INK, MODEL, PAPER, SERIES, Chart
+from evergreen.monitoring.report import formatting, vega
+from evergreen.monitoring.report.charts import Chart
+from evergreen.monitoring.report.marks import DASHED, STROKES, across, band, constant, number, palette
+from evergreen.monitoring.report.vega import BASELINE, BROAD, INK, MODEL, PAPER, SECOND, SERIES, Spec
 
-WIDE, HIGH = 10.6, 3.6
-"""Inches of a drawing as wide as the page."""
-TICKS = 7
+HIGH = 260
+DAY: Spec = {
+    "field": "day",
+    "type": "temporal",
+    "title": None,
+    "scale": {"type": "utc"},
+    "axis": {"format": "%-d %b", "tickCount": 7},
+}
+KNOWN = {"filter": "isValid(datum.score)"}
+SCORES = {"day": pl.String} | dict.fromkeys(("score", "low", "high"), pl.Float64)
 
 
-def replay(key: str, found: Mapping[str, Any]) -> Chart:
-    """The quality of each policy from window to window. `found`: what replay.json says."""
+def replay(found: Mapping[str, Any]) -> Chart:
+    """The quality of each policy from window to window. `found`: the content of replay.json."""
     title = "Quality under each policy"
     caption = (
         "One line per policy (those that did the same lie within each other), its band the 95 % interval over entities; a dot "
         "where a retraining was promoted, a hollow one where the gate kept the champion."
     )
-    table, paint = _replayed(found)
-    return Chart("replay", title, caption, charts.drawn(key, title, paint, table, HIGH, WIDE))
+    return Chart("replay", title, caption, vega.render(title, *_replayed(found), HIGH, BROAD, grey="never"))
 
 
 def save_replay(found: Mapping[str, Any], path: Path) -> None:
     """The same as an SVG file."""
-    table, paint = _replayed(found)
-    charts.save(path, paint, table, HIGH, WIDE)
+    vega.save(path, *_replayed(found), HIGH, grey="never")
 
 
-def _replayed(found: Mapping[str, Any]) -> tuple[pl.DataFrame, Any]:
+def _replayed(found: Mapping[str, Any]) -> tuple[Spec, pl.DataFrame]:
+    outcomes = found["outcomes"]
     rows = [
-        {"policy": each["policy"], "day": _day(point["day"]), "promoted": step["promoted"]}
-        | {name: point[name] for name in ("score", "low", "high")}
-        for each in found["outcomes"]
+        {"policy": each["policy"], "promoted": step["promoted"], "width": 1.6 + 1.8 * (len(outcomes) - 1 - place)}
+        | {"day": str(point["day"])[:10], **{name: point[name] for name in ("score", "low", "high")}}
+        for place, each in enumerate(outcomes)  # each line narrower than the one before, which it may cover
         for point, step in zip(each["points"], each["steps"], strict=True)
     ]
-    schema = {"policy": pl.String, "day": pl.Int64, "promoted": pl.Boolean}
-    table = pl.DataFrame(rows, schema=schema | dict.fromkeys(("score", "low", "high"), pl.Float64))
-    label = formatting.label(found["metric"])
-
-    def paint(axes: Any, table: pl.DataFrame) -> None:
-        others = iter(SERIES * table.height)
-        parts = table.partition_by("policy", maintain_order=True)
-        for place, part in enumerate(parts):
-            name = part["policy"][0]
-            colour = BASELINE if name == "never" else next(others)
-            width = 1.6 + 1.8 * (len(parts) - 1 - place)  # policies that did the same lie within each other
-            known = part.filter(pl.col("score").is_not_null())
-            days = known["day"].to_list()
-            axes.fill_between(days, known["low"].to_list(), known["high"].to_list(), color=colour, alpha=0.1, linewidth=0)
-            axes.plot(days, known["score"].to_list(), color=colour, label=name, linewidth=width)
-            for promoted, fill in ((True, colour), (False, PAPER)):
-                marked = known.filter(pl.col("promoted") == promoted)
-                style = {"color": colour, "markerfacecolor": fill, "markersize": 5, "markeredgewidth": 1.2}
-                axes.plot(marked["day"].to_list(), marked["score"].to_list(), "o", **style)
-        charts.people(axes, "", label)
-        _dates(axes, table["day"].to_list())
-        charts.legend_below(axes)
-
-    return table, paint
+    table = pl.DataFrame(rows, {"policy": pl.String, "promoted": pl.Boolean, "width": pl.Float64, **SCORES})
+    width = {"field": "width", "type": "quantitative", "scale": None}
+    dot = {"type": "point", "filled": False, "strokeWidth": 1.2}
+    spec = {
+        "transform": [KNOWN],
+        "layer": [
+            band(0.1),
+            {"mark": "line", "encoding": {"size": width}},
+            {"transform": [{"filter": "datum.promoted === true"}], "mark": dot | {"filled": True}},
+            {"transform": [{"filter": "datum.promoted === false"}], "mark": dot | {"fill": PAPER}},
+        ],
+        "encoding": {
+            "x": DAY,
+            "y": number("score", formatting.label(found["metric"])),
+            "color": {"field": "policy", "type": "nominal", "title": None, "legend": STROKES},
+        },
+    }
+    return spec, table
 
 
-def timeline(key: str, looks: Sequence[Decision], retrained: Sequence[date]) -> Chart | None:
+def timeline(looks: Sequence[Decision], retrained: Sequence[date]) -> Chart | None:
     """How good the predictions were from look to look. `retrained`: the days of retrainings. None where no score is known."""
-    told = [row for each in looks for row in _scored(each)]
-    if not told:
+    scores = [row for each in looks for row in _scored(each)]
+    if not scores:
         return None
     metric, title = formatting.label(_metric(looks)), "From week to week"
     caption = (
-        f"{metric} of each window, when its truths came, and as it was estimated before; bands are 95 % intervals, the dashed "
+        f"{metric} of each window, when its labels came, and as it was estimated before; bands are 95 % intervals, the dashed "
         "line is what the version had when it was judged. Triangles: alarms of drift. Upright lines: retrainings."
     )
-    alarms = [each.at.date().toordinal() for each in looks if each.window.drift.alarm]
-    days = [each.at.date().toordinal() for each in looks]
-
-    def paint(axes: Any, table: pl.DataFrame) -> None:
-        for what, colour, style in LINES:
-            part = table.filter(pl.col("what") == what).unique("day", keep="last").sort("day")
-            x = part["day"].to_list()
-            if what == "expected":
-                axes.step(x, part["score"].to_list(), where="post", color=colour, label=what, **style)
-                continue
-            there = part.filter(pl.col("low").is_not_null() & pl.col("high").is_not_null())
-            band = {"color": colour, "alpha": 0.15, "linewidth": 0}
-            axes.fill_between(there["day"].to_list(), there["low"].to_list(), there["high"].to_list(), **band)
-            axes.plot(x, part["score"].to_list(), "o-", color=colour, label=what if x else "_", **style)
-        low, high = axes.get_ylim()
-        for day in retrained:
-            axes.axvline(day.toordinal(), color=INK, linewidth=1, linestyle=(0, (1, 2)))
-        floor = low - 0.06 * (high - low)
-        axes.plot(alarms, [floor] * len(alarms), "^", color=SERIES[1], markersize=7, label="alarm" if alarms else "_")
-        axes.set_ylim(floor - 0.06 * (high - low), high)
-        charts.people(axes, "", metric)
-        _dates(axes, [*days, *table["day"].to_list()])
-        charts.legend_below(axes)
-
-    schema = {"what": pl.String, "day": pl.Int64} | dict.fromkeys(("score", "low", "high"), pl.Float64)
-    return Chart("timeline", title, caption, charts.drawn(key, title, paint, pl.DataFrame(told, schema=schema), HIGH, WIDE))
+    alarms = [{"what": "alarm", "day": each.at.date().isoformat()} for each in looks if each.window.drift.alarm]
+    events = [*alarms, *({"what": "retraining", "day": day.isoformat()} for day in retrained)]
+    table = pl.DataFrame([*scores, *events], {"what": pl.String, **SCORES}).unique(["what", "day"], keep="last").sort("day")
+    drawn = {name: colour for name, colour in COLOURS.items() if name in table["what"]}
+    svg = vega.render(title, TIMELINE | {"encoding": _timeline_axes(metric, drawn)}, table, HIGH, BROAD)
+    return Chart("timeline", title, caption, svg)
 
 
-LINES: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("expected", BASELINE, {"linewidth": 1.3, "linestyle": (0, (4, 3))}),
-    ("estimated", SERIES[2], {"linewidth": 1.6, "markersize": 4}),
-    ("realised", MODEL, {"linewidth": 1.8, "markersize": 5}),
-)
+COLOURS = {"expected": BASELINE, "estimated": SERIES[2], "realised": MODEL, "alarm": SECOND}
+
+
+def _only(what: str, mark: Spec, **encoding: Spec) -> Spec:
+    return {"transform": [{"filter": f"datum.what == '{what}'"}], "mark": mark, "encoding": encoding}
+
+
+TIMELINE: Spec = {
+    "layer": [
+        {"transform": [{"filter": "isValid(datum.low) && datum.what != 'expected'"}], **band(0.15)},
+        _only("expected", {"type": "line", "interpolate": "step-after", **DASHED}),
+        _only("estimated", {"type": "line", "point": {"size": 20}, "strokeWidth": 1.6}),
+        _only("realised", {"type": "line", "point": {"size": 30}}),
+        _only("alarm", {"type": "point", "shape": "triangle-up", "size": 60, "yOffset": -8}, y=constant("height")),
+        {**across("x", DAY, INK, strokeDash=[1, 2]), "transform": [{"filter": "datum.what == 'retraining'"}]},
+    ]
+}
+
+
+def _timeline_axes(metric: str, colours: Mapping[str, str]) -> Spec:
+    return {
+        "x": DAY,
+        "y": number("score", metric),
+        "color": palette(colours, field="what", legend={"symbolType": "circle", "columns": 4}),
+    }
 
 
 def _scored(look: Decision) -> list[dict[str, Any]]:
-    """What one look says of scores: one row for each that is known, on the day that it is about."""
+    """The scores that one look knows: one row for each, on the day that it is about."""
     found = look.window.performance
     if found is None:
         return []
     days = {"realised": found.realised_until or look.at, "estimated": look.at, "expected": look.at}
     return [
-        {"what": what, "day": day.date().toordinal(), "score": each.score, "low": each.low, "high": each.high}
+        {"what": what, "day": day.date().isoformat(), "score": each.score, "low": each.low, "high": each.high}
         for what, day in days.items()
         if (each := getattr(found, what)).score is not None
     ]
@@ -126,17 +128,3 @@ def _scored(look: Decision) -> list[dict[str, Any]]:
 
 def _metric(looks: Sequence[Decision]) -> str:
     return next(each.window.performance.metric for each in reversed(looks) if each.window.performance)
-
-
-def _day(text: Any) -> int:
-    return date.fromisoformat(str(text)[:10]).toordinal()
-
-
-def _dates(axes: Any, days: Sequence[int]) -> None:
-    """Few ticks, as days people write."""
-    if not days:
-        return
-    first, last = min(days), max(days)
-    step = max((last - first) // (TICKS - 1), 1)
-    places = list(range(first, last + 1, step))[:TICKS]
-    axes.set_xticks(places, [f"{date.fromordinal(each).day} {date.fromordinal(each):%b}" for each in places])

@@ -24,7 +24,7 @@ HOMES = {
     "optuna": {"tasks/search/optuna_study.py"},
     "mlflow": {"tasks/release/mlflow_store.py"},
     "dvc": {"tasks/release/lineage.py"},
-    "matplotlib": {"monitoring/report/charts.py"},
+    "vl_convert": {"monitoring/report/vega.py"},
     "evidently": {"monitoring/drift/evidently_report.py"},
     "implicit": {"tasks/problems/recommender/candidate_sources.py"},
     "onnx": {"tasks/model_files/onnx_graph.py"},

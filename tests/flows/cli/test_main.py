@@ -31,7 +31,7 @@ HEAVY = (
     "numpy",
     "optuna",
     "lightgbm",
-    "matplotlib",
+    "vl_convert",
 )
 SMALL = """\
 # what a person wrote

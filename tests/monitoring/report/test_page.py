@@ -3,22 +3,22 @@
 import json
 import re
 from datetime import UTC, date, datetime, timedelta
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 
 from evergreen.monitoring.ledger.cohorts import Cohort
 from evergreen.monitoring.ledger.decisions import RetrainingRecord
 from evergreen.monitoring.ledger.records import Change, Decision, Drift, Estimate, Performance, Window
-from evergreen.monitoring.report import charts, formatting, page, production_section
+from evergreen.monitoring.report import formatting, page, plots, production_section
 from evergreen.monitoring.report.production_section import Watched
 from evergreen.tasks.config import params as known
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.paths import Layout
+from tests.monitoring.report.plot_tables import plot_tables
+from tests.monitoring.report.tree import Tree
 
 PARAMS = """
 project: {name: little store, as_of: "2017-12-31"}
@@ -120,112 +120,12 @@ def evaluation(problem: str, kind: str) -> dict[str, Any]:
     }
 
 
-def plots(kind: str) -> dict[str, pl.DataFrame]:
-    draw, place = np.random.default_rng(3), np.linspace(0, 1, 60)
-
-    def both(**columns: np.ndarray) -> pl.DataFrame:
-        table = pl.DataFrame(columns)
-        return pl.concat([table.select(pl.lit(name).alias("series"), pl.all()) for name in ("model", "baseline")])
-
-    edges = np.linspace(-300, 300, 41)
-    residuals = {"low": edges[:-1], "high": edges[1:], "share": np.histogram(draw.normal(0, 100, 900), edges)[0] / 900}
-    groups = [
-        {
-            "cluster": group,
-            "rows": 500,
-            "share": 0.25,
-            "feature": name,
-            "mean": 10.0 * group,
-            "overall": 15.0,
-            "deviations": group - 1.5,
-        }
-        for group in range(4)
-        for name in ("baskets_56d", "spend_56d", "basket_value", "recency_days")
-    ]
-    cluster = np.repeat([0, 1, 2, 3], 100)
-    return {
-        "classification": {
-            "roc": both(false_positive_rate=place, true_positive_rate=place**0.2),
-            "precision_recall": both(recall=place, precision=0.6 - 0.5 * place),
-            "calibration": pl.DataFrame(
-                {"series": "model", "predicted": place[::6] / 3, "observed": place[::6] / 3.1, "rows": 100}
-            ),
-            "gain": both(share_of_rows=place, share_found=place**0.3, lift=1 + place),
-            "scores": pl.DataFrame(
-                {
-                    "series": "model",
-                    "low": place[:-1],
-                    "high": place[1:],
-                    "share_of_negatives": 0.03,
-                    "share_of_positives": place[:-1] / 30,
-                }
-            ),
-            "confusion": pl.DataFrame(
-                {"truth": ["0", "0", "1", "1"], "predicted": ["0", "1", "0", "1"], "rows": [5012, 1321, 71, 220]}
-            ),
-        },
-        "regression": {
-            "predicted_actual": pl.DataFrame({"predicted": place * 900, "actual": place * 900 + draw.normal(0, 90, 60)}),
-            "residuals": both(**residuals),
-            "error_by_prediction": both(decile=np.arange(1, 11), mae=np.linspace(20, 190, 10)),
-        },
-        "clustering": {
-            "profile": pl.DataFrame(groups),
-            "projection": pl.DataFrame(
-                {"cluster": cluster, "first": draw.normal(cluster, 0.5), "second": draw.normal(0, 1, 400)}
-            ),
-            "silhouettes": pl.DataFrame(
-                {"place": np.arange(400), "cluster": cluster, "silhouette": np.tile(np.linspace(0.7, -0.1, 100), 4)}
-            ),
-        },
-        "recommendation": {
-            "ndcg_by_history": both(visits=np.arange(4, 84, 10), ndcg=np.linspace(0.2, 0.5, 8)),
-            "ndcg_novel_by_history": both(visits=np.arange(4, 84, 10), ndcg_novel=np.linspace(0.07, 0.03, 8)),
-            "candidates": pl.DataFrame(
-                {"source": ["rebuy", "tifu_knn", "popular", "two_stage"], "ndcg": [0.39, 0.4, 0.17, 0.41]}
-                | {
-                    "recall": [0.09, 0.1, 0.04, 0.1],
-                    "ndcg_novel": [0.0, 0.04, 0.04, 0.05],
-                    "recall_novel": [0.0, 0.02, 0.02, 0.03],
-                }
-            ),
-            "ablations": pl.DataFrame(
-                {"variant": ["all sources", "without tifu_knn"], "gain": [0.0, -0.01], "low": [0.0, -0.02], "high": [0.0, 0.0]}
-                | {"gain_novel": [0.0, 0.001], "low_novel": [0.0, -0.004], "high_novel": [0.0, 0.006]}
-            ),
-            "by_visits": both(visits=["none", "1", "2 to 4", "50 and more"], ndcg=np.linspace(0.1, 0.5, 4)).with_columns(
-                low=pl.col("ndcg") - 0.03, high=pl.col("ndcg") + 0.03
-            ),
-            "short_histories": pl.DataFrame(
-                {
-                    "visits_known": ["0", "1", "all"],
-                    "ndcg": [0.2, 0.3, 0.5],
-                    "low": [0.18, 0.28, 0.48],
-                    "high": [0.22, 0.32, 0.52],
-                }
-            ),
-            "by_buyers": both(buyers=["none", "1 to 4", "5 to 19"], share=[0.1, 0.3, 0.6], found=[0.0, 0.01, 0.2]),
-            "diversity": pl.DataFrame(
-                {"series": ["all items"] * 2, "dial": [0.0, 1.0], "ndcg": [0.41, 0.3], "low": [0.4, 0.29], "high": [0.42, 0.31]}
-                | {"diversity": [0.92, 1.0]}
-            ),
-            "lists": pl.DataFrame(
-                {"series": ["model", "model", "purchases"], "measure": ["novelty", "repeats", "novelty"]}
-                | {"value": [3.4, 0.94, 5.9], "low": [3.3, 0.93, 5.8], "high": [3.5, 0.95, 6.0]}
-            ),
-            "sources": pl.DataFrame({"source": ["rebuy", "tifu_knn", "popular"], "share": [0.7, 0.25, 0.05]}),
-            "sources_novel": pl.DataFrame({"source": ["rebuy", "tifu_knn", "popular"], "share": [0.0, 0.8, 0.2]}),
-            "catalogue": both(share_of_catalogue=place[1:], share_of_entries=place[1:] ** 0.2),
-        },
-    }[kind]
-
-
 def fill(layout: Layout, problem: str, kind: str) -> None:
     """Everything that the steps of one problem leave behind."""
     judged = evaluation(problem, kind)
     _write(layout.report(problem) / "evaluation" / "evaluation.json", judged)
     (layout.report(problem) / "plots").mkdir()
-    for name, table in plots(kind).items():
+    for name, table in plot_tables(kind).items():
         table.write_csv(layout.report(problem) / "plots" / f"{name}.csv")
     model, baseline = MODELS[problem]
     importance = {f"spend_{days}d": 100 / days for days in range(7, 28)}
@@ -332,50 +232,6 @@ def project(folder: Path, text: str = PARAMS, missing: tuple[str, ...] = ()) -> 
     return params, layout, {name: champion(name) for name in there}
 
 
-class Tree(HTMLParser):
-    """Reads a page as a browser would: its tags must close in order; ids, links and text are collected."""
-
-    VOID = frozenset({"meta", "link", "br", "img", "hr", "input"})
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.links: list[tuple[str, str, str]] = []
-        self.text: list[str] = []
-        self.tags: set[str] = set()
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        for name, value in attrs:
-            assert value is None or name != "id" or value not in self.ids, f"the id {value} is there twice"
-            if name == "id" and value:
-                self.ids.append(value)
-            if name in ("href", "src", "srcset", "data", "action", "xlink:href") and value:
-                self.links.append((tag, name, value))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("style", "script"):
-            self.text.append(data)
-
-    @property
-    def said(self) -> str:
-        return " ".join(" ".join(self.text).split())
-
-
 def read(path: Path) -> Tree:
     tree = Tree(path.read_text(encoding="utf8"))
     assert tree.open == [], f"{tree.open} never close"
@@ -424,9 +280,9 @@ def test_costs_search_slices_importance_and_lineage_are_on_the_page(whole: Path)
 
 def test_each_kind_has_its_own_charts(whole: Path):
     said = read(whole).said
-    drawn = [name for kind in known.SECTIONS for name in plots(kind)]
+    drawn = [name for kind in known.SECTIONS for name in plot_tables(kind)]
     for name in drawn:
-        assert charts.DRAWINGS[name].title in said
+        assert plots.PLOTS[name].title in said
     assert whole.read_text().count("<svg viewBox") == len(drawn) + 4, "one per plot and one per search"
 
 
@@ -555,48 +411,6 @@ def test_metrics_without_interval_or_value_are_shown_as_such(tmp_path: Path):
     assert "nan" not in read(path).said.lower().replace("unanswered", "")
 
 
-@pytest.mark.parametrize(
-    ("table", "drawn"),
-    [
-        (pl.DataFrame({"day": [1, 2, 3], "rows": [5, 6, 9]}), True),
-        (pl.DataFrame({"who": ["a", "b"], "rows": [5, 6]}), True),
-        (pl.DataFrame({"who": ["a", "b"], "what": ["c", None], "rows": [5, 6]}), False),
-        (pl.DataFrame({"truth": ["a"], "rows": [1]}), True),
-    ],
-    ids=["two numbers", "a name and a number", "two names", "columns of another shape"],
-)
-def test_a_plot_that_is_not_known_is_drawn_from_its_columns(table: pl.DataFrame, drawn: bool):
-    chart = charts.draw("p-odd", "confusion" if "truth" in table.columns else "odd_one", table)
-    assert (chart.svg is not None) == drawn
-    assert bool(chart.rows) != drawn
-
-
-@pytest.mark.parametrize("values", [("True", "False"), ("onehot", "ordinal"), ("None", "balanced"), ("0.1", "10.0")])
-def test_a_validation_curve_of_any_values_is_drawn_from_its_file(values: tuple[str, str], tmp_path: Path):
-    told = {"parameter": "log", "chosen": values[0], "log": False, "metric": "roc_auc", "score": 0.5, "low": 0.4, "high": 0.6}
-    rows = [{"value": value, "series": series, **told} for value in values for series in ("learned from", "not learned from")]
-    pl.DataFrame(rows).write_csv(tmp_path / "curve.csv")
-    chart = charts.draw("place", "validation_curve_1", pl.read_csv(tmp_path / "curve.csv"))
-    assert ">chosen<" in str(chart.svg)
-
-
-def test_texts_of_a_chart_are_those_of_its_table():
-    table = pl.DataFrame(
-        {
-            "source": ['a id="b" #0f0010', "b"],
-            "ndcg": [0.4133, 0.0123],
-            "recall": 0.1,
-            "ndcg_novel": 0.0456,
-            "recall_novel": 0.2,
-        }
-    )
-    chart = charts.draw('odd "key" <1>', "candidates", table)
-    assert chart.svg is not None
-    said = Tree(str(chart.svg)).said
-    for text in ('a id="b" #0f0010', "0.413", "0.0123", "0.0456"):
-        assert text in said
-
-
 def test_a_number_keeps_the_digits_that_its_interval_supports():
     assert formatting.number(0.41329, formatting.digits(0.41329, 0.42529)) == "0.413"
     assert formatting.number(107.618, formatting.digits(107.618, 112.818)) == "107.6"
@@ -661,8 +475,8 @@ def test_the_next_step_the_reasons_and_the_card_are_on_the_page(tmp_path: Path):
         "paid alone reaches ROC AUC 0.998.",
         "Left out for lack of time: bias and variance",
         "More rows",
-        "What it leans on",
-        "What moves an answer",
+        "Feature importance",
+        "What moves a prediction",
         "The largest prediction: 0.83",
         "age above 70",
         "1,000 rows at once",
@@ -671,7 +485,7 @@ def test_the_next_step_the_reasons_and_the_card_are_on_the_page(tmp_path: Path):
     ):
         assert said in text, said
     assert "Bo <b>" not in path.read_text()
-    assert "What it goes by" not in text
+    assert "How much each feature weighs in the model" not in text
 
 
 def test_a_search_that_measured_its_cost_shows_the_front_and_what_tuning_gained(tmp_path: Path):
