@@ -14,6 +14,7 @@ from evergreen.monitoring.ledger.decisions import RetrainingRecord
 from evergreen.monitoring.ledger.records import Change, Decision, Drift, Estimate, Performance, Window
 from evergreen.monitoring.report import formatting, page, plots, production_section
 from evergreen.monitoring.report.production_section import Watched
+from evergreen.tasks.config import loading
 from evergreen.tasks.config import params as known
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.paths import Layout
@@ -224,7 +225,7 @@ def validation(layout: Layout, category: str = "quantity at least 0") -> None:
 def project(folder: Path, text: str = PARAMS, missing: tuple[str, ...] = ()) -> tuple[Params, Layout, dict[str, Any]]:
     """A project after a whole run, but for the problems in `missing`."""
     (folder / "params.yaml").write_text(text)
-    params, layout = known.load(folder / "params.yaml"), Layout(folder)
+    params, layout = loading.load(folder / "params.yaml"), Layout(folder)
     there = [name for name in params.problems if name not in missing]
     for name in there:
         fill(layout, name, params.problems[name])
@@ -351,7 +352,7 @@ def test_hostile_names_stay_text(tmp_path: Path):
 
 def test_a_project_without_a_single_run_says_so(tmp_path: Path):
     (tmp_path / "params.yaml").write_text(PARAMS)
-    said = read(page.build(known.load(tmp_path / "params.yaml"), Layout(tmp_path), {})).said
+    said = read(page.build(loading.load(tmp_path / "params.yaml"), Layout(tmp_path), {})).said
     assert "Recommend, redeem, spend and segments have no evaluated model." in said
     assert said.count("Not deployed yet: this problem has no evaluated model.") == 4
     assert "the step validate has not run" in said
@@ -563,7 +564,7 @@ LOOKS = [looked("2017-12-10", False, False), looked("2017-12-17", True, True), l
 def one(tmp_path: Path) -> tuple[Params, Layout]:
     layout = Layout(tmp_path)
     layout.params.write_text(ONE)
-    return known.load(layout.params), layout
+    return loading.load(layout.params), layout
 
 
 def drawn(one: tuple[Params, Layout], watched: Watched) -> str:
