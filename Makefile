@@ -6,7 +6,7 @@ ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 
 ifneq ($(CURDIR),$(ROOT))
 
-install demo test check bench bench-recommend bench-automl bench-serve soak bench-monitor plots lock clean:
+install demo test check docs bench bench-recommend bench-automl bench-serve soak bench-monitor plots lock clean:
 	@$(MAKE) --no-print-directory -C "$(ROOT)" $@
 
 else
@@ -19,6 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(ROOT)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
+export NO_MKDOCS_2_WARNING := 1   # a notice about another program
 
 LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --group dev --generate-hashes -q \
 	--custom-compile-command "make lock"
@@ -45,14 +46,18 @@ demo: install  ## the main job: four problems on a year of a real store, from ra
 test: install  ## every test
 	@python -m pytest -n 2 --dist loadgroup
 
-check: install  ## style, types, direction of imports, lock
+check: install  ## style, types, direction of imports, documentation, lock
 	ruff check .
 	ruff format --check .
 	pyright
 	lint-imports
+	mkdocs build --strict --quiet
 	@cp requirements.lock .venv/again.lock && $(LOCK) -o .venv/again.lock && diff -q requirements.lock .venv/again.lock >/dev/null \
 	  || { echo "requirements.lock does not follow from pyproject.toml; run make lock"; exit 1; }
 	@echo "requirements.lock follows from pyproject.toml"
+
+docs: install  ## the documentation site, at http://127.0.0.1:8000, built again on each change
+	@mkdocs serve
 
 bench: install  ## what things cost, as ratios of two things run in turn
 	@python -m bench
@@ -83,4 +88,4 @@ clean:  ## all that runs have made; the environment and git's files stay
 
 endif
 
-.PHONY: install demo test check bench bench-recommend bench-automl bench-serve soak bench-monitor plots lock clean
+.PHONY: install demo test check docs bench bench-recommend bench-automl bench-serve soak bench-monitor plots lock clean

@@ -1,10 +1,14 @@
 """The pipeline as DVC drives it."""
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
+from tests import ROOT
+from tests.docs.pages import DOCS, blocks
 from tests.e2e.shop import Shop
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("dvc")]
@@ -27,3 +31,9 @@ def test_dvc_makes_every_model_and_report_and_repeats_only_the_branch_whose_numb
     assert "n_trials: 3" in tail
     params.write_text(head + redeem + tail.replace("n_trials: 3", "n_trials: 2", 1))
     assert set(json.loads(shop.run("dvc", "status", "--json").stdout)) == {"tune@redeem"}
+
+    shutil.copytree(ROOT / ".dvc" / "plots", shop.root / ".dvc" / "plots")
+    for block in blocks(DOCS / "how-to" / "dvc.md"):
+        for line in block.commands() if block.mark == "run by tests/e2e/test_dvc.py" else ():
+            if not line.startswith("dvc repro"):
+                shop.run(*shlex.split(line))

@@ -1,8 +1,7 @@
-"""What is written in one place holds in the others: stages, params, kinds, imports, README."""
+"""What is written in one place holds in the others: stages, params, kinds, imports, the lock."""
 
 import ast
 import re
-import shlex
 import subprocess
 import sys
 import tomllib
@@ -17,7 +16,7 @@ from tests import ROOT
 
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
-README = (ROOT / "README.md").read_text()
+KINDS = (ROOT / "docs" / "explanation" / "problem-kinds.md").read_text()
 PROBLEMS = PARAMS["problems"]
 HOMES = {
     "great_expectations": {"tasks/data/great_expectations.py"},
@@ -64,7 +63,7 @@ def test_the_stages_are_the_steps():
     assert list(DVC["stages"]) == list(STEPS)
 
 
-def test_every_kind_has_a_folder_a_contract_and_a_row_in_the_readme():
+def test_every_kind_has_a_folder_a_contract_and_a_row_in_the_documentation():
     for kind in params.SECTIONS:
         for part in ("kind", "predictions"):
             assert (ROOT / f"tasks/problems/{kind}/{part}.py").is_file()
@@ -72,7 +71,7 @@ def test_every_kind_has_a_folder_a_contract_and_a_row_in_the_readme():
             classes = [node for node in ast.parse(tests.read_text()).body if isinstance(node, ast.ClassDef)]
             bases = [ast.unparse(base) for node in classes for base in node.bases]
             assert any("Contract" in base for base in bases), f"{tests} inherits no contract"
-        assert re.search(rf"^\| `?{kind}`? ", README, re.M), f"README.md has no row for {kind}"
+        assert re.search(rf"^\| {kind} ", KINDS, re.M), f"docs/explanation/problem-kinds.md has no row for {kind}"
 
 
 def imported(path: Path) -> set[str]:
@@ -121,34 +120,6 @@ def test_the_lock_pins_by_hash_and_names_no_address():
     blocks = re.split(r"\n(?=[a-z0-9])", lock)[1:]
     assert len(blocks) > 100
     assert all("==" in block and "--hash=sha256:" in block for block in blocks)
-
-
-def commands() -> list[str]:
-    """Every command line in the README's shell blocks."""
-    blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", README, re.S)
-    lines = [re.sub(r"\s+#.*$", "", line).strip() for block in blocks for line in block.splitlines()]
-    return sorted({line for line in lines if line and not line.startswith("#")})
-
-
-def test_the_readme_names_commands():
-    assert {"make demo", "make test", "dvc repro"} <= set(commands())
-
-
-@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("make ")])
-def test_a_make_target_of_the_readme_exists(line):
-    assert re.search(rf"^{line.split()[1]}:", (ROOT / "Makefile").read_text(), re.M)
-
-
-@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("evergreen ")])
-def test_an_evergreen_command_of_the_readme_parses(line):
-    from typer.main import get_command
-
-    from evergreen.flows.cli.main import app
-
-    command, words = get_command(app), shlex.split(line)[1:]
-    context = command.make_context("evergreen", words[:], resilient_parsing=False)
-    _, subcommand, rest = command.resolve_command(context, [*context._protected_args, *context.args])
-    subcommand.make_context(subcommand.name, rest)
 
 
 def test_every_test_file_is_collected():
