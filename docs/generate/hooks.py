@@ -15,14 +15,18 @@ from mkdocs.structure.files import File, Files  # noqa: E402
 from docs.generate import cli, params, server  # noqa: E402
 
 
+TOP = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "SECURITY.md": "explanation/security.md"}
+"""File at the top of the repository -> its page."""
+
+
 def generated() -> Iterator[tuple[str, str]]:
     """(path in the site, Markdown) of every page that is not a file of docs/."""
     yield from cli.pages(ROOT / "docs")
     yield from params.pages()
     yield from server.pages()
-    for name in ("CONTRIBUTING.md", "CHANGELOG.md"):
+    for name, path in TOP.items():
         text = (ROOT / name).read_text(encoding="utf8")
-        yield name.lower(), text.replace("](docs/", "](").replace("](SECURITY.md)", "](explanation/security.md)")
+        yield path, text.replace("](docs/", "](").replace("](SECURITY.md)", f"]({TOP['SECURITY.md']})")
 
 
 def on_files(files: Files, *, config: Any) -> Files:
