@@ -14,7 +14,6 @@ from mkdocs.structure.files import File, Files  # noqa: E402
 
 from docs.generate import cli, params, server  # noqa: E402
 
-
 TOP = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "SECURITY.md": "explanation/security.md"}
 """File at the top of the repository -> its page."""
 
