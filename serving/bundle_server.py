@@ -163,7 +163,7 @@ def _predict(folder: Path, state: Path, request: Any) -> list[dict[str, Any]]:
     model = load_model(folder, load(Layout(folder).params), state)
     if isinstance(model, RowModel):
         return model.predict([model.parse(row) for row in request["rows"]])
-    from evergreen.tasks.problems.recommender.list_builder import Request
+    from evergreen.tasks.problems.recommender.list_request import Request
 
     assert isinstance(model, ListModel)
     return model.recommend(Request.read(request))

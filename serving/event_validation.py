@@ -12,7 +12,7 @@ import polars as pl
 
 from evergreen.serving.event_log import Event, RejectedEvent
 from evergreen.tasks.config.params import Params
-from evergreen.tasks.problems.recommender.interactions import Purchases
+from evergreen.tasks.problems.recommender.interactions import InteractionData
 from evergreen.tasks.problems.recommender.online_histories import as_id
 from evergreen.tasks.problems.recommender.user_histories import codes, to_ids
 
@@ -29,7 +29,7 @@ class EventValidator:
     (project.as_of if params set it); quantity: 1; id: derived from user, basket and item.
     """
 
-    def __init__(self, params: Params, problem: str, data: Purchases) -> None:
+    def __init__(self, params: Params, problem: str, data: InteractionData) -> None:
         section = params.section(problem)
         assert section.predicts == "lists"
         self._features, self._source, self._data = section.features, params.ingest[section.features.table], data
@@ -95,7 +95,7 @@ class EventValidator:
         """Sorted ids of all items: those bought and those of the catalogue."""
         bought = self._data.histories.items
         kind = pl.Int64 if bought.dtype.kind in "iu" else pl.String
-        return np.union1d(bought, to_ids(self._data.goods["item"].cast(kind, strict=False).drop_nulls()))
+        return np.union1d(bought, to_ids(self._data.items_table["item"].cast(kind, strict=False).drop_nulls()))
 
     def _day(self, value: Any, now: datetime) -> date:
         """The local day, like the purchases in the tables."""

@@ -19,7 +19,7 @@ from evergreen.tasks.release.rollout_state import SHADOW_SUFFIX
 if TYPE_CHECKING:
     from evergreen.serving.recommender_service import EventCounts
     from evergreen.serving.serving_set import ServingSet, Variant
-    from evergreen.tasks.problems.recommender.list_builder import Request
+    from evergreen.tasks.problems.recommender.list_request import Request
 
     Serving = ServingSet[LoadedModel]
 
@@ -107,7 +107,7 @@ class ListPredictor:
         self, problem: str, champion: ListModel, rows: Sequence[Mapping[str, Any]], version: int | None, explain: bool
     ) -> list[RowPrediction]:
         """Lists for rows that name a user, for protocols that know only rows."""
-        from evergreen.tasks.problems.recommender.list_builder import Request
+        from evergreen.tasks.problems.recommender.list_request import Request
 
         for row in rows:
             for name in row:

@@ -17,7 +17,7 @@ from evergreen.tasks.model_files.onnx_runtime import Compiled, EncodedRow
 
 if TYPE_CHECKING:
     from evergreen.serving.recommender_service import OnlineRecommender
-    from evergreen.tasks.problems.recommender.list_builder import Answer, Request
+    from evergreen.tasks.problems.recommender.list_request import RecommendedLists, Request
 
 Type = Literal["number", "text", "date"]
 CUTOFF = "cutoff"
@@ -206,7 +206,7 @@ class ListModel(LoadedModel):
         """OnlineRecommender recommended once when it was made."""
 
 
-def _as_json(request: "Request", answer: "Answer") -> list[dict[str, Any]]:
+def _as_json(request: "Request", answer: "RecommendedLists") -> list[dict[str, Any]]:
     users = list(request.users) or [None]
     days = {"as_of": answer.as_of, "trained_until": answer.learned}
     found: list[dict[str, Any]] = [{"user": user, "items": [], "notes": [], **days} for user in users]

@@ -16,7 +16,7 @@ from evergreen.tasks.core.errors import EvergreenError
 if TYPE_CHECKING:
     from evergreen.monitoring.ledger.spool import Spool
     from evergreen.serving.serving_set import Variant
-    from evergreen.tasks.problems.recommender.list_builder import Request
+    from evergreen.tasks.problems.recommender.list_request import Request
 
 log = logging.getLogger(__name__)
 

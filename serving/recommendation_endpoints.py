@@ -12,7 +12,7 @@ class RecommendationEndpoints:
 
     async def recommend(self, request: HttpRequest) -> HttpResponse:
         """POST /v1/recommend."""
-        from evergreen.tasks.problems.recommender.list_builder import Request
+        from evergreen.tasks.problems.recommender.list_request import Request
 
         given = await request.json()
         if not isinstance(given, dict):

@@ -20,8 +20,9 @@ from evergreen.tasks.core.errors import ModelError, ParamsError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.problems.base import Model
 from evergreen.tasks.problems.recommender import item_catalogue
-from evergreen.tasks.problems.recommender.interactions import Purchases
-from evergreen.tasks.problems.recommender.list_builder import Answer, Request, Shop
+from evergreen.tasks.problems.recommender.interactions import InteractionData
+from evergreen.tasks.problems.recommender.list_builder import ListBuilder
+from evergreen.tasks.problems.recommender.list_request import RecommendedLists, Request
 from evergreen.tasks.problems.recommender.online_histories import as_id
 
 CACHED_USERS = 20_000
@@ -52,7 +53,7 @@ def section(params: Params, problem: str) -> Recommend:
     return found
 
 
-def load(params: Params, problem: str, layout: Layout) -> Purchases:
+def load(params: Params, problem: str, layout: Layout) -> InteractionData:
     """The histories that the features step wrote. Raises ModelError if it never ran."""
     wanted, folder = section(params, problem), layout.features(problem)
     if not folder.exists():
@@ -60,7 +61,9 @@ def load(params: Params, problem: str, layout: Layout) -> Purchases:
     return problems.kind(params.kind(problem)).load(folder, wanted)
 
 
-def record(params: Params, problem: str, data: Purchases, log: EventLog, given: Iterable[Mapping[str, Any]]) -> EventCounts:
+def record(
+    params: Params, problem: str, data: InteractionData, log: EventLog, given: Iterable[Mapping[str, Any]]
+) -> EventCounts:
     """Write events to the log, for every reader; event_validation describes an event."""
     return _record(EventValidator(params, problem, data), problem, log, given, None)[0]
 
@@ -88,26 +91,26 @@ class OnlineRecommender:
         data = load(params, problem, layout)
         self._validator = EventValidator(params, problem, data)
         try:
-            self._shop = Shop.of(model, data, self._section)
-            self._shop.answer(Request(users=tuple(data.histories.users[:1].tolist())))  # builds what is built lazily
+            self._builder = ListBuilder.of(model, data, self._section)
+            self._builder.recommend(Request(users=tuple(data.histories.users[:1].tolist())))  # builds what is built lazily
         except (AttributeError, ValueError) as error:
             raise ModelError(
                 f"{problem}: version {version} cannot recommend: {error}. Train again, or name another --version."
             ) from error
         self._position, self._stock_read, self._updating = START, self._stock_time(), threading.Lock()
-        self._cache: dict[str, dict[Request, Answer]] = {}
+        self._cache: dict[str, dict[Request, RecommendedLists]] = {}
         self._evicted = deque[Request](maxlen=REFILL_QUEUE)
         self._recent: dict[tuple[Any, ...], None] = {}
         self.refresh()
 
-    def recommend(self, request: Request) -> Answer:
-        """See Shop.answer. Caches the lists of one user until that user buys: nothing else changes them."""
+    def recommend(self, request: Request) -> RecommendedLists:
+        """See ListBuilder.recommend. Caches the lists of one user until that user buys: nothing else changes them."""
         if found := self.cached(request):
             return found
-        shop, user = self._shop, self._cache_key(request)
-        answer = shop.answer(request)
+        builder, user = self._builder, self._cache_key(request)
+        answer = builder.recommend(request)
         with self._updating:
-            if user is not None and shop is self._shop:  # no purchase arrived meanwhile
+            if user is not None and builder is self._builder:  # no purchase arrived meanwhile
                 if len(self._cache) >= CACHED_USERS:
                     self._cache.clear()
                 mine = self._cache.setdefault(user, {})
@@ -116,28 +119,28 @@ class OnlineRecommender:
                 mine[request] = answer
         return answer
 
-    def cached(self, request: Request) -> Answer | None:
+    def cached(self, request: Request) -> RecommendedLists | None:
         """The cached answer, if there is one. Takes microseconds."""
         user = self._cache_key(request)
         return None if user is None else self._cache.get(user, {}).get(request)
 
     def refill_cache(self) -> None:
-        """Answer the requests that purchases evicted from the cache: their users are likely to ask again."""
+        """RecommendedLists the requests that purchases evicted from the cache: their users are likely to ask again."""
         while self._evicted:
             self.recommend(self._evicted.popleft())
 
     def _cache_key(self, request: Request) -> str | None:
         """The user of a request that can be cached; None for several users or with a session basket."""
         single = len(request.users) == 1 and not request.items
-        return str(as_id(request.users[0], self._shop.histories.users)) if single else None
+        return str(as_id(request.users[0], self._builder.histories.users)) if single else None
 
     def users(self) -> list[Any]:
         """Ids of all users with purchases up to the last training."""
-        return self._shop.data.histories.users.tolist()
+        return self._builder.data.histories.users.tolist()
 
     def items(self) -> list[Any]:
         """Ids of the items that can be recommended."""
-        return self._shop.goods.ids[: self._shop.goods.size].tolist()
+        return self._builder.catalogue.ids[: self._builder.catalogue.size].tolist()
 
     def record_events(self, given: Iterable[Mapping[str, Any]], now: datetime | None = None) -> EventCounts:
         """Write purchase events to the log, then update the histories: the next list uses them.
@@ -158,7 +161,7 @@ class OnlineRecommender:
                 self._add(lines)
             if (written := self._stock_time()) != self._stock_read:
                 table = pl.scan_parquet(self._layout.table(str(self._section.features.stock_table)))
-                self._shop = self._shop.restocked(item_catalogue.stock(table, self._section.features))
+                self._builder = self._builder.restocked(item_catalogue.stock(table, self._section.features))
                 self._stock_read = written
                 self._cache.clear()
 
@@ -166,7 +169,7 @@ class OnlineRecommender:
         """Add new lines to the histories; the log repeats its newest ones."""
         new = [line for line in lines.iter_rows() if line not in self._recent]
         if new:
-            self._shop = self._shop.observe(pl.DataFrame(new, schema=SCHEMA, orient="row"))
+            self._builder = self._builder.observe(pl.DataFrame(new, schema=SCHEMA, orient="row"))
         for line in new:
             self._evicted.extend(self._cache.pop(line[0], ()))
         self._recent = dict.fromkeys([*self._recent, *new][-RECENT_LINES:])

@@ -202,7 +202,7 @@ def _compare(
     if isinstance(model, RowModel):
         expected: Any = model.predict([model.parse(row) for row in request["rows"]])
     else:
-        from evergreen.tasks.problems.recommender.list_builder import Request
+        from evergreen.tasks.problems.recommender.list_request import Request
 
         assert isinstance(model, ListModel)
         expected = model.recommend(Request.read(request))

@@ -13,7 +13,7 @@ from evergreen.serving import recommender_service
 from evergreen.serving.recommender_service import EventCounts, OnlineRecommender
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.paths import Layout
-from evergreen.tasks.problems.recommender.list_builder import Request
+from evergreen.tasks.problems.recommender.list_request import Request
 from evergreen.tasks.scoring import chunks
 
 

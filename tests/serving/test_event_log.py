@@ -19,7 +19,7 @@ from evergreen.serving.recommender_service import OnlineRecommender
 from evergreen.tasks.config import loading, params
 from evergreen.tasks.core.errors import ModelError, ParamsError, ProjectError
 from evergreen.tasks.core.paths import Layout
-from evergreen.tasks.problems.recommender.list_builder import Request
+from evergreen.tasks.problems.recommender.list_request import Request
 from tests.contracts import World, build, write
 
 NOW = datetime(2017, 8, 1, 12, tzinfo=UTC)
@@ -187,7 +187,7 @@ def bought_before(recommender: OnlineRecommender, user: int) -> list[int]:
 
 def test_a_purchase_changes_the_next_list_in_every_process_and_after_a_restart(start, world):
     here, there = start(), start()
-    never = sorted(set(here._shop.model.catalogue_.tolist()) - set(bought_before(here, 6)))[:2]
+    never = sorted(set(here._builder.model.catalogue_.tolist()) - set(bought_before(here, 6)))[:2]
     sent = [{"user": 6, "item": item, "basket": "b9", "time": "2017-07-25"} for item in never]
     assert (found := here.record_events([*sent, sent[0]], NOW)).rejected == ()
     assert (found.accepted, found.duplicate) == (2, 1)
@@ -329,5 +329,5 @@ def test_the_command_returns_lists_with_explanations_and_notes(deployed, known):
     assert found.lists[0]["explanation"].startswith("bought ")
     anonymous = recommend.recommend(deployed, known, "recommend", {"k": 100, "as_of": date(2017, 4, 2)}, 2)
     assert anonymous.lists[0]["household_id"] is None
-    assert anonymous.notes[0].startswith("a stranger: 96 of 100 asked for")
+    assert anonymous.notes[0].startswith("an anonymous user: 96 of 100 asked for")
     assert anonymous.notes[1].startswith("version 2 was trained on purchases up to ")

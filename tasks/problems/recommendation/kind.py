@@ -25,8 +25,9 @@ from evergreen.tasks.problems.recommendation.predictions import LISTS, RankedLis
 from evergreen.tasks.problems.recommender import dask_partitions, evaluation_tables, interactions
 from evergreen.tasks.problems.recommender.candidate_sources import SOURCES
 from evergreen.tasks.problems.recommender.estimators import MODELS, FrequencyRecommender, Ranked, Recommender, TwoStage
-from evergreen.tasks.problems.recommender.interactions import Purchases
-from evergreen.tasks.problems.recommender.list_builder import Request, Shop
+from evergreen.tasks.problems.recommender.interactions import InteractionData
+from evergreen.tasks.problems.recommender.list_builder import ListBuilder
+from evergreen.tasks.problems.recommender.list_request import Request
 from evergreen.tasks.problems.recommender.ranker_features import USER
 from evergreen.tasks.problems.recommender.ranking_metrics import Items, of_lists, per_user
 from evergreen.tasks.problems.recommender.source_ablation import ablate
@@ -44,10 +45,10 @@ class Recommendation(RankedLists):
         """`lines`: one row per user, basket and item with its day; `items`: item and category; `known`: the day `as_of`."""
         return interactions.build(tables, times, section.features, as_of)
 
-    def load(self, folder: Path, section: Recommend) -> Purchases:
+    def load(self, folder: Path, section: Recommend) -> InteractionData:
         return interactions.load(folder, section.features)
 
-    def cutoffs(self, data: Purchases) -> list[date]:
+    def cutoffs(self, data: InteractionData) -> list[date]:
         """Every `horizon_days` days backwards from the newest day with a complete truth, as long as as many days lie before."""
         step, found = timedelta(days=data.horizon_days), []
         cutoff = data.as_of - step
@@ -56,10 +57,10 @@ class Recommendation(RankedLists):
             cutoff -= step
         return found[::-1]
 
-    def splits(self, data: Purchases, section: Recommend) -> Splits:
+    def splits(self, data: InteractionData, section: Recommend) -> Splits:
         return split.by_cutoff(self.cutoffs(data), data.horizon_days, section)
 
-    def begins(self, data: Purchases, part: Part) -> date | None:
+    def begins(self, data: InteractionData, part: Part) -> date | None:
         return part if isinstance(part, date) else None
 
     def space(self, section: Recommend) -> dict[str, dict[str, Range]]:
@@ -74,7 +75,7 @@ class Recommendation(RankedLists):
         first = {name: each.values[0] for name, each in self.space(section)[model].items() if each.values}
         return {"model": model, **first, **({"leaves": 31, "learning_rate": 0.05} if model == "two_stage" else {})}
 
-    def fit(self, data: Purchases, cutoffs: Sequence[date], config: Config, section: Recommend, seed: int) -> Recommender:
+    def fit(self, data: InteractionData, cutoffs: Sequence[date], config: Config, section: Recommend, seed: int) -> Recommender:
         """Learns from all lines up to the day on which the labels of `cutoffs` are complete: the newest plus the horizon.
 
         Raises DataError where no item has enough users, or where no window gives the ranker a hit to learn from.
@@ -99,7 +100,7 @@ class Recommendation(RankedLists):
             )
         return model.learn_ranker(learned, examples).read(known, day)
 
-    def predict(self, model: Recommender, data: Purchases, cutoff: date, section: Recommend) -> pl.DataFrame:
+    def predict(self, model: Recommender, data: InteractionData, cutoff: date, section: Recommend) -> pl.DataFrame:
         """One row per user who bought something in the window after `cutoff`.
 
         `entity`; `visits`: days with a purchase before; `items`, `items_novel`: the lists; `sources`, `sources_novel`: whom
@@ -117,7 +118,7 @@ class Recommendation(RankedLists):
             columns |= _judged(lists, reader, data, truth, section.pipeline.k, suffix, data.items(cutoff))
         return data.keep(model, cutoff, pl.DataFrame(columns, nan_to_null=True))
 
-    def _both(self, reader: Recommender, data: Purchases, cutoff: date, positions: np.ndarray, k: int) -> list[Ranked]:
+    def _both(self, reader: Recommender, data: InteractionData, cutoff: date, positions: np.ndarray, k: int) -> list[Ranked]:
         """The lists of everything and those of new items; candidates are shared with whoever else asks for this cutoff."""
         if not isinstance(reader, TwoStage) or len(positions) > interactions.TOGETHER:
             return dask_partitions.rank(reader, positions, k, list(LISTS.values()))
@@ -125,7 +126,7 @@ class Recommendation(RankedLists):
         return [reader.rank(positions, k, novel, candidates) for novel in LISTS.values()]
 
     def score_model(
-        self, model: Recommender, data: Purchases, fold: Fold, config: Config, section: Recommend, seed: int
+        self, model: Recommender, data: InteractionData, fold: Fold, config: Config, section: Recommend, seed: int
     ) -> dict[str, float]:
         """Share of the catalogue that is in anybody's list at the test cutoff."""
         assert isinstance(fold.test, date)
@@ -133,7 +134,7 @@ class Recommendation(RankedLists):
         return {f"coverage{suffix}": evaluation_tables.entries(rows[f"items{suffix}"]).n_unique() / size for suffix in LISTS}
 
     def plots(
-        self, predictions: pl.DataFrame, baseline: pl.DataFrame, model: Recommender, data: Purchases, section: Recommend
+        self, predictions: pl.DataFrame, baseline: pl.DataFrame, model: Recommender, data: InteractionData, section: Recommend
     ) -> dict[str, pl.DataFrame]:
         """How good the lists are by length of history, what they are made of, and what each source is worth."""
         found, users = (
@@ -146,13 +147,13 @@ class Recommendation(RankedLists):
             found |= {"ablations": table} if table.height else {}
         return found
 
-    def rows(self, data: Purchases, cutoffs: Sequence[date]) -> int:
+    def rows(self, data: InteractionData, cutoffs: Sequence[date]) -> int:
         return len(data.histories.until(_known(data, cutoffs)).users)
 
     def importance(self, model: Recommender) -> dict[str, float]:
         return model.importance()
 
-    def slices(self, data: Purchases, cutoff: date, names: Sequence[str], section: Recommend) -> pl.DataFrame:
+    def slices(self, data: InteractionData, cutoff: date, names: Sequence[str], section: Recommend) -> pl.DataFrame:
         """`entity` and facts about the user: what the ranker knows at `cutoff`, such as visits, and features.attributes."""
         told = [name for name in data.attributes.columns if name != "user"]
         for name in names:
@@ -163,13 +164,13 @@ class Recommendation(RankedLists):
         columns = {name: attributes[name] if name in told else facts[:, USER.index(name)] for name in names}
         return pl.DataFrame({"entity": ids, **columns})
 
-    def example(self, data: Purchases, section: Recommend) -> pd.DataFrame:
+    def example(self, data: InteractionData, section: Recommend) -> pd.DataFrame:
         """The users of the newest lines."""
         newest = data.histories.user[-1000:][::-1]
         _, first = np.unique(newest, return_index=True)
         return pd.DataFrame({section.features.user: data.histories.users[newest[np.sort(first)[:5]]]})
 
-    def predict_new(self, model: Recommender, data: Purchases, rows: pl.DataFrame, section: Recommend) -> pl.DataFrame:
+    def predict_new(self, model: Recommender, data: InteractionData, rows: pl.DataFrame, section: Recommend) -> pl.DataFrame:
         """The list of each user of `rows`, from the newest histories: user, rank, item, score, source; best first.
 
         Made as section.lists says. A user asked for twice gets two lists; one without history gets what is popular. Logs
@@ -179,21 +180,21 @@ class Recommendation(RankedLists):
         if user not in rows.columns:
             raise DataError(f"columns {', '.join(rows.columns) or '(none)'}: needs {user}, whom to recommend to")
         explain = section.lists.explain
-        shop, users = Shop.of(model, data, section), tuple(rows[user].to_list())
-        if shop.learned > shop.day:
+        builder, users = ListBuilder.of(model, data, section), tuple(rows[user].to_list())
+        if builder.learned > builder.day:
             log.warning(
                 "the model learned from purchases up to %s: lists as of %s know of what came later. For lists that could have "
                 "been made then, name a --version of that time, or train one: evergreen train --as-of %s",
-                to_date(shop.learned), data.as_of, data.as_of,
+                to_date(builder.learned), data.as_of, data.as_of,
             )  # fmt: skip
-        found = shop.answer(Request(users=users or (None,), explain=explain))
+        found = builder.recommend(Request(users=users or (None,), explain=explain))
         for note in found.notes[:1]:
             log.warning("%s of %s lists are shorter than asked for; the first: %s", len(found.notes), rows.height, note)
         lists = found.frame(rows[user] if users else pl.Series(user, [None], rows[user].dtype), section.features.item, explain)
         return lists if users else lists.clear()
 
 
-def _known(data: Purchases, cutoffs: Sequence[date]) -> int:
+def _known(data: InteractionData, cutoffs: Sequence[date]) -> int:
     """The day on which the labels of `cutoffs` are complete."""
     return to_day(max(cutoffs)) + data.horizon_days
 
@@ -212,7 +213,7 @@ def _unfitted(config: Config, section: Recommend, seed: int) -> Recommender:
 
 
 def _judged(
-    lists: Ranked, model: Recommender, data: Purchases, truth: interactions.Truth, k: int, suffix: str, items: Items
+    lists: Ranked, model: Recommender, data: InteractionData, truth: interactions.Truth, k: int, suffix: str, items: Items
 ) -> dict[str, Any]:
     """The columns of one kind of list."""
     count, novel = len(truth.users), bool(suffix)

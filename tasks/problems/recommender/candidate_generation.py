@@ -19,7 +19,7 @@ from evergreen.tasks.problems.recommender.candidate_sources import (
     favourites,
     popularity,
 )
-from evergreen.tasks.problems.recommender.online_histories import Live
+from evergreen.tasks.problems.recommender.online_histories import OnlineHistories
 from evergreen.tasks.problems.recommender.user_histories import Histories, Sparse, codes, distinct, matrix
 
 OWN = 0.7
@@ -155,7 +155,9 @@ class Learned:
         always = ("rebuy", "popular")
         return tuple(name for name in SOURCES if name in always or getattr(self, name) is not None)
 
-    def propose(self, histories: Histories | Live, positions: np.ndarray, day: int, settings: Settings) -> Candidates:
+    def propose(
+        self, histories: Histories | OnlineHistories, positions: np.ndarray, day: int, settings: Settings
+    ) -> Candidates:
         """Up to settings.candidates bought and as many new items for each user; `positions`: in `histories.users`."""
         lines = ranker_features.Lines.of(histories, positions, self.catalogue, day)
         counts, recent = lines.counts(), lines.decayed(settings.half_life_days)

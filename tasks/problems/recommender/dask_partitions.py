@@ -14,7 +14,7 @@ import numpy as np
 from evergreen.tasks.core.errors import UnavailableError
 from evergreen.tasks.problems.recommender.candidate_generation import Candidates, Learned, Settings
 from evergreen.tasks.problems.recommender.estimators import Ranked, Recommender, TwoStage
-from evergreen.tasks.problems.recommender.online_histories import Live, merged
+from evergreen.tasks.problems.recommender.online_histories import OnlineHistories, merged
 from evergreen.tasks.problems.recommender.user_histories import Histories
 
 ADDRESS = "EVERGREEN_DASK"
@@ -26,7 +26,9 @@ WAIT = "10s"
 T = TypeVar("T")
 
 
-def propose(learned: Learned, histories: Histories | Live, positions: np.ndarray, day: int, settings: Settings) -> Candidates:
+def propose(
+    learned: Learned, histories: Histories | OnlineHistories, positions: np.ndarray, day: int, settings: Settings
+) -> Candidates:
     """Learned.propose, partition by partition."""
     shared = (learned, day, settings)
     parts = _each(_propose, shared, merged(histories), positions)

@@ -17,7 +17,7 @@ from sklearn.base import BaseEstimator
 from evergreen.model_types import stored_type
 from evergreen.tasks.problems.recommender.candidate_generation import Candidates, Learned, Settings, order
 from evergreen.tasks.problems.recommender.candidate_sources import SOURCES, popularity
-from evergreen.tasks.problems.recommender.online_histories import Live, merged
+from evergreen.tasks.problems.recommender.online_histories import OnlineHistories, merged
 from evergreen.tasks.problems.recommender.ranker_features import FEATURES, Lines
 from evergreen.tasks.problems.recommender.user_histories import Histories, codes
 
@@ -65,12 +65,12 @@ class Recommender(BaseEstimator):
         self.popular_ = popularity(known, self.catalogue_, day - self.popularity_days + 1, day)
         return self.read(known, day)
 
-    def read(self, histories: Histories | Live, day: int) -> Self:
+    def read(self, histories: Histories | OnlineHistories, day: int) -> Self:
         """Answer from these histories from now on; nothing that was learned changes. `day`: the last one they cover."""
         self.histories_, self.day_ = histories, int(day)
         return self
 
-    def reading(self, histories: Histories | Live, day: int) -> Self:
+    def reading(self, histories: Histories | OnlineHistories, day: int) -> Self:
         """A twin that shares what was learned, and what is built of it, and answers from other histories."""
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)  # copy would save and load it
@@ -82,7 +82,7 @@ class Recommender(BaseEstimator):
         Lines known already change nothing. Today becomes the newest day of the lines.
         """
         frame = pl.from_pandas(events).rename({self.user: "user", self.item: "item"})
-        histories = Live.of(self.histories_).and_then(frame)
+        histories = OnlineHistories.of(self.histories_).and_then(frame)
         return self.read(histories, max(self.day_, histories.last_day))
 
     def predict(self, X: pd.DataFrame) -> pd.DataFrame:
@@ -292,7 +292,7 @@ class TwoStage(Recommender):
             "verbosity": -1,
         }
 
-    def reading(self, histories: Histories | Live, day: int) -> Self:
+    def reading(self, histories: Histories | OnlineHistories, day: int) -> Self:
         self._booster()  # one for all twins
         return super().reading(histories, day)
 

@@ -12,7 +12,7 @@ import polars as pl
 from evergreen.tasks.problems.recommender.candidate_generation import OWN, order
 from evergreen.tasks.problems.recommender.candidate_sources import SOURCES
 from evergreen.tasks.problems.recommender.estimators import Recommender, TwoStage
-from evergreen.tasks.problems.recommender.interactions import TOGETHER, Purchases
+from evergreen.tasks.problems.recommender.interactions import TOGETHER, InteractionData
 from evergreen.tasks.problems.recommender.ranker_features import FEATURES
 from evergreen.tasks.problems.recommender.ranking_metrics import of_lists, per_user
 from evergreen.tasks.problems.recommender.reranking import choose
@@ -39,7 +39,7 @@ KNOWN = (0, 1, 2, 5, 10)
 
 
 def plots(
-    predictions: pl.DataFrame, baseline: pl.DataFrame, model: Recommender, data: Purchases, k: int
+    predictions: pl.DataFrame, baseline: pl.DataFrame, model: Recommender, data: InteractionData, k: int
 ) -> dict[str, pl.DataFrame]:
     """Plot name -> table; `predictions` and `baseline` are rows of `predict` over all test windows."""
     rows = {"model": predictions, "baseline": baseline}
@@ -84,7 +84,7 @@ def _sources(lists: pl.Series, on: Sequence[str]) -> pl.DataFrame:
     return pl.DataFrame({"source": on, "share": [(credited == name).sum() / max(len(credited), 1) for name in on]})
 
 
-def _catalogue(rows: dict[str, pl.DataFrame], model: Recommender, data: Purchases) -> pl.DataFrame:
+def _catalogue(rows: dict[str, pl.DataFrame], model: Recommender, data: InteractionData) -> pl.DataFrame:
     """series, share_of_catalogue, share_of_entries: the items that fill most places come first."""
     size = len(model.catalogue_)
     lists = {
@@ -97,7 +97,7 @@ def _catalogue(rows: dict[str, pl.DataFrame], model: Recommender, data: Purchase
     return pl.concat([_curve(name, each, size) for name, each in counts.items() if len(each)])
 
 
-def _purchases(cutoffs: list[date], data: Purchases) -> np.ndarray:
+def _purchases(cutoffs: list[date], data: InteractionData) -> np.ndarray:
     """How many users bought each item in the windows."""
     items = np.concatenate([data.truth(each).pairs % len(data.histories.items) for each in cutoffs])
     return np.unique(items, return_counts=True)[1]
@@ -116,7 +116,7 @@ def _curve(name: str, counts: np.ndarray, size: int) -> pl.DataFrame:
     )
 
 
-def _lists(rows: dict[str, pl.DataFrame], data: Purchases) -> pl.DataFrame:
+def _lists(rows: dict[str, pl.DataFrame], data: InteractionData) -> pl.DataFrame:
     """series, measure, value, low, high: what the lists are like, beside what is bought in the windows (`purchases`)."""
     given, cutoffs = rows["model"], rows["model"]["cutoff"].unique().sort().to_list()
     bought = [_of_purchases(given.filter(pl.col("cutoff") == each), each, data) for each in cutoffs]
@@ -134,7 +134,7 @@ def _lists(rows: dict[str, pl.DataFrame], data: Purchases) -> pl.DataFrame:
 LIKE = ("novelty", "diversity", "dissimilarity")
 
 
-def _of_purchases(rows: pl.DataFrame, cutoff: date, data: Purchases) -> pl.DataFrame:
+def _of_purchases(rows: pl.DataFrame, cutoff: date, data: InteractionData) -> pl.DataFrame:
     """entity and what its purchases after `cutoff` are like."""
     truth = data.truth(cutoff)
     found = of_lists(*truth.entries(False), len(truth.users), data.items(cutoff))
@@ -175,7 +175,7 @@ def _by_visits(rows: dict[str, pl.DataFrame]) -> pl.DataFrame:
     return pl.DataFrame(found, infer_schema_length=None).filter(pl.col("users") > 0)
 
 
-def _by_buyers(rows: dict[str, pl.DataFrame], data: Purchases) -> pl.DataFrame:
+def _by_buyers(rows: dict[str, pl.DataFrame], data: InteractionData) -> pl.DataFrame:
     """series, buyers, share, found: of the items bought in the windows, by how many users had bought them before.
 
     share: of all purchases in the windows. found: the share of them that was in the buyer's list.
@@ -195,7 +195,7 @@ def _by_buyers(rows: dict[str, pl.DataFrame], data: Purchases) -> pl.DataFrame:
     return pl.DataFrame(found)
 
 
-def _met(rows: pl.DataFrame, suffix: str, data: Purchases) -> tuple[np.ndarray, np.ndarray]:
+def _met(rows: pl.DataFrame, suffix: str, data: InteractionData) -> tuple[np.ndarray, np.ndarray]:
     """Of each purchase in one window: how many users had bought the item before, and whether it was in the list."""
     cutoff = rows["cutoff"][0]
     truth = data.truth(cutoff)
@@ -207,7 +207,7 @@ def _met(rows: pl.DataFrame, suffix: str, data: Purchases) -> tuple[np.ndarray, 
     return before[item], np.isin(row * truth.items + item, user * truth.items + place)
 
 
-def _short_histories(predictions: pl.DataFrame, model: Recommender, data: Purchases, k: int) -> pl.DataFrame:
+def _short_histories(predictions: pl.DataFrame, model: Recommender, data: InteractionData, k: int) -> pl.DataFrame:
     """visits_known, ndcg, low, high: lists of the last window had only so many of a user's newest visits been known.
 
     About the same users each time, those with the longest cut or more; what was learned stays.
@@ -241,7 +241,7 @@ def _visits(known: Histories, users: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return place, np.searchsorted(days, first + 2**32) - np.searchsorted(days, day) - 1
 
 
-def _diversity(predictions: pl.DataFrame, model: TwoStage, data: Purchases, k: int) -> pl.DataFrame:
+def _diversity(predictions: pl.DataFrame, model: TwoStage, data: InteractionData, k: int) -> pl.DataFrame:
     """series, dial, ndcg, low, high, diversity: what answers.diversity costs, on the last window, for the same drawn users."""
     cutoff = predictions["cutoff"].max()
     assert isinstance(cutoff, date)
@@ -265,7 +265,7 @@ def _diversity(predictions: pl.DataFrame, model: TwoStage, data: Purchases, k: i
     return pl.DataFrame(found)
 
 
-def _candidates(predictions: pl.DataFrame, model: TwoStage, data: Purchases, k: int) -> pl.DataFrame:
+def _candidates(predictions: pl.DataFrame, model: TwoStage, data: InteractionData, k: int) -> pl.DataFrame:
     """source, ndcg, recall, ndcg_novel, recall_novel: candidates of the last window sorted by each source, and by the ranker.
 
     Means over users with a history. `tifu_knn` ranks as TIFU-kNN does: own purchases and those of similar users together.

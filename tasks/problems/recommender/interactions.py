@@ -128,13 +128,13 @@ def _users(tables: Mapping[str, pl.LazyFrame], section: Interactions) -> pl.Data
     return found.sort("user")
 
 
-def load(folder: Path, section: Interactions) -> "Purchases":
+def load(folder: Path, section: Interactions) -> "InteractionData":
     frames = {path.stem: pl.read_parquet(path) for path in folder.glob("*.parquet")}
     histories = Histories.of(frames["lines"])
     items, as_of = frames["items"], frames["known"].item()
     categories = _categories(histories.items, items, "category")
     groups = [_categories(histories.items, items, name) for name in item_catalogue.GROUPS if name in items.columns]
-    return Purchases(
+    return InteractionData(
         histories,
         categories,
         as_of,
@@ -185,7 +185,7 @@ class Truth:
 
 
 @dataclass(eq=False)
-class Purchases:
+class InteractionData:
     histories: Histories
     categories: np.ndarray
     """Number of the category of each of `histories.items`."""
@@ -193,10 +193,10 @@ class Purchases:
     horizon_days: int
     attributes: pl.DataFrame
     """user and facts about him that scores are shown by; not every user is there."""
-    goods: pl.DataFrame
-    """What goods.items makes: item, category, name, stock."""
+    items_table: pl.DataFrame
+    """What item_catalogue.items makes: item, category, name, stock."""
     places: pl.DataFrame
-    """What goods.places makes: user, basket, place."""
+    """What item_catalogue.places makes: user, basket, place."""
     groups: np.ndarray | None = None
     """As `categories`, one column for each of features.groups."""
     _kept: dict[str, dict[Hashable, Any]] = field(default_factory=dict)

@@ -95,7 +95,7 @@ def stock(table: pl.LazyFrame, section: Interactions) -> pl.DataFrame:
 
 
 @dataclass(eq=False)
-class Goods:
+class ItemCatalogue:
     """Everything that can be recommended: the catalogue, in its order, then other known items, too rare to learn of (`rare`).
 
     Arrays are parallel to `ids`; both parts are sorted.
@@ -123,7 +123,7 @@ class Goods:
     local: "Local | None" = None
 
     @classmethod
-    def of(cls, catalogue: np.ndarray, histories: Histories, told: pl.DataFrame, first: int) -> "Goods":
+    def of(cls, catalogue: np.ndarray, histories: Histories, told: pl.DataFrame, first: int) -> "ItemCatalogue":
         """`told`: what `items` makes; `first`: the day from which on purchases count as lately."""
         told = told.with_columns(item=_like(told["item"], catalogue)).drop_nulls("item")
         known = np.union1d(histories.items, to_ids(told["item"]))
@@ -225,17 +225,17 @@ def mostly_at(places: pl.DataFrame, histories: Histories, since: int) -> np.ndar
 
 @dataclass(eq=False)
 class Local:
-    """What is popular where: place -> positions of items in Goods, and users who bought each there lately."""
+    """What is popular where: place -> positions of items in ItemCatalogue, and users who bought each there lately."""
 
     users: dict[str, tuple[np.ndarray, np.ndarray]]
 
     @classmethod
-    def of(cls, goods: Goods, lines: pl.DataFrame, places: pl.DataFrame) -> "Local":
+    def of(cls, catalogue: ItemCatalogue, lines: pl.DataFrame, places: pl.DataFrame) -> "Local":
         """`lines`: the late purchases, in the columns of Histories.of; `places`: what `places` makes."""
         keys = [pl.col(name).cast(pl.String) for name in ("user", "basket")]
         at = lines.with_columns(keys).join(places.with_columns(keys), on=["user", "basket"])
         counts = at.group_by("place", "item").agg(pl.col("user").n_unique().alias("users")).sort("place", "item")
-        counts = counts.with_columns(at=pl.Series(goods.positions(counts["item"].to_list())))
+        counts = counts.with_columns(at=pl.Series(catalogue.positions(counts["item"].to_list())))
         parts = counts.partition_by("place", as_dict=True)
         return cls({str(place): (part["at"].to_numpy(), part["users"].to_numpy()) for (place,), part in parts.items()})
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evergreen.tasks.problems.recommender.item_catalogue import Goods
+from evergreen.tasks.problems.recommender.item_catalogue import ItemCatalogue
 from evergreen.tasks.problems.recommender.user_histories import Histories, Sparse, ranges
 
 OWN = 30
@@ -57,16 +57,16 @@ def again(count: int, ago: int, unit: str) -> str:
     return f"bought once, {when}" if count == 1 else f"bought {count:,} times, last {when}"
 
 
-def new(goods: Goods, item: int, source: str, partner: int | None) -> str:
+def new(catalogue: ItemCatalogue, item: int, source: str, partner: int | None) -> str:
     """Why an item that the user never bought: `partner` goes with it."""
     if source == "explore":
-        return f"a new product, bought by {customers(int(goods.users[item]))} so far"
+        return f"a new product, bought by {customers(int(catalogue.users[item]))} so far"
     if source == "promoted":
         return "promoted"
     if partner is not None and source != "popular":
-        return f"bought with {called(goods, partner)}"
+        return f"bought with {called(catalogue, partner)}"
     if source == "popular":
-        return f"popular now, bought by {customers(int(goods.popular[item]))} lately"
+        return f"popular now, bought by {customers(int(catalogue.popular[item]))} lately"
     return FROM_OTHERS["tifu_knn"]
 
 
@@ -74,6 +74,6 @@ def customers(count: int) -> str:
     return "nobody" if not count else f"{count:,} customer{'' if count == 1 else 's'}"
 
 
-def called(goods: Goods, item: int) -> str:
+def called(catalogue: ItemCatalogue, item: int) -> str:
     """An item in words and by its id."""
-    return f"{goods.names[item]} ({goods.ids[item]})" if goods.names[item] else str(goods.ids[item])
+    return f"{catalogue.names[item]} ({catalogue.ids[item]})" if catalogue.names[item] else str(catalogue.ids[item])

@@ -23,7 +23,7 @@ Newer = Mapping[tuple[Any, Any], int]
 
 
 @dataclass(eq=False)
-class Live:
+class OnlineHistories:
     """`base` and the lines that came since, `newer`: user -> lines, none of them in `base`. Neither ever changes."""
 
     base: Histories
@@ -36,8 +36,8 @@ class Live:
     _merged: Histories | None = field(default=None, init=False, repr=False)
 
     @classmethod
-    def of(cls, histories: "Histories | Live") -> "Live":
-        if isinstance(histories, Live):
+    def of(cls, histories: "Histories | OnlineHistories") -> "OnlineHistories":
+        if isinstance(histories, OnlineHistories):
             return histories
         return cls(histories, last_day=int(histories.day[-1])) if len(histories) else cls(histories)
 
@@ -81,22 +81,22 @@ class Live:
                 found.append(_lines(at, self.newer[each], catalogue))
         return found[0] if len(found) == 1 else _together(found)
 
-    def and_then(self, events: pl.DataFrame) -> "Live":
+    def and_then(self, events: pl.DataFrame) -> "OnlineHistories":
         """These and newer lines, in the columns of Histories.of; a line that is known already changes nothing.
 
         Ids of users and items take the type that those of `base` have. Raises DataError for one that cannot.
         """
         if not len(self.base) or events.height > MANY or self.waiting > NEWER:
-            return Live.of(self.merged().and_then(typed(events, self.base)))
+            return OnlineHistories.of(self.merged().and_then(typed(events, self.base)))
         newer, count, last = dict(self.newer), self.waiting, self.last_day
         for user, mine in _by_user(events, self.base).items():
             known, had = self._known(user), newer.get(user, {})
             if any(day < {**had, **known}.get(line, day) for line, day in mine.items()):
-                return Live.of(self.merged().and_then(typed(events, self.base)))
+                return OnlineHistories.of(self.merged().and_then(typed(events, self.base)))
             now = {**had, **{line: min(day, had.get(line, day)) for line, day in mine.items() if line not in known}}
             if now:
                 newer[user], count, last = now, count + len(now) - len(had), max(last, *now.values())
-        return Live(self.base, newer, count, last)
+        return OnlineHistories(self.base, newer, count, last)
 
     def _known(self, user: Any) -> dict[tuple[Any, Any], int]:
         """(basket, item) -> day of the lines of `user` in `base`."""
@@ -115,21 +115,21 @@ class Live:
 
 
 @dataclass(eq=False)
-class Session(Live):
+class Session(OnlineHistories):
     """One user with what lies in the basket now, beside what is in the histories of him; nothing of it is kept.
 
-    `position`: of the user in the histories, -1 for a stranger. `basket`: ids; each counts as a line of `day`.
+    `position`: of the user in the histories, -1 for an anonymous user. `basket`: ids; each counts as a line of `day`.
     """
 
     position: int = -1
     basket: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     day: int = 0
-    whole: Live | None = None
+    whole: OnlineHistories | None = None
     """The histories of all users."""
 
     @classmethod
-    def on(cls, histories: Histories | Live, position: int, basket: np.ndarray, day: int) -> "Session":
-        live = Live.of(histories)
+    def on(cls, histories: Histories | OnlineHistories, position: int, basket: np.ndarray, day: int) -> "Session":
+        live = OnlineHistories.of(histories)
         made = cls(live.base, live.newer, live.waiting, live.last_day, position, basket, day, live)
         known = live.users
         if position >= 0:
@@ -196,5 +196,5 @@ def _together(found: list[Lines]) -> Lines:
     return row[by], column[by], day[by]
 
 
-def merged(histories: Histories | Live) -> Histories:
-    return histories.merged() if isinstance(histories, Live) else histories
+def merged(histories: Histories | OnlineHistories) -> Histories:
+    return histories.merged() if isinstance(histories, OnlineHistories) else histories

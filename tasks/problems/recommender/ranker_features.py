@@ -10,7 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from evergreen.tasks.problems.recommender.candidate_sources import SOURCES, decay, popularity
-from evergreen.tasks.problems.recommender.online_histories import Live
+from evergreen.tasks.problems.recommender.online_histories import OnlineHistories
 from evergreen.tasks.problems.recommender.user_histories import Histories, Sparse, codes, distinct
 
 USER = ("visits", "visits_28d", "visit_gap", "days_since_visit", "days_known", "lines_per_visit", "repeat_share")
@@ -58,7 +58,7 @@ class Lines:
     _bought: "tuple[np.ndarray, np.ndarray, np.ndarray, Groups] | None" = field(default=None, init=False, repr=False)
 
     @classmethod
-    def of(cls, histories: Histories | Live, positions: np.ndarray, catalogue: np.ndarray, day: int) -> "Lines":
+    def of(cls, histories: Histories | OnlineHistories, positions: np.ndarray, catalogue: np.ndarray, day: int) -> "Lines":
         """`positions`: users, as positions in `histories.users`."""
         row, column, when = histories.lines(positions, catalogue)
         kept = when <= day

@@ -13,7 +13,7 @@ import polars as pl
 
 from evergreen.tasks.problems.recommender.candidate_generation import Candidates, Learned, order
 from evergreen.tasks.problems.recommender.estimators import TwoStage
-from evergreen.tasks.problems.recommender.interactions import Purchases, Truth
+from evergreen.tasks.problems.recommender.interactions import InteractionData, Truth
 from evergreen.tasks.problems.recommender.ranking_metrics import per_user
 from evergreen.tasks.problems.recommender.user_histories import to_day
 
@@ -23,7 +23,7 @@ WINDOWS = 2
 """Windows to learn from."""
 
 
-def ablate(model: TwoStage, data: Purchases, cutoff: date, k: int, users: int) -> pl.DataFrame:
+def ablate(model: TwoStage, data: InteractionData, cutoff: date, k: int, users: int) -> pl.DataFrame:
     """variant, ndcg, recall, ndcg_novel, recall_novel; gain, low, high, gain_novel, low_novel, high_novel.
 
     gain: how much better NDCG is than that of all sources, on the same users, with its 95 % interval; below 0, the source
@@ -47,7 +47,7 @@ def ablate(model: TwoStage, data: Purchases, cutoff: date, k: int, users: int) -
 
 
 def _without(
-    source: str, model: TwoStage, data: Purchases, cutoff: date, days: list[date], k: int, users: int
+    source: str, model: TwoStage, data: InteractionData, cutoff: date, days: list[date], k: int, users: int
 ) -> dict[str, np.ndarray]:
     """Each metric of every user of the sample, for two stages that never knew `source`."""
     settings, examples = model.settings, []

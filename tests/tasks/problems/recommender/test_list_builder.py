@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from evergreen.tasks.config.params import ListRules
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.problems.recommender import item_catalogue
-from evergreen.tasks.problems.recommender.list_builder import Answer, Request, Shop, moved
+from evergreen.tasks.problems.recommender.list_builder import ListBuilder, moved
+from evergreen.tasks.problems.recommender.list_request import RecommendedLists, Request
 from evergreen.tasks.problems.recommender.reranking import choose, places
 from evergreen.tasks.problems.recommender.user_histories import to_date
 from tests.contracts import World, build
@@ -36,23 +37,23 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(scope="module")
-def shop(world: World) -> Shop:
+def shop(world: World) -> ListBuilder:
     model = world.fit({**world.defaults("two_stage"), "learning_rate": 0.2})
-    return Shop.of(model, world.data, world.section)
+    return ListBuilder.of(model, world.data, world.section)
 
 
-def ask(shop: Shop, *users: Any, **wishes: Any) -> Answer:
-    return shop.answer(Request.read({"users": users, **wishes}))
+def ask(shop: ListBuilder, *users: Any, **wishes: Any) -> RecommendedLists:
+    return shop.recommend(Request.read({"users": users, **wishes}))
 
 
-def lists(answer: Answer) -> dict[int, list[int]]:
+def lists(answer: RecommendedLists) -> dict[int, list[int]]:
     found: dict[int, list[int]] = {}
     for row, item in zip(answer.row.tolist(), answer.item.tolist(), strict=True):
         found.setdefault(row, []).append(item)
     return found
 
 
-def bought(shop: Shop, user: int, within: int = 10**6) -> set[int]:
+def bought(shop: ListBuilder, user: int, within: int = 10**6) -> set[int]:
     first = to_date(shop.day - min(within, 10_000) + 1)
     return set(shop.histories.frame().filter((pl.col("user") == user) & (pl.col("day") >= first))["item"])
 
@@ -117,7 +118,7 @@ def test_a_list_holds_what_is_allowed_and_is_as_long_as_that_lets_it(shop, rules
         assert note.found + sum(note.costs.values()) == note.of == 96
 
 
-def permitted(shop: Shop, item: int, user: int | None, show: str, rules: dict[str, Any]) -> bool:
+def permitted(shop: ListBuilder, item: int, user: int | None, show: str, rules: dict[str, Any]) -> bool:
     """The rules by their words."""
     own = bought(shop, user) if user else set()
     lately, just = (
@@ -221,7 +222,7 @@ EVEN = [1000, 1001, 1024, 1025, 1048]
 
 def test_a_strangers_basket_counts_and_is_neither_recommended_nor_kept(shop):
     before = len(shop.histories)
-    answer = shop.answer(Request.read({"items": EVEN, "k": 6}))
+    answer = shop.recommend(Request.read({"items": EVEN, "k": 6}))
     assert not set(answer.item.tolist()) & set(EVEN)
     assert np.mean([(item - 1000) // 12 % 2 == 0 for item in answer.item.tolist()]) > 0.8
     assert answer.item.tolist() != ask(shop, None, k=6).item.tolist()
@@ -241,7 +242,7 @@ def test_a_known_users_basket_counts_beside_the_history(shop):
 
 
 def test_what_lies_in_the_basket_but_is_no_item_changes_nothing(shop):
-    assert shop.answer(Request.read({"items": ["what", 10**12, None]})).item.tolist() == ask(shop, None).item.tolist()
+    assert shop.recommend(Request.read({"items": ["what", 10**12, None]})).item.tolist() == ask(shop, None).item.tolist()
 
 
 def test_a_stranger_gets_what_is_popular_where_he_is(shop, world):
@@ -249,9 +250,9 @@ def test_a_stranger_gets_what_is_popular_where_he_is(shop, world):
     lines = world.frames["lines"].filter(pl.col("day") >= first)
     there = lines.join(world.frames["places"].filter(pl.col("place") == "303"), on=["user", "basket"])
     counts = dict(there.group_by("item").agg(pl.col("user").n_unique()).iter_rows())
-    found = [counts[item] for item in shop.answer(Request.read({"place": 303})).item.tolist()]
+    found = [counts[item] for item in shop.recommend(Request.read({"place": 303})).item.tolist()]
     assert found == sorted(counts.values(), reverse=True)[:10]
-    assert shop.answer(Request.read({"place": "nowhere"})).item.tolist() == ask(shop, None).item.tolist()
+    assert shop.recommend(Request.read({"place": "nowhere"})).item.tolist() == ask(shop, None).item.tolist()
 
 
 def basket(user: Any, items: list[int], day: date, number: Any = "new") -> pl.DataFrame:
@@ -267,7 +268,7 @@ def test_a_new_basket_counts_at_once_once_and_for_its_user_alone(shop):
     reasons = dict(zip(ask(after, 6, k=96).item.tolist(), ask(after, 6, k=96).explanation, strict=True))
     assert reasons[never[0]] == "bought once, today"
     twice = after.observe(basket(6, never, day))
-    assert twice.answer(Request(users=(6,))).explanation == after.answer(Request(users=(6,))).explanation
+    assert twice.recommend(Request(users=(6,))).explanation == after.recommend(Request(users=(6,))).explanation
     others = [7, 8, 9, None]
     assert ask(after, *others).explanation == ask(shop, *others).explanation
     assert ask(shop, 6, show="rebuy", k=96).item.tolist() != ask(after, 6, show="rebuy", k=96).item.tolist()
@@ -282,7 +283,7 @@ def test_a_user_first_seen_in_an_event_is_answered_from_it(shop):
 def test_lists_as_of_a_day_are_those_of_histories_up_to_it(shop, world):
     day = to_date(shop.day - 30)
     cut = world.data.histories.until(shop.day - 30)
-    past = Shop.of(shop.model, moved(world.data, pl.DataFrame(), day), world.section)
+    past = ListBuilder.of(shop.model, moved(world.data, pl.DataFrame(), day), world.section)
     asked = ask(shop, *range(1, 41), as_of=day)
     assert asked.explanation == ask(past, *range(1, 41)).explanation
     assert len(past.histories) == len(cut)
@@ -351,7 +352,7 @@ def test_a_wish_that_is_none_is_refused_with_its_place(shop, wishes, error, says
 
 def test_stock_of_which_nothing_is_known_cannot_be_a_rule(shop, world):
     data = world.reload({**world.frames, "items": world.frames["items"].drop("stock")}, "unstocked")
-    bare = Shop.of(shop.model, data, world.section)
+    bare = ListBuilder.of(shop.model, data, world.section)
     with pytest.raises(ParamsError, match=r"in_stock = true: nothing says what is in stock; name a column in features\.stock"):
         ask(bare, 1, rules={"in_stock": True})
 
@@ -366,7 +367,7 @@ def test_new_stock_counts_in_the_next_answer(shop):
 def test_what_params_say_holds_and_a_request_may_say_otherwise(shop, world):
     rules = ListRules(max_per_category=1, in_stock=True)
     answers = world.section.lists.model_copy(update={"rules": rules, "show": "discover"})
-    set_up = Shop.of(shop.model, world.data, world.section.model_copy(update={"lists": answers}))
+    set_up = ListBuilder.of(shop.model, world.data, world.section.model_copy(update={"lists": answers}))
     own, found = bought(shop, 3), ask(set_up, 3).item.tolist()
     assert len(found) == len({aisle(item) for item in found})
     assert all(item % 2 == 0 and item not in own for item in found)
@@ -415,7 +416,7 @@ def test_a_table_of_items_keeps_no_excluded_ones_and_tells_names_and_stock():
 
 def test_days_of_a_shop_that_numbers_its_orders_are_told_in_orders(shop, world):
     features = world.section.features.model_copy(update={"order": "order_number", "days_per_order": 7})
-    ordered = Shop.of(shop.model, world.data, world.section.model_copy(update={"features": features}))
+    ordered = ListBuilder.of(shop.model, world.data, world.section.model_copy(update={"features": features}))
     day = to_date(shop.day - 21)
     later = ordered.observe(basket(400, [1000, 1001], day, "a")).observe(basket(400, [1001], to_date(shop.day), "b"))
     reasons = dict(zip(ask(later, 400).item.tolist(), ask(later, 400).explanation, strict=True))
@@ -427,7 +428,7 @@ def test_ids_of_text_are_compared_whole(world):
     lines = world.frames["lines"].with_columns(pl.format("h{}", "user").alias("user"), pl.format("p{}", "item").alias("item"))
     items = world.frames["items"].with_columns(pl.format("p{}", "item").alias("item"))
     data = world.reload({**world.frames, "lines": lines, "items": items, "places": item_catalogue.NOWHERE}, "text")
-    named = Shop.of(world.fit(world.defaults("frequency"), data), data, world.section)
+    named = ListBuilder.of(world.fit(world.defaults("frequency"), data), data, world.section)
     assert ask(named, "h24").source[0] == "rebuy"
     assert ask(named, "h2400000").item.tolist() == ask(named, None).item.tolist()
     after = named.observe(pl.DataFrame({"user": ["h2400000"], "basket": [1], "item": ["p1003"], "day": [to_date(named.day)]}))

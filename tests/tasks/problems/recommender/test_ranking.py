@@ -11,7 +11,7 @@ from scipy import sparse
 
 from evergreen.tasks.problems.recommender.candidate_generation import best, decayed, order
 from evergreen.tasks.problems.recommender.candidate_sources import Ease, Similar, popularity
-from evergreen.tasks.problems.recommender.online_histories import Live
+from evergreen.tasks.problems.recommender.online_histories import OnlineHistories
 from evergreen.tasks.problems.recommender.ranker_features import NEVER, PAIR, USER, Lines, of_pairs, of_users
 from evergreen.tasks.problems.recommender.ranking_metrics import per_user
 from evergreen.tasks.problems.recommender.user_histories import Histories, codes
@@ -154,7 +154,7 @@ def test_codes_of_ids_that_are_not_there_are_minus_one():
 def test_live_histories_read_as_if_all_lines_had_been_there_from_the_start(drawn, cut):
     events = purchases(*((user, basket, f"{item}", day) for user, basket, item, day in drawn))
     whole = Histories.of(LINES).and_then(events[:cut]).and_then(events[cut:])
-    live = Live.of(Histories.of(LINES)).and_then(events[:cut]).and_then(events[cut:])
+    live = OnlineHistories.of(Histories.of(LINES)).and_then(events[:cut]).and_then(events[cut:])
     assert (len(live), live.users.tolist(), live.last_day) == (len(whole), whole.users.tolist(), whole.day.max())
     catalogue = np.array(["1", "3", "a", "b"])
     for positions in (np.arange(len(whole.users)), np.array([1]), np.array([], dtype=int)):
@@ -166,7 +166,7 @@ def test_live_histories_read_as_if_all_lines_had_been_there_from_the_start(drawn
 
 
 def test_many_new_lines_are_merged_and_a_known_one_waits_nowhere(monkeypatch):
-    start = Live.of(Histories.of(LINES))
+    start = OnlineHistories.of(Histories.of(LINES))
     assert start.and_then(LINES).waiting == 0
     event = purchases((2, 9, "z", 41))
     waiting = start.and_then(event)

@@ -1,0 +1,203 @@
+"""One list from its candidates: rules, blend, diversity, promoted and explored items."""
+
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from evergreen.tasks.config.params import ListRules, Lists
+from evergreen.tasks.problems.recommender.candidate_sources import SOURCES
+from evergreen.tasks.problems.recommender.estimators import Ranked
+from evergreen.tasks.problems.recommender.item_catalogue import ItemCatalogue
+from evergreen.tasks.problems.recommender.reranking import Want, choose, drawn_places, places
+from evergreen.tasks.problems.recommender.user_histories import codes, distinct
+
+NAMES = (*SOURCES, "promoted", "explore")
+"""Of the sources of an item in a list."""
+POPULAR, PROMOTED, EXPLORE = (NAMES.index(name) for name in ("popular", "promoted", "explore"))
+
+
+@dataclass(frozen=True, eq=False)
+class ListSettings:
+    """A request with every value that it leaves to params."""
+
+    k: int
+    lists: Lists
+    masks: list[tuple[str, np.ndarray]]
+    promoted: np.ndarray
+    place: str | None
+    session: np.ndarray
+    """Positions of the items in the basket."""
+    seed: int
+    explain: bool
+
+    @property
+    def rules(self) -> ListRules:
+        return self.lists.rules
+
+    @property
+    def novel(self) -> bool:
+        return self.lists.show == "discover"
+
+
+@dataclass(eq=False)
+class OwnItems:
+    """What one user bought: column of the catalogue and days ago of each line, and each such item once, sorted."""
+
+    user: Any
+    column: np.ndarray
+    ago: np.ndarray
+    bought: np.ndarray
+    rare: np.ndarray
+    """Positions of the bought items that are not in the catalogue; looked up for exploration alone."""
+
+
+@dataclass(eq=False)
+class Pool:
+    """Items that may be in one list, best first: parallel arrays of positions in ItemCatalogue, scores and sources."""
+
+    item: np.ndarray
+    score: np.ndarray
+    source: np.ndarray
+
+    def and_then(self, item: np.ndarray, score: np.ndarray, source: int) -> "Pool":
+        """With those of `item` that are not there yet."""
+        fresh = codes(item, distinct(self.item)) < 0
+        more = (item[fresh], score[fresh], np.full(fresh.sum(), source))
+        return Pool(*(np.concatenate(pair) for pair in zip((self.item, self.score, self.source), more, strict=True)))
+
+    def where(self, kept: np.ndarray) -> "Pool":
+        return Pool(self.item[kept], self.score[kept], self.source[kept])
+
+
+@dataclass(frozen=True, eq=False)
+class Composer:
+    """Composes lists from candidates."""
+
+    catalogue: ItemCatalogue
+    settings: ListSettings
+    day: int
+    """The newest day that counts."""
+
+    def _allowed(self, item: np.ndarray, own: OwnItems) -> list[tuple[str, np.ndarray]]:
+        """Rule -> which of `item` (positions in ItemCatalogue) it allows; those that allow all are left out."""
+        rules, found = self.settings.rules, [(name, mask[item]) for name, mask in self.settings.masks]
+        if self.settings.lists.show == "discover":
+            found.append(("show = discover", codes(item, own.bought) < 0))
+        if self.settings.lists.show == "rebuy":
+            found.append(("show = rebuy", codes(item, own.bought) >= 0))
+        for days, wanted, name in (
+            (rules.bought_within_days, True, "bought_within_days"),
+            (rules.not_bought_within_days, False, "not_bought_within_days"),
+        ):
+            if days is not None:
+                lately = distinct(own.column[own.ago < days])
+                found.append((name, (codes(item, lately) >= 0) == wanted))
+        if len(self.settings.session):
+            found.append(("the basket", codes(item, self.settings.session) < 0))
+        return found
+
+    def compose(self, own: OwnItems, pool: Pool) -> "ComposedList":
+        """The best of `pool` as wishes and rules have it."""
+        answers, rules = self.settings.lists, self.settings.rules
+        if len(self.settings.promoted) and rules.promote_share:
+            pool = pool.and_then(self.settings.promoted, np.full(len(self.settings.promoted), np.nan), PROMOTED)
+        explored = self._explored(own, pool)
+        if explored is not None and len(explored[0]):
+            pool = pool.and_then(explored[0], np.full(len(explored[0]), np.nan), EXPLORE)
+        if masks := self._allowed(pool.item, own):
+            pool = pool.where(np.logical_and.reduce([mask for _, mask in masks]))
+        wants, held = list[Want](), None
+        if explored is not None:
+            held = pool.source == EXPLORE
+            wants.append((held, explored[1]))
+        if len(self.settings.promoted) and rules.promote_share:
+            wants.append((codes(pool.item, np.sort(self.settings.promoted)) >= 0, places(rules.promote_share, self.settings.k)))
+        if rules.discover_share or answers.show == "blend":
+            new = codes(pool.item, own.bought) < 0
+            if rules.discover_share:
+                wants.append((new, places(rules.discover_share, self.settings.k)))
+            if answers.show == "blend":
+                due = places(answers.blend, self.settings.k, nearest=True)
+                wants += [(new, due), (~new, [place + 1 - count for place, count in enumerate(due)])]
+        kind = self.catalogue.category[pool.item] if rules.max_per_category or answers.diversity else pool.item
+        chosen = choose(kind, self.settings.k, rules.max_per_category, answers.diversity, wants, held)
+        return ComposedList(pool.item[chosen], pool.score[chosen], pool.source[chosen])
+
+    def _explored(self, own: OwnItems, pool: Pool) -> tuple[np.ndarray, list[int]] | None:
+        """New products for this user on this day, and how many of the first n places are theirs. None: no exploration."""
+        if not self.settings.lists.explore or self.settings.lists.show == "rebuy":
+            return None
+        draw = np.random.default_rng([zlib.crc32(str(own.user).encode()), self.settings.seed, max(self.day, 0)])
+        due = drawn_places(self.settings.lists.explore, self.settings.k, draw.random())
+        items, starts = self.catalogue.pool(self.settings.lists.explore_users)
+        if not due[-1] or not len(items):
+            return NONE, due
+        mine = np.concatenate([pool.item[: self.settings.k], own.bought, own.rare])
+        tried = _drawn(draw, items, starts, self.catalogue.category[own.column], 8 * due[-1] + 8)
+        tried = tried[codes(tried, distinct(mine)) < 0]
+        if masks := self._allowed(tried, own):
+            tried = tried[np.logical_and.reduce([mask for _, mask in masks])]
+        return tried[: due[-1]], due
+
+    def fill(self, pool: Pool) -> Pool:
+        """`pool`, then the rest of the catalogue, what is popular first."""
+        order = self.catalogue.by_popularity(self.settings.place)
+        share = self.catalogue.popular[order] / (self.catalogue.popular.max(initial=0) + 1)
+        below = np.nanmin(pool.score, initial=0) - 1
+        return pool.and_then(order, below + np.minimum.accumulate(share) if len(share) else share, POPULAR)
+
+    def rule_costs(self, own: OwnItems, found: int) -> dict[str, int]:
+        """Rule -> how many items of the catalogue it leaves out of those that the rules before it allow."""
+        left, costs = np.ones(self.catalogue.size, bool), {}
+        for name, allowed in self._allowed(np.arange(self.catalogue.size), own):
+            costs[name] = costs.get(name, 0) + int((left & ~allowed).sum())
+            left &= allowed
+        if self.settings.rules.max_per_category is not None:
+            costs["max_per_category"] = int(left.sum()) - found
+        return costs
+
+
+@dataclass(eq=False)
+class ComposedList:
+    item: np.ndarray
+    score: np.ndarray
+    source: np.ndarray
+    explanation: list[str] = field(default_factory=list)
+    costs: dict[str, int] | None = None
+    """Set where the list is shorter than asked for."""
+
+
+NONE = np.zeros(0, np.int64)
+EMPTY = Pool(NONE, np.zeros(0), NONE)
+
+
+def pools_of(lists: Ranked, rows: np.ndarray, size: int) -> list[Pool]:
+    """One of each of `size` users. `lists.row` counts `rows`."""
+    starts = np.searchsorted(lists.row, np.arange(len(rows) + 1))
+    found = [EMPTY] * size
+    for number, row in enumerate(rows.tolist()):
+        mine = slice(starts[number], starts[number + 1])
+        found[row] = Pool(lists.item[mine], lists.score[mine].astype(float), lists.source[mine])
+    return found
+
+
+def append_deeper(pool: Pool, deep: Pool) -> Pool:
+    """`pool`, and below it what else is in `deep`, in its order."""
+    fresh = codes(deep.item, distinct(pool.item)) < 0
+    lift = min(pool.score.min(initial=np.inf) - deep.score[fresh].max(initial=-np.inf), 0.0)
+    parts = zip((pool.item, pool.score, pool.source), (deep.item, deep.score + lift, deep.source), strict=True)
+    return Pool(*(np.concatenate([ours, theirs[fresh]]) for ours, theirs in parts))
+
+
+def _drawn(draw: np.random.Generator, items: np.ndarray, starts: np.ndarray, mine: np.ndarray, count: int) -> np.ndarray:
+    """Up to `count` of `items` (category after category from `starts`), each once: a category as often as it is in `mine`."""
+    sizes = np.diff(starts)
+    weight = np.bincount(mine, minlength=len(sizes)) * (sizes > 0)
+    if not weight.any():
+        return items[draw.permutation(len(items))[:count]]
+    sums = np.cumsum(weight)
+    kind = np.searchsorted(sums, draw.integers(0, sums[-1], count), side="right")
+    tried = items[starts[kind] + (draw.random(count) * sizes[kind]).astype(np.int64)]
+    return np.array(list(dict.fromkeys(tried.tolist())), np.int64)
