@@ -1,8 +1,8 @@
-"""Retraining: an event, a schedule or a person -> a challenger on what is known now -> the gate -> deploy's rollout.
+"""The retraining flow: an event, a schedule or a person -> a challenger on the data known now -> the gate -> a rollout.
 
-Each is claimed in the database before its first step, by the id of the look it was decided on: one event twice trains once.
-One that was killed stays claimed and unfinished, and whoever comes next (a monitor, another retraining) completes it; until the
-gate has spoken the champion answers as before.
+Each retraining is claimed in the database before its first step, by the id of the monitoring run that decided it: the same
+event twice trains once. A killed retraining stays claimed and unfinished; the next monitor or retraining completes it. Until
+the gate has decided, the champion serves as before.
 """
 
 import logging
@@ -19,9 +19,9 @@ from uuid import uuid4
 from prefect import flow
 
 from evergreen.flows import settings
-from evergreen.flows.operations import notifications, params_edit
-from evergreen.flows.operations import status as results
-from evergreen.monitoring.ledger.decisions import DecisionLog, RetrainingRecord, end_of_day
+from evergreen.flows.operations import notifications, params_edit, status
+from evergreen.monitoring.ledger.decisions import DecisionLog, RetrainingRecord, end_of_day, run_id
+from evergreen.monitoring.ledger.records import Decision
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import LockedError, StepError
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 6 * 3600.0
-"""So long a retraining waits for another training of the project."""
+LOCK_TIMEOUT_SECONDS = 6 * 3600.0
+"""How long a retraining waits for another training of the project."""
 PERSON = "person"
-"""Ground of a retraining that somebody asked for."""
+"""Trigger of a retraining that somebody requested."""
 
 Train = Callable[[Layout, str, bool, str], "Outcome"]
-"""(project, problem, whether to read the sources again, who) -> what became of the training flow. Hold the project's lock."""
+"""(project, problem, whether to read the sources again, who) -> outcome of the training flow. Hold the project's lock."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A retraining that is wanted. `id`, `at`: of the look it was decided on; None: a person asks, now."""
+class RetrainRequest:
+    """`id`, `at`: of the monitoring run that decided it; None: a person's request, now."""
 
     problem: str
     reason: str
@@ -52,52 +52,62 @@ class Asked:
     id: str | None = None
     at: datetime | None = None
     as_of: date | None = None
-    """The day to live on, for a project that lives on a day of params.yaml."""
+    """The new project.as_of, where params.yaml sets one."""
 
 
-def run(layout: Layout, asked: Asked, train: Train) -> RetrainingRecord:
-    """Retrain, or complete what an earlier call began; one that is finished is returned as it stands.
+def request_for(params: Params, decision: Decision) -> RetrainRequest:
+    """The retraining that a decision requests."""
+    id = run_id(params.project.name, decision.problem, decision.at)
+    day = decision.at.date() if params.project.as_of else None
+    reason, trigger = decision.reason.removeprefix("retrain: "), decision.trigger or "age"
+    return RetrainRequest(decision.problem, reason, f"policy ({trigger})", trigger, id, decision.at, day)
 
-    Raises LockedError if another training runs for longer than `PATIENCE_SECONDS`, ParamsError for an unknown problem, and
+
+def run(layout: Layout, request: RetrainRequest, train: Train) -> RetrainingRecord:
+    """Retrain, or complete what an earlier call started; a finished retraining is returned as recorded.
+
+    Raises LockedError if another training runs for longer than `LOCK_TIMEOUT_SECONDS`, ParamsError for an unknown problem, and
     StepError, after the failure was recorded, if the training failed.
     """
-    load(layout.params).section(asked.problem)
-    looks = settings.decision_log(layout)
-    with waiting(layout, asked.problem):
-        status, stands = looks.claim(_claimed(layout, looks, asked))
-        if status == "done":
-            log.info("%s: this retraining was done already: %s", stands.problem, stands.outcome)
-            return stands
-        if status == "unfinished":
-            log.warning("%s: completing the retraining that began at %s", stands.problem, f"{stands.started:%Y-%m-%d %H:%M}")
-        prepare(layout, stands)
-        outcome = train(layout, stands.problem, not _read_since(layout, stands.started), stands.by)
-        done = _done(layout, stands, outcome)
-        looks.finish(done)
+    load(layout.params).section(request.problem)
+    decisions = settings.decision_log(layout)
+    with wait_for_lock(layout, request.problem):
+        state, record = decisions.claim(_to_claim(layout, decisions, request))
+        if state == "done":
+            log.info("%s: this retraining is finished: %s", record.problem, record.outcome)
+            return record
+        if state == "unfinished":
+            log.warning("%s: completing the retraining started at %s", record.problem, f"{record.started:%Y-%m-%d %H:%M}")
+        prepare(layout, record)
+        outcome = train(layout, record.problem, not _ingested_since(layout, record.started), record.by)
+        done = _finished(layout, record, outcome)
+        decisions.finish(done)
     if outcome.error:
         raise StepError(outcome.error)
     return done
 
 
 def complete(layout: Layout, problems: list[str], train: Train) -> list[RetrainingRecord]:
-    """Complete what was claimed and never finished, unless somebody is at it right now."""
-    looks, done = settings.decision_log(layout), []
-    for left in looks.unfinished(problems):
-        if _busy(layout):
-            log.info("%s: a training is under way", left.problem)
+    """Complete claimed, unfinished retrainings, unless a training runs right now."""
+    done = []
+    for record in settings.decision_log(layout).unfinished(problems):
+        if _is_training(layout):
+            log.info("%s: a training is running", record.problem)
             return done
-        done.append(run(layout, _again(left), train))
+        done.append(run(layout, _to_request(record), train))
     return done
 
 
-def _again(left: RetrainingRecord) -> Asked:
-    return Asked(left.problem, left.reason, left.by, left.trigger, left.id, left.at, left.as_of)
+def _to_request(record: RetrainingRecord) -> RetrainRequest:
+    return RetrainRequest(
+        record.problem, record.reason, record.by, record.trigger, record.id, record.at, record.as_of
+    )  # fmt: skip
 
 
 @contextmanager
-def waiting(layout: Layout, problem: str) -> Iterator[None]:
-    """Hold the project's lock, after whoever trains now. Raises LockedError after `PATIENCE_SECONDS`."""
-    end, told = time.monotonic() + PATIENCE_SECONDS, False
+def wait_for_lock(layout: Layout, problem: str) -> Iterator[None]:
+    """Hold the project's lock once the running training has ended. Raises LockedError after `LOCK_TIMEOUT_SECONDS`."""
+    end, logged = time.monotonic() + LOCK_TIMEOUT_SECONDS, False
     while True:
         lock = locking(layout.var / "train.lock", f"{problem}: retrain")
         try:
@@ -106,9 +116,9 @@ def waiting(layout: Layout, problem: str) -> Iterator[None]:
         except LockedError as error:
             if time.monotonic() > end:
                 raise
-            if not told:
+            if not logged:
                 log.info("%s: waiting: %s", problem, error)
-            told = True
+            logged = True
             time.sleep(1)
     try:
         yield
@@ -116,7 +126,7 @@ def waiting(layout: Layout, problem: str) -> Iterator[None]:
         lock.__exit__(None, None, None)
 
 
-def _busy(layout: Layout) -> bool:
+def _is_training(layout: Layout) -> bool:
     try:
         with locking(layout.var / "train.lock", "monitor"):
             return False
@@ -124,36 +134,36 @@ def _busy(layout: Layout) -> bool:
         return True
 
 
-def _claimed(layout: Layout, looks: DecisionLog, asked: Asked) -> RetrainingRecord:
-    """What to claim: what is asked for; of a person, what was begun for this problem and not finished."""
-    if asked.id is None and (left := looks.unfinished([asked.problem])):
-        return left[0]
-    known = load(layout.params).project.as_of
+def _to_claim(layout: Layout, decisions: DecisionLog, request: RetrainRequest) -> RetrainingRecord:
+    """The record to claim; a person's request completes an unfinished retraining of the problem first."""
+    if request.id is None and (unfinished := decisions.unfinished([request.problem])):
+        return unfinished[0]
+    as_of = load(layout.params).project.as_of
     return RetrainingRecord(
-        id=asked.id or str(uuid4()),
-        problem=asked.problem,
-        at=asked.at or (end_of_day(known) if known else datetime.now(UTC)),
-        as_of=asked.as_of,
-        trigger=asked.trigger,
-        reason=asked.reason,
-        by=asked.by,
+        id=request.id or str(uuid4()),
+        problem=request.problem,
+        at=request.at or (end_of_day(as_of) if as_of else datetime.now(UTC)),
+        as_of=request.as_of,
+        trigger=request.trigger,
+        reason=request.reason,
+        by=request.by,
         started=datetime.now(UTC),
     )
 
 
-def prepare(layout: Layout, begun: RetrainingRecord) -> None:
-    """Write into params.yaml, where DVC sees it, what the challenger learns from and where its search begins."""
-    if begun.as_of and load(layout.params).project.as_of is not None:
-        params_edit.set_as_of(layout.params, begun.as_of)
-    if _searched_since(layout, begun):
+def prepare(layout: Layout, record: RetrainingRecord) -> None:
+    """Write the training window and the warm starts of the search into params.yaml, which DVC tracks."""
+    if record.as_of and load(layout.params).project.as_of is not None:
+        params_edit.set_as_of(layout.params, record.as_of)
+    if _tuned_since(layout, record):
         return
-    for keys, value in changes(load(layout.params), begun.problem, layout).items():
-        if params_edit.set_value(layout.params, (begun.problem, *keys), value):
-            log.info("params.yaml: %s = %s", ".".join((begun.problem, *keys)), value)
+    for keys, value in new_params(load(layout.params), record.problem, layout).items():
+        if params_edit.set_value(layout.params, (record.problem, *keys), value):
+            log.info("params.yaml: %s = %s", ".".join((record.problem, *keys)), value)
 
 
-def changes(params: Params, problem: str, layout: Layout) -> Mapping[tuple[str, str], Any]:
-    """Keys of the problem's section, and what a retraining sets there."""
+def new_params(params: Params, problem: str, layout: Layout) -> Mapping[tuple[str, str], Any]:
+    """Keys of the problem's section -> the values that a retraining sets."""
     from evergreen.tasks.search.warm_starts import best_configs
 
     section = params.section(problem)
@@ -167,16 +177,16 @@ def changes(params: Params, problem: str, layout: Layout) -> Mapping[tuple[str, 
     return found
 
 
-def _searched_since(layout: Layout, begun: RetrainingRecord) -> bool:
-    """Whether the search ran after the retraining began: its best are those of the search before it no longer."""
-    path = layout.cost("tune", begun.problem)
-    return path.exists() and _started(path) >= begun.started
+def _tuned_since(layout: Layout, record: RetrainingRecord) -> bool:
+    """Whether the search ran after the retraining started: its results are no warm starts for itself."""
+    path = layout.cost("tune", record.problem)
+    return path.exists() and _started(path) >= record.started
 
 
-def _read_since(layout: Layout, begun: datetime) -> bool:
-    """Whether the sources were read after the retraining began: one that is completed goes on with the same tables."""
+def _ingested_since(layout: Layout, moment: datetime) -> bool:
+    """Whether the sources were read after `moment`: a completed retraining uses the same tables."""
     path = layout.cost("ingest", None)
-    return path.exists() and _started(path) >= begun
+    return path.exists() and _started(path) >= moment
 
 
 def _started(path: Path) -> datetime:
@@ -184,33 +194,32 @@ def _started(path: Path) -> datetime:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def _done(layout: Layout, begun: RetrainingRecord, outcome: "Outcome") -> RetrainingRecord:
-    """`begun` with what became of it, as the registry and the deployments say."""
-    ended: dict[str, Any] = {"ended": datetime.now(UTC), "cpu_minutes": _cpu_minutes(layout, begun)}
+def _finished(layout: Layout, record: RetrainingRecord, outcome: "Outcome") -> RetrainingRecord:
+    """`record` with its outcome, from the registry and the deployments."""
+    ended: dict[str, Any] = {"ended": datetime.now(UTC), "cpu_minutes": _cpu_minutes(layout, record)}
     if outcome.error:
-        return begun.model_copy(update={**ended, "outcome": f"failed: {outcome.error}"})
-    version, _ = results.standing(layout, begun.problem)
-    deployments = settings.deployments(layout)
-    judged = [each for each in deployments.history(begun.problem) if each.action in ("deploy", "refuse", "begin")]
-    told = [each for each in judged if each.version == version and each.evidence]
-    if version is None or not told or told[-1].at < begun.started:
+        return record.model_copy(update={**ended, "outcome": f"failed: {outcome.error}"})
+    version, _ = status.standing(layout, record.problem)
+    history = settings.deployments(layout).history(record.problem)
+    verdicts = [each for each in history if each.action in ("deploy", "refuse", "begin")]
+    verdicts = [each for each in verdicts if each.version == version and each.evidence]
+    if version is None or not verdicts or verdicts[-1].at < record.started:
         why = f"nothing is new since v{version} was trained" if version else "there is no challenger"
-        return begun.model_copy(update={**ended, "outcome": f"no challenger: {why}"})
-    verdict = told[-1]
-    return begun.model_copy(
-        update={**ended, "version": version, "promoted": bool(verdict.evidence.get("promote")), "outcome": verdict.reason}
-    )
+        return record.model_copy(update={**ended, "outcome": f"no challenger: {why}"})
+    verdict = verdicts[-1]
+    promoted = bool(verdict.evidence.get("promote"))
+    return record.model_copy(update={**ended, "version": version, "promoted": promoted, "outcome": verdict.reason})
 
 
-def _cpu_minutes(layout: Layout, begun: RetrainingRecord) -> float:
-    """Of the steps that worked for it, those before a kill included."""
+def _cpu_minutes(layout: Layout, record: RetrainingRecord) -> float:
+    """Of all its steps, including those before a kill."""
     costs = [layout.cost("ingest", None), layout.cost("validate", None)]
-    costs += sorted((layout.var / "costs").glob(f"*@{begun.problem}.json"))
-    spent = [read_json(path)["cpu_seconds"] for path in costs if path.exists() and _started(path) >= begun.started]
+    costs += sorted((layout.var / "costs").glob(f"*@{record.problem}.json"))
+    spent = [read_json(path)["cpu_seconds"] for path in costs if path.exists() and _started(path) >= record.started]
     return round(sum(spent) / 60, 3)
 
 
-def flowing(layout: Layout, problem: str, refresh: bool, by: str) -> "Outcome":
+def run_training(layout: Layout, problem: str, refresh: bool, by: str) -> "Outcome":
     """The training flow, on the server that PREFECT_API_URL names."""
     from evergreen.flows import training
     from evergreen.flows.prefect_runtime.server import Server
@@ -219,16 +228,16 @@ def flowing(layout: Layout, problem: str, refresh: bool, by: str) -> "Outcome":
     return training.run(layout, [problem], server, refresh=refresh, deploy=True, by=by)[0]
 
 
-def crashed(flow: Any, flow_run: Any, state: Any) -> None:
-    """What Prefect calls when a run of a deployment failed or was killed."""
+def notify_crash(flow: Any, flow_run: Any, state: Any) -> None:
+    """Prefect's hook for a failed or killed run of a deployment."""
     given = flow_run.parameters
     root, problem = given.get("root"), given.get("problem") or ", ".join(given.get("problems") or ())
     if root:
-        said = " ".join(str(state.message or state.name).split())
-        notifications.send(Layout(Path(root)), f"{flow.name} {problem}: {state.name.lower()}", said, {"problem": problem})
+        message = " ".join(str(state.message or state.name).split())
+        notifications.send(Layout(Path(root)), f"{flow.name} {problem}: {state.name.lower()}", message, {"problem": problem})
 
 
-@flow(name="retraining", flow_run_name="retraining {problem}", on_failure=[crashed], on_crashed=[crashed])
+@flow(name="retraining", flow_run_name="retraining {problem}", on_failure=[notify_crash], on_crashed=[notify_crash])
 def retraining(
     root: str,
     problem: str,
@@ -237,13 +246,13 @@ def retraining(
     by: str = "schedule",
     trigger: str = "schedule",
 ) -> dict[str, Any]:
-    """The flow, run by a person, a schedule, or as the answer of an automation to the event of a decision.
+    """The flow, started by a person, a schedule, or an automation that responds to the event of a decision.
 
-    `decision`: id, at, as_of and trigger of the look it was decided on; None: nobody looked.
+    `decision`: id, at, as_of and trigger of the monitoring run that decided it; None: no run did.
     """
-    asked = Asked(problem, reason, by, trigger)
+    request = RetrainRequest(problem, reason, by, trigger)
     if decision:
         at, as_of = datetime.fromisoformat(decision["at"]), decision.get("as_of")
-        day = date.fromisoformat(as_of) if as_of else None
-        asked = Asked(problem, reason, f"policy ({decision['trigger']})", decision["trigger"], decision["id"], at, day)
-    return run(find(Path(root)), asked, flowing).model_dump(mode="json")
+        day, trigger = date.fromisoformat(as_of) if as_of else None, decision["trigger"]
+        request = RetrainRequest(problem, reason, f"policy ({trigger})", trigger, decision["id"], at, day)
+    return run(find(Path(root)), request, run_training).model_dump(mode="json")

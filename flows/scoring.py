@@ -15,14 +15,19 @@ from evergreen.tasks.core.paths import find, locking
 log = logging.getLogger(__name__)
 
 
-@flow(name="scoring", flow_run_name="scoring {problem}", on_failure=[retraining.crashed], on_crashed=[retraining.crashed])
+@flow(
+    name="scoring",
+    flow_run_name="scoring {problem}",
+    on_failure=[retraining.notify_crash],
+    on_crashed=[retraining.notify_crash],
+)
 def scoring(root: str, problem: str) -> dict[str, Any]:
     """Answer for everybody by the newest features, made anew unless the project lives on a day of params.yaml or trains now."""
     layout = find(Path(root))
     if load(layout.params).project.as_of is None:
         try:
             with locking(layout.var / "train.lock", "score"):
-                monitoring.refreshing(layout, [problem], None)
+                monitoring.refresh_features(layout, [problem], None)
         except LockedError as error:
             log.warning("%s: the features stay as they are: %s", problem, error)
     return scores.newest(layout, load(layout.params), problem).model_dump(mode="json")

@@ -1,27 +1,25 @@
-"""The last weeks of a project, lived through one after the other: a champion of before them, and then each week its scores, its
-look, its decision, and the retraining where the policy asks for one.
+"""The simulation flow: the last weeks of a project, from a champion trained before them; each week is scored and monitored, and
+a retraining runs where the policy decides so.
 
-For problems that retrain by themselves (retrain.mode automatic) and are made from events. The data are read and validated
-once; what a week may know is cut in its features, and project.as_of says so: params.yaml lives on the day of each week for the
-time, and is then as it was. A life that was killed goes on where it was; each project has one.
+For problems with retrain.mode automatic and features built from events. The data are ingested and validated once. Each week
+sets project.as_of in params.yaml and cuts the features to that day; params.yaml is restored at the end. An interrupted
+simulation resumes; each project has one.
 """
 
 import logging
 from collections.abc import Sequence
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 from prefect import flow
 
-from evergreen.flows import monitoring as watching
-from evergreen.flows import retraining, settings, training
+from evergreen.flows import monitoring, retraining, settings, training
 from evergreen.flows.operations import backtest, params_edit, simulation_state
-from evergreen.flows.operations.status import Outcome
 from evergreen.flows.prefect_runtime import stale_runs
 from evergreen.flows.prefect_runtime.server import Server
 from evergreen.monitoring.ledger.decisions import DecisionLog, end_of_day
+from evergreen.monitoring.ledger.records import Decision
 from evergreen.monitoring.retraining.backtest_windows import windows
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params
@@ -34,108 +32,103 @@ WEEKS = 12
 
 
 def run(layout: Layout, problems: Sequence[str], server: Server, by: str) -> None:
-    """Live through the last weeks of `problems`. Raises the error of a step; what was done stays."""
+    """Simulate the last weeks of `problems`. Raises the error of a step; finished weeks stay."""
     server.wait()
-    stale_runs.mark_crashed(layout)
+    stale_runs.sweep(layout)
     try:
-        living(str(layout.root), list(problems), by)
+        simulation(str(layout.root), list(problems), by)
     finally:
         stale_runs.deliver()
 
 
-@flow(name="living")
-def living(root: str, problems: list[str], by: str) -> None:
+@flow(name="simulation")
+def simulation(root: str, problems: list[str], by: str) -> None:
     layout = Layout(Path(root))
-    original = begin(layout)
+    original = back_up_params(layout)
     end = load(original).project.as_of
     assert end is not None
     params_edit.set_as_of(layout.params, end)
     branches = training.Branches(layout, refresh=False, deploy=True, by=by, advise=False)
-    with locking(layout.var / "train.lock", "living"):
+    with locking(layout.var / "train.lock", "simulation"):
         branches.run_shared_steps()
-    dense = {problem: backtest.dense(layout, load(original), problem, end)[1] for problem in problems}
+    rows = {problem: backtest.build_window_rows(layout, load(original), problem, end)[1] for problem in problems}
     for problem in problems:
-        days = windows(end - timedelta(days=_step(original, problem) * (WEEKS - 1)), end, _step(original, problem))
-        _champion(layout, problem, days[0] - timedelta(days=_step(original, problem)), branches)
+        step = load(original).section(problem).monitor.window_days
+        days = windows(end - timedelta(days=step * (WEEKS - 1)), end, step)
+        _train_first_champion(layout, problem, days[0] - timedelta(days=step), branches)
         for day in days:
-            _week(layout, problem, day, dense[problem], day == end, branches)
-    restore(layout, original, problems)
+            _simulate_week(layout, problem, day, rows[problem], day == end, branches)
+    restore_params(layout, original, problems)
 
 
-def _step(original: Path, problem: str) -> int:
-    return load(original).section(problem).monitor.window_days
-
-
-def begin(layout: Layout) -> Path:
-    """Keep params.yaml as it is, unless an earlier life did."""
-    kept = simulation_state.kept(layout)
-    if not kept.exists():
-        with writing(kept) as scratch:
+def back_up_params(layout: Layout) -> Path:
+    """Copy params.yaml, unless an interrupted simulation did; returns the copy."""
+    backup = simulation_state.params_backup(layout)
+    if not backup.exists():
+        with writing(backup) as scratch:
             scratch.write_bytes(layout.params.read_bytes())
-    return kept
+    return backup
 
 
-def restore(layout: Layout, original: Path, problems: list[str]) -> None:
-    """Let params.yaml be as it was, and write down that this life is over."""
+def restore_params(layout: Layout, original: Path, problems: list[str]) -> None:
+    """Restore params.yaml, and record that the simulation is finished."""
     with writing(layout.params) as scratch:
         scratch.write_bytes(original.read_bytes())
-    write_json(simulation_state.told(layout), {"problems": problems, "weeks": WEEKS, "until": load(original).project.as_of})
+    as_of = load(original).project.as_of
+    write_json(simulation_state.result_file(layout), {"problems": problems, "weeks": WEEKS, "until": as_of})
     original.unlink()
 
 
-def _champion(layout: Layout, problem: str, day: date, branches: training.Branches) -> None:
-    """The one that answers in the first week, trained on the day before it."""
+def _train_first_champion(layout: Layout, problem: str, day: date, branches: training.Branches) -> None:
+    """The champion of the first week, trained as of `day`."""
     if settings.deployments(layout).champion(problem):
         return
-    log.info("%s: lives on %s", problem, day)
-    with locking(layout.var / "train.lock", "living"):
+    log.info("%s: training as of %s", problem, day)
+    with locking(layout.var / "train.lock", "simulation"):
         params_edit.set_as_of(layout.params, day)
         outcome = branches.train(problem)
     if outcome.error:
         raise StepError(outcome.error)
 
 
-def _week(layout: Layout, problem: str, day: date, dense: Path, last: bool, branches: training.Branches) -> None:
-    """One week: its features, the champion's answers, the truths that came, the look, and what is decided on it."""
-    looks = settings.decision_log(layout)
-    if _over(looks, problem, day):
+def _simulate_week(layout: Layout, problem: str, day: date, rows: Path, last: bool, branches: training.Branches) -> None:
+    """One week: features, batch scores, labels, the monitoring run, and a retraining if it decides so."""
+    decisions = settings.decision_log(layout)
+    if _is_finished(decisions, problem, day):
         return
     params_edit.set_as_of(layout.params, day)
     params_edit.set_value(layout.params, (problem, "monitor", "evidently_report"), last)  # 4 MB and some seconds each
     params = load(layout.params)
-    seen = watching.Seen(problem)
-    if not looks.unfinished([problem]):
-        cut(layout, params, problem, dense, day)
-        watching.look(layout, looks, day, seen)
-        for note in seen.notes:
+    result = monitoring.MonitoringResult(problem)
+    if not decisions.unfinished([problem]):
+        cut_features(layout, params, problem, rows, day)
+        monitoring.monitor_problem(layout, decisions, day, result)
+        for note in result.notes:
             log.warning("%s: %s", problem, note)
-    found = seen.decision or looks.runs(problem, last=1)[-1].decision
-    log.info("%s: %s: %s", problem, day, found.reason)
-    if found.retrain:
-        retraining.run(layout, watching.asked_for(params, found), lambda *asked: _trained(branches, asked[1]))
+    decision = result.decision or decisions.runs(problem, last=1)[-1].decision
+    log.info("%s: %s: %s", problem, day, decision.reason)
+    if decision.retrain:
+        request = retraining.request_for(params, decision)
+        retraining.run(layout, request, lambda _layout, name, *_: branches.train(name))
 
 
-def _trained(branches: training.Branches, problem: str) -> Outcome:
-    """The steps of a training, on the tables that are there."""
-    return branches.train(problem)
+def _is_finished(decisions: DecisionLog, problem: str, day: date) -> bool:
+    """Whether the run of that day was made, and the retraining it decided on is finished."""
+    made = [each.decision for each in decisions.runs(problem) if each.decision.at == end_of_day(day)]
+    return bool(made) and not decisions.unfinished([problem]) and _is_acted_on(decisions, made[0])
 
 
-def _over(looks: DecisionLog, problem: str, day: date) -> bool:
-    """Whether the look of that day was made, and the retraining that it asked for was finished."""
-    made = [each.decision for each in looks.runs(problem) if each.decision.at == end_of_day(day)]
-    return bool(made) and not looks.unfinished([problem]) and _answered(looks, made[0])
+def _is_acted_on(decisions: DecisionLog, decision: Decision) -> bool:
+    retrainings = decisions.retrainings(decision.problem)
+    return not decision.retrain or any(each.at == decision.at and each.ended for each in retrainings)
 
 
-def _answered(looks: DecisionLog, decision: Any) -> bool:
-    return not decision.retrain or any(each.at == decision.at and each.ended for each in looks.retrainings(decision.problem))
-
-
-def cut(layout: Layout, params: Params, problem: str, dense: Path, day: date) -> None:
-    """The features as they were at the end of `day`: no later cutoff, no label that was not complete."""
+def cut_features(layout: Layout, params: Params, problem: str, folder: Path, day: date) -> None:
+    """Write the features as of the end of `day`: no later cutoff, no label that was incomplete. `folder`: holds all rows."""
     features = params.section(problem).features
     assert features.by_cutoff is True
     complete = pl.col("cutoff") <= day - timedelta(days=features.horizon_days)
-    rows = pl.read_parquet(dense / "rows.parquet").filter(pl.col("cutoff") <= day)
+    rows = pl.read_parquet(folder / "rows.parquet").filter(pl.col("cutoff") <= day)
     with writing(layout.features(problem)) as scratch:
         scratch.mkdir()
         rows.with_columns(target=pl.when(complete).then(pl.col("target"))).write_parquet(scratch / "rows.parquet")

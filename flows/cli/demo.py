@@ -26,7 +26,7 @@ def demo(*, root: Path, as_json: bool) -> None:
             train.run(place, as_json=as_json)
     else:
         train.run(place, as_json=as_json)
-    for line in simulation_state.lines(place):
+    for line in simulation_state.summary_lines(place):
         say(line)
     say(f"The page: {place.page.as_uri()}")
 

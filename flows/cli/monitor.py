@@ -28,14 +28,14 @@ def monitor(
         known.section(name)
     one_thread()
     with server.running(place, say) as prefect:
-        from evergreen.flows import monitoring as watching
+        from evergreen.flows import monitoring as flow
         from evergreen.flows import steps
         from evergreen.flows.prefect_runtime import stale_runs
 
         prefect.wait()
         try:
             with progress.shown(lambda: steps.here.get(None), problems):
-                state = watching.monitoring(str(place.root), problems, day and str(day), return_state=True)
+                state = flow.monitoring(str(place.root), problems, day and str(day), return_state=True)
         except KeyboardInterrupt:
             say("stopped. The same command runs again and completes a retraining that began.")
             raise typer.Exit(INTERRUPTED) from None
@@ -48,7 +48,7 @@ def monitor(
 
 
 def _report(found: "list[Any]", as_json: bool) -> None:
-    from evergreen.flows import monitoring as watching
+    from evergreen.flows import monitoring as flow
 
     failed = [each.error for each in found if each.error]
     if as_json:
@@ -56,7 +56,7 @@ def _report(found: "list[Any]", as_json: bool) -> None:
             each.problem: {
                 "decision": each.decision and each.decision.model_dump(mode="json"),
                 "retraining": each.retraining and each.retraining.model_dump(mode="json"),
-                "answered": each.answered,
+                "delegated": each.delegated,
                 "notes": each.notes,
                 "error": each.error,
             }
@@ -64,13 +64,13 @@ def _report(found: "list[Any]", as_json: bool) -> None:
         }
         print_json({"ok": not failed, "problems": told})
     else:
-        print_table(watching.COLUMNS, [watching.cells(each) for each in found])
+        print_table(flow.COLUMNS, [flow.to_cells(each) for each in found])
         for each in found:
             for line in each.notes if each.decision else ():
                 say(f"{each.problem}: {line}")
             if each.retraining:
                 say(f"{each.problem}: retrained: {each.retraining.outcome}")
-            elif each.answered:
+            elif each.delegated:
                 say(f"{each.problem}: the automation on the Prefect server starts the retraining")
             elif each.decision and each.decision.retrain:
                 say(f"{each.problem}: to do so: evergreen retrain {each.problem} --reason '{each.decision.trigger}'")

@@ -49,7 +49,7 @@ def rollout(
         status.page(place)
     else:
         {"pause": rollouts.pause, "resume": rollouts.resume, "abort": rollouts.abort}[act](name, me(), reason)
-    told = rolling.told(place, name)
+    told = rolling.summarize(place, name)
     champion = rollouts.deployments.champion(name)
     if as_json:
         print_json({**told, "champion": champion, "judgement": said})
@@ -62,9 +62,9 @@ def rollout(
 def _show(name: str, champion: int | None, told: dict[str, Any]) -> None:
     stands = told["rollout"]
     if stands:
-        counts = stands["answers"]
+        counts = stands["requests"]
         print_table(
-            ("problem", "strategy", "champion", "candidate", "share", "since (UTC)", "state", "answers", "errors"),
+            ("problem", "strategy", "champion", "candidate", "share", "since (UTC)", "state", "requests", "errors"),
             [
                 (
                     name,
@@ -84,5 +84,5 @@ def _show(name: str, champion: int | None, told: dict[str, Any]) -> None:
     for each in told["servers"]:
         serves = f"v{each['champion']}" if each["champion"] else "nothing"
         trial = f", candidate v{each['candidate']}" if each["candidate"] else ""
-        trouble = f"; {each['trouble']}" if each["trouble"] else ""
-        say(f"server {each['server']}: {serves}{trial}{trouble}")
+        error = f"; {each['error']}" if each["error"] else ""
+        say(f"server {each['server']}: {serves}{trial}{error}")

@@ -215,11 +215,13 @@ def _cutoffs(
     grid = windows(features.cutoffs.first, last, step)
     labelled = -(-horizon // step) + 1  # windows until the first cutoff is labelled, and one more to learn from it
     days = _asked(grid[labelled:], first, last, f"labels of {problem} are first complete")
-    key, place = dense(layout, params, problem, last, say)
+    key, place = build_window_rows(layout, params, problem, last, say)
     return key, Cutoffs(kind.load(place, section), section, days, end, step, features.cutoffs.every_days)
 
 
-def dense(layout: Layout, params: Params, problem: str, last: date, say: Callable[[str], None] = log.info) -> tuple[str, Path]:
+def build_window_rows(
+    layout: Layout, params: Params, problem: str, last: date, say: Callable[[str], None] = log.info
+) -> tuple[str, Path]:
     """The rows of a problem made from events at the cutoff of every window up to `last`: a folder for the kind's `load`, and
     what it depends on as one text. Targets that the data leave incomplete are null. Raises StepError without tables."""
     section = _fitting(params, problem)

@@ -1,4 +1,4 @@
-"""Telling people, by a webhook and a block of Prefect's (e-mail, say) that the environment names. Never fails its caller."""
+"""Notifications by webhook and by a Prefect block (e-mail, say) that the environment names. They never fail their caller."""
 
 import asyncio
 import inspect
@@ -14,32 +14,32 @@ from evergreen.tasks.core.paths import Layout
 
 log = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 10
+TIMEOUT_SECONDS = 10
 
 
 def send(layout: Layout, subject: str, body: str, facts: Mapping[str, Any] | None = None) -> list[str]:
-    """Tell `body` to whom the settings name. Returns how it was told; what could not be is a line in the log."""
-    found, told = settings.read(layout), []
+    """Send `body` to the webhook and block of the settings. Returns the channels that accepted it; failures are logged."""
+    found, accepted = settings.read(layout), []
     if found.webhook:
-        told += _post(found.webhook, {"text": f"{subject}: {body}", "subject": subject, "body": body, **dict(facts or {})})
+        accepted += _post(found.webhook, {"text": f"{subject}: {body}", "subject": subject, "body": body, **dict(facts or {})})
     if found.notify_block:
-        told += _block(found.notify_block, subject, body)
-    return told
+        accepted += _notify_block(found.notify_block, subject, body)
+    return accepted
 
 
 def _post(address: str, message: Mapping[str, Any]) -> list[str]:
-    """The message as JSON; its key `text` is what chat services show. The address may hold a secret, so no line names it."""
+    """The message as JSON; chat services show its key `text`. The address may hold a secret, so no log line contains it."""
     try:
         text = json.dumps(message, default=str).encode()
         request = Request(address, text, {"Content-Type": "application/json"}, method="POST")  # the operator's own
-        with build_opener(ProxyHandler({})).open(request, timeout=PATIENCE_SECONDS):
+        with build_opener(ProxyHandler({})).open(request, timeout=TIMEOUT_SECONDS):
             return ["webhook"]
     except (URLError, OSError, ValueError) as error:
-        log.warning("the webhook did not take the message: %s", getattr(error, "reason", None) or type(error).__name__)
+        log.warning("the webhook did not accept the message: %s", getattr(error, "reason", None) or type(error).__name__)
         return []
 
 
-def _block(name: str, subject: str, body: str) -> list[str]:
+def _notify_block(name: str, subject: str, body: str) -> list[str]:
     """By Prefect's block `type/name`, such as sendgrid-email/operations."""
     from prefect.blocks.abstract import NotificationBlock
     from prefect.blocks.core import Block
@@ -47,15 +47,15 @@ def _block(name: str, subject: str, body: str) -> list[str]:
     try:
         block = Block.load(name)
         if not isinstance(block, NotificationBlock):
-            raise ValueError(f"{name} is no block that notifies")
-        notified: Any = block.notify(body, subject)
-        if inspect.isawaitable(notified):
-            asyncio.run(_awaited(notified))
-    except Exception as error:  # noqa: BLE001  # a block may fail in any way, and the look stands
-        log.warning("the block %s did not take the message: %s", name, str(error).splitlines()[0] if str(error) else error)
+            raise ValueError(f"{name} is not a notification block")
+        result: Any = block.notify(body, subject)
+        if inspect.isawaitable(result):
+            asyncio.run(_wait(result))
+    except Exception as error:  # noqa: BLE001  # a block may fail in any way; the caller goes on
+        log.warning("the block %s did not accept the message: %s", name, str(error).splitlines()[0] if str(error) else error)
         return []
     return [name]
 
 
-async def _awaited(message: Any) -> None:
+async def _wait(message: Any) -> None:
     await message

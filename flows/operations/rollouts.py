@@ -1,4 +1,4 @@
-"""Rollouts from the command line: what stands is judged and told, by the same function that running servers call."""
+"""Rollouts from the command line: evaluated by the same function that running servers call."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -13,40 +13,40 @@ if TYPE_CHECKING:
 
 
 def advance(layout: Layout, problems: Iterable[str]) -> dict[str, str]:
-    """Judge the rollouts of `problems` that are under way, with the truths that came, and act on it.
+    """Evaluate the current rollouts of `problems` with the labels that arrived, and act on the result.
 
-    Problem -> what was found, in a sentence; those without a rollout are not in it.
+    Problem -> decision and reason; problems without a rollout are absent.
     """
     from evergreen.monitoring.rollout import controller
 
     rollouts, params = settings.rollouts(layout), load(layout.params)
-    standing = [problem for problem in problems if rollouts.current(problem)]
-    if not standing:
+    current = [problem for problem in problems if rollouts.current(problem)]
+    if not current:
         return {}
     registry, ledger = settings.registry(layout), settings.ledger(layout)
-    found = {problem: controller.advance(params, registry, rollouts, problem, ledger) for problem in standing}
+    found = {problem: controller.advance(params, registry, rollouts, problem, ledger) for problem in current}
     return {problem: f"{each.decision}: {each.reason}" for problem, each in found.items() if each}
 
 
-def told(layout: Layout, problem: str) -> dict[str, Any]:
-    """What stands, what the servers that run say, and how many answers both versions gave at this step."""
+def summarize(layout: Layout, problem: str) -> dict[str, Any]:
+    """The current rollout, the servers' reports, and the requests to both versions in this step."""
     rollouts = settings.rollouts(layout)
-    stands, servers = rollouts.current(problem), rollouts.reports.servers(problem)
+    current, servers = rollouts.current(problem), rollouts.reports.servers(problem)
     found: dict[str, Any] = {"problem": problem, "rollout": None, "servers": [each.model_dump() for each in servers]}
-    if stands:
-        counts = dict(zip(("champion", "candidate"), rollouts.reports.counts(stands.id, stands.step), strict=True))
-        answers = {name: {"requests": each.requests, "errors": each.errors} for name, each in counts.items()}
-        found["rollout"] = stands.model_dump() | {"share": stands.share, "answers": answers}
+    if current:
+        counts = dict(zip(("champion", "candidate"), rollouts.reports.counts(current.id, current.step), strict=True))
+        requests = {name: {"requests": each.requests, "errors": each.errors} for name, each in counts.items()}
+        found["rollout"] = current.model_dump() | {"share": current.share, "requests": requests}
     return found
 
 
-def words(rollouts: "Rollouts", problem: str) -> str | None:
-    """The rollout under way in one sentence, with what the servers say; None where nothing is to be said."""
-    stands = rollouts.current(problem)
-    said = troubles(rollouts.reports.servers(problem))
-    return "; ".join([*([stands.describe()] if stands else []), *said]) or None
+def describe(rollouts: "Rollouts", problem: str) -> str | None:
+    """The current rollout and the servers' errors in one sentence; None where there is neither."""
+    current = rollouts.current(problem)
+    errors = server_errors(rollouts.reports.servers(problem))
+    return "; ".join([*([current.describe()] if current else []), *errors]) or None
 
 
-def troubles(servers: "Iterable[ServerReport]") -> list[str]:
-    """What keeps servers from serving what they should, each once."""
+def server_errors(servers: "Iterable[ServerReport]") -> list[str]:
+    """Distinct errors of servers that cannot serve what they should."""
     return list(dict.fromkeys(f"a server reports: {each.error}" for each in servers if each.error))

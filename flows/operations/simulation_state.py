@@ -1,4 +1,4 @@
-"""What of a project's last weeks was lived through, and what is to be: see flows.simulation. No prefect here."""
+"""The state of a project's simulation (flows.simulation): what is due, in progress, or finished. No prefect here."""
 
 from pathlib import Path
 
@@ -9,41 +9,40 @@ from evergreen.tasks.core.paths import Layout
 
 
 def due(layout: Layout) -> list[str]:
-    """The problems to live through: those that retrain by themselves and were never trained, or are in the middle of it."""
-    params = load(kept(layout) if kept(layout).exists() else layout.params)
-    if params.project.as_of is None or told(layout).exists():
+    """The problems to simulate: those that retrain automatically and were never trained, or whose simulation is unfinished."""
+    backup = params_backup(layout)
+    params = load(backup if backup.exists() else layout.params)
+    if params.project.as_of is None or result_file(layout).exists():
         return []
-    fitting = [name for name in params.problems if _fits(params, name)]
-    if not fitting or kept(layout).exists():
-        return fitting
+    suitable = [name for name in params.problems if _is_suitable(params, name)]
+    if not suitable or backup.exists():
+        return suitable
     registry = settings.registry(layout)
-    return [name for name in fitting if not registry.versions(name)]
+    return [name for name in suitable if not registry.versions(name)]
 
 
-def _fits(params: Params, problem: str) -> bool:
+def _is_suitable(params: Params, problem: str) -> bool:
     section = params.section(problem)
     return section.predicts == "rows" and section.features.by_cutoff and section.retrain.mode == "automatic"
 
 
-def kept(layout: Layout) -> Path:
-    """params.yaml as it was before; there while a life is under way."""
-    return layout.var / "living" / "params.yaml"
+def params_backup(layout: Layout) -> Path:
+    """The original params.yaml; exists while a simulation is unfinished."""
+    return layout.var / "simulation" / "params.yaml"
 
 
-def told(layout: Layout) -> Path:
-    """What was lived through; there once it is over."""
-    return layout.var / "living" / "lived.json"
+def result_file(layout: Layout) -> Path:
+    """Exists once the simulation is finished."""
+    return layout.var / "simulation" / "result.json"
 
 
-def lines(layout: Layout) -> list[str]:
-    """What the weeks brought, in a line for each problem that was looked at."""
-    looks, found = settings.decision_log(layout), []
+def summary_lines(layout: Layout) -> list[str]:
+    """One line for each problem with monitoring runs."""
+    decisions, lines = settings.decision_log(layout), []
     for problem in load(layout.params).problems:
-        made, past = looks.runs(problem), looks.retrainings(problem)
-        alarms = [each.decision for each in made if each.decision.window.drift.alarm]
-        retrained = "; ".join(f"retrained {each.at:%Y-%m-%d} ({each.trigger}): {each.outcome}" for each in past)
-        if made:
-            found.append(
-                f"{problem}: {len(made)} weeks watched, {len(alarms)} with an alarm of drift; {retrained or 'not retrained'}"
-            )
-    return found
+        runs, retrainings = decisions.runs(problem), decisions.retrainings(problem)
+        alarms = sum(each.decision.window.drift.alarm for each in runs)
+        retrained = "; ".join(f"retrained {each.at:%Y-%m-%d} ({each.trigger}): {each.outcome}" for each in retrainings)
+        if runs:
+            lines.append(f"{problem}: {len(runs)} monitoring runs, {alarms} with a drift alarm; {retrained or 'not retrained'}")
+    return lines

@@ -108,7 +108,7 @@ def rows(layout: Layout, problems: Iterable[str]) -> list[Row]:
     registry, deployments = settings.registry(layout), settings.deployments(layout)
     rollouts = settings.rollouts(layout)
     return [
-        _row(layout, problem, *_champion(registry, deployments, problem), rolling.words(rollouts, problem))
+        _row(layout, problem, *_champion(registry, deployments, problem), rolling.describe(rollouts, problem))
         for problem in problems
     ]
 

@@ -128,7 +128,7 @@ def test_drift_is_reported_answered_by_an_automation_and_ends_in_a_judged_challe
     try:
         told = json.loads(shop.run(EVERGREEN, "monitor", "spend", "--as-of", str(DAY), "--json").stdout)["problems"]["spend"]
         decision = told["decision"]
-        assert (decision["retrain"], decision["trigger"], told["answered"]) == (True, "drift", True)
+        assert (decision["retrain"], decision["trigger"], told["delegated"]) == (True, "drift", True)
         assert told["notes"] == []
         assert (shop.root / "reports" / "spend" / "drift" / f"{DAY}.html").stat().st_size > 10_000
         assert 'evergreen_drift_alarm{problem="spend"} 1' in (shop.root / "var" / "metrics.prom").read_text()

@@ -1,4 +1,4 @@
-"""Looks at production: what is found in odd windows, that nothing is done twice, and who is told."""
+"""Monitoring runs: results in unusual windows, idempotence, and notifications."""
 
 import json
 import threading
@@ -13,10 +13,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from evergreen.flows import monitoring as watching
-from evergreen.flows import settings
-from evergreen.flows.monitoring import Means, Seen
-from evergreen.flows.operations import notifications, status
+from evergreen.flows import monitoring, settings
+from evergreen.flows.monitoring import Actions, MonitoringResult
+from evergreen.flows.operations import monitoring_window, notifications, status
 from evergreen.flows.operations.status import Outcome
 from evergreen.monitoring.drift import reference_data
 from evergreen.monitoring.ledger.decisions import end_of_day
@@ -29,36 +28,36 @@ from evergreen.tasks.core.errors import StepError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.release.mlflow_store import Version
 
-pytestmark = pytest.mark.xdist_group("watching")
+pytestmark = pytest.mark.xdist_group("monitoring")
 DAY = date(2024, 3, 10)
 POLICY = {"mode": "automatic", "on_drift": True, "min_labels": 0}
 
 
 class World:
-    """What a monitor does beside looking: noted, not done."""
+    """Records the actions of monitoring runs instead of doing them."""
 
     def __init__(self) -> None:
         self.trained: list[str] = []
         self.refreshed: list[date | None] = []
         self.sent: list[Decision] = []
-        self.answers = False
-        self.trouble: str | None = None
+        self.has_automation = False
+        self.refresh_error: str | None = None
 
     def refresh(self, layout: Layout, problems: Sequence[str], as_of: date | None) -> None:
         self.refreshed.append(as_of)
-        if self.trouble:
-            raise StepError(self.trouble)
+        if self.refresh_error:
+            raise StepError(self.refresh_error)
 
     def emit(self, layout: Layout, params: Params, decision: Decision) -> bool:
         self.sent.append(decision)
-        return self.answers
+        return self.has_automation
 
     def train(self, layout: Layout, problem: str, refresh: bool, by: str) -> Outcome:
         self.trained.append(problem)
         return Outcome(problem)
 
-    def look(self, layout: Layout, day: date = DAY) -> Seen:
-        return watching.run(layout, ["late"], day, Means(self.refresh, self.emit, self.train))[0]
+    def monitor(self, layout: Layout, day: date = DAY) -> MonitoringResult:
+        return monitoring.run(layout, ["late"], day, Actions(self.refresh, self.emit, self.train))[0]
 
 
 @pytest.fixture
@@ -110,9 +109,9 @@ def rows(count: int, draw: np.random.Generator, shift: float = 0.0) -> pl.DataFr
 
 
 def serve(
-    layout: Layout, count: int, shift: float = 0.0, day: date = DAY, truth: bool | None = None, drop: Sequence[str] = ()
+    layout: Layout, count: int, shift: float = 0.0, day: date = DAY, label: bool | None = None, drop: Sequence[str] = ()
 ) -> None:
-    """`count` answers on the morning of `day`, with the same truth for all where one is given."""
+    """`count` predictions on the morning of `day`; `label`: the same for all, if given."""
     draw = np.random.default_rng(1)
     chance = draw.random(count)
     at = datetime(day.year, day.month, day.day, 8, tzinfo=UTC)
@@ -126,41 +125,39 @@ def serve(
     ]  # fmt: skip
     ledger = settings.ledger(layout)
     ledger.append(made)
-    if truth is not None:
-        ledger.add_labels("late", [Label("yes" if truth else "no", id=each.id, known_at=at) for each in made])
+    if label is not None:
+        ledger.add_labels("late", [Label("yes" if label else "no", id=each.id, known_at=at) for each in made])
 
 
-def decided(seen: Seen) -> Decision:
-    assert seen.error is None
-    assert seen.decision is not None
-    return seen.decision
+def decided(result: MonitoringResult) -> Decision:
+    assert result.error is None
+    assert result.decision is not None
+    return result.decision
 
 
-def test_a_calm_window_retrains_nothing_and_says_what_was_looked_at(mill: Callable[..., Layout], world: World) -> None:
+def test_a_window_without_drift_retrains_nothing(mill: Callable[..., Layout], world: World) -> None:
     layout = mill()
     serve(layout, 400)
-    decision = decided(world.look(layout))
+    decision = decided(world.monitor(layout))
     assert (decision.retrain, decision.window.rows, decision.window.drift.alarm) == (False, 400, False)
     assert (world.trained, world.refreshed) == ([], [None])
 
 
-def test_a_shift_is_an_alarm_and_starts_one_retraining_however_often_it_is_seen(
-    mill: Callable[..., Layout], world: World
-) -> None:
+def test_a_shift_is_an_alarm_and_repeated_runs_start_one_retraining(mill: Callable[..., Layout], world: World) -> None:
     layout = mill()
     serve(layout, 400, shift=1.0)
-    first, second = world.look(layout), world.look(layout)
+    first, second = world.monitor(layout), world.monitor(layout)
     assert decided(first).reason.startswith("retrain: drift in 1 of the last 1 windows and in the latest (size:")
     assert decided(second) == decided(first)
     assert (first.retraining is not None, second.retraining, world.trained) == (True, None, ["late"])
-    (past,) = settings.decision_log(layout).retrainings("late")
-    assert (past.trigger, past.by, past.at) == ("drift", "policy (drift)", end_of_day(DAY))
+    (record,) = settings.decision_log(layout).retrainings("late")
+    assert (record.trigger, record.by, record.at) == ("drift", "policy (drift)", end_of_day(DAY))
 
 
-def test_two_monitors_at_once_find_the_same_and_train_once(mill: Callable[..., Layout], world: World) -> None:
-    layout, found = mill(), list[Seen]()
+def test_concurrent_monitors_agree_and_train_once(mill: Callable[..., Layout], world: World) -> None:
+    layout, found = mill(), list[MonitoringResult]()
     serve(layout, 400, shift=1.0)
-    threads = [threading.Thread(target=lambda: found.append(world.look(layout))) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: found.append(world.monitor(layout))) for _ in range(3)]
     for each in threads:
         each.start()
     for each in threads:
@@ -173,77 +170,77 @@ def test_two_monitors_at_once_find_the_same_and_train_once(mill: Callable[..., L
 def test_a_suggestion_trains_nothing(mill: Callable[..., Layout], world: World) -> None:
     layout = mill(mode="suggest")
     serve(layout, 400, shift=1.0)
-    assert decided(world.look(layout)).retrain
+    assert decided(world.monitor(layout)).retrain
     assert world.trained == []
 
 
-def test_where_an_automation_answers_nothing_starts_here(mill: Callable[..., Layout], world: World) -> None:
-    layout, world.answers = mill(), True
+def test_with_an_automation_the_retraining_is_delegated(mill: Callable[..., Layout], world: World) -> None:
+    layout, world.has_automation = mill(), True
     serve(layout, 400, shift=1.0)
-    seen = world.look(layout)
-    assert (seen.answered, seen.retraining, world.trained) == (True, None, [])
+    result = world.monitor(layout)
+    assert (result.delegated, result.retraining, world.trained) == (True, None, [])
     assert [each.retrain for each in world.sent] == [True]
 
 
 def test_no_new_rows_are_no_drift_and_no_decision_to_retrain(mill: Callable[..., Layout], world: World) -> None:
-    decision = decided(world.look(mill(on_performance_drop=0.0)))
+    decision = decided(world.monitor(mill(on_performance_drop=0.0)))
     assert (decision.retrain, decision.window.rows) == (False, 0)
     assert decision.window.drift.skipped == "0 predictions; min_rows = 30 are needed"
 
 
-def test_of_three_rows_nothing_is_said(mill: Callable[..., Layout], world: World) -> None:
+def test_three_rows_are_not_tested_for_drift(mill: Callable[..., Layout], world: World) -> None:
     layout = mill()
     serve(layout, 3, shift=9.0)
-    assert decided(world.look(layout)).window.drift.skipped == "3 predictions; min_rows = 30 are needed"
+    assert decided(world.monitor(layout)).window.drift.skipped == "3 predictions; min_rows = 30 are needed"
 
 
-def test_truths_of_one_class_give_no_score_and_say_why(mill: Callable[..., Layout], world: World) -> None:
+def test_labels_of_one_class_give_no_score_and_a_reason(mill: Callable[..., Layout], world: World) -> None:
     layout = mill(on_performance_drop=0.0)
-    serve(layout, 100, truth=True)
-    window = decided(world.look(layout)).window
+    serve(layout, 100, label=True)
+    window = decided(world.monitor(layout)).window
     assert window.performance is not None
     assert window.performance.realised.score is None
     assert "so there is no" in (window.performance.realised.reason or "")
     assert window.new_labels == 100
 
 
-def test_a_column_that_is_gone_is_an_alarm_that_says_so(mill: Callable[..., Layout], world: World) -> None:
+def test_a_missing_column_is_an_alarm_with_its_reason(mill: Callable[..., Layout], world: World) -> None:
     layout = mill()
     serve(layout, 100, drop=["size"])
-    alarm = decided(world.look(layout)).window.drift.alarms[0]
+    alarm = decided(world.monitor(layout)).window.drift.alarms[0]
     assert (alarm.column, alarm.reason) == ("size", "the column is gone")
 
 
-def test_a_look_back_decides_nothing_and_changes_no_later_look(mill: Callable[..., Layout], world: World) -> None:
+def test_a_run_of_an_earlier_day_decides_nothing_and_changes_no_later_run(mill: Callable[..., Layout], world: World) -> None:
     layout = mill(on_drift=True)
     serve(layout, 400, day=DAY)
     serve(layout, 400, shift=1.0, day=DAY - timedelta(days=10))
-    world.look(layout)
-    back = decided(world.look(layout, DAY - timedelta(days=10)))
+    world.monitor(layout)
+    back = decided(world.monitor(layout, DAY - timedelta(days=10)))
     assert back.window.drift.alarm
     assert back.reason.startswith("no retraining: this look ends 2024-02-29")
     assert [each.decision.at.day for each in settings.decision_log(layout).runs("late")] == [29, 10]
     assert world.trained == []
 
 
-def test_features_that_cannot_be_made_are_an_error_beside_the_look(mill: Callable[..., Layout], world: World) -> None:
-    layout, world.trouble = mill(), "ingest: jobs.csv: no such file"
+def test_features_that_cannot_be_built_are_an_error_beside_the_decision(mill: Callable[..., Layout], world: World) -> None:
+    layout, world.refresh_error = mill(), "ingest: jobs.csv: no such file"
     serve(layout, 100)
-    seen = world.look(layout)
-    assert seen.decision is not None
-    assert seen.error == "no new features: ingest: jobs.csv: no such file"
+    result = world.monitor(layout)
+    assert result.decision is not None
+    assert result.error == "no new features: ingest: jobs.csv: no such file"
 
 
-def test_where_nothing_is_deployed_the_note_says_what_to_do(
+def test_without_a_deployment_the_note_names_the_command(
     mill: Callable[..., Layout], world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = mill()
     monkeypatch.setattr(settings, "deployments", lambda layout: SimpleNamespace(champion=lambda problem: None))
-    seen = world.look(layout)
-    assert (seen.decision, seen.notes) == (None, ["nothing is deployed; run evergreen train late"])
+    result = world.monitor(layout)
+    assert (result.decision, result.notes) == (None, ["nothing is deployed; run evergreen train late"])
 
 
-def test_a_retraining_that_was_killed_is_completed_by_the_next_monitor(mill: Callable[..., Layout], world: World) -> None:
+def test_a_killed_retraining_is_completed_by_the_next_run(mill: Callable[..., Layout], world: World) -> None:
     layout = mill()
     serve(layout, 400, shift=1.0)
 
@@ -251,16 +248,16 @@ def test_a_retraining_that_was_killed_is_completed_by_the_next_monitor(mill: Cal
         raise KeyboardInterrupt("at once")
 
     with pytest.raises(KeyboardInterrupt, match="at once"):
-        watching.run(layout, ["late"], DAY, Means(world.refresh, world.emit, kill))
+        monitoring.run(layout, ["late"], DAY, Actions(world.refresh, world.emit, kill))
     assert len(settings.decision_log(layout).unfinished(["late"])) == 1
-    world.look(layout)
+    world.monitor(layout)
     assert (world.trained, settings.decision_log(layout).unfinished(["late"])) == (["late"], [])
 
 
-def test_what_prometheus_reads_names_the_problem_and_the_alarm(mill: Callable[..., Layout], world: World) -> None:
+def test_the_prometheus_text_names_the_problem_and_the_alarm(mill: Callable[..., Layout], world: World) -> None:
     layout = mill(mode="suggest")
     serve(layout, 400, shift=1.0)
-    world.look(layout)
+    world.monitor(layout)
     text = (layout.var / "metrics.prom").read_text()
     assert 'evergreen_drift_alarm{problem="late"} 1\n' in text
     assert f'evergreen_window_end_seconds{{problem="late"}} {end_of_day(DAY).timestamp():.0f}\n' in text
@@ -269,17 +266,17 @@ def test_what_prometheus_reads_names_the_problem_and_the_alarm(mill: Callable[..
     assert sorted(helped) == sorted(set(helped))
 
 
-# Who is told
+# Notifications
 
 
 @pytest.fixture
 def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
-    """What a webhook that the environment names was told."""
-    told: list[dict[str, Any]] = []
+    """The messages sent to the webhook of the environment."""
+    messages: list[dict[str, Any]] = []
 
     class Hook(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(204)
             self.end_headers()
 
@@ -288,50 +285,52 @@ def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     listener = HTTPServer(("127.0.0.1", 0), Hook)
     threading.Thread(target=listener.serve_forever, daemon=True).start()
     monkeypatch.setenv("EVERGREEN_WEBHOOK", f"http://127.0.0.1:{listener.server_port}/secret")
-    yield told
+    yield messages
     listener.shutdown()
     listener.server_close()
 
 
-def test_an_alarm_is_told_once_with_the_reason(mill: Callable[..., Layout], world: World, webhook: list) -> None:
+def test_an_alarm_is_sent_once_with_its_reason(mill: Callable[..., Layout], world: World, webhook: list) -> None:
     layout = mill(mode="suggest")
     serve(layout, 400, shift=1.0)
-    world.look(layout)
-    world.look(layout)
+    world.monitor(layout)
+    world.monitor(layout)
     assert [each["subject"] for each in webhook] == ["late: retraining"]
     assert webhook[0]["text"].startswith("late: retraining: retrain: drift in 1 of the last 1")
 
 
-def test_a_calm_look_tells_nobody_and_a_failed_one_does(
+def test_a_run_without_alarm_sends_nothing_and_a_failed_one_does(
     mill: Callable[..., Layout], world: World, webhook: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = mill()
     serve(layout, 100)
-    world.look(layout)
+    world.monitor(layout)
     assert webhook == []
-    monkeypatch.setattr(watching, "observe", lambda *_: 1 / 0)
-    assert world.look(layout).error == "late: ZeroDivisionError: division by zero"
+    monkeypatch.setattr(monitoring_window, "measure_window", lambda *_: 1 / 0)
+    assert world.monitor(layout).error == "late: ZeroDivisionError: division by zero"
     assert [each["subject"] for each in webhook] == ["late: monitoring failed"]
 
 
-def test_a_webhook_that_is_away_fails_nothing_and_its_address_is_no_line_of_a_log(
+def test_an_unavailable_webhook_fails_nothing_and_its_address_is_not_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("EVERGREEN_WEBHOOK", "http://127.0.0.1:9/secret")
     assert notifications.send(Layout(tmp_path), "late", "drift") == []
-    assert "the webhook did not take the message" in caplog.text
+    assert "the webhook did not accept the message" in caplog.text
     assert "secret" not in caplog.text
 
 
-def test_the_champions_training_is_dated_by_what_it_knew() -> None:
+def test_the_champions_training_is_dated_by_its_data() -> None:
     version = Version(
         problem="late", version=1, run_id="r", created=datetime(2026, 1, 1, tzinfo=UTC), aliases=(), tags={}, metrics={}
     )
-    assert watching.trained(version) == version.created
-    assert watching.trained(version.model_copy(update={"tags": {"as_of": "2017-12-31"}})) == end_of_day(date(2017, 12, 31))
+    assert monitoring_window.trained_until(version) == version.created
+    assert monitoring_window.trained_until(version.model_copy(update={"tags": {"as_of": "2017-12-31"}})) == end_of_day(
+        date(2017, 12, 31)
+    )
 
 
-def test_a_project_that_lives_on_a_day_is_looked_at_there_unless_somebody_was_answered_later(
+def test_a_project_with_as_of_is_monitored_on_that_day_unless_predictions_are_newer(
     mill: Callable[..., Layout],
 ) -> None:
     layout = mill()
@@ -339,6 +338,6 @@ def test_a_project_that_lives_on_a_day_is_looked_at_there_unless_somebody_was_an
     text["project"]["as_of"] = str(DAY)
     layout.params.write_text(json.dumps(text))
     ledger = settings.ledger(layout)
-    assert watching._today(load(layout.params), ledger, "late") == DAY
+    assert monitoring_window.choose_day(load(layout.params), ledger, "late") == DAY
     serve(layout, 1, day=DAY + timedelta(days=1))
-    assert watching._today(load(layout.params), ledger, "late") == datetime.now(UTC).date()
+    assert monitoring_window.choose_day(load(layout.params), ledger, "late") == datetime.now(UTC).date()

@@ -1,4 +1,4 @@
-"""A retraining on the small store: killed at each step, asked for twice, refused, and what it learns from."""
+"""A retraining on the small store: killed at each step, request for twice, refused, and what it learns from."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ import pytest
 from evergreen.flows import retraining, settings, steps, training
 from evergreen.flows.operations import params_edit
 from evergreen.flows.operations.status import Outcome
-from evergreen.flows.retraining import Asked
+from evergreen.flows.retraining import RetrainRequest
 from evergreen.monitoring.ledger.decisions import RetrainingRecord, end_of_day
 from evergreen.tasks import __main__ as tasks_main
 from evergreen.tasks.config.loading import load
@@ -117,8 +117,8 @@ def layout(trained: Layout, tmp_path: Path) -> Layout:
     return Layout(tmp_path)
 
 
-def asked(id: str = "look", **more: Any) -> Asked:
-    return Asked("spend", "drift in recency", "policy (drift)", "drift", id, end_of_day(DAY), DAY, **more)
+def request(id: str = "run", **more: Any) -> RetrainRequest:
+    return RetrainRequest("spend", "drift in recency", "policy (drift)", "drift", id, end_of_day(DAY), DAY, **more)
 
 
 MOMENTS = [
@@ -128,18 +128,18 @@ MOMENTS = [
 ]
 
 
-def test_killed_at_each_step_the_champion_answers_and_the_next_run_completes_it(layout: Layout, watch: Watch) -> None:
-    looks = settings.decision_log(layout)
+def test_after_a_kill_at_each_step_the_champion_serves_and_the_next_run_completes_it(layout: Layout, watch: Watch) -> None:
+    decisions = settings.decision_log(layout)
     watch.kills = [*MOMENTS]
     for when, name in MOMENTS:
         with pytest.raises(KilledError, match=f"{when} {name}"):
-            retraining.run(layout, asked(), train)
+            retraining.run(layout, request(), train)
         number = settings.deployments(layout).champion("spend")
         assert number == 1 or (when, name) == ("after", "deploy")
         assert settings.registry(layout).load("spend", number or 0) is not None
-        assert [each.id for each in looks.unfinished(["spend"])] == ["look"]
+        assert [each.id for each in decisions.unfinished(["spend"])] == ["run"]
     (done,) = retraining.complete(layout, ["spend"], train)
-    assert (done.id, done.version, looks.unfinished(["spend"])) == ("look", 2, [])
+    assert (done.id, done.version, decisions.unfinished(["spend"])) == ("run", 2, [])
     assert done.outcome is not None
     assert done.outcome.startswith(("promoted: ", "not promoted: "))
     assert settings.deployments(layout).champion("spend") == (2 if done.promoted else 1)
@@ -155,7 +155,7 @@ def test_a_worse_challenger_changes_nothing_and_the_same_event_again_trains_noth
         return found.model_copy(update={"promote": False, "decision": "worse", "reason": "not promoted: worse"}).model_dump()
 
     monkeypatch.setattr(steps, "gate", Plain("gate", refuse, watch))
-    done = retraining.run(layout, asked(), train)
+    done = retraining.run(layout, request(), train)
     assert (done.version, done.promoted, done.outcome) == (2, False, "not promoted: worse")
     deployments = settings.deployments(layout)
     assert deployments.champion("spend") == 1
@@ -164,20 +164,20 @@ def test_a_worse_challenger_changes_nothing_and_the_same_event_again_trains_noth
     assert load(layout.params).project.as_of == DAY
     assert (done.cpu_minutes or 0) > 0
     count = len(watch.ran)
-    assert retraining.run(layout, asked(), train) == done
+    assert retraining.run(layout, request(), train) == done
     assert len(watch.ran) == count
 
 
-def test_a_training_that_fails_is_written_down_and_the_champion_stays(layout: Layout) -> None:
+def test_a_failed_training_is_recorded_and_the_champion_stays(layout: Layout) -> None:
     with pytest.raises(StepError, match=r"^spend: train: too few rows$"):
-        retraining.run(layout, asked(), lambda *_: Outcome("spend", error="spend: train: too few rows"))
-    (past,) = settings.decision_log(layout).retrainings("spend")
-    assert (past.outcome, past.promoted, settings.deployments(layout).champion("spend")) == (
+        retraining.run(layout, request(), lambda *_: Outcome("spend", error="spend: train: too few rows"))
+    (record,) = settings.decision_log(layout).retrainings("spend")
+    assert (record.outcome, record.promoted, settings.deployments(layout).champion("spend")) == (
         "failed: spend: train: too few rows", None, 1,
     )  # fmt: skip
 
 
-def test_a_person_completes_what_was_begun_before_anything_new(layout: Layout) -> None:
+def test_a_persons_request_completes_an_unfinished_retraining_first(layout: Layout) -> None:
     trained_for: list[str] = []
 
     def note(layout: Layout, problem: str, refresh: bool, by: str) -> Outcome:
@@ -188,62 +188,62 @@ def test_a_person_completes_what_was_begun_before_anything_new(layout: Layout) -
         raise KilledError("at once")
 
     with pytest.raises(KilledError, match="at once"):
-        retraining.run(layout, asked(), kill)
-    done = retraining.run(layout, Asked("spend", "I want it", "ada"), note)
-    assert (done.id, done.by, trained_for) == ("look", "policy (drift)", ["policy (drift)"])
-    assert retraining.run(layout, Asked("spend", "I want it", "ada"), note).by == "ada"
+        retraining.run(layout, request(), kill)
+    done = retraining.run(layout, RetrainRequest("spend", "I want it", "ada"), note)
+    assert (done.id, done.by, trained_for) == ("run", "policy (drift)", ["policy (drift)"])
+    assert retraining.run(layout, RetrainRequest("spend", "I want it", "ada"), note).by == "ada"
 
 
-def test_while_another_training_is_at_work_nothing_is_completed_beside_it(layout: Layout) -> None:
-    settings.decision_log(layout).claim(_begun())
+def test_during_a_training_no_retraining_is_completed(layout: Layout) -> None:
+    settings.decision_log(layout).claim(_record())
     with locking(layout.var / "train.lock", "train"):
         assert retraining.complete(layout, ["spend"], lambda *_: pytest.fail("it trained")) == []
 
 
-def test_a_retraining_waits_for_the_lock_and_gives_up_in_the_end(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retraining, "PATIENCE_SECONDS", 0.0)
+def test_a_retraining_waits_for_the_lock_until_its_timeout(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retraining, "LOCK_TIMEOUT_SECONDS", 0.0)
     with locking(layout.var / "train.lock", "train"), pytest.raises(LockedError, match=r"spend: retrain: process .* is at it"):
-        retraining.run(layout, asked(), lambda *_: pytest.fail("it trained"))
+        retraining.run(layout, request(), lambda *_: pytest.fail("it trained"))
 
 
 def test_nothing_new_is_no_challenger(layout: Layout, watch: Watch) -> None:
-    here = replace(asked(), as_of=BEFORE)
+    here = replace(request(), as_of=BEFORE)
     done = retraining.run(layout, here, train)
     assert (done.version, done.outcome) == (None, "no challenger: nothing is new since v1 was trained")
     assert "gate" not in watch.ran
 
 
-# What it learns from
+# Params of the training
 
 
-def test_the_window_of_the_policy_and_the_best_of_the_last_search_are_written_into_params(layout: Layout) -> None:
+def test_the_training_window_and_the_warm_starts_are_written_into_params(layout: Layout) -> None:
     path = layout.tuning("spend") / "trials.parquet"
     trials = pl.read_parquet(path)
     trials.with_columns(default=pl.lit(value=False)).write_parquet(path)
     best = [json.loads(text) for text in trials.sort("score")["config"]]
-    starts = retraining.changes(load(layout.params), "spend", layout)["tune", "warm_starts"]
+    starts = retraining.new_params(load(layout.params), "spend", layout)["tune", "warm_starts"]
     assert starts == best[:3]
     for window, key in (("sliding", "history_days"), ("weighted", "half_life_days")):
         text = layout.params.read_text().replace(
             "\nspend:\n", f"\nspend:\n  retrain: {{window: {window}, window_days: 70}}\n", 1
         )
         layout.params.write_text(text)
-        retraining.prepare(layout, _begun())
+        retraining.prepare(layout, _record())
         section = load(layout.params).section("spend")
         assert getattr(section.train, key) == 70
         assert [dict(each) for each in section.tune.warm_starts] == starts
         layout.params.write_text(layout.params.read_text().replace(f"  retrain: {{window: {window}, window_days: 70}}\n", ""))
 
 
-def test_a_search_that_is_completed_begins_where_it_began(layout: Layout) -> None:
-    begun = _begun()
+def test_a_completed_search_keeps_its_warm_starts(layout: Layout) -> None:
+    record = _record()
     write_json(layout.cost("tune", "spend"), {"started": datetime.now(UTC).isoformat(), "cpu_seconds": 1.0})
     before = layout.params.read_text()
-    retraining.prepare(layout, begun.model_copy(update={"as_of": None}))
+    retraining.prepare(layout, record.model_copy(update={"as_of": None}))
     assert layout.params.read_text() == before
 
 
-def test_weights_and_windows_are_refused_where_they_say_nothing(tmp_path: Path) -> None:
+def test_weights_and_windows_are_rejected_for_tables_without_time(tmp_path: Path) -> None:
     plain = {"table": "houses", "target": "price", "columns": {"size": "number"}}
     for more, rule in (
         ({"retrain": {"window": "sliding"}}, "rows of a plain table have no cutoffs"),
@@ -258,7 +258,7 @@ def test_weights_and_windows_are_refused_where_they_say_nothing(tmp_path: Path) 
             load(tmp_path / "params.yaml")
 
 
-def _begun() -> RetrainingRecord:
+def _record() -> RetrainingRecord:
     return RetrainingRecord(
         id="one", problem="spend", at=end_of_day(DAY), as_of=DAY, trigger="drift", reason="r", by="b",
         started=datetime.now(UTC) - timedelta(seconds=1),

@@ -1,0 +1,33 @@
+"""Retention: old predictions become cohorts, and old Evidently reports are removed."""
+
+import logging
+from datetime import date, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evergreen.tasks import problems
+from evergreen.tasks.config.params import Params
+
+if TYPE_CHECKING:
+    from evergreen.monitoring.ledger.predictions import Ledger
+
+log = logging.getLogger(__name__)
+
+KEPT_REPORTS = 12
+"""Evidently reports kept per problem, 4 MB each."""
+
+
+def compact_predictions(params: Params, problem: str, ledger: "Ledger", day: date) -> None:
+    """Delete the predictions that are older than monitor.retention_days at `day`; their scored cohorts stay."""
+    from evergreen.monitoring.performance.measurement import cohort_scorer
+
+    section = params.section(problem)
+    scorer = cohort_scorer(problems.predictions(params.kind(problem)), section, params.project.seed)
+    days = section.monitor.retention_days
+    if deleted := ledger.compact(problem, day - timedelta(days=days), scorer):
+        log.info("%s: %s predictions older than %d days were deleted; their cohorts stay", problem, f"{deleted:,}", days)
+
+
+def remove_old_reports(folder: Path) -> None:
+    for old in sorted(folder.glob("*.html"))[:-KEPT_REPORTS]:
+        old.unlink()
