@@ -34,7 +34,7 @@ WEEKS = 12
 def run(layout: Layout, problems: Sequence[str], server: Server, by: str) -> None:
     """Simulate the last weeks of `problems`. Raises the error of a step; finished weeks stay."""
     server.wait()
-    stale_runs.sweep(layout)
+    stale_runs.mark_crashed(layout)
     try:
         simulation(str(layout.root), list(problems), by)
     finally:
