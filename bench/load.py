@@ -1,4 +1,4 @@
-"""What benches of the server need: a small client of HTTP, an open-loop load, wrk, and processes that end with the bench."""
+"""For benches of the server: a small HTTP client, open-loop load, wrk, and processes that end with the bench."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ end
 
 @dataclass(frozen=True)
 class Pace:
-    """What a server did under load."""
+    """Throughput and latency under load."""
 
     per_second: float
     p50_ms: float
@@ -59,7 +59,7 @@ class Reply:
 
 
 class Client:
-    """Requests to one port of this machine, each on a connection of its own that is kept for the next."""
+    """HTTP client for one loopback port, with a pool of kept-alive connections."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -73,7 +73,7 @@ class Client:
         return await self.send(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
 
     async def send(self, request: bytes) -> Reply:
-        """Raises ConnectionError where the connection ends before the answer."""
+        """Raises ConnectionError if the connection ends before the response."""
         reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(HOST, self._port)
         try:
             writer.write(request)
@@ -82,7 +82,7 @@ class Client:
             body = await reader.readexactly(int(headers.get("content-length", "0")))
         except (asyncio.IncompleteReadError, OSError) as error:
             writer.close()
-            raise ConnectionError(f"no whole answer: {error}") from error
+            raise ConnectionError(f"incomplete response: {error}") from error
         except BaseException:
             writer.close()
             raise
@@ -106,15 +106,15 @@ def _head(text: bytes) -> tuple[int, dict[str, str]]:
 
 @dataclass
 class Load:
-    """Requests that leave at their times whether or not those before them are answered (open loop)."""
+    """Open-loop load: requests leave at fixed times, whatever the state of earlier ones."""
 
     per_second: float
     seconds: float
     latencies: list[float] = field(default_factory=list)
-    """Seconds from when each was due, so that waiting for the server is never left out."""
+    """Seconds since each request was due, so that waiting for the server counts."""
 
     async def run(self, ask: Callable[[int], Awaitable[bool]]) -> None:
-        """`ask(number)`: send one; False: its latency is not of interest."""
+        """`ask(number)` sends one request; if it returns False, its latency is not recorded."""
         began, count = time.perf_counter() + 0.1, int(self.per_second * self.seconds)
         async with asyncio.TaskGroup() as group:
             for number in range(count):
@@ -133,7 +133,7 @@ class Load:
 
 
 def wrk(port: int, path: str, bodies: Sequence[bytes], seconds: float, connections: int = 32) -> Pace:
-    """Closed loop: each connection sends the next of `bodies` when it has its answer. Raises RuntimeError where one fails."""
+    """Closed-loop load: each connection sends the next of `bodies` after its response. Raises RuntimeError if one fails."""
     if shutil.which("wrk") is None:
         raise RuntimeError("wrk is not installed: apt-get install wrk")
     with tempfile.TemporaryDirectory(prefix="evergreen wrk ") as folder:
@@ -148,17 +148,17 @@ def wrk(port: int, path: str, bodies: Sequence[bytes], seconds: float, connectio
     if found["failed"]:
         raise RuntimeError(f"{path}: {found['failed']} of {found['requests']} requests failed")
     if not found["requests"]:
-        raise RuntimeError(f"{path}: no answer within {seconds:g} s")
+        raise RuntimeError(f"{path}: no response within {seconds:g} s")
     return Pace(found["requests"] / found["seconds"], found["p50_ms"], found["p99_ms"])
 
 
 @contextmanager
 def running(command: Sequence[str], cwd: Path, port: int, ready: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A server that answers GET `ready`, in a group of processes that is ended with the block.
+    """A server that is up once GET `ready` succeeds, in its own process group, stopped at the end of the block.
 
-    Raises RuntimeError, with the end of what it said, where it ends by itself or is not ready within some minutes.
+    Raises RuntimeError, with the end of its output, if it exits or is not ready within four minutes.
     """
-    log = tempfile.TemporaryFile()  # noqa: SIM115 - it ends with the process
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
     process = subprocess.Popen(
         command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=_clean(environment)
     )
@@ -167,8 +167,8 @@ def running(command: Sequence[str], cwd: Path, port: int, ready: str, **environm
             asyncio.run(_until_ready(process, port, ready))
         except RuntimeError as error:
             log.seek(0)
-            said = log.read().decode(errors="replace")[-2000:]
-            raise RuntimeError(f"{Path(command[0]).name} {' '.join(command[1:4])}: {error}: {said}") from None
+            output = log.read().decode(errors="replace")[-2000:]
+            raise RuntimeError(f"{Path(command[0]).name} {' '.join(command[1:4])}: {error}: {output}") from None
         yield process
     finally:
         end(process)
@@ -176,7 +176,7 @@ def running(command: Sequence[str], cwd: Path, port: int, ready: str, **environm
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """The process and all that it started: asked first, and killed ten seconds later."""
+    """Stop the process group: SIGTERM, and SIGKILL after ten seconds."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
@@ -189,17 +189,17 @@ async def _until_ready(process: subprocess.Popen[bytes], port: int, path: str) -
     client, until = Client(port), time.monotonic() + 240
     while time.monotonic() < until:
         if process.poll() is not None:
-            raise RuntimeError(f"it ended with status {process.returncode}")
+            raise RuntimeError(f"exited with status {process.returncode}")
         with suppress(OSError):
             if (await client.get(path)).status == 200:
                 client.close()
                 return
         await asyncio.sleep(0.2)
-    raise RuntimeError("it is not ready after four minutes")
+    raise RuntimeError("not ready after four minutes")
 
 
 def _clean(more: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what belongs to this interpreter, one thread for each numeric library."""
+    """The environment without this interpreter's variables, and with one thread per numeric library."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return kept | threads | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"} | dict(more)

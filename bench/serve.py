@@ -1,12 +1,12 @@
-"""`make bench-serve`: Evergreen's server beside MLflow's, BentoML and MLServer, on the same model, rows and machine, in turn.
+"""`make bench-serve`: Evergreen's server, MLflow's, BentoML and MLServer with the same model, rows and machine, in turn.
 
-    make bench-serve                                    all: about ten minutes, on a machine that does nothing else
+    make bench-serve                                    all systems: about ten minutes on an idle machine
     python -m bench.serve --project DIR --systems evergreen empty --seconds 5
 
-The model is the champion of `--problem` in a project that was trained (`make demo`); the bench works in a copy of it. Each
-system is one server process, set up as its documentation says, in an environment of its own (made under .venv-bench when it is
-first needed). Before it is timed, its answers are compared with those of the pipeline itself. Load: wrk, 32 connections, one
-row per request. Then, of Evergreen alone, a recommender under requests that come at their times, one in ten a new purchase.
+The model is the champion of `--problem` in a trained project (`make demo`), of which the bench makes a copy. Each system is one
+server process, set up by its documentation, in its own environment (created under .venv-bench on first use). Before the timing,
+its predictions are compared with the pipeline's. Load: wrk, 32 connections, one row per request. Then, for Evergreen only, a
+recommender under open-loop load; one request in ten is a purchase.
 """
 
 import argparse
@@ -35,43 +35,43 @@ ROOT = Path(__file__).parents[1]
 RIVALS = ROOT / "bench" / "rivals"
 PORT = 18440
 GAP = 1e-6
-"""Most that an answer may differ from the pipeline's own."""
+"""Largest accepted difference from the pipeline's predictions."""
 CHECKED = 50
-"""Rows whose answers are compared."""
+"""Rows that are compared."""
 WARM_SECONDS = 5.0
 ASKED_PER_SECOND, NEW_EVENTS = 200, 10
-"""Of the recommender: requests per second, and every how many-th of them is a purchase."""
+"""Recommender: requests per second, and one purchase per this many requests."""
 log = logging.getLogger("bench")
 
 
 @dataclass(frozen=True)
 class Task:
-    """What all systems serve."""
+    """The model and rows that all systems serve."""
 
     project: Path
     problem: str
     model: Path
     """The MLflow model folder of the champion."""
     rows: Sequence[Mapping[str, Any]]
-    """Rows of features as JSON has them, none missing."""
-    chances: np.ndarray
-    """What the pipeline says of each: the probability of the last class."""
+    """Rows of features as JSON values, none missing."""
+    probabilities: np.ndarray
+    """The pipeline's probability of the last class for each row."""
     folder: Path
 
 
 @dataclass(frozen=True)
 class System:
-    """A server of the model. `body`: a row as it wants it; `chance`: the probability in its answer."""
+    """A server of the model. `body`: a row in its format; `probability`: reads the probability from its response."""
 
     start: Callable[[Task], Any]
-    """A context in which it runs on PORT."""
+    """Context manager that runs it on PORT."""
     path: str
     body: Callable[[Mapping[str, Any]], Any]
-    chance: Callable[[Any], float] | None
+    probability: Callable[[Any], float] | None
 
 
 MODEL_NEEDS = ("scikit-learn", "lightgbm", "skops", "pandas", "numpy", "polars", "pyarrow", "pydantic", "ruamel.yaml")
-"""What the pipeline needs to be read: in each environment at the versions that made it."""
+"""Packages that load the pipeline; each environment gets the versions that trained it."""
 
 
 def requirements(*named: str) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ def requirements(*named: str) -> tuple[str, ...]:
 
 
 def read(project: Path, problem: str, folder: Path) -> Task:
-    """A copy of the project in `folder`, its champion and rows to ask with. Raises ModelError where there is none."""
+    """A copy of the project in `folder`, its champion and rows to send. Exits if there is none."""
     from mlflow.artifacts import download_artifacts
     from mlflow.tracking import MlflowClient
 
@@ -87,9 +87,9 @@ def read(project: Path, problem: str, folder: Path) -> Task:
     from evergreen.tasks.core.paths import Layout
 
     for name in [each for each in os.environ if each.startswith("EVERGREEN_")]:
-        del os.environ[name]  # nothing but the copy is asked or written
+        del os.environ[name]  # use only the copy
     if not (project / "var" / "mlflow.db").exists():
-        raise SystemExit(f"{project}: nothing was trained here; make demo does, or name a project with --project")
+        raise SystemExit(f"{project}: there is no trained project; run make demo, or name one with --project")
     copy = folder / "project"
     copy.mkdir()
     shutil.copy(project / "params.yaml", copy)
@@ -98,16 +98,16 @@ def read(project: Path, problem: str, folder: Path) -> Task:
     registry = settings.registry(Layout(copy))
     champion = registry.version(problem, "champion")
     if champion is None:
-        raise SystemExit(f"{project}: {problem} has no champion; make demo trains one, or name a project with --project")
+        raise SystemExit(f"{project}: {problem} has no champion; run make demo, or name a project with --project")
     model = registry.load(problem, champion.version)
     table = pl.read_parquet(copy / "data" / "features" / problem / "rows.parquet")
     names = json.loads((copy / "models" / problem / "model" / "model.json").read_text())["features"]
     rows = table.select(names).drop_nulls().tail(200)
-    chances = np.asarray(model.predict_proba(rows.to_pandas()))[:, -1]
+    probabilities = np.asarray(model.predict_proba(rows.to_pandas()))[:, -1]
     address = settings.read(Layout(copy)).mlflow_uri
     source = MlflowClient(address, address).get_model_version_download_uri(problem, str(champion.version))
     saved = download_artifacts(source, dst_path=str(folder), tracking_uri=address)
-    return Task(copy, problem, Path(saved), rows.to_dicts(), chances, folder)
+    return Task(copy, problem, Path(saved), rows.to_dicts(), probabilities, folder)
 
 
 @contextmanager
@@ -130,7 +130,7 @@ def evergreen(task: Task) -> Iterator[None]:
 
 @contextmanager
 def empty(task: Task) -> Iterator[None]:
-    """The same HTTP server, with the same options, around an app that says {}."""
+    """The same HTTP server and options with an application that returns {}."""
     options = ["--loop", "uvloop", "--http", "httptools", "--ws", "none", "--lifespan", "off", "--no-access-log"]
     command = [sys.executable, "-m", "uvicorn", "bench.rivals.empty:app", "--host", HOST, "--port", str(PORT), *options]
     with running([*command, "--no-server-header"], ROOT, PORT, "/"):
@@ -139,7 +139,7 @@ def empty(task: Task) -> Iterator[None]:
 
 @contextmanager
 def mlflow(task: Task) -> Iterator[None]:
-    """`mlflow models serve` of the registered model, asked for probabilities in place of classes."""
+    """`mlflow models serve` of the registered model, with probabilities instead of classes."""
     environment = python("mlflow", requirements(f"mlflow=={installed('mlflow')}"))
     copy = task.folder / "mlflow"
     if not copy.exists():
@@ -172,7 +172,7 @@ def mlserver(task: Task) -> Iterator[None]:
 
 
 def _rival(environment: Path, command: Sequence[str], cwd: Path, ready: str, **more: str) -> Any:
-    """Its own programs come first, and the classes of our pipeline are found."""
+    """With its own programs first in PATH, and our pipeline classes importable."""
     path = f"{environment.parent}:{os.environ['PATH']}"
     return running(command, cwd, PORT, ready, PYTHONPATH=str(ROOT), PATH=path, MLFLOW_DISABLE_TELEMETRY="true", **more)
 
@@ -191,50 +191,50 @@ def _tensors(row: Mapping[str, Any]) -> Any:
     return {"parameters": {"content_type": "pd"}, "inputs": inputs, "outputs": [{"name": "predict_proba"}]}
 
 
-def _last_chance(answer: Mapping[str, Any]) -> float:
-    return float(answer[[name for name in answer if name.startswith("probability_")][-1]])
+def _last_probability(response: Mapping[str, Any]) -> float:
+    return float(response[[name for name in response if name.startswith("probability_")][-1]])
 
 
 def systems(problem: str) -> dict[str, System]:
     return {
-        "evergreen": System(evergreen, f"/v1/predict/{problem}", dict, _last_chance),
+        "evergreen": System(evergreen, f"/v1/predict/{problem}", dict, _last_probability),
         "empty": System(empty, "/", dict, None),
-        "mlflow": System(mlflow, "/invocations", _split, lambda answer: answer["predictions"][0][-1]),
-        "bentoml": System(bentoml, "/predict", lambda row: {"rows": [row]}, lambda answer: answer[0]),
-        "mlserver": System(mlserver, "/v2/models/model/infer", _tensors, lambda answer: answer["outputs"][0]["data"][-1]),
+        "mlflow": System(mlflow, "/invocations", _split, lambda response: response["predictions"][0][-1]),
+        "bentoml": System(bentoml, "/predict", lambda row: {"rows": [row]}, lambda response: response[0]),
+        "mlserver": System(mlserver, "/v2/models/model/infer", _tensors, lambda response: response["outputs"][0]["data"][-1]),
     }
 
 
 def measure(system: System, task: Task, seconds: float) -> Pace:
-    """Start, compare, warm, time. Raises RuntimeError where an answer is another than the pipeline's."""
+    """Start, compare, warm up, time. Raises RuntimeError if a prediction differs from the pipeline's."""
     bodies = [json.dumps(system.body(row)).encode() for row in task.rows]
     with system.start(task):
-        if system.chance is not None:
-            asyncio.run(_compare(system, bodies[:CHECKED], task.chances))
+        if system.probability is not None:
+            asyncio.run(_compare(system, bodies[:CHECKED], task.probabilities))
         wrk(PORT, system.path, bodies, WARM_SECONDS)
         return wrk(PORT, system.path, bodies, seconds)
 
 
-async def _compare(system: System, bodies: Sequence[bytes], chances: np.ndarray) -> None:
-    assert system.chance is not None
+async def _compare(system: System, bodies: Sequence[bytes], probabilities: np.ndarray) -> None:
+    assert system.probability is not None
     client = Client(PORT)
-    for body, chance in zip(bodies, chances, strict=False):
+    for body, probability in zip(bodies, probabilities, strict=False):
         reply = await client.post(system.path, body)
         if reply.status != 200:
             raise RuntimeError(f"{system.path}: status {reply.status}: {reply.body[:300]!r}")
-        if abs(said := system.chance(reply.json()) - chance) > GAP:
-            raise RuntimeError(f"{system.path}: an answer is {said:.2g} away from the pipeline's")
+        if abs(gap := system.probability(reply.json()) - probability) > GAP:
+            raise RuntimeError(f"{system.path}: a prediction differs from the pipeline's by {gap:.2g}")
     client.close()
 
 
 def recommend(task: Task, problem: str, seconds: float) -> Pace:
-    """Lists of ten, each for another user; every tenth request is a purchase of one of them.
+    """Lists of ten for random users; every tenth request is a purchase.
 
-    Everybody was asked for once before: a list is kept until its user buys.
+    Each user's list was requested once before: a list is cached until its user buys.
     """
-    users, items = _shop(task.project, problem)
+    users, items = _users_and_items(task.project, problem)
     with evergreen(task):
-        asyncio.run(_ask_everybody(problem, users))
+        asyncio.run(_warm_cache(problem, users))
         load = Load(ASKED_PER_SECOND, WARM_SECONDS)
         asyncio.run(_recommend(load, problem, users, items))
         load = Load(ASKED_PER_SECOND, seconds)
@@ -264,25 +264,25 @@ async def _recommend(load: Load, problem: str, users: Sequence[Any], items: Sequ
     client.close()
 
 
-async def _ask_everybody(problem: str, users: Sequence[Any]) -> None:
+async def _warm_cache(problem: str, users: Sequence[Any]) -> None:
     client = Client(PORT)
     for user in users:
         await client.post(f"/v1/recommend/{problem}", json.dumps({"users": [user], "k": 10}).encode())
     client.close()
 
 
-def _shop(project: Path, problem: str) -> tuple[list[Any], list[Any]]:
-    """Users and items that the newest weeks know, as JSON has them."""
+def _users_and_items(project: Path, problem: str) -> tuple[list[Any], list[Any]]:
+    """Users, and the items bought most, as JSON values."""
     lines = pl.read_parquet(project / "data" / "features" / problem / "lines.parquet")
     counts = lines.group_by("item").len().sort("len", "item", descending=True)
     return lines["user"].unique().sort().to_list(), counts["item"].head(1000).to_list()
 
 
 def show(paces: Mapping[str, Sequence[Pace]]) -> None:
-    """A table in Markdown. Of what was measured twice the mean; a ratio above one: Evergreen answers more."""
+    """Print a Markdown table; the mean of systems measured twice. A ratio above one: Evergreen serves more requests."""
     mean = {name: Pace(*np.mean([astuple(each) for each in found], axis=0).tolist()) for name, found in paces.items()}
     ours = mean.get("evergreen")
-    log.info("| server | requests/s | p50, ms | p99, ms | Evergreen answers ... as many |")
+    log.info("| server | requests/s | p50, ms | p99, ms | Evergreen's throughput |")
     log.info("| --- | --- | --- | --- | --- |")
     for name, pace in mean.items():
         ratio = f"{ours.per_second / pace.per_second:.3g} x" if ours and name != "evergreen" else ""
@@ -291,24 +291,24 @@ def show(paces: Mapping[str, Sequence[Pace]]) -> None:
 
 def main() -> None:
     known = list(systems(""))
-    given = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    given.add_argument("--project", type=Path, default=ROOT)
-    given.add_argument("--problem", default="redeem")
-    given.add_argument("--recommender", default="recommend")
-    given.add_argument("--systems", nargs="*", choices=known, default=known)
-    given.add_argument("--seconds", type=float, default=12.0)
-    asked = given.parse_args()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--project", type=Path, default=ROOT)
+    parser.add_argument("--problem", default="redeem")
+    parser.add_argument("--recommender", default="recommend")
+    parser.add_argument("--systems", nargs="*", choices=known, default=known)
+    parser.add_argument("--seconds", type=float, default=12.0)
+    options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="evergreen bench ") as folder:
-        task = read(asked.project.resolve(), asked.problem, Path(folder))
+        task = read(options.project.resolve(), options.problem, Path(folder))
         paces: dict[str, list[Pace]] = {}
         failed: list[str] = []
-        again = [name for name in ("empty", "evergreen") if name in asked.systems and len(asked.systems) > 1]
-        for name in (*asked.systems, *again):
+        again = [name for name in ("empty", "evergreen") if name in options.systems and len(options.systems) > 1]
+        for name in (*options.systems, *again):
             try:
-                pace = measure(systems(asked.problem)[name], task, asked.seconds)
+                pace = measure(systems(options.problem)[name], task, options.seconds)
             except (RuntimeError, subprocess.SubprocessError) as error:
                 failed.append(f"{name}: {error}")
                 log.error("%s", failed[-1])
@@ -316,15 +316,15 @@ def main() -> None:
             log.info("%-10s %8.0f requests/s  p50 %8.2f ms  p99 %8.2f ms", name, pace.per_second, pace.p50_ms, pace.p99_ms)
             paces.setdefault(name, []).append(pace)
         show(paces)
-        if asked.recommender and "evergreen" in asked.systems:
+        if options.recommender and "evergreen" in options.systems:
             try:
-                pace = recommend(task, asked.recommender, 2 * asked.seconds)
+                pace = recommend(task, options.recommender, 2 * options.seconds)
             except* (RuntimeError, ConnectionError) as errors:
                 failed.append(f"recommend: {errors.exceptions[0]}")
                 log.error("%s", failed[-1])
             else:
-                about = (ASKED_PER_SECOND, NEW_EVENTS, pace.p50_ms, pace.p99_ms)
-                log.info("recommend at %d requests/s, one in %d a purchase: p50 %.2f ms, p99 %.2f ms", *about)
+                numbers = (ASKED_PER_SECOND, NEW_EVENTS, pace.p50_ms, pace.p99_ms)
+                log.info("recommend at %d requests/s, one in %d a purchase: p50 %.2f ms, p99 %.2f ms", *numbers)
     if failed:
         raise SystemExit(f"not measured: {len(failed)}")
 

@@ -1,12 +1,11 @@
-"""`make soak`: minutes of mixed load on a server with two workers, while versions come and go and a worker is killed.
+"""`make soak`: minutes of mixed load on a server with two workers, during rollouts, a rollback and the kill of a worker.
 
     make soak                                      ten minutes
     python -m bench.soak --seconds 60 --rate 40    shorter, and gentler
 
-A small project of its own is made in a temporary folder. Rows, lists, purchases, truths and nonsense are sent at their times,
-whether or not those before them are answered; three rollouts, one rollback and a kill -9 come in between. Afterwards each
-answer is compared with what the version that it names says of the row, and each purchase and truth that was acknowledged is
-looked for.
+It uses a small project in a temporary folder. Rows, lists, purchases, labels and invalid requests are sent at fixed times
+(open loop); three rollouts, a rollback and a kill -9 happen meanwhile. Afterwards each prediction is compared with the batch
+score of its version, and each acknowledged purchase and label must be stored.
 """
 
 import argparse
@@ -40,30 +39,30 @@ from tests.serving import project
 PROBLEM, SHOP = "redeem", "recommend"
 WORKERS = 2
 GAP = 1e-5
-"""Most that an answer may differ from the batch score of its version."""
+"""Largest accepted difference between a prediction and the batch score of its version."""
 SETTLED = 3.0
-"""Seconds: so long after a rollback the old version may still be seen, and after a kill connections may break."""
+"""Seconds after a rollback until the old version must be gone, and after a kill until connections must hold."""
 FLAT_MB = 2.0
-"""Most megabytes a minute that a worker may grow by, towards the end."""
+"""Largest accepted growth of a worker towards the end, in megabytes per minute."""
 WARM_SECONDS, ENOUGH = 60.0, 30
-"""So long a worker may grow, as its libraries and caches fill; with fewer looks at it afterwards nothing is said."""
+"""Warm-up of a worker in seconds, and the number of measurements after it that a slope needs."""
 CANARY = Rollout(strategy="canary", steps=(0.5,), step_minutes=600, timeout_hours=100)
 PLAN = (
     (0.08, "rollout of v2 begins"),
     (0.16, "v2 is promoted"),
     (0.20, "rollout of v3 begins"),
-    (0.28, "v3 is taken back"),
+    (0.28, "v3 is aborted"),
     (0.32, "rollout of v4 begins"),
     (0.38, "v4 is promoted"),
     (0.44, "v4 is rolled back"),
     (0.52, "a worker is killed"),
 )
-"""Part of the time -> what happens."""
+"""Fraction of the time -> what happens."""
 CALM = 0.65
-"""Part of the time after which memory must not grow."""
-KINDS = ("predict",) * 9 + ("scoring",) * 3 + ("recommend",) * 3 + ("events",) * 2 + ("labels",) * 2 + ("nonsense",)
+"""Fraction of the time after which memory must not grow."""
+KINDS = ("predict",) * 9 + ("scoring",) * 3 + ("recommend",) * 3 + ("events",) * 2 + ("labels",) * 2 + ("invalid",)
 """Of twenty requests."""
-NONSENSE = (
+INVALID = (
     (f"/v1/predict/{PROBLEM}", b"{"),
     (f"/v1/predict/{PROBLEM}", b'{"nosuch": 1}'),
     (f"/v1/predict/{PROBLEM}", b"[" * 5000),
@@ -78,18 +77,18 @@ log = logging.getLogger("bench")
 
 @dataclass
 class Seen:
-    """What was sent, said and acknowledged."""
+    """Responses and acknowledgements."""
 
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
-    answers: list[tuple[float, str, int, int, float]] = field(default_factory=list)
-    """When, id, version, row and probability."""
+    predictions: list[tuple[float, str, int, int, float]] = field(default_factory=list)
+    """Time, id, version, row number and probability."""
     events: list[str] = field(default_factory=list)
-    truths: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
     broken: list[float] = field(default_factory=list)
-    """When a connection ended before its answer."""
+    """Times when a connection ended before its response."""
     wrong: list[str] = field(default_factory=list)
     memory: list[tuple[float, int, float]] = field(default_factory=list)
-    """When, process and megabytes of a worker."""
+    """Time, process id and megabytes of a worker."""
     happened: dict[str, float] = field(default_factory=dict)
 
 
@@ -130,27 +129,29 @@ class Soak:
 
     async def _predict(self, number: int) -> None:
         place = number % len(self.rows)
-        if said := await self._post("predict", f"/v1/predict/{PROBLEM}", self.rows[place]):
-            self._note(said["id"], said["version"], place, said["probability_1"])
+        if response := await self._post("predict", f"/v1/predict/{PROBLEM}", self.rows[place]):
+            self._note(response["id"], response["version"], place, response["probability_1"])
 
     async def _scoring(self, number: int) -> None:
         places = [(number + more) % len(self.rows) for more in range(5)]
         body = {"dataframe_records": [self.rows[each] for each in places]}
-        if said := await self._post("scoring", f"/v1/models/{PROBLEM}/invocations", body):
-            for place, id_, version, chance in zip(places, said["ids"], said["versions"], said["probability_1"], strict=True):
+        if response := await self._post("scoring", f"/v1/models/{PROBLEM}/invocations", body):
+            for place, id_, version, chance in zip(
+                places, response["ids"], response["versions"], response["probability_1"], strict=True
+            ):
                 self._note(id_, version, place, chance)
 
     def _note(self, id_: str, version: int, place: int, chance: float) -> None:
-        self.seen.answers.append((time.monotonic(), id_, version, place, chance))
+        self.seen.predictions.append((time.monotonic(), id_, version, place, chance))
 
     async def _recommend(self, number: int) -> None:
         user = self.users[number % len(self.users)]
-        said = await self._post("recommend", f"/v1/recommend/{SHOP}", {"users": [user], "k": 5})
-        if said and (said["lists"][0]["user"] != user or not said["lists"][0]["items"]):
-            self.seen.wrong.append(f"the list of {user}: {said}")
+        response = await self._post("recommend", f"/v1/recommend/{SHOP}", {"users": [user], "k": 5})
+        if response and (response["lists"][0]["user"] != user or not response["lists"][0]["items"]):
+            self.seen.wrong.append(f"the list of {user}: {response}")
 
     async def _events(self, number: int) -> None:
-        """At least once: again, with the same id, where the answer did not come."""
+        """At least once: repeated with the same id if the response did not arrive."""
         event = {
             "id": f"soak-{number}",
             "user": self.users[number % len(self.users)],
@@ -158,22 +159,22 @@ class Soak:
         }
         for _ in range(5):
             with suppress(ConnectionError, OSError):
-                said = await self._post("events", f"/v1/events/{SHOP}", {**event, "basket": f"b{number}"})
-                if said and said["accepted"] + said["duplicate"] == 1:
+                response = await self._post("events", f"/v1/events/{SHOP}", {**event, "basket": f"b{number}"})
+                if response and response["accepted"] + response["duplicate"] == 1:
                     self.seen.events.append(event["id"])
                 return
             self.seen.broken.append(time.monotonic())
 
     async def _labels(self, number: int) -> None:
-        """Of an answer that was given, or of one that never was."""
-        known = self.seen.answers
-        id_ = known[int(self._draw.integers(len(known)))][1] if known and number % 10 else f"nobody-{number}"
+        """For an earlier prediction, or for an unknown id."""
+        known = self.seen.predictions
+        id_ = known[int(self._draw.integers(len(known)))][1] if known and number % 10 else f"unknown-{number}"
         if await self._post("labels", f"/v1/labels/{PROBLEM}", {"id": id_, "value": number % 2}):
-            self.seen.truths.append(id_)
+            self.seen.labels.append(id_)
 
-    async def _nonsense(self, number: int) -> None:
-        path, body = NONSENSE[number % len(NONSENSE)]
-        if await self._post("nonsense", path, body) is not None:
+    async def _invalid(self, number: int) -> None:
+        path, body = INVALID[number % len(INVALID)]
+        if await self._post("invalid", path, body) is not None:
             self.seen.wrong.append(f"{path} took {body[:40]!r}")
 
     async def _follow(self, seconds: float) -> None:
@@ -190,8 +191,8 @@ class Soak:
         if "begins" in what:
             self._rollouts.begin(PROBLEM, int(what.split()[2][1:]), CANARY, "soak", "soak")
         elif "promoted" in what:
-            self._rollouts.finish(self._registry, PROBLEM, "soak", "soak")
-        elif "taken back" in what:
+            self._rollouts.promote(self._registry, PROBLEM, "soak", "soak")
+        elif "aborted" in what:
             self._rollouts.abort(PROBLEM, "soak", "soak")
         elif "rolled back" in what:
             settings.deployments(self.layout).rollback(self._registry, PROBLEM, None, "soak", "soak")
@@ -215,40 +216,40 @@ def expected(layout: Layout, rows: pl.DataFrame, versions: int) -> dict[int, np.
 
 
 def verdicts(soak: Soak, scores: Mapping[int, np.ndarray]) -> list[tuple[bool, str]]:
-    """What was to be proved, and whether it holds."""
+    """Each claim, and whether it holds."""
     seen = soak.seen
-    gaps = [abs(scores[version][place] - chance) for _, _, version, place, chance in seen.answers]
-    by_version = Counter(version for _, _, version, *_ in seen.answers)
+    gaps = [abs(scores[version][place] - chance) for _, _, version, place, chance in seen.predictions]
+    by_version = Counter(version for _, _, version, *_ in seen.predictions)
     rolled, killed = seen.happened["v4 is rolled back"], seen.happened["a worker is killed"]
-    stale = sum(version == 4 and at > rolled + SETTLED for at, _, version, *_ in seen.answers)
+    stale = sum(version == 4 and at > rolled + SETTLED for at, _, version, *_ in seen.predictions)
     failed = {key: count for key, count in seen.statuses.items() if key[1] >= 500}
-    refused = {key: count for key, count in seen.statuses.items() if 400 <= key[1] < 500 and key[0] != "nonsense"}
+    rejected = {key: count for key, count in seen.statuses.items() if 400 <= key[1] < 500 and key[0] != "invalid"}
     away = [at for at in seen.broken if not killed - 1 <= at <= killed + SETTLED]
     engine = sa.create_engine(settings.read(soak.layout).database)
-    with engine.connect() as link:
-        events = Counter(link.execute(sa.select(EVENTS.c.id)).scalars())
-        truths = set(link.execute(sa.select(LABELS.c.id)).scalars())
-        written = Counter(link.execute(sa.select(PREDICTIONS.c.id).where(PREDICTIONS.c.variant != "shadow")).scalars())
-    missing = [(at, id_) for at, id_, *_ in seen.answers if written[id_] != 1]
+    with engine.connect() as connection:
+        events = Counter(connection.execute(sa.select(EVENTS.c.id)).scalars())
+        labels = set(connection.execute(sa.select(LABELS.c.id)).scalars())
+        written = Counter(connection.execute(sa.select(PREDICTIONS.c.id).where(PREDICTIONS.c.variant != "shadow")).scalars())
+    missing = [(at, id_) for at, id_, *_ in seen.predictions if written[id_] != 1]
     early = [at for at, _ in missing if not killed - 1 <= at <= killed + 1]
     growth = slopes(seen)
     return [
-        (max(gaps) <= GAP and not seen.wrong, f"{len(gaps)} answers, by version {dict(sorted(by_version.items()))}: "
-         f"at most {max(gaps):.1e} from the batch score; {len(seen.wrong)} wrong otherwise {seen.wrong[:2]}"),
-        (not stale, f"{stale} answers of v4 later than {SETTLED:g} s after its rollback"),
-        (all(events[each] == 1 for each in seen.events), f"{len(seen.events)} purchases acknowledged, each there once"),
-        (truths >= set(seen.truths), f"{len(set(seen.truths))} truths acknowledged, {len(set(seen.truths) - truths)} lost"),
-        (not early, f"{len(missing)} predictions are not in the ledger, {len(early)} of them not of the second of the kill"),
-        (not failed, f"answers of status 500 and above: {failed or 'none'}"),
-        (not refused, f"requests in order that were refused: {refused or 'none'}"),
-        (not away, f"{len(seen.broken)} connections broke, {len(away)} of them not by the kill"),
-        (all(each <= FLAT_MB for each in growth.values()), "memory of the workers, MB a minute towards the end: "
-         + (", ".join(f"{each:+.2f}" for each in growth.values()) or "too short a time to tell")),
+        (max(gaps) <= GAP and not seen.wrong, f"{len(gaps)} predictions, by version {dict(sorted(by_version.items()))}: "
+         f"at most {max(gaps):.1e} from the batch score; {len(seen.wrong)} otherwise wrong {seen.wrong[:2]}"),
+        (not stale, f"{stale} predictions of v4 later than {SETTLED:g} s after its rollback"),
+        (all(events[each] == 1 for each in seen.events), f"{len(seen.events)} purchases acknowledged, each stored once"),
+        (labels >= set(seen.labels), f"{len(set(seen.labels))} labels acknowledged, {len(set(seen.labels) - labels)} lost"),
+        (not early, f"{len(missing)} predictions are not in the ledger, {len(early)} of them not from the second of the kill"),
+        (not failed, f"responses of status 500 and above: {failed or 'none'}"),
+        (not rejected, f"valid requests that were rejected: {rejected or 'none'}"),
+        (not away, f"{len(seen.broken)} connections broke, {len(away)} of them not because of the kill"),
+        (all(each <= FLAT_MB for each in growth.values()), "memory of the workers, MB per minute towards the end: "
+         + (", ".join(f"{each:+.2f}" for each in growth.values()) or "not enough measurements")),
     ]  # fmt: skip
 
 
 def slopes(seen: Seen) -> dict[int, float]:
-    """Worker -> megabytes a minute after everything had happened and it was warm (least squares)."""
+    """Worker -> growth in megabytes per minute after its warm-up and the last event (least squares)."""
     born: dict[int, float] = {}
     late: dict[int, list[tuple[float, float]]] = {}
     for at, pid, size in seen.memory:
@@ -258,10 +259,10 @@ def slopes(seen: Seen) -> dict[int, float]:
 
 
 def main() -> None:
-    given = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    given.add_argument("--seconds", type=float, default=600.0)
-    given.add_argument("--rate", type=float, default=100.0, help="requests per second")
-    asked = given.parse_args()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--rate", type=float, default=100.0, help="requests per second")
+    options = parser.parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     log.setLevel(logging.INFO)
     for name in [each for each in os.environ if each.startswith("EVERGREEN_")]:
@@ -278,7 +279,7 @@ def main() -> None:
         server = project.Server(layout, "--workers", str(WORKERS), seconds=400)
         try:
             soak = Soak(layout, server, as_json, users, items)
-            asyncio.run(soak.run(asked.seconds, asked.rate))
+            asyncio.run(soak.run(options.seconds, options.rate))
         finally:
             server.stop()
         found = verdicts(soak, expected(layout, rows, 4))

@@ -1,1 +1,1 @@
-"""Answers: recommendations in process, with live histories and the log that keeps them. No training here, no prefect."""
+"""The HTTP service: predictions, recommendations, events, labels. No Prefect, and no training code on the hot path."""

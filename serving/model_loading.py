@@ -1,4 +1,4 @@
-"""Loading of a registered version into memory. Only this module knows where its parts come from."""
+"""Loading of a registered version into memory, from the registry, params and the project's files."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
