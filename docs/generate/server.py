@@ -201,7 +201,7 @@ See the [runbook](../runbook.md) for what to do when one of them rises.
 
 
 def monitored() -> list[tuple[str, str, str, str]]:
-    from evergreen.flows.monitoring import GAUGES
+    from evergreen.flows.operations.prometheus_textfile import GAUGES
 
     return [
         (name, "gauge", "problem, metric, of" if name == "evergreen_score" else "problem", about)
