@@ -143,7 +143,7 @@ def count_new_labels(layout: Layout, params: Params, champion: "Version", ledger
     if not isinstance(kind, Labelled):
         return 0
     last = champion.tags.get("cutoff", "none")
-    if last != "none":
+    if last != "none" and section.features.by_cutoff:
         counted = kind.count_labels(layout.features(champion.problem), section, date.fromisoformat(last), until.date())
         if counted is not None:
             return counted

@@ -5,7 +5,6 @@ import pytest
 from tests.docs.pages import README, TUTORIAL, blocks
 
 
-@pytest.mark.xfail(strict=True, reason="monitoring_window.py reads the cutoff tag of a plain table, `test`, as a date")
 @pytest.mark.e2e
 @pytest.mark.xdist_group("tutorial")
 def test_the_tutorial_takes_a_file_to_a_model_that_is_served_and_monitored(run_page):
