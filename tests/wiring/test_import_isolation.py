@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from evergreen.flows.prefect_runtime import deployments
-from evergreen.tasks.config.params import load
+from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.paths import Layout
 from tests import hostile_modules
 from tests.serving import project
