@@ -40,12 +40,11 @@ DATABASE = "bundle.db"
 
 
 @dataclass(frozen=True)
-class Described:
+class ModelInput:
     """The inputs of the version, as in the registry."""
 
     features: Mapping[str, str]
     example: tuple[Mapping[str, Any], ...]
-    trained: Mapping[str, str]
 
 
 class BundleFiles:
@@ -60,9 +59,9 @@ class BundleFiles:
             raise ModelError(f"{folder / MANIFEST}: cannot be read: {error}. Is this the folder of a bundle?") from error
         self.problem, self.version = str(self._manifest["problem"]), int(self._manifest["version"])
 
-    def described(self, _problem: str, _version: int) -> Described:
+    def model_input(self, _problem: str, _version: int) -> ModelInput:
         manifest = self._manifest
-        return Described(manifest["features"], tuple(manifest["example"]), manifest["tags"])
+        return ModelInput(manifest["features"], tuple(manifest["example"]))
 
     def load_compiled(self, _problem: str, _version: int) -> "Compiled | None":
         """None if the bundle holds the pipeline."""

@@ -28,7 +28,7 @@ def load(params: Params, layout: Layout, registry: "Registry", events: "EventLog
         model = registry.load(problem, version)
         recommender = OnlineRecommender(params, problem, layout, model, version, events)
         return ListModel(recommender, section.features.item, section.features.user)
-    described, compiled = registry.described(problem, version), registry.load_compiled(problem, version)
+    described, compiled = registry.model_input(problem, version), registry.load_compiled(problem, version)
     kind, rules = params.kind(problem), column_rules.from_params(params, section)
     types = _types(described.features, section)
     features = [Feature(name, type_, rules.get(name, ())) for name, type_ in types.items()]

@@ -86,7 +86,7 @@ def _write_model(folder: Path, registry: "Registry", version: "Version") -> bool
     (folder / MODEL).mkdir()
     file = registry.download(version.problem, version.version, folder / MODEL)
     compiled, tagged = file.suffix == ".onnx", ("kind", "model", "metric", "cutoff", "git.commit", "sha256", "verdict.reason")
-    described = registry.described(version.problem, version.version)
+    described = registry.model_input(version.problem, version.version)
     write_json(
         folder / MANIFEST,
         {
@@ -145,7 +145,7 @@ def _write_request(folder: Path, layout: Layout, params: Params, version: "Versi
         users = pl.scan_parquet(features / "lines.parquet").select(pl.col("user").unique(maintain_order=True)).head(EXAMPLES)
         request: dict[str, Any] = {"users": users.collect()["user"].to_list(), "k": section.pipeline.k}
     else:
-        request = {"rows": _without_nan(registry.described(version.problem, version.version).example[:EXAMPLES])}
+        request = {"rows": _without_nan(registry.model_input(version.problem, version.version).example[:EXAMPLES])}
     write_json(folder / "request.json", request)
     return request
 

@@ -71,18 +71,18 @@ def attempt(params: Params, problem: str, layout: Layout, model: Model) -> Attem
         held_out = data.at([kind.splits(data, section).tests[-1].test]).features.tail(PARITY_ROWS)
         if not len(held_out):
             raise CompileError(f"{problem} has no row to compare on")
-        said: PredictRows = partial(kind.predict_rows, model)
-        found = compare(model, said, data.features, held_out, params.project.seed)
-        return replace(found, latency=latency(said, found.file, held_out.head(1)))
+        predict: PredictRows = partial(kind.predict_rows, model)
+        found = compare(model, predict, data.features, held_out, params.project.seed)
+        return replace(found, latency=latency(predict, found.file, held_out.head(1)))
     except Exception as error:  # noqa: BLE001  # whatever a step or the runtime raises, the pipeline itself can still serve
         reason = " ".join(str(error).split())[:200] if isinstance(error, EvergreenError) else f"{type(error).__name__}: {error}"
         return Attempt(reason=reason)
 
 
-def compare(model: Model, said: PredictRows, features: pd.DataFrame, held_out: pd.DataFrame, seed: int) -> Attempt:
+def compare(model: Model, predict: PredictRows, features: pd.DataFrame, held_out: pd.DataFrame, seed: int) -> Attempt:
     """Compile `model`, fitted on frames like `features`, and compare on `held_out`. Raises CompileError."""
-    file = compile_model(model, features, requires_numbers=refuses_missing_numbers(said, held_out.head(1)))
-    return Attempt(file, parity(said, file, held_out, seed))
+    file = compile_model(model, features, requires_numbers=refuses_missing_numbers(predict, held_out.head(1)))
+    return Attempt(file, parity(predict, file, held_out, seed))
 
 
 def compile_model(model: Any, features: pd.DataFrame, requires_numbers: bool = False) -> bytes:

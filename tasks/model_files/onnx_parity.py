@@ -38,33 +38,33 @@ class Latency(Section):
     """By the pipeline."""
 
 
-def parity(said: PredictRows, file: bytes, features: pd.DataFrame, seed: int) -> Parity:
-    """Compare the predictions of `file` with those of the pipeline, `said`, on `features`: held-out rows, if any.
+def parity(predict: PredictRows, file: bytes, features: pd.DataFrame, seed: int) -> Parity:
+    """Compare the predictions of `file` with those of the pipeline, `predict`, on `features`: held-out rows, if any.
 
     Each row comes with a copy that has missing values and unseen categories. Raises CompileError where predictions differ.
     """
     compiled = Compiled(file)
-    asked = _with_perturbed_copies(features, np.random.default_rng(seed), gaps=not compiled.signature.requires_numbers)
-    expected, found = said(asked), compiled.predict_columns(asked, len(asked))
+    rows = _with_perturbed_copies(features, np.random.default_rng(seed), gaps=not compiled.signature.requires_numbers)
+    expected, found = predict(rows), compiled.predict_columns(rows, len(rows))
     difference = max(_difference(found[name], expected[name]) for name in expected)
     if not difference <= TOLERANCE:
-        raise CompileError(f"the compiled form differs by {difference:.2g} (at most {TOLERANCE:g}) on {len(asked):,} rows")
-    return Parity(rows=len(asked), difference=difference, tolerance=TOLERANCE)
+        raise CompileError(f"the compiled form differs by {difference:.2g} (at most {TOLERANCE:g}) on {len(rows):,} rows")
+    return Parity(rows=len(rows), difference=difference, tolerance=TOLERANCE)
 
 
-def latency(said: PredictRows, file: bytes, row: pd.DataFrame) -> Latency:
+def latency(predict: PredictRows, file: bytes, row: pd.DataFrame) -> Latency:
     """The time of the single row `row`."""
     compiled, cells = Compiled(file), row.to_dict("records")[0]
     return Latency(
         row_ms=_median_ms(lambda: compiled.predict_row(cells), 100),
-        pipeline_row_ms=_median_ms(lambda: said(row), 10),
+        pipeline_row_ms=_median_ms(lambda: predict(row), 10),
     )
 
 
-def refuses_missing_numbers(said: PredictRows, row: pd.DataFrame) -> bool:
+def refuses_missing_numbers(predict: PredictRows, row: pd.DataFrame) -> bool:
     """Whether the pipeline refuses missing numbers."""
     try:
-        said(row.assign(**dict.fromkeys(row.select_dtypes("number"), np.nan)))
+        predict(row.assign(**dict.fromkeys(row.select_dtypes("number"), np.nan)))
     except ValueError:
         return True
     return False

@@ -141,12 +141,12 @@ class Deployments:
 
     def barred(self, problem: str, version: int) -> str | None:
         """Why a verdict may not promote `version`: it was rolled back, by a rollback or in its rollout; else None."""
-        gone = self._taken_away(problem, version)
-        if gone is None:
+        ended = self._rolled_back(problem, version)
+        if ended is None:
             return None
-        how = "rolled back" if gone.action == "rollback" else "rolled back in its rollout"
+        how = "rolled back" if ended.action == "rollback" else "rolled back in its rollout"
         return (
-            f"not promoted: v{version} was {how} by {gone.by} on {gone.at:%Y-%m-%d} ({gone.reason}); "
+            f"not promoted: v{version} was {how} by {ended.by} on {ended.at:%Y-%m-%d} ({ended.reason}); "
             f"evergreen rollback {problem} --to {version} brings it back"
         )
 
@@ -216,8 +216,8 @@ class Deployments:
             registry.drop_alias(made.problem, "challenger")
         registry.set_alias(made.problem, "champion", made.version)
         with self._transaction() as link:
-            stands = link.execute(sa.update(TABLE).where(TABLE.c.id == row).values(in_force=True)).rowcount
-        if not stands and (after is None or self.champion(made.problem) != made.version):
+            updated = link.execute(sa.update(TABLE).where(TABLE.c.id == row).values(in_force=True)).rowcount
+        if not updated and (after is None or self.champion(made.problem) != made.version):
             self._write(made, in_force=True)  # another process took the row for a dead one's
         return made
 
@@ -245,7 +245,7 @@ class Deployments:
         """The decision that made the present champion, `version`."""
         return next(each for each in reversed(_moves(self.history(problem))) if each.version == version)
 
-    def _taken_away(self, problem: str, version: int) -> Deployment | None:
+    def _rolled_back(self, problem: str, version: int) -> Deployment | None:
         """The rollback or abort that took `version` out of service last, if one did."""
         rows = [each for each in self.history(problem) if each.action in (*MOVES, "begin", "abort")]
         ends = [each for each in rows if each.version == version or (each.action in MOVES and each.previous == version)]

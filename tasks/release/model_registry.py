@@ -133,7 +133,7 @@ class Registry:
             file = self._verified(found, name, tag, scratch)
             return Path(shutil.copy(file, folder / file.name))
 
-    def described(self, problem: str, version: int) -> ModelInput:
+    def model_input(self, problem: str, version: int) -> ModelInput:
         """What the version takes, with an example. Raises ModelError for an unknown version."""
         self.require(problem, version)
         with tempfile.TemporaryDirectory() as folder, self._store.errors():

@@ -60,7 +60,7 @@ class RolloutState(Section):
         how = {
             "canary": f"answers {self.share:.0%} of the traffic (step {self.step + 1} of {len(self.shares)})",
             "shadow": "answers beside the champion, unseen",
-            "blue_green": "answers all traffic on trial",
+            "blue_green": "answers all traffic",
         }[self.strategy]
         halt = f"; paused by {self.by}: {self.reason}" if self.state == "paused" else ""
         return (
