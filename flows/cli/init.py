@@ -37,16 +37,16 @@ def init(
 ) -> None:
     """Read a table, infer what it holds, and draft a problem in params.yaml; where there is no project, begin one."""
     from evergreen.flows.operations import init_project
-    from evergreen.tasks.onboarding.schema_inference import Asked, as_kind, shown
+    from evergreen.tasks.onboarding.schema_inference import InitOptions, describe_columns, parse_kind
 
-    asked = Asked(target, as_kind(kind), time, entity, tuple(drop or ()), user, item, basket, order)
+    asked = InitOptions(target, parse_kind(kind), time, entity, tuple(drop or ()), user, item, basket, order)
     started = init_project.run(name, data, url, asked, root, Path.cwd(), date.today())
     found = started.found
     if as_json:
         told = {"problem": name, "root": started.root, "made": started.made, "warnings": started.warnings}
         print_json({**told, **dataclasses.asdict(dataclasses.replace(found, warnings=()))})
         return
-    print_table(("column", "role", "holds", "why"), list(shown(found)))
+    print_table(("column", "role", "holds", "why"), list(describe_columns(found)))
     about = [("kind", found.kind), ("target", found.target), ("positive_class", found.positive_class)]
     about += [("entity", found.entity), ("time", found.time)]
     for key, value in about:

@@ -14,7 +14,7 @@ from evergreen.tasks.core.paths import Layout, find, locking, writing
 from evergreen.tasks.data import snapshot
 from evergreen.tasks.data.readers import read_table
 from evergreen.tasks.onboarding import csv_dialect, params_template
-from evergreen.tasks.onboarding.schema_inference import Asked, Inferred, infer
+from evergreen.tasks.onboarding.schema_inference import InferredSchema, InitOptions, infer_schema
 from evergreen.tasks.release import lineage
 
 IGNORED = (
@@ -49,13 +49,13 @@ validate:
 class Started:
     name: str
     root: str
-    found: Inferred
+    found: InferredSchema
     made: tuple[str, ...]
     """What a new project got, relative to `root`; params.yaml alone where the project was there."""
     warnings: tuple[str, ...]
 
 
-def run(name: str, data: str, url: str | None, asked: Asked, root: Path, here: Path, today: date) -> Started:
+def run(name: str, data: str, url: str | None, asked: InitOptions, root: Path, here: Path, today: date) -> Started:
     """Draft the problem `name` from a table and add it to params.yaml.
 
     `root`: a folder of the project or below it; where no folder upwards has a params.yaml, the new project's. `here`: the
@@ -67,12 +67,12 @@ def run(name: str, data: str, url: str | None, asked: Asked, root: Path, here: P
     _refuse_password(url)
     with tempfile.TemporaryDirectory(prefix="evergreen.") as scratch:
         staging = Path(scratch)
-        given = csv_dialect.source(data, url, layout.root, here.resolve(), staging)
+        given = csv_dialect.detect_source(data, url, layout.root, here.resolve(), staging)
         table = read_table(name, given, layout.root, staging)
-        found = infer(table, asked, today)
+        found = infer_schema(table, asked, today)
     warnings = list(found.warnings)
     timed = _timed(found, params, layout, warnings)
-    parts = params_template.parts(
+    parts = params_template.insertions(
         name,
         found.kind,
         params_template.source(found, given, timed),
@@ -115,7 +115,7 @@ def _refuse_password(url: str | None) -> None:
         )
 
 
-def _timed(found: Inferred, params: Params | None, layout: Layout, warnings: list[str]) -> bool:
+def _timed(found: InferredSchema, params: Params | None, layout: Layout, warnings: list[str]) -> bool:
     """Whether the table's time may also cut it at project.as_of, without moving that day for the other tables."""
     column = found.column(found.time)
     if column is None:
@@ -142,12 +142,12 @@ def _timed(found: Inferred, params: Params | None, layout: Layout, warnings: lis
     return False
 
 
-def _add(layout: Layout, new: bool, parts: Sequence[params_template.Part]) -> list[str]:
+def _add(layout: Layout, new: bool, parts: Sequence[params_template.Insertion]) -> list[str]:
     with locking(layout.var / "train.lock", "init"):
         if not new:
             params_template.write(layout.params, parts)
             return ["params.yaml"]
-        text = params_template.with_parts(BEGIN.format(name=params_template.scalar(layout.root.name or "project")), parts)
+        text = params_template.insert(BEGIN.format(name=params_template.scalar(layout.root.name or "project")), parts)
         _check(text)
         return [*_make(layout), *_file(layout.params, text)]
 

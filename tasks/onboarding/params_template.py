@@ -1,4 +1,4 @@
-"""Drafts of what `params.yaml` says of a new problem, and how they get into the file: nothing else in it changes by a byte."""
+"""Params template: the sections of a new problem, and their insertion into params.yaml without any other change."""
 
 import io
 import math
@@ -16,67 +16,67 @@ from evergreen.tasks.config.loading import RESERVED_NAMES, load
 from evergreen.tasks.config.params import KindName, Name, Params, Source
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.core.paths import writing
-from evergreen.tasks.onboarding.schema_inference import Asked, Column, Inferred
+from evergreen.tasks.onboarding.schema_inference import Column, InferredSchema, InitOptions
 
 BAD_SHARE = 0.05
-"""Share of rows that may go to quarantine before a run stops, in a draft."""
+"""validate.max_bad_share of a template."""
 RULES = 60
-"""Of a table with more features, single columns get no rule: a person reads them."""
+"""A table with more features gets no rules for single columns: people must be able to read them."""
 SLACK = 0.5
-"""How far beyond what was seen a number may lie, as a share of its range."""
+"""Slack of numeric bounds, as a share of the observed range."""
 SMALL = 20_000
-"""Rows below which a cross-validation has five parts: each then learns from more of them."""
+"""Smaller tables get five folds, so that each trains on more rows."""
 BASKET_DAYS = 28
-"""Horizon of a drafted recommendation, in days."""
+"""Horizon of a recommendation template, in days."""
 
 
-class Noted(NamedTuple):
-    """A value, and a comment behind it."""
+class Commented(NamedTuple):
+    """A value with a comment at the end of its line."""
 
     value: Any
     comment: str
 
 
 class Block(dict[str, Any]):
-    """A mapping with a line for each key."""
+    """A mapping in block style: one line per key."""
 
 
 class Lines(list[Any]):
-    """A list with a line for each element."""
+    """A list in block style: one line per element."""
 
 
-class Remark(str):
-    """A key that stands for a comment on a line of its own."""
+class CommentLine(str):
+    """A key that is written as a comment line."""
 
 
-# What is drafted
+# --- sections
 
 
-def source(found: Inferred, given: Source, timed: bool) -> Block:
-    """The table's lines under `ingest`. `timed`: its time column also says from when on a row is known."""
+def source(found: InferredSchema, given: Source, timed: bool) -> Block:
+    """The table's source under `ingest`. `timed`: its time column is also the time at which a row became known."""
     default = Source(csv="x").model_dump()
     said = {name: value for name, value in given.model_dump(mode="json").items() if value and value != default.get(name)}
-    unusable = [each.name for each in found.columns if each.what == "unusable"]
+    unusable = [each.name for each in found.columns if each.inferred_type == "unusable"]
     types = {each.name: each.type for each in found.columns if each.type}
-    formats = {each.name: each.format for each in found.columns if each.format}
+    formats = {each.name: each.date_format for each in found.columns if each.date_format}
     if unusable:
         kept = [each.name for each in found.columns if each.name not in unusable]
-        said["columns"] = Noted(kept, f"all but {', '.join(unusable)}: no model takes them")
+        said["columns"] = Commented(kept, f"all but {', '.join(unusable)}: no model can use them")
     said |= {name: value for name, value in (("types", types), ("date_formats", formats)) if value}
     if timed:
-        said["time"] = Noted(found.time, "rows after project.as_of are left out")
+        said["time"] = Commented(found.time, "rows after project.as_of are left out")
     return Block(said)
 
 
-def rules(found: Inferred, asked: Asked) -> Block:
-    """The table's lines under `validate`. What is unusual is only warned about: tomorrow's file may differ a little."""
+def rules(found: InferredSchema, asked: InitOptions) -> Block:
+    """The table's rules under `validate`. Most are warnings: the next file may differ a little."""
     key = found.column(found.entity)
-    lines = Block(max_bad_share=Noted(BAD_SHARE, "of all rows; more in quarantine stops the run"))
+    lines = Block(max_bad_share=Commented(BAD_SHARE, "share of rows; above it the run stops"))
     named = [found.entity, asked.user, asked.item]
     if key is not None and key.distinct == found.rows:
         lines["unique"] = [key.name]
     must = [_rule("not_be_null", name, severity="error") for name in named if name is not None]
-    about = [each for each in found.columns if each.feature or each.name == found.target]
+    about = [each for each in found.columns if each.role or each.name == found.target]
     if len(about) > RULES:
         about = [each for each in about if each.name == found.target]
     expectations = [*must, *(rule for each in about for rule in _expected(each, found))]
@@ -85,14 +85,14 @@ def rules(found: Inferred, asked: Asked) -> Block:
     return lines
 
 
-def _expected(column: Column, found: Inferred) -> Iterator[dict[str, Any]]:
+def _expected(column: Column, found: InferredSchema) -> Iterator[dict[str, Any]]:
     if not column.missing:
         yield _rule("not_be_null", column.name)
     elif column.name != found.target and column.missing < 0.5 * found.rows:
         yield _rule("not_be_null", column.name, mostly=math.floor(100 * (1 - 2 * column.missing / found.rows)) / 100)
     if column.levels:
         yield _rule("be_in_set", column.name, value_set=list(column.levels))
-    elif column.what == "number" and isinstance(column.low, int | float) and not isinstance(column.low, bool):
+    elif column.inferred_type == "number" and isinstance(column.low, int | float) and not isinstance(column.low, bool):
         low, high = _bounds(column.low, column.high)
         if math.isfinite(low) and math.isfinite(high):
             yield _rule("be_between", column.name, min_value=low, max_value=high)
@@ -104,7 +104,7 @@ def _rule(what: str, column: str, *, severity: str = "warning", **kwargs: Any) -
 
 
 def _bounds(low: float, high: float) -> tuple[float, float]:
-    """Wider than what was seen, in two digits; numbers never below zero stay so."""
+    """Bounds with SLACK, rounded outward to two digits; non-negative numbers keep the bound 0."""
     room = SLACK * (high - low)
     floor = 0 if low >= 0 else _outward(low - room, -1)
     return (floor, 0 if high <= 0 else _outward(high + room, 1))
@@ -118,72 +118,74 @@ def _outward(value: float, side: int) -> float:
     return int(found) if float(found).is_integer() and abs(found) < 1e15 else float(f"{found:.6g}")
 
 
-def section(name: str, found: Inferred, asked: Asked) -> Block:
-    """The problem's section."""
+def section(name: str, found: InferredSchema, asked: InitOptions) -> Block:
+    """The section of the problem."""
     features = _interactions(name, found, asked) if found.kind == "recommendation" else _features(name, found, asked)
     rest = {"pipeline": {}, "tune": _tune(found), "train": {}, "evaluate": {"windows": 3}, "gate": {}}
     return Block(question=_question(name, found, asked), features=features, **rest)
 
 
-def _tune(found: Inferred) -> dict[str, int]:
-    """A recommender is learned anew with every trial, which takes long; small tables need as many rows as a fold can have."""
+def _tune(found: InferredSchema) -> dict[str, int]:
+    """Few trials for a recommender, which is slow to fit; more folds for a small table."""
     if found.kind == "recommendation":
         return {"n_trials": 4, "folds": 1}
     return {"folds": 5} if found.target is not None and found.time is None and found.rows < SMALL else {}
 
 
-def _question(name: str, found: Inferred, asked: Asked) -> str:
+def _question(name: str, found: InferredSchema, asked: InitOptions) -> str:
     columns = {"target": found.target, "positive_class": found.positive_class, "user": asked.user, "item": asked.item}
     return problems.predictions(found.kind).question(name, columns)
 
 
-def _features(name: str, found: Inferred, asked: Asked) -> Block:
+def _features(name: str, found: InferredSchema, asked: InitOptions) -> Block:
     said = Block(table=name)
     for key in ("target", "positive_class", "entity", "time"):
         if value := getattr(found, key):
             reason = found.reasons.get("kind" if key == "target" else key, "")
-            said[key] = Noted(value, reason if reason != "named" else "")
+            said[key] = Commented(value, reason if reason != "given" else "")
     columns = Block()
     for each in found.columns:
-        if each.feature:
-            columns[each.name] = Noted(each.feature, "; ".join(part for part in (each.seen, each.why) if part))
+        if each.role:
+            columns[each.name] = Commented(each.role, "; ".join(part for part in (each.summary, each.reason) if part))
         elif each.name not in (found.target, found.entity):
-            columns[Remark(f"{scalar(each.name)}: {_would_be(each)}  # left out: {each.why or each.what}")] = None
-    columns |= {Remark(f"{scalar(each)}  # left out: named with --drop"): None for each in asked.drop}
+            columns[CommentLine(f"{scalar(each.name)}: {_would_be(each)}  # left out: {each.reason or each.inferred_type}")] = (
+                None
+            )
+    columns |= {CommentLine(f"{scalar(each)}  # left out: --drop"): None for each in asked.drop}
     said["columns"] = columns
     return said
 
 
 def _would_be(column: Column) -> str:
     return {"identifier": "category", "constant": "category", "empty": "category", "unusable": "category"}.get(
-        column.what, column.what
+        column.inferred_type, column.inferred_type
     )
 
 
-def _interactions(name: str, found: Inferred, asked: Asked) -> Block:
+def _interactions(name: str, found: InferredSchema, asked: InitOptions) -> Block:
     assert asked.user
     assert asked.item
     said = Block(table=name, user=asked.user, item=asked.item)
     if asked.basket:
         said["basket"] = asked.basket
     else:
-        said["basket"] = Noted(found.time or asked.order, "what one user takes at one time")
+        said["basket"] = Commented(found.time or asked.order, "purchases of one user at one time")
     if asked.order and not found.time:
-        each = Noted("user", "each user's orders count 1, 2, 3; shop: one sequence for all")
+        each = Commented("user", "orders are numbered per user; shop: one sequence for all")
         return Block(**said, order=asked.order, order_scope=each, horizon_orders=1)
-    return Block(**said, horizon_days=Noted(BASKET_DAYS, "the truth is what is taken in so many days after"))
+    return Block(**said, horizon_days=Commented(BASKET_DAYS, "label: purchases in this many days after the cutoff"))
 
 
-# YAML
+# --- YAML
 
 
 PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*( [A-Za-z0-9_./-]+)*")
 WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "none", "nan", "inf", "_"}
-"""Plain words that some reader of YAML takes for something else."""
+"""Plain scalars that some YAML parsers do not read as strings."""
 
 
 def scalar(value: Any) -> str:
-    """One value as YAML 1.1 and 1.2 read it alike."""
+    """One value, written so that YAML 1.1 and 1.2 read it alike."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -206,12 +208,14 @@ def _escaped(mark: str) -> str:
 
 
 def flow(value: Any) -> str:
-    """A value on one line, without its comments."""
-    if isinstance(value, Noted):
+    """A value in flow style, without comments."""
+    if isinstance(value, Commented):
         return flow(value.value)
     if isinstance(value, Mapping):
         return (
-            "{" + ", ".join(f"{scalar(key)}: {flow(each)}" for key, each in value.items() if not isinstance(key, Remark)) + "}"
+            "{"
+            + ", ".join(f"{scalar(key)}: {flow(each)}" for key, each in value.items() if not isinstance(key, CommentLine))
+            + "}"
         )
     if isinstance(value, list | tuple):
         return "[" + ", ".join(flow(each) for each in value) + "]"
@@ -219,11 +223,11 @@ def flow(value: Any) -> str:
 
 
 def block(value: Mapping[str, Any], indent: str = "") -> list[str]:
-    """The lines of a mapping, with its comments; those behind the values of one mapping stand in one column."""
+    """The lines of a mapping in block style, with its comments aligned."""
     lines: list[tuple[str, str]] = []
     for key, noted in value.items():
-        each, comment = noted if isinstance(noted, Noted) else (noted, "")
-        if isinstance(key, Remark):
+        each, comment = noted if isinstance(noted, Commented) else (noted, "")
+        if isinstance(key, CommentLine):
             lines.append((f"{indent}# {key}", ""))
         elif isinstance(each, Block) and each:
             lines += [(f"{indent}{scalar(key)}:", comment), *((line, "") for line in block(each, f"{indent}  "))]
@@ -240,39 +244,44 @@ def _one_line(comment: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """What a reader of the YAML gets."""
-    if isinstance(value, Noted):
+    """The value without comments, as a YAML parser returns it."""
+    if isinstance(value, Commented):
         return plain(value.value)
     if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items() if not isinstance(key, Remark)}
+        return {str(key): plain(each) for key, each in value.items() if not isinstance(key, CommentLine)}
     return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-# Into the file
+# --- insertion into the file
 
 
-class Part(NamedTuple):
-    """One key and its value that the file gets, under `under` or, for None, at its top."""
+class Insertion(NamedTuple):
+    """A key and its value to insert under the key `under`, or at the top level (None)."""
 
     under: str | None
     key: str
     value: Any
 
 
-def parts(name: str, kind: KindName, lines: Block, held: Block, whole: Block) -> list[Part]:
-    """What a new problem adds: its line under problems, its table under ingest and validate, its section."""
-    return [Part("problems", name, kind), Part("ingest", name, lines), Part("validate", name, held), Part(None, name, whole)]
+def insertions(name: str, kind: KindName, table: Block, rules: Block, section: Block) -> list[Insertion]:
+    """All that a new problem adds: its kind, its table under ingest and validate, and its section."""
+    return [
+        Insertion("problems", name, kind),
+        Insertion("ingest", name, table),
+        Insertion("validate", name, rules),
+        Insertion(None, name, section),
+    ]
 
 
 def check_name(name: str, params: Params | None) -> None:
-    """Raises ParamsError for a name that no problem can have, or that is taken by a problem or a table."""
+    """Raise ParamsError for a name that is invalid, reserved, or used by a problem or a table."""
     from pydantic import TypeAdapter, ValidationError
 
     try:
         TypeAdapter(Name).validate_python(name)
     except ValidationError:
         raise ParamsError(
-            f"{name!r}: no problem can be called that: a name starts with a letter, then has letters (a-z), digits, _ and -, "
+            f"{name!r}: invalid name: a name starts with a letter, then has letters (a-z), digits, _ and -, "
             "64 at most; choose another one"
         ) from None
     if name in RESERVED_NAMES:
@@ -282,36 +291,36 @@ def check_name(name: str, params: Params | None) -> None:
     if name in params.problems:
         raise ParamsError(
             f"{name}: is already a problem in params.yaml; nothing was changed. Edit its section, choose another name, or "
-            f"remove {name} under problems, ingest and validate and its section, then run this again."
+            f"remove {name} under problems, ingest and validate and its section, then run this command again."
         )
     if name in params.ingest:
         raise ParamsError(f"{name}: is already a table under ingest in params.yaml; nothing was changed. Choose another name.")
 
 
-def write(path: Path, added: Sequence[Part]) -> None:
-    """Add to the params.yaml at `path`. Raises ParamsError, and leaves it as it was, where its text does not allow that."""
+def write(path: Path, added: Sequence[Insertion]) -> None:
+    """Insert into the params.yaml at `path`. Raises ParamsError, without a change, if its layout does not allow it."""
     before = path.read_bytes()
-    text = with_parts(before.decode("utf8"), added)
+    text = insert(before.decode("utf8"), added)
     with writing(path) as scratch:
         scratch.write_bytes(text.encode("utf8"))
         load(scratch)
 
 
-def with_parts(text: str, added: Sequence[Part]) -> str:
-    """The text of params.yaml with `added`; what was there stays as it was. Raises ParamsError where it does not allow that."""
-    mark, text = ("\ufeff", text[1:]) if text.startswith("\ufeff") else ("", text)
+def insert(text: str, added: Sequence[Insertion]) -> str:
+    """The text of params.yaml with the insertions. Raises ParamsError if its layout does not allow them."""
+    bom, text = ("\ufeff", text[1:]) if text.startswith("\ufeff") else ("", text)
     for part in added:
-        text = _first_right(text, part)
-    return mark + text
+        text = _insert_one(text, part)
+    return bom + text
 
 
-def _first_right(text: str, part: Part) -> str:
+def _insert_one(text: str, part: Insertion) -> str:
     wanted = _read(text)
     if part.under is None:
         wanted[part.key] = plain(part.value)
     else:
         wanted[part.under] = {**(wanted.get(part.under) or {}), part.key: plain(part.value)}
-    for new in _tries(text, part):
+    for new in _candidates(text, part):
         try:
             if _read(new) == wanted:
                 return new
@@ -319,8 +328,8 @@ def _first_right(text: str, part: Part) -> str:
             continue
     lines = "\n".join(block({part.under: Block({part.key: part.value})} if part.under else {part.key: part.value}))
     raise ParamsError(
-        f"params.yaml: {part.under or part.key}: the way it is written, nothing can be added to it; nothing was changed. "
-        f"Write it with a line for each key, or add by hand:\n{lines}"
+        f"params.yaml: {part.under or part.key}: its layout does not allow an insertion; nothing was changed. "
+        f"Write it with one line per key, or add by hand:\n{lines}"
     )
 
 
@@ -328,8 +337,8 @@ def _read(text: str) -> dict[str, Any]:
     return YAML(typ="safe", pure=True).load(text) or {}
 
 
-def _tries(text: str, part: Part) -> Iterator[str]:
-    """Texts with the part added, the best first."""
+def _candidates(text: str, part: Insertion) -> Iterator[str]:
+    """Candidate texts with the insertion, the best first."""
     root = YAML(typ="safe", pure=True).compose(io.StringIO(text))
     if not isinstance(root, MappingNode):
         return
@@ -362,7 +371,7 @@ def _at_top(text: str, root: MappingNode, key: str, value: Any) -> Iterator[str]
 
 
 def _into(text: str, node: MappingNode, key: str, value: Any) -> Iterator[str]:
-    """Behind the last entry of a mapping, in the style it has."""
+    """Insert after the last entry of a mapping, in its style."""
     if node.flow_style and not node.value:
         at = node.start_mark.index + 1
         yield f"{text[:at]}{scalar(key)}: {flow(value)}{text[at:]}"
@@ -375,7 +384,7 @@ def _into(text: str, node: MappingNode, key: str, value: Any) -> Iterator[str]:
 
 
 def _end(node: Node) -> int:
-    """Where the last thing written in a node ends; an alias ends with its key's line."""
+    """Index of the end of a node's content; an alias ends with the line of its key."""
     end = node.start_mark.index
     while isinstance(node, MappingNode | SequenceNode) and node.value and not node.flow_style:
         last = node.value[-1]
@@ -389,7 +398,7 @@ def _end(node: Node) -> int:
 
 
 def _after_line(text: str, at: int, lines: Iterable[str]) -> str:
-    """`lines` below the line that the character before `at` is in."""
+    """Insert `lines` below the line of the character before `at`."""
     newline = "\r\n" if "\r\n" in text else "\n"
     while at and at < len(text) and text[at - 1] in " \t\r\n":
         at -= 1

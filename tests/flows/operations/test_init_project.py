@@ -16,7 +16,7 @@ from evergreen.flows.operations import init_project
 from evergreen.tasks.config import loading, params
 from evergreen.tasks.core.errors import DataError, EvergreenError, ParamsError, ProjectError, SourceError
 from evergreen.tasks.core.paths import Layout
-from evergreen.tasks.onboarding.schema_inference import Asked
+from evergreen.tasks.onboarding.schema_inference import InitOptions
 from evergreen.tasks.scoring import batch
 from evergreen.tasks.scoring.scorer import Scorer
 from tests import ROOT
@@ -39,7 +39,7 @@ def customers(rows: int = 300) -> pl.DataFrame:
 
 def start(root: Path, data: str = "t.csv", name: str = "left", **asked) -> init_project.Started:
     url = asked.pop("url", None)
-    return init_project.run(name, data, url, Asked(**asked), root, root, TODAY)
+    return init_project.run(name, data, url, InitOptions(**asked), root, root, TODAY)
 
 
 @pytest.fixture
@@ -121,14 +121,19 @@ def test_a_second_problem_joins_and_every_byte_that_was_there_stays(folder: Path
     [
         ("left", {"target": "left"}, ParamsError, "left: is already a problem in params.yaml; nothing was changed"),
         ("ingest", {"target": "left"}, ParamsError, "ingest: is a reserved name"),
-        ("3rd", {"target": "left"}, ParamsError, "'3rd': no problem can be called that: a name starts with a letter"),
+        ("3rd", {"target": "left"}, ParamsError, "'3rd': invalid name: a name starts with a letter"),
         ("b", {"target": "lfet"}, ParamsError, "--target lfet: the table has no such column; did you mean left?"),
-        ("b", {"target": "left", "drop": ("left",)}, ParamsError, "--drop left: is the target too"),
-        ("b", {"target": "left", "time": "plan"}, ParamsError, r"--time plan: holds no dates or times \(2 levels\)"),
-        ("b", {"target": "left", "kind": "regression"}, DataError, "--target left: holds words .* Say --kind classification"),
+        ("b", {"target": "left", "drop": ("left",)}, ParamsError, "--drop left: is also the target"),
+        ("b", {"target": "left", "time": "plan"}, ParamsError, r"--time plan: contains no dates or times \(2 categories\)"),
+        ("b", {"target": "left", "kind": "regression"}, DataError, "--target left: contains text .* Use --kind classification"),
         ("b", {"kind": "regression"}, ParamsError, "regression needs --target COL"),
         ("b", {"user": "customer_id"}, ParamsError, "recommendation needs --user COL and --item COL"),
-        ("b", {"target": "customer_id"}, DataError, "--target customer_id: 300 distinct values in 300 rows are no classes"),
+        (
+            "b",
+            {"target": "customer_id"},
+            DataError,
+            "--target customer_id: 300 distinct values in 300 rows are too many classes",
+        ),
     ],
 )
 def test_what_cannot_be_drafted_changes_nothing(folder: Path, name: str, asked: dict, error: type[EvergreenError], says: str):
@@ -195,7 +200,7 @@ def test_the_table_of_a_recommendation_says_who_and_what(tmp_path: Path, capsys)
 
 def test_orders_without_dates_make_a_recommendation_too(tmp_path: Path):
     purchases().drop("bought").write_csv(tmp_path / "sales.csv")
-    with pytest.raises(ParamsError, match=r"recommendation needs --time COL .*, or --order COL .*; columns of dates are none"):
+    with pytest.raises(ParamsError, match=r"recommendation needs --time COL .* or --order COL .*; date columns are none"):
         start(tmp_path, "sales.csv", "next", user="client", item="article")
     start(tmp_path, "sales.csv", "next", user="client", item="article", order="visit")
     features = loading.load(tmp_path / "params.yaml").section("next").features
@@ -241,7 +246,7 @@ def test_the_command_tells_columns_reasons_and_what_comes_next(folder: Path, cap
     assert [line.split()[:2] for line in out.splitlines()[1:]] == [
         ["customer_id", "entity"], ["plan", "category"], ["spend", "number"], ["left", "target"],
     ]  # fmt: skip
-    assert "kind: classification (left holds 2 words)" in err
+    assert "kind: classification (left has 2 categories)" in err
     assert "then: evergreen train left --seconds 60" in err
 
 
@@ -250,7 +255,7 @@ def test_as_json_it_tells_the_same_and_nothing_else(folder: Path, capsys):
     out, _ = run(capsys, *words)
     told = json.loads(out)
     assert (told["kind"], told["positive_class"], told["entity"]) == ("classification", "yes", "customer_id")
-    assert {each["name"]: each["feature"] for each in told["columns"]}["spend"] == "number"
+    assert {each["name"]: each["role"] for each in told["columns"]}["spend"] == "number"
 
 
 def test_rows_are_scored_as_their_table_is_written_and_bad_ones_say_why(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""How a file is written, told from its text; what is no table says so."""
+"""The dialect of a file is detected from its content; a file without a table is refused."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def look(root: Path, text: str | bytes, name: str = "t.csv") -> Source:
     (root / name).write_bytes(text.encode() if isinstance(text, str) else text)
     staging = root / "staging"
     staging.mkdir(exist_ok=True)
-    return csv_dialect.source(name, None, root, root, staging)
+    return csv_dialect.detect_source(name, None, root, root, staging)
 
 
 def rows(*lines: str, times: int = 20) -> str:
@@ -45,24 +45,27 @@ FILES = {
 
 
 @pytest.mark.parametrize(("text", "wanted"), FILES.values(), ids=FILES.keys())
-def test_a_file_says_how_it_is_written(tmp_path: Path, text, wanted):
+def test_the_dialect_of_a_file_is_detected(tmp_path: Path, text, wanted):
     found = look(tmp_path, text)
     assert found == Source(csv="t.csv", **wanted)
     assert len(read_table("t", found, tmp_path, tmp_path / "staging").collect()) >= 20
 
 
 REFUSED = {
-    "empty": ("", "t.csv: is empty; its first line must name the columns"),
-    "names alone": ("a,b\n", "t.csv: has a line of names and no rows"),
-    "no names": (rows("1,2", "3,4"), r"t.csv: its first line holds no names but numbers \(1, 2\); add a line of names"),
+    "empty": ("", "t.csv: is empty; its first line must contain the column names"),
+    "names alone": ("a,b\n", "t.csv: has a header line but no rows"),
+    "no names": (
+        rows("1,2", "3,4"),
+        r"t.csv: its first line contains numbers \(1, 2\) instead of column names; add a header line",
+    ),
     "a name twice": (rows("a,b,a", "1,2,3"), "t.csv: two columns are named a; rename one"),
     "a column without a name": (rows("a,,c", "1,2,3"), "t.csv: column 2 of 3 has no name"),
-    "the names again": (rows("a,b", "1,2") + rows("a,b", "1,2"), "t.csv: row 21 says the names of the columns again"),
+    "the names again": (rows("a,b", "1,2") + rows("a,b", "1,2"), "t.csv: row 21 repeats the column names"),
 }
 
 
 @pytest.mark.parametrize(("text", "says"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_is_no_table_is_refused(tmp_path: Path, text, says):
+def test_a_file_without_a_table_is_refused(tmp_path: Path, text, says):
     with pytest.raises(SourceError, match=says):
         look(tmp_path, text)
 
@@ -71,8 +74,8 @@ def test_what_is_no_table_is_refused(tmp_path: Path, text, says):
     ("name", "says"),
     [
         ("tt.csv", "tt.csv: no such file; there are t.csv in"),
-        ("in/t.csv", "in/t.csv: no such file, nor is there a folder"),
-        ("t.xlsx", "t.xlsx: unknown kind of file; init reads .csv, .tsv"),
+        ("in/t.csv", "in/t.csv: no such file; the folder .* does not exist"),
+        ("t.xlsx", "t.xlsx: unknown file type; init reads .csv, .tsv"),
         ("folder", "folder: is a folder; name one file"),
     ],
 )
@@ -81,12 +84,14 @@ def test_a_file_that_is_not_there_or_not_read_is_named(tmp_path: Path, name: str
     (tmp_path / "t.xlsx").touch()
     (tmp_path / "folder").mkdir()
     with pytest.raises(SourceError, match=says):
-        csv_dialect.source(name, None, tmp_path, tmp_path, tmp_path)
+        csv_dialect.detect_source(name, None, tmp_path, tmp_path, tmp_path)
 
 
 def test_a_path_in_the_project_is_relative_to_it_and_another_is_whole(tmp_path: Path):
     (tmp_path / "p").mkdir()
     for place in (tmp_path / "p", tmp_path):
         pl.DataFrame({"a": [1]}).write_parquet(place / "t.parquet")
-    assert csv_dialect.source("t.parquet", None, tmp_path / "p", tmp_path / "p", tmp_path).parquet == "t.parquet"
-    assert csv_dialect.source("t.parquet", None, tmp_path / "p", tmp_path, tmp_path).parquet == str(tmp_path / "t.parquet")
+    assert csv_dialect.detect_source("t.parquet", None, tmp_path / "p", tmp_path / "p", tmp_path).parquet == "t.parquet"
+    assert csv_dialect.detect_source("t.parquet", None, tmp_path / "p", tmp_path, tmp_path).parquet == str(
+        tmp_path / "t.parquet"
+    )

