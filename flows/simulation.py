@@ -15,7 +15,7 @@ import polars as pl
 from prefect import flow
 
 from evergreen.flows import monitoring, retraining, settings, training
-from evergreen.flows.operations import backtest, params_edit, simulation_state
+from evergreen.flows.operations import backtest_data, params_edit, simulation_state
 from evergreen.flows.prefect_runtime import stale_runs
 from evergreen.flows.prefect_runtime.server import Server
 from evergreen.monitoring.ledger.decisions import DecisionLog, end_of_day
@@ -51,7 +51,7 @@ def simulation(root: str, problems: list[str], by: str) -> None:
     branches = training.Branches(layout, refresh=False, deploy=True, by=by, advise=False)
     with locking(layout.var / "train.lock", "simulation"):
         branches.run_shared_steps()
-    rows = {problem: backtest.build_window_rows(layout, load(original), problem, end)[1] for problem in problems}
+    rows = {problem: backtest_data.build_window_rows(layout, load(original), problem, end)[1] for problem in problems}
     for problem in problems:
         step = load(original).section(problem).monitor.window_days
         days = windows(end - timedelta(days=step * (WEEKS - 1)), end, step)

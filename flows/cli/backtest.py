@@ -49,8 +49,8 @@ def backtest(
         return
     print_table(COLUMNS, [_cells(each, found.metric) for each in found.outcomes])
     say(f"CPU minutes: {found.cost}")
-    if found.verdict:
-        say(f"{name}: take {found.verdict.policy}, {found.verdict.reason}")
+    if found.recommendation:
+        say(f"{name}: recommended: {found.recommendation.policy}, {found.recommendation.reason}")
     say(f"curves: {backtest.folder(place, name) / backtest.CURVES}")
 
 
@@ -62,7 +62,7 @@ def _cells(each: Any, metric: str) -> tuple[str, ...]:
         str(each.retrainings),
         str(each.promoted),
         f"{each.cpu_minutes:.1f}",
-        number(each.per_cpu_minute),
+        number(each.gain_per_cpu_minute),
         str(each.alarms),
         str(each.false_alarms),
     )

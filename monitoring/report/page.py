@@ -358,7 +358,7 @@ def _answer(name: str, params: Params, layout: Layout, champion: Mapping[str, An
 
 def _production(layout: Layout, name: str, watched: Watched | None) -> Production | None:
     """Its life in production; None where nothing is known of it."""
-    found = production_section.tell(name, watched or Watched(), _read(layout.report(name) / "replay" / "replay.json"))
+    found = production_section.tell(name, watched or Watched(), _read(layout.report(name) / "backtest" / "backtest.json"))
     drift = found and found.drift
     if not found or not drift or (drift.report and (layout.page.parent / drift.report).is_file()):
         return found

@@ -273,16 +273,18 @@ def _backtest(name: str, found: Mapping[str, Any]) -> Backtest | None:
     """What replay.json says; None where it is not what it should be."""
     try:
         metric = formatting.label(found["metric"])
-        verdict = found["verdict"]
-        chosen = verdict["policy"] if verdict else None
-        sentence = f"Take {chosen}: {verdict['reason']}." if verdict else "No truth is known yet, so no policy is recommended."
+        advice = found["recommendation"]
+        chosen = advice["policy"] if advice else None
+        sentence = (
+            f"Recommended: {chosen}, {advice['reason']}." if advice else "No labels are known yet, so no policy is recommended."
+        )
         about = (
             f"Windows of {found['step_days']} days from {formatting.day(found['first'])} to {formatting.day(found['last'])}, "
             f"each with only what was known then. CPU minutes: {found['cost']}. "
             "A false alarm is one after which a model trained at once would not surely have been better in the next windows."
         )
         rows = [_policy(each, chosen) for each in found["outcomes"]]
-        return Backtest(sentence, about, rows, metric, time_series.replay(found))
+        return Backtest(sentence, about, rows, metric, time_series.backtest(found))
     except (KeyError, TypeError, ValueError) as error:
         log.warning("page: the replay of %s cannot be read, so the page leaves it out: %r", name, error)
         return None
@@ -304,7 +306,7 @@ def _policy(outcome: Mapping[str, Any], chosen: str | None) -> Policy:
         retrainings=outcome["retrainings"],
         promoted=outcome["promoted"],
         cpu=formatting.number(outcome["cpu_minutes"], 1),
-        per_minute=formatting.number(outcome["per_cpu_minute"]),
+        per_minute=formatting.number(outcome["gain_per_cpu_minute"]),
         alarms=outcome["alarms"],
         false_alarms=outcome["false_alarms"],
         chosen=outcome["policy"] == chosen,

@@ -25,22 +25,22 @@ KNOWN = {"filter": "isValid(datum.score)"}
 SCORES = {"day": pl.String} | dict.fromkeys(("score", "low", "high"), pl.Float64)
 
 
-def replay(found: Mapping[str, Any]) -> Chart:
-    """The quality of each policy from window to window. `found`: the content of replay.json."""
+def backtest(found: Mapping[str, Any]) -> Chart:
+    """The quality of each policy from window to window. `found`: the content of backtest.json."""
     title = "Quality under each policy"
     caption = (
         "One line per policy (those that did the same lie within each other), its band the 95 % interval over entities; a dot "
         "where a retraining was promoted, a hollow one where the gate kept the champion."
     )
-    return Chart("replay", title, caption, vega.render(title, *_replayed(found), HIGH, BROAD, grey="never"))
+    return Chart("backtest", title, caption, vega.render(title, *_policy_curves(found), HIGH, BROAD, grey="never"))
 
 
-def save_replay(found: Mapping[str, Any], path: Path) -> None:
+def save_backtest(found: Mapping[str, Any], path: Path) -> None:
     """The same as an SVG file."""
-    vega.save(path, *_replayed(found), HIGH, grey="never")
+    vega.save(path, *_policy_curves(found), HIGH, grey="never")
 
 
-def _replayed(found: Mapping[str, Any]) -> tuple[Spec, pl.DataFrame]:
+def _policy_curves(found: Mapping[str, Any]) -> tuple[Spec, pl.DataFrame]:
     outcomes = found["outcomes"]
     rows = [
         {"policy": each["policy"], "promoted": step["promoted"], "width": 1.6 + 1.8 * (len(outcomes) - 1 - place)}

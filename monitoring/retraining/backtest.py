@@ -1,11 +1,12 @@
-"""A year lived again under several policies of retraining: pure decisions over a timeline, and what became of them.
+"""Backtest of retraining policies: past windows are replayed under each policy, and their outcomes are compared. Pure.
 
-At each look a policy sees what was known then and nothing else; what to learn and how good it was, the `World` says. A look's
-retraining serves from the next window on. Whoever lives through the past is automatic: `mode: suggest` would change nothing.
+At the end of each window a policy sees only what was known then; a `Counterfactual` supplies models, monitoring results and
+scores. A promoted challenger serves from the next window on. Every policy is treated as automatic: `mode: suggest` would change
+nothing.
 
-An alarm (of drift, or of loss) is *false* where training at once would not have helped: the challenger of that moment would not
-surely have been better than the standing champion in the next windows, as the truth that came later tells. Only looks at which
-the policy asks for alarms can raise one.
+An alarm (drift or performance) is *false* if training at once would not have helped: in the next windows, by the labels that
+arrived later, the challenger would not have been significantly better than the champion. Only runs whose policy asks for
+alarms can raise one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,26 +24,26 @@ from evergreen.tasks.core import bootstrap
 from evergreen.tasks.problems.base import Metric
 
 REFERENCE = "never"
-"""What a CPU minute buys is told beside the policy that spends none."""
+"""Gains and the gain per CPU minute are relative to this policy."""
 
 Scores = np.ndarray
-"""A score as it is, and after it those of the resamples; the same place is the same resample in all of them."""
+"""A score, and then those of its resamples; the same place is the same resample in all arrays."""
 
 
 @dataclass(frozen=True)
-class Learned:
+class TrainedModel:
     """One model of the past."""
 
     name: str
-    """Tells it from the others; the same name is the same model in every policy."""
+    """Unique; the same model has the same name under every policy."""
     day: date
-    """The look at which it was trained; of the first one, the day before the first window."""
+    """The run after which it was trained; of the first model, the day before the first window."""
     cpu_minutes: float
-    """What training it would cost."""
+    """Cost of its training."""
 
 
-class World(Protocol):
-    """What the past would have answered. Same question, same answer, whichever policy asks."""
+class Counterfactual(Protocol):
+    """What would have happened in the past. The same question has the same answer under every policy."""
 
     @property
     def days(self) -> Sequence[date]:
@@ -51,40 +52,40 @@ class World(Protocol):
 
     @property
     def metric(self) -> Metric:
-        """What quality is."""
+        """The metric of quality."""
         ...
 
-    def first(self) -> Learned:
+    def first(self) -> TrainedModel:
         """The model that serves in the first window."""
         ...
 
-    def challenger(self, day: date, policy: Retrain) -> Learned | None:
-        """What a retraining at the end of `day` would have made; None where too little was known."""
+    def challenger(self, day: date, policy: Retrain) -> TrainedModel | None:
+        """The model of a retraining at the end of `day`; None where too few labels were known."""
         ...
 
-    def promotes(self, champion: Learned, challenger: Learned) -> tuple[bool, str]:
-        """What the gate would have said at the challenger's day, and why."""
+    def promotes(self, champion: TrainedModel, challenger: TrainedModel) -> tuple[bool, str]:
+        """The gate's verdict on the challenger's day, and its reason."""
         ...
 
-    def look(self, champion: Learned, version: int, day: date, policy: Retrain) -> Window:
-        """What monitoring would have found at the end of `day`, of what the policy asks for."""
+    def monitor(self, champion: TrainedModel, version: int, day: date, policy: Retrain) -> Window:
+        """The monitoring run at the end of `day`, limited to what the policy asks for."""
         ...
 
-    def scores(self, model: Learned, day: date) -> Scores | None:
-        """How good its predictions in the window that ends on `day` were; None where the truth has not come at all."""
+    def scores(self, model: TrainedModel, day: date) -> Scores | None:
+        """The scores of its predictions in the window that ends on `day`; None where no label has arrived."""
         ...
 
 
 class Step(Section):
-    """One look of one policy."""
+    """One monitoring run under one policy."""
 
     day: date
     champion: str
-    """Whose predictions the window holds."""
+    """The model that served in the window."""
     alarm: bool
-    """Of drift or of loss, where the policy asks for one."""
+    """Drift or performance, where the policy asks for it."""
     false_alarm: bool | None
-    """None: no alarm, or the truth that would tell has not come."""
+    """None: no alarm, or the labels to tell have not arrived."""
     retrained: bool
     trigger: str | None
     promoted: bool | None
@@ -103,100 +104,100 @@ class Point(Section):
 
 
 class Outcome(Section):
-    """What became of one policy."""
+    """The result of one policy."""
 
     policy: str
     quality: Estimate
-    """Mean over the windows whose truth is known; `rows` counts the windows."""
+    """Mean over the windows with labels; `rows` counts the windows."""
     gain: Estimate
-    """How much better than never retraining: positive is better."""
-    behind: Estimate
+    """Improvement over never retraining: positive is better."""
+    deficit: Estimate
     """How much worse than the best policy, in the same resamples: positive is worse."""
     retrainings: int
     promoted: int
     cpu_minutes: float
     alarms: int
     false_alarms: int
-    per_cpu_minute: float | None
-    """What each CPU minute gained over never retraining; None where none was spent."""
+    gain_per_cpu_minute: float | None
+    """None where no CPU time was spent."""
     points: tuple[Point, ...]
     steps: tuple[Step, ...]
 
 
-class Verdict(Section):
-    """Which policy to take."""
+class Recommendation(Section):
+    """The policy to choose."""
 
     policy: str
     best: str
-    """The one of the best mean."""
+    """The policy with the best mean."""
     reason: str
 
 
 @dataclass
-class Life:
+class PolicyRun:
     """One policy on its way through the windows."""
 
     policy: Retrain
-    champion: Learned
+    champion: TrainedModel
     version: int = 1
     windows: list[Window] = field(default_factory=list)
     past: list[Retraining] = field(default_factory=list)
-    served: list[Learned] = field(default_factory=list)
-    """Who answered in each window."""
+    champions: list[TrainedModel] = field(default_factory=list)
+    """Of each window."""
     steps: list[Step] = field(default_factory=list)
 
 
-def moment(day: date) -> datetime:
-    """The end of a day, at which it is looked back on."""
+def to_moment(day: date) -> datetime:
+    """The end of a day, when its monitoring run takes place."""
     return datetime.combine(day, time(23, 59, 59), UTC)
 
 
-def live(world: World, policy: Retrain, ahead: int) -> Life:
-    """Live through every window of `world` under `policy`. `ahead`: windows in which an alarm has to prove right."""
-    life = Life(policy, world.first())
+def run_policy(world: Counterfactual, policy: Retrain, ahead: int) -> PolicyRun:
+    """Apply `policy` to every window of `world`. `ahead`: windows in which an alarm must prove right."""
+    run = PolicyRun(policy, world.first())
     for place, day in enumerate(world.days):
-        life.served.append(life.champion)
-        window = world.look(life.champion, life.version, day, policy)
-        life.windows.append(window)
-        decision = decide(policy, life.windows, life.past, moment(life.champion.day), moment(day))
-        alarm = _alarmed(policy, window)
-        false_alarm = _in_vain(world, life, world.days[place + 1 : place + 1 + ahead], day) if alarm else None
-        life.steps.append(_step(world, life, decision, day, alarm, false_alarm))
-    return life
+        run.champions.append(run.champion)
+        window = world.monitor(run.champion, run.version, day, policy)
+        run.windows.append(window)
+        decision = decide(policy, run.windows, run.past, to_moment(run.champion.day), to_moment(day))
+        alarm = _is_alarmed(policy, window)
+        false_alarm = _is_false_alarm(world, run, world.days[place + 1 : place + 1 + ahead], day) if alarm else None
+        run.steps.append(_act(world, run, decision, day, alarm, false_alarm))
+    return run
 
 
-def _alarmed(policy: Retrain, window: Window) -> bool:
+def _is_alarmed(policy: Retrain, window: Window) -> bool:
     loss = window.performance.degradation() if window.performance else None
-    lost = policy.on_performance_drop is not None and loss is not None and loss[1] > policy.on_performance_drop
-    return lost or (policy.on_drift and window.drift.alarm)
+    dropped = policy.on_performance_drop is not None and loss is not None and loss[1] > policy.on_performance_drop
+    return dropped or (policy.on_drift and window.drift.alarm)
 
 
-def _in_vain(world: World, life: Life, days: Sequence[date], day: date) -> bool | None:
-    """Whether a model of `day` would not surely have been better on `days` than the one that stands."""
-    other = world.challenger(day, life.policy)
-    if other is None:
+def _is_false_alarm(world: Counterfactual, run: PolicyRun, days: Sequence[date], day: date) -> bool | None:
+    """Whether a model trained on `day` would not have been significantly better on `days` than the champion."""
+    challenger = world.challenger(day, run.policy)
+    if challenger is None:
         return True
-    pairs = [(world.scores(other, each), world.scores(life.champion, each)) for each in days]
-    gains = [_gain(world, theirs, mine) for theirs, mine in pairs if theirs is not None and mine is not None]
+    pairs = [(world.scores(challenger, each), world.scores(run.champion, each)) for each in days]
+    gains = [_gain(world, new, old) for new, old in pairs if new is not None and old is not None]
     if not gains:
         return None
-    _, low, _ = _estimated(_mean(gains))
+    _, low, _ = _with_interval(_mean(gains))
     return not (low is not None and low > 0)
 
 
-def _step(world: World, life: Life, decision: Decision, day: date, alarm: bool, false_alarm: bool | None) -> Step:
-    """Do what was decided, and tell it."""
-    champion, reason, promoted = life.champion.name, decision.reason, None
-    challenger = world.challenger(day, life.policy) if decision.retrain else None
+def _act(world: Counterfactual, run: PolicyRun, decision: Decision, day: date, alarm: bool, false_alarm: bool | None) -> Step:
+    """Carry out the decision, and record it."""
+    champion, reason, promoted = run.champion.name, decision.reason, None
+    challenger = world.challenger(day, run.policy) if decision.retrain else None
     if challenger:
-        promoted, why = world.promotes(life.champion, challenger)
+        promoted, why = world.promotes(run.champion, challenger)
         reason = f"{reason}. The gate: {why}"
-        trigger = decision.trigger or ""
-        life.past.append(Retraining(at=moment(day), trigger=trigger, cpu_minutes=challenger.cpu_minutes, promoted=promoted))
+        trigger, cpu_minutes = decision.trigger or "", challenger.cpu_minutes
+        run.past.append(Retraining(at=to_moment(day), trigger=trigger, cpu_minutes=cpu_minutes, promoted=promoted))
         if promoted:
-            life.champion, life.version = challenger, len(life.past) + 1
+            run.champion, run.version = challenger, len(run.past) + 1
     elif decision.retrain:
-        reason = f"{reason}. Too little is known yet to learn and to judge"
+        reason = f"{reason}. Too few labels are known to train and evaluate"
     return Step(
         day=day,
         champion=champion,
@@ -209,16 +210,16 @@ def _step(world: World, life: Life, decision: Decision, day: date, alarm: bool, 
     )
 
 
-def outcomes(world: World, lives: Mapping[str, Life]) -> list[Outcome]:
-    """What became of each policy, beside `REFERENCE` (which must be among them) and the best."""
-    curves = {name: _curve(world, life) for name, life in lives.items()}
+def compare_policies(world: Counterfactual, runs: Mapping[str, PolicyRun]) -> list[Outcome]:
+    """The outcome of each policy, beside `REFERENCE` (which must be among them) and the best."""
+    curves = {name: _score_windows(world, run) for name, run in runs.items()}
     means = {name: _mean([each for each in curve if each is not None]) for name, curve in curves.items()}
     best = max(means, key=lambda name: _first(_gain(world, means[name], means[REFERENCE])))
-    return [_outcome(world, name, lives[name], curves[name], means, best) for name in lives]
+    return [_outcome(world, name, runs[name], curves[name], means, best) for name in runs]
 
 
-def _gain(world: World, mine: Scores, theirs: Scores) -> Scores:
-    """How much better `mine` are, place by place: positive is better."""
+def _gain(world: Counterfactual, mine: Scores, theirs: Scores) -> Scores:
+    """Improvement of `mine` over `theirs`, place by place: positive is better."""
     return mine - theirs if world.metric.greater_is_better else theirs - mine
 
 
@@ -226,8 +227,8 @@ def _first(scores: Scores) -> float:
     return float(scores[0]) if len(scores) and np.isfinite(scores[0]) else -np.inf
 
 
-def _curve(world: World, life: Life) -> list[Scores | None]:
-    return [world.scores(model, day) for model, day in zip(life.served, world.days, strict=True)]
+def _score_windows(world: Counterfactual, run: PolicyRun) -> list[Scores | None]:
+    return [world.scores(model, day) for model, day in zip(run.champions, world.days, strict=True)]
 
 
 def _mean(scores: Sequence[Scores]) -> Scores:
@@ -235,13 +236,13 @@ def _mean(scores: Sequence[Scores]) -> Scores:
     if not scores:
         return np.empty(0)
     stacked = np.vstack(scores)
-    there = np.isfinite(stacked)
-    count = there.sum(axis=0)
-    total = np.where(there, stacked, 0.0).sum(axis=0)
+    defined = np.isfinite(stacked)
+    count = defined.sum(axis=0)
+    total = np.where(defined, stacked, 0.0).sum(axis=0)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _estimated(scores: Scores) -> tuple[float | None, float | None, float | None]:
+def _with_interval(scores: Scores) -> tuple[float | None, float | None, float | None]:
     """The score and the middle 95 % of its resamples."""
     if not len(scores) or not np.isfinite(scores[0]):
         return None, None, None
@@ -250,62 +251,67 @@ def _estimated(scores: Scores) -> tuple[float | None, float | None, float | None
     return float(scores[0]), low if known else None, high if known else None
 
 
-def _as_estimate(scores: Scores, windows: int) -> Estimate:
-    score, low, high = _estimated(scores)
-    return Estimate(score=score, low=low, high=high, rows=windows, reason=None if score is not None else "no truth is known")
+def _to_estimate(scores: Scores, windows: int) -> Estimate:
+    score, low, high = _with_interval(scores)
+    return Estimate(score=score, low=low, high=high, rows=windows, reason=None if score is not None else "no label is known")
 
 
 def _outcome(
-    world: World, name: str, life: Life, curve: Sequence[Scores | None], means: Mapping[str, Scores], best: str
+    world: Counterfactual,
+    name: str,
+    run: PolicyRun,
+    curve: Sequence[Scores | None],
+    means: Mapping[str, Scores],
+    best: str,
 ) -> Outcome:
     windows = sum(each is not None for each in curve)
-    gain = _as_estimate(_gain(world, means[name], means[REFERENCE]), windows)
-    cpu = sum(each.cpu_minutes or 0.0 for each in life.past)
+    gain = _to_estimate(_gain(world, means[name], means[REFERENCE]), windows)
+    cpu = sum(each.cpu_minutes or 0.0 for each in run.past)
     points = []
     for day, each in zip(world.days, curve, strict=True):
-        score, low, high = _estimated(each) if each is not None else (None, None, None)
+        score, low, high = _with_interval(each) if each is not None else (None, None, None)
         points.append(Point(day=day, score=score, low=low, high=high))
     return Outcome(
         policy=name,
-        quality=_as_estimate(means[name], windows),
+        quality=_to_estimate(means[name], windows),
         gain=gain,
-        behind=_as_estimate(_gain(world, means[best], means[name]), windows),
-        retrainings=len(life.past),
-        promoted=sum(bool(each.promoted) for each in life.past),
+        deficit=_to_estimate(_gain(world, means[best], means[name]), windows),
+        retrainings=len(run.past),
+        promoted=sum(bool(each.promoted) for each in run.past),
         cpu_minutes=cpu,
-        alarms=sum(each.alarm for each in life.steps),
-        false_alarms=sum(bool(each.false_alarm) for each in life.steps),
-        per_cpu_minute=gain.score / cpu if gain.score is not None and cpu > 0 else None,
+        alarms=sum(each.alarm for each in run.steps),
+        false_alarms=sum(bool(each.false_alarm) for each in run.steps),
+        gain_per_cpu_minute=gain.score / cpu if gain.score is not None and cpu > 0 else None,
         points=tuple(points),
-        steps=tuple(life.steps),
+        steps=tuple(run.steps),
     )
 
 
-def recommend(found: Sequence[Outcome]) -> Verdict | None:
-    """The cheapest policy whose quality cannot be told from that of the best: CPU minutes, then retrainings, then order.
+def recommend(outcomes: Sequence[Outcome]) -> Recommendation | None:
+    """The cheapest policy that does not differ significantly from the best: CPU minutes, then retrainings, then order.
 
     None where no quality is known.
     """
-    if any(each.behind.score is None for each in found):
+    if any(each.deficit.score is None for each in outcomes):
         return None
-    best = min(found, key=lambda each: each.behind.score or 0.0)
-    equal = [each for each in found if each is best or each.behind.low is None or each.behind.low <= 0]
+    best = min(outcomes, key=lambda each: each.deficit.score or 0.0)
+    equal = [each for each in outcomes if each is best or each.deficit.low is None or each.deficit.low <= 0]
     chosen = min(equal, key=lambda each: (each.cpu_minutes, each.retrainings))
-    return Verdict(policy=chosen.policy, best=best.policy, reason=_why(chosen, best, found))
+    return Recommendation(policy=chosen.policy, best=best.policy, reason=_explain(chosen, best, outcomes))
 
 
-def _why(chosen: Outcome, best: Outcome, found: Sequence[Outcome]) -> str:
+def _explain(chosen: Outcome, best: Outcome, outcomes: Sequence[Outcome]) -> str:
     windows = f"{chosen.quality.rows} windows"
     cost = f"{chosen.retrainings} retrainings, {chosen.cpu_minutes:.1f} CPU minutes"
-    if len(found) == 1:
-        return f"nothing else was tried ({cost} in {windows})"
+    if len(outcomes) == 1:
+        return f"no other policy was tried ({cost} in {windows})"
     if chosen is not best:
-        behind = chosen.behind
-        told = f"[{behind.low:.3g}, {behind.high:.3g}]" if behind.low is not None else "no interval"
+        deficit = chosen.deficit
+        interval = f"[{deficit.low:.3g}, {deficit.high:.3g}]" if deficit.low is not None else "no interval"
         return (
-            f"the cheapest ({cost}) of those that cannot be told from the best: {best.policy} is {behind.score:.3g} {told} "
-            f"better over {windows}, for {best.cpu_minutes:.1f} CPU minutes"
+            f"the cheapest ({cost}) of those that do not differ significantly from the best: {best.policy} is "
+            f"{deficit.score:.3g} {interval} better over {windows}, for {best.cpu_minutes:.1f} CPU minutes"
         )
-    cheaper = [each.policy for each in found if each.cpu_minutes < best.cpu_minutes]
-    rest = f"; cheaper ones ({', '.join(cheaper)}) are surely worse" if cheaper else "; none is cheaper"
+    cheaper = [each.policy for each in outcomes if each.cpu_minutes < best.cpu_minutes]
+    rest = f"; cheaper ones ({', '.join(cheaper)}) are significantly worse" if cheaper else "; none is cheaper"
     return f"the best over {windows} ({cost}){rest}"

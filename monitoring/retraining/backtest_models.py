@@ -1,370 +1,229 @@
-"""The world of a replay: the models that retrainings would have made, what they answered, and what the looks would have found.
+"""Counterfactual models of the backtest: the models of retrainings, the gate's verdicts on them, and their scores.
 
-Whatever two policies may ask for is worked out once and kept on disk, each file whole or not there; so a replay that was killed
-goes on where it was. One folder belongs to one state of data, params and configuration.
+Every result is computed once for all policies and cached on disk, each file whole or absent: an interrupted backtest resumes.
+One folder belongs to one state of data, params and configuration.
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
-from evergreen.monitoring.drift import detection, reference_data
-from evergreen.monitoring.drift.reference_data import Reference
-from evergreen.monitoring.ledger.predictions import Predictions
-from evergreen.monitoring.ledger.records import Drift, Estimate, Performance, Window
-from evergreen.monitoring.performance.measurement import measure
-from evergreen.monitoring.retraining.backtest import Learned, Scores, moment
-from evergreen.monitoring.retraining.backtest_windows import Lesson, Timeline
+from evergreen.monitoring.ledger.records import Estimate
+from evergreen.monitoring.retraining.backtest import Scores, TrainedModel
+from evergreen.monitoring.retraining.backtest_windows import PastWindows, TrainingSet
 from evergreen.tasks.config.operations import Retrain
 from evergreen.tasks.config.params import Tabular
 from evergreen.tasks.core import bootstrap
 from evergreen.tasks.core.paths import JUDGED, MODEL, read_json, write_json, writing
 from evergreen.tasks.model_files import skops_models
-from evergreen.tasks.problems.base import Config, Metric, Model, Part
-from evergreen.tasks.problems.prediction_type import Labelled
-from evergreen.tasks.problems.tabular.tabular_kind import Rows
+from evergreen.tasks.problems.base import Config, Metric, Model
 from evergreen.tasks.release import promotion_gate
 
-MOMENT = pl.Datetime("us", "UTC")
 RESAMPLES = 200
-"""Of entities, for every interval of a replay."""
+"""Of entities, for every interval of a backtest."""
 FIRST = "first"
-MATURED = 4
-"""So many matured windows say how a version does, and how far its estimates are off."""
-NOT_ASKED = "the policy does not ask for it"
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Files of one folder, made when they are first asked for."""
+class DiskCache:
+    """Files of one folder, computed on first use."""
 
     folder: Path
 
-    def json(self, name: str, make: Callable[[], Any]) -> Any:
+    def json(self, name: str, compute: Callable[[], Any]) -> Any:
         path = self.folder / f"{name}.json"
         if not path.exists():
-            write_json(path, make())
+            write_json(path, compute())
         return read_json(path)
 
-    def frame(self, name: str, make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+    def frame(self, name: str, compute: Callable[[], pl.DataFrame]) -> pl.DataFrame:
         path = self.folder / f"{name}.parquet"
         if not path.exists():
             with writing(path) as scratch:
-                make().write_parquet(scratch)
+                compute().write_parquet(scratch)
         return pl.read_parquet(path)
 
 
 @dataclass(frozen=True)
-class Card:
-    """What is known of a model of the past without loading it."""
+class ModelSummary:
+    """What is known of a model without loading it."""
 
     rows: int
-    """It learned from."""
+    """Of its training data."""
     cpu_seconds: float
-    """That took."""
-    seen: date
-    """Last day that the judged one knows anything of."""
+    """Of its training."""
+    known_until: date
+    """Last day covered by the training data of the evaluated model."""
     expected: Estimate
-    """Its score where it was judged."""
+    """Its evaluation score."""
 
 
 @dataclass(eq=False)
-class Past:
-    """The world of `monitoring.retraining.backtest`, see there."""
+class CounterfactualModels:
+    """Models, verdicts and scores of `monitoring.retraining.backtest.Counterfactual`."""
 
     problem: str
     kind: Any
-    """A Kind whose answers are one to one with rows: classification, regression, clustering."""
+    """A Kind with one prediction per row: classification, regression, clustering."""
     section: Tabular
-    timeline: Timeline
+    past: PastWindows
     config: Config
     metric: Metric
-    """What quality is."""
-    judged_by: Metric
-    """What the gate compares."""
+    """The metric of quality."""
+    gate_metric: Metric
     seed: int
-    kept: Kept
+    cache: DiskCache
     minutes: Callable[[int], float | None]
-    """CPU minutes that training with so many rows costs in all its steps; None: not known."""
-    said: Callable[[str], None] = lambda line: None
-    """Told of every model that is learned."""
-    lessons: dict[str, Lesson] = field(default_factory=dict)
-    shaped: dict[str, Tabular] = field(default_factory=dict)
-    """Of models whose policy weighs rows by age, the section that says so."""
-    cards: dict[str, Card] = field(default_factory=dict)
+    """CPU minutes of all steps of a training, by its number of rows; None: unknown."""
+    report: Callable[[str], None] = lambda line: None
+    """Called with a line for every model that is trained."""
+    training_sets: dict[str, TrainingSet] = field(default_factory=dict)
+    weighted_sections: dict[str, Tabular] = field(default_factory=dict)
+    """Sections of models whose policy weights rows by age."""
+    summaries: dict[str, ModelSummary] = field(default_factory=dict)
     loaded: dict[tuple[str, str], Model] = field(default_factory=dict)
-    answered: dict[tuple[str, date, bool], Predictions] = field(default_factory=dict)
-    references: dict[str, Reference] = field(default_factory=dict)
-    everyone: pl.DataFrame = field(init=False)
+    entities: pl.DataFrame = field(init=False)
 
     @property
     def days(self) -> Sequence[date]:
-        return self.timeline.days
-
-    @cached_property
-    def _looks(self) -> str:
-        """The folder of what is found by looks that are made in this way."""
-        return f"looks-{hashlib.sha256(self.section.monitor.model_dump_json().encode()).hexdigest()[:8]}"
+        return self.past.days
 
     def __post_init__(self) -> None:
-        rows, _ = self.timeline.window(self.days[0])
-        self.everyone = pl.DataFrame({"entity": rows.entity.unique().sort()})
+        rows, _ = self.past.window(self.days[0])
+        self.entities = pl.DataFrame({"entity": rows.entity.unique().sort()})
 
-    # --- models
+    # Training
 
-    def first(self) -> Learned:
-        return self._learned(FIRST, self._eve(), self.timeline.first())
+    def first(self) -> TrainedModel:
+        return self._trained(FIRST, self.day_before(), self.past.first())
 
-    def _eve(self) -> date:
+    def day_before(self) -> date:
+        """The end of the window before the first."""
         step = self.days[1] - self.days[0] if len(self.days) > 1 else timedelta(days=1)
         return self.days[0] - step
 
-    def challenger(self, day: date, policy: Retrain) -> Learned | None:
+    def challenger(self, day: date, policy: Retrain) -> TrainedModel | None:
         window = "" if policy.window == "expanding" else f"-{policy.window}-{policy.window_days}"
         name = f"{day}{window}"
-        lesson = self.lessons.get(name) or self.timeline.lesson(day, policy)
+        training_set = self.training_sets.get(name) or self.past.training_set(day, policy)
         if policy.window == "weighted":
             train = self.section.train.model_copy(update={"half_life_days": policy.window_days})
-            self.shaped[name] = self.section.model_copy(update={"train": train})
-        return self._learned(name, day, lesson) if lesson else None
+            self.weighted_sections[name] = self.section.model_copy(update={"train": train})
+        return self._trained(name, day, training_set) if training_set else None
 
-    def _learned(self, name: str, day: date, lesson: Lesson) -> Learned:
-        self.lessons[name] = lesson
-        card = self._card(name)
-        minutes = self.minutes(card.rows)
-        return Learned(name, day, card.cpu_seconds / 60 if minutes is None else minutes)
+    def _trained(self, name: str, day: date, training_set: TrainingSet) -> TrainedModel:
+        self.training_sets[name] = training_set
+        summary = self.summary(name)
+        minutes = self.minutes(summary.rows)
+        return TrainedModel(name, day, summary.cpu_seconds / 60 if minutes is None else minutes)
 
-    def _card(self, name: str) -> Card:
-        """What the model of `name` is; it is learned where that was not done yet."""
-        if name not in self.cards:
-            if not (self._folder(name) / "card.json").exists():
-                self._learn(name, self.lessons[name])
-            raw = read_json(self._folder(name) / "card.json")
+    def summary(self, name: str) -> ModelSummary:
+        """Of the model `name`, which is trained now if it was not before."""
+        if name not in self.summaries:
+            path = self._folder(name) / "summary.json"
+            if not path.exists():
+                self._train(name, self.training_sets[name])
+            raw = read_json(path)
             expected = Estimate.model_validate(raw["expected"])
-            self.cards[name] = Card(raw["rows"], raw["cpu_seconds"], date.fromisoformat(raw["seen"]), expected)
-        return self.cards[name]
+            day = date.fromisoformat(raw["known_until"])
+            self.summaries[name] = ModelSummary(raw["rows"], raw["cpu_seconds"], day, expected)
+        return self.summaries[name]
 
     def _folder(self, name: str) -> Path:
-        return self.kept.folder / "models" / name
+        return self.cache.folder / "models" / name
 
-    def _learn(self, name: str, lesson: Lesson) -> None:
-        self.said(f"learns what was known on {name}" if name != FIRST else "learns the first model")
-        began = time.process_time()
-        section = self.shaped.get(name, self.section)
-        judged = self.kind.fit(lesson.rows, lesson.train, self.config, section, self.seed)
-        whole = self.kind.fit(lesson.rows, lesson.refit, self.config, section, self.seed) if lesson.refit else judged
-        took = time.process_time() - began
-        expected = self._judge(judged, lesson)
+    def _train(self, name: str, training_set: TrainingSet) -> None:
+        self.report(f"training as of {name}" if name != FIRST else "training the first model")
+        start = time.process_time()
+        section, rows = self.weighted_sections.get(name, self.section), training_set.rows
+        evaluated = self.kind.fit(rows, training_set.train, self.config, section, self.seed)
+        served = evaluated
+        if training_set.refit:
+            served = self.kind.fit(rows, training_set.refit, self.config, section, self.seed)
+        seconds = time.process_time() - start
+        expected = self._evaluate(evaluated, training_set)
         with writing(self._folder(name)) as scratch:
             scratch.mkdir()
-            skops_models.save(whole, scratch / MODEL)
-            if whole is not judged:
-                skops_models.save(judged, scratch / JUDGED)
-            rows = self.kind.rows(lesson.rows, lesson.refit or lesson.train)
-            card = {"rows": rows, "cpu_seconds": took, "seen": lesson.seen, "expected": expected.model_dump()}
-            write_json(scratch / "card.json", card)
+            skops_models.save(served, scratch / MODEL)
+            if served is not evaluated:
+                skops_models.save(evaluated, scratch / JUDGED)
+            summary = {
+                "rows": self.kind.rows(rows, training_set.refit or training_set.train),
+                "cpu_seconds": seconds,
+                "known_until": training_set.known_until,
+                "expected": expected.model_dump(),
+            }
+            write_json(scratch / "summary.json", summary)
 
-    def _judge(self, model: Model, lesson: Lesson) -> Estimate:
-        """Its score on the rows that judge it, with the interval over entities."""
-        if lesson.test is None:
-            return Estimate(score=None, low=None, high=None, rows=0, reason="nothing was left to judge it by")
-        rows = self.kind.predict(model, lesson.rows, lesson.test, self.section)
-        scores = self._resampled(rows)[self.kind.metrics[0].name].to_numpy()
+    def _evaluate(self, model: Model, training_set: TrainingSet) -> Estimate:
+        """Its score on the test rows, with the interval over entities."""
+        if training_set.test is None:
+            return Estimate(score=None, low=None, high=None, rows=0, reason="no rows were left for the evaluation")
+        rows = self.kind.predict(model, training_set.rows, training_set.test, self.section)
+        scores = self.resample(rows)[self.kind.metrics[0].name].to_numpy()
         low, high = bootstrap.interval(scores[1:].tolist(), 0.95)
         known = [float(each) if math.isfinite(each) else None for each in (scores[0], low, high)]
         return Estimate(score=known[0], low=known[1], high=known[2], rows=rows.height)
 
-    def _load(self, name: str, file: str = MODEL) -> Model:
-        """The model of `name`, learned before; with JUDGED the one that was judged instead of it, if it is another."""
-        self._card(name)
+    def load(self, name: str, file: str = MODEL) -> Model:
+        """The model `name`; with JUDGED the evaluated one, where it differs from the served one."""
+        self.summary(name)
         path = self._folder(name) / file
         if not path.exists():
-            return self._load(name)
+            return self.load(name)
         if (name, file) not in self.loaded:
             self.loaded[name, file] = skops_models.load(path)
         return self.loaded[name, file]
 
-    def promotes(self, champion: Learned, challenger: Learned) -> tuple[bool, str]:
-        found = self.kept.json(f"gates/{champion.name}/{challenger.name}", lambda: self._gated(champion, challenger))
+    # The gate
+
+    def promotes(self, champion: TrainedModel, challenger: TrainedModel) -> tuple[bool, str]:
+        found = self.cache.json(f"gates/{champion.name}/{challenger.name}", lambda: self._judge(champion, challenger))
         return found["promote"], found["reason"]
 
-    def _gated(self, champion: Learned, challenger: Learned) -> dict[str, Any]:
-        """What tasks.release.promotion_gate says; the judged models meet, and one that would know the answers is not asked."""
-        lesson, seen = self.lessons[challenger.name], self._card(champion.name).seen
-        assert lesson.test is not None
-        if lesson.begins and seen > lesson.begins:
-            why = f"the champion learned from days up to {seen}, and the window to judge by begins after {lesson.begins}"
+    def _judge(self, champion: TrainedModel, challenger: TrainedModel) -> dict[str, Any]:
+        """The verdict of tasks.release.promotion_gate on the evaluated models; none if the champion has seen the test rows."""
+        training_set, known = self.training_sets[challenger.name], self.summary(champion.name).known_until
+        assert training_set.test is not None
+        if training_set.test_after and known > training_set.test_after:
+            why = f"the champion was trained on days up to {known}, and the test window begins after {training_set.test_after}"
             return {"promote": False, "reason": f"not promoted: {why}"}
         mine, theirs = (
-            self.kind.predict(self._load(each, JUDGED), lesson.rows, lesson.test, self.section)
+            self.kind.predict(self.load(each, JUDGED), training_set.rows, training_set.test, self.section)
             for each in (challenger.name, champion.name)
         )
-        verdict = promotion_gate.judge(mine, theirs, self._score, self.judged_by, self.section.gate, "the champion", self.seed)
+        gate = self.section.gate
+        verdict = promotion_gate.judge(mine, theirs, self._gate_score, self.gate_metric, gate, "the champion", self.seed)
         return {"promote": verdict.promote, "reason": verdict.reason}
 
-    def _score(self, rows: pl.DataFrame) -> float:
-        return self.kind.score(rows, self.section)[self.judged_by.name]
+    def _gate_score(self, rows: pl.DataFrame) -> float:
+        return self.kind.score(rows, self.section)[self.gate_metric.name]
 
-    # --- quality
+    # Quality
 
-    def scores(self, model: Learned, day: date) -> Scores | None:
-        if self.timeline.known(day) > self.timeline.newest():
+    def scores(self, model: TrainedModel, day: date) -> Scores | None:
+        if self.past.labelled_on(day) > self.past.last_day():
             return None
-        table = self.kept.frame(f"scores/{model.name}/{day}", lambda: self._resampled(self._predictions(model.name, day)))
-        return table[self.metric.name].to_numpy()
+        return self.score_window(model.name, day)[self.metric.name].to_numpy()
 
-    def _resampled(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Every metric that rows give: as it is, then of RESAMPLES draws of entities, the same draws for any rows."""
-        drawn = bootstrap.draw([self.everyone, rows], RESAMPLES, self.seed)
+    def score_window(self, name: str, day: date) -> pl.DataFrame:
+        """Every metric of the model `name` in the window that ends on `day`: the score, then its resamples."""
+        return self.cache.frame(f"scores/{name}/{day}", lambda: self.resample(self._predict_window(name, day)))
+
+    def resample(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Every metric of predicted rows: the score, then RESAMPLES draws of entities, the same draws for any rows."""
+        drawn = bootstrap.draw([self.entities, rows], RESAMPLES, self.seed)
         found = [self.kind.score(rows, self.section), *(self.kind.score(each, self.section) for _, each in drawn)]
         return pl.DataFrame(found, schema=dict.fromkeys(found[0], pl.Float64))
 
-    def _predictions(self, name: str, day: date) -> pl.DataFrame:
-        """`predict` of the model in the window that ends on `day`, with the truth as it turned out."""
-        rows, part = self.timeline.window(day)
-        return self.kept.frame(
-            f"predictions/{name}/{day}", lambda: self.kind.predict(self._load(name), rows, part, self.section)
-        )
-
-    # --- looks
-
-    def look(self, champion: Learned, version: int, day: date, policy: Retrain) -> Window:
-        rows, part = self.timeline.window(day)
-        since = self._eve() if day == self.days[0] else self.days[list(self.days).index(day) - 1]
-        quiet = Drift(changes=(), reference_rows=0, alarm=False, skipped=NOT_ASKED)
-        return Window(
-            problem=self.problem,
-            version=version,
-            since=moment(since),
-            until=moment(day),
-            rows=len(rows.at([part])),
-            new_labels=self._new_labels(champion, day),
-            drift=self._drift(champion, version, day) if policy.on_drift else quiet,
-            performance=self._performance(champion, version, day, policy) if self._supervised else None,
-        )
-
-    @property
-    def _supervised(self) -> bool:
-        return isinstance(self.kind, Labelled)
-
-    def _new_labels(self, champion: Learned, day: date) -> int:
-        """Truths of the windows so far that are known at the end of `day` and were not when the champion learned."""
-        seen = self._card(champion.name).seen
-        fresh = [each for each in self.days if each <= day and seen < self.timeline.known(each) <= day]
-        return sum(self._labelled(each) for each in fresh)
-
-    def _labelled(self, day: date) -> int:
-        rows, part = self.timeline.window(day)
-        return len(rows.at([part], labelled=self._supervised))
-
-    def _drift(self, champion: Learned, version: int, day: date) -> Drift:
-        def make() -> dict[str, Any]:
-            now, monitor = self._window(champion, version, day, known=False), self.section.monitor
-            return detection.compare(self._reference(champion, version), now, monitor, self.seed).model_dump(mode="json")
-
-        return Drift.model_validate(self.kept.json(f"{self._looks}/drift/{champion.name}/{day}", make))
-
-    def _reference(self, champion: Learned, version: int) -> Reference:
-        """As a training leaves one: what was learned from, and answers to rows that were not, where there are such."""
-        if champion.name not in self.references:
-            model, lesson = self._load(champion.name), self.lessons[champion.name]
-            parts = (lesson.test,) if lesson.test is not None else lesson.train
-            roles = lesson.rows.roles
-            self.references[champion.name] = reference_data.of_predicted(
-                self.problem,
-                version,
-                self.kind.name,
-                self._predicted(None, version, lesson.rows, lesson.refit or lesson.train, champion.day, known=True),
-                judged=self._predicted(model, version, lesson.rows, parts, champion.day, known=True),
-                importance=self.kind.importance(model),
-                roles=roles,
-                rows=self.section.monitor.reference_rows,
-                seed=self.seed,
-            )
-        return self.references[champion.name]
-
-    def _performance(self, champion: Learned, version: int, day: date, policy: Retrain) -> Performance:
-        if policy.on_performance_drop is None:
-            none = Estimate(score=None, low=None, high=None, rows=0, reason=NOT_ASKED)
-            return Performance(
-                metric=self.kind.metrics[0].name,
-                greater_is_better=self.kind.metrics[0].greater_is_better,
-                expected=none,
-                realised=none,
-                realised_until=None,
-                estimated=none,
-                matured=0.0,
-            )
-
-        def make() -> dict[str, Any]:
-            served = [each for each in self.days if champion.day < each < day]
-            ripe = [each for each in served if self.timeline.known(each) <= day]
-            seen = [(moment(each), self._window(champion, version, each, known=True)) for each in ripe[-MATURED:]]
-            seen.append((moment(day), self._window(champion, version, day, known=self.timeline.known(day) <= day)))
-            expected = self._expected(champion, ripe)
-            found = measure(self.kind, self.section, expected, seen, self._judged_on(champion), self.seed)
-            assert found is not None
-            return found.model_dump(mode="json")
-
-        return Performance.model_validate(self.kept.json(f"{self._looks}/performance/{champion.name}/{day}", make))
-
-    def _judged_on(self, champion: Learned) -> pl.DataFrame | None:
-        """The rows that judged it, with its answers."""
-        lesson = self.lessons[champion.name]
-        if lesson.test is None:
-            return None
-        return self.kind.predict(self._load(champion.name, JUDGED), lesson.rows, lesson.test, self.section)
-
-    def _expected(self, champion: Learned, ripe: list[date]) -> Estimate:
-        """As judged; of the first model, which nobody judged, its score in the first window whose truth is known."""
-        expected = self._card(champion.name).expected
-        if expected.score is not None or not ripe:
-            return expected
-        scores = self.kept.frame(
-            f"scores/{champion.name}/{ripe[0]}", lambda: self._resampled(self._predictions(champion.name, ripe[0]))
-        )[self.kind.metrics[0].name].to_numpy()
-        low, high = bootstrap.interval(scores[1:].tolist(), 0.95)
-        if not np.isfinite([scores[0], low, high]).all():
-            return expected
-        return Estimate(score=float(scores[0]), low=low, high=high, rows=self._labelled(ripe[0]))
-
-    def _window(self, champion: Learned, version: int, day: date, known: bool) -> Predictions:
-        key = (champion.name, day, known)
-        if key not in self.answered:
-            rows, part = self.timeline.window(day)
-            self.answered[key] = self._predicted(self._load(champion.name), version, rows, (part,), day, known)
-        return self.answered[key]
-
-    def _predicted(self, model: Model, version: int, rows: Rows, parts: Sequence[Part], day: date, known: bool) -> Predictions:
-        """What the ledger would hold of these rows; with their truth only if `known`, and then those alone that have one.
-
-        Without `model` there are no answers.
-        """
-        chosen = rows.at(parts, labelled=known and self._supervised)
-        count, at = len(chosen), moment(day)
-        cutoff = chosen.cutoff if chosen.cutoff is not None else pl.Series([None] * count, dtype=pl.Date)
-        label = chosen.target if known else pl.Series([None] * count, dtype=chosen.target.dtype)
-        known_on = moment(self.timeline.known(day)) if known else None
-        frame = pl.DataFrame(
-            {
-                "id": [f"{day}/{place}" for place in range(count)],
-                "version": pl.Series([version] * count, dtype=pl.Int64),
-                "variant": ["batch"] * count,
-                "at": pl.Series([at] * count, dtype=MOMENT),
-                "cutoff": cutoff,
-                "entity": chosen.entity.cast(pl.String),
-                **(self.kind.predict_rows(model, chosen.features) if model is not None else {}),
-                "label": label,
-                "label_at": pl.Series([known_on] * count, dtype=MOMENT),
-            }
-        )
-        return Predictions(frame, pl.from_pandas(chosen.features, nan_to_null=True))
+    def _predict_window(self, name: str, day: date) -> pl.DataFrame:
+        """`predict` of the model in the window that ends on `day`, with the labels that arrived later."""
+        rows, part = self.past.window(day)
+        path = f"predictions/{name}/{day}"
+        return self.cache.frame(path, lambda: self.kind.predict(self.load(name), rows, part, self.section))

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from evergreen.flows import simulation
-from evergreen.flows.operations import backtest, simulation_state
+from evergreen.flows.operations import backtest_data, simulation_state
 from evergreen.tasks import ingest, problems
 from evergreen.tasks.config import loading
 from evergreen.tasks.core.paths import Layout
@@ -33,7 +33,7 @@ def shop(tmp_path_factory):
 def test_the_features_of_a_week_equal_those_of_the_step_on_its_day(shop):
     known = loading.load(shop.params)
     section, kind = known.section(PROBLEM), problems.kind(known.kind(PROBLEM))
-    _, folder = backtest.build_window_rows(shop, known, PROBLEM, known.project.as_of)
+    _, folder = backtest_data.build_window_rows(shop, known, PROBLEM, known.project.as_of)
     day = known.project.as_of - timedelta(days=35)
     simulation.cut_features(shop, known, PROBLEM, folder, day)
     ours = pl.read_parquet(shop.features(PROBLEM) / "rows.parquet")

@@ -599,20 +599,25 @@ def test_scores_of_looks_become_a_timeline_with_alarms_and_retrainings(one):
     assert "it has not finished" in drawn(one, Watched(LOOKS, [begun(LOOKS[1], None)]))
 
 
-def test_a_replay_is_told_with_its_recommendation_and_a_damaged_one_is_left_out(one):
+def test_a_backtest_is_shown_with_its_recommendation_and_a_damaged_one_is_left_out(one):
     found = {"metric": "roc_auc", "greater_is_better": True, "first": "2017-04-02", "last": "2017-04-09", "step_days": 7}
     blank = {"score": 0.87, "low": 0.85, "high": 0.89, "rows": 2, "reason": None}
     points = [{"day": day, "score": 0.87, "low": 0.85, "high": 0.89} for day in ("2017-04-02", "2017-04-09")]
     outcome = {"quality": blank, "gain": blank, "promoted": 1, "alarms": 3, "false_alarms": 2, "points": points}
-    outcome |= {"steps": [{"promoted": None}, {"promoted": True}], "per_cpu_minute": 0.002}
+    outcome |= {"steps": [{"promoted": None}, {"promoted": True}], "gain_per_cpu_minute": 0.002}
     outcomes = [
         {**outcome, "policy": name, "retrainings": n, "cpu_minutes": 1.4 * n} for n, name in enumerate(("never", "drift"))
     ]
-    whole = {**found, "outcomes": outcomes, "cost": "learning alone", "verdict": {"policy": "drift", "reason": "the best"}}
-    path = one[1].report("redeem") / "replay" / "replay.json"
+    whole = {
+        **found,
+        "outcomes": outcomes,
+        "cost": "learning alone",
+        "recommendation": {"policy": "drift", "reason": "the best"},
+    }
+    path = one[1].report("redeem") / "backtest" / "backtest.json"
     _write(path, whole)
     text = drawn(one, Watched())
-    assert "Take drift: the best." in text
+    assert "Recommended: drift, the best." in text
     assert re.search(r"drift <span[^>]*>recommended</span>.*0\.870 <span[^>]*>\[0\.850, 0\.890\]", text, re.S)
     _write(path, {**whole, "outcomes": [{"policy": "never"}]})
-    assert "Take drift" not in drawn(one, Watched())
+    assert "Recommended: drift" not in drawn(one, Watched())

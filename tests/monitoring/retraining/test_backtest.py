@@ -1,4 +1,4 @@
-"""Replay: only what was known then counts, what policies share is worked out once, and the cheapest of equals is taken."""
+"""Backtest: only data known at the time, shared results computed once, and the cheapest of equal policies recommended."""
 
 import json
 import shutil
@@ -9,10 +9,11 @@ import polars as pl
 import pytest
 
 from evergreen.flows.operations import backtest as operation
+from evergreen.flows.operations import backtest_data
 from evergreen.monitoring.ledger.records import Drift, Window
 from evergreen.monitoring.retraining import backtest, backtest_models
-from evergreen.monitoring.retraining.backtest import Learned, moment
-from evergreen.monitoring.retraining.backtest_windows import Lines, windows
+from evergreen.monitoring.retraining.backtest import TrainedModel, to_moment
+from evergreen.monitoring.retraining.backtest_windows import TableWindows, windows
 from evergreen.monitoring.retraining.policy import named
 from evergreen.tasks import ingest, problems
 from evergreen.tasks.config import loading
@@ -27,28 +28,28 @@ AUC = Metric("roc_auc")
 
 
 class World:
-    """Ten weeks in which whatever was trained from week `change` on is better by `gain`; drift alarms on the days `alarms`."""
+    """Ten weeks in which a model trained from week `change` on is better by `gain`; drift alarms on the days `alarms`."""
 
     def __init__(self, change=4, gain=0.2, alarms=(), minutes=1.0, metric=AUC):
         self.days = windows(date(2024, 1, 7), date(2024, 3, 10), 7)
         self.metric, self.change, self.gain, self.minutes = metric, self.days[change], gain, minutes
         self.alarms = {self.days[place] for place in alarms}
-        self.asked = []
+        self.monitored = []
 
     def first(self):
-        return Learned("first", self.days[0] - timedelta(days=7), 0.0)
+        return TrainedModel("first", self.days[0] - timedelta(days=7), 0.0)
 
     def challenger(self, day, policy):
-        return Learned(str(day), day, self.minutes)
+        return TrainedModel(str(day), day, self.minutes)
 
     def promotes(self, champion, challenger):
         better = self._level(challenger) > self._level(champion)
         return better, "promoted" if better else "not promoted"
 
-    def look(self, champion, version, day, policy):
-        self.asked.append(day)
+    def monitor(self, champion, version, day, policy):
+        self.monitored.append(day)
         drift = Drift(changes=(), reference_rows=100, alarm=day in self.alarms)
-        since, until = moment(day - timedelta(days=7)), moment(day)
+        since, until = to_moment(day - timedelta(days=7)), to_moment(day)
         return Window(
             problem="p", version=version, since=since, until=until, rows=50, new_labels=500, drift=drift, performance=None
         )
@@ -63,13 +64,13 @@ class World:
         return self.gain if model.day >= self.change else 0.0
 
 
-def lived(world, *names):
-    lives = {name: backtest.live(world, named(name), ahead=4) for name in names}
-    return {each.policy: each for each in backtest.outcomes(world, lives)}
+def outcomes(world, *names):
+    runs = {name: backtest.run_policy(world, named(name), ahead=4) for name in names}
+    return {each.policy: each for each in backtest.compare_policies(world, runs)}
 
 
-def test_a_policy_pays_for_each_retraining_and_serves_what_was_promoted_from_the_next_window_on():
-    found = lived(World(), "never", "weekly")
+def test_each_retraining_costs_and_a_promoted_challenger_serves_from_the_next_window():
+    found = outcomes(World(), "never", "weekly")
     assert found["never"].retrainings == 0
     assert found["weekly"].retrainings == len(World().days)
     assert found["weekly"].promoted == 1
@@ -77,39 +78,39 @@ def test_a_policy_pays_for_each_retraining_and_serves_what_was_promoted_from_the
     champions = [each.champion for each in found["weekly"].steps]
     assert champions == ["first"] * 5 + [str(World().days[4])] * 5
     assert found["weekly"].gain.score == pytest.approx(0.2 * 5 / 10)
-    assert found["weekly"].per_cpu_minute == pytest.approx(0.01)
+    assert found["weekly"].gain_per_cpu_minute == pytest.approx(0.01)
 
 
-def test_where_less_is_better_a_gain_is_still_positive():
+def test_a_gain_is_positive_for_a_metric_to_minimise_too():
     world = World(metric=Metric("rmse", greater_is_better=False))
-    found = lived(world, "never", "weekly")
+    found = outcomes(world, "never", "weekly")
     assert found["weekly"].quality.score < found["never"].quality.score
     assert found["weekly"].gain.score == pytest.approx(0.1)
     assert backtest.recommend(list(found.values())).best == "weekly"
 
 
-def test_an_alarm_is_false_where_a_model_of_that_day_would_not_surely_have_been_better():
-    found = lived(World(alarms=(1, 5)), "never", "drift")["drift"]
-    told = {place: each.false_alarm for place, each in enumerate(found.steps) if each.alarm}
-    assert told == {1: True, 5: False}
+def test_an_alarm_is_false_if_a_model_of_that_day_would_not_have_been_significantly_better():
+    found = outcomes(World(alarms=(1, 5)), "never", "drift")["drift"]
+    false_alarms = {place: each.false_alarm for place, each in enumerate(found.steps) if each.alarm}
+    assert false_alarms == {1: True, 5: False}
     assert (found.alarms, found.false_alarms, found.retrainings, found.promoted) == (2, 1, 2, 1)
 
 
-def test_the_cheapest_of_those_that_cannot_be_told_from_the_best_is_taken():
-    worth = lived(World(alarms=(5,)), "never", "weekly", "drift")
-    assert backtest.recommend(list(worth.values())).policy == "weekly"  # drift came a week later and surely lost by it
-    same = lived(World(gain=0.0), "never", "weekly")
-    verdict = backtest.recommend(list(same.values()))
-    assert verdict.policy == "never"
-    once = lived(World(alarms=(4,)), "never", "weekly", "drift")
-    verdict = backtest.recommend(list(once.values()))
-    assert (verdict.policy, once["drift"].cpu_minutes) == ("drift", 1.0)
+def test_the_cheapest_policy_not_significantly_worse_than_the_best_is_recommended():
+    worth = outcomes(World(alarms=(5,)), "never", "weekly", "drift")
+    assert backtest.recommend(list(worth.values())).policy == "weekly"  # drift was a week later
+    same = outcomes(World(gain=0.0), "never", "weekly")
+    found = backtest.recommend(list(same.values()))
+    assert found.policy == "never"
+    once = outcomes(World(alarms=(4,)), "never", "weekly", "drift")
+    found = backtest.recommend(list(once.values()))
+    assert (found.policy, once["drift"].cpu_minutes) == ("drift", 1.0)
 
 
-def test_without_a_truth_nothing_is_recommended():
+def test_without_labels_nothing_is_recommended():
     world = World()
     world.scores = lambda model, day: None
-    found = lived(world, "never", "weekly")
+    found = outcomes(world, "never", "weekly")
     assert found["weekly"].quality.score is None
     assert backtest.recommend(list(found.values())) is None
 
@@ -134,9 +135,9 @@ def shop(tmp_path_factory):
     return layout
 
 
-def again(shop, folder):
-    """The same project elsewhere, nothing replayed in it."""
-    shutil.copytree(shop.root, folder, ignore=shutil.ignore_patterns("replay", "reports"))
+def copy_project(shop, folder):
+    """A copy of the project without backtest results."""
+    shutil.copytree(shop.root, folder, ignore=shutil.ignore_patterns("backtest", "reports"))
     return Layout(folder)
 
 
@@ -148,36 +149,36 @@ def steps(found):
 
 
 @pytest.fixture(scope="module")
-def replayed(shop):
+def report(shop):
     return operation.run(shop, loading.load(shop.params), PROBLEM, POLICIES)
 
 
-def test_a_replay_covers_every_window_and_leaves_its_table_and_its_curves(shop, replayed):
-    assert [each.policy for each in replayed.outcomes] == ["never", *POLICIES]
-    assert len({len(each.steps) for each in replayed.outcomes}) == 1
-    assert replayed.last == loading.load(shop.params).project.as_of
-    weekly = replayed.outcomes[1]
+def test_a_backtest_covers_every_window_and_writes_its_report_and_curves(shop, report):
+    assert [each.policy for each in report.outcomes] == ["never", *POLICIES]
+    assert len({len(each.steps) for each in report.outcomes}) == 1
+    assert report.last == loading.load(shop.params).project.as_of
+    weekly = report.outcomes[1]
     assert weekly.retrainings > 5
     assert weekly.cpu_minutes > 0
-    assert all(each.score is None for each in weekly.points[-4:])  # their truth has not come
+    assert all(each.score is None for each in weekly.points[-4:])  # their labels have not arrived
     assert sum(each.score is not None for each in weekly.points) == weekly.quality.rows > 5
     folder = operation.folder(shop, PROBLEM)
-    assert json.loads((folder / "replay.json").read_text()) == replayed.model_dump(mode="json")
+    assert json.loads((folder / "backtest.json").read_text()) == report.model_dump(mode="json")
     assert "<svg" in (folder / operation.CURVES).read_text()
 
 
-def test_no_decision_changes_when_what_comes_after_it_does(shop, replayed, tmp_path):
-    moved = again(shop, tmp_path / "moved")
-    last = replayed.last - timedelta(days=21)
+def test_later_data_change_no_earlier_decision(shop, report, tmp_path):
+    moved = copy_project(shop, tmp_path / "moved")
+    last = report.last - timedelta(days=21)
     for table, column in (("transactions", "transaction_timestamp"), ("coupon_redemptions", "redemption_date")):
         rows = pl.read_parquet(moved.table(table))
         later = pl.col(column).cast(pl.Date) > last
         kept = pl.concat([rows.filter(~later), rows.filter(later).sample(fraction=0.3, seed=1)])
         kept.write_parquet(moved.table(table))
     changed = operation.run(moved, loading.load(moved.params), PROBLEM, POLICIES)
-    before, after = steps(replayed), steps(changed)
+    before, after = steps(report), steps(changed)
     for name in before:
-        told, anew = (
+        old, new = (
             [
                 (each.day, each.champion, each.alarm, each.retrained, each.promoted, each.reason)
                 for each in side
@@ -185,52 +186,55 @@ def test_no_decision_changes_when_what_comes_after_it_does(shop, replayed, tmp_p
             ]
             for side in (before[name], after[name])
         )
-        assert told == anew, name
-    assert [each.points for each in replayed.outcomes] != [each.points for each in changed.outcomes]
+        assert old == new, name
+    assert [each.points for each in report.outcomes] != [each.points for each in changed.outcomes]
 
 
-def test_a_replay_that_was_killed_goes_on_where_it_was_and_ends_the_same(shop, replayed, tmp_path, monkeypatch):
-    killed = again(shop, tmp_path / "killed")
-    known, learn, learned = loading.load(killed.params), backtest_models.Past._learn, []
+def test_an_interrupted_backtest_resumes_and_has_the_same_result(shop, report, tmp_path, monkeypatch):
+    killed = copy_project(shop, tmp_path / "killed")
+    known, train, trained = loading.load(killed.params), backtest_models.CounterfactualModels._train, []
 
-    def counted(self, name, lesson):
-        if len(learned) == 4:
+    def counted(self, name, training_set):
+        if len(trained) == 4:
             raise RuntimeError("killed")
-        learned.append(name)
-        learn(self, name, lesson)
+        trained.append(name)
+        train(self, name, training_set)
 
-    monkeypatch.setattr(backtest_models.Past, "_learn", counted)
+    monkeypatch.setattr(backtest_models.CounterfactualModels, "_train", counted)
     with pytest.raises(RuntimeError, match="killed"):
         operation.run(killed, known, PROBLEM, POLICIES)
-    first = list(learned)
-    monkeypatch.setattr(
-        backtest_models.Past, "_learn", lambda self, name, lesson: (learned.append(name), learn(self, name, lesson))[1]
-    )
+    first = list(trained)
+
+    def count(self, name, training_set):
+        trained.append(name)
+        train(self, name, training_set)
+
+    monkeypatch.setattr(backtest_models.CounterfactualModels, "_train", count)
     found = operation.run(killed, known, PROBLEM, POLICIES)
-    assert len(learned) == len(set(learned)) > len(first)
-    assert steps(found) == steps(replayed)
-    learned.clear()
+    assert len(trained) == len(set(trained)) > len(first)
+    assert steps(found) == steps(report)
+    trained.clear()
     operation.run(killed, known, PROBLEM, [*POLICIES, "labels"])
-    assert learned == []
+    assert trained == []
 
 
-def test_what_cannot_be_replayed_is_refused_by_name(shop, tmp_path):
+def test_an_unsuitable_request_is_rejected_with_its_reason(shop, tmp_path):
     known = loading.load(shop.params)
     with pytest.raises(ParamsError, match="--policy wekly: no such policy; did you mean weekly"):
         operation.run(shop, known, PROBLEM, ["wekly"])
-    with pytest.raises(ParamsError, match="recommend: a problem of recommendation cannot be replayed"):
+    with pytest.raises(ParamsError, match="recommend: a problem of recommendation cannot be backtested"):
         operation.run(shop, known, "recommend", ["weekly"])
     with pytest.raises(ParamsError, match="--from 2017-01-01: labels of redeem are first complete"):
         operation.run(shop, known, PROBLEM, ["weekly"], first=date(2017, 1, 1))
     with pytest.raises(ParamsError, match="1 windows from"):
-        operation.run(shop, known, PROBLEM, ["weekly"], first=operation.snapshot.resolve_as_of(known, shop))
-    bare = again(shop, tmp_path / "bare")
+        operation.run(shop, known, PROBLEM, ["weekly"], first=backtest_data.snapshot.resolve_as_of(known, shop))
+    bare = copy_project(shop, tmp_path / "bare")
     shutil.rmtree(bare.tuning(PROBLEM))
     with pytest.raises(StepError, match="Run tune first"):
         operation.run(bare, known, PROBLEM, ["weekly"])
 
 
-def test_a_plain_table_learns_from_rows_before_those_that_judge_and_only_from_labels_that_had_come(tmp_path):
+def test_a_plain_table_trains_before_its_test_rows_and_only_on_known_labels(tmp_path):
     draw, count = np.random.default_rng(0), 400
     days = np.datetime64("2024-01-01") + np.sort(draw.integers(0, 200, count)).astype("timedelta64[D]")
     frame = pl.DataFrame({"when": days.astype("datetime64[us]"), "x": draw.normal(size=count)}).with_columns(
@@ -242,15 +246,15 @@ def test_a_plain_table_learns_from_rows_before_those_that_judge_and_only_from_la
     kind.build({"t": frame.lazy()}, {}, section, None)["rows"].write_parquet(tmp_path / "rows.parquet")
     rows = kind.load(tmp_path, section)
     last = days.max().astype(date)
-    timeline = Lines(rows, section, windows(date(2024, 3, 1), last, 7), 7, days.astype("datetime64[D]"), 14)
-    day = timeline.days[8]
-    lesson = timeline.lesson(day, Retrain())
-    masks = lesson.rows.parts.masks
-    known = timeline.dates <= np.datetime64(day) - np.timedelta64(14, "D")
-    assert (masks["known"] == known).all()
-    assert timeline.dates[masks["train"]].max() < timeline.dates[masks["test"]].min()
-    assert lesson.seen == timeline.dates[masks["test"]].min().astype(date) - timedelta(days=1)
-    sliding = timeline.lesson(day, Retrain(window="sliding", window_days=30)).rows.parts.masks["known"]
-    assert timeline.dates[sliding].min() > np.datetime64(day) - np.timedelta64(30, "D")
-    inside = timeline.window(day)[0].parts.masks["window"]
-    assert set(timeline.dates[inside]) <= set(np.datetime64(day) - np.arange(7).astype("timedelta64[D]"))
+    past = TableWindows(rows, section, windows(date(2024, 3, 1), last, 7), 7, days.astype("datetime64[D]"), 14)
+    day = past.days[8]
+    training_set = past.training_set(day, Retrain())
+    masks = training_set.rows.parts.masks
+    known = past.dates <= np.datetime64(day) - np.timedelta64(14, "D")
+    assert (masks["labelled"] == known).all()
+    assert past.dates[masks["train"]].max() < past.dates[masks["test"]].min()
+    assert training_set.known_until == past.dates[masks["test"]].min().astype(date) - timedelta(days=1)
+    sliding = past.training_set(day, Retrain(window="sliding", window_days=30)).rows.parts.masks["labelled"]
+    assert past.dates[sliding].min() > np.datetime64(day) - np.timedelta64(30, "D")
+    inside = past.window(day)[0].parts.masks["window"]
+    assert set(past.dates[inside]) <= set(np.datetime64(day) - np.arange(7).astype("timedelta64[D]"))

@@ -1,0 +1,161 @@
+"""The past windows of a problem for backtest and simulation, and the rows built for them, cached under var/backtest."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from evergreen.monitoring.retraining.backtest_windows import EventWindows, PastWindows, TableWindows, row_days, windows
+from evergreen.tasks import problems
+from evergreen.tasks.config.params import Features, Params, Table, Tabular
+from evergreen.tasks.core.errors import ParamsError, StepError
+from evergreen.tasks.core.paths import Layout, writing
+from evergreen.tasks.data import snapshot
+
+log = logging.getLogger(__name__)
+
+KEPT_FOLDERS = 3
+"""States of data and params whose results stay cached."""
+MIN_WINDOWS = 2
+TRAINING_SHARE = 0.25
+"""Smallest share of a plain table's rows in the training data of the first model."""
+
+
+def check_section(params: Params, problem: str) -> Tabular:
+    """The section of a problem that can be backtested; raises ParamsError for another."""
+    section = params.section(problem)
+    if section.predicts == "lists":
+        raise ParamsError(
+            f"{problem}: a problem of {params.kind(problem)} cannot be backtested: its lists depend on purchases up to the "
+            "moment, and each of its models takes minutes. Backtests work for classification, regression and clustering"
+        )
+    if not section.features.by_cutoff and section.features.time_column is None:
+        raise ParamsError(f"{problem}.features.time: is missing, so its rows belong to no window; name the column to backtest")
+    return section
+
+
+def load_windows(
+    layout: Layout,
+    params: Params,
+    problem: str,
+    first: date | None,
+    last: date | None,
+    say: Callable[[str], None],
+) -> tuple[str, PastWindows]:
+    """A digest of what the rows depend on, and the windows. Raises ParamsError for days that do not fit, StepError where the
+    tables are missing."""
+    section, kind = check_section(params, problem), problems.kind(params.kind(problem))
+    if section.features.by_cutoff is False:
+        return _load_table_windows(layout, problem, section, section.features, kind, first, last)
+    return _load_event_windows(layout, params, problem, section, section.features, kind, first, last, say)
+
+
+def _load_event_windows(
+    layout: Layout,
+    params: Params,
+    problem: str,
+    section: Tabular,
+    features: Features,
+    kind: Any,
+    first: date | None,
+    last: date | None,
+    say: Callable[[str], None],
+) -> tuple[str, PastWindows]:
+    """Rows are built for the cutoff of every window."""
+    step, horizon, end = section.monitor.window_days, features.horizon_days, snapshot.resolve_as_of(params, layout)
+    last = min(last or end, end)
+    grid = windows(features.cutoffs.first, last, step)
+    labelled = -(-horizon // step) + 1  # windows until the first cutoff is labelled, and one more for training
+    days = _select_days(grid[labelled:], first, last, f"labels of {problem} are first complete")
+    key, folder = build_window_rows(layout, params, problem, last, say)
+    return key, EventWindows(kind.load(folder, section), section, days, end, step, features.cutoffs.every_days)
+
+
+def build_window_rows(
+    layout: Layout, params: Params, problem: str, last: date, say: Callable[[str], None] = log.info
+) -> tuple[str, Path]:
+    """The rows of an event problem at the cutoff of every window up to `last`: a digest of what they depend on, and a folder
+    for the kind's `load`. Incomplete targets are null. Raises StepError without tables."""
+    section = check_section(params, problem)
+    features, kind = section.features, problems.kind(params.kind(problem))
+    assert features.by_cutoff is True
+    step, horizon, end = section.monitor.window_days, features.horizon_days, snapshot.resolve_as_of(params, layout)
+    paths = {name: layout.table(name) for name in section.features.tables}
+    for path in paths.values():
+        if not path.is_file():
+            raise StepError(f"{path}: is not there. Train first: evergreen train {problem}")
+    contents = [_hash_file(path) for path in paths.values()]
+    key = digest(features.model_dump(mode="json"), str(end), str(last), step, contents)
+    folder = layout.var / "backtest" / problem / f"features-{key}"
+    if not (folder / "rows.parquet").exists():
+        say(f"{problem}: features of every {step} days up to {last}")
+        cutoffs = features.cutoffs.model_copy(update={"every_days": step})
+        frequent = section.model_copy(update={"features": features.model_copy(update={"cutoffs": cutoffs})})
+        tables = {name: pl.scan_parquet(path) for name, path in paths.items()}
+        times = {name: params.ingest[name].time for name in tables}
+        # as of a day on which every label of the windows would be complete, so that every window has its cutoff
+        rows = kind.build(tables, times, frequent, last + timedelta(days=horizon))["rows"]
+        complete = pl.col("cutoff") <= end - timedelta(days=horizon)
+        rows = rows.filter(pl.col("cutoff") <= last).with_columns(target=pl.when(complete).then(pl.col("target")))
+        with writing(folder) as scratch:
+            scratch.mkdir()
+            rows.write_parquet(scratch / "rows.parquet")
+    touch_folder(folder)
+    return key, folder
+
+
+def _load_table_windows(
+    layout: Layout, problem: str, section: Tabular, features: Table, kind: Any, first: date | None, last: date | None
+) -> tuple[str, PastWindows]:
+    """The rows of a plain table with a time, from its features."""
+    path = layout.features(problem) / "rows.parquet"
+    if not path.is_file():
+        raise StepError(f"{path}: is not there. Train first: evergreen train {problem}")
+    dates, step = row_days(pl.read_parquet(path)), section.monitor.window_days
+    delay, end = section.monitor.label_delay_days or 0, _to_date(dates.max())
+    last = min(last, end) if last else end
+    enough = _to_date(np.sort(dates)[int(len(dates) * TRAINING_SHARE)]) + timedelta(days=delay + step)
+    days = _select_days(windows(enough, last, step), first, last, f"a quarter of {problem}'s rows are labelled")
+    return digest(_hash_file(path), step), TableWindows(kind.load(path.parent, section), section, days, step, dates, delay)
+
+
+def _to_date(day: np.datetime64) -> date:
+    return date.fromisoformat(str(day))
+
+
+def _select_days(possible: Sequence[date], first: date | None, last: date, since: str) -> list[date]:
+    """The requested ones of the `possible` windows. Raises ParamsError where they are too few."""
+    days = [day for day in possible if first is None or day >= first]
+    if first and possible and first < possible[0]:
+        raise ParamsError(f"--from {first}: {since} one window before {possible[0]}; begin there or later")
+    if len(days) < MIN_WINDOWS:
+        span = f"from {first or (possible[0] if possible else 'the first label')} to {last}"
+        raise ParamsError(f"--from, --to: {len(days)} windows {span}; a backtest needs {MIN_WINDOWS} or more")
+    return days
+
+
+def digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def touch_folder(folder: Path) -> None:
+    """Mark `folder` as used now, and remove the folders of its sort that were not used for longest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.utime(folder)
+    features = folder.name.startswith("features-")
+    siblings = [each for each in folder.parent.iterdir() if each.is_dir() and each.name.startswith("features-") == features]
+    for old in sorted(siblings, key=lambda each: -each.stat().st_mtime)[KEPT_FOLDERS:]:
+        shutil.rmtree(old, ignore_errors=True)
