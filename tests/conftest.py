@@ -8,11 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from evergreen.tasks.__main__ import THREADS
 
 for name in THREADS:
     os.environ.setdefault(name, "1")
+
+settings.register_profile("evergreen", deadline=None)  # a busy machine is no failure
+settings.load_profile("evergreen")
 
 
 @pytest.fixture(scope="session")
