@@ -113,11 +113,11 @@ def pareto(trials: pl.DataFrame, metric: str, baseline: str | None) -> Chart:
 
 
 def dependence(table: pl.DataFrame) -> Chart:
-    """How the prediction moves with one column. `table`: column, answer, value, x (null for categories), mean, low, high."""
+    """How the prediction moves with one column. `table`: column, output, value, x (null for categories), mean, low, high."""
     title = formatting.plain(table["column"][0])
-    share = min(table["low"]) >= 0 and max(table["high"]) <= 1 and table["answer"][0] != "prediction"
+    share = min(table["low"]) >= 0 and max(table["high"]) <= 1 and table["output"][0] != "prediction"
     y = (percent if share else number)("mean", "mean prediction")
-    color = BY_SERIES | {"field": "answer"}
+    color = BY_SERIES | {"field": "output"}
     if table["x"].null_count():
         place = name("value", labelLimit=38, labelOverlap=True)
         spec = dots(place, y, interval(strokeWidth=5, opacity=0.35), color=color)

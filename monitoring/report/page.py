@@ -473,7 +473,7 @@ def _dependence(layout: Layout, name: str) -> list[Chart]:
     table = _csv(path) if path.is_file() else None
     if table is None or not table.height:
         return []
-    table = table.with_columns(pl.col("answer", "value").cast(pl.String))
+    table = table.with_columns(pl.col("output", "value").cast(pl.String))
     parts = table.partition_by("column", maintain_order=True)
     return [charts.dependence(part) for part in parts]
 

@@ -324,7 +324,7 @@ RECOMMENDATION = {
 
 SHOWN = 10
 """Most columns in one picture."""
-SEEN = palette({"learned from": BASELINE, "not learned from": MODEL}, field="series", legend=STROKES)
+SEEN = palette({"training": BASELINE, "validation": MODEL}, field="series", legend=STROKES)
 LEVELS = {"low": SECOND, "middle": SOFT, "high": MODEL}
 
 
@@ -333,7 +333,7 @@ def _score(table: pl.DataFrame) -> Spec:
 
 
 def _learning_curve(table: pl.DataFrame) -> Spec:
-    return lines(number("rows", "rows learned from"), _score(table), band(), points=True, color=SEEN)
+    return lines(number("rows", "training rows"), _score(table), band(), points=True, color=SEEN)
 
 
 def _validation_curve(table: pl.DataFrame) -> Spec:
@@ -354,7 +354,7 @@ def _validation_curve(table: pl.DataFrame) -> Spec:
 
 def _contributions(table: pl.DataFrame) -> Spec:
     """One dot per row and column, spread where there are many; the colour is the size of the column's value."""
-    first, shown = table["answer"][0], table["column"].unique(maintain_order=True).head(SHOWN).to_list()
+    first, shown = table["output"][0], table["column"].unique(maintain_order=True).head(SHOWN).to_list()
     bins = 60 / (max(map(abs, table["contribution"]), default=0.0) or 1.0)
     level = "!isValid(datum.place) ? 'missing' : datum.place < 1/3 ? 'low' : datum.place < 2/3 ? 'middle' : 'high'"
     colours = LEVELS | ({"missing": BASELINE} if table["place"].null_count() else {})
@@ -365,7 +365,7 @@ def _contributions(table: pl.DataFrame) -> Spec:
     }
     return {
         "transform": [
-            {"filter": {"and": [{"field": "answer", "equal": first}, {"field": "column", "oneOf": shown}]}},
+            {"filter": {"and": [{"field": "output", "equal": first}, {"field": "column", "oneOf": shown}]}},
             {"calculate": f"round({bins} * datum.contribution)", "as": "bin"},
             {"window": [{"op": "row_number", "as": "nth"}], "groupby": ["column", "bin"]},
             {"calculate": "clamp(0.055 * floor(datum.nth / 2) * (datum.nth % 2 ? 1 : -1), -0.4, 0.4)", "as": "shift"},
@@ -383,8 +383,8 @@ def _contributions(table: pl.DataFrame) -> Spec:
 EXPLANATION = {
     "learning_curve": Plot(
         "More rows",
-        "The score by how many rows it learned from: on these, and on others. Where the two meet, more of the same rows help "
-        "no further.",
+        "The score by the number of training rows, on training and on validation rows. Where the two meet, more of the same "
+        "rows help no further.",
         _learning_curve,
     ),
     **{

@@ -40,7 +40,7 @@ def learning_curve_table(curve: Mapping[float, Fit], examination: Examination, m
 def score_points(fit: Fit, metric: Metric) -> list[dict[str, Any]]:
     """Training and validation score: mean over the folds, lowest and highest fold."""
     found = []
-    for series, scores in (("learned from", fit.train), ("not learned from", fit.validation)):
+    for series, scores in (("training", fit.train), ("validation", fit.validation)):
         values = [each[metric.name] for each in scores if math.isfinite(each.get(metric.name, math.nan))]
         if values:
             found.append({"series": series, "score": float(np.mean(values)), "low": min(values), "high": max(values)})

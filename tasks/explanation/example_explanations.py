@@ -85,7 +85,7 @@ class Contributions:
                 parts.append(
                     pl.DataFrame(
                         {
-                            "answer": name,
+                            "output": name,
                             "column": self.columns[column],
                             "row": self.places,
                             "contribution": self.values[:, column, output],

@@ -40,7 +40,7 @@ def partial_dependence(predict: Predict, outputs: Sequence[str], rows: Rows, col
             for output, name in enumerate(outputs):
                 low, high = spread[:, place, output]
                 found.append(
-                    {"column": column, "answer": name, "value": as_text(value), "x": as_number(value)}
+                    {"column": column, "output": name, "value": as_text(value), "x": as_number(value)}
                     | {"mean": float(predictions[place, :, output].mean()), "low": float(low), "high": float(high)}
                 )
     return pl.DataFrame(found, infer_schema_length=None)

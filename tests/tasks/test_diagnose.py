@@ -105,6 +105,7 @@ def test_a_diagnosis_has_its_curves_and_names_its_rows(tmp_path: Path):
     rows = tables["learning_curve"]["rows"].unique().sort().to_list()
     assert rows == [round(found["rows"] * share) for share in (0.125, 0.25, 0.5, 1.0)]
     assert (found["rows"], found["left_out"]) == (found["all_rows"], [])
+    assert set(tables["learning_curve"]["series"]) == {"training", "validation"}
     curve = tables["validation_curve_1"]
     assert curve["parameter"].n_unique() == 1
     assert float(curve["chosen"][0]) in curve["value"].to_list()

@@ -80,6 +80,7 @@ def test_contributions_and_the_mean_prediction_sum_to_the_prediction(explained: 
 
 
 def test_dependence_rises_with_a_planted_effect_and_stays_flat_without(explained: Path):
+    assert set(pl.read_csv(explained / "contributions.csv", columns=["output"])["output"]) == {"prediction"}
     curves = {str(part["column"][0]): part for part in pl.read_csv(explained / "dependence.csv").partition_by("column")}
     big, idle = curves["big"].sort("x"), curves["idle"].sort("x")
     assert (big["mean"].diff().drop_nulls() > 0).all()

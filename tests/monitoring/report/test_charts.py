@@ -134,7 +134,7 @@ def test_a_plot_that_is_not_known_is_drawn_from_its_columns(table: pl.DataFrame,
 @pytest.mark.parametrize("values", [("True", "False"), ("onehot", "ordinal"), ("None", "balanced"), ("0.1", "10.0")])
 def test_a_validation_curve_of_any_values_is_drawn_from_its_file(values: tuple[str, str], tmp_path: Path):
     told = {"parameter": "log", "chosen": values[0], "log": False, "metric": "roc_auc", "score": 0.5, "low": 0.4, "high": 0.6}
-    rows = [{"value": value, "series": series, **told} for value in values for series in ("learned from", "not learned from")]
+    rows = [{"value": value, "series": series, **told} for value in values for series in ("training", "validation")]
     pl.DataFrame(rows).write_csv(tmp_path / "curve.csv")
     chart = charts.draw("validation_curve_1", pl.read_csv(tmp_path / "curve.csv"))
     said = Tree(str(chart.svg)).said.lower()

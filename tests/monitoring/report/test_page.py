@@ -436,7 +436,7 @@ def advise(layout: Layout, problem: str) -> None:
         step
         | {"evidence": ["paid alone reaches ROC AUC 0.998."], "left_out": ["bias and variance"], "rows": 500, "all_rows": 900},
     )
-    both = [{"series": name, "score": 0.9, "low": 0.88, "high": 0.92} for name in ("learned from", "not learned from")]
+    both = [{"series": name, "score": 0.9, "low": 0.88, "high": 0.92} for name in ("training", "validation")]
     curve = pl.DataFrame([{"rows": rows, **each, "metric": "roc_auc"} for rows in (125, 250, 500) for each in both])
     curve.write_csv(report / "diagnosis" / "learning_curve.csv")
     part = {"column": "paid_late", "value": "17", "contribution": 0.21}
@@ -453,14 +453,14 @@ def advise(layout: Layout, problem: str) -> None:
     importance = {"column": names, "importance": [0.3, 0.1, 0.0], "low": [0.2, 0.05, None], "high": [0.4, 0.15, None]}
     pl.DataFrame(importance).write_csv(report / "explanation" / "permutation.csv")
     rows = [
-        {"answer": "1", "column": name, "row": row, "contribution": row / 10 - 0.2, "value": "x", "place": place}
+        {"output": "1", "column": name, "row": row, "contribution": row / 10 - 0.2, "value": "x", "place": place}
         for name, place in zip(names, (0.1, 0.9, None), strict=True)
         for row in range(5)
     ]
     pl.DataFrame(rows, infer_schema_length=None).write_csv(report / "explanation" / "contributions.csv")
     grid = [("age", "20", 20.0), ("age", "60", 60.0), ("town", "Ada", None), ("town", "Bo <b>", None)]
     dependence = [
-        {"column": name, "answer": "1", "value": value, "x": x, "mean": 0.1 * place, "low": 0.05, "high": 0.4}
+        {"column": name, "output": "1", "value": value, "x": x, "mean": 0.1 * place, "low": 0.05, "high": 0.4}
         for place, (name, value, x) in enumerate(grid)
     ]
     pl.DataFrame(dependence).write_csv(report / "explanation" / "dependence.csv")
