@@ -20,7 +20,7 @@ from evergreen.flows.operations import batch_scoring, init_project
 from evergreen.tasks import problems
 from evergreen.tasks.config import loading
 from evergreen.tasks.core.paths import Layout
-from evergreen.tasks.onboarding.schema_inference import Asked
+from evergreen.tasks.onboarding.schema_inference import InitOptions
 from tests import ROOT
 from tests.serving.project import Server, deploy, project
 
@@ -56,7 +56,7 @@ def lay_store(folder: Path) -> None:
 def lay_churn(folder: Path) -> None:
     """The project of the tutorial, with a model that `evergreen score` was called with."""
     folder.mkdir()
-    asked = Asked("left", None, None, None, (), None, None, None, None)
+    asked = InitOptions("left", None, None, None, (), None, None, None, None)
     init_project.run("churn", str(ROOT / "docs/tutorials/customers.csv"), None, asked, folder, folder, date.today())
     layout, known = Layout(folder), loading.load(folder / "params.yaml")
     kind, section = problems.kind("classification"), known.section("churn")

@@ -218,7 +218,7 @@ def test_a_run_of_an_earlier_day_decides_nothing_and_changes_no_later_run(mill: 
     world.monitor(layout)
     back = decided(world.monitor(layout, DAY - timedelta(days=10)))
     assert back.window.drift.alarm
-    assert back.reason.startswith("no retraining: this look ends 2024-02-29")
+    assert back.reason.startswith("no retraining: this run ends 2024-02-29")
     assert [each.decision.at.day for each in settings.decision_log(layout).runs("late")] == [29, 10]
     assert world.trained == []
 

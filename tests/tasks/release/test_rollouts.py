@@ -302,7 +302,7 @@ def test_the_training_flow_begins_a_rollout_where_params_say_so(
     assert names.aliases == {"champion": 1}
     found = rollouts.require("redeem")
     assert found.policy == CANARY
-    assert rolls.words(rollouts, "redeem") == found.describe()
+    assert rolls.describe(rollouts, "redeem") == found.describe()
 
 
 def test_of_many_that_act_on_the_same_state_one_does(rollouts: Rollouts, names: Names):

@@ -269,7 +269,7 @@ def test_a_threshold_for_several_classes_is_refused(tmp_path):
 
 
 def test_a_threshold_and_an_aim_for_it_are_not_both_given():
-    with pytest.raises(ValueError, match=r"threshold and threshold_for are both given; leave one of them out"):
+    with pytest.raises(ValueError, match=r"threshold and threshold_for are both given; remove one of them"):
         section("dear", evaluate={"threshold": 0.4, "threshold_for": "f1"})
 
 
