@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import settings
 
 from evergreen.tasks.__main__ import THREADS
@@ -46,3 +47,17 @@ def postgres() -> Iterator[str]:
             yield f"postgresql+psycopg://evergreen@/postgres?host={folder}"
         finally:
             call("pg_ctl", "-D", f"{folder}/data", "-m", "immediate", "-w", "stop")
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The address of an empty database: in a file, and on a server."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'evergreen.db'}"
+        return
+    found = request.getfixturevalue("postgres")
+    yield found
+    engine, tables = sa.create_engine(found), sa.MetaData()
+    tables.reflect(engine)
+    tables.drop_all(engine)
+    engine.dispose()

@@ -34,7 +34,7 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` with --root, --json and --debug, keywords root and as_json of it. `main` reads --debug."""
+    """`command` with --root, --json and --debug. It gets the keywords `root` and `as_json`; `main` reads --debug itself."""
     given = inspect.signature(command)
     own = [each for each in given.parameters.values() if each.kind is not inspect.Parameter.KEYWORD_ONLY]
     shared = [
@@ -61,6 +61,14 @@ def find(root: Path) -> "Layout":
     from evergreen.tasks.core.paths import find
 
     return find(root)
+
+
+def open_problem(root: Path, name: str) -> "tuple[Layout, Params]":
+    """The project around `root` and its params. Raises ParamsError where they hold no problem `name`."""
+    place = find(root)
+    known = read_params(place)
+    known.section(name)
+    return place, known
 
 
 def read_params(place: "Layout") -> "Params":

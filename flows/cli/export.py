@@ -6,15 +6,7 @@ from typing import Annotated
 
 import typer
 
-from evergreen.flows.cli.common import (
-    Name,
-    Version,
-    find,
-    print_json,
-    print_table,
-    read_params,
-    say,
-)
+from evergreen.flows.cli.common import Name, Version, open_problem, print_json, print_table, say
 
 
 def export(
@@ -28,9 +20,7 @@ def export(
     """Write a version, its server and its pinned packages to a folder that serves without the project."""
     from evergreen.flows.operations import bundle
 
-    place = find(root)
-    known = read_params(place)
-    known.section(name)
+    place, known = open_problem(root, name)
     found = bundle.run(place, known, name, out, version)
     if as_json:
         print_json(dataclasses.asdict(found))

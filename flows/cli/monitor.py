@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from evergreen.flows.cli.common import INTERRUPTED, Names, as_day, find, one_thread, print_json, print_table, read_params, say
+from evergreen.flows.cli.common import Names, as_day, find, print_json, print_table, read_params, say
 
 
 def monitor(
@@ -19,31 +19,20 @@ def monitor(
 ) -> None:
     """Monitoring run: drift, performance, and whether to retrain; in automatic mode the retraining starts."""
     from evergreen.flows.cli import progress
-    from evergreen.flows.prefect_runtime import server
 
     place, day = find(root), as_day(as_of)
     known = read_params(place)
     problems = list(dict.fromkeys(names or known.problems))
     for name in problems:
         known.section(name)
-    one_thread()
-    with server.running(place, say) as prefect:
-        from evergreen.flows import monitoring as flow
-        from evergreen.flows import steps
-        from evergreen.flows.prefect_runtime import stale_runs
 
-        prefect.wait()
-        try:
-            with progress.shown(lambda: steps.here.get(None), problems):
-                state = flow.monitoring(str(place.root), problems, day and str(day), return_state=True)
-        except KeyboardInterrupt:
-            say("stopped. The same command runs again and completes a retraining that began.")
-            raise typer.Exit(INTERRUPTED) from None
-        finally:
-            stale_runs.deliver()
-        found: Any = state.result(raise_on_failure=False)
-    if isinstance(found, BaseException):
-        raise found
+    def start() -> Any:
+        from evergreen.flows import monitoring as flow
+
+        return flow.monitoring(str(place.root), problems, day and str(day), return_state=True)
+
+    interrupted = "stopped. The same command runs again and completes a retraining that began."
+    found = progress.run_flow(place, problems, start, interrupted)
     _report(found, as_json)
 
 

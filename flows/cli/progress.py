@@ -9,11 +9,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+from evergreen.flows.cli.common import INTERRUPTED, one_thread, say
+
+if TYPE_CHECKING:
+    from evergreen.tasks.core.paths import Layout
 
 LOGGERS = ("evergreen",)
 MARKS = {"waiting": " ", "started": "▸", "done": "✓", "unchanged": "·", "failed": "✗"}
@@ -111,3 +118,31 @@ def shown(where: Where, problems: list[str]) -> Iterator[None]:
     finally:
         for name in LOGGERS:
             logging.getLogger(name).removeHandler(handler)
+
+
+def run_flow(place: "Layout", problems: list[str], start: Callable[[], Any], interrupted: str) -> Any:
+    """The result of a flow, run on the project's Prefect server with its progress shown.
+
+    `start` imports and calls the flow, and returns its state: Prefect reads the server's address when it is first imported.
+    `interrupted`: printed after Ctrl-C. Raises the flow's error, and typer.Exit after Ctrl-C.
+    """
+    from evergreen.flows.prefect_runtime import server
+
+    one_thread()
+    with server.running(place, say) as prefect:
+        from evergreen.flows import steps
+        from evergreen.flows.prefect_runtime import stale_runs
+
+        prefect.wait()
+        try:
+            with shown(lambda: steps.here.get(None), problems):
+                state = start()
+        except KeyboardInterrupt:
+            say(interrupted)
+            raise typer.Exit(INTERRUPTED) from None
+        finally:
+            stale_runs.deliver()
+        found = state.result(raise_on_failure=False)
+    if isinstance(found, BaseException):
+        raise found
+    return found

@@ -5,15 +5,7 @@ from pathlib import Path
 
 import typer
 
-from evergreen.flows.cli.common import (
-    Name,
-    Version,
-    find,
-    print_json,
-    print_table,
-    read_params,
-    say,
-)
+from evergreen.flows.cli.common import Name, Version, open_problem, print_json, print_table, say
 
 
 def reproduce(
@@ -26,9 +18,7 @@ def reproduce(
     """Rebuild a version from its recorded code, data and params; compare its predictions and list the differences."""
     from evergreen.flows.operations import reproduce as reproducing
 
-    place = find(root)
-    known = read_params(place)
-    known.section(name)
+    place, known = open_problem(root, name)
     found = reproducing.run(place, known, name, version)
     if as_json:
         print_json(dataclasses.asdict(found))

@@ -5,18 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from evergreen.flows.cli.common import (
-    INTERRUPTED,
-    Name,
-    find,
-    me,
-    number,
-    one_thread,
-    print_json,
-    print_table,
-    read_params,
-    say,
-)
+from evergreen.flows.cli.common import Name, me, number, open_problem, print_json, print_table
 
 
 def retrain(
@@ -28,29 +17,15 @@ def retrain(
 ) -> None:
     """Train a challenger on the data known now. The gate judges it; the champion serves until the challenger is promoted."""
     from evergreen.flows.cli import progress
-    from evergreen.flows.prefect_runtime import server
 
-    place = find(root)
-    read_params(place).section(name)
-    one_thread()
-    with server.running(place, say) as prefect:
-        from evergreen.flows import retraining, steps
-        from evergreen.flows.prefect_runtime import stale_runs
+    place, _ = open_problem(root, name)
 
-        prefect.wait()
-        try:
-            with progress.shown(lambda: steps.here.get(None), [name]):
-                state = retraining.retraining(
-                    str(place.root), name, reason, by=me(), trigger=retraining.PERSON, return_state=True
-                )
-        except KeyboardInterrupt:
-            say("stopped. The same command resumes.")
-            raise typer.Exit(INTERRUPTED) from None
-        finally:
-            stale_runs.deliver()
-        done: Any = state.result(raise_on_failure=False)
-    if isinstance(done, BaseException):
-        raise done
+    def start() -> Any:
+        from evergreen.flows import retraining
+
+        return retraining.retraining(str(place.root), name, reason, by=me(), trigger=retraining.PERSON, return_state=True)
+
+    done = progress.run_flow(place, [name], start, "stopped. The same command resumes.")
     if as_json:
         print_json(done)
         return

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from evergreen.flows.cli.common import Name, find, me, print_json, print_table, read_params
+from evergreen.flows.cli.common import Name, me, open_problem, print_json, print_table
 
 
 def rollback(
@@ -21,8 +21,7 @@ def rollback(
     from evergreen.flows.operations import status as results
     from evergreen.tasks.core.paths import locking
 
-    place = find(root)
-    read_params(place).section(name)
+    place, _ = open_problem(root, name)
     with locking(place.var / "train.lock", "rollback"):
         decision = settings.rollouts(place).rollback(settings.registry(place), name, to, me(), reason)
         results.page(place)

@@ -5,16 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from evergreen.flows.cli.common import (
-    Name,
-    find,
-    me,
-    print_json,
-    print_table,
-    read_params,
-    say,
-    short,
-)
+from evergreen.flows.cli.common import Name, me, open_problem, print_json, print_table, say, short
 
 Act = Annotated[
     Literal["status", "pause", "resume", "promote", "abort"],
@@ -36,8 +27,7 @@ def rollout(
     from evergreen.flows.operations import status
     from evergreen.tasks.core.errors import ParamsError
 
-    place = find(root)
-    read_params(place).section(name)
+    place, _ = open_problem(root, name)
     if act != "status" and not reason:
         raise ParamsError(f"evergreen rollout {act} {name}: needs --reason, which is kept in the history")
     rollouts, said = settings.rollouts(place), None

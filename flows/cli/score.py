@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from evergreen.flows.cli.common import Name, Version, as_day, find, print_json, print_table, read_params, say
+from evergreen.flows.cli.common import Name, Version, as_day, open_problem, print_json, print_table, say
 from evergreen.tasks.core.errors import ParamsError
 
 
@@ -38,9 +38,7 @@ def score(
     """Predict every row of a file, in its order. A row without a prediction carries the reason. Recommenders write lists."""
     from evergreen.flows.operations import batch_scoring
 
-    place = find(root)
-    known = read_params(place)
-    known.section(name)
+    place, known = open_problem(root, name)
     lists = batch_scoring.Lists(k, as_day(as_of), novel, explain)
     if data is None:
         result = batch_scoring.newest(place, known, name, out=out, version=version, lists=lists, ledger=not no_ledger)

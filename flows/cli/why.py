@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from evergreen.flows.cli.common import Name, find, number, print_json, print_table, read_params, say, short
+from evergreen.flows.cli.common import Name, number, open_problem, print_json, print_table, say, short
 
 if TYPE_CHECKING:
     from evergreen.monitoring.ledger.decisions import RetrainingRecord
@@ -22,8 +22,7 @@ def why(
     """Why a problem was or was not retrained: the newest monitoring run with its evidence, and the newest retraining."""
     from evergreen.flows import settings
 
-    place = find(root)
-    read_params(place).section(name)
+    place, _ = open_problem(root, name)
     log = settings.decision_log(place)
     found, past = log.runs(name, last=1), log.retrainings(name)
     decision, last = found[-1].decision if found else None, past[-1] if past else None

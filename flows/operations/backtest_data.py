@@ -17,7 +17,7 @@ from evergreen.monitoring.retraining.backtest_windows import EventWindows, PastW
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Features, Params, Table, Tabular
 from evergreen.tasks.core.errors import ParamsError, StepError
-from evergreen.tasks.core.paths import Layout, writing
+from evergreen.tasks.core.paths import Layout, sha256, writing
 from evergreen.tasks.data import snapshot
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def build_window_rows(
     for path in paths.values():
         if not path.is_file():
             raise StepError(f"{path}: is not there. Train first: evergreen train {problem}")
-    contents = [_hash_file(path) for path in paths.values()]
+    contents = [sha256(path) for path in paths.values()]
     key = digest(features.model_dump(mode="json"), str(end), str(last), step, contents)
     folder = layout.var / "backtest" / problem / f"features-{key}"
     if not (folder / "rows.parquet").exists():
@@ -124,7 +124,7 @@ def _load_table_windows(
     last = min(last, end) if last else end
     enough = _to_date(np.sort(dates)[int(len(dates) * TRAINING_SHARE)]) + timedelta(days=delay + step)
     days = _select_days(windows(enough, last, step), first, last, f"a quarter of {problem}'s rows are labelled")
-    return digest(_hash_file(path), step), TableWindows(kind.load(path.parent, section), section, days, step, dates, delay)
+    return digest(sha256(path), step), TableWindows(kind.load(path.parent, section), section, days, step, dates, delay)
 
 
 def _to_date(day: np.datetime64) -> date:
@@ -144,11 +144,6 @@ def _select_days(possible: Sequence[date], first: date | None, last: date, since
 
 def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def touch_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ import polars as pl
 
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import StepError
-from evergreen.tasks.core.paths import MODEL, Layout, read_json, write_json
+from evergreen.tasks.core.paths import MODEL, Layout, read_json, sha256, write_json
 
 if TYPE_CHECKING:
     from evergreen.tasks.release.promotion_gate import Verdict
@@ -112,11 +112,6 @@ class Candidate:
             if frame[name].isna().to_numpy().all():
                 frame[name] = frame[name].astype("str" if known.get(name) == pl.String else "float64")
         return frame
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def to_text(value: Any) -> str:

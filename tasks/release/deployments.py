@@ -95,7 +95,9 @@ class Deployments:
             champion = self._reconciled(registry, problem)
             if champion == version:
                 return self._arrival(problem, version)
-            made = _decision(problem, version, "deploy", by, verdict.reason, champion, verdict)
+            made = make_decision(
+                problem, version, "deploy", by, verdict.reason, champion, json.loads(verdict.model_dump_json())
+            )
             if not verdict.promote:
                 return self._note(made.model_copy(update={"action": "refuse"}))
             if reason := self.barred(problem, version):
@@ -108,7 +110,7 @@ class Deployments:
         """End a rollout whose newest row is `after` by making `version` champion; None if another process acted on it first."""
         with _LOCK:
             champion = self.champion(problem)
-            made = _decision(problem, version, "promote", by, reason, champion).model_copy(update={"evidence": dict(evidence)})
+            made = make_decision(problem, version, "promote", by, reason, champion, evidence)
             return self._move(registry, made, after)
 
     def try_append(self, made: Sequence[Deployment], after: int) -> bool:
@@ -169,7 +171,7 @@ class Deployments:
                 )
             if target == champion:
                 return self._arrival(problem, champion)
-            return self._move(registry, _decision(problem, target, "rollback", by, reason, champion))
+            return self._move(registry, make_decision(problem, target, "rollback", by, reason, champion))
 
     def reconcile(self, registry: "Registry", problem: str) -> None:
         """Bring the rows in line with the registry's alias: see the head of this file."""
@@ -201,7 +203,7 @@ class Deployments:
         recorded = self.champion(problem)
         if champion is not None and champion != recorded:
             reason = f"the alias champion was found at v{champion}, moved by other means than Evergreen"
-            self._write(_decision(problem, champion, "deploy", "unknown", reason, recorded), in_force=True)
+            self._write(make_decision(problem, champion, "deploy", "unknown", reason, recorded), in_force=True)
         return champion
 
     def _move(self, registry: "Registry", made: Deployment, after: int | None = None) -> Any:
@@ -289,9 +291,16 @@ def _claim(link: sa.Connection, problem: str, after: int) -> None:
         raise _StaleError
 
 
-def _decision(
-    problem: str, version: int, action: Any, by: str, reason: str, previous: int | None, verdict: "Verdict | None" = None
+def make_decision(
+    problem: str,
+    version: int,
+    action: Any,
+    by: str,
+    reason: str,
+    previous: int | None,
+    evidence: Mapping[str, Any] | None = None,
 ) -> Deployment:
+    """A decision made now. `previous`: the champion before it; `evidence`: values that JSON can hold."""
     return Deployment(
         problem=problem,
         version=version,
@@ -299,7 +308,7 @@ def _decision(
         by=by,
         at=datetime.now(UTC),
         reason=reason,
-        evidence=json.loads(verdict.model_dump_json()) if verdict else {},
+        evidence=dict(evidence or {}),
         previous=previous,
     )
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from evergreen.tasks.config.params import Params, Section
 from evergreen.tasks.core.errors import ModelError
-from evergreen.tasks.core.paths import COMPILED, JUDGED, MODEL, Layout, read_json
+from evergreen.tasks.core.paths import COMPILED, JUDGED, MODEL, Layout, read_json, sha256
 from evergreen.tasks.problems.base import Model
-from evergreen.tasks.release.candidate import Candidate, sha256
+from evergreen.tasks.release.candidate import Candidate
 from evergreen.tasks.release.mlflow_store import MlflowStore, Version, input_types
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ rollback, a direct deployment. A newer version that the gate promotes replaces t
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from evergreen.tasks.config.operations import Rollout
 from evergreen.tasks.core.errors import ModelError
-from evergreen.tasks.release.deployments import Action, Deployment, Deployments
+from evergreen.tasks.release.deployments import Action, Deployment, Deployments, make_decision
 from evergreen.tasks.release.rollout_state import RolloutState, fold
 from evergreen.tasks.release.server_reports import ServerReports
 
@@ -71,7 +71,7 @@ class Rollouts:
                 raise ModelError(f"{problem}: v{version} has no champion to roll out beside; deploy it directly")
             if state and state.candidate == version:
                 return next(row for number, row in rows if number == state.id)
-            made = _decision(problem, version, "begin", by, reason, champion, given)
+            made = make_decision(problem, version, "begin", by, reason, champion, given)
             ended = [_replaced(state, made)] if state else []
             if self.deployments.try_append([*ended, made], rows[-1][0]):
                 return made
@@ -148,25 +148,10 @@ class Rollouts:
     def _write(
         self, state: RolloutState, action: Action, by: str, reason: str, evidence: Mapping[str, Any] | None = None
     ) -> bool:
-        made = _decision(state.problem, state.candidate, action, by, reason, state.champion, evidence or {})
+        made = make_decision(state.problem, state.candidate, action, by, reason, state.champion, evidence or {})
         return self.deployments.try_append([made], state.revision)
 
 
 def _replaced(state: RolloutState, by: Deployment) -> Deployment:
     why = f"replaced by v{by.version}, which is newer"
-    return _decision(state.problem, state.candidate, "abort", by.by, why, state.champion, {"replaced": by.version})
-
-
-def _decision(
-    problem: str, version: int, action: Action, by: str, reason: str, champion: int, evidence: Mapping[str, Any]
-) -> Deployment:
-    return Deployment(
-        problem=problem,
-        version=version,
-        action=action,
-        by=by,
-        at=datetime.now(UTC),
-        reason=reason,
-        evidence=dict(evidence),
-        previous=champion,
-    )
+    return make_decision(state.problem, state.candidate, "abort", by.by, why, state.champion, {"replaced": by.version})

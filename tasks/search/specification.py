@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from evergreen.tasks.config.params import Params, Problem, Tune
-from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.core.paths import Layout, sha256
 from evergreen.tasks.problems.base import Config, Kind, Metric
 from evergreen.tasks.search.space import Space
 from evergreen.tasks.search.time_budget import Clock, Estimate
@@ -90,8 +90,7 @@ def fingerprint(params: Params, problem: str, layout: Layout) -> str:
     data = sorted(path for path in layout.features(problem).rglob("*") if path.is_file())
     for path in [*_code(), *data, *([layout.lock] if layout.lock.exists() else [])]:
         digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(sha256(path).encode())
     return digest.hexdigest()[:16]
 
 

@@ -1,7 +1,7 @@
 """Purchase events: each is stored once or rejected with its reason; lists and scored files use them at once."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -56,18 +56,6 @@ def start(world: World, known: params.Params, model: Any, tmp_path: Path) -> Cal
     """Starts a recommender as another process would: with its own connection to the same log."""
     address = f"sqlite:///{tmp_path / 'live.db'}"
     return lambda: OnlineRecommender(known, "recommend", Layout(world.folder), model, 1, EventLog(address))
-
-
-@pytest.fixture(params=["file", pytest.param("server", marks=pytest.mark.postgres)])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "file":
-        yield f"sqlite:///{tmp_path / 'evergreen.db'}"
-        return
-    address = request.getfixturevalue("postgres")
-    yield address
-    engine = sa.create_engine(address)
-    event_log.METADATA.drop_all(engine)
-    engine.dispose()
 
 
 def event(number: int, **changed: Any) -> Event:

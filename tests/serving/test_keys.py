@@ -1,29 +1,14 @@
 """API keys: a secret is shown once and stored as a hash; a key has scopes, and can be revoked."""
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 from typer.testing import CliRunner
 
 from evergreen.flows.cli.main import app
 from evergreen.serving import keys
 from evergreen.serving.keys import Keys, key_id
 from evergreen.tasks.core.errors import ParamsError, ProjectError
-
-
-@pytest.fixture(params=["file", pytest.param("server", marks=pytest.mark.postgres)])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "file":
-        yield f"sqlite:///{tmp_path / 'evergreen.db'}"
-        return
-    address = request.getfixturevalue("postgres")
-    yield address
-    engine = sa.create_engine(address)
-    keys.TABLE.metadata.drop_all(engine)
-    engine.dispose()
 
 
 def test_a_key_matches_only_its_secret_until_it_is_revoked(address):

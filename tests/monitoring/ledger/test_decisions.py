@@ -1,31 +1,16 @@
 """Monitoring runs and retrainings in a database: each is recorded once, by any number of writers."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 
 from evergreen.monitoring.ledger.decisions import DecisionLog, RetrainingRecord, end_of_day, run_id, summarize
 from evergreen.monitoring.ledger.records import Decision
 from evergreen.tasks.core.errors import ProjectError
 from tests.monitoring.retraining.test_policy import window
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'var' / 'evergreen.db'}"
-        return
-    found = request.getfixturevalue("postgres")
-    yield found
-    engine = sa.create_engine(found)
-    with engine.begin() as link:
-        for name in ("monitoring_runs", "retrainings"):
-            link.execute(sa.text(f"drop table if exists {name}"))
-    engine.dispose()
 
 
 def decided(at: float = 7, retrain: bool = False, reason: str = "no retraining: calm", alarm: bool = False) -> Decision:

@@ -5,9 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -26,18 +24,6 @@ from tests import ROOT
 NOON = datetime(2017, 10, 9, 12, tzinfo=UTC)
 """A Monday."""
 DAY = date(2017, 10, 8)
-
-
-@pytest.fixture(params=["file", pytest.param("server", marks=pytest.mark.postgres)])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "file":
-        yield f"sqlite:///{tmp_path / 'evergreen.db'}"
-        return
-    address = request.getfixturevalue("postgres")
-    yield address
-    engine = sa.create_engine(address)
-    schema.METADATA.drop_all(engine)
-    engine.dispose()
 
 
 @pytest.fixture

@@ -10,11 +10,9 @@ from typing import Any, cast
 
 import polars as pl
 import pytest
-import sqlalchemy as sa
 
 from evergreen.flows import settings, steps
 from evergreen.flows.operations import rollouts as rolls
-from evergreen.monitoring.ledger import predictions as ledgers
 from evergreen.monitoring.ledger.label_matching import Label
 from evergreen.monitoring.ledger.predictions import Ledger, Prediction
 from evergreen.monitoring.rollout import controller
@@ -25,7 +23,6 @@ from evergreen.tasks.config.params import Params
 from evergreen.tasks.core import database
 from evergreen.tasks.core.errors import ModelError
 from evergreen.tasks.problems.prediction_type import Labelled
-from evergreen.tasks.release import deployments, server_reports
 from evergreen.tasks.release.deployments import Deployment
 from evergreen.tasks.release.model_registry import Registry
 from evergreen.tasks.release.rollout_state import SHADOW_SUFFIX, RolloutState
@@ -62,19 +59,6 @@ PARAMS = cast(Params, Known())
 @pytest.fixture
 def names() -> Names:
     return Names(6)
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Of an empty database, in a file and on a server."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'evergreen.db'}"
-        return
-    found = request.getfixturevalue("postgres")
-    yield found
-    engine = sa.create_engine(found)
-    for tables in (deployments.METADATA, server_reports.METADATA, ledgers.METADATA):
-        tables.drop_all(engine)
 
 
 @pytest.fixture
