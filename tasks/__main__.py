@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from evergreen.tasks.config.params import Params
     from evergreen.tasks.core.paths import Layout
 
 STEPS = {
@@ -86,7 +87,7 @@ def _run(step: str, problem: str | None, root: Path) -> int:
     ready = time.perf_counter() - clock
     time_budget.begin()
     try:
-        with sharing(place, step, problem):
+        with sharing(place, step, problem, known):
             result = module.run(known, problem, place)
     except EvergreenError:
         raise
@@ -110,7 +111,7 @@ def _run(step: str, problem: str | None, root: Path) -> int:
 
 
 @contextmanager
-def sharing(place: "Layout", step: str, problem: str | None) -> Iterator[None]:
+def sharing(place: "Layout", step: str, problem: str | None, known: "Params") -> Iterator[None]:
     """Let tune, train and evaluate of a problem share arrays on disk; the last of them removes the files."""
     if problem is None or step not in SHARING:
         yield
@@ -118,7 +119,7 @@ def sharing(place: "Layout", step: str, problem: str | None) -> Iterator[None]:
     from evergreen.tasks.core import step_cache
 
     folder = place.var / "cache" / problem
-    with step_cache.using(folder, place.features(problem)):
+    with step_cache.using(folder, place.features(problem), known.section(problem).features.model_dump_json()):
         yield
     if step == SHARING[-1]:
         step_cache.clear(folder)

@@ -1,6 +1,6 @@
 """Arrays that several steps of one problem need: computed by the first step, read from disk by the next.
 
-A step opens the cache with `using`; outside that block nothing is cached. Files of other data or other code are removed.
+A step opens the cache with `using`; outside that block nothing is cached. Files of other data, settings or code are removed.
 """
 
 import hashlib
@@ -15,22 +15,22 @@ from pathlib import Path
 import numpy as np
 
 from evergreen.tasks.core.errors import StorageError
-from evergreen.tasks.core.paths import writing
+from evergreen.tasks.core.paths import sha256, writing
 
 
 @dataclass
 class _Cache:
     folder: Path
     features: Path
+    settings: str
 
     @cached_property
     def home(self) -> Path:
-        """The folder of these features and this code; folders of others are removed."""
-        digest = hashlib.sha256()
+        """The folder of these features, settings and code; folders of others are removed."""
+        digest = hashlib.sha256(self.settings.encode())
         code = Path(__file__).parents[1] / "problems"
         for path in [*sorted(self.features.rglob("*.parquet")), *sorted(code.rglob("*.py"))]:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(sha256(path).encode())
         home = self.folder / digest.hexdigest()[:16]
         for other in self.folder.iterdir() if self.folder.is_dir() else ():
             if other != home:
@@ -42,9 +42,9 @@ _cache: ContextVar[_Cache | None] = ContextVar("step_cache", default=None)
 
 
 @contextmanager
-def using(folder: Path, features: Path) -> Iterator[None]:
-    """Cache below `folder` what is computed from the files of `features` by the present code."""
-    token = _cache.set(_Cache(folder, features))
+def using(folder: Path, features: Path, settings: str) -> Iterator[None]:
+    """Cache below `folder` what the present code computes from the files of `features` under `settings`, any text."""
+    token = _cache.set(_Cache(folder, features, settings))
     try:
         yield
     finally:
@@ -59,20 +59,23 @@ def clear(folder: Path) -> None:
 def arrays(key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The arrays called `key`: from disk (read-only, memory-mapped), or from `make`. `key` names everything but data and code.
 
-    A full disk is no error: the arrays are then computed each time.
+    A full disk is no error: the arrays are then computed each time. Files that cannot be read are computed again.
     """
     cache = _cache.get()
     if cache is None:
         return make()
     place = cache.home / hashlib.sha256(key.encode()).hexdigest()[:24]
-    if not place.is_dir():
-        made = make()
+    if place.is_dir():
         try:
-            with writing(place) as scratch:
-                scratch.mkdir()
-                for name, values in made.items():
-                    np.save(scratch / f"{name}.npy", values, allow_pickle=False)
-        except StorageError:
-            clear(cache.home)
-        return made
-    return {path.stem: np.asarray(np.load(path, mmap_mode="r", allow_pickle=False)) for path in place.glob("*.npy")}
+            return {path.stem: np.asarray(np.load(path, mmap_mode="r", allow_pickle=False)) for path in place.glob("*.npy")}
+        except (OSError, ValueError):
+            shutil.rmtree(place, ignore_errors=True)
+    made = make()
+    try:
+        with writing(place) as scratch:
+            scratch.mkdir()
+            for name, values in made.items():
+                np.save(scratch / f"{name}.npy", values, allow_pickle=False)
+    except StorageError:
+        clear(cache.home)
+    return made

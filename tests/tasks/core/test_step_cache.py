@@ -17,12 +17,12 @@ def features(tmp_path: Path) -> Path:
     return folder
 
 
-def asked(cache: Path, features: Path, key: str = "a", calls: list[str] | None = None) -> np.ndarray:
+def asked(cache: Path, features: Path, key: str = "a", calls: list[str] | None = None, settings: str = "") -> np.ndarray:
     def make() -> dict[str, np.ndarray]:
         (calls if calls is not None else []).append(key)
         return {"values": np.arange(3.0)}
 
-    with step_cache.using(cache, features):
+    with step_cache.using(cache, features, settings):
         return step_cache.arrays(key, make)["values"]
 
 
@@ -41,6 +41,22 @@ def test_other_data_is_computed_anew_and_the_old_files_go(tmp_path, features):
     asked(tmp_path / "cache", features, calls=calls)
     assert calls == ["a", "a"]
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_other_settings_are_computed_anew(tmp_path, features):
+    calls: list[str] = []
+    for settings in ("horizon_days: 28", "horizon_days: 14"):
+        asked(tmp_path / "cache", features, calls=calls, settings=settings)
+    assert calls == ["a", "a"]
+
+
+def test_a_damaged_file_is_computed_again(tmp_path, features):
+    calls: list[str] = []
+    asked(tmp_path / "cache", features, calls=calls)
+    (file,) = (tmp_path / "cache").rglob("*.npy")
+    file.write_bytes(file.read_bytes()[:20])
+    assert asked(tmp_path / "cache", features, calls=calls).tolist() == [0.0, 1.0, 2.0]
+    assert calls == ["a", "a"]
 
 
 def test_without_a_step_and_on_a_full_disk_the_arrays_are_computed_each_time(tmp_path, features, monkeypatch):

@@ -11,10 +11,11 @@ import pytest
 from scipy import sparse
 
 from evergreen.tasks.config.params import Recommend, Sources
+from evergreen.tasks.core import step_cache
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.model_files import skops_models
 from evergreen.tasks.problems.recommendation.kind import KIND
-from evergreen.tasks.problems.recommender import candidate_generation
+from evergreen.tasks.problems.recommender import candidate_generation, dask_partitions
 from evergreen.tasks.problems.recommender.candidate_generation import Learned, Settings
 from evergreen.tasks.problems.recommender.candidate_sources import SOURCES, Factors, Nearby, Segments, favourites
 from evergreen.tasks.problems.recommender.item_catalogue import mostly_at
@@ -247,3 +248,21 @@ def test_each_switch_that_is_left_open_is_a_dimension_of_the_search():
     assert KIND.space(section())["two_stage"]["with_item_knn"].values == (False,)
     given = section().model_copy(update={"pipeline": Sources.model_validate({"sources": {"item_knn": [True, False]}})})
     assert KIND.space(given)["two_stage"]["with_item_knn"].values == (True, False)
+
+
+def test_steps_that_share_the_cache_learn_from_the_same_examples_and_propose_once(world, tmp_path, monkeypatch):
+    cutoff, proposed = world.fold.train[-1], []
+    propose = dask_partitions.propose
+    monkeypatch.setattr(dask_partitions, "propose", lambda *given: proposed.append(1) or propose(*given))
+
+    def examples(name: str):
+        return world.reload(world.frames, name).examples(cutoff, SETTINGS, 1000, 0)
+
+    plain, label = examples("without")
+    for name, calls in (("first", 2), ("second", 2)):
+        with step_cache.using(tmp_path / "cache", world.folder / "data-in", world.section.features.model_dump_json()):
+            found, same = examples(name)
+        assert len(proposed) == calls
+        np.testing.assert_array_equal(same, label)
+        for each in vars(plain):
+            np.testing.assert_array_equal(getattr(found, each), getattr(plain, each))
