@@ -100,13 +100,13 @@ def split(table: Table, folder: Path, seconds: float) -> Task:
 
 
 def judge(task: Task, answers: pd.DataFrame) -> float:
-    table, truth = task.table, task.test[task.table.target]
+    table, target = task.table, task.test[task.table.target]
     if table.metric == "rmse":
-        return float(root_mean_squared_error(truth, answers["prediction"]))
+        return float(root_mean_squared_error(target, answers["prediction"]))
     if table.metric == "roc_auc":
-        return float(roc_auc_score(truth.astype(str) == table.positive, answers[str(table.positive)]))
+        return float(roc_auc_score(target.astype(str) == table.positive, answers[str(table.positive)]))
     classes = sorted(answers.columns)
-    return float(log_loss(truth.astype(str), answers[classes], labels=classes))
+    return float(log_loss(target.astype(str), answers[classes], labels=classes))
 
 
 def greater_is_better(table: Table) -> bool:

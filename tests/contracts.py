@@ -260,7 +260,7 @@ class LabelledContract(PredictionsContract):
         return cast(Labelled, problems.predictions(self.kind))
 
     def frame(self, predictions: Labelled) -> pl.DataFrame:
-        known = self.rows.with_columns(truth=self.labels, truth_at=pl.lit(None, pl.Datetime("us", "UTC")))
+        known = self.rows.with_columns(label=self.labels, label_at=pl.lit(None, pl.Datetime("us", "UTC")))
         return predictions.as_predicted(known, self.section)
 
     def test_a_wrong_prediction_costs_more_than_a_right_one(self, predictions):
@@ -277,9 +277,9 @@ class LabelledContract(PredictionsContract):
 
     def test_rows_of_the_ledger_are_scored_as_those_of_the_model(self, predictions):
         frame = self.frame(predictions)
-        assert {"entity", "truth", "truth_at"} <= set(frame.columns)
+        assert {"entity", "label", "label_at"} <= set(frame.columns)
         assert np.isfinite(predictions.primary_score(frame, self.section))
-        assert predictions.metrics[0].name in predictions.why_undefined(frame["truth"].head(1))
+        assert predictions.metrics[0].name in predictions.why_undefined(frame["label"].head(1))
 
     def test_labels_are_drawn_for_the_rows_that_are_there_or_it_says_why_not(self, predictions):
         frame = self.frame(predictions)
@@ -291,7 +291,7 @@ class LabelledContract(PredictionsContract):
         assert not isinstance(drawn, str), drawn
         for part in drawn:
             assert set(part["entity"]) <= set(frame["entity"])
-            assert not part["truth"].null_count()
+            assert not part["label"].null_count()
 
 
 class TabularContract(Contract):

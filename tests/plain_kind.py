@@ -66,19 +66,19 @@ class Plain:
         self.predicted.append(cutoff)
         rows = data.filter(pl.col("cutoff") == cutoff)
         said = model.predict(rows.select("x").to_numpy())
-        return pl.DataFrame({"entity": rows["entity"], "prediction": said, "truth": rows["y"]})
+        return pl.DataFrame({"entity": rows["entity"], "prediction": said, "label": rows["y"]})
 
     def score(self, predictions: pl.DataFrame, section: Any) -> dict[str, float]:
-        truth, said = predictions["truth"].to_numpy(), predictions["prediction"].to_numpy()
-        spread = truth.var()
-        error = float(np.mean((truth - said) ** 2)) if len(truth) else np.nan
+        label, said = predictions["label"].to_numpy(), predictions["prediction"].to_numpy()
+        spread = label.var()
+        error = float(np.mean((label - said) ** 2)) if len(label) else np.nan
         return {"rmse": error**0.5, "r2": 1 - error / float(spread) if spread else np.nan}
 
     def score_model(self, model: Any, data: Any, fold: Fold, config: Config, section: Any, seed: int) -> dict[str, float]:
         return {"size": float(np.abs(getattr(model, "coef_", np.zeros(1))).sum())}
 
     def plots(self, predictions: pl.DataFrame, baseline: pl.DataFrame, model: Any, data: Any, section: Any) -> Any:
-        return {"predicted": predictions.select("truth", "prediction")}
+        return {"predicted": predictions.select("label", "prediction")}
 
     def rows(self, data: pl.DataFrame, cutoffs: Sequence[date]) -> int:
         return data.filter(pl.col("cutoff").is_in(list(cutoffs))).height

@@ -37,24 +37,24 @@ def labels(
 ) -> None:
     """Upload ground-truth labels for past predictions; idempotent, late and in any order. A changed label keeps its history."""
     from evergreen.flows import settings
-    from evergreen.monitoring.ledger import labels as truths
+    from evergreen.monitoring.ledger import labels as ledger_labels
     from evergreen.tasks import problems
     from evergreen.tasks.scoring.chunks import read_all
 
     place = find(root)
     params = read_params(place)
     section, kind = params.section(name), problems.predictions(params.kind(name))
-    columns = truths.Columns(truth=label, id=id, entity=entity, time=time, known=known)
-    told = truths.label(settings.ledger(place), name, kind, section, read_all(data), columns)
-    counts = {each: getattr(told, each) for each in ("matched", "pending", "duplicate", "changed")}
+    columns = ledger_labels.Columns(label=label, id=id, entity=entity, time=time, known=known)
+    found = ledger_labels.label(settings.ledger(place), name, kind, section, read_all(data), columns)
+    counts = {each: getattr(found, each) for each in ("matched", "pending", "duplicate", "changed")}
     if as_json:
         print_json(
-            {"problem": name, **counts, "rejected": [{"row": each.index, "reason": each.reason} for each in told.rejected]}
+            {"problem": name, **counts, "rejected": [{"row": each.index, "reason": each.reason} for each in found.rejected]}
         )
         return
-    for each in told.rejected[:SHOWN]:
+    for each in found.rejected[:SHOWN]:
         say(f"row {each.index + 1}: {each.reason}")
     print_table(
         ("matched", "pending", "duplicate", "changed", "rejected"),
-        [[f"{n:,}" for n in (*counts.values(), len(told.rejected))]],
+        [[f"{n:,}" for n in (*counts.values(), len(found.rejected))]],
     )

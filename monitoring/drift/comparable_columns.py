@@ -1,4 +1,4 @@
-"""Features as columns that can be compared: of a ledger's rows, and of rows a version learned from."""
+"""Features as columns that can be compared, of the ledger's rows and of training rows."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from evergreen.tasks.config.params import Role
 from evergreen.tasks.core.columns import is_number, numbers, texts
 
 ITEMS = "_items"
-"""Column with a list's items: its entries are what coverage counts; they are no column to compare."""
+"""Column with the items of a list: coverage counts its entries; drift does not compare it."""
 
 
 def features(frame: pl.DataFrame, roles: Mapping[str, Role], at: pl.Series | None) -> pl.DataFrame:

@@ -1,8 +1,8 @@
-"""Whether a window of production differs from what the version learned from: drift of features, answers and truths.
+"""Drift of features, predictions and labels between a window of production and the reference data.
 
-Statistics are Evidently's; whether one is large is told by draws without drift from the reference itself
-(drift.null_distribution), all
-columns considered together (Benjamini and Hochberg, at a level at which false_alarm_rate of undrifted windows show anything).
+Statistics are Evidently's. Thresholds come from draws without drift from the reference itself (drift.null_distribution), for
+all columns jointly (Benjamini and Hochberg, at the level at which a share false_alarm_rate of windows without drift raises an
+alarm).
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ import polars as pl
 
 from evergreen.monitoring.drift import comparable_columns, histograms, null_distribution
 from evergreen.monitoring.drift.comparable_columns import ITEMS
-from evergreen.monitoring.drift.histograms import Bins, Categories, Form, Sketch
+from evergreen.monitoring.drift.histograms import Bins, Categories, Form, Histogram
 from evergreen.monitoring.drift.reference_data import Part, PartName, Reference, moments
 from evergreen.monitoring.ledger.records import Aspect, Change, Drift
 from evergreen.tasks import problems
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from evergreen.monitoring.ledger.predictions import Predictions
 
 CERTAIN = 1e-12
-"""p of what cannot be without drift, such as a column that is gone."""
+"""p of a change that only drift explains, such as a missing column."""
 TRIES = 20
 """Coverage is the mean over so many draws of lists from the window."""
 
@@ -52,7 +52,7 @@ class Test:
 
 
 def compare(reference: Reference, predicted: "Predictions", policy: Monitor, seed: int) -> Drift:
-    """`predicted` beside `reference`: every change, alarms first. With too few rows nothing is said."""
+    """Changes from `reference` to `predicted`, alarms first; none with fewer than policy.min_rows rows."""
     rows = predicted.rows.height
     if rows < policy.min_rows:
         why = f"{rows} predictions; min_rows = {policy.min_rows} are needed"
@@ -72,13 +72,13 @@ def compare(reference: Reference, predicted: "Predictions", policy: Monitor, see
 
 
 def completed(layout: Layout, reference: Reference, predicted: "Predictions") -> "Predictions":
-    """`predicted` with what the features of the project know of them, such as what lists repeat."""
+    """`predicted` with columns from the project's features, such as the share of repeats in a list."""
     kind, folder = problems.predictions(reference.facts.kind), layout.features(reference.facts.problem)
     return replace(predicted, rows=kind.with_history(predicted.rows, folder))
 
 
 def report(reference: Reference, predicted: "Predictions", drift: Drift, path: Path, seed: int) -> Path:
-    """Write the Evidently report of `predicted` beside `reference`, for people to read: what drifts most comes first.
+    """Write the Evidently report of `predicted` and `reference`, the largest drift first.
 
     Returns `path`.
     """
@@ -105,7 +105,7 @@ def _side_by_side(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
 
 
 def sides(reference: Reference, predicted: "Predictions") -> list[tuple[PartName, pl.DataFrame, pl.Series]]:
-    """Part -> its columns in the window, and which rows of the window they are of."""
+    """Part, its columns in the window, and which rows of the window they cover."""
     facts, rows = reference.facts, predicted.rows
     kind = problems.predictions(facts.kind)
     every = pl.Series([True] * rows.height, dtype=pl.Boolean)
@@ -113,16 +113,16 @@ def sides(reference: Reference, predicted: "Predictions") -> list[tuple[PartName
     found: list[tuple[PartName, pl.DataFrame, pl.Series]] = []
     if "features" in reference.parts:
         found.append(("features", points, every))
-    if "answers" in reference.parts:
-        found.append(("answers", kind.comparable(rows, points, facts.reads), every))
-    if "truths" in reference.parts and "label" in rows.columns:
+    if "predictions" in reference.parts:
+        found.append(("predictions", kind.comparable(rows, points, facts.context), every))
+    if "labels" in reference.parts and "label" in rows.columns:
         known = rows["label"].is_not_null()
-        found.append(("truths", kind.comparable_labels(rows["label"].filter(known)), known))
+        found.append(("labels", kind.comparable_labels(rows["label"].filter(known)), known))
     return found
 
 
 def _size(frame: pl.DataFrame, entity: pl.Series | None) -> int:
-    """Entities in the window; a row about nobody counts as one."""
+    """Entities in the window; a row without entity counts as one."""
     if entity is None:
         return frame.height
     return entity.drop_nulls().n_unique() + entity.null_count()
@@ -199,12 +199,12 @@ def _coverage(side: Part, lists: pl.Series, size: int, drawn: np.ndarray, seed: 
 def _what(part: PartName, kind: KindName) -> Aspect:
     if part == "features":
         return "feature"
-    if part == "truths":
+    if part == "labels":
         return "label"
     return problems.predictions(kind).aspect
 
 
-def _of_column(name: str, what: Aspect, bins: Bins, was: Sketch, now: Sketch, drawn: dict[str, np.ndarray]) -> list[Test]:
+def _of_column(name: str, what: Aspect, bins: Bins, was: Histogram, now: Histogram, drawn: dict[str, np.ndarray]) -> list[Test]:
     found = []
     if was.present and now.present:
         found.append(_values(name, what, bins, was, now, drawn))
@@ -225,7 +225,7 @@ def _share(name: str, what: Aspect, value: float, reason: str, drawn: np.ndarray
     return Test(name, what, "share", value, float(p[0]), value, reason, drawn, p[1:])
 
 
-def _values(name: str, what: Aspect, bins: Bins, was: Sketch, now: Sketch, drawn: dict[str, np.ndarray]) -> Test:
+def _values(name: str, what: Aspect, bins: Bins, was: Histogram, now: Histogram, drawn: dict[str, np.ndarray]) -> Test:
     mine, other = (each.counts / each.present for each in (now, was))
     if isinstance(bins, Categories):
         value, effect = float(histograms.jensenshannon(mine, other)), float(histograms.variation(mine, other))

@@ -1,4 +1,4 @@
-"""Sketches of columns: histograms of fixed bins with sums, so that windows add up and no row is read twice.
+"""Histograms of columns, with fixed bins and sums, so that windows add up and each row is read once.
 
 The bins of a column are made once, from the reference. For numbers they give the normed Wasserstein distance exactly, but for
 bins in which the two distribution functions cross, and the Kolmogorov-Smirnov distance at the edges.
@@ -36,7 +36,7 @@ class Codes:
     bin: np.ndarray
     """Of each row that has a value, int."""
     beyond: np.ndarray
-    """How far its value lies above the lower edge of the bin (below: negative); zeros for a category."""
+    """Distance of each value from the lower edge of its bin (below: negative); zeros for a category."""
     place: np.ndarray
     """Which rows have a value: numbers of rows."""
     rows: int
@@ -46,8 +46,8 @@ class Codes:
 
 
 @dataclass(frozen=True, eq=False)
-class Sketch:
-    """What a check needs to know of one column of a window. Sketches of the same bins add up."""
+class Histogram:
+    """One column of a window. Histograms of the same bins add up."""
 
     rows: int
     odd: int
@@ -56,8 +56,8 @@ class Sketch:
     beyond: np.ndarray
     """Sum per bin of Codes.beyond."""
 
-    def __add__(self, other: "Sketch") -> "Sketch":
-        return Sketch(self.rows + other.rows, self.odd + other.odd, self.counts + other.counts, self.beyond + other.beyond)
+    def __add__(self, other: "Histogram") -> "Histogram":
+        return Histogram(self.rows + other.rows, self.odd + other.odd, self.counts + other.counts, self.beyond + other.beyond)
 
     @property
     def present(self) -> int:
@@ -110,13 +110,13 @@ class Numbers:
         bins = np.searchsorted(self.edges, found, side="left")
         return Codes(bins, found - self.edges[np.maximum(bins - 1, 0)], place, len(values), odd)
 
-    def sketch(self, values: pl.Series) -> Sketch:
-        return _counted(self.code(values), self.bins)
+    def histogram(self, values: pl.Series) -> Histogram:
+        return _count(self.code(values), self.bins)
 
-    def mean(self, sketch: Sketch) -> float:
+    def mean(self, histogram: Histogram) -> float:
         """Of the values; NaN where there are none."""
         lower = self.edges[np.maximum(np.arange(self.bins) - 1, 0)]
-        return float((sketch.counts @ lower + sketch.beyond.sum()) / sketch.present) if sketch.present else math.nan
+        return float((histogram.counts @ lower + histogram.beyond.sum()) / histogram.present) if histogram.present else math.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,8 +159,8 @@ class Categories:
         bins = rows.join(known, on="name", how="left", maintain_order="left")["bin"].fill_null(lost).to_numpy()
         return Codes(bins, np.zeros(len(bins)), rows["row"].to_numpy().astype(np.int64), len(values))
 
-    def sketch(self, values: pl.Series) -> Sketch:
-        return _counted(self.code(values), self.bins)
+    def histogram(self, values: pl.Series) -> Histogram:
+        return _count(self.code(values), self.bins)
 
     def label(self, place: int) -> str:
         """What bin `place` stands for."""
@@ -171,15 +171,15 @@ _KNOWN = {"name": pl.String, "bin": pl.Int64}
 Bins = Numbers | Categories
 
 
-def _counted(codes: Codes, bins: int) -> Sketch:
+def _count(codes: Codes, bins: int) -> Histogram:
     counts = np.bincount(codes.bin, minlength=bins).astype(float)
     beyond = np.bincount(codes.bin, codes.beyond, minlength=bins)
-    return Sketch(codes.rows, codes.odd, counts, beyond)
+    return Histogram(codes.rows, codes.odd, counts, beyond)
 
 
-def profile(frame: pl.DataFrame, bins: Mapping[str, Bins]) -> dict[str, Sketch]:
-    """Column -> sketch, of the columns of `bins` that are in `frame`: one pass, linear in rows."""
-    return {name: each.sketch(frame[name]) for name, each in bins.items() if name in frame.columns}
+def profile(frame: pl.DataFrame, bins: Mapping[str, Bins]) -> dict[str, Histogram]:
+    """Column -> histogram, of the columns of `bins` that are in `frame`: one pass, linear in rows."""
+    return {name: each.histogram(frame[name]) for name, each in bins.items() if name in frame.columns}
 
 
 def wasserstein(

@@ -1,4 +1,4 @@
-"""What the statistics of drift are where nothing drifts: draws of a window and of a reference from the reference itself.
+"""Null distributions of the drift statistics: a window and a reference drawn from the reference itself.
 
 Both are drawn by entity, with all of its rows (of one week, for a window), since the rows of one entity resemble each other.
 Weeks differ without drift too: to the window of each draw is added how one week of the reference lies apart from the others,

@@ -1,7 +1,7 @@
-"""What production is compared with: a sample of what a version learned from, with its answers, its truths and what it leans on.
+"""Reference data of a version: a sample of its training features, predictions and labels, with feature importance.
 
-A reference stands in var/monitoring/PROBLEM/vN/ and is read without the model. Its rows are drawn by entity, an entity with all
-its rows; each row knows its week (the cutoff, or the week of its time), so that what differs between weeks is no drift.
+A reference is stored in var/monitoring/PROBLEM/vN/ and is read without the model. Entities are sampled, each with all its rows.
+Each row has its week (the cutoff, or the week of its time), so that differences between weeks do not count as drift.
 """
 
 import json
@@ -17,7 +17,7 @@ import polars as pl
 
 from evergreen.monitoring.drift import comparable_columns, histograms, null_distribution
 from evergreen.monitoring.drift.comparable_columns import ITEMS
-from evergreen.monitoring.drift.histograms import Bins, Categories, Codes, Form, Numbers, Sketch
+from evergreen.monitoring.drift.histograms import Bins, Categories, Codes, Form, Histogram, Numbers
 from evergreen.monitoring.ledger.predictions import Predictions
 from evergreen.tasks import problems
 from evergreen.tasks.config.base import Section
@@ -30,20 +30,20 @@ from evergreen.tasks.problems.base import Model
 log = logging.getLogger(__name__)
 
 ENTITY, WEEK = "_entity", "_week"
-"""Columns of every part beside those that are compared; null where a row is about nobody, or of no week."""
+"""Columns of each part that are not compared; null for a row without entity or week."""
 FEWEST_IN_WEEK = 10
-"""Weeks with fewer rows are too few to say how weeks differ."""
+"""Fewest rows of a week that counts as a week of its own."""
 LISTS = 300
-"""Coverage is counted over so many lists at most, since it grows with their number."""
-PartName = Literal["features", "answers", "truths"]
-PARTS: tuple[PartName, ...] = ("features", "answers", "truths")
+"""Most lists that coverage is computed from, since it grows with their number."""
+PartName = Literal["features", "predictions", "labels"]
+PARTS: tuple[PartName, ...] = ("features", "predictions", "labels")
 Draws = dict[tuple[str, str], np.ndarray]
 """(column, statistic) -> its value in each draw without drift."""
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One side of the problem: rows with ENTITY, WEEK and the columns that are compared."""
+    """Features, predictions or labels: rows with ENTITY, WEEK and the columns that are compared."""
 
     rows: pl.DataFrame
     forms: Mapping[str, Form]
@@ -51,7 +51,7 @@ class Part:
 
     @cached_property
     def entity(self) -> np.ndarray:
-        """Code of each row's entity; a row about nobody is one of its own."""
+        """Code of each row's entity; a row without entity has a code of its own."""
         named = self.rows[ENTITY]
         codes = named.rank("dense").fill_null(0).to_numpy().astype(np.int64)
         alone = named.is_null().to_numpy()
@@ -76,7 +76,7 @@ class Part:
         }
 
     @cached_property
-    def profile(self) -> dict[str, Sketch]:
+    def profile(self) -> dict[str, Histogram]:
         return histograms.profile(self.rows, self.bins)
 
     def draw(self, size: int, draws: int, seed: int) -> Draws:
@@ -115,7 +115,7 @@ class Part:
 
 
 class Facts(Section):
-    """What reference.json holds of a reference beside its rows."""
+    """reference.json: the reference without its rows."""
 
     problem: str
     version: int
@@ -125,8 +125,8 @@ class Facts(Section):
     forms: dict[PartName, dict[str, Form]]
     roles: dict[str, Role]
     """Of the features of a plain table."""
-    reads: dict[str, Any]
-    """What it takes to read answers: see monitoring.drift.comparable_columns."""
+    context: dict[str, Any]
+    """Facts of training that predictions are compared by; see PredictionType.context."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +134,7 @@ class Reference:
     facts: Facts
     parts: Mapping[PartName, Part]
     folder: Path | None = None
-    """Where it stands; None: nowhere yet, and then null draws are kept in memory alone."""
+    """Where it is stored; None: not stored, and null draws stay in memory."""
     _drawn: dict[tuple[PartName, int, int, int], Draws] = field(default_factory=dict)
 
     @property
@@ -155,7 +155,7 @@ class Reference:
         return self._drawn[key]
 
     def save(self, folder: Path) -> "Reference":
-        """Write it to `folder`, whole or not at all. Returns the one that stands there."""
+        """Write it to `folder` atomically. Returns the stored one."""
         with writing(folder) as scratch:
             scratch.mkdir(parents=True)
             for name, part in self.parts.items():
@@ -170,7 +170,7 @@ def _read_or_make(path: Path | None, make: Callable[[], Draws]) -> Draws:
             with np.load(path, allow_pickle=False) as kept:
                 return {tuple(json.loads(str(name))): row for name, row in zip(kept["names"], kept["values"], strict=True)}  # pyright: ignore[reportReturnType]
         except (OSError, ValueError, KeyError) as error:
-            log.warning("%s: is damaged and drawn again: %s", path, error)
+            log.warning("%s: is damaged and computed again: %s", path, error)
     found = make()
     if path is not None and found:
         names = np.array([json.dumps(each) for each in found])
@@ -180,7 +180,7 @@ def _read_or_make(path: Path | None, make: Callable[[], Draws]) -> Draws:
 
 
 def place(layout: Layout, problem: str, version: int) -> Path:
-    """Where the reference of a version stands."""
+    """Folder of the reference of a version."""
     return layout.var / "monitoring" / problem / f"v{version}"
 
 
@@ -197,7 +197,7 @@ def load(layout: Layout, problem: str, version: int) -> Reference | None:
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         raise ProjectError(
             f"{folder}: the reference of {problem} v{version} is damaged: {str(error).splitlines()[0]}. "
-            "Remove the folder; the next look makes it again."
+            "Remove the folder; the next monitoring run builds it again."
         ) from error
     return Reference(facts, parts, folder)
 
@@ -210,13 +210,13 @@ def of(
     *,
     importance: Mapping[str, float] | None = None,
     roles: Mapping[str, Role] | None = None,
-    reads: Mapping[str, Any] | None = None,
+    context: Mapping[str, Any] | None = None,
     rows: int = Monitor().reference_rows,
     seed: int = 0,
 ) -> Reference:
-    """A reference of frames, each with ENTITY and WEEK (either may be null throughout) beside what is compared.
+    """A reference of frames with ENTITY, WEEK (either may be all null) and the columns that are compared.
 
-    `importance`, `roles`, `reads`: see Facts. `rows`: most of each part that are kept, by entity.
+    `importance`, `roles`, `context`: see Facts. `rows`: most rows of each part, sampled by entity.
     """
     parts: dict[PartName, Part] = {}
     for name in PARTS:
@@ -231,7 +231,7 @@ def of(
         importance=dict(importance or {}),
         forms={name: dict(part.forms) for name, part in parts.items()},
         roles=dict(roles or {}),
-        reads=dict(reads or {}),
+        context=dict(context or {}),
     )
     return Reference(facts, parts)
 
@@ -245,29 +245,31 @@ def of_predicted(
     judged: Predictions | None = None,
     importance: Mapping[str, float] | None = None,
     roles: Mapping[str, Role] | None = None,
-    reads: Mapping[str, Any] | None = None,
+    context: Mapping[str, Any] | None = None,
     rows: int = Monitor().reference_rows,
     seed: int = 0,
 ) -> Reference:
-    """A reference of rows as the ledger holds them: features and truths of those that were learned from, answers of those that
-    were `judged` (None: of the same).
+    """A reference of rows in the ledger's format: features and labels of the training rows, predictions of the `judged` rows
+    (None: of the training rows).
 
-    Of rows, the columns entity, cutoff (else at) and label are looked at, and those of the answers.
+    Reads the columns entity, cutoff (else at), label and those of the predictions.
     """
     judged, roles, predictions = judged or learned, roles or {}, problems.predictions(kind)
     points = comparable_columns.features(judged.features, roles, moments(judged.rows)) if judged.features.width else None
-    reads = {**(reads or {}), **predictions.context_of_rows(judged.rows, points)}
-    sides: dict[PartName, pl.DataFrame] = {"answers": _beside(judged.rows, predictions.comparable(judged.rows, points, reads))}
+    context = {**(context or {}), **predictions.context_of_rows(judged.rows, points)}
+    sides: dict[PartName, pl.DataFrame] = {
+        "predictions": _beside(judged.rows, predictions.comparable(judged.rows, points, context))
+    }
     if learned.features.width:
         sides["features"] = _beside(learned.rows, comparable_columns.features(learned.features, roles, moments(learned.rows)))
     if "label" in learned.rows.columns:
         known = learned.rows.filter(pl.col("label").is_not_null())
-        sides["truths"] = _beside(known, predictions.comparable_labels(known["label"]))
-    return of(problem, version, kind, sides, importance=importance, roles=roles, reads=reads, rows=rows, seed=seed)
+        sides["labels"] = _beside(known, predictions.comparable_labels(known["label"]))
+    return of(problem, version, kind, sides, importance=importance, roles=roles, context=context, rows=rows, seed=seed)
 
 
 def moments(rows: pl.DataFrame) -> pl.Series | None:
-    """When each row was true: at, else the end of its cutoff; None where neither is known."""
+    """Time of each row: at, else the end of its cutoff; None where neither is known."""
     found = [pl.col(name).cast(pl.Datetime("us")) for name in ("at", "cutoff") if name in rows.columns]
     when = rows.select(pl.coalesce(*found)).to_series() if found else None
     return when if when is not None and when.null_count() < len(when) else None
@@ -296,10 +298,10 @@ def build(
     card: Mapping[str, Any] | None = None,
     seed: int | None = None,
 ) -> Reference:
-    """The reference of a version, made of the features it learned from and the answers it was judged by, and saved.
+    """Build and save the reference of a version, from its training features and its predictions in evaluation.
 
-    `card`: its model.json (None: that of the newest model of the problem). `model`: asked for its answers where the rows it was
-    judged by are those of another version; None: then answers are not compared. Raises StepError where there are no features.
+    `card`: its model.json (None: that of the problem's newest model). `model`: predicts the training rows if the stored
+    evaluation is of another version; None: predictions are not compared then. Raises StepError where features are missing.
     """
     section, kind = params.section(problem), params.kind(problem)
     told: Mapping[str, Any] = read_json(layout.model(problem) / "model.json") if card is None else card
@@ -308,7 +310,7 @@ def build(
         raise StepError(f"{problem}: has no features to be a reference; run evergreen train {problem}")
     importance = weighed(told, layout.report(problem) / "explanation" / "explanation.json")
     predictions, folder = problems.predictions(kind), layout.features(problem)
-    reads, roles = predictions.context(folder, told), section.features.roles
+    context, roles = predictions.context(folder, told), section.features.roles
     rows = predictions.stored_rows(folder, section, told)
     if rows is None:
         learned, judged = _evaluated_alone(problem, layout, told), None
@@ -316,7 +318,16 @@ def build(
         learned, judged = _rows(problem, kind, rows, layout, model, told)
     most = section.monitor.reference_rows
     found = of_predicted(
-        problem, version, kind, learned, judged=judged, importance=importance, roles=roles, reads=reads, rows=most, seed=seed
+        problem,
+        version,
+        kind,
+        learned,
+        judged=judged,
+        importance=importance,
+        roles=roles,
+        context=context,
+        rows=most,
+        seed=seed,
     )
     return found.save(place(layout, problem, version))
 
@@ -334,7 +345,7 @@ def _evaluated_alone(problem: str, layout: Layout, card: Mapping[str, Any]) -> P
 def _rows(
     problem: str, kind: KindName, rows: pl.DataFrame, layout: Layout, model: Model | None, card: Mapping[str, Any]
 ) -> tuple[Predictions, Predictions | None]:
-    """What was learned from, and what was judged by where that is known; else the former has the answers of `model`."""
+    """Training rows, and evaluated rows where they are known; else the training rows with predictions of `model`."""
     names = [name for name in card["features"] if name in rows.columns]
     kept = rows.filter("learned")
     learned = Predictions(kept.select("entity", "cutoff", "at", "label"), kept.select(names))
@@ -351,12 +362,12 @@ def _rows(
 
 
 def _answered(kind: Any, model: Model, features: pl.DataFrame) -> pl.DataFrame:
-    """What `model` says to rows of features."""
+    """Predictions of `model` for rows of features."""
     return pl.DataFrame(kind.predict_rows(model, features.to_pandas()))
 
 
 def _said(layout: Layout, problem: str, card: Mapping[str, Any]) -> pl.DataFrame | None:
-    """What the version said of rows it had not learned from, as a ledger's rows are; None where that is of another version."""
+    """Out-of-fold predictions of the version, in the ledger's format; None where they are of another version."""
     folder = layout.report(problem) / "evaluation"
     if not (folder / "evaluation.json").exists() or not (folder / "predictions.parquet").exists():
         return None
@@ -369,8 +380,9 @@ def _said(layout: Layout, problem: str, card: Mapping[str, Any]) -> pl.DataFrame
 
 
 def weighed(card: Mapping[str, Any], explanation: Path) -> dict[str, float]:
-    """Feature -> share of the importance: the larger of what the model itself says and of what its score loses when the column
-    is shuffled. Empty where neither is known."""
+    """Feature -> share of the importance: the larger of the model's own and of the permutation importance.
+
+    Empty where neither is known."""
     shuffled = {}
     if explanation.exists():
         told = read_json(explanation)

@@ -1,4 +1,4 @@
-"""Truths from outside the ledger: those of a file, and those that the project's own data hold once a horizon has passed."""
+"""Labels of predictions: uploaded in a file, or read from the project's data once the horizon has passed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,45 +16,44 @@ from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.core.suggestions import nearest
 from evergreen.tasks.problems.prediction_type import Labelled, PredictionType
 
-AGAIN = timedelta(days=28)
-"""Truths that became known so lately are looked up again: rows come late, and rows are mended."""
+RECHECK = timedelta(days=28)
+"""Labels known for less than this are read again: rows arrive late, and rows are corrected."""
 
 ID = ("id", "prediction_id")
-TRUTH = ("truth", "target", "label", "value")
+LABEL = ("label", "target", "truth", "value")
 TIME = ("cutoff", "at", "time")
 KNOWN = ("known_at",)
-"""What columns of a file of truths are called, where params and the caller do not say."""
+"""Usual column names in a file of labels, where neither params nor the caller names one."""
 
 
 def collect(params: Params, problem: str, layout: Layout, ledger: Ledger, as_of: date) -> int:
-    """Write the truths of the predictions in `ledger` whose horizon had passed at the end of `as_of`; returns how many are new
-    or changed.
+    """Write the labels of predictions in `ledger` whose horizon had passed at the end of `as_of`.
 
-    They are those of the labels that features are built with: of the days 1 to `horizon_days` after the last day that the
-    features knew, or after the day on which an answer was asked for. A target comes from data/tables, so the answers may be of
-    any day; what users of a recommender bought comes from its features. A truth is known at the end of the last of those days,
-    or when monitor.label_delay_days says. A problem of a plain table, and one without target, has none here.
+    Returns the number of new and changed labels. A label covers the days 1 to `horizon_days` after the cutoff, or after the day
+    of the request. Targets come from data/tables, so predictions may be of any day; purchases of a recommender's users come
+    from its features. A label is known at the end of its last day, or after monitor.label_delay_days. A problem of a plain
+    table, and one without target, has no labels here.
     """
     section, kind = params.section(problem), problems.predictions(params.kind(problem))
     horizon = section.features.label_horizon_days
     if horizon is None or not isinstance(kind, Labelled):
         return 0
     after = timedelta(days=max(horizon, section.monitor.label_delay_days or 0))
-    asked = ledger.unlabelled(problem, until=as_of - after, recheck_after=as_of - after - AGAIN)
+    asked = ledger.unlabelled(problem, until=as_of - after, recheck_after=as_of - after - RECHECK)
     if asked.is_empty():
         return 0
     tables = {name: layout.table(name) for name in section.features.tables}
     times = {name: params.ingest[name].time for name in tables}
     with problems.naming(problem):
         found = kind.find_labels(asked, section, tables, times, layout.features(problem), as_of)
-    told = ledger.add_labels(
+    counts = ledger.add_labels(
         problem,
         [
             Label(value, entity=entity, at=day, known_at=datetime.combine(day + after, time.max, UTC))
             for entity, day, value in found
         ],
     )
-    return told.matched + told.pending + told.changed
+    return counts.matched + counts.pending + counts.changed
 
 
 # Of a file
@@ -62,9 +61,9 @@ def collect(params: Params, problem: str, layout: Layout, ledger: Ledger, as_of:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a file of truths. None: by their usual names and by those in params."""
+    """The columns of a file of labels. None: by their usual names and by those in params."""
 
-    truth: str | None = None
+    label: str | None = None
     id: str | None = None
     entity: str | None = None
     time: str | None = None
@@ -74,31 +73,31 @@ class Columns:
 def label(
     ledger: Ledger, problem: str, kind: PredictionType, section: Problem, rows: pl.DataFrame, columns: Columns = Columns()
 ) -> LabelCounts:
-    """Write the truths of a file: each row names its prediction by id, or by entity and time, and says what turned out.
+    """Write the labels of a file: each row names its prediction by id, or by entity and time, and holds its label.
 
-    Rows that cannot be kept are refused one by one, by their place from 0. Raises DataError where a column that is needed is
-    not there, ParamsError for a problem where nothing is ever true.
+    Invalid rows are rejected one by one, by their place from 0. Raises DataError where a needed column is missing, ParamsError
+    for a kind without labels.
     """
     if not isinstance(kind, Labelled):
-        raise ParamsError(f"{problem}: is a problem of {kind.name}, where nothing turns out true or false; name another one")
+        raise ParamsError(f"{problem}: is a problem of {kind.name}, which has no labels; name another problem")
     chosen = _choose(rows, section, columns)
-    truths, places, refused = list[Label](), list[int](), list[RejectedLabel]()
+    found, places, rejected = list[Label](), list[int](), list[RejectedLabel]()
     for place, row in enumerate(rows.select(pl.col(each).alias(name) for name, each in chosen.items()).iter_rows(named=True)):
         try:
-            truths.append(_truth(row, kind))
+            found.append(_parse(row, kind))
             places.append(place)
         except ValueError as error:
-            refused.append(RejectedLabel(place, str(error)))
-    told = ledger.add_labels(problem, truths)
-    refused += [RejectedLabel(places[each.index], each.reason) for each in told.rejected]
-    return replace(told, rejected=tuple(sorted(refused, key=lambda each: each.index)))
+            rejected.append(RejectedLabel(place, str(error)))
+    counts = ledger.add_labels(problem, found)
+    rejected += [RejectedLabel(places[each.index], each.reason) for each in counts.rejected]
+    return replace(counts, rejected=tuple(sorted(rejected, key=lambda each: each.index)))
 
 
 def _choose(rows: pl.DataFrame, section: Problem, asked: Columns) -> dict[str, str]:
-    """truth, id, entity, time and known -> the column of `rows`. Raises DataError where one is missing."""
+    """label, id, entity, time and known -> the column of `rows`. Raises DataError where one is missing."""
     features, entity = section.features, section.features.entity
     usual = {
-        "truth": (*TRUTH, features.target_column),
+        "label": (*LABEL, features.target_column),
         "id": ID,
         "entity": (entity,),
         "time": (*TIME, features.time_column),
@@ -113,8 +112,8 @@ def _choose(rows: pl.DataFrame, section: Problem, asked: Columns) -> dict[str, s
         elif there := [name for name in names if name in rows.columns]:
             found[role] = there[0]
     shown = ", ".join(rows.columns) or "(none)"
-    if "truth" not in found:
-        raise DataError(f"columns {shown}: none is called {', '.join(filter(None, usual['truth']))}; name it with --truth")
+    if "label" not in found:
+        raise DataError(f"columns {shown}: none is called {', '.join(filter(None, usual['label']))}; name it with --label")
     if "id" not in found and not {"entity", "time"} <= found.keys():
         raise DataError(
             f"columns {shown}: which prediction is a row about? It needs id, or {entity or 'an entity (--entity)'} and cutoff "
@@ -123,13 +122,13 @@ def _choose(rows: pl.DataFrame, section: Problem, asked: Columns) -> dict[str, s
     return found
 
 
-def _truth(row: Mapping[str, Any], kind: Labelled) -> Label:
-    """Raises ValueError, saying why, for a row that says nothing."""
+def _parse(row: Mapping[str, Any], kind: Labelled) -> Label:
+    """Raises ValueError with the reason for an invalid row."""
     named = {name: _key(row.get(name)) for name in ("id", "entity")}
     known = _moment("known_at", row.get("known"))
     if known is not None and not isinstance(known, datetime):
         known = datetime.combine(known, time.max)
-    return Label(kind.parse_label(row["truth"]), **named, at=_moment("time", row.get("time")), known_at=known)
+    return Label(kind.parse_label(row["label"]), **named, at=_moment("time", row.get("time")), known_at=known)
 
 
 def _key(given: Any) -> str | None:

@@ -36,7 +36,7 @@ def estimated(
     if rows < MIN_ROWS:
         return unscored(rows, f"{rows} predictions; a score needs {MIN_ROWS}")
     some, narrower = scoring.subsample(frame, seed)
-    drawn = kind.draw_labels(some, [each.filter(pl.col("truth").is_not_null()) for each in known], DRAWS, seed)
+    drawn = kind.draw_labels(some, [each.filter(pl.col("label").is_not_null()) for each in known], DRAWS, seed)
     if isinstance(drawn, str):
         return unscored(rows, drawn)
     scores = np.array([kind.primary_score(part, section) for part in drawn])

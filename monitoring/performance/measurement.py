@@ -32,7 +32,7 @@ def measure(
 ) -> Performance | None:
     """The performance of one version at the end of the last of `windows` (oldest first). None for a kind without labels.
 
-    `expected`: its score when it was evaluated. `known`: rows of `Kind.predict` that it did not learn from, with their truth,
+    `expected`: its score when it was evaluated. `known`: rows of `Kind.predict` that it did not learn from, with their label,
     such as those of its evaluation; the estimate learns from them and from the windows before the last. The same seed gives
     the same intervals.
     """
@@ -62,7 +62,7 @@ def _newest_mature(frames: Sequence[pl.DataFrame]) -> int:
 
 
 def _labels(frame: pl.DataFrame) -> int:
-    return frame.height - frame["truth"].null_count()
+    return frame.height - frame["label"].null_count()
 
 
 def _labelled_share(frame: pl.DataFrame) -> float:
@@ -80,7 +80,7 @@ class CohortScorer:
         """Realised, and as estimated from earlier cohorts of the version by the labels that were known at `until`."""
         frame = to_scorable(self._kind, self._section, predicted)
         earlier = self._earlier.setdefault(predicted.rows["version"][0], [])
-        known = [each.filter(pl.col("truth_at") <= until) for each in earlier]
+        known = [each.filter(pl.col("label_at") <= until) for each in earlier]
         earlier[:] = [*earlier[1 - MAX_EARLIER :], frame]
         found = realised(self._kind, self._section, frame, self._seed)
         return found, estimated(self._kind, self._section, frame, known, self._seed)

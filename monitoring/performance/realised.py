@@ -16,13 +16,13 @@ def realised(kind: Labelled, section: Problem, frame: pl.DataFrame, seed: int = 
     """The score of those rows of `to_scorable` that have a label, with its bootstrap interval over entities."""
     if frame.is_empty():
         return NO_PREDICTIONS
-    frame = frame.filter(pl.col("truth").is_not_null())
+    frame = frame.filter(pl.col("label").is_not_null())
     rows = frame.height
     if rows < MIN_ROWS:
-        return unscored(rows, "no truth is known yet" if not rows else f"{rows} truths are known; a score needs {MIN_ROWS}")
+        return unscored(rows, "no label is known yet" if not rows else f"{rows} labels are known; a score needs {MIN_ROWS}")
     score = kind.primary_score(frame, section)
     if not math.isfinite(score):
-        return unscored(rows, kind.why_undefined(frame["truth"]))
+        return unscored(rows, kind.why_undefined(frame["label"]))
     some, narrower = scoring.subsample(frame, seed)
     resampled = [kind.primary_score(part, section) for (part,) in bootstrap.draw([some], DRAWS, seed)]
     return scoring.with_interval(score, resampled, rows, narrower, section.evaluate.confidence)

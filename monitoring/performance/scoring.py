@@ -21,12 +21,12 @@ NO_PREDICTIONS = Estimate(score=None, low=None, high=None, rows=0, reason="no pr
 
 
 def to_scorable(kind: Labelled, section: Problem, predicted: Predictions) -> pl.DataFrame:
-    """The rows as `Kind.predict` gives them, in their order: entity, truth and truth_at (null where unknown), the prediction.
+    """The rows as `Kind.predict` gives them, in their order: entity, label and label_at (null where unknown), the prediction.
 
-    Of lists entity, truth (items bought) and the metric of each; null for a user who bought nothing. A row without entity has
-    one of its own. Labels that cannot be ones of this kind, such as a word for an amount, are null.
+    For lists: entity, label (items bought) and the metric of each list, null for a user who bought nothing. A row without
+    entity counts as an entity of its own. Invalid labels, such as a word for an amount, are null.
     """
-    rows = predicted.rows.rename({"label": "truth", "label_at": "truth_at"}).with_row_index("__row")
+    rows = predicted.rows.with_row_index("__row")
     nobody = pl.format("row {}", pl.col("__row"))
     return kind.as_predicted(rows.with_columns(pl.coalesce(pl.col("entity").cast(pl.String), nobody).alias("entity")), section)
 

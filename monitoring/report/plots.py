@@ -109,10 +109,10 @@ CLASSIFICATION = {
         "Rows by label and prediction at the threshold; the darker, the larger the share of its label.",
         cells(
             name("predicted", "predicted") | {"sort": "ascending"},
-            name("truth", "label") | {"sort": "ascending"},
+            name("label", "label") | {"sort": "ascending"},
             "datum.rows / datum.total",
             "format(datum.rows, ',')",
-            {"joinaggregate": [{"op": "sum", "field": "rows", "as": "total"}], "groupby": ["truth"]},
+            {"joinaggregate": [{"op": "sum", "field": "rows", "as": "total"}], "groupby": ["label"]},
             row=None,
         ),
     ),

@@ -200,7 +200,7 @@ WHAT = {
     "missing": "missing values",
     "unseen": "unseen categories",
     "prediction": "the answers",
-    "label": "the truths",
+    "label": "the labels",
     "ranking": "the lists",
     "segments": "the groups",
 }

@@ -33,11 +33,11 @@ def decompose_error(examination: Examination, config: Config) -> pl.DataFrame | 
         return None
     names = [name for name in frames[0].columns if name == "prediction" or name.startswith("probability_")]
     predictions = np.stack([frame.select(names).to_numpy() for frame in frames])
-    truth, _ = target_columns(shortened, validation)
-    if truth.shape[1] != predictions.shape[2]:
+    target, _ = target_columns(shortened, validation)
+    if target.shape[1] != predictions.shape[2]:
         return None
-    total = float(truth.var(axis=0).sum()) or 1.0
-    error = float(((predictions - truth) ** 2).sum(axis=2).mean()) / total
+    total = float(target.var(axis=0).sum()) or 1.0
+    error = float(((predictions - target) ** 2).sum(axis=2).mean()) / total
     variance = float(predictions.var(axis=0, ddof=1).sum(axis=1).mean()) / total
     parts = {"part": ["bias and noise", "variance"], "share": [max(error - variance, 0.0), variance]}
     return pl.DataFrame(parts).with_columns(rows=pl.lit(shortened.rows))

@@ -41,12 +41,12 @@ def _explained_share(fit: Fit) -> float:
     shares = []
     for frame in fit.predictions:
         if "prediction" in frame.columns:
-            truth, predictions = (frame[name].to_numpy()[:, None] for name in ("truth", "prediction"))
+            target, predictions = (frame[name].to_numpy()[:, None] for name in ("label", "prediction"))
         else:
             from evergreen.tasks.problems.classification.scores import arrays
 
             place, predictions, _ = arrays(frame)
-            truth = (place[:, None] == np.arange(predictions.shape[1])).astype(float)
-        spread = float(((truth - truth.mean(axis=0)) ** 2).sum())
-        shares.append(1 - float(((truth - predictions) ** 2).sum()) / spread if spread else math.nan)
+            target = (place[:, None] == np.arange(predictions.shape[1])).astype(float)
+        spread = float(((target - target.mean(axis=0)) ** 2).sum())
+        shares.append(1 - float(((target - predictions) ** 2).sum()) / spread if spread else math.nan)
     return bootstrap.mean(shares)

@@ -19,14 +19,14 @@ def single_column_skills(examination: Examination) -> tuple[list[tuple[str, floa
     """(column, skill of the best prediction from it alone), the best first; and columns whose weighted sum is the target."""
     train, validation = examination.folds[-1][0][:SCORED_ROWS], examination.folds[-1][1]
     target, classes = target_columns(examination, np.concatenate([train, validation]))
-    known, truth = target[: len(train)], target[len(train) :]
+    seen_target, unseen_target = target[: len(train)], target[len(train) :]
     seen, unseen = (examination.data.features.iloc[rows] for rows in (train, validation))
     found = []
     for name in examination.data.features:
-        predictions = _predict_from_column(seen[name], known, unseen[name])
-        found.append((str(name), _skill(predictions, truth, classes)))
+        predictions = _predict_from_column(seen[name], seen_target, unseen[name])
+        found.append((str(name), _skill(predictions, unseen_target, classes)))
     found.sort(key=lambda item: -item[1] if math.isfinite(item[1]) else 1.0)
-    return found, [] if classes else _columns_that_sum_to_target(seen, known, unseen, truth)
+    return found, [] if classes else _columns_that_sum_to_target(seen, seen_target, unseen, unseen_target)
 
 
 def target_columns(examination: Examination, rows: np.ndarray) -> tuple[np.ndarray, int]:
@@ -62,18 +62,20 @@ def _numbers(column: pd.Series) -> np.ndarray:
     return column.to_numpy(dtype=float, na_value=np.nan)
 
 
-def _skill(predictions: np.ndarray, truth: np.ndarray, classes: int) -> float:
+def _skill(predictions: np.ndarray, target: np.ndarray, classes: int) -> float:
     """The skill of columns of numbers, as `examination.skill` of the kind's own scores."""
     if not classes:
-        spread = float(((truth - truth.mean()) ** 2).sum())
-        return 1 - float(((truth - predictions) ** 2).sum()) / spread if spread else math.nan
+        spread = float(((target - target.mean()) ** 2).sum())
+        return 1 - float(((target - predictions) ** 2).sum()) / spread if spread else math.nan
     from evergreen.tasks.problems.classification.scores import ranking
 
     columns = range(1, 2) if classes == 2 else range(classes)
-    return bootstrap.mean([2 * ranking(truth[:, each] == 1, predictions[:, each])[0] - 1 for each in columns])
+    return bootstrap.mean([2 * ranking(target[:, each] == 1, predictions[:, each])[0] - 1 for each in columns])
 
 
-def _columns_that_sum_to_target(seen: pd.DataFrame, target: np.ndarray, unseen: pd.DataFrame, truth: np.ndarray) -> list[str]:
+def _columns_that_sum_to_target(
+    seen: pd.DataFrame, seen_target: np.ndarray, unseen: pd.DataFrame, unseen_target: np.ndarray
+) -> list[str]:
     """Up to three numeric columns whose weighted sum is the target, to a thousandth of its variance; empty for none."""
     numeric = [name for name in seen if pd.api.types.is_numeric_dtype(seen[name]) and seen[name].std() > 0]
     if len(numeric) < 2:
@@ -83,10 +85,10 @@ def _columns_that_sum_to_target(seen: pd.DataFrame, target: np.ndarray, unseen: 
     def scaled(frame: pd.DataFrame) -> pd.DataFrame:
         return (frame[numeric].fillna(middle) - middle) / spread
 
-    weights = np.abs(LinearRegression().fit(scaled(seen), target[:, 0]).coef_)
+    weights = np.abs(LinearRegression().fit(scaled(seen), seen_target[:, 0]).coef_)
     top = [numeric[place] for place in np.argsort(-weights)[:3] if weights[place] > 0]
     for names in (top[:1], top[:2], top[:3]):
-        line = LinearRegression().fit(scaled(seen)[names], target[:, 0])
-        if _skill(line.predict(scaled(unseen)[names])[:, None], truth, 0) > EXACT:
+        line = LinearRegression().fit(scaled(seen)[names], seen_target[:, 0])
+        if _skill(line.predict(scaled(unseen)[names])[:, None], unseen_target, 0) > EXACT:
             return [str(name) for name in names]
     return []

@@ -1,6 +1,6 @@
 """What a kind of problem must answer, so that features, tune, train, evaluate and gate need not know which kind it is.
 
-Days: a cutoff is the last day whose events may be used. The truth of a cutoff lies in the `horizon_days` days after it.
+Days: a cutoff is the last day whose events may be used. The label of a cutoff lies in the `horizon_days` days after it.
 Rows of a plain table have no cutoff; they are named by the part of the table that they are in.
 """
 
@@ -99,7 +99,7 @@ class Kind(Protocol):
         ...
 
     def predict(self, model: Model, data: Data, part: Part, section: Any) -> pl.DataFrame:
-        """One row per entity at a cutoff, or per row of `part`: `entity`, the answer and the truth, for `score` and `plots`."""
+        """One row per entity at a cutoff, or per row of `part`: `entity`, prediction and `label`, for `score` and `plots`."""
         ...
 
     def score(self, predictions: pl.DataFrame, section: Any) -> dict[str, float]:
@@ -188,7 +188,7 @@ class ExplainedKind(RowKind, Protocol):
         ...
 
     def row_losses(self, predictions: pl.DataFrame) -> np.ndarray:
-        """The loss of each row of `predict`, all with truth."""
+        """The loss of each row of `predict`, all with label."""
         ...
 
 

@@ -146,7 +146,7 @@ class Labelled(PredictionType):
 
     @abstractmethod
     def as_predicted(self, rows: pl.DataFrame, section: Any) -> pl.DataFrame:
-        """Rows of the ledger as `Kind.predict` gives them, with truth_at; labels that can be none of this kind are null."""
+        """Rows of the ledger as `Kind.predict` gives them, with label_at; invalid labels are null."""
 
     def primary_score(self, predictions: pl.DataFrame, section: Any) -> float:
         """The primary metric over rows of `as_predicted`."""
@@ -158,7 +158,7 @@ class Labelled(PredictionType):
         if labels.n_unique() > 1:
             return f"{name} is not defined on these {count:,} rows"
         only = f"{labels[0]:g}" if labels.dtype.is_numeric() else labels[0]
-        return f"all {count:,} truths are {only}, so there is no {name}"
+        return f"all {count:,} labels are {only}, so there is no {name}"
 
     def draw_labels(
         self, predictions: pl.DataFrame, known: Sequence[pl.DataFrame], draws: int, seed: int
@@ -173,7 +173,7 @@ class Labelled(PredictionType):
 def scan(path: Path) -> pl.LazyFrame:
     """Raises SourceError where the file is missing."""
     if not path.is_file():
-        raise SourceError(f"{path}: is not there, so no truth can be looked up. Build the features first: evergreen train")
+        raise SourceError(f"{path}: is missing, so no label can be read. Build the features first: evergreen train")
     return pl.scan_parquet(path)
 
 

@@ -21,7 +21,7 @@ CANDIDATES_PER_MODEL = 3
 """Most trials of a model that can become members."""
 MAX_ROWS = 20_000
 """Most rows of a fold that the selection uses."""
-NOT_AVERAGED = ("entity", "truth", "threshold")
+NOT_AVERAGED = ("entity", "label", "threshold")
 """Columns of predictions that keep the first member's values."""
 
 

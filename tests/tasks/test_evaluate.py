@@ -106,7 +106,7 @@ def test_predictions_of_model_and_baseline_are_about_the_same_rows(plain: Plain,
     result = evaluate.run(params, "pay", layout)
     folder = Path(result.evaluation).parent
     model, baseline = pl.read_parquet(folder / "predictions.parquet"), pl.read_parquet(folder / "baseline.parquet")
-    assert model.select("entity", "cutoff", "truth").equals(baseline.select("entity", "cutoff", "truth"))
+    assert model.select("entity", "cutoff", "label").equals(baseline.select("entity", "cutoff", "label"))
     assert (report(layout)["rows"], report(layout)["entities"]) == (120, 60)
     assert pl.read_csv(layout.report("pay") / "plots" / "predicted.csv").height == 120
 

@@ -105,13 +105,13 @@ class Classification(ClassProbabilities, TabularKind):
         Raises ParamsError where several classes are to have a threshold.
         """
         names = [f"{PREFIX}{name}" for name in model.classes_]
-        truth, chances, _ = arrays(held_out.select("entity", "truth", *names, "threshold"))
+        true_class, chances, _ = arrays(held_out.select("entity", "label", *names, "threshold"))
         bound, aim, method = isinstance(model, FixedThresholdClassifier), section.evaluate.threshold_for, _calibrates(section)
         if aim and not bound:
             raise ParamsError(f"evaluate.threshold_for = {aim}: needs two classes; {section.question} has {len(names)}")
         inner = model.estimator_ if bound else model
         methods: Any = ("sigmoid", "isotonic") if method == "auto" else (method,)
-        found = calibration.helping(truth, chances, methods, seed) if method != "none" else None
+        found = calibration.helping(true_class, chances, methods, seed) if method != "none" else None
         if found is not None:
             log.info("%s: its probabilities are calibrated: %s", section.question, found.method)
             inner, chances = calibration.Calibrated(inner, found.method, found.maps).fit(), found.apply(chances)
@@ -121,20 +121,20 @@ class Classification(ClassProbabilities, TabularKind):
         finished.estimator_ = inner
         if aim:
             place = list(model.classes_).index(model.pos_label)
-            known = truth >= 0
+            known = true_class >= 0
             chosen = calibration.threshold_for(
-                aim, truth[known] == place, chances[known, place], section.evaluate.recall, section.evaluate.costs
+                aim, true_class[known] == place, chances[known, place], section.evaluate.recall, section.evaluate.costs
             )
             finished.set_params(threshold=chosen)
         return finished
 
     def predict(self, model: Model, data: Rows, part: Part, section: Tabular) -> pl.DataFrame:
-        """`entity`, `truth` (may be missing), `probability_<class>` of each class, `threshold` (missing for several)."""
+        """`entity`, `label` (may be missing), `probability_<class>` of each class, `threshold` (missing for several)."""
         rows = data.at([part])
         chances = model.predict_proba(rows.features) if len(rows) else np.empty((0, len(model.classes_)))
         threshold = section.evaluate.threshold or getattr(model, "threshold", None)
         return pl.DataFrame(
-            {"entity": rows.entity, "truth": rows.target}
+            {"entity": rows.entity, "label": rows.target}
             | _named(model, chances)
             | {f"{PREFIX}{name}": np.zeros(len(rows)) for name in _never_seen(model, data, section)}
         ).with_columns(threshold=pl.lit(threshold, pl.Float64))

@@ -31,11 +31,11 @@ Curve = dict[str, tuple[np.ndarray, np.ndarray]]
 
 def _series(predictions: pl.DataFrame, name: str) -> Curve:
     """For two classes one series; for several one per class against the rest."""
-    truth, chances, _ = arrays(predictions)
+    true_class, chances, _ = arrays(predictions)
     if chances.shape[1] == 2:
-        return {name: (truth == 1, chances[:, 1])}
+        return {name: (true_class == 1, chances[:, 1])}
     labels = [each.removeprefix(PREFIX) for each in predictions.columns if each.startswith(PREFIX)]
-    return {f"{name} {label}": (truth == place, chances[:, place]) for place, label in enumerate(labels)}
+    return {f"{name} {label}": (true_class == place, chances[:, place]) for place, label in enumerate(labels)}
 
 
 def _stack(series: Curve, draw: Any) -> pl.DataFrame:
@@ -95,16 +95,16 @@ def _distribution(positive: np.ndarray, chance: np.ndarray) -> dict[str, np.ndar
 
 def _confusion(predictions: pl.DataFrame) -> pl.DataFrame:
     """Rows by true class and by the class said at the threshold (the likeliest, for several classes)."""
-    truth, chances, threshold = arrays(predictions)
+    true_class, chances, threshold = arrays(predictions)
     labels = np.array([each.removeprefix(PREFIX) for each in predictions.columns if each.startswith(PREFIX)] + ["never seen"])
     if chances.shape[1] == 2:
-        thresholds = predictions.filter(pl.col("truth").is_not_null())["threshold"].fill_null(threshold).to_numpy()
+        thresholds = predictions.filter(pl.col("label").is_not_null())["threshold"].fill_null(threshold).to_numpy()
         said = (chances[:, 1] >= thresholds).astype(int)
     else:
         said = chances.argmax(axis=1)
     return (
-        pl.DataFrame({"truth": labels[truth], "predicted": labels[said]})
-        .group_by("truth", "predicted")
+        pl.DataFrame({"label": labels[true_class], "predicted": labels[said]})
+        .group_by("label", "predicted")
         .agg(rows=pl.len())
-        .sort("truth", "predicted")
+        .sort("label", "predicted")
     )

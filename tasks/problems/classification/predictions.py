@@ -45,11 +45,11 @@ class ClassProbabilities(LabelledRows):
 
     def score(self, predictions: pl.DataFrame, section: Tabular) -> dict[str, float]:
         """All metrics; for more than two classes macro means, each class against the rest. NaN where one is not defined."""
-        truth, chances, threshold = arrays(predictions)
-        if not len(truth):
+        true_class, chances, threshold = arrays(predictions)
+        if not len(true_class):
             return dict.fromkeys((metric.name for metric in self.metrics), np.nan)
         two = chances.shape[1] == 2
-        found = scores.of_two(truth, chances[:, 1], threshold) if two else scores.of_several(truth, chances)
+        found = scores.of_two(true_class, chances[:, 1], threshold) if two else scores.of_several(true_class, chances)
         return dict(zip((metric.name for metric in self.metrics), found, strict=True))
 
     def losses(self, rows: pl.DataFrame, labels: pl.Series, metric: str | None) -> np.ndarray:
@@ -68,15 +68,15 @@ class ClassProbabilities(LabelledRows):
             names.sort(key=lambda name: name == f"{PREFIX}{positive}")
         classes = [name.removeprefix(PREFIX) for name in names]
         chances = [pl.col(name).cast(pl.Float64, strict=False).fill_null(0.0) for name in names]
-        truth = rows["truth"]
+        label = rows["label"]
         if classes and all(_is_number(each) for each in classes):
-            truth = truth.cast(pl.Float64, strict=False)
+            label = label.cast(pl.Float64, strict=False)
         else:
-            truth = truth.cast(pl.String)
+            label = label.cast(pl.String)
             if classes and all(_is_number(each) or each in ("true", "false") for each in classes):
-                truth = truth.str.to_lowercase()
-        known = truth if classes else truth.clear(len(truth))
-        frame = rows.select("entity", "truth_at", *chances).with_columns(known.alias("truth"))
+                label = label.str.to_lowercase()
+        known = label if classes else label.clear(len(label))
+        frame = rows.select("entity", "label_at", *chances).with_columns(known.alias("label"))
         frame = frame.with_columns(threshold=pl.lit(_threshold(rows, names, classes), pl.Float64))
         return frame.filter(pl.sum_horizontal(names) > 0) if names else frame.clear()
 
@@ -88,14 +88,14 @@ class ClassProbabilities(LabelledRows):
         names = _probabilities(predictions)
         chances = _calibrated(predictions.select(names).to_numpy(), names, known, seed)
         bounds = np.cumsum(chances / chances.sum(axis=1, keepdims=True), axis=1)
-        text = predictions["truth"].dtype == pl.String
+        text = predictions["label"].dtype == pl.String
         classes = pl.Series([name.removeprefix(PREFIX) for name in names])
         classes = classes if text else classes.cast(pl.Float64)
         random = np.random.default_rng(seed)
         rows = predictions.with_row_index("__row")
         for (part,) in bootstrap.draw([rows], draws, seed):
             places = (random.random(part.height)[:, None] > bounds[part["__row"].to_numpy()][:, :-1]).sum(axis=1)
-            yield part.with_columns(classes[places].alias("truth"))
+            yield part.with_columns(classes[places].alias("label"))
 
     def comparable(self, rows: pl.DataFrame, features: pl.DataFrame | None, context: Context) -> pl.DataFrame:
         """`probability_<class>`, of two classes the later one's; else `prediction`."""
@@ -146,12 +146,12 @@ def _calibrated(chances: np.ndarray, names: Sequence[str], known: Sequence[pl.Da
     from evergreen.tasks.problems.tabular import calibration
 
     rows = [
-        arrays(each.select("truth", *names, "threshold")) for each in known if each.height and set(names) <= set(each.columns)
+        arrays(each.select("label", *names, "threshold")) for each in known if each.height and set(names) <= set(each.columns)
     ]
     if not rows:
         return chances
-    truth, earlier = np.concatenate([each[0] for each in rows]), np.concatenate([each[1] for each in rows])
-    if np.bincount(truth[truth >= 0], minlength=len(names)).min() < ENOUGH:
+    true_class, earlier = np.concatenate([each[0] for each in rows]), np.concatenate([each[1] for each in rows])
+    if np.bincount(true_class[true_class >= 0], minlength=len(names)).min() < ENOUGH:
         return chances
-    found = calibration.helping(truth, earlier, ("sigmoid",), seed)
+    found = calibration.helping(true_class, earlier, ("sigmoid",), seed)
     return found.apply(chances) if found else chances

@@ -12,29 +12,27 @@ SMALLEST = 1e-15
 
 
 def arrays(predictions: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, float]:
-    """Rows of `predict` with a known truth: the place of the true class, probabilities (row x class), the threshold.
+    """Rows of `predict` with a known label: the place of the true class, probabilities (row x class), the threshold.
 
     A true class that the model never saw has the place -1.
     """
     names = [name for name in predictions.columns if name.startswith(PREFIX)]
-    truth, known = predictions["truth"], None
-    if truth.null_count():
-        known = truth.is_not_null()
-        predictions = predictions.filter(known)
-        truth = predictions["truth"]
+    if predictions["label"].null_count():
+        predictions = predictions.filter(pl.col("label").is_not_null())
+    label = predictions["label"]
     chances = np.column_stack([predictions[name].to_numpy() for name in names])
-    labels = [name.removeprefix(PREFIX) for name in names]
-    values: Any = np.asarray(labels, dtype=float) if truth.dtype.is_numeric() else np.asarray(labels)
-    place = np.full(len(truth), -1)
-    answers = truth.to_numpy()
-    for position, value in enumerate(values):
-        place[answers == value] = position
+    classes: Any = np.asarray([name.removeprefix(PREFIX) for name in names])
+    if label.dtype.is_numeric():
+        classes = classes.astype(float)
+    true_class = np.full(len(label), -1)
+    for place, value in enumerate(classes):
+        true_class[label.to_numpy() == value] = place
     threshold = predictions["threshold"][0] if len(predictions) and predictions["threshold"][0] is not None else 0.5
-    return place, chances, threshold
+    return true_class, chances, threshold
 
 
-def of_two(truth: np.ndarray, chance: np.ndarray, threshold: float) -> tuple[float, ...]:
-    positive = truth == 1
+def of_two(true_class: np.ndarray, chance: np.ndarray, threshold: float) -> tuple[float, ...]:
+    positive = true_class == 1
     said = chance >= threshold
     hits, calls, positives = np.count_nonzero(positive & said), np.count_nonzero(said), np.count_nonzero(positive)
     auc, precision_curve = ranking(positive, chance)
@@ -50,22 +48,23 @@ def of_two(truth: np.ndarray, chance: np.ndarray, threshold: float) -> tuple[flo
     )
 
 
-def of_several(truth: np.ndarray, chances: np.ndarray) -> tuple[float, ...]:
+def of_several(true_class: np.ndarray, chances: np.ndarray) -> tuple[float, ...]:
     classes = np.arange(chances.shape[1])
-    curves = np.array([ranking(truth == each, chances[:, each]) for each in classes])
+    curves = np.array([ranking(true_class == each, chances[:, each]) for each in classes])
     said = chances.argmax(axis=1)
-    hits = np.bincount(said[said == truth], minlength=len(classes))
-    calls, positives = np.bincount(said, minlength=len(classes)), np.bincount(truth[truth >= 0], minlength=len(classes))
-    certain = np.where(truth >= 0, chances[np.arange(len(truth)), truth], 0.0)
+    hits = np.bincount(said[said == true_class], minlength=len(classes))
+    calls = np.bincount(said, minlength=len(classes))
+    positives = np.bincount(true_class[true_class >= 0], minlength=len(classes))
+    certain = np.where(true_class >= 0, chances[np.arange(len(true_class)), true_class], 0.0)
     return (
         _mean(curves[:, 0]),
         _mean(curves[:, 1]),
-        float(np.mean(said == truth)),
+        float(np.mean(said == true_class)),
         _mean(_share(hits, calls)),
         _mean(_share(hits, positives)),
         _mean(_share(2 * hits, calls + positives)),
         _log_loss(certain),
-        float(np.mean(((chances - (truth[:, None] == classes)) ** 2).sum(axis=1))),
+        float(np.mean(((chances - (true_class[:, None] == classes)) ** 2).sum(axis=1))),
     )
 
 

@@ -123,12 +123,12 @@ class Clustering(Segments, TabularKind):
         return Segmenter(whole.named_steps["prepare"], clusterer).fit(rows.features)
 
     def predict(self, model: Model, data: Rows, part: Part, section: Tabular) -> pl.DataFrame:
-        """`entity`, `truth` (always missing), `cluster`, `silhouette` of the row, coordinates `x0`, `x1`, ..."""
+        """`entity`, `label` (always missing), `cluster`, `silhouette` of the row, coordinates `x0`, `x1`, ..."""
         rows = data.at([part])
         points = model.transform(rows.features) if len(rows) else np.empty((0, model.dimensions_))
         cluster = model.group(points) if len(rows) else np.empty(0, dtype=int)
         return pl.DataFrame(
-            {"entity": rows.entity, "truth": rows.target, "cluster": cluster, "silhouette": silhouettes(points, cluster)}
+            {"entity": rows.entity, "label": rows.target, "cluster": cluster, "silhouette": silhouettes(points, cluster)}
             | {f"{COORDINATE}{place}": column for place, column in enumerate(points.T)}
         )
 

@@ -25,7 +25,7 @@ class Segments(RowPredictions):
 
     name: KindName = "clustering"
     metrics = (Metric("silhouette"), Metric("davies_bouldin", greater_is_better=False), Metric("stability"))
-    caveat = "Groups are a way to look at the rows, not a truth about them; other numbers of groups are possible."
+    caveat = "Groups are one way to describe the rows; other numbers of groups are possible."
     aspect = "segments"
 
     def question(self, name: str, columns: Mapping[str, str | None]) -> str:

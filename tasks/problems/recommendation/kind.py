@@ -1,8 +1,8 @@
 """Recommendation: which items each user buys next. One model gives two lists: everything, and only what is new to the user.
 
-Protocol: histories up to the cutoff, the truth is what is bought in the days after it, ranked against the whole catalogue
+Protocol: histories up to the cutoff, the targets are what is bought in the days after it, ranked against the whole catalogue
 without sampling. Repeat purchases count in the metrics without suffix; those with `_novel` look at lists and purchases of items
-that the user never bought before. An item too rare for the catalogue stays in the truth. Judged are the users who bought
+that the user never bought before. An item too rare for the catalogue stays in the targets. Judged are the users who bought
 something in the window (for `_novel`: something new to them), also those without any history.
 """
 
@@ -49,7 +49,7 @@ class Recommendation(RankedLists):
         return interactions.load(folder, section.features)
 
     def cutoffs(self, data: InteractionData) -> list[date]:
-        """Every `horizon_days` days backwards from the newest day with a complete truth, as long as as many days lie before."""
+        """Every `horizon_days` days backwards from the newest day with complete targets, as long as as many days lie before."""
         step, found = timedelta(days=data.horizon_days), []
         cutoff = data.as_of - step
         while cutoff - data.first >= step - timedelta(days=1):
@@ -104,18 +104,18 @@ class Recommendation(RankedLists):
         """One row per user who bought something in the window after `cutoff`.
 
         `entity`; `visits`: days with a purchase before; `items`, `items_novel`: the lists; `sources`, `sources_novel`: whom
-        each entry is owed to; `bought`, `bought_novel`: number of items in the truth; `repeats`: share of the list that
-        the user bought before, `bought_repeats`: that of the truth; each metric of the user, null where it is undefined.
+        each entry is owed to; `bought`, `bought_novel`: number of items in the targets; `repeats`: share of the list that
+        the user bought before, `bought_repeats`: that of the targets; each metric of the user, null where it is undefined.
         """
         if (found := data.answer(model, cutoff)) is not None:
             return found
-        truth, reader = data.truth(cutoff), model.reading(data.histories.until(to_day(cutoff)), to_day(cutoff))
-        ids = data.histories.users[truth.users]
+        targets, reader = data.targets(cutoff), model.reading(data.histories.until(to_day(cutoff)), to_day(cutoff))
+        ids = data.histories.users[targets.users]
         positions = codes(ids, reader.histories_.users)
-        columns: dict[str, Any] = {"entity": ids, "visits": data.visits(truth.users, cutoff)}
+        columns: dict[str, Any] = {"entity": ids, "visits": data.visits(targets.users, cutoff)}
         both = self._both(reader, data, cutoff, positions, section.pipeline.k)
         for suffix, lists in zip(LISTS, both, strict=True):
-            columns |= _judged(lists, reader, data, truth, section.pipeline.k, suffix, data.items(cutoff))
+            columns |= _judged(lists, reader, data, targets, section.pipeline.k, suffix, data.items(cutoff))
         return data.keep(model, cutoff, pl.DataFrame(columns, nan_to_null=True))
 
     def _both(self, reader: Recommender, data: InteractionData, cutoff: date, positions: np.ndarray, k: int) -> list[Ranked]:
@@ -158,7 +158,7 @@ class Recommendation(RankedLists):
         told = [name for name in data.attributes.columns if name != "user"]
         for name in names:
             require(name, [*USER, *told], "evaluate.slices")
-        users = data.truth(cutoff).users
+        users = data.targets(cutoff).users
         facts, ids = data.users(users, cutoff), data.histories.users[users]
         attributes = data.attributes_of(ids)
         columns = {name: attributes[name] if name in told else facts[:, USER.index(name)] for name in names}
@@ -213,19 +213,19 @@ def _unfitted(config: Config, section: Recommend, seed: int) -> Recommender:
 
 
 def _judged(
-    lists: Ranked, model: Recommender, data: InteractionData, truth: interactions.Truth, k: int, suffix: str, items: Items
+    lists: Ranked, model: Recommender, data: InteractionData, targets: interactions.Targets, k: int, suffix: str, items: Items
 ) -> dict[str, Any]:
     """The columns of one kind of list."""
-    count, novel = len(truth.users), bool(suffix)
+    count, novel = len(targets.users), bool(suffix)
     item = model.catalogue_[lists.item]
     place = codes(item, data.histories.items)
     hits = np.zeros((count, k), bool)
-    hits[lists.row, lists.rank] = truth.holds(lists.row, place, novel)
-    relevant = truth.sizes(novel)
+    hits[lists.row, lists.rank] = targets.holds(lists.row, place, novel)
+    relevant = targets.sizes(novel)
     beside = of_lists(lists.row, place, count, items)
-    bias = _mean(*truth.entries(novel), items.bits, count) - beside["novelty"]
-    shares = {} if novel else {"repeats": _mean(lists.row, np.arange(len(place)), truth.again(lists.row, place), count)}
-    shares |= {} if novel else {"bought_repeats": 1 - truth.sizes(True) / np.maximum(relevant, 1)}
+    bias = _mean(*targets.entries(novel), items.bits, count) - beside["novelty"]
+    shares = {} if novel else {"repeats": _mean(lists.row, np.arange(len(place)), targets.again(lists.row, place), count)}
+    shares |= {} if novel else {"bought_repeats": 1 - targets.sizes(True) / np.maximum(relevant, 1)}
     return {
         f"items{suffix}": _per_row(lists.row, item, count),
         f"sources{suffix}": _per_row(lists.row, np.array(SOURCES)[lists.source], count),

@@ -91,15 +91,15 @@ class RankedLists(Labelled):
         from evergreen.tasks.problems.recommender.ranking_metrics import per_user
 
         texts = pl.List(pl.String)
-        schema = {"entity": pl.String, "truth_at": pl.Datetime("us", "UTC"), "truth": texts, "prediction": pl.Float64}
+        schema = {"entity": pl.String, "label_at": pl.Datetime("us", "UTC"), "label": texts, "prediction": pl.Float64}
         if "items" not in rows.columns:
             return pl.DataFrame(schema=schema)
         k = section.pipeline.k
-        bought = rows["truth"].cast(texts) if rows["truth"].dtype.base_type() == pl.List else rows["truth"].clear(rows.height)
-        rows = rows.select("entity", "truth_at", pl.col("items").cast(texts), bought.cast(texts).alias("truth"))
+        bought = rows["label"].cast(texts) if rows["label"].dtype.base_type() == pl.List else rows["label"].clear(rows.height)
+        rows = rows.select("entity", "label_at", pl.col("items").cast(texts), bought.cast(texts).alias("label"))
         hits, relevant = np.zeros((rows.height, k), bool), np.zeros(rows.height, int)
-        for row, (items, truth) in enumerate(rows.select("items", "truth").iter_rows()):
-            wanted = set(truth or ())
+        for row, (items, label) in enumerate(rows.select("items", "label").iter_rows()):
+            wanted = set(label or ())
             relevant[row] = len(wanted)
             hits[row, : min(len(items or ()), k)] = [each in wanted for each in (items or ())[:k]]
         value = per_user(hits, relevant)[self.metrics[0].name]

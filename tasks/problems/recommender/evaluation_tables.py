@@ -99,7 +99,7 @@ def _catalogue(rows: dict[str, pl.DataFrame], model: Recommender, data: Interact
 
 def _purchases(cutoffs: list[date], data: InteractionData) -> np.ndarray:
     """How many users bought each item in the windows."""
-    items = np.concatenate([data.truth(each).pairs % len(data.histories.items) for each in cutoffs])
+    items = np.concatenate([data.targets(each).pairs % len(data.histories.items) for each in cutoffs])
     return np.unique(items, return_counts=True)[1]
 
 
@@ -136,9 +136,9 @@ LIKE = ("novelty", "diversity", "dissimilarity")
 
 def _of_purchases(rows: pl.DataFrame, cutoff: date, data: InteractionData) -> pl.DataFrame:
     """entity and what its purchases after `cutoff` are like."""
-    truth = data.truth(cutoff)
-    found = of_lists(*truth.entries(False), len(truth.users), data.items(cutoff))
-    like = pl.DataFrame({"entity": data.histories.users[truth.users], **found}, nan_to_null=True)
+    targets = data.targets(cutoff)
+    found = of_lists(*targets.entries(False), len(targets.users), data.items(cutoff))
+    like = pl.DataFrame({"entity": data.histories.users[targets.users], **found}, nan_to_null=True)
     return like.join(rows.select("entity", repeats="bought_repeats"), on="entity", how="left", maintain_order="left")
 
 
@@ -198,13 +198,13 @@ def _by_buyers(rows: dict[str, pl.DataFrame], data: InteractionData) -> pl.DataF
 def _met(rows: pl.DataFrame, suffix: str, data: InteractionData) -> tuple[np.ndarray, np.ndarray]:
     """Of each purchase in one window: how many users had bought the item before, and whether it was in the list."""
     cutoff = rows["cutoff"][0]
-    truth = data.truth(cutoff)
-    row, item = truth.entries(bool(suffix))
-    before = np.bincount(truth.known % truth.items, minlength=truth.items)
+    targets = data.targets(cutoff)
+    row, item = targets.entries(bool(suffix))
+    before = np.bincount(targets.known % targets.items, minlength=targets.items)
     listed = rows.select("entity", item=f"items{suffix}").explode("item").drop_nulls()
-    user = codes(listed["entity"].to_numpy().astype(data.histories.users.dtype), data.histories.users[truth.users])
+    user = codes(listed["entity"].to_numpy().astype(data.histories.users.dtype), data.histories.users[targets.users])
     place = codes(listed["item"].to_numpy().astype(data.histories.items.dtype), data.histories.items)
-    return before[item], np.isin(row * truth.items + item, user * truth.items + place)
+    return before[item], np.isin(row * targets.items + item, user * targets.items + place)
 
 
 def _short_histories(predictions: pl.DataFrame, model: Recommender, data: InteractionData, k: int) -> pl.DataFrame:
@@ -214,10 +214,10 @@ def _short_histories(predictions: pl.DataFrame, model: Recommender, data: Intera
     """
     cutoff = predictions["cutoff"].max()
     assert isinstance(cutoff, date)
-    truth, known = data.truth(cutoff), data.histories.until_positions(to_day(cutoff))
-    enough = np.flatnonzero(data.visits(truth.users, cutoff) > max(KNOWN))
+    targets, known = data.targets(cutoff), data.histories.until_positions(to_day(cutoff))
+    enough = np.flatnonzero(data.visits(targets.users, cutoff) > max(KNOWN))
     chosen = np.sort(np.random.default_rng(0).permutation(enough)[:ASKED])
-    users, relevant = truth.users[chosen], truth.sizes(False)[chosen]
+    users, relevant = targets.users[chosen], targets.sizes(False)[chosen]
     place, visit = _visits(known, users)
     found = []
     for count in (*KNOWN, None) if len(chosen) else ():
@@ -225,7 +225,7 @@ def _short_histories(predictions: pl.DataFrame, model: Recommender, data: Intera
         lists = model.reading(cut, to_day(cutoff)).rank(np.full(len(users), -1) if count == 0 else users, k, False)
         item = codes(model.catalogue_[lists.item], data.histories.items)
         hits = np.zeros((len(chosen), k), bool)
-        hits[lists.row, lists.rank] = truth.holds(chosen[lists.row], item, False)
+        hits[lists.row, lists.rank] = targets.holds(chosen[lists.row], item, False)
         score = pl.DataFrame({"entity": np.arange(len(chosen)), "ndcg": per_user(hits, relevant)["ndcg"]})
         value, low, high = mean(score, "ndcg").values()
         found.append({"visits_known": "all" if count is None else str(count), "ndcg": value, "low": low, "high": high})
@@ -245,7 +245,7 @@ def _diversity(predictions: pl.DataFrame, model: TwoStage, data: InteractionData
     """series, dial, ndcg, low, high, diversity: what answers.diversity costs, on the last window, for the same drawn users."""
     cutoff = predictions["cutoff"].max()
     assert isinstance(cutoff, date)
-    rows, truth, found = data.draw(cutoff, ASKED, 0), data.truth(cutoff), []
+    rows, targets, found = data.draw(cutoff, ASKED, 0), data.targets(cutoff), []
     candidates, label = data.labelled(model.learned_, cutoff, model.settings, rows)
     score, category = model.order_by(candidates), model.learned_.category[candidates.item]
     place = codes(model.catalogue_, data.histories.items)[candidates.item]
@@ -257,7 +257,7 @@ def _diversity(predictions: pl.DataFrame, model: TwoStage, data: InteractionData
             row = np.repeat(np.arange(len(rows)), [len(each) for each in lists])
             hits = np.zeros((len(rows), k), bool)
             hits[row, np.concatenate([np.arange(len(each)) for each in lists])] = label[np.concatenate(lists)]
-            ndcg = per_user(hits, truth.sizes(bool(suffix))[rows])["ndcg"]
+            ndcg = per_user(hits, targets.sizes(bool(suffix))[rows])["ndcg"]
             value, low, high = mean(pl.DataFrame({"entity": rows, "ndcg": ndcg}), "ndcg").values()
             like = of_lists(row, place[np.concatenate(lists)], len(rows), data.items(cutoff))["diversity"]
             told = {"ndcg": value, "low": low, "high": high, "diversity": float(np.nanmean(like))}
@@ -272,7 +272,7 @@ def _candidates(predictions: pl.DataFrame, model: TwoStage, data: InteractionDat
     """
     cutoff = predictions["cutoff"].max()
     assert isinstance(cutoff, date)
-    found, truth = data.candidates(model.learned_, cutoff, model.settings), data.truth(cutoff)
+    found, targets = data.candidates(model.learned_, cutoff, model.settings), data.targets(cutoff)
     known = data.known_rows(cutoff)
     scores = {name: found.features[:, FEATURES.index(name)] for name in model.learned_.sources}
     if "tifu_knn" in scores:
@@ -287,8 +287,8 @@ def _candidates(predictions: pl.DataFrame, model: TwoStage, data: InteractionDat
             by, rank = order(found.row[kept], score[kept])
             top = np.flatnonzero(kept)[by[rank < k]]
             hits = np.zeros((len(known), k), bool)
-            hits[found.row[top], rank[rank < k]] = truth.holds(known[found.row[top]], item[found.item[top]], novel)
-            values = per_user(hits, truth.sizes(novel)[known])
+            hits[found.row[top], rank[rank < k]] = targets.holds(known[found.row[top]], item[found.item[top]], novel)
+            values = per_user(hits, targets.sizes(novel)[known])
             row |= {f"{metric}{suffix}": float(np.nanmean(values[metric])) for metric in ("ndcg", "recall")}
         rows.append(row)
     return pl.DataFrame(rows)

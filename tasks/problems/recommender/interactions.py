@@ -155,11 +155,13 @@ def _categories(items: np.ndarray, known: pl.DataFrame, column: str) -> np.ndarr
 
 
 @dataclass(eq=False)
-class Truth:
-    """What was bought in a window. `users`: positions of its users; `pairs`: sorted keys of (row in `users`, item)."""
+class Targets:
+    """The items bought in the days after a cutoff."""
 
     users: np.ndarray
+    """Positions of the users."""
     pairs: np.ndarray
+    """Sorted keys of (row in `users`, item)."""
     novel: np.ndarray
     """Whether each pair is new to the user."""
     items: int
@@ -207,11 +209,11 @@ class InteractionData:
     def first(self) -> date:
         return to_date(self.histories.day[0])
 
-    def truth(self, cutoff: date) -> Truth:
+    def targets(self, cutoff: date) -> Targets:
         """What is bought in the days 1 to `horizon_days` after `cutoff`."""
-        return self._once("truth", cutoff, lambda: self._find_truth(cutoff))
+        return self._once("targets", cutoff, lambda: self._find_targets(cutoff))
 
-    def _find_truth(self, cutoff: date) -> Truth:
+    def _find_targets(self, cutoff: date) -> Targets:
         day, size = to_day(cutoff), len(self.histories.items)
         after = self.histories.between(day + 1, day + self.horizon_days)
         before = self.histories.until_positions(day)
@@ -219,7 +221,7 @@ class InteractionData:
         bought = distinct(after.user.astype(np.int64) * size + after.item)
         known = distinct(before.user.astype(np.int64) * size + before.item)
         row = np.searchsorted(users, bought // size)
-        return Truth(users, row * size + bought % size, codes(bought, known) < 0, size, known)
+        return Targets(users, row * size + bought % size, codes(bought, known) < 0, size, known)
 
     def items(self, cutoff: date) -> Items:
         """What is known of the items at `cutoff`."""
@@ -253,7 +255,7 @@ class InteractionData:
         return Learned.of(known, self.categories[items], day, settings, segment, groups)
 
     def candidates(self, learned: Learned, cutoff: date, settings: Settings) -> Candidates:
-        """Candidates at `cutoff` for those users of its truth that have a history."""
+        """Candidates at `cutoff` for those users of its targets that have a history."""
         kept = self._proposed.setdefault(learned, {})
         if (cutoff, settings) not in kept:
             own = self._kept.get("learned", {}).get((to_day(cutoff), settings)) is learned
@@ -262,7 +264,7 @@ class InteractionData:
 
     def _propose(self, learned: Learned, cutoff: date, settings: Settings) -> Candidates:
         known = self.histories.until(to_day(cutoff))
-        users = self.truth(cutoff).users[self.known_rows(cutoff)]
+        users = self.targets(cutoff).users[self.known_rows(cutoff)]
         return dask_partitions.propose(
             learned, known, codes(self.histories.users[users], known.users), to_day(cutoff), settings
         )
@@ -289,25 +291,25 @@ class InteractionData:
         return found, self._label(found, catalogue, cutoff, there)
 
     def draw(self, cutoff: date, users: int, seed: int) -> np.ndarray:
-        """Up to `users` rows of the truth of `cutoff` whose user has a history, ascending."""
+        """Up to `users` rows of the targets of `cutoff` whose user has a history, ascending."""
         there = self.known_rows(cutoff)
         return there[np.sort(np.random.default_rng([seed, to_day(cutoff)]).permutation(len(there))[:users])]
 
     def labelled(self, learned: Learned, cutoff: date, settings: Settings, rows: np.ndarray) -> tuple[Candidates, np.ndarray]:
-        """Candidates for `rows` of the truth of `cutoff`, which their own rows count, and whether each was bought."""
+        """Candidates for `rows` of the targets of `cutoff`, which their own rows count, and whether each was bought."""
         known = self.histories.until(to_day(cutoff))
-        positions = codes(self.histories.users[self.truth(cutoff).users[rows]], known.users)
+        positions = codes(self.histories.users[self.targets(cutoff).users[rows]], known.users)
         found = dask_partitions.propose(learned, known, positions, to_day(cutoff), settings)
         return found, self._label(found, learned.catalogue, cutoff, rows)
 
     def _label(self, found: Candidates, catalogue: np.ndarray, cutoff: date, rows: np.ndarray) -> np.ndarray:
         column = codes(catalogue, self.histories.items)
-        return self.truth(cutoff).holds(rows[found.row], column[found.item], False)
+        return self.targets(cutoff).holds(rows[found.row], column[found.item], False)
 
     def known_rows(self, cutoff: date) -> np.ndarray:
-        """The rows of the truth of `cutoff` whose user has a history; rows of `candidates` count these."""
+        """The rows of the targets of `cutoff` whose user has a history; rows of `candidates` count these."""
         seen = distinct(self.histories.until_positions(to_day(cutoff)).user)
-        return np.flatnonzero(np.isin(self.truth(cutoff).users, seen))
+        return np.flatnonzero(np.isin(self.targets(cutoff).users, seen))
 
     def answer(self, model: Any, cutoff: date) -> pl.DataFrame | None:
         """What `keep` was given for the same model object and cutoff."""

@@ -13,7 +13,7 @@ import polars as pl
 
 from evergreen.tasks.problems.recommender.candidate_generation import Candidates, Learned, order
 from evergreen.tasks.problems.recommender.estimators import TwoStage
-from evergreen.tasks.problems.recommender.interactions import InteractionData, Truth
+from evergreen.tasks.problems.recommender.interactions import InteractionData, Targets
 from evergreen.tasks.problems.recommender.ranking_metrics import per_user
 from evergreen.tasks.problems.recommender.user_histories import to_day
 
@@ -57,7 +57,7 @@ def _without(
     learned, rows = _stripped(model.learned_, source), data.draw(cutoff, users, 0)
     twin = copy.copy(model).learn_ranker(learned, examples)
     found, label = data.labelled(learned, cutoff, settings, rows)
-    return _scores(found, label, twin.order_by(found), data.truth(cutoff), rows, k)
+    return _scores(found, label, twin.order_by(found), data.targets(cutoff), rows, k)
 
 
 def _stripped(learned: Learned, source: str) -> Learned:
@@ -65,16 +65,16 @@ def _stripped(learned: Learned, source: str) -> Learned:
 
 
 def _scores(
-    found: Candidates, label: np.ndarray, score: np.ndarray, truth: Truth, rows: np.ndarray, k: int
+    found: Candidates, label: np.ndarray, score: np.ndarray, targets: Targets, rows: np.ndarray, k: int
 ) -> dict[str, np.ndarray]:
-    """Metrics of the lists of everything and of new items, one per user of `rows` of the truth."""
+    """Metrics of the lists of everything and of new items, one per user of `rows` of the targets."""
     metrics = {}
     for suffix, kept in (("", np.ones(len(score), bool)), ("_novel", ~found.bought)):
         by, rank = order(found.row[kept], score[kept])
         top = np.flatnonzero(kept)[by[rank < k]]
         hits = np.zeros((len(rows), k), bool)
         hits[found.row[top], rank[rank < k]] = label[top]
-        metrics |= {f"{name}{suffix}": value for name, value in per_user(hits, truth.sizes(bool(suffix))[rows]).items()}
+        metrics |= {f"{name}{suffix}": value for name, value in per_user(hits, targets.sizes(bool(suffix))[rows]).items()}
     return metrics
 
 

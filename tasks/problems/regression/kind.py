@@ -152,17 +152,17 @@ class Regression(Quantities, TabularKind):
         return OffsetRegressor(DummyRegressor(strategy="constant", constant=0) if naive else model, offset)
 
     def predict(self, model: Model, data: Rows, part: Part, section: Tabular) -> pl.DataFrame:
-        """`entity`, `truth` (missing where unknown), `prediction`."""
+        """`entity`, `label` (missing where unknown), `prediction`."""
         rows = data.at([part])
         answers = model.predict(rows.features) if len(rows) else np.empty(0)
-        return pl.DataFrame({"entity": rows.entity, "truth": rows.target, "prediction": answers})
+        return pl.DataFrame({"entity": rows.entity, "label": rows.target, "prediction": answers})
 
     def outputs(self, model: Model, most: int) -> tuple[Callable[[pd.DataFrame], np.ndarray], list[str]]:
         return lambda features: np.asarray(model.predict(features), dtype=float)[:, None], ["prediction"]
 
     def row_losses(self, predictions: pl.DataFrame) -> np.ndarray:
         """The absolute error."""
-        return np.abs((predictions["truth"] - predictions["prediction"]).to_numpy())
+        return np.abs((predictions["label"] - predictions["prediction"]).to_numpy())
 
     def plots(
         self, predictions: pl.DataFrame, baseline: pl.DataFrame, model: Model, data: Rows, section: Tabular
@@ -194,36 +194,36 @@ def _first(offsets: tuple[str | None, ...]) -> str | None:
 def _stack(series: dict[str, tuple[np.ndarray, np.ndarray]], draw: Any) -> pl.DataFrame:
     edges = _edges(*series["model"])
     return pl.concat(
-        pl.DataFrame(draw(truth, answer, edges)).select(pl.lit(name).alias("series"), pl.all())
-        for name, (truth, answer) in series.items()
+        pl.DataFrame(draw(label, answer, edges)).select(pl.lit(name).alias("series"), pl.all())
+        for name, (label, answer) in series.items()
     )
 
 
-def _sample(truth: np.ndarray, answer: np.ndarray) -> pl.DataFrame:
+def _sample(label: np.ndarray, answer: np.ndarray) -> pl.DataFrame:
     """At most POINTS rows, evenly over the order of their predictions."""
     order = np.argsort(answer, kind="stable")
     kept = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), POINTS)).astype(int))]
-    return pl.DataFrame({"predicted": answer[kept], "actual": truth[kept]})
+    return pl.DataFrame({"predicted": answer[kept], "actual": label[kept]})
 
 
-def _edges(truth: np.ndarray, answer: np.ndarray) -> np.ndarray:
+def _edges(label: np.ndarray, answer: np.ndarray) -> np.ndarray:
     """Bins of residuals that leave out the widest hundredth, so that the middle can be seen."""
-    reach = float(np.quantile(np.abs(truth - answer), 0.99)) or 1.0
+    reach = float(np.quantile(np.abs(label - answer), 0.99)) or 1.0
     return np.linspace(-reach, reach, 4 * BINS + 1)
 
 
-def _residuals(truth: np.ndarray, answer: np.ndarray, edges: np.ndarray) -> dict[str, np.ndarray]:
+def _residuals(label: np.ndarray, answer: np.ndarray, edges: np.ndarray) -> dict[str, np.ndarray]:
     """Share of rows in each bin of actual minus predicted."""
-    return {"low": edges[:-1], "high": edges[1:], "share": np.histogram(truth - answer, edges)[0] / len(truth)}
+    return {"low": edges[:-1], "high": edges[1:], "share": np.histogram(label - answer, edges)[0] / len(label)}
 
 
-def _deciles(truth: np.ndarray, answer: np.ndarray, edges: np.ndarray) -> dict[str, np.ndarray]:
+def _deciles(label: np.ndarray, answer: np.ndarray, edges: np.ndarray) -> dict[str, np.ndarray]:
     """Tenths of the rows by prediction: means of predicted and actual, and the mean absolute error."""
     parts = [part for part in np.array_split(np.argsort(answer, kind="stable"), BINS) if len(part)]
     return {
         "decile": np.arange(1, len(parts) + 1),
         "predicted": np.array([answer[part].mean() for part in parts]),
-        "actual": np.array([truth[part].mean() for part in parts]),
-        "mae": np.array([np.abs(truth[part] - answer[part]).mean() for part in parts]),
+        "actual": np.array([label[part].mean() for part in parts]),
+        "mae": np.array([np.abs(label[part] - answer[part]).mean() for part in parts]),
         "rows": np.array([len(part) for part in parts]),
     }

@@ -43,14 +43,14 @@ class Quantities(LabelledRows):
         return number
 
     def score(self, predictions: pl.DataFrame, section: Tabular) -> dict[str, float]:
-        """All metrics; NaN without rows, and R² also where the truth does not vary."""
-        truth, answer = labelled(predictions)
-        if not len(truth):
+        """All metrics; NaN without rows, and R² also where the label does not vary."""
+        label, answer = labelled(predictions)
+        if not len(label):
             return {"rmse": np.nan, "mae": np.nan, "r2": np.nan}
-        error = truth - answer
-        squares, spread = float(error @ error), float(np.sum((truth - truth.mean()) ** 2))
+        error = label - answer
+        squares, spread = float(error @ error), float(np.sum((label - label.mean()) ** 2))
         return {
-            "rmse": float(np.sqrt(squares / len(truth))),
+            "rmse": float(np.sqrt(squares / len(label))),
             "mae": float(np.abs(error).mean()),
             "r2": 1 - squares / spread if spread else np.nan,
         }
@@ -62,20 +62,20 @@ class Quantities(LabelledRows):
 
     def as_predicted(self, rows: pl.DataFrame, section: Tabular) -> pl.DataFrame:
         if "prediction" not in rows.columns:
-            number = {"truth": pl.Float64, "prediction": pl.Float64}
-            return pl.DataFrame(schema={"entity": pl.String, "truth_at": pl.Datetime("us", "UTC"), **number})
-        numbers = (pl.col(name).cast(pl.Float64, strict=False).alias(name) for name in ("truth", "prediction"))
-        return rows.select("entity", "truth_at", *numbers).filter(pl.col("prediction").is_not_null())
+            number = {"label": pl.Float64, "prediction": pl.Float64}
+            return pl.DataFrame(schema={"entity": pl.String, "label_at": pl.Datetime("us", "UTC"), **number})
+        numbers = (pl.col(name).cast(pl.Float64, strict=False).alias(name) for name in ("label", "prediction"))
+        return rows.select("entity", "label_at", *numbers).filter(pl.col("prediction").is_not_null())
 
     def draw_labels(
         self, predictions: pl.DataFrame, known: Sequence[pl.DataFrame], draws: int, seed: int
     ) -> Iterator[pl.DataFrame] | str:
         """The prediction and an error of a row in the same bin of `known`, which is itself resampled for each draw."""
-        past = [each.select("truth", "prediction") for each in known if each.height]
+        past = [each.select("label", "prediction") for each in known if each.height]
         rows = pl.concat(past).sort("prediction") if past else pl.DataFrame()
         if rows.height < ENOUGH:
             return f"errors of {rows.height} earlier predictions are known; an estimate needs {ENOUGH}"
-        errors = (rows["truth"] - rows["prediction"]).to_numpy()
+        errors = (rows["label"] - rows["prediction"]).to_numpy()
         return _with_errors(predictions, rows["prediction"].to_numpy(), errors, draws, seed)
 
     def comparable(self, rows: pl.DataFrame, features: pl.DataFrame | None, context: Context) -> pl.DataFrame:
@@ -92,10 +92,10 @@ PREDICTIONS = Quantities()
 
 
 def labelled(predictions: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Truth and answer where the truth is known."""
-    if predictions["truth"].null_count():
-        predictions = predictions.filter(pl.col("truth").is_not_null())
-    return predictions["truth"].to_numpy(), predictions["prediction"].to_numpy()
+    """Label and answer where the label is known."""
+    if predictions["label"].null_count():
+        predictions = predictions.filter(pl.col("label").is_not_null())
+    return predictions["label"].to_numpy(), predictions["prediction"].to_numpy()
 
 
 def _with_errors(
@@ -111,4 +111,4 @@ def _with_errors(
         anew = errors[starts[bin_of] + (random.random(len(errors)) * sizes[bin_of]).astype(int)]
         place = np.searchsorted(edges, part["prediction"].to_numpy(), side="right")
         drawn = anew[starts[place] + (random.random(part.height) * sizes[place]).astype(int)]
-        yield part.with_columns(truth=pl.col("prediction") + drawn)
+        yield part.with_columns(label=pl.col("prediction") + drawn)

@@ -32,11 +32,11 @@ class Calibration:
     def __init__(self, method: Method) -> None:
         self.method: Method = method
 
-    def fit(self, truth: np.ndarray, chances: np.ndarray) -> "Calibration":
-        """`truth`: the place of the true class; `chances`: row x class."""
+    def fit(self, true_class: np.ndarray, chances: np.ndarray) -> "Calibration":
+        """`true_class`: the place of the true class; `chances`: row x class."""
         classes = [1] if chances.shape[1] == 2 else range(chances.shape[1])
         learn = _sigmoid if self.method == "sigmoid" else _steps
-        self.maps = [learn(truth == place, chances[:, place]) for place in classes]
+        self.maps = [learn(true_class == place, chances[:, place]) for place in classes]
         return self
 
     def apply(self, chances: np.ndarray) -> np.ndarray:
@@ -107,32 +107,32 @@ def _steps(positive: np.ndarray, chance: np.ndarray) -> list[np.ndarray]:
     return [fitted.X_thresholds_.astype(float), fitted.y_thresholds_.astype(float)]
 
 
-def helping(truth: np.ndarray, chances: np.ndarray, methods: Sequence[Method], seed: int) -> Calibration | None:
+def helping(true_class: np.ndarray, chances: np.ndarray, methods: Sequence[Method], seed: int) -> Calibration | None:
     """The calibration that lowers the logarithmic loss, judged on rows that it was not learned from; None where none does.
 
-    One that is more elaborate must be better by more than one standard error. `truth`: the place of the true class, -1 for one
+    One that is more elaborate must be better by more than one standard error. `true_class`: its place, -1 for one
     that the model does not know.
     """
-    known = truth >= 0
-    truth, chances = truth[known], chances[known]
-    if len(truth) < 2 * FOLDS:
+    known = true_class >= 0
+    true_class, chances = true_class[known], chances[known]
+    if len(true_class) < 2 * FOLDS:
         return None
-    best, losses = None, _losses(truth, chances)
+    best, losses = None, _losses(true_class, chances)
     for method in methods:
-        if method == "isotonic" and len(truth) < ISOTONIC:
+        if method == "isotonic" and len(true_class) < ISOTONIC:
             continue
-        found = np.empty(len(truth))
-        for learned, judged in KFold(FOLDS, shuffle=True, random_state=seed).split(truth):
-            each = Calibration(method).fit(truth[learned], chances[learned])
-            found[judged] = _losses(truth[judged], each.apply(chances[judged]))
+        found = np.empty(len(true_class))
+        for learned, judged in KFold(FOLDS, shuffle=True, random_state=seed).split(true_class):
+            each = Calibration(method).fit(true_class[learned], chances[learned])
+            found[judged] = _losses(true_class[judged], each.apply(chances[judged]))
         gain = losses - found
         if gain.mean() > gain.std() / np.sqrt(len(gain)):
             best, losses = method, found
-    return Calibration(best).fit(truth, chances) if best else None
+    return Calibration(best).fit(true_class, chances) if best else None
 
 
-def _losses(truth: np.ndarray, chances: np.ndarray) -> np.ndarray:
-    return -np.log(np.clip(chances[np.arange(len(truth)), truth], SMALLEST, 1.0))
+def _losses(true_class: np.ndarray, chances: np.ndarray) -> np.ndarray:
+    return -np.log(np.clip(chances[np.arange(len(true_class)), true_class], SMALLEST, 1.0))
 
 
 def threshold_for(

@@ -202,7 +202,7 @@ def test_rows_of_few_people_count_as_few():
     assert detection.compare(known, strangers, POLICY, 0).alarm  # the same rows, were each about another one
 
 
-def test_answers_and_truths_drift_too():
+def test_predictions_and_labels_drift_too():
     draw = np.random.default_rng(17)
     risk = draw.beta(2, 20, 3000)
     frame = pl.DataFrame({"x": draw.normal(size=3000)})
@@ -245,8 +245,8 @@ def test_lists_drift_by_popularity_coverage_and_repeats():
     bits = {str(item): float(np.log2(2 + item)) for item in range(100)}
     again = pl.Series(draw.integers(0, 6, 1000) / 5)
     learned = rows(1000, 100).with_columns(again.alias("repeats"))
-    reads = {"bits": bits, "rarest": 10.0}
-    known = reference_data.of_predicted("recommend", 1, "recommendation", Predictions(learned, pl.DataFrame()), reads=reads)
+    context = {"bits": bits, "rarest": 10.0}
+    known = reference_data.of_predicted("recommend", 1, "recommendation", Predictions(learned, pl.DataFrame()), context=context)
     calm = rows(400, 100).with_columns(pl.Series("repeats", draw.integers(0, 6, 400) / 5))
     assert not detection.compare(known, Predictions(calm, pl.DataFrame()), POLICY, 0).alarm
     narrow = rows(400, 12).with_columns(repeats=pl.lit(1.0))

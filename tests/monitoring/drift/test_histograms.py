@@ -1,4 +1,4 @@
-"""Sketches: the same statistics as Evidently's, from counts and sums that add up."""
+"""Histograms: the same statistics as Evidently's, from counts and sums that add up."""
 
 import math
 import warnings
@@ -30,7 +30,7 @@ def evidently():
     return of
 
 
-def shares(found: histograms.Sketch) -> tuple[np.ndarray, np.ndarray]:
+def shares(found: histograms.Histogram) -> tuple[np.ndarray, np.ndarray]:
     return found.counts / found.present, found.beyond / found.present
 
 
@@ -49,7 +49,7 @@ def test_the_wasserstein_distance_is_evidentlys_to_two_hundredths_of_it(name, sh
     draw = np.random.default_rng(1)
     was, now = SAMPLES[name](draw, 5000), SAMPLES[name](draw, 3000) + shift
     bins = Numbers.of(pl.Series(was))
-    mine = histograms.wasserstein(bins, *shares(bins.sketch(pl.Series(now))), *shares(bins.sketch(pl.Series(was))))
+    mine = histograms.wasserstein(bins, *shares(bins.histogram(pl.Series(now))), *shares(bins.histogram(pl.Series(was))))
     assert float(mine) == pytest.approx(evidently("wasserstein", "number")(was, now), rel=0.02)
 
 
@@ -58,7 +58,7 @@ def test_the_kolmogorov_distance_is_scipys_that_evidently_turns_into_p_to_half_a
     draw = np.random.default_rng(2)
     was, now = SAMPLES[name](draw, 5000), SAMPLES[name](draw, 3000) + 1.0
     bins = Numbers.of(pl.Series(was))
-    mine = histograms.kolmogorov(shares(bins.sketch(pl.Series(now)))[0], shares(bins.sketch(pl.Series(was)))[0])
+    mine = histograms.kolmogorov(shares(bins.histogram(pl.Series(now)))[0], shares(bins.histogram(pl.Series(was)))[0])
     assert float(mine) == pytest.approx(ks_2samp(was, now).statistic, abs=0.005)  # pyright: ignore
 
 
@@ -68,7 +68,7 @@ def test_the_jensen_shannon_distance_is_evidentlys_also_where_categories_are_new
     was = draw.integers(0, levels, 4000).astype(str)
     now = draw.integers(0, levels + 2, 500).astype(str)
     bins = Categories.of(pl.Series(was), np.arange(4000))
-    mine = histograms.jensenshannon(bins.sketch(pl.Series(now)).counts / 500, bins.sketch(pl.Series(was)).counts / 4000)
+    mine = histograms.jensenshannon(bins.histogram(pl.Series(now)).counts / 500, bins.histogram(pl.Series(was)).counts / 4000)
     assert float(mine) == pytest.approx(evidently("jensenshannon", "category")(was, now), abs=1e-9)
 
 
@@ -76,10 +76,10 @@ NUMBERS = st.lists(st.one_of(st.none(), st.floats(-1e6, 1e6)), max_size=40)
 
 
 @given(NUMBERS, NUMBERS, NUMBERS)
-def test_sketches_of_parts_add_up_to_that_of_the_whole(reference, one, two):
+def test_histograms_of_parts_add_up_to_that_of_the_whole(reference, one, two):
     bins = Numbers.of(pl.Series(reference, dtype=pl.Float64))
-    parts = [bins.sketch(pl.Series(each, dtype=pl.Float64)) for each in (one, two)]
-    whole, added = bins.sketch(pl.Series(one + two, dtype=pl.Float64)), parts[0] + parts[1]
+    parts = [bins.histogram(pl.Series(each, dtype=pl.Float64)) for each in (one, two)]
+    whole, added = bins.histogram(pl.Series(one + two, dtype=pl.Float64)), parts[0] + parts[1]
     assert (whole.rows, whole.present) == (added.rows, added.present)
     assert whole.counts.tolist() == added.counts.tolist()
     assert added.beyond == pytest.approx(whole.beyond, rel=1e-9, abs=1e-3)
@@ -88,7 +88,7 @@ def test_sketches_of_parts_add_up_to_that_of_the_whole(reference, one, two):
 @given(NUMBERS, NUMBERS)
 def test_no_distance_is_above_one_or_below_nothing(reference, window):
     bins = Numbers.of(pl.Series(reference, dtype=pl.Float64))
-    was, now = (bins.sketch(pl.Series(each, dtype=pl.Float64)) for each in (reference, window))
+    was, now = (bins.histogram(pl.Series(each, dtype=pl.Float64)) for each in (reference, window))
     if was.present and now.present:
         assert 0 <= histograms.kolmogorov(now.counts / now.present, was.counts / was.present) <= 1 + 1e-9
         assert histograms.wasserstein(bins, *shares(now), *shares(was)) >= 0
@@ -98,15 +98,15 @@ def test_no_distance_is_above_one_or_below_nothing(reference, window):
 def test_the_mean_is_kept():
     values = pl.Series(np.random.default_rng(0).normal(7, 3, 1000))
     bins = Numbers.of(values.head(500))
-    assert bins.mean(bins.sketch(values)) == pytest.approx(values.mean())
-    assert math.isnan(bins.mean(bins.sketch(values.clear())))
+    assert bins.mean(bins.histogram(values)) == pytest.approx(values.mean())
+    assert math.isnan(bins.mean(bins.histogram(values.clear())))
 
 
 def test_infinite_numbers_and_words_among_numbers_are_missing_and_counted():
     bins = Numbers.of(pl.Series([1.0, 2.0, 3.0]))
-    found = bins.sketch(pl.Series([1.0, math.inf, -math.inf, math.nan, None]))
+    found = bins.histogram(pl.Series([1.0, math.inf, -math.inf, math.nan, None]))
     assert (found.rows, found.present, found.odd) == (5, 1, 2)
-    found = bins.sketch(pl.Series(["1", "two", None]))
+    found = bins.histogram(pl.Series(["1", "two", None]))
     assert (found.rows, found.present, found.odd) == (3, 1, 1)
 
 
@@ -119,7 +119,7 @@ def test_whole_numbers_true_and_false_name_the_same_categories_whatever_their_ty
 def test_of_many_categories_the_largest_have_bins_and_the_others_share_one():
     names = [f"id{place}" for place in range(1000) for _ in range(1 + (place < 5))]
     bins = Categories.of(pl.Series(names), np.arange(len(names)))
-    found = bins.sketch(pl.Series(["id0", "id999", "never seen", None]))
+    found = bins.histogram(pl.Series(["id0", "id999", "never seen", None]))
     assert bins.bins == histograms.LEVELS + 2
     assert (found.counts[0], found.counts[-2], found.counts[-1], found.rows) == (1, 1, 1, 4)
 
@@ -127,5 +127,5 @@ def test_of_many_categories_the_largest_have_bins_and_the_others_share_one():
 def test_a_constant_and_an_empty_reference_have_bins_too():
     for reference in (pl.Series([4.0] * 10), pl.Series([None] * 3, dtype=pl.Float64), pl.Series([], dtype=pl.Float64)):
         bins = Numbers.of(reference)
-        assert bins.sketch(pl.Series([4.0, 5.0])).present == 2
+        assert bins.histogram(pl.Series([4.0, 5.0])).present == 2
         assert bins.norm == histograms.SMALLEST_NORM

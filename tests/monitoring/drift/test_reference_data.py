@@ -96,7 +96,7 @@ def said(frame: pl.DataFrame) -> pl.DataFrame:
         frame.filter(pl.col("cutoff") == CUTOFFS[-1])
         .select(
             entity="household_id",
-            truth="target",
+            label="target",
             cutoff="cutoff",
             probability_1=pl.Series(risk[: frame.height // len(CUTOFFS)]),
         )
@@ -109,9 +109,9 @@ def test_a_reference_is_of_the_rows_learned_from_and_the_answers_judged_by_and_s
     written(layout, frame, CARD, said(frame), str(CUTOFFS[-1]))
     made = reference_data.build(project(EVENTS), "again", layout, None, 3)
     assert sorted(made.parts["features"].rows[WEEK].unique()) == CUTOFFS[:4]
-    assert made.parts["answers"].rows[WEEK].unique().to_list() == [CUTOFFS[-1]]
-    assert list(made.parts["answers"].forms) == ["probability_1"]
-    assert made.parts["truths"].rows.height == 800
+    assert made.parts["predictions"].rows[WEEK].unique().to_list() == [CUTOFFS[-1]]
+    assert list(made.parts["predictions"].forms) == ["probability_1"]
+    assert made.parts["labels"].rows.height == 800
     assert made.facts.importance == {"spend": 0.9, "town": 0.1}
     kept = reference_data.load(layout, "again", 3)
     assert kept is not None
@@ -123,7 +123,7 @@ def test_a_reference_is_of_the_rows_learned_from_and_the_answers_judged_by_and_s
 def test_the_answers_of_another_version_are_no_reference(tmp_path):
     layout, frame = Layout(tmp_path), rows(100)
     written(layout, frame, CARD, said(frame), "2024-01-01")
-    assert set(reference_data.build(project(EVENTS), "again", layout, None, 1).parts) == {"features", "truths"}
+    assert set(reference_data.build(project(EVENTS), "again", layout, None, 1).parts) == {"features", "labels"}
 
 
 def test_a_version_whose_cutoffs_are_not_in_the_newest_features_refers_to_those_before_its_own(tmp_path):

@@ -1,4 +1,4 @@
-"""Late truths from outside: of a file, and of a project's own data once a horizon has passed."""
+"""Labels from a file, and from the project's own data once a horizon has passed."""
 
 import json
 from datetime import UTC, date, datetime, time, timedelta
@@ -95,7 +95,7 @@ def test_a_file_names_predictions_by_entity_and_day_or_moment(ledger):
 def test_columns_may_be_named(ledger):
     ledger.append([prediction("a", "7")])
     rows = {"who": ["7"], "when": [date(2017, 10, 9)], "what": ["1"], "since": ["2017-11-01"]}
-    assert told(ledger, rows, entity="who", time="when", truth="what", known="since") == {"matched": 1}
+    assert told(ledger, rows, entity="who", time="when", label="what", known="since") == {"matched": 1}
     found = ledger.read("churn").rows
     assert (found["label"][0], found["label_at"][0]) == (1, datetime.combine(date(2017, 11, 1), time.max, UTC))
 
@@ -106,7 +106,7 @@ def test_rows_that_say_nothing_are_refused_by_their_place_and_stop_no_other(ledg
         "id": ["a", None, None, None, "b"],
         "customer": [None, "7", "7", None, None],
         "at": [None, "yesterday", None, "2017-10-09", None],
-        "truth": ["1", "1", "1", "1", None],
+        "label": ["1", "1", "1", "1", None],
     }
     needs = "names no prediction: it needs an id, or an entity and a time"
     assert told(ledger, rows) == {
@@ -122,18 +122,18 @@ def test_rows_that_say_nothing_are_refused_by_their_place_and_stop_no_other(ledg
 
 def test_the_same_file_again_repeats_and_a_corrected_one_changes(ledger):
     ledger.append([prediction("a")])
-    assert told(ledger, {"id": ["a"], "truth": ["1"]}) == {"matched": 1}
-    assert told(ledger, {"id": ["a"], "truth": [1.0]}) == {"duplicate": 1}
-    assert told(ledger, {"id": ["a"], "truth": [0]}) == {"changed": 1}
+    assert told(ledger, {"id": ["a"], "label": ["1"]}) == {"matched": 1}
+    assert told(ledger, {"id": ["a"], "label": [1.0]}) == {"duplicate": 1}
+    assert told(ledger, {"id": ["a"], "label": [0]}) == {"changed": 1}
     assert of(ledger) == {"a": 0}
 
 
 @pytest.mark.parametrize(
     ("rows", "columns", "says"),
     [
-        ({"id": ["a"]}, {}, "columns id: none is called truth, target, label, value, churned; name it with --truth"),
-        ({"truth": [1], "customer": ["7"]}, {}, "which prediction is a row about.* It needs id, or customer and cutoff or at"),
-        ({"id": ["a"], "outcome": [1]}, {"truth": "outcom"}, "--truth outcom: no such column; did you mean outcome"),
+        ({"id": ["a"]}, {}, "columns id: none is called label, target, truth, value, churned; name it with --label"),
+        ({"label": [1], "customer": ["7"]}, {}, "which prediction is a row about.* It needs id, or customer and cutoff or at"),
+        ({"id": ["a"], "outcome": [1]}, {"label": "outcom"}, "--label outcom: no such column; did you mean outcome"),
     ],
 )
 def test_a_file_without_the_columns_is_refused(ledger, rows, columns, says):
@@ -141,9 +141,9 @@ def test_a_file_without_the_columns_is_refused(ledger, rows, columns, says):
         told(ledger, rows, **columns)
 
 
-def test_groups_have_no_truth(ledger):
-    with pytest.raises(ParamsError, match="churn: is a problem of clustering, where nothing turns out true or false"):
-        told(ledger, {"id": ["a"], "truth": [1]}, kind="clustering")
+def test_clustering_has_no_labels(ledger):
+    with pytest.raises(ParamsError, match="churn: is a problem of clustering, which has no labels"):
+        told(ledger, {"id": ["a"], "label": [1]}, kind="clustering")
 
 
 # Of the project's own data
@@ -156,7 +156,7 @@ def scored(ledger: Ledger, problem: str, entities: list[Any], cutoff: date, at: 
 
 
 @pytest.mark.parametrize("problem", ["redeem", "spend"])
-def test_the_labels_of_training_are_the_truths_once_their_horizon_has_passed(world, known, ledger, problem, tmp_path):
+def test_predictions_get_the_labels_of_training_once_their_horizon_has_passed(world, known, ledger, problem, tmp_path):
     section, as_of = known.section(problem), known.project.as_of
     tables = {name: pl.scan_parquet(Layout(world.folder).table(name)) for name in known.ingest}
     times = {name: known.ingest[name].time for name in tables}
@@ -176,7 +176,7 @@ def test_the_labels_of_training_are_the_truths_once_their_horizon_has_passed(wor
     assert both["label_at"].to_list() == ripe
 
 
-def test_an_answer_of_any_day_has_a_truth_and_one_whose_horizon_runs_has_none(world, known, ledger):
+def test_a_prediction_of_any_day_has_a_label_once_its_horizon_has_passed_and_none_before(world, known, ledger):
     day = known.project.as_of - timedelta(days=28)
     asked = datetime.combine(day, time(9), UTC)
     scored(ledger, "spend", ["1", "2", "424242", "nobody"], day, at=asked)
@@ -190,7 +190,7 @@ def test_an_answer_of_any_day_has_a_truth_and_one_whose_horizon_runs_has_none(wo
     assert {name: of(ledger, "spend")[name] for name in ("424242", "nobody", "3")} == {"424242": 0, "nobody": None, "3": None}
 
 
-def test_a_truth_that_its_table_corrected_is_changed(world, known, ledger, tmp_path):
+def test_a_label_that_its_table_corrected_is_changed(world, known, ledger, tmp_path):
     day = known.project.as_of - timedelta(days=30)
     scored(ledger, "redeem", [1], day)
     labels.collect(known, "redeem", Layout(world.folder), ledger, known.project.as_of)
@@ -207,7 +207,7 @@ def test_a_truth_that_its_table_corrected_is_changed(world, known, ledger, tmp_p
     assert list(of(ledger, "redeem").values()) == [1 - value for value in was.values()]
 
 
-def test_a_truth_may_be_known_later_than_its_horizon_ends(world, known, ledger):
+def test_a_label_may_be_known_later_than_its_horizon_ends(world, known, ledger):
     section = known.section("redeem")
     late = section.model_copy(update={"monitor": section.monitor.model_copy(update={"label_delay_days": 40})})
     params_ = known.model_copy(update={"sections": {**known.sections, "redeem": late}})
@@ -217,7 +217,7 @@ def test_a_truth_may_be_known_later_than_its_horizon_ends(world, known, ledger):
     assert ledger.read("redeem").rows["label"].null_count() == 1
 
 
-def test_what_users_bought_is_the_truth_of_their_lists(world, known, ledger):
+def test_purchases_of_users_are_the_labels_of_their_lists(world, known, ledger):
     cutoff = known.project.as_of - timedelta(days=28)
     rows = pl.DataFrame({"who": [6, 7, 424_242], "items": [[1003]] * 3, "scores": [[0.5]] * 3})
     ledger.append_frame(
@@ -234,7 +234,7 @@ def test_nothing_is_looked_up_where_nothing_can_be(world, known, ledger, tmp_pat
     assert labels.collect(known, "segments", Layout(world.folder), ledger, known.project.as_of) == 0
     assert labels.collect(known, "redeem", Layout(tmp_path), ledger, known.project.as_of) == 0
     scored(ledger, "redeem", [1], known.project.as_of - timedelta(days=60))
-    with pytest.raises(SourceError, match=r"\.parquet: is not there, so no truth can be looked up"):
+    with pytest.raises(SourceError, match=r"\.parquet: is missing, so no label can be read"):
         labels.collect(known, "redeem", Layout(tmp_path), ledger, known.project.as_of)
 
 
@@ -245,7 +245,7 @@ def test_labels_and_cohorts_by_command(world, monkeypatch, tmp_path):
     monkeypatch.setenv("EVERGREEN_DATABASE", f"sqlite:///{tmp_path / 'own.db'}")
     ledger = settings.ledger(Layout(world.folder))
     scored(ledger, "spend", list(range(40)), date(2017, 7, 2))
-    rows = {"household_id": [*range(39), 99], "cutoff": ["2017-07-02"] * 39 + ["soon"], "truth": [0.25] * 39 + [1.0]}
+    rows = {"household_id": [*range(39), 99], "cutoff": ["2017-07-02"] * 39 + ["soon"], "label": [0.25] * 39 + [1.0]}
     pl.DataFrame(rows).write_csv(tmp_path / "late.csv")
     given = ["labels", "spend", "--data", str(tmp_path / "late.csv"), "--root", str(world.folder)]
     done = CliRunner().invoke(app, given)

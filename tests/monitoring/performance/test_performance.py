@@ -1,4 +1,4 @@
-"""Performance: realised where truths are, estimated before; what cannot be told says why."""
+"""Performance: realised once labels are known, estimated before; a missing score has its reason."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -28,11 +28,11 @@ def section(features: dict[str, Any] = EVENTS, **more: Any) -> Tabular:
 
 
 def predicted(
-    answers: dict[str, Any], truth: Any = None, entity: Any = None, known: datetime = NOON, version: int = 1
+    answers: dict[str, Any], label: Any = None, entity: Any = None, known: datetime = NOON, version: int = 1
 ) -> Predictions:
-    """As the ledger gives it. `truth`: None where unknown, in whole or in places."""
+    """As the ledger gives it. `label`: None where unknown, in whole or in part."""
     rows = len(next(iter(answers.values())))
-    labels = pl.Series("label", truth if truth is not None else [None] * rows)
+    labels = pl.Series("label", label if label is not None else [None] * rows)
     frame = pl.DataFrame(
         {
             "id": [f"p{row}" for row in range(rows)], "version": version, "variant": "champion", "at": NOON, "cutoff": None,
@@ -48,19 +48,19 @@ def chances(rows: int, seed: int = 0, bent: float = 1.0, known: bool = True) -> 
     """Probabilities that come true; `bent`: as odds to that power instead, so that they are too sure (above 1)."""
     draw = np.random.default_rng(seed)
     chance = draw.beta(1, 3, rows)
-    truth = (draw.random(rows) < chance).astype(int)
+    label = (draw.random(rows) < chance).astype(int)
     odds = (chance / (1 - chance)) ** bent
     said = odds / (1 + odds)
     answers = {"prediction": (said > 0.5).astype(int), "probability_0": 1 - said, "probability_1": said}
-    return predicted(answers, truth if known else None)
+    return predicted(answers, label if known else None)
 
 
 def amounts(rows: int, seed: int = 0, known: bool = True, noise: float = 1.0, high: float = 10.0) -> Predictions:
     """Errors of amounts are as large as `noise` times the amount."""
     draw = np.random.default_rng(seed)
     said = draw.uniform(1, high, rows)
-    truth = said + draw.normal(0, noise * said)
-    return predicted({"prediction": said}, truth if known else None)
+    label = said + draw.normal(0, noise * said)
+    return predicted({"prediction": said}, label if known else None)
 
 
 def realised(kind: str, found: Predictions, **of: Any) -> Estimate:
@@ -89,7 +89,7 @@ def test_what_is_realised_is_the_metric_with_an_interval_around_it():
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
-def test_intervals_of_truths_hold_what_they_should(kind):
+def test_intervals_of_labels_have_their_coverage(kind):
     """In nine of ten draws or more the interval of 200 rows holds the score of very many."""
     make = chances if kind == "classification" else amounts
     whole = realised(kind, make(40_000, 1)).score
@@ -119,12 +119,12 @@ def test_many_rows_have_the_interval_of_all_of_them(monkeypatch):
     ("kind", "found", "reason"),
     [
         ("classification", chances(0), "no predictions"),
-        ("classification", chances(50, known=False), "no truth is known yet"),
-        ("classification", chances(3), "3 truths are known; a score needs 10"),
+        ("classification", chances(50, known=False), "no label is known yet"),
+        ("classification", chances(3), "3 labels are known; a score needs 10"),
         ("classification", predicted(dict.fromkeys(("probability_0", "probability_1"), [0.5] * 20), [0] * 20),
-         "all 20 truths are 0, so there is no roc_auc"),
+         "all 20 labels are 0, so there is no roc_auc"),
         ("classification", predicted({"prediction": [1] * 20}, [1] * 20), "no predictions"),
-        ("regression", predicted({"prediction": [1.0] * 20}, ["much"] * 20), "no truth is known yet"),
+        ("regression", predicted({"prediction": [1.0] * 20}, ["much"] * 20), "no label is known yet"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_scored_says_why(kind, found, reason):
@@ -156,35 +156,35 @@ def test_the_threshold_is_what_the_answers_show():
 def test_several_classes_are_scored_and_one_that_was_never_said_too():
     draw = np.random.default_rng(0)
     said = draw.dirichlet([1, 1, 1], 600)
-    truth = [str("abc"[draw.choice(3, p=row)]) for row in said]
+    label = [str("abc"[draw.choice(3, p=row)]) for row in said]
     answers = {f"probability_{name}": said[:, place] for place, name in enumerate("abc")}
-    rows = predicted(answers, truth)
+    rows = predicted(answers, label)
     found = realised("classification", rows, section=section(PLAIN))
     assert found.score == pytest.approx(0.75, abs=0.05)
     assert estimated("classification", rows, asked=section(PLAIN)).score == pytest.approx(found.score, abs=0.03)
-    assert realised("classification", predicted(answers, ["d", *truth[1:]]), section=section(PLAIN)).score is not None
+    assert realised("classification", predicted(answers, ["d", *label[1:]]), section=section(PLAIN)).score is not None
 
 
 def test_probabilities_that_come_true_foretell_the_score():
     blind = chances(3000, known=False)
-    found, truth = estimated("classification", blind), realised("classification", chances(3000))
-    assert found.score == pytest.approx(truth.score, abs=0.02)
-    assert found.low < truth.score < found.high
+    found, actual = estimated("classification", blind), realised("classification", chances(3000))
+    assert found.score == pytest.approx(actual.score, abs=0.02)
+    assert found.low < actual.score < found.high
     assert blind.rows["label"].null_count() == 3000
 
 
 def test_probabilities_that_are_too_sure_are_straightened_by_what_became_of_earlier_ones():
-    blind, truth = chances(3000, bent=2.5, known=False), realised("classification", chances(3000, bent=2.5))
+    blind, actual = chances(3000, bent=2.5, known=False), realised("classification", chances(3000, bent=2.5))
     naive, found = estimated("classification", blind), estimated("classification", blind, (chances(2000, seed=5, bent=2.5),))
-    assert abs(naive.score - truth.score) > 0.1
-    assert found.score == pytest.approx(truth.score, abs=0.02)
+    assert abs(naive.score - actual.score) > 0.1
+    assert found.score == pytest.approx(actual.score, abs=0.02)
 
 
 def test_errors_of_earlier_rows_foretell_those_of_amounts():
-    past, truth = amounts(8000, seed=5), realised("regression", amounts(3000))
+    past, actual = amounts(8000, seed=5), realised("regression", amounts(3000))
     found = estimated("regression", amounts(3000, known=False), (past,))
-    assert found.score == pytest.approx(truth.score, rel=0.06)
-    assert found.low < truth.score < found.high
+    assert found.score == pytest.approx(actual.score, rel=0.06)
+    assert found.low < actual.score < found.high
 
 
 def test_errors_grow_where_predictions_move_to_where_errors_are_larger():
@@ -197,8 +197,8 @@ def test_errors_grow_where_predictions_move_to_where_errors_are_larger():
 def test_an_estimate_cannot_see_that_the_same_rows_end_otherwise():
     """Its blind spot: what goes in is the same, what comes of it is not."""
     past = amounts(2000, seed=5)
-    found, truth = estimated("regression", amounts(2000, known=False), (past,)), realised("regression", amounts(2000, noise=3))
-    assert found.high < truth.low
+    found, actual = estimated("regression", amounts(2000, known=False), (past,)), realised("regression", amounts(2000, noise=3))
+    assert found.high < actual.low
 
 
 @pytest.mark.parametrize(
@@ -216,10 +216,10 @@ def test_what_cannot_be_foretold_says_why(kind, found, reason):
     assert estimated(kind, found).score is None
 
 
-def test_the_newest_window_whose_truths_are_known_is_realised():
+def test_the_newest_window_whose_labels_are_known_is_realised():
     half = chances(400, seed=3)
-    truths = [value if row < 150 else None for row, value in enumerate(half.rows["label"])]
-    partly = Predictions(half.rows.with_columns(label=pl.Series(truths)), pl.DataFrame())
+    labels = [value if row < 150 else None for row, value in enumerate(half.rows["label"])]
+    partly = Predictions(half.rows.with_columns(label=pl.Series(labels)), pl.DataFrame())
     found = measure("classification", [chances(300, 1), chances(300, 2), partly, chances(300, 4, known=False)])
     assert found.realised_until == NOON - 2 * WEEK
     assert found.realised == realised("classification", chances(300, 2))
@@ -228,7 +228,7 @@ def test_the_newest_window_whose_truths_are_known_is_realised():
     assert (found.metric, found.expected) == ("roc_auc", EXPECTED)
 
 
-def test_a_share_of_truths_that_is_all_that_ever_comes_is_enough():
+def test_the_usual_share_of_labels_is_enough():
     def tenth(seed: int) -> Predictions:
         rows = chances(600, seed).rows
         return Predictions(
@@ -240,9 +240,9 @@ def test_a_share_of_truths_that_is_all_that_ever_comes_is_enough():
     assert found.matured == 0.1
 
 
-def test_without_truths_there_is_an_estimate_and_a_reason():
+def test_without_labels_there_is_an_estimate_and_a_reason():
     found = measure("classification", [chances(300, known=False)])
-    assert (found.realised.reason, found.realised_until) == ("no truth is known yet", None)
+    assert (found.realised.reason, found.realised_until) == ("no label is known yet", None)
     assert found.newest == found.estimated
     nothing = measure("classification", [chances(0)])
     assert (nothing.realised.reason, nothing.estimated.reason, nothing.matured) == ("no predictions", "no predictions", 0)
@@ -264,8 +264,8 @@ def test_lists_are_scored_by_what_was_bought_and_never_foretold():
     given = {"table": "t", "user": "u", "item": "i", "basket": "b", "horizon_days": 7}
     asked = Recommend.model_validate({"question": "?", "features": given, "pipeline": {"k": 3}})
     items = [[1, 2, 3]] * 12
-    truth = [[1], [7], [], *[[2, 3, 9, 8]] * 9]
-    found = realised("recommendation", predicted({"items": items}, truth), section=asked)
+    label = [[1], [7], [], *[[2, 3, 9, 8]] * 9]
+    found = realised("recommendation", predicted({"items": items}, label), section=asked)
     two = (1 / np.log2(3) + 1 / 2) / (1 + 1 / np.log2(3) + 1 / 2)
     assert found.score == pytest.approx((1 + 0 + 9 * two) / 11)
     assert realised("recommendation", predicted({"items": items}, [["1"]] * 12), section=asked).score == 1
@@ -274,7 +274,7 @@ def test_lists_are_scored_by_what_was_bought_and_never_foretold():
     wrong = realised("recommendation", predicted({"items": items}, [[7]] * 12), section=asked)
     assert wrong.score == 0
     kind = problems.predictions("recommendation")
-    rows = scoring.to_scorable(kind, asked, predicted({"items": items}, truth))
+    rows = scoring.to_scorable(kind, asked, predicted({"items": items}, label))
     assert estimating.estimated(kind, asked, rows).reason == "lists do not say how likely their items are bought"
 
 

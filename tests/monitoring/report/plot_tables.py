@@ -45,7 +45,7 @@ def plot_tables(kind: str) -> dict[str, pl.DataFrame]:
                 }
             ),
             "confusion": pl.DataFrame(
-                {"truth": ["0", "0", "1", "1"], "predicted": ["0", "1", "0", "1"], "rows": [5012, 1321, 71, 220]}
+                {"label": ["0", "0", "1", "1"], "predicted": ["0", "1", "0", "1"], "rows": [5012, 1321, 71, 220]}
             ),
         },
         "regression": {

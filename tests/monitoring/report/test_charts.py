@@ -121,12 +121,12 @@ def test_the_light_scheme_is_that_of_the_style_sheet():
         (pl.DataFrame({"day": [1, 2, 3], "rows": [5, 6, 9]}), True),
         (pl.DataFrame({"who": ["a", "b"], "rows": [5, 6]}), True),
         (pl.DataFrame({"who": ["a", "b"], "what": ["c", None], "rows": [5, 6]}), False),
-        (pl.DataFrame({"truth": ["a"], "rows": [1]}), True),
+        (pl.DataFrame({"label": ["a"], "rows": [1]}), True),
     ],
     ids=["two numbers", "a name and a number", "two names", "columns of another shape"],
 )
 def test_a_plot_that_is_not_known_is_drawn_from_its_columns(table: pl.DataFrame, drawn: bool):
-    chart = charts.draw("confusion" if "truth" in table.columns else "odd_one", table)
+    chart = charts.draw("confusion" if "label" in table.columns else "odd_one", table)
     assert (chart.svg is not None) == drawn
     assert bool(chart.rows) != drawn
 

@@ -338,7 +338,7 @@ def test_hostile_names_stay_text(tmp_path: Path):
     judged["slices"][0] |= {"feature": HOSTILE, "value": HOSTILE}
     judged["model"] = HOSTILE
     _write(layout.report("spend") / "evaluation" / "evaluation.json", judged)
-    confusion = pl.DataFrame({"truth": [HOSTILE, "b"], "predicted": ["b", HOSTILE], "rows": [3, 4]})
+    confusion = pl.DataFrame({"label": [HOSTILE, "b"], "predicted": ["b", HOSTILE], "rows": [3, 4]})
     confusion.write_csv(layout.report("redeem") / "plots" / "confusion.csv")
     pl.DataFrame({HOSTILE: [HOSTILE], "x": ["y"]}).write_csv(
         layout.report("redeem") / "plots" / f"odd{HOSTILE[:7].replace('/', '')}.csv"

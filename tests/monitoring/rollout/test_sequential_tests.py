@@ -146,7 +146,7 @@ def test_the_slowest_answers_are_slower_than_all_that_can_be_counted():
     assert not compare_latency(steady(500, seconds=1e4), steady(500, seconds=1e4), 2.0, 0.01).worse
 
 
-def test_few_truths_say_nothing_of_quality():
+def test_few_labels_decide_nothing_about_quality():
     few = Losses([0.0, 0.1] * 500, [9.0, 9.1] * 24)
     assert compare_losses([few], 0.01).evidence == 1.0
     assert compare_losses([Losses(few.old, [9.0, 9.1] * 25)], 0.01).worse

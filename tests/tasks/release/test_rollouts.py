@@ -446,7 +446,7 @@ def predictions(stands: RolloutState, right: dict[str, float], shadow: bool = Fa
 
 @pytest.mark.parametrize("shadow", [False, True])
 @pytest.mark.parametrize(("new", "ends"), [(0.3, "take back"), (0.7, "wait"), (0.85, "wait")])
-def test_late_truths_take_back_what_is_surely_worse(
+def test_late_labels_roll_back_a_worse_candidate(
     address: str, rollouts: Rollouts, names: Names, shadow: bool, new: float, ends: str
 ):
     policy = Rollout(strategy="shadow" if shadow else "canary", steps=(0.5,), step_minutes=30)
@@ -454,7 +454,7 @@ def test_late_truths_take_back_what_is_surely_worse(
     stands = rollouts.require("redeem")
     ledger = Ledger(address)
     ledger.append(predictions(stands, {"old": 0.7, "new": new}, shadow))
-    assert advance(rollouts, names, 20, ledger).decision == "wait", "no truth is known yet"
+    assert advance(rollouts, names, 20, ledger).decision == "wait", "no label is known yet"
     ledger.add_labels("redeem", [Label(1, id=f"r{place}") for place in range(400)])
     found = advance(rollouts, names, 20, ledger)
     assert found.decision == ends

@@ -23,15 +23,15 @@ def finished(number: int, model: str, score: float, state: str = "complete", lat
 
 
 def error(frame: pl.DataFrame) -> float:
-    return float(((frame["truth"] - frame["prediction"]) ** 2).mean() ** 0.5)  # pyright: ignore
+    return float(((frame["label"] - frame["prediction"]) ** 2).mean() ** 0.5)  # pyright: ignore
 
 
 def noisy(*sizes: float, rows: int = 4000, folds: int = 2) -> list[list[pl.DataFrame]]:
     """Per size of noise the predictions of one model on each fold; their errors have nothing to do with each other."""
     draw = np.random.default_rng(0)
-    truths = [draw.normal(size=rows) for _ in range(folds)]
+    labels = [draw.normal(size=rows) for _ in range(folds)]
     return [
-        [pl.DataFrame({"entity": np.arange(rows), "truth": y, "prediction": y + size * draw.normal(size=rows)}) for y in truths]
+        [pl.DataFrame({"entity": np.arange(rows), "label": y, "prediction": y + size * draw.normal(size=rows)}) for y in labels]
         for size in sizes
     ]
 
@@ -65,12 +65,12 @@ def test_without_time_nothing_is_selected() -> None:
     assert ensemble.select([finished(0, "a", 1.0)], noisy(1.0), error, RMSE, lambda members: True, Clock(0.0)) == [0]
 
 
-def test_the_weighted_mean_leaves_entity_truth_and_threshold_alone() -> None:
-    one = pl.DataFrame({"entity": [1.5], "truth": [1.0], "probability_no": [0.2], "probability_yes": [0.8], "threshold": [0.3]})
+def test_the_weighted_mean_leaves_entity_label_and_threshold_alone() -> None:
+    one = pl.DataFrame({"entity": [1.5], "label": [1.0], "probability_no": [0.2], "probability_yes": [0.8], "threshold": [0.3]})
     two = one.with_columns(probability_no=pl.lit(0.6), probability_yes=pl.lit(0.4), threshold=pl.lit(0.9))
     found = ensemble.weighted_mean([one, two], [3, 1]).row(0, named=True)
     assert found == pytest.approx(
-        {"entity": 1.5, "truth": 1.0, "probability_no": 0.3, "probability_yes": 0.7, "threshold": 0.3}
+        {"entity": 1.5, "label": 1.0, "probability_no": 0.3, "probability_yes": 0.7, "threshold": 0.3}
     )
 
 

@@ -36,36 +36,36 @@ def rows(target, seed=0):
     return Rows(pl.Series(np.arange(len(codes))), pl.Series([DAY] * len(codes)), pl.Series("target", target), features, 28)
 
 
-def answers(truth, chances, threshold=0.5):
+def answers(true_class, chances, threshold=0.5):
     chances = np.asarray(chances)
     names = {f"{PREFIX}{place}": column for place, column in enumerate(chances.T)}
-    return pl.DataFrame({"entity": range(len(truth)), "truth": pl.Series(truth, dtype=pl.Float64), **names}).with_columns(
-        threshold=pl.lit(threshold, pl.Float64)
-    )
+    return pl.DataFrame(
+        {"entity": range(len(true_class)), "label": pl.Series(true_class, dtype=pl.Float64), **names}
+    ).with_columns(threshold=pl.lit(threshold, pl.Float64))
 
 
-def of_two(truth, chance, threshold=0.5):
+def of_two(true_class, chance, threshold=0.5):
     chance = np.asarray(chance)
-    return answers(truth, np.column_stack([1 - chance, chance]), threshold)
+    return answers(true_class, np.column_stack([1 - chance, chance]), threshold)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 9)), min_size=2, max_size=40), st.floats(0.05, 0.95))
 def test_metrics_of_two_classes_agree_with_the_library_whatever_the_ties(pairs, threshold):
-    truth, chance = np.array([each for each, _ in pairs], dtype=float), np.array([tenth / 10 for _, tenth in pairs])
-    found = KIND.score(of_two(truth, chance, threshold), SECTION)
+    true_class, chance = np.array([each for each, _ in pairs], dtype=float), np.array([tenth / 10 for _, tenth in pairs])
+    found = KIND.score(of_two(true_class, chance, threshold), SECTION)
     said = chance >= threshold
-    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(truth, said))
-    assert found["brier"] == pytest.approx(metrics.brier_score_loss(truth, chance))
-    assert found["log_loss"] == pytest.approx(metrics.log_loss(truth, chance, labels=[0, 1]))
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(true_class, said))
+    assert found["brier"] == pytest.approx(metrics.brier_score_loss(true_class, chance))
+    assert found["log_loss"] == pytest.approx(metrics.log_loss(true_class, chance, labels=[0, 1]))
     if said.any():
-        assert found["precision"] == pytest.approx(metrics.precision_score(truth, said, zero_division=0))
-    if truth.any():
-        assert found["recall"] == pytest.approx(metrics.recall_score(truth, said))
-        assert found["f1"] == pytest.approx(metrics.f1_score(truth, said))
-        assert found["average_precision"] == pytest.approx(metrics.average_precision_score(truth, chance))
-    if truth.any() and not truth.all():
-        assert found["roc_auc"] == pytest.approx(metrics.roc_auc_score(truth, chance))
+        assert found["precision"] == pytest.approx(metrics.precision_score(true_class, said, zero_division=0))
+    if true_class.any():
+        assert found["recall"] == pytest.approx(metrics.recall_score(true_class, said))
+        assert found["f1"] == pytest.approx(metrics.f1_score(true_class, said))
+        assert found["average_precision"] == pytest.approx(metrics.average_precision_score(true_class, chance))
+    if true_class.any() and not true_class.all():
+        assert found["roc_auc"] == pytest.approx(metrics.roc_auc_score(true_class, chance))
 
 
 def test_a_metric_that_is_not_defined_is_nan_and_the_others_stay():
@@ -82,18 +82,18 @@ def test_a_metric_that_is_not_defined_is_nan_and_the_others_stay():
 
 def test_metrics_of_several_classes_agree_with_the_library():
     draw = np.random.default_rng(0)
-    truth, chances = draw.integers(0, 3, 200).astype(float), draw.dirichlet(np.ones(3), 200)
-    said, one_hot = chances.argmax(axis=1), np.eye(3)[truth.astype(int)]
-    found = KIND.score(answers(truth, chances, None), SECTION)
+    true_class, chances = draw.integers(0, 3, 200).astype(float), draw.dirichlet(np.ones(3), 200)
+    said, one_hot = chances.argmax(axis=1), np.eye(3)[true_class.astype(int)]
+    found = KIND.score(answers(true_class, chances, None), SECTION)
     assert found == pytest.approx(
         {
-            "roc_auc": metrics.roc_auc_score(truth, chances, multi_class="ovr", average="macro"),
+            "roc_auc": metrics.roc_auc_score(true_class, chances, multi_class="ovr", average="macro"),
             "average_precision": metrics.average_precision_score(one_hot, chances, average="macro"),
-            "accuracy": metrics.accuracy_score(truth, said),
-            "precision": metrics.precision_score(truth, said, average="macro"),
-            "recall": metrics.recall_score(truth, said, average="macro"),
-            "f1": metrics.f1_score(truth, said, average="macro"),
-            "log_loss": metrics.log_loss(truth, chances),
+            "accuracy": metrics.accuracy_score(true_class, said),
+            "precision": metrics.precision_score(true_class, said, average="macro"),
+            "recall": metrics.recall_score(true_class, said, average="macro"),
+            "f1": metrics.f1_score(true_class, said, average="macro"),
+            "log_loss": metrics.log_loss(true_class, chances),
             "brier": ((chances - one_hot) ** 2).sum(axis=1).mean(),
         }
     )
@@ -106,7 +106,7 @@ def test_a_class_missing_from_a_resample_is_left_out_of_the_mean():
     assert found["recall"] == 1
 
 
-def test_rows_whose_truth_is_not_known_are_not_scored():
+def test_rows_without_label_are_not_scored():
     known = of_two([0.0, 1.0, 1.0], [0.1, 0.4, 0.6])
     more = pl.concat([known, of_two([None, None], [0.9, 0.9])])
     assert KIND.score(more, SECTION) == KIND.score(known, SECTION)
@@ -133,7 +133,7 @@ def test_several_classes_are_learned_with_their_names(model, target):
     data = rows(target)
     found = KIND.predict(KIND.fit(data, [DAY], KIND.defaults(model, SECTION), SECTION, 0), data, DAY, SECTION)
     names = ["high", "low", "mid"] if isinstance(target[0], str) else ["1", "2", "3"]
-    assert found.columns == ["entity", "truth", *(f"{PREFIX}{name}" for name in names), "threshold"]
+    assert found.columns == ["entity", "label", *(f"{PREFIX}{name}" for name in names), "threshold"]
     assert found["threshold"].null_count() == len(found)
     auc = KIND.score(found, SECTION)["roc_auc"]
     assert auc == 0.5 if model == "prior" else auc > 0.8
@@ -152,8 +152,8 @@ def test_several_classes_have_one_curve_each():
 
 def test_curves_of_two_classes_begin_and_end_where_they_must():
     draw = np.random.default_rng(1)
-    truth = (draw.random(1000) < 0.2).astype(float)
-    found = of_two(truth, np.clip(0.2 + 0.2 * truth + draw.normal(0, 0.1, 1000), 0.01, 0.99))
+    true_class = (draw.random(1000) < 0.2).astype(float)
+    found = of_two(true_class, np.clip(0.2 + 0.2 * true_class + draw.normal(0, 0.1, 1000), 0.01, 0.99))
     plots = KIND.plots(found, found, None, None, SECTION)
     roc = plots["roc"].filter(pl.col("series") == "model")
     assert roc.row(0)[1:] == (0.0, 0.0)
@@ -173,7 +173,7 @@ def test_plots_of_one_class_have_no_curve_and_raise_nothing():
     found = of_two([0.0, 0.0], [0.1, 0.2])
     plots = KIND.plots(found, found, None, None, SECTION)
     assert plots["roc"].is_empty()
-    assert plots["confusion"].to_dicts() == [{"truth": "0", "predicted": "0", "rows": 2}]
+    assert plots["confusion"].to_dicts() == [{"label": "0", "predicted": "0", "rows": 2}]
 
 
 def test_boosted_trees_answer_without_a_warning():

@@ -45,8 +45,8 @@ def test_labels_of_one_class_are_compared_as_one_whatever_their_type():
 
 def test_drawn_labels_come_as_often_as_the_probabilities_say():
     chance = np.full(4000, 0.2)
-    frame = pl.DataFrame({"entity": range(4000), "truth": pl.Series([None] * 4000, dtype=pl.Float64)}).with_columns(
+    frame = pl.DataFrame({"entity": range(4000), "label": pl.Series([None] * 4000, dtype=pl.Float64)}).with_columns(
         probability_0=1 - chance, probability_1=chance, threshold=pl.lit(None, pl.Float64)
     )
-    shares = [part["truth"].mean() for part in PREDICTIONS.draw_labels(frame, [], 5, 0)]
+    shares = [part["label"].mean() for part in PREDICTIONS.draw_labels(frame, [], 5, 0)]
     assert shares == pytest.approx([0.2] * 5, abs=0.03)

@@ -64,9 +64,9 @@ def fit(data, model, where=None, **config):
 
 @pytest.mark.parametrize(("model", "groups"), [("kmeans", {"n_clusters": 3}), ("mixture", {"n_components": 3})])
 def test_planted_groups_are_found_and_numbered_from_the_lowest_first_feature(model, groups):
-    data, truth = blobs()
+    data, planted = blobs()
     found = KIND.predict(fit(data, model, **groups), data, DAYS[1], section())
-    assert metrics.adjusted_rand_score(truth[:240], found["cluster"]) > 0.95
+    assert metrics.adjusted_rand_score(planted[:240], found["cluster"]) > 0.95
     means = found.group_by("cluster").agg(pl.col("x0").mean()).sort("cluster")["x0"].to_list()
     assert means == sorted(means)
 
@@ -91,11 +91,11 @@ def test_silhouettes_agree_with_the_library_also_for_a_group_of_one():
 
 
 def test_silhouettes_against_some_of_the_rows_are_close_to_those_against_all(monkeypatch):
-    data, truth = blobs(apart=3.0)
+    data, planted = blobs(apart=3.0)
     points = data.features.to_numpy()
-    exact = silhouettes(points, truth)
+    exact = silhouettes(points, planted)
     monkeypatch.setattr(clustering, "REFERENCES", 150)
-    assert silhouettes(points, truth).mean() == pytest.approx(exact.mean(), abs=0.02)
+    assert silhouettes(points, planted).mean() == pytest.approx(exact.mean(), abs=0.02)
 
 
 def test_one_group_alone_has_silhouettes_of_zero_and_no_davies_bouldin():

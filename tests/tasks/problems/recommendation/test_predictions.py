@@ -40,7 +40,7 @@ def test_labels_are_what_was_bought_once_the_horizon_is_over(tmp_path):
     def found() -> list:
         return list(PREDICTIONS.find_labels(wanted, SECTION, {}, {}, tmp_path, date(2024, 5, 31)))
 
-    with pytest.raises(SourceError, match=r"known.parquet: is not there, so no truth can be looked up"):
+    with pytest.raises(SourceError, match=r"known.parquet: is missing, so no label can be read"):
         found()
     pl.DataFrame({"day": [date(2024, 5, 30)]}).write_parquet(tmp_path / "known.parquet")
     days = [date(2024, 5, 1), date(2024, 5, 8), date(2024, 5, 3), date(2024, 5, 9)]

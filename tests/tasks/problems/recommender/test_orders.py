@@ -106,8 +106,8 @@ def test_the_test_windows_are_the_last_orders_of_every_customer(trained):
     last = splits.split_by_time(cutoffs, 7, 2)[-1].test
     lines = ordered_shop.make().with_columns(last=pl.col("order_number").max().over("customer"))
     newest = lines.filter(pl.col("order_number") == pl.col("last"))
-    assert len(data.truth(last).users) == lines["customer"].n_unique()
-    assert len(data.truth(last).pairs) == newest.select("customer", "product").n_unique()
+    assert len(data.targets(last).users) == lines["customer"].n_unique()
+    assert len(data.targets(last).pairs) == newest.select("customer", "product").n_unique()
 
 
 def test_two_stages_are_clearly_better_than_popularity_and_than_own_frequency(trained):

@@ -49,26 +49,26 @@ def fit(data, model, where, **config):
 
 def test_metrics_agree_with_the_library():
     draw = np.random.default_rng(0)
-    truth, answer = draw.normal(0, 3, 100), draw.normal(0, 3, 100)
-    found = KIND.score(pl.DataFrame({"entity": range(100), "truth": truth, "prediction": answer}), section())
+    label, answer = draw.normal(0, 3, 100), draw.normal(0, 3, 100)
+    found = KIND.score(pl.DataFrame({"entity": range(100), "label": label, "prediction": answer}), section())
     assert found == pytest.approx(
         {
-            "rmse": metrics.root_mean_squared_error(truth, answer),
-            "mae": metrics.mean_absolute_error(truth, answer),
-            "r2": metrics.r2_score(truth, answer),
+            "rmse": metrics.root_mean_squared_error(label, answer),
+            "mae": metrics.mean_absolute_error(label, answer),
+            "r2": metrics.r2_score(label, answer),
         }
     )
 
 
-def test_r2_of_a_truth_that_does_not_vary_is_not_defined():
-    found = KIND.score(pl.DataFrame({"entity": [1, 2], "truth": [3.0, 3.0], "prediction": [2.0, 4.0]}), section())
+def test_r2_of_a_constant_label_is_not_defined():
+    found = KIND.score(pl.DataFrame({"entity": [1, 2], "label": [3.0, 3.0], "prediction": [2.0, 4.0]}), section())
     assert np.isnan(found["r2"])
     assert found["rmse"] == 1
 
 
-def test_rows_whose_truth_is_not_known_are_not_scored():
-    known = pl.DataFrame({"entity": [1, 2], "truth": [3.0, 5.0], "prediction": [2.0, 4.0]})
-    more = pl.concat([known, pl.DataFrame({"entity": [3], "truth": [None], "prediction": [9.0]}, schema=known.schema)])
+def test_rows_without_label_are_not_scored():
+    known = pl.DataFrame({"entity": [1, 2], "label": [3.0, 5.0], "prediction": [2.0, 4.0]})
+    more = pl.concat([known, pl.DataFrame({"entity": [3], "label": [None], "prediction": [9.0]}, schema=known.schema)])
     assert KIND.score(more, section()) == KIND.score(known, section())
 
 

@@ -40,6 +40,6 @@ def test_what_is_no_number_is_no_label(given):
 
 
 def test_without_enough_earlier_errors_no_label_is_drawn():
-    frame = pl.DataFrame({"entity": ["a"], "truth": [1.0], "prediction": [1.0]})
+    frame = pl.DataFrame({"entity": ["a"], "label": [1.0], "prediction": [1.0]})
     said = "errors of 1 earlier predictions are known; an estimate needs 30"
     assert PREDICTIONS.draw_labels(frame, [frame], 1, 0) == said

@@ -9,16 +9,16 @@ from evergreen.tasks.problems.tabular.calibration import Calibration, helping, m
 
 
 def chances(count=4000, slope=1.0, seed=0):
-    """Truth, and probabilities of two classes whose log-odds are `slope` times too large."""
+    """True class, and probabilities of two classes whose log-odds are `slope` times too large."""
     draw = np.random.default_rng(seed)
     odds = draw.normal(-1, 1.5, count)
-    truth = (draw.random(count) < expit(odds)).astype(int)
+    true_class = (draw.random(count) < expit(odds)).astype(int)
     second = expit(slope * odds)
-    return truth, np.column_stack([1 - second, second])
+    return true_class, np.column_stack([1 - second, second])
 
 
-def loss(truth, said):
-    return -np.log(np.clip(said[np.arange(len(truth)), truth], 1e-15, 1)).mean()
+def loss(true_class, said):
+    return -np.log(np.clip(said[np.arange(len(true_class)), true_class], 1e-15, 1)).mean()
 
 
 def test_probabilities_that_are_right_stay_as_they_are():
@@ -29,22 +29,22 @@ def test_probabilities_that_are_right_stay_as_they_are():
 def test_overconfident_probabilities_are_mended_on_rows_not_seen(methods):
     found = helping(*chances(slope=3), methods, 0)
     assert found is not None
-    truth, said = chances(slope=3, seed=1)
-    assert loss(truth, found.apply(said)) < loss(truth, said) - 0.05
+    true_class, said = chances(slope=3, seed=1)
+    assert loss(true_class, found.apply(said)) < loss(true_class, said) - 0.05
     best = loss(*chances(seed=1))
-    assert loss(truth, found.apply(said)) == pytest.approx(best, abs=0.01)
+    assert loss(true_class, found.apply(said)) == pytest.approx(best, abs=0.01)
 
 
 def test_steps_are_not_learned_from_few_rows():
-    truth, said = chances(300, slope=3)
-    assert helping(truth, said, ["isotonic"], 0) is None
-    assert helping(truth, said, ["sigmoid"], 0) is not None
+    true_class, said = chances(300, slope=3)
+    assert helping(true_class, said, ["isotonic"], 0) is None
+    assert helping(true_class, said, ["sigmoid"], 0) is not None
 
 
 def test_rows_of_a_class_that_the_model_does_not_know_teach_nothing():
-    truth, said = chances(slope=3)
-    more = np.concatenate([truth, [-1] * 50]), np.vstack([said, said[:50]])
-    one, other = (helping(*each, ["sigmoid"], 0) for each in ((truth, said), more))
+    true_class, said = chances(slope=3)
+    more = np.concatenate([true_class, [-1] * 50]), np.vstack([said, said[:50]])
+    one, other = (helping(*each, ["sigmoid"], 0) for each in ((true_class, said), more))
     assert one is not None
     assert other is not None
     assert one.maps == other.maps
@@ -54,11 +54,11 @@ def test_rows_of_a_class_that_the_model_does_not_know_teach_nothing():
 def test_several_classes_still_sum_to_one_and_are_never_certain(method):
     draw = np.random.default_rng(0)
     said = draw.dirichlet([0.3, 0.3, 0.3], 2000)
-    truth = np.array([draw.choice(3, p=row**0.5 / (row**0.5).sum()) for row in said])
-    found = Calibration(method).fit(truth, said).apply(said)
+    true_class = np.array([draw.choice(3, p=row**0.5 / (row**0.5).sum()) for row in said])
+    found = Calibration(method).fit(true_class, said).apply(said)
     assert found.sum(axis=1) == pytest.approx(1)
     assert found.min() > 0
-    assert loss(truth, found) < loss(truth, said)
+    assert loss(true_class, found) < loss(true_class, said)
 
 
 def test_a_slope_of_one_changes_nothing():

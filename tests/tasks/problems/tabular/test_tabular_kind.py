@@ -134,7 +134,7 @@ def test_a_logarithm_learns_amounts_that_differ_by_factors_better(tmp_path):
         data = loaded(tmp_path, kind, chosen, houses())
         _, said = learned(data, kind, chosen, kind.defaults("ridge", chosen))
         scores[log] = kind.score(said, chosen)["rmse"]
-        assert said["prediction"].mean() == pytest.approx(said["truth"].mean(), rel=0.15)
+        assert said["prediction"].mean() == pytest.approx(said["label"].mean(), rel=0.15)
     assert scores[True] < scores[False]
 
 
@@ -315,7 +315,7 @@ def test_the_trained_models_have_the_threshold_that_held_out_rows_call_for(model
         chances = held_out["probability_yes"].to_numpy()
         if isinstance(inner, Calibrated):
             chances = mapped(np.column_stack([1 - chances, chances]), inner.method, inner.maps)[:, 1]
-        found = chances[held_out["truth"].to_numpy() == "yes"] >= model.threshold
+        found = chances[held_out["label"].to_numpy() == "yes"] >= model.threshold
         assert 0.95 <= found.mean() <= 1
         assert found.size == 64
 
