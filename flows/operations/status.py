@@ -17,7 +17,7 @@ from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.paths import Layout, read_json
 
 if TYPE_CHECKING:
-    from evergreen.monitoring.report.production_section import Watched
+    from evergreen.monitoring.report.production_section import ProductionRecords
     from evergreen.tasks.release.deployments import Deployment
     from evergreen.tasks.release.mlflow_store import Version
     from evergreen.tasks.release.model_registry import Registry
@@ -124,19 +124,19 @@ def page(layout: Layout) -> Path:
         version, decisions = _champion(registry, deployments, problem)
         if version:
             champions[problem] = _told(version, decisions)
-    return build(params, layout, champions, {problem: _watched(layout, problem) for problem in params.problems})
+    return build(params, layout, champions, {problem: _production_records(layout, problem) for problem in params.problems})
 
 
-def _watched(layout: Layout, problem: str) -> "Watched":
-    """What the databases hold of its life in production."""
-    from evergreen.monitoring.report.production_section import Watched
+def _production_records(layout: Layout, problem: str) -> "ProductionRecords":
+    """Stored records of a problem in production."""
+    from evergreen.monitoring.report.production_section import ProductionRecords
 
-    looks, ledger = settings.decision_log(layout), settings.ledger(layout)
-    return Watched(
-        looks=[each.decision for each in looks.runs(problem)],
-        retrainings=looks.retrainings(problem),
+    decisions, ledger = settings.decision_log(layout), settings.ledger(layout)
+    return ProductionRecords(
+        runs=[each.decision for each in decisions.runs(problem)],
+        retrainings=decisions.retrainings(problem),
         cohorts=ledger.cohorts(problem),
-        standing=settings.rollouts(layout).current(problem),
+        rollout=settings.rollouts(layout).current(problem),
     )
 
 

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from evergreen.monitoring.report import charts, formatting, production_section
 from evergreen.monitoring.report.charts import Chart
-from evergreen.monitoring.report.production_section import Production, Watched
+from evergreen.monitoring.report.production_section import Production, ProductionRecords
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import ProjectError
 from evergreen.tasks.core.paths import Layout, read_json, writing
@@ -213,16 +213,16 @@ def build(
     params: Params,
     layout: Layout,
     champions: Mapping[str, Mapping[str, Any]],
-    watched: Mapping[str, Watched] = MappingProxyType({}),
+    records: Mapping[str, ProductionRecords] = MappingProxyType({}),
 ) -> Path:
     """Write the page from the files of `layout`, whole or not at all, and return its path.
 
     `champions`: problem -> {version, aliases, since, by, reason, verdict, lineage}; a problem without one is not deployed yet.
-    `watched`: problem -> what the databases hold about its life in production.
-    The same files, champions and watched give the same page, but for the time at which it was built. Raises StorageError.
+    `records`: problem -> its stored records in production.
+    Equal files, champions and records give the same page, except for its build time. Raises StorageError.
     """
     answers = [
-        replace(_answer(name, params, layout, champions.get(name)), production=_production(layout, name, watched.get(name)))
+        replace(_answer(name, params, layout, champions.get(name)), production=_production(layout, name, records.get(name)))
         for name in params.problems
     ]
     results = _read(layout.validation / "results.json") or {}
@@ -356,9 +356,11 @@ def _answer(name: str, params: Params, layout: Layout, champion: Mapping[str, An
     )
 
 
-def _production(layout: Layout, name: str, watched: Watched | None) -> Production | None:
-    """Its life in production; None where nothing is known of it."""
-    found = production_section.tell(name, watched or Watched(), _read(layout.report(name) / "backtest" / "backtest.json"))
+def _production(layout: Layout, name: str, records: ProductionRecords | None) -> Production | None:
+    """The section about its production; None where nothing is known of it."""
+    found = production_section.build(
+        name, records or ProductionRecords(), _read(layout.report(name) / "backtest" / "backtest.json")
+    )
     drift = found and found.drift
     if not found or not drift or (drift.report and (layout.page.parent / drift.report).is_file()):
         return found

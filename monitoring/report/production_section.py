@@ -1,6 +1,6 @@
-"""What the page says of a problem in production: looks, drift, cohorts, the rollout, and what a replay found.
+"""The page's section about a problem in production: monitoring runs, drift, cohorts, the rollout and the backtest.
 
-Pure: from what the databases hold to text, places on lines and charts.
+Pure: stored records in, text and charts out.
 """
 
 import logging
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SHOWN_LOOKS = 16
-"""So many of the newest looks are told."""
+SHOWN_RUNS = 16
+"""Most monitoring runs on the page, the newest."""
 SHOWN_CHANGES = 12
-"""So many columns of the newest look."""
+"""Most columns of the newest monitoring run."""
 SHOWN_COHORTS = 12
 
 
 @dataclass(frozen=True)
-class Watched:
-    """What the databases hold about one problem."""
+class ProductionRecords:
+    """Stored records of one problem."""
 
-    looks: Sequence[Decision] = ()
+    runs: Sequence[Decision] = ()
     """Oldest first."""
     retrainings: "Sequence[RetrainingRecord]" = ()
     """Oldest first."""
     cohorts: "Sequence[Cohort]" = ()
     """Oldest first."""
-    standing: "RolloutState | None" = None
-    """The rollout under way."""
+    rollout: "RolloutState | None" = None
+    """The rollout in progress."""
 
 
 @dataclass(frozen=True)
-class Told:
-    """One look, or one retraining, in words."""
+class Event:
+    """One monitoring run or one retraining."""
 
     day: date
     headline: str
@@ -53,8 +53,8 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Differs:
-    """One column of the newest look."""
+class ChangedColumn:
+    """One column of the newest monitoring run."""
 
     column: str
     what: str
@@ -67,19 +67,19 @@ class Differs:
 
 
 @dataclass(frozen=True)
-class Drifting:
-    """The newest look at drift."""
+class DriftSummary:
+    """Drift in the newest monitoring run."""
 
     day: date
     sentence: str
-    rows: list[Differs]
+    rows: list[ChangedColumn]
     more: int
     report: str | None
     """Address of the Evidently report, from the page."""
 
 
 @dataclass(frozen=True)
-class Weekly:
+class CohortRow:
     """The predictions of one week and version."""
 
     week: date
@@ -92,8 +92,8 @@ class Weekly:
 
 
 @dataclass(frozen=True)
-class Policy:
-    """One policy of a replay."""
+class PolicyRow:
+    """One policy of a backtest."""
 
     name: str
     quality: str
@@ -112,74 +112,77 @@ class Policy:
 class Backtest:
     sentence: str
     about: str
-    rows: list[Policy]
+    rows: list[PolicyRow]
     metric: str
     chart: Chart
 
 
 @dataclass(frozen=True)
 class Production:
-    """All the page says of it."""
+    """Content of the section."""
 
     summary: str
     level: str
     timeline: Chart | None = None
-    looks: list[Told] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     """Newest first."""
-    drift: Drifting | None = None
-    cohorts: list[Weekly] = field(default_factory=list)
+    drift: DriftSummary | None = None
+    cohorts: list[CohortRow] = field(default_factory=list)
     """Newest first."""
     rollout: str | None = None
     backtest: Backtest | None = None
 
 
-def tell(name: str, found: Watched, replayed: Mapping[str, Any] | None) -> Production | None:
-    """The section about problem `name`; None where nothing was watched, rolled out or replayed."""
-    backtest = _backtest(name, replayed) if replayed else None
-    rollout = _rollout(found.standing) if found.standing else None
-    if not found.looks and not found.cohorts and not rollout and not backtest:
+def build(name: str, found: ProductionRecords, backtested: Mapping[str, Any] | None) -> Production | None:
+    """The section about problem `name`; None without monitoring run, cohort, rollout and backtest.
+
+    `backtested`: the content of backtest.json.
+    """
+    backtest = _backtest(name, backtested) if backtested else None
+    rollout = _rollout(found.rollout) if found.rollout else None
+    if not found.runs and not found.cohorts and not rollout and not backtest:
         return None
     retrained = [each.at.date() for each in found.retrainings]
     return Production(
         summary=_summary(found),
-        level=_level(found.looks[-1]) if found.looks else "idle",
-        timeline=time_series.timeline(found.looks, retrained),
-        looks=_told(found),
-        drift=_drifting(found.looks[-1]) if found.looks else None,
+        level=_level(found.runs[-1]) if found.runs else "idle",
+        timeline=time_series.timeline(found.runs, retrained),
+        events=_events(found),
+        drift=_drift(found.runs[-1]) if found.runs else None,
         cohorts=[_weekly(each) for each in reversed(found.cohorts[-SHOWN_COHORTS:])],
         rollout=rollout,
         backtest=backtest,
     )
 
 
-def _summary(found: Watched) -> str:
-    if not found.looks:
-        return "Nobody has looked at it in production yet; evergreen monitor does."
-    last = found.looks[-1]
-    alarms = sum(each.window.drift.alarm for each in found.looks)
-    times = formatting.counted(len(found.looks), "look")
+def _summary(found: ProductionRecords) -> str:
+    if not found.runs:
+        return "Not monitored yet. Run: evergreen monitor"
+    last = found.runs[-1]
+    alarms = sum(each.window.drift.alarm for each in found.runs)
+    times = formatting.counted(len(found.runs), "monitoring run")
     promoted = sum(bool(each.promoted) for each in found.retrainings)
     retrained = (
         f"retrained {formatting.counted(len(found.retrainings), 'time')}, {promoted} promoted" if found.retrainings else ""
     )
-    told = "; ".join(each for each in (times, f"{alarms} with an alarm of drift", retrained) if each)
-    return f"{told}. Last, on {formatting.day(last.at)}: {last.reason}."
+    counts = "; ".join(each for each in (times, f"{alarms} with an alarm of drift", retrained) if each)
+    return f"{counts}. Last, on {formatting.day(last.at)}: {last.reason}."
 
 
-def _level(look: Decision) -> str:
-    return "watch" if look.retrain or look.window.drift.alarm else "good"
+def _level(run: Decision) -> str:
+    return "watch" if run.retrain or run.window.drift.alarm else "good"
 
 
-def _told(found: Watched) -> list[Told]:
-    """DecisionLog and what followed them, the newest first; of looks that say the same in a row the newest alone."""
+def _events(found: ProductionRecords) -> list[Event]:
+    """Monitoring runs and the retrainings that followed them, the newest first."""
     after = {each.at: each for each in found.retrainings}
     rows = []
-    for look in reversed(found.looks[-SHOWN_LOOKS:]):
-        if (begun := after.pop(look.at, None)) is not None:
+    for run in reversed(found.runs[-SHOWN_RUNS:]):
+        if (begun := after.pop(run.at, None)) is not None:
             rows.append(_retrained(begun))
-        alarm = look.window.drift.alarm
-        headline = "retrain" if look.retrain else "alarm, no retraining" if alarm else "all quiet"
-        rows.append(Told(look.at.date(), headline, _level(look), _plain(look.reason)))
+        alarm = run.window.drift.alarm
+        headline = "retrain" if run.retrain else "alarm, no retraining" if alarm else "no alarm"
+        rows.append(Event(run.at.date(), headline, _level(run), _plain(run.reason)))
     rows += [_retrained(each) for each in after.values() if each.trigger == "person"]
     return sorted(rows, key=lambda each: each.day, reverse=True)
 
@@ -188,10 +191,10 @@ def _plain(reason: str) -> str:
     return reason.removeprefix("retrain: ").removeprefix("no retraining: ").removeprefix("no retraining, though ")
 
 
-def _retrained(begun: "RetrainingRecord") -> Told:
-    headline = {True: "promoted", False: "challenger refused", None: "retraining"}[begun.promoted]
+def _retrained(begun: "RetrainingRecord") -> Event:
+    headline = {True: "promoted", False: "challenger rejected", None: "retraining"}[begun.promoted]
     version = f"v{begun.version}: " if begun.version else ""
-    return Told(
+    return Event(
         begun.at.date(), headline, "good" if begun.promoted else "idle", f"{version}{begun.outcome or 'it has not finished'}"
     )
 
@@ -199,30 +202,30 @@ def _retrained(begun: "RetrainingRecord") -> Told:
 WHAT = {
     "missing": "missing values",
     "unseen": "unseen categories",
-    "prediction": "the answers",
+    "prediction": "the predictions",
     "label": "the labels",
     "ranking": "the lists",
     "segments": "the groups",
 }
 
 
-def _drifting(look: Decision) -> Drifting:
-    drift = look.window.drift
+def _drift(run: Decision) -> DriftSummary:
+    drift = run.window.drift
     drifting = [each for each in drift.changes if each.significant]
     features = formatting.counted(len(drift.changes), "test")
     sentence = drift.skipped or (
-        f"{len(drift.alarms)} of {features} raise an alarm and {len(drifting) - len(drift.alarms)} more differ in what matters "
-        f"little, beside {formatting.counted(drift.reference_rows, 'row')} that version {look.window.version} learned from."
+        f"{len(drift.alarms)} of {features} raise an alarm and {len(drifting) - len(drift.alarms)} more differ without "
+        f"effect, against {formatting.counted(drift.reference_rows, 'row')} that version {run.window.version} learned from."
     )
-    shown = [_differs(each) for each in drift.changes[:SHOWN_CHANGES]]
-    report = f"{look.problem}/drift/{look.at.date()}.html"
-    return Drifting(look.at.date(), sentence, shown, max(len(drift.changes) - SHOWN_CHANGES, 0), report)
+    shown = [_changed(each) for each in drift.changes[:SHOWN_CHANGES]]
+    report = f"{run.problem}/drift/{run.at.date()}.html"
+    return DriftSummary(run.at.date(), sentence, shown, max(len(drift.changes) - SHOWN_CHANGES, 0), report)
 
 
-def _differs(change: Change) -> Differs:
+def _changed(change: Change) -> ChangedColumn:
     differs = ("watch", "differs") if change.significant else ("idle", "may be chance")
     level, verdict = ("bad", "alarm") if change.alarm else differs
-    return Differs(
+    return ChangedColumn(
         column=change.column,
         what=WHAT.get(change.aspect, ""),
         reason=change.reason,
@@ -233,10 +236,10 @@ def _differs(change: Change) -> Differs:
     )
 
 
-def _weekly(cohort: "Cohort") -> Weekly:
+def _weekly(cohort: "Cohort") -> CohortRow:
     share = cohort.matured / cohort.predictions if cohort.predictions else 0.0
     score = cohort.score
-    return Weekly(
+    return CohortRow(
         cohort.week,
         cohort.version,
         cohort.predictions,
@@ -256,21 +259,21 @@ def _interval(found: Estimate) -> str:
     )
 
 
-def _rollout(standing: "RolloutState") -> str:
+def _rollout(state: "RolloutState") -> str:
     way = {
-        "canary": f"answers {formatting.share(standing.share)} of the traffic",
-        "shadow": "answers beside the champion without being heard",
+        "canary": f"answers {formatting.share(state.share)} of the traffic",
+        "shadow": "answers along with the champion, for the ledger alone",
         "blue_green": "takes all traffic, the champion kept loaded",
-    }.get(standing.strategy, "is rolled out")
-    state = "Paused: version" if standing.state == "paused" else "Version"
+    }.get(state.strategy, "is rolled out")
+    prefix = "Paused: version" if state.state == "paused" else "Version"
     return (
-        f"{state} {standing.candidate} {way}, since {formatting.moment(standing.since)} (step {standing.step + 1} of "
-        f"{len(standing.shares)}), beside champion {standing.champion}. {standing.reason}"
+        f"{prefix} {state.candidate} {way}, since {formatting.moment(state.since)} (step {state.step + 1} of "
+        f"{len(state.shares)}), against champion {state.champion}. {state.reason}"
     )
 
 
 def _backtest(name: str, found: Mapping[str, Any]) -> Backtest | None:
-    """What replay.json says; None where it is not what it should be."""
+    """The content of backtest.json; None where it is malformed."""
     try:
         metric = formatting.label(found["metric"])
         advice = found["recommendation"]
@@ -280,17 +283,17 @@ def _backtest(name: str, found: Mapping[str, Any]) -> Backtest | None:
         )
         about = (
             f"Windows of {found['step_days']} days from {formatting.day(found['first'])} to {formatting.day(found['last'])}, "
-            f"each with only what was known then. CPU minutes: {found['cost']}. "
-            "A false alarm is one after which a model trained at once would not surely have been better in the next windows."
+            f"each with the data known at the time. CPU minutes: {found['cost']}. "
+            "An alarm is false if a model trained at once is not significantly better in the next windows."
         )
         rows = [_policy(each, chosen) for each in found["outcomes"]]
         return Backtest(sentence, about, rows, metric, time_series.backtest(found))
     except (KeyError, TypeError, ValueError) as error:
-        log.warning("page: the replay of %s cannot be read, so the page leaves it out: %r", name, error)
+        log.warning("page: the backtest of %s is malformed and left out: %r", name, error)
         return None
 
 
-def _policy(outcome: Mapping[str, Any], chosen: str | None) -> Policy:
+def _policy(outcome: Mapping[str, Any], chosen: str | None) -> PolicyRow:
     quality, gain = (Estimate.model_validate(outcome[part]) for part in ("quality", "gain"))
     places = formatting.digits(quality.low, quality.high)
     within = (
@@ -298,7 +301,7 @@ def _policy(outcome: Mapping[str, Any], chosen: str | None) -> Policy:
         if quality.low is not None
         else ""
     )
-    return Policy(
+    return PolicyRow(
         name=outcome["policy"],
         quality=formatting.number(quality.score, places),
         interval=within,

@@ -1,4 +1,4 @@
-"""Curves over time: how good a version is from window to window, and how good each policy of a backtest keeps its model."""
+"""Curves over time: scores of the monitoring windows, and of each policy of a backtest."""
 
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -29,7 +29,7 @@ def backtest(found: Mapping[str, Any]) -> Chart:
     """The quality of each policy from window to window. `found`: the content of backtest.json."""
     title = "Quality under each policy"
     caption = (
-        "One line per policy (those that did the same lie within each other), its band the 95 % interval over entities; a dot "
+        "One line per policy (equal policies overlap), its band the 95 % interval over entities; a dot "
         "where a retraining was promoted, a hollow one where the gate kept the champion."
     )
     return Chart("backtest", title, caption, vega.render(title, *_policy_curves(found), HIGH, BROAD, grey="never"))
@@ -68,17 +68,17 @@ def _policy_curves(found: Mapping[str, Any]) -> tuple[Spec, pl.DataFrame]:
     return spec, table
 
 
-def timeline(looks: Sequence[Decision], retrained: Sequence[date]) -> Chart | None:
-    """How good the predictions were from look to look. `retrained`: the days of retrainings. None where no score is known."""
-    scores = [row for each in looks for row in _scored(each)]
+def timeline(runs: Sequence[Decision], retrained: Sequence[date]) -> Chart | None:
+    """Scores of the monitoring runs. `retrained`: the days of retrainings. None where no score is known."""
+    scores = [row for each in runs for row in _scored(each)]
     if not scores:
         return None
-    metric, title = formatting.label(_metric(looks)), "From week to week"
+    metric, title = formatting.label(_metric(runs)), "From week to week"
     caption = (
-        f"{metric} of each window, when its labels came, and as it was estimated before; bands are 95 % intervals, the dashed "
-        "line is what the version had when it was judged. Triangles: alarms of drift. Upright lines: retrainings."
+        f"{metric} of each window, realised and estimated; bands are 95 % intervals, the dashed "
+        "line is the score in evaluation. Triangles: alarms of drift. Upright lines: retrainings."
     )
-    alarms = [{"what": "alarm", "day": each.at.date().isoformat()} for each in looks if each.window.drift.alarm]
+    alarms = [{"what": "alarm", "day": each.at.date().isoformat()} for each in runs if each.window.drift.alarm]
     events = [*alarms, *({"what": "retraining", "day": day.isoformat()} for day in retrained)]
     table = pl.DataFrame([*scores, *events], {"what": pl.String, **SCORES}).unique(["what", "day"], keep="last").sort("day")
     drawn = {name: colour for name, colour in COLOURS.items() if name in table["what"]}
@@ -113,12 +113,12 @@ def _timeline_axes(metric: str, colours: Mapping[str, str]) -> Spec:
     }
 
 
-def _scored(look: Decision) -> list[dict[str, Any]]:
-    """The scores that one look knows: one row for each, on the day that it is about."""
-    found = look.window.performance
+def _scored(run: Decision) -> list[dict[str, Any]]:
+    """The scores of one monitoring run: one row for each, on the day of its labels."""
+    found = run.window.performance
     if found is None:
         return []
-    days = {"realised": found.realised_until or look.at, "estimated": look.at, "expected": look.at}
+    days = {"realised": found.realised_until or run.at, "estimated": run.at, "expected": run.at}
     return [
         {"what": what, "day": day.date().isoformat(), "score": each.score, "low": each.low, "high": each.high}
         for what, day in days.items()
@@ -126,5 +126,5 @@ def _scored(look: Decision) -> list[dict[str, Any]]:
     ]
 
 
-def _metric(looks: Sequence[Decision]) -> str:
-    return next(each.window.performance.metric for each in reversed(looks) if each.window.performance)
+def _metric(runs: Sequence[Decision]) -> str:
+    return next(each.window.performance.metric for each in reversed(runs) if each.window.performance)

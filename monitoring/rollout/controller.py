@@ -1,7 +1,7 @@
-"""A rollout goes on, waits or is taken back: what was answered is judged, and the judgement acted on.
+"""Judge a rollout and act on the judgement: wait, step, promote or abort.
 
-Whoever comes along calls `advance`: the watch of every running server, `evergreen monitor`, `evergreen rollout status`. Of
-several at once one acts (tasks.release.rollouts).
+`advance` is called by the watcher of each server, by `evergreen monitor` and by `evergreen rollout status`. Of concurrent
+callers one acts (tasks.release.rollouts).
 """
 
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from evergreen.tasks.release.model_registry import Registry
 
 BY = "rollout"
-"""Who decides, where no person does."""
+"""Author of automatic decisions."""
 
 
 def advance(
@@ -29,34 +29,34 @@ def advance(
     ledger: "Ledger | None" = None,
     now: datetime | None = None,
 ) -> Judgement | None:
-    """Judge the rollout of `problem` that is under way, and act on it. None where there is none.
+    """Judge the rollout of `problem` and act on the judgement. None without a rollout.
 
-    `ledger`: where truths are looked for, if the rollout's policy wants quality compared; None: they are not looked for now.
-    A paused rollout goes no step on, but what is surely worse is taken back. `now`: UTC.
+    `ledger`: source of labels, if the policy compares quality; None: quality is not compared now. A paused rollout takes no
+    step, but a significantly worse candidate is still rolled back. `now`: UTC.
     """
     now = now or datetime.now(UTC)
     begun = rollouts.deployments.pending(problem)
-    if begun and begun.at > now - MOVE_TIMEOUT:  # somebody is moving the champion this very moment
+    if begun and begun.at > now - MOVE_TIMEOUT:  # another process is changing the champion now
         return None
     if begun:
         rollouts.deployments.reconcile(registry, problem)
     stands = rollouts.current(problem)
     if stands is None:
         return None
-    found = look(params, rollouts, stands, ledger, now)
+    found = judge_state(params, rollouts, stands, ledger, now)
     _act(registry, rollouts, stands, found)
     return found
 
 
-def look(params: Params, rollouts: Rollouts, stands: RolloutState, ledger: "Ledger | None", now: datetime) -> Judgement:
-    """What is to be said of `stands`, which nothing changes."""
-    old, new = rollouts.reports.counts(stands.id, stands.step)
+def judge_state(params: Params, rollouts: Rollouts, stands: RolloutState, ledger: "Ledger | None", now: datetime) -> Judgement:
+    """Judge a rollout without acting on it."""
+    champion, candidate = rollouts.reports.counts(stands.id, stands.step)
     losses = _losses(params, rollouts, stands, ledger, now) if stands.policy.compare_quality and ledger else None
     return judge(
         stands.policy,
         len(stands.shares),
-        old,
-        new,
+        champion,
+        candidate,
         losses,
         (now - stands.since).total_seconds() / 60,
         alone=stands.strategy == "blue_green",
@@ -81,7 +81,7 @@ def _losses(params: Params, rollouts: Rollouts, stands: RolloutState, ledger: "L
 
 
 def _labelled(params: Params, problem: str) -> "Labelled | None":
-    """The predictions of `problem`; None where no label judges them. Imports Polars."""
+    """The predictions of `problem`; None for a kind without labels. Imports Polars."""
     from evergreen.tasks import problems
     from evergreen.tasks.problems.prediction_type import Labelled
 
@@ -91,7 +91,7 @@ def _labelled(params: Params, problem: str) -> "Labelled | None":
 
 def _act(registry: "Registry", rollouts: Rollouts, stands: RolloutState, found: Judgement) -> None:
     evidence = found.model_dump(mode="json")
-    if found.decision == "take back":
+    if found.decision == "abort":
         rollouts.try_abort(stands, BY, found.reason, evidence)
     elif found.decision == "wait" or stands.state == "paused":
         return

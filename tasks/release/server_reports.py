@@ -18,7 +18,7 @@ COUNTS = sa.Table(
     METADATA,
     sa.Column("rollout", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("step", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("new", sa.Boolean, primary_key=True),
+    sa.Column("candidate", sa.Boolean, primary_key=True),
     sa.Column("server", sa.String(64), primary_key=True),
     sa.Column("requests", sa.BigInteger, nullable=False),
     sa.Column("errors", sa.BigInteger, nullable=False),
@@ -87,11 +87,11 @@ class ServerReports:
     def __init__(self, address: str) -> None:
         self._engine = database.connect(address, "rollouts", METADATA)
 
-    def write_counts(self, rollout: int, step: int, new: bool, server: str, counts: RequestCounts) -> None:
-        """Write all requests that `server` answered at this step, with the candidate (`new`) or the champion."""
+    def write_counts(self, rollout: int, step: int, candidate: bool, server: str, counts: RequestCounts) -> None:
+        """Write all requests that `server` answered at this step, with the `candidate` or the champion."""
         latency = {str(bucket): number for bucket, number in counts.latency.items()}
         values = {"requests": counts.requests, "errors": counts.errors, "latency": latency}
-        self._put(COUNTS, {"rollout": rollout, "step": step, "new": new, "server": server}, values)
+        self._put(COUNTS, {"rollout": rollout, "step": step, "candidate": candidate, "server": server}, values)
 
     def counts(self, rollout: int, step: int) -> tuple[RequestCounts, RequestCounts]:
         """The sums over all servers at this step: the champion's, and the candidate's."""
@@ -100,7 +100,7 @@ class ServerReports:
         with self._transaction() as link:
             for row in link.execute(wanted).mappings():
                 latency = {int(bucket): number for bucket, number in row["latency"].items()}
-                found[row["new"]] += RequestCounts(row["requests"], row["errors"], latency)
+                found[row["candidate"]] += RequestCounts(row["requests"], row["errors"], latency)
         return found[False], found[True]
 
     def write(self, report: ServerReport) -> None:

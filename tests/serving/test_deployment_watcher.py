@@ -355,12 +355,12 @@ def test_requests_are_counted_and_judged_by_the_servers_themselves(rollouts: Rol
     servers[0].update()
     last = rollouts.deployments.history("redeem")[-1]
     assert last.action == "abort"
-    assert last.reason.startswith("surely worse in errors; errors 100.00% against 0.00% (200 and 200 answers)")
+    assert last.reason.startswith("surely worse in errors; errors 100.00% against 0.00% (200 and 200 requests)")
     servers[1].update()
     servers[1].update()
     assert versions(servers[1]) == (1, None)
     begun = last.evidence["tests"][0]
-    assert begun["new_rows"] == 200, "the first server to see it does not wait for the other"
+    assert begun["candidate_rows"] == 200, "the first server to see it does not wait for the other"
 
 
 def test_steps_are_counted_separately_and_a_pause_keeps_counting(rollouts: Rollouts, names: Names, models: Models):
@@ -394,7 +394,7 @@ def test_blue_green_compares_with_the_counts_from_before_the_rollout(rollouts: R
     watcher.update()
     assert versions(watcher) == (1, None)
     reason = rollouts.deployments.history("redeem")[-1].reason
-    assert reason.startswith("surely worse in errors; errors 20.00% against 0.00% (200 and 500 answers)")
+    assert reason.startswith("surely worse in errors; errors 20.00% against 0.00% (200 and 500 requests)")
 
 
 def test_a_shadow_is_never_chosen_and_counts_as_the_candidate(rollouts: Rollouts, names: Names, models: Models):

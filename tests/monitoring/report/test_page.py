@@ -13,7 +13,7 @@ from evergreen.monitoring.ledger.cohorts import Cohort
 from evergreen.monitoring.ledger.decisions import RetrainingRecord
 from evergreen.monitoring.ledger.records import Change, Decision, Drift, Estimate, Performance, Window
 from evergreen.monitoring.report import formatting, page, plots, production_section
-from evergreen.monitoring.report.production_section import Watched
+from evergreen.monitoring.report.production_section import ProductionRecords
 from evergreen.tasks.config import loading
 from evergreen.tasks.config import params as known
 from evergreen.tasks.config.params import Params
@@ -516,8 +516,8 @@ def test_a_search_that_measured_its_cost_shows_the_front_and_what_tuning_gained(
 # In production
 
 
-def looked(day: str, alarm: bool, retrain: bool) -> Decision:
-    """One look: three columns, of which `redemptions` may alarm."""
+def monitored(day: str, alarm: bool, retrain: bool) -> Decision:
+    """One monitoring run: three columns, of which `redemptions` may alarm."""
     until = datetime.fromisoformat(f"{day}T23:59:59+00:00")
     blank = {"value": 0.3, "threshold": 0.1, "p": 0.001, "importance": 0.12, "aspect": "feature", "statistic": "ks"}
     changes = (
@@ -549,15 +549,19 @@ def looked(day: str, alarm: bool, retrain: bool) -> Decision:
     )
 
 
-def begun(look: Decision, promoted: bool | None) -> RetrainingRecord:
-    told = {"version": 2, "outcome": "roc_auc 0.867 cannot be told"} if promoted is not None else {}
+def begun(run: Decision, promoted: bool | None) -> RetrainingRecord:
+    outcome = {"version": 2, "outcome": "roc_auc 0.867 cannot be told"} if promoted is not None else {}
     return RetrainingRecord(
-        id="a", problem="redeem", at=look.at, as_of=look.at.date(), trigger="drift", reason=look.reason, by="policy",
-        started=look.at, promoted=promoted, **told,
+        id="a", problem="redeem", at=run.at, as_of=run.at.date(), trigger="drift", reason=run.reason, by="policy",
+        started=run.at, promoted=promoted, **outcome,
     )  # fmt: skip
 
 
-LOOKS = [looked("2017-12-10", False, False), looked("2017-12-17", True, True), looked("2017-12-24", True, False)]
+RUNS = [
+    monitored("2017-12-10", False, False),
+    monitored("2017-12-17", True, True),
+    monitored("2017-12-24", True, False),
+]
 
 
 @pytest.fixture
@@ -567,36 +571,36 @@ def one(tmp_path: Path) -> tuple[Params, Layout]:
     return loading.load(layout.params), layout
 
 
-def drawn(one: tuple[Params, Layout], watched: Watched) -> str:
-    return page.build(one[0], one[1], {}, {"redeem": watched}).read_text()
+def drawn(one: tuple[Params, Layout], records: ProductionRecords) -> str:
+    return page.build(one[0], one[1], {}, {"redeem": records}).read_text()
 
 
-def test_a_problem_nobody_watches_has_no_section_about_production(one):
-    assert "In production" not in drawn(one, Watched())
+def test_a_problem_without_records_has_no_section_about_production(one):
+    assert "In production" not in drawn(one, ProductionRecords())
 
 
 def test_alarms_decisions_and_weeks_are_on_the_page_in_words(one):
     report = one[1].report("redeem") / "drift" / "2017-12-24.html"
     _write(report, "")
     weeks = [Cohort(date(2017, 12, 4), 1, 2209, 0, None, None), Cohort(date(2017, 11, 6), 1, 2200, 1100, None, None)]
-    text = drawn(one, Watched(LOOKS, [begun(LOOKS[1], False)], weeks))
-    assert "3 looks; 2 with an alarm of drift; retrained 1 time, 0 promoted" in text
-    assert re.search(r"24 Dec 2017.*alarm, no retraining.*17 Dec 2017.*challenger refused.*10 Dec 2017.*all quiet", text, re.S)
+    text = drawn(one, ProductionRecords(RUNS, [begun(RUNS[1], False)], weeks))
+    assert "3 monitoring runs; 2 with an alarm of drift; retrained 1 time, 0 promoted" in text
+    assert re.search(r"24 Dec 2017.*alarm, no retraining.*17 Dec 2017.*challenger rejected.*10 Dec 2017.*no alarm", text, re.S)
     assert "v2: roc_auc 0.867 cannot be told" in text
     assert "drift &lt;in&gt; redemptions" in text
     assert re.search(r"redemptions<br><span[^>]*>alarm</span>.*mean 0.14 to 0.53.*0\.511.*12 %", text, re.S)
     assert '<a href="redeem/drift/2017-12-24.html">' in text
     assert re.search(r"6 Nov 2017.*2,200.*50 %", text, re.S)
     report.unlink()
-    assert "redeem/drift/" not in drawn(one, Watched(LOOKS))
+    assert "redeem/drift/" not in drawn(one, ProductionRecords(RUNS))
 
 
-def test_scores_of_looks_become_a_timeline_with_alarms_and_retrainings(one):
-    chart = production_section.tell("redeem", Watched(LOOKS, [begun(LOOKS[1], None)]), None).timeline
+def test_scores_of_monitoring_runs_become_a_timeline_with_alarms_and_retrainings(one):
+    chart = production_section.build("redeem", ProductionRecords(RUNS, [begun(RUNS[1], None)]), None).timeline
     assert all(name in chart.svg for name in ("expected", "estimated", "realised", "alarm", "ROC AUC"))
-    bare = [each.model_copy(update={"window": each.window.model_copy(update={"performance": None})}) for each in LOOKS]
-    assert production_section.tell("redeem", Watched(bare), None).timeline is None
-    assert "it has not finished" in drawn(one, Watched(LOOKS, [begun(LOOKS[1], None)]))
+    bare = [each.model_copy(update={"window": each.window.model_copy(update={"performance": None})}) for each in RUNS]
+    assert production_section.build("redeem", ProductionRecords(bare), None).timeline is None
+    assert "it has not finished" in drawn(one, ProductionRecords(RUNS, [begun(RUNS[1], None)]))
 
 
 def test_a_backtest_is_shown_with_its_recommendation_and_a_damaged_one_is_left_out(one):
@@ -616,8 +620,8 @@ def test_a_backtest_is_shown_with_its_recommendation_and_a_damaged_one_is_left_o
     }
     path = one[1].report("redeem") / "backtest" / "backtest.json"
     _write(path, whole)
-    text = drawn(one, Watched())
+    text = drawn(one, ProductionRecords())
     assert "Recommended: drift, the best." in text
     assert re.search(r"drift <span[^>]*>recommended</span>.*0\.870 <span[^>]*>\[0\.850, 0\.890\]", text, re.S)
     _write(path, {**whole, "outcomes": [{"policy": "never"}]})
-    assert "Recommended: drift" not in drawn(one, Watched())
+    assert "Recommended: drift" not in drawn(one, ProductionRecords())

@@ -129,7 +129,7 @@ def test_a_refused_version_leaves_the_one_on_trial_alone(rollouts: Rollouts, nam
     assert enter(rollouts, names, 3, promote=False).action == "refuse"
     assert rollouts.require("redeem").candidate == 2
     answered(rollouts)
-    assert advance(rollouts, names, 31).decision == "go on"
+    assert advance(rollouts, names, 31).decision == "step"
     assert rollouts.require("redeem").step == 1
 
 
@@ -165,12 +165,12 @@ def test_a_canary_takes_step_after_step_to_the_promotion(rollouts: Rollouts, nam
         assert rollouts.require("redeem").share == share
         answered(rollouts)
         assert advance(rollouts, names, 29).reason.startswith("29 of 30 minutes; errors 0.10% against 0.10% (100,000 and ")
-        assert advance(rollouts, names, 31).decision == "go on"
+        assert advance(rollouts, names, 31).decision == "step"
     assert names.aliases == {"champion": 2}
     assert told(rollouts) == [("deploy", 1, None), ("begin", 2, 1), ("step", 2, 1), ("promote", 2, 1)]
     last = rollouts.deployments.history("redeem")[-1]
     assert last.by == "rollout"
-    assert last.reason.startswith("100,000 answers, and nothing surely worse; errors 0.10% against 0.10%")
+    assert last.reason.startswith("100,000 requests, and nothing surely worse; errors 0.10% against 0.10%")
     assert {**verdict().model_dump(), "rollout": last.evidence["rollout"]} == last.evidence
     assert [each["name"] for each in last.evidence["rollout"]["tests"]] == ["errors", "latency"]
     assert rollouts.current("redeem") is None
@@ -196,7 +196,7 @@ def test_what_is_surely_worse_is_taken_back_at_once_and_only_a_person_brings_it_
     enter(rollouts, names, 2)
     answered(rollouts, BAD)
     found = advance(rollouts, names, 0.1)
-    assert found.reason.startswith("surely worse in errors; errors 20.00% against 0.10% (2,000 and 100,000 answers)")
+    assert found.reason.startswith("surely worse in errors; errors 20.00% against 0.10% (2,000 and 100,000 requests)")
     assert told(rollouts)[1:] == [("begin", 2, 1), ("abort", 2, 1)]
     last = rollouts.deployments.history("redeem")[-1]
     assert last.evidence == found.model_dump(mode="json")
@@ -209,7 +209,7 @@ def test_what_is_surely_worse_is_taken_back_at_once_and_only_a_person_brings_it_
     assert names.aliases == {"champion": 2}
 
 
-def test_answers_of_all_servers_count_and_those_of_another_step_do_not(rollouts: Rollouts, names: Names):
+def test_requests_of_all_servers_count_and_those_of_another_step_do_not(rollouts: Rollouts, names: Names):
     enter(rollouts, names, 2)
     for server in ("a", "b"):
         answered(rollouts, RequestCounts(30, 3, {5: 20, 9: 7}), RequestCounts(70, 0, {5: 70}), server)
@@ -238,7 +238,7 @@ def test_a_paused_rollout_goes_no_step_on_until_it_is_resumed(rollouts: Rollouts
     advance(rollouts, names, 1_000)
     assert rollouts.resume("redeem", "ann", "back").state == "running"
     assert advance(rollouts, names, 29).decision == "wait"
-    assert advance(rollouts, names, 31).decision == "go on"
+    assert advance(rollouts, names, 31).decision == "step"
     assert [each[0] for each in told(rollouts)] == ["deploy", "begin", "pause", "resume", "step"]
 
 
@@ -431,44 +431,44 @@ def test_what_servers_say_is_known_as_long_as_they_live(rollouts: Rollouts):
 
 
 def predictions(stands: RolloutState, right: dict[str, float], shadow: bool = False) -> Iterator[Prediction]:
-    """Answers of both versions to 400 households, of which the version is right with so high a probability."""
+    """Predictions of both versions for 400 households; `right`: their probability of the true class."""
     for place in range(400):
         new = not shadow and place % 2 == 1
         at = stands.begun + timedelta(seconds=1 + place)
         for variant in ("champion", "shadow") if shadow else ("candidate" if new else "champion",):
-            which = "new" if variant != "champion" else "old"
+            which = "candidate" if variant != "champion" else "champion"
             sure = right[which] + (place % 7) / 100
             answer = {"prediction": 1, "probability_0": 1 - sure, "probability_1": sure}
             name = f"r{place}{SHADOW_SUFFIX if variant == 'shadow' else ''}"
-            version = stands.candidate if which == "new" else stands.champion
+            version = stands.candidate if which == "candidate" else stands.champion
             yield Prediction(name, "redeem", version, cast(Any, variant), at, f"h{place}", None, {}, answer)
 
 
 @pytest.mark.parametrize("shadow", [False, True])
-@pytest.mark.parametrize(("new", "ends"), [(0.3, "take back"), (0.7, "wait"), (0.85, "wait")])
+@pytest.mark.parametrize(("candidate", "ends"), [(0.3, "abort"), (0.7, "wait"), (0.85, "wait")])
 def test_late_labels_roll_back_a_worse_candidate(
-    address: str, rollouts: Rollouts, names: Names, shadow: bool, new: float, ends: str
+    address: str, rollouts: Rollouts, names: Names, shadow: bool, candidate: float, ends: str
 ):
     policy = Rollout(strategy="shadow" if shadow else "canary", steps=(0.5,), step_minutes=30)
     enter(rollouts, names, 2, policy=policy)
     stands = rollouts.require("redeem")
     ledger = Ledger(address)
-    ledger.append(predictions(stands, {"old": 0.7, "new": new}, shadow))
+    ledger.append(predictions(stands, {"champion": 0.7, "candidate": candidate}, shadow))
     assert advance(rollouts, names, 20, ledger).decision == "wait", "no label is known yet"
     ledger.add_labels("redeem", [Label(1, id=f"r{place}") for place in range(400)])
     found = advance(rollouts, names, 20, ledger)
     assert found.decision == ends
     assert found.tests[-1].name == "quality"
-    assert found.tests[-1].new_rows == (400 if shadow else 200)
+    assert found.tests[-1].candidate_rows == (400 if shadow else 200)
 
 
-def test_quality_is_not_looked_at_where_the_policy_does_not_want_it(address: str, rollouts: Rollouts, names: Names):
+def test_quality_is_not_compared_where_the_policy_does_not_want_it(address: str, rollouts: Rollouts, names: Names):
     enter(rollouts, names, 2, policy=CANARY.model_copy(update={"compare_quality": False}))
     found = advance(rollouts, names, 20, Ledger(address))
     assert [each.name for each in found.tests] == ["errors", "latency"]
 
 
-def test_losses_are_of_entities_and_each_step_is_a_stretch_of_its_own(rollouts: Rollouts, names: Names):
+def test_losses_are_of_entities_and_each_step_is_a_period_of_its_own(rollouts: Rollouts, names: Names):
     enter(rollouts, names, 2)
     stands = rollouts.require("redeem")
     minute = [stands.begun + timedelta(minutes=each) for each in range(4)]
@@ -486,5 +486,5 @@ def test_losses_are_of_entities_and_each_step_is_a_stretch_of_its_own(rollouts: 
     first, second = compared(
         cast(Labelled, problems.predictions("regression")), "mae", rows, stands, [stands.begun, minute[2], minute[3]]
     )
-    assert (first.old, first.new) == ([2.0], [2.0])
-    assert (second.old, second.new) == ([5.0], [4.0])
+    assert (first.champion, first.candidate) == ([2.0], [2.0])
+    assert (second.champion, second.candidate) == ([5.0], [4.0])
