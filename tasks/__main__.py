@@ -1,7 +1,7 @@
-"""`python -P -m evergreen STEP [PROBLEM]`: run one step on the project around the current folder. This is what DVC and
-Prefect run.
+"""`python -P -m evergreen STEP [PROBLEM]`: run one step on the project around the current folder.
 
-Progress goes to stderr, one line each; the result goes to stdout as one JSON object; what it cost goes to var/costs.
+DVC and Prefect run this command. Progress goes to stderr; the result goes to stdout as one JSON object; time and memory go to
+var/costs.
 """
 
 import argparse
@@ -31,10 +31,10 @@ STEPS = {
     "diagnose": True,
     "explain": True,
 }
-"""Step -> whether it works on one problem."""
+"""Step -> whether it takes a problem."""
 
 SHARING = ("tune", "train", "evaluate")
-"""Steps that compute some of the same arrays, in their order."""
+"""Steps that share computed arrays, in their order."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -92,9 +92,9 @@ def _run(step: str, problem: str | None, root: Path) -> int:
     except EvergreenError:
         raise
     except Exception as error:
-        if half := paths.torn(place):
+        if broken := paths.truncated_parquet(place):
             raise ProjectError(
-                f"{half}: is damaged: no whole parquet file. Remove it, then run evergreen train or dvc repro."
+                f"{broken}: is damaged: truncated parquet file. Remove it, then run evergreen train or dvc repro."
             ) from error
         raise
     paths.write_json(
@@ -112,7 +112,7 @@ def _run(step: str, problem: str | None, root: Path) -> int:
 
 @contextmanager
 def sharing(place: "Layout", step: str, problem: str | None, known: "Params") -> Iterator[None]:
-    """Let tune, train and evaluate of a problem share arrays on disk; the last of them removes the files."""
+    """Share arrays of tune, train and evaluate of a problem on disk; evaluate removes the files."""
     if problem is None or step not in SHARING:
         yield
         return
@@ -126,7 +126,7 @@ def sharing(place: "Layout", step: str, problem: str | None, known: "Params") ->
 
 
 def usage() -> dict[str, float]:
-    """CPU seconds (user and system) of this process and its children, and peak memory in MB of the largest, since it began."""
+    """CPU seconds (user and system) of this process and its children, and peak memory in MB of the largest."""
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return {
@@ -136,7 +136,7 @@ def usage() -> dict[str, float]:
 
 
 def _peak(reported: int) -> int:
-    """Linux reports at least the memory of the process that started this one; the high-water mark is this one's own (in kB)."""
+    """Peak memory in kB: VmHWM on Linux, where ru_maxrss includes the memory of the parent process."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), reported)

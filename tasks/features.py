@@ -1,4 +1,4 @@
-"""The features step: from checked tables to what a problem's kind learns from, nothing after the cutoff in it."""
+"""The features step: validated tables to the features of a problem, without events after the cutoff."""
 
 import logging
 from datetime import date
@@ -16,19 +16,19 @@ log = logging.getLogger(__name__)
 
 class Result(Section):
     folder: str
-    """Where the frames are, one parquet file each, named as in `rows`."""
+    """Folder of the frames, one parquet file each, named as in `rows`."""
     rows: dict[str, int]
     """Frame -> number of rows."""
     columns: dict[str, int]
     """Frame -> number of columns."""
     as_of: date
-    """Last day that counts as known."""
+    """Last day of data, inclusive."""
 
 
 def run(params: Params, problem: str, layout: Layout) -> Result:
-    """Build the features of `problem` from data/tables and put them in its folder, all of them or none.
+    """Build the features of `problem` from data/tables and write them to its folder atomically.
 
-    Raises SourceError for a table that is missing, and what the kind's `build` raises, with the problem's name before it.
+    Raises SourceError for a missing table, and the errors of the kind's `build`, prefixed with the problem's name.
     """
     section, as_of = params.section(problem), resolve_as_of(params, layout)
     tables = {name: _scan(layout, name) for name in section.features.tables}
@@ -55,7 +55,7 @@ def run(params: Params, problem: str, layout: Layout) -> Result:
 def _scan(layout: Layout, table: str) -> pl.LazyFrame:
     path = layout.table(table)
     if not path.is_file():
-        raise SourceError(f"data/tables/{table}.parquet: is not there. Run the steps before this one: dvc repro validate")
+        raise SourceError(f"data/tables/{table}.parquet: is missing. Run the steps before this one: dvc repro validate")
     return pl.scan_parquet(path)
 
 

@@ -27,9 +27,9 @@ IGNORED = (
     "/dvc_plots/",
     "/var/",
 )
-"""What DVC keeps, or nobody: none of git's business in a new project."""
+"""Entries of .gitignore in a new project."""
 BEGIN = """\
-# Every number a person may change. `evergreen params --schema` prints what each key means; an unknown key is refused.
+# All settings. `evergreen params --schema` explains each key; unknown keys are errors.
 
 project:
   name: {name}
@@ -37,10 +37,10 @@ project:
 
 problems:
 
-# Where each table comes from.
+# Source of each table.
 ingest:
 
-# What must hold before anything learns from a table, in the vocabulary of Great Expectations.
+# Rules of each table, in the vocabulary of Great Expectations.
 validate:
 """
 

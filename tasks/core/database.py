@@ -1,4 +1,4 @@
-"""Databases of the project's own: how one is opened, a transaction on it, and what to say where it refuses."""
+"""Open the project's databases, run transactions, and report failures in one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +13,9 @@ from evergreen.tasks.core.errors import ProjectError
 
 
 def connect(address: str, of: str, tables: sa.MetaData) -> sa.Engine:
-    """The database at the SQLAlchemy `address`; missing tables, or the folder of an SQLite file, are made.
+    """The database at the SQLAlchemy `address`; creates missing tables, and the folder of an SQLite file.
 
-    `of`: what it holds. Raises ProjectError where it cannot be used.
+    `of`: its content, for errors. Raises ProjectError if it cannot be used.
     """
     try:
         engine = sa.create_engine(address, pool_pre_ping=True)
@@ -32,7 +32,7 @@ def connect(address: str, of: str, tables: sa.MetaData) -> sa.Engine:
 
 
 def _make(engine: sa.Engine, tables: sa.MetaData) -> None:
-    """Make what is missing; as often as others may make a part of it at the same moment."""
+    """Create missing tables and indexes; retry, because other processes may create some of them at the same time."""
     for left in reversed(range(1 + sum(1 + len(each.indexes) for each in tables.tables.values()))):
         try:
             tables.create_all(engine)
@@ -43,16 +43,16 @@ def _make(engine: sa.Engine, tables: sa.MetaData) -> None:
 
 
 def _prepare(link: Any, _record: Any) -> None:
-    """SQLite: readers and a writer at once, patience with another writer, and nothing lost when the power goes."""
+    """SQLite: concurrent readers, a wait for other writers, and durability after power loss."""
     for setting in ("busy_timeout = 30000", "journal_mode = WAL", "synchronous = FULL"):
         link.execute(f"PRAGMA {setting}")
 
 
 @contextmanager
 def transaction(engine: sa.Engine, of: str, through: tuple[type[SQLAlchemyError], ...] = ()) -> Iterator[sa.Connection]:
-    """All or nothing. `of`: what the database holds; `through`: errors that are raised as they are.
+    """A transaction. `of`: content of the database, for errors; `through`: errors that pass unchanged.
 
-    Raises ProjectError, in one line, where the database refuses.
+    Raises ProjectError, in one line, for other errors of the database.
     """
     try:
         with engine.begin() as link:
@@ -64,9 +64,9 @@ def transaction(engine: sa.Engine, of: str, through: tuple[type[SQLAlchemyError]
 
 
 def unusable(engine: sa.Engine, of: str, error: Exception) -> ProjectError:
-    """The one line, without the address's password."""
+    """A one-line error without the password of the address."""
     shown = engine.url.render_as_string(hide_password=True)
     return ProjectError(
         f"{shown}: the database of {of} cannot be used: {str(error).splitlines()[0]}. "
-        "Check the address, and that the place is not full and can be written."
+        "Check the address, free space and write permission."
     )

@@ -1,4 +1,4 @@
-"""Where every artefact lives, and how it gets there: whole or not at all."""
+"""Paths of a project's files, atomic writing, and locks."""
 
 import errno
 import fcntl
@@ -19,14 +19,13 @@ from typing import Any
 from evergreen.tasks.core.errors import LockedError, ProjectError, StorageError
 
 MODEL = "model.skops"
-"""The model that serves."""
+"""The model that is served."""
 JUDGED = "judged.skops"
-"""The one that was judged in its place: it never saw the rows to judge by. Only there where the two differ."""
+"""The evaluated model, trained without the test rows. Written only if it differs from the served one."""
 HELD_OUT = "held_out.parquet"
-"""What the chosen configuration said of rows of the search that it had not learned from, for kinds whose models are finished by
-that."""
+"""Out-of-fold predictions of the chosen configuration, for kinds that calibrate their models with them."""
 COMPILED = "model.onnx"
-"""The compiled model, in the folder `compiled` of a registered version."""
+"""The ONNX model, in the folder `compiled` of a registered version."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Layout:
 
     @property
     def var(self) -> Path:
-        """State that is neither data nor result: databases, journals, locks, costs."""
+        """State that is neither data nor result: databases, spools, locks, costs."""
         return self.root / "var"
 
     def raw(self, table: str) -> Path:
@@ -62,7 +61,7 @@ class Layout:
         return self.root / "data" / "features" / problem
 
     def scores(self, problem: str) -> Path:
-        """The newest answers to everybody; see flows.operations.batch_scoring.newest."""
+        """The newest predictions for all entities; see flows.operations.batch_scoring.newest."""
         return self.root / "data" / "scores" / f"{problem}.parquet"
 
     def tuning(self, problem: str) -> Path:
@@ -90,9 +89,9 @@ class Layout:
 
 
 def find(start: Path) -> Layout:
-    """The project that `start` lies in: the nearest folder upwards with a params.yaml.
+    """The project around `start`: the nearest folder upwards with a params.yaml.
 
-    Raises ProjectError where there is none.
+    Raises ProjectError without one.
     """
     for folder in [start.resolve(), *start.resolve().parents]:
         if (folder / "params.yaml").is_file():
@@ -102,11 +101,11 @@ def find(start: Path) -> Layout:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, moved onto it when the block ends well and removed when it does not.
+    """A temporary path that replaces `path` when the block succeeds and is removed when it fails.
 
     Works for a file and for a folder (make the temporary path a folder, and it replaces the old one). Readers see the old
-    artefact or the new one, never half of either. What a killed process left is cleared away by the next one that writes there.
-    Raises StorageError when the disk is full or the folder cannot be written; any other error of the block stays what it is.
+    artefact or the new one, never a part. The next writer removes the remains of killed processes. Raises StorageError when
+    the disk is full or the folder is not writable; other errors of the block pass unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,9 +125,9 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def shortage(error: BaseException, folder: Path) -> str | None:
-    """Why nothing could be written in `folder`: no space, no right, read-only. None for an error about anything else.
+    """Why a write in `folder` failed: no space, no permission, read-only. None for other errors.
 
-    Polars reports the operating system's errors as its own, with the number in the text alone.
+    Polars wraps errors of the operating system, and only its text has their number.
     """
     number = getattr(error, "errno", None)
     if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):
@@ -145,21 +144,21 @@ def _no_space(path: Path, why: str | None) -> StorageError:
 
 
 def _mark(path: Path) -> str:
-    """How the temporary folders beside `path` begin, for the processes of this machine."""
+    """Prefix of the temporary folders for `path`, on this machine."""
     return f".{path.name}.{socket.gethostname()}."
 
 
 def _clear_dead(path: Path) -> None:
-    """Remove the temporary folders of processes that are no more; an old artefact one of them had set aside goes back."""
+    """Remove the temporary folders of dead processes, and restore an old artefact that one of them had set aside."""
     for left in path.parent.glob(f"{glob.escape(_mark(path))}*"):
         pid = left.name.removeprefix(_mark(path)).split(".")[0]
-        if pid.isdigit() and not _lives(int(pid)):
+        if pid.isdigit() and not _is_alive(int(pid)):
             if (left / "old").exists() and not path.exists():
                 (left / "old").replace(path)
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -170,7 +169,7 @@ def _lives(pid: int) -> bool:
 
 
 def _replace(new: Path, path: Path) -> None:
-    """Move `new` onto `path`; a folder that stands there is set aside first, since a rename does not replace one."""
+    """Move `new` onto `path`; an existing folder is set aside first, because a rename does not replace folders."""
     if new.is_dir() and path.exists():
         path.rename(new.parent / "old")
     new.replace(path)
@@ -178,9 +177,9 @@ def _replace(new: Path, path: Path) -> None:
 
 @contextmanager
 def locking(path: Path, what: str) -> Iterator[None]:
-    """Hold `path` as a lock among the processes of this machine until the block ends; a kill releases it too.
+    """Hold the lock file `path` until the block ends; a kill releases it too. For processes of one machine.
 
-    Raises LockedError at once where another process holds it; `what` says at what, as in "redeem: tune".
+    `what`: the locked work in the error, as in "redeem: tune". Raises LockedError at once if another process holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
@@ -189,7 +188,7 @@ def locking(path: Path, what: str) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise LockedError(
-                f"{what}: process {file.read().strip() or 'unknown'} is at it (lock {path}). Wait for it, or stop it first."
+                f"{what}: process {file.read().strip() or 'unknown'} holds the lock {path}. Wait for it, or stop it first."
             ) from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
@@ -210,15 +209,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What the JSON file at `path` holds. Raises ProjectError where it is damaged."""
+    """The content of a JSON file. Raises ProjectError if it is malformed."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:
         raise ProjectError(f"{path}: is damaged: {error}. Remove it, then run the same command again.") from error
 
 
-def torn(layout: Layout) -> Path | None:
-    """A parquet file under data/ or models/ that does not end as such a file does, if there is one."""
+def truncated_parquet(layout: Layout) -> Path | None:
+    """The first truncated parquet file under data/ or models/; None without one."""
     every = (path for part in ("data", "models") for path in sorted((layout.root / part).rglob("*.parquet")))
     return next((path for path in every if _end(path) != b"PAR1"), None)
 

@@ -202,7 +202,10 @@ def test_during_a_training_no_retraining_is_completed(layout: Layout) -> None:
 
 def test_a_retraining_waits_for_the_lock_until_its_timeout(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retraining, "LOCK_TIMEOUT_SECONDS", 0.0)
-    with locking(layout.var / "train.lock", "train"), pytest.raises(LockedError, match=r"spend: retrain: process .* is at it"):
+    with (
+        locking(layout.var / "train.lock", "train"),
+        pytest.raises(LockedError, match=r"spend: retrain: process .* holds the lock"),
+    ):
         retraining.run(layout, request(), lambda *_: pytest.fail("it trained"))
 
 

@@ -461,5 +461,5 @@ def test_a_run_that_fails_leaves_the_old_features_and_names_the_problem(project)
 
 def test_a_missing_table_says_which_step_makes_it(tmp_path):
     layout = Layout(store.project(tmp_path, households=20, weeks=20))
-    with pytest.raises(SourceError, match=r"data/tables/transactions.parquet: is not there. Run the steps before this one"):
+    with pytest.raises(SourceError, match=r"data/tables/transactions.parquet: is missing. Run the steps before this one"):
         features.run(loading.load(layout.params), "spend", layout)

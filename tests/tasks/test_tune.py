@@ -107,7 +107,7 @@ def test_two_processes_cannot_tune_the_same_problem_at_once(plain: Plain, tmp_pa
     params, layout = plain_kind.project(tmp_path)
     with (
         locking(layout.var / "tuning" / "pay.lock", "pay: tune"),
-        pytest.raises(LockedError, match=f"pay: tune: process {os.getpid()} is at it"),
+        pytest.raises(LockedError, match=f"pay: tune: process {os.getpid()} holds the lock"),
     ):
         tune.run(params, "pay", layout)
     assert tune.run(params, "pay", layout).n_trials == 8

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from evergreen.tasks.core.errors import ProjectError, StorageError
-from evergreen.tasks.core.paths import Layout, find, read_json, torn, write_json, writing
+from evergreen.tasks.core.paths import Layout, find, read_json, truncated_parquet, write_json, writing
 
 
 def left(folder: Path) -> list[str]:
@@ -158,6 +158,6 @@ def test_a_torn_parquet_file_is_found_and_a_whole_one_is_not_taken_for_one(tmp_p
     layout = Layout(tmp_path)
     layout.raw("a").parent.mkdir(parents=True)
     layout.raw("a").write_bytes(b"PAR1 rows PAR1")
-    assert torn(layout) is None
+    assert truncated_parquet(layout) is None
     layout.raw("b").write_bytes(content)
-    assert torn(layout) == layout.raw("b")
+    assert truncated_parquet(layout) == layout.raw("b")
