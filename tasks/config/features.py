@@ -211,15 +211,19 @@ class Table(FeatureSource):
     columns: Annotated[dict[str, Role], Field(min_length=1)]
     """Feature -> role: number, category, text or date."""
     entity: str | None = None
-    """Column that identifies the entity of a row; never a feature. Rows of one entity are on the same side of each split, and
-    intervals resample entities. null: each row is an entity."""
+    """Column that identifies the entity of a row; never a feature. Without `time`, rows of one entity are on the same side of
+    each split, so that scores hold for new entities. Intervals resample entities. null: each row is an entity."""
     time: str | None = None
     """Column (date or time) that orders the rows: validation and test rows are later than training rows. null: no order."""
     gap_days: Annotated[int, Field(ge=0)] = 0
     """With `time`: days between training rows and the rows that follow, if labels arrive that much later."""
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of rows in the test set, unseen by the search: the newest rows with `time`, otherwise drawn by a hash of the row so
-    that they stay the same when rows are added."""
+    """Share of rows in the test set, unseen by the search: the newest rows with `time`, otherwise drawn by a hash of the entity
+    or of `test_key`."""
+    test_key: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Columns whose values draw the test rows where there is neither `time` nor `entity`; features or not. Another column that
+    is added, changed or removed moves no row. null: the first of `columns` that make the rows distinct, found anew in each
+    training."""
 
     @model_validator(mode="after")
     def roles_apart(self) -> "Table":

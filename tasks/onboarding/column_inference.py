@@ -19,6 +19,7 @@ LEVELS = 20
 
 ID_NAME = re.compile(r"(?i:(^|[\W_])(id|uuid|guid|key)$)|[a-z]I[Dd]$")
 CODE_NAME = re.compile(r"(?i)(^|[\W_])(zip|zip_?code|post_?code|postal_?code|plz|fips|code|cd|area_?code)$")
+ROW_NUMBER = "is a row number"
 FORMATS = {
     "date": (
         *("%Y-%m-%d", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%Y/%m/%d", "%m/%d/%y"),
@@ -116,7 +117,7 @@ def _number(sample: pl.DataFrame, found: Column, rows: int, kind: pl.DataType) -
     unique = found.distinct == rows
     counted = unique and found.high - found.low + 1 == rows and sample[found.name].is_sorted()
     if (counted and rows > LEVELS) or (unique and ID_NAME.search(found.name)):
-        why = "is a row number" if counted else "is unique in every row"
+        why = ROW_NUMBER if counted else "is unique in every row"
         return replace(found, inferred_type="identifier", role=None, summary=seen, reason=why)
     if CODE_NAME.search(found.name) and found.distinct > 2:
         return replace(

@@ -143,6 +143,8 @@ def _features(name: str, found: InferredSchema, asked: InitOptions) -> Block:
         if value := getattr(found, key):
             reason = found.reasons.get("kind" if key == "target" else key, "")
             said[key] = Commented(value, reason if reason != "given" else "")
+    if found.test_key:
+        said["test_key"] = Commented(list(found.test_key), "draws the test rows; other columns may come and go")
     columns = Block()
     for each in found.columns:
         if each.role:

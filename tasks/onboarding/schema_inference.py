@@ -15,12 +15,14 @@ from evergreen.tasks.core.suggestions import nearest
 from evergreen.tasks.onboarding import target_leakage
 from evergreen.tasks.onboarding.column_inference import (
     ID_NAME,
+    ROW_NUMBER,
     Column,
     convert_sample,
     infer_column,
     summarise,
     unusable_reason,
 )
+from evergreen.tasks.problems.tabular.holdout_split import distinguishing
 
 SAMPLE_ROWS = 50_000
 FEWEST_ROWS = 10
@@ -97,6 +99,8 @@ class InferredSchema:
     positive_class: str | None = None
     entity: str | None = None
     time: str | None = None
+    test_key: tuple[str, ...] = ()
+    """Columns that draw the test rows, where there is neither entity nor time."""
     duplicates: int = 0
     """Rows that are equal to an earlier one in every column."""
     parts: Mapping[str, str] = field(default_factory=dict)
@@ -209,9 +213,24 @@ def _cases(
             columns[name] = replace(columns[name], role=None, reason=leak.why)
     copies = _duplicates(table, sample, asked.target, rows, warnings)
     _require_features(asked, columns)
+    key = () if entity or time else _test_key(sample, columns, asked.target)
     return replace(
-        found, columns=tuple(columns.values()), duplicates=copies, reasons=reasons, warnings=tuple(dict.fromkeys(warnings))
+        found,
+        columns=tuple(columns.values()),
+        test_key=key,
+        duplicates=copies,
+        reasons=reasons,
+        warnings=tuple(dict.fromkeys(warnings)),
     )
+
+
+def _test_key(sample: pl.DataFrame, columns: Mapping[str, Column], target: str | None) -> tuple[str, ...]:
+    """Few columns that make the rows distinct, identifiers before features; no row number, which another export may change."""
+    usable = [each for each in columns.values() if each.name != target and (each.role or each.inferred_type == "identifier")]
+    kept = [each for each in usable if each.reason != ROW_NUMBER and not ROW_NAME.fullmatch(each.name)]
+    kept = kept or [each for each in columns.values() if each.role]
+    ordered = sorted(kept, key=lambda each: (each.role is not None, -each.distinct))
+    return tuple(distinguishing(sample, [each.name for each in ordered]))
 
 
 def _kind(

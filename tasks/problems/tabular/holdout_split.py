@@ -1,8 +1,9 @@
 """Plain tables: one row per case. Which rows are kept to judge by, and the folds of the search.
 
-Without time, the rows to judge by are drawn by a hash of their entity, or of what is in them: rows that are added leave the
-others where they are, and equal rows stay together (unless so many are alike that there would be too few or too many to
-judge by: then it counts how often such a row was there before). With time they are the newest.
+With time, the newest rows are the test rows. Without it, each row is drawn for itself, by a hash of its entity or of its test
+key: it is a test row where the hash lies below `test_share`. No other row takes part, so that rows that are added, removed or
+sorted move none, and a column moves none that is not in the key. Rows with the same key share a draw, LOT of them at most:
+copies stay together, and a table of few distinct rows still gives its share.
 """
 
 import logging
@@ -34,6 +35,11 @@ SMALL = 1_000
 REPEATS = 3
 """Cross-validations of a table with fewer rows than SMALL, where params do not say."""
 
+LOT = 5
+"""So many rows with the same key and target share a draw; the next ones have another."""
+DISTINCT = 0.99
+"""A key is complete when it has this share of the distinct rows that all columns have."""
+
 SPLITTERS = {
     (False, False): KFold,
     (True, False): StratifiedKFold,
@@ -52,7 +58,11 @@ def plain(table: pl.LazyFrame, section: Table, stratified: bool) -> pl.DataFrame
     """
     schema = table.collect_schema()
     named = {"target": section.target, "entity": section.entity, "time": section.time}
-    for key, name in [*named.items(), *((f"columns.{each}", each) for each in section.columns)]:
+    listed = [
+        *((f"columns.{each}", each) for each in section.columns),
+        *(("test_key", each) for each in section.test_key or ()),
+    ]
+    for key, name in [*named.items(), *listed]:
         if name is not None and name not in schema:
             raise ParamsError(f"features.{key}: {section.table} has no column {name}{nearest(name, schema.names())}")
     rows = table.collect()
@@ -74,9 +84,8 @@ def plain(table: pl.LazyFrame, section: Table, stratified: bool) -> pl.DataFrame
         raise DataError(f"{section.table}: {section.entity}: {entity.null_count():,} rows do not say whom they are about.")
     time = _moment(rows[section.time], section) if section.time else pl.Series([None] * rows.height, dtype=pl.Datetime)
     found = pl.DataFrame([entity.alias(ENTITY), target.alias(TARGET), time.alias(TIME), *features])
-    return found.with_columns(pl.Series(TEST, _kept_to_judge(found, section, stratified))).select(
-        ENTITY, TARGET, TIME, TEST, *section.columns
-    )
+    kept = _newest(found[TIME], section.test_share) if section.time else _drawn(rows, found, section, stratified)
+    return found.with_columns(pl.Series(TEST, kept)).select(ENTITY, TARGET, TIME, TEST, *section.columns)
 
 
 def _typed(column: pl.Series, role: Role, section: Table) -> pl.Series:
@@ -101,33 +110,55 @@ def _moment(column: pl.Series, section: Table) -> pl.Series:
     return column.cast(pl.Datetime("us"))
 
 
-def _kept_to_judge(rows: pl.DataFrame, section: Table, stratified: bool) -> np.ndarray:
-    """Whether each row is one to judge by."""
-    if section.time:
-        first = rows[TIME].quantile(1 - section.test_share, "higher")
-        return (rows[TIME] >= first).fill_null(False).to_numpy()
-    about = rows.select(ENTITY) if section.entity else rows.drop(ENTITY, TIME)
-    mixed = _hash(about)
-    groups = rows[TARGET].rank("dense").to_numpy() if stratified and not section.entity else np.zeros(rows.height)
-    kept = np.zeros(rows.height, dtype=bool)
-    for group in np.unique(groups):
-        mine = np.flatnonzero(groups == group)
-        kept[mine] = _lowest(mixed[mine], section.test_share)
-        if not section.entity and abs(kept[mine].mean() - section.test_share) > section.test_share / 2:
-            times = pl.DataFrame({"row": mixed[mine]}).select("row", time=pl.int_range(pl.len()).over("row"))
-            kept[mine] = _lowest(_hash(times), section.test_share)
-    return kept
+def distinguishing(rows: pl.DataFrame, names: Sequence[str]) -> list[str]:
+    """The first of the columns `names` that together make the rows as distinct as all of them do, but for 1 - DISTINCT."""
+    whole = _distinct(rows, names)
+    for count in range(1, len(names)):
+        if _distinct(rows, names[:count]) >= DISTINCT * whole:
+            return list(names[:count])
+    return list(names)
+
+
+def _distinct(rows: pl.DataFrame, names: Sequence[str]) -> int:
+    return rows.select(pl.struct(names).n_unique()).item()
+
+
+def _newest(time: pl.Series, share: float) -> np.ndarray:
+    return (time >= time.quantile(1 - share, "higher")).fill_null(False).to_numpy()
+
+
+def _drawn(rows: pl.DataFrame, found: pl.DataFrame, section: Table, stratified: bool) -> np.ndarray:
+    """Whether each row is a test row, without time. `rows`: as read; `found`: as typed for the model.
+
+    Each class, or the whole without classes, gives half of its share at least, and one draw stays to learn from.
+    """
+    if section.entity:
+        draws = _hash(found.select(ENTITY))
+    else:
+        key = list(section.test_key or distinguishing(found, list(section.columns)))
+        content = pl.DataFrame({"key": _hash((rows if section.test_key else found).select(key)), "target": found[TARGET]})
+        lots = content.select("key", lot=pl.int_range(pl.len()).over("key", "target") // LOT)
+        draws = np.where(lots["lot"] == 0, lots["key"], _hash(lots.cast(pl.String)))
+    test = np.unique(draws[draws < section.test_share * 2.0**64])
+    classes = found[TARGET].rank("dense").to_numpy() if stratified else np.zeros(len(draws))
+    for each in np.unique(classes):
+        mine = np.unique(draws[classes == each])
+        least = max(1, int(section.test_share * len(mine) / 2))
+        if len(mine) > 1 and np.isin(mine, test).sum() < least:
+            test = np.union1d(test, mine[:least])
+        elif np.isin(mine, test).all():
+            test = np.setdiff1d(test, mine[-1:])
+    return np.isin(draws, test)
 
 
 def _hash(about: pl.DataFrame) -> np.ndarray:
-    """One number per row, the same for the same content."""
-    return hash_pandas_object(about.to_pandas(), index=False).to_numpy()  # pyright: ignore
-
-
-def _lowest(mixed: np.ndarray, share: float) -> np.ndarray:
-    """Whether a number is among that share of them, the lowest; of two or more at least one is, unless all are alike."""
-    count = round(share * len(mixed)) or int(len(mixed) > 1)
-    return mixed < np.sort(mixed)[min(count, len(mixed) - 1)]
+    """One number per row, the same for the same content: whole numbers and others alike, days and moments alike."""
+    alike = []
+    for name, kind in about.schema.items():
+        column = pl.col(name).cast(pl.Datetime("us")).cast(pl.Int64) if kind in (pl.Date, pl.Datetime) else pl.col(name)
+        number = kind.is_numeric() or kind.is_temporal() or kind == pl.Boolean
+        alike.append(column.cast(pl.Float64) + 0.0 if number else column.cast(pl.String))
+    return hash_pandas_object(about.select(alike).to_pandas(), index=False).to_numpy()  # pyright: ignore
 
 
 @dataclass(frozen=True)

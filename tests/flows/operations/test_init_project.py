@@ -103,6 +103,35 @@ def test_what_is_drafted_is_read_validated_and_made_into_features(folder: Path):
     assert features.run(known, "left", layout).rows == {"rows": 300}
 
 
+def test_test_rows_stay_when_the_file_changes(tmp_path: Path):
+    """A new column, a column less, other rows, another order: a row that trained never judges, and the other way round."""
+    from evergreen.tasks import features, ingest, validate
+
+    rows = customers().drop("customer_id").with_columns(visits=pl.int_range(300) % 7)
+    rows.write_csv(tmp_path / "t.csv")
+    start(tmp_path, target="left")
+    known, layout = loading.load(tmp_path / "params.yaml"), Layout(tmp_path)
+    assert known.section("left").features.test_key == ("spend",)  # type: ignore[union-attr]
+
+    def judges(frame: pl.DataFrame) -> set[float]:
+        frame.write_csv(tmp_path / "t.csv")
+        for step in (ingest, validate):
+            step.run(known, None, layout)
+        features.run(known, "left", layout)
+        built = pl.read_parquet(layout.features("left") / "rows.parquet")
+        return set(built.filter("_test")["spend"])
+
+    before, more = judges(rows), rows.with_columns(pl.col("spend") + 0.001)
+    assert 30 < len(before) < 90
+    assert judges(rows.select(pl.lit("web").alias("channel"), *rows.columns)) == before
+    assert judges(rows.sort("left", "plan")) == before
+    assert judges(pl.concat([rows, more])) & set(rows["spend"]) == before
+    text = (tmp_path / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text("\n".join(line for line in text.splitlines() if "visits" not in line))
+    known = loading.load(tmp_path / "params.yaml")
+    assert judges(rows.drop("visits")) == before
+
+
 # A project that is there
 
 
