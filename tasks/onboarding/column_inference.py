@@ -54,7 +54,7 @@ class Column:
     levels: tuple[str, ...] = ()
     """Values of a category of low cardinality."""
     whole: bool = False
-    """Whether all numbers are integers."""
+    """Whether all numbers of the sample are integers, written as 3 or as 3.0."""
 
 
 def summarise(table: pl.LazyFrame, schema: pl.Schema) -> dict[str, tuple[int, int, Any, Any]]:
@@ -109,7 +109,7 @@ def _number(sample: pl.DataFrame, found: Column, rows: int, kind: pl.DataType) -
     """A number, an identifier, or a numeric code."""
     if kind == pl.Boolean:
         return replace(found, role="number", summary="true or false", whole=True)
-    whole = kind.is_integer()
+    whole = kind.is_integer() or _all_whole(sample[found.name].drop_nulls())
     seen = f"{_short(found.low)} to {_short(found.high)}"
     found = replace(found, role="number", summary=seen, whole=whole)
     if not whole or found.missing:
@@ -138,7 +138,8 @@ def _text(table: pl.LazyFrame, sample: pl.DataFrame, found: Column, rows: int) -
         kind, form, low, high = converted
         role: Role = "number" if kind == "number" else "date"
         found = replace(found, inferred_type=role, role=role, type=kind, date_format=form, low=low, high=high)
-        return replace(found, summary=f"{_short(low)} to {_short(high)}", reason="stored as text")
+        whole = kind == "number" and _all_whole(values.str.strip_chars().cast(pl.Float64))
+        return replace(found, summary=f"{_short(low)} to {_short(high)}", reason="stored as text", whole=whole)
     words = values.str.count_matches(r"\S+").mean() or 0
     length = values.str.len_chars().mean() or 0
     found = replace(found, low=None, high=None)
@@ -191,6 +192,10 @@ def convert_sample(sample: pl.DataFrame, columns: Mapping[str, Column]) -> pl.Da
         elif each.type == "datetime":
             made.append(text.str.to_datetime(each.date_format, time_unit="us").alias(each.name))
     return sample.select(list(columns)).with_columns(made)
+
+
+def _all_whole(values: pl.Series) -> bool:
+    return len(values) > 0 and bool((values % 1 == 0).all())
 
 
 def _float(value: Any) -> float:

@@ -60,6 +60,8 @@ POSITIVE = (
     "event",
 )
 """Common names of the positive class."""
+NEGATIVE_OF_1 = ("0", "-1")
+"""1 is the positive class beside one of these; of 1 and 2, for example, the rarer one is."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,8 @@ def _cases(
     reasons: dict[str, str] = {}
     warnings: list[str] = []
     kind = _kind(table, asked, columns, rows, reasons, warnings)
-    positive = _positive(table, asked.target, kind, reasons)
+    target = columns[asked.target] if asked.target else None
+    positive = _positive(table, target, reasons) if target and problems.predictions(kind).target == "class" else None
     entity = _entity(asked, columns, rows, reasons, warnings)
     time = _time(sample, asked, columns, entity, today, reasons, warnings)
     for name in (asked.target, entity):
@@ -298,12 +301,13 @@ def _kind_of(target: Column, table: pl.LazyFrame, reasons: dict[str, str], warni
 
 
 def _check_classes(table: pl.LazyFrame, target: Column, rows: int, warnings: list[str]) -> None:
-    counts = _counts(table, target.name)
+    counts = _counts(table, target)
     if len(counts) > CLASSES:
         raise DataError(
             f"--target {target.name}: {len(counts):,} distinct values in {rows:,} rows are too many classes; "
             f"{'use --kind regression' if target.low is not None else 'name another column'}"
         )
+    _refuse_spellings(target, counts)
     for value, count in counts.items():
         if count == 1:
             warnings.append(f"{target.name}: a single row is {value}; the class cannot be both trained on and evaluated")
@@ -311,23 +315,44 @@ def _check_classes(table: pl.LazyFrame, target: Column, rows: int, warnings: lis
             warnings.append(f"{target.name}: {count} rows are {value}; too few to evaluate that class")
 
 
-def _counts(table: pl.LazyFrame, name: str) -> dict[str, int]:
-    """Class -> rows, the most frequent first."""
+def _refuse_spellings(target: Column, counts: Mapping[str, int]) -> None:
+    """Raise DataError for classes that differ by blanks or case alone: labels written in another way would be other classes."""
+    written: dict[str, list[str]] = {}
+    for name, count in counts.items():
+        written.setdefault(" ".join(name.split()).casefold(), []).append(f"{name!r} ({count:,} rows)")
+    several = [" and ".join(names) for names in written.values() if len(names) > 1]
+    if several:
+        raise DataError(
+            f"--target {target.name}: classes differ by blanks or case alone: {'; '.join(several[:5])}. "
+            "Write each class one way in the file, or in a query (lower, trim)"
+        )
+
+
+def _counts(table: pl.LazyFrame, target: Column) -> dict[str, int]:
+    """Class -> rows, the most frequent first. Whole numbers are named alike: 1 for 1, 1.0 and " 1"."""
+    name = target.name
     text = pl.col(name).cast(pl.String)
+    if target.low is not None and target.whole:
+        text = text.str.strip_chars().str.to_lowercase()
+        number = text.cast(pl.Float64, strict=False).cast(pl.Int64, strict=False).cast(pl.String)
+        text = pl.coalesce(number, text)
     counted = table.select(text).drop_nulls().group_by(name).len().sort("len", name, descending=[True, False]).collect()
     return dict(counted.iter_rows())
 
 
-def _positive(table: pl.LazyFrame, target: str | None, kind: KindName, reasons: dict[str, str]) -> str | None:
+def _positive(table: pl.LazyFrame, target: Column, reasons: dict[str, str]) -> str | None:
     """The positive class of two: the one with a common name, otherwise the rarer one."""
-    if target is None or problems.predictions(kind).target != "class":
-        return None
     counts = _counts(table, target)
     if len(counts) != 2:
         return None
     usual = [name for name in counts if name.strip().lower() in POSITIVE]
-    reasons["positive_class"] = "by its name" if len(usual) == 1 else "the rarer one"
-    return usual[0] if len(usual) == 1 else list(counts)[-1]
+    if len(usual) == 1 and (usual != ["1"] or not counts.keys().isdisjoint(NEGATIVE_OF_1)):
+        reasons["positive_class"] = "by its name"
+        return usual[0]
+    (other, more), (rarer, fewer) = counts.items()
+    same = f"{other} and {rarer} have {fewer:,} rows each" if more == fewer else f"{fewer:,} rows; {other} has {more:,}"
+    reasons["positive_class"] = same if more == fewer else f"the rarer one: {same}"
+    return rarer
 
 
 def _entity(
