@@ -12,7 +12,10 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evergreen.flows.fork_server import Fork
 
 
 def start(
@@ -27,7 +30,7 @@ def start(
     return subprocess.Popen(command, cwd=cwd, env=environment, stdin=subprocess.PIPE, process_group=0, text=True, **options)
 
 
-def end(process: subprocess.Popen[str], signal_: int = signal.SIGKILL) -> None:
+def end(process: "subprocess.Popen[str] | Fork", signal_: int = signal.SIGKILL) -> None:
     """Send a signal to the whole group of `process`, if it still runs."""
     if process.poll() is None:
         os.killpg(process.pid, signal_)
@@ -42,13 +45,18 @@ def without_folder(environment: Mapping[str, str], folder: Path) -> dict[str, st
     return found
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Kill the process group of this process when the other end of its stdin closes."""
+    threading.Thread(target=_wait_and_die, daemon=True).start()
+
+
+def _wait_and_die() -> None:
     while os.read(0, 1):
         pass
     os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    die_with_parent()
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

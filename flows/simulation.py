@@ -55,9 +55,12 @@ def simulation(root: str, problems: list[str], by: str) -> None:
     for problem in problems:
         step = load(original).section(problem).monitor.window_days
         days = windows(end - timedelta(days=step * (WEEKS - 1)), end, step)
+        _allow_report(layout, problem, False)  # 4 MB and some seconds each: at most one, in the last week
         _train_first_champion(layout, problem, days[0] - timedelta(days=step), branches)
         for day in days:
-            _simulate_week(layout, problem, day, rows[problem], day == end, branches)
+            if day == end:
+                _allow_report(layout, problem, load(original).section(problem).monitor.evidently_report)
+            _simulate_week(layout, problem, day, rows[problem], branches)
     restore_params(layout, original, problems)
 
 
@@ -79,6 +82,11 @@ def restore_params(layout: Layout, original: Path, problems: list[str]) -> None:
     original.unlink()
 
 
+def _allow_report(layout: Layout, problem: str, allowed: bool) -> None:
+    """Let the monitoring runs from now on write an Evidently report, or not."""
+    params_edit.set_value(layout.params, (problem, "monitor", "evidently_report"), allowed)
+
+
 def _train_first_champion(layout: Layout, problem: str, day: date, branches: training.Branches) -> None:
     """The champion of the first week, trained as of `day`."""
     if settings.deployments(layout).champion(problem):
@@ -91,13 +99,12 @@ def _train_first_champion(layout: Layout, problem: str, day: date, branches: tra
         raise StepError(outcome.error)
 
 
-def _simulate_week(layout: Layout, problem: str, day: date, rows: Path, last: bool, branches: training.Branches) -> None:
+def _simulate_week(layout: Layout, problem: str, day: date, rows: Path, branches: training.Branches) -> None:
     """One week: features, batch scores, labels, the monitoring run, and a retraining if it decides so."""
     decisions = settings.decision_log(layout)
     if _is_finished(decisions, problem, day):
         return
     params_edit.set_as_of(layout.params, day)
-    params_edit.set_value(layout.params, (problem, "monitor", "evidently_report"), last)  # 4 MB and some seconds each
     params = load(layout.params)
     result = monitoring.MonitoringResult(problem)
     if not decisions.unfinished([problem]):

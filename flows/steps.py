@@ -19,7 +19,8 @@ from typing import IO, Any
 from prefect import Task
 from prefect.cache_policies import NO_CACHE
 
-from evergreen.flows import child_process, settings
+from evergreen.flows import child_process, fork_server, settings
+from evergreen.flows.fork_server import Fork
 from evergreen.flows.operations import status
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params
@@ -40,7 +41,7 @@ PROGRAM = "evergreen"
 here: ContextVar[tuple[str, str | None]] = ContextVar("here")
 """The step and the problem that this thread is at: what a log line is about."""
 
-_running: set[subprocess.Popen[str]] = set()
+_running: set[subprocess.Popen[str] | Fork] = set()
 _interrupted = threading.Event()
 
 
@@ -80,7 +81,7 @@ def work(step: str, root: str, problem: str | None = None) -> dict[str, Any]:
     journal.parent.mkdir(parents=True, exist_ok=True)
     arguments = [step, *([problem] if problem else []), "--root", root]
     with at(step, problem), tempfile.TemporaryFile("w+") as result, journal.open("w") as copy:
-        process = child_process.start(PROGRAM, *arguments, cwd=layout.root, stdout=result, stderr=subprocess.PIPE, bufsize=1)
+        process = fork_server.start(PROGRAM, *arguments, cwd=layout.root, stdout=result)
         last = _follow(process, copy, _timeout(step))
         if process.returncode:
             raise _why(process.returncode, last, step, problem, journal)
@@ -92,7 +93,7 @@ def _timeout(step: str) -> int:
     return TIMEOUT_SECONDS.get(step, OTHERWISE_SECONDS)
 
 
-def _follow(process: subprocess.Popen[str], copy: IO[str], timeout_seconds: float) -> str:
+def _follow(process: subprocess.Popen[str] | Fork, copy: IO[str], timeout_seconds: float) -> str:
     """Log each line of the process until it ends; the last one is returned."""
     last, clock = "", threading.Timer(timeout_seconds, child_process.end, [process, signal.SIGTERM])
     clock.start()

@@ -19,9 +19,11 @@ def demo(*, root: Path, as_json: bool) -> None:
 
     place = find(root)
     if names := simulation_state.due(place):
+        from evergreen.flows import fork_server
         from evergreen.flows.prefect_runtime import server
 
-        with server.running(place, say) as prefect:  # Prefect reads its address once: one server for both
+        one_thread()
+        with server.running(place, say) as prefect, fork_server.running(place.root):  # Prefect reads its address once
             _simulate(place, names, prefect)
             train.run(place, as_json=as_json)
     else:
@@ -36,7 +38,6 @@ def _simulate(place: "Layout", names: list[str], prefect: "Server") -> None:
     from evergreen.flows import simulation, steps
     from evergreen.flows.cli import progress
 
-    one_thread()
     say(f"simulating the last weeks of {', '.join(names)}; params.yaml is changed meanwhile and restored afterwards")
     try:
         with progress.shown(lambda: steps.here.get(None), names):

@@ -87,11 +87,12 @@ def run(
 
 
 def _flow(place: "Layout", problems: list[str], refresh: bool, deploy: bool) -> "list[Outcome]":
-    """Run the training flow and show it. The server starts first: prefect is imported while it does."""
+    """Run the training flow and show it. The servers start first: prefect is imported while they do."""
+    from evergreen.flows import fork_server
     from evergreen.flows.cli import progress
     from evergreen.flows.prefect_runtime import server
 
-    with server.running(place, say) as prefect:
+    with server.running(place, say) as prefect, fork_server.running(place.root):
         from evergreen.flows import steps, training
 
         try:

@@ -5,6 +5,7 @@ A message gives file, key, value and rule, and for an unknown name the most simi
 
 import json
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,12 +25,21 @@ NAME_RULE = "a name starts with a letter, then has letters (a-z), digits, _ and 
 
 
 def load(path: Path) -> Params:
-    """Read and check params.yaml.
+    """Read and check params.yaml; the same text is checked once.
 
     Raises ParamsError for invalid YAML, a duplicate or unknown key, a value that breaks a rule, a problem without a section, a
     section without a problem, and a table that is not under `ingest`.
     """
-    raw = _read(path)
+    try:
+        text = path.read_text(encoding="utf8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from None
+    return _checked(path, text)
+
+
+@lru_cache(maxsize=8)
+def _checked(path: Path, text: str) -> Params:
+    raw = _parse(path, text)
     names = raw.get("problems") or {}
     if not isinstance(names, dict):
         raise ParamsError(
@@ -49,16 +59,20 @@ def load(path: Path) -> Params:
     return params
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _unreadable(path: Path, error: Exception) -> ParamsError:
+    return ParamsError(f"{path}: cannot be read: {' '.join(str(error).split())}. It must be UTF-8 text.")
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
-        raw = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf8"))
+        raw = YAML(typ="safe", pure=True).load(text)
     except MarkedYAMLError as error:
         where = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ParamsError(
             f"{path.name}:{where}: {str(error.problem).splitlines()[0]}. A key may occur once; indent with spaces."
         ) from None
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
-        raise ParamsError(f"{path}: cannot be read: {' '.join(str(error).split())}. It must be UTF-8 text.") from None
+    except YAMLError as error:
+        raise _unreadable(path, error) from None
     except ValueError as error:
         raise ParamsError(f"{path.name}: invalid date or number: {error}. Put dates in quotes.") from None
     if not isinstance(raw, dict):

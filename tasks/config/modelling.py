@@ -178,6 +178,8 @@ class Evaluate(Section):
     left out and listed. 0: no diagnosis."""
     explain_rows: Annotated[int, Field(ge=50)] = 2000
     """Number of rows of the last test window for feature importance, contributions and partial dependence."""
+    ablation_users: Annotated[int, Field(ge=0)] = 600
+    """recommendation: users of the ablation study, which refits the recommender without each source. 0: no ablation study."""
 
     @model_validator(mode="after")
     def one_threshold(self) -> "Evaluate":

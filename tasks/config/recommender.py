@@ -58,8 +58,6 @@ class Sources(Section):
     """Users per cutoff, sampled at random, that the ranker is trained on."""
     ranker_trees: Annotated[int, Field(ge=1)] = 150
     """Number of trees of the ranker."""
-    ablation_users: Annotated[int, Field(ge=0)] = 600
-    """Users of the ablation study in evaluate, which refits the recommender without each source. 0: no ablation."""
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -113,17 +113,19 @@ class Recommendation(RankedLists):
         ids = data.histories.users[targets.users]
         positions = codes(ids, reader.histories_.users)
         columns: dict[str, Any] = {"entity": ids, "visits": data.visits(targets.users, cutoff)}
-        both = self._both(reader, data, cutoff, positions, section.pipeline.k)
+        both = self._both(model, reader, data, cutoff, positions, section.pipeline.k)
         for suffix, lists in zip(LISTS, both, strict=True):
             columns |= _judged(lists, reader, data, targets, section.pipeline.k, suffix, data.items(cutoff))
         return data.keep(model, cutoff, pl.DataFrame(columns, nan_to_null=True))
 
-    def _both(self, reader: Recommender, data: InteractionData, cutoff: date, positions: np.ndarray, k: int) -> list[Ranked]:
+    def _both(
+        self, model: Recommender, reader: Recommender, data: InteractionData, cutoff: date, positions: np.ndarray, k: int
+    ) -> list[Ranked]:
         """The lists of everything and those of new items; candidates are shared with whoever else asks for this cutoff."""
-        if not isinstance(reader, TwoStage) or len(positions) > interactions.TOGETHER:
+        if not isinstance(model, TwoStage) or len(positions) > interactions.TOGETHER:
             return dask_partitions.rank(reader, positions, k, list(LISTS.values()))
-        candidates = data.candidates(reader.learned_, cutoff, reader.settings)
-        return [reader.rank(positions, k, novel, candidates) for novel in LISTS.values()]
+        scored = data.scored(model, cutoff)
+        return [reader.rank(positions, k, novel, scored) for novel in LISTS.values()]
 
     def score_model(
         self, model: Recommender, data: InteractionData, fold: Fold, config: Config, section: Recommend, seed: int
@@ -139,7 +141,7 @@ class Recommendation(RankedLists):
         """How good the lists are by length of history, what they are made of, and what each source is worth."""
         found, users = (
             evaluation_tables.plots(predictions, baseline, model, data, section.pipeline.k),
-            section.pipeline.ablation_users,
+            section.evaluate.ablation_users,
         )
         cutoff = predictions["cutoff"].max()
         if isinstance(model, TwoStage) and isinstance(cutoff, date) and users:

@@ -55,8 +55,11 @@ def rank(reader: Recommender, positions: np.ndarray, k: int, lists: Sequence[boo
 def _rank(shared: tuple[Recommender, int, tuple[bool, ...]], histories: Histories, positions: np.ndarray) -> list[Ranked]:
     model, k, lists = shared
     reader = model.reading(histories, model.day_)
-    found = reader.propose(positions) if isinstance(reader, TwoStage) else None
-    return [reader.rank(positions, k, novel, found) for novel in lists]
+    scored = None
+    if isinstance(reader, TwoStage):
+        found = reader.propose(positions)
+        scored = found, reader.order_by(found)
+    return [reader.rank(positions, k, novel, scored) for novel in lists]
 
 
 def _joined(parts: list[Ranked]) -> Ranked:

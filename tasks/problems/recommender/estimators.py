@@ -25,6 +25,10 @@ NAMES = pd.Series(list(SOURCES)).array
 """Of the sources, as a column has them: to make such a column of text takes longer than to take from one."""
 
 
+Scored = tuple[Candidates, np.ndarray | None]
+"""Candidates and the ranker's score of each. None: not computed yet."""
+
+
 @dataclass(eq=False)
 class Ranked:
     """Entries of lists, sorted by user and rank: parallel arrays. `source`: number in SOURCES."""
@@ -108,13 +112,13 @@ class Recommender(BaseEstimator):
             }
         )
 
-    def rank(self, positions: np.ndarray, k: int, novel: bool, candidates: Candidates | None = None) -> Ranked:
+    def rank(self, positions: np.ndarray, k: int, novel: bool, scored: Scored | None = None) -> Ranked:
         """The lists of the users at `positions` in the histories (-1: without history), `row` counts them.
 
-        `candidates`: what `propose` gave for the same positions; one call serves both kinds of list.
+        `scored`: the candidates of the same positions with their scores; one call serves both kinds of list.
         """
         there = np.flatnonzero(positions >= 0)
-        found = self._rank(positions[there], k, novel, candidates)
+        found = self._rank(positions[there], k, novel, scored)
         found.row = there[found.row]
         return self._fill(found, positions, k, novel)
 
@@ -125,7 +129,7 @@ class Recommender(BaseEstimator):
         """
         return self._rank(positions, np.iinfo(np.int64).max, novel, None)
 
-    def _rank(self, positions: np.ndarray, k: int, novel: bool, candidates: Candidates | None) -> Ranked:
+    def _rank(self, positions: np.ndarray, k: int, novel: bool, scored: Scored | None) -> Ranked:
         """Lists for users with a history, possibly short: then what is popular is added."""
         return _ranked(np.zeros(0, int), np.zeros(0, int), np.zeros(0), np.zeros(0, int), k)
 
@@ -184,9 +188,9 @@ class FrequencyRecommender(Recommender):
         super().__init__(user, item, k, novel, min_users, popularity_days)
         self.half_life_days = half_life_days
 
-    def _rank(self, positions: np.ndarray, k: int, novel: bool, candidates: Candidates | None) -> Ranked:
+    def _rank(self, positions: np.ndarray, k: int, novel: bool, scored: Scored | None) -> Ranked:
         if novel:
-            return super()._rank(positions, k, novel, candidates)
+            return super()._rank(positions, k, novel, scored)
         own = Lines.of(self.histories_, positions, self.catalogue_, self.day_).decayed(self.half_life_days).tocoo()
         tie = 1e-3 * self.popular_ / max(self.popular_.max(initial=0), 1)
         by = np.lexsort((own.col, own.row))
@@ -303,13 +307,14 @@ class TwoStage(Recommender):
     def everything(self, positions: np.ndarray, novel: bool, times: int = 1) -> Ranked:
         settings = dataclasses.replace(self.settings, candidates=times * self.candidates)
         found = self.learned_.propose(self.histories_, positions, self.day_, settings)
-        return self._rank(positions, np.iinfo(np.int64).max, novel, found)
+        return self._rank(positions, np.iinfo(np.int64).max, novel, (found, None))
 
-    def _rank(self, positions: np.ndarray, k: int, novel: bool, candidates: Candidates | None) -> Ranked:
-        found = candidates or self.propose(positions)
+    def _rank(self, positions: np.ndarray, k: int, novel: bool, scored: Scored | None) -> Ranked:
+        found, scores = scored or (self.propose(positions), None)
         kept = ~found.bought if novel else np.ones(len(found.row), bool)
         table = found.features[kept]
-        return _ranked(found.row[kept], found.item[kept], self._scores(table), _sources(table, self.learned_.sources), k)
+        scores = self._scores(table) if scores is None else scores[kept]
+        return _ranked(found.row[kept], found.item[kept], scores, _sources(table, self.learned_.sources), k)
 
     def order_by(self, candidates: Candidates) -> np.ndarray:
         """The ranker's score of each candidate; higher is better."""

@@ -272,12 +272,11 @@ def _candidates(predictions: pl.DataFrame, model: TwoStage, data: InteractionDat
     """
     cutoff = predictions["cutoff"].max()
     assert isinstance(cutoff, date)
-    found, targets = data.candidates(model.learned_, cutoff, model.settings), data.targets(cutoff)
-    known = data.known_rows(cutoff)
+    (found, ranked), targets, known = data.scored(model, cutoff), data.targets(cutoff), data.known_rows(cutoff)
     scores = {name: found.features[:, FEATURES.index(name)] for name in model.learned_.sources}
     if "tifu_knn" in scores:
         scores["tifu_knn"] = OWN * scores["rebuy"] + (1 - OWN) * scores["tifu_knn"]
-    scores["two_stage"] = model.order_by(found)
+    scores["two_stage"] = ranked
     item = codes(model.catalogue_, data.histories.items)
     rows = []
     for name, score in scores.items():

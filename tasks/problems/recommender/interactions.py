@@ -203,6 +203,7 @@ class InteractionData:
     """As `categories`, one column for each of features.groups."""
     _kept: dict[str, dict[Hashable, Any]] = field(default_factory=dict)
     _answers: WeakKeyDictionary[Any, dict[date, pl.DataFrame]] = field(default_factory=WeakKeyDictionary)
+    _scores: WeakKeyDictionary[Any, dict[date, np.ndarray]] = field(default_factory=WeakKeyDictionary)
     _proposed: WeakKeyDictionary[Learned, dict[Hashable, Candidates]] = field(default_factory=WeakKeyDictionary)
 
     @property
@@ -261,6 +262,13 @@ class InteractionData:
             own = self._kept.get("learned", {}).get((to_day(cutoff), settings)) is learned
             kept[cutoff, settings] = self._own(cutoff, settings)[0] if own else self._propose(learned, cutoff, settings)
         return kept[cutoff, settings]
+
+    def scored(self, model: Any, cutoff: date) -> tuple[Candidates, np.ndarray]:
+        """The `candidates` of a TwoStage, and its ranker's score of each; once for each model object and cutoff."""
+        found, kept = self.candidates(model.learned_, cutoff, model.settings), self._scores.setdefault(model, {})
+        if cutoff not in kept:
+            kept[cutoff] = model.order_by(found)
+        return found, kept[cutoff]
 
     def _propose(self, learned: Learned, cutoff: date, settings: Settings) -> Candidates:
         known = self.histories.until(to_day(cutoff))
