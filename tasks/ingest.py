@@ -14,7 +14,8 @@ import polars as pl
 from evergreen.tasks.config.params import Params, Section, Source
 from evergreen.tasks.core.errors import DataError
 from evergreen.tasks.core.paths import Layout, write_json, writing
-from evergreen.tasks.data.readers import ROW_GROUP, describe, read_table
+from evergreen.tasks.data.conversion import CONTRACT, type_of
+from evergreen.tasks.data.readers import ROW_GROUP, Read, describe, read_table
 from evergreen.tasks.data.snapshot import choose_as_of, facts_file, file_stats, file_stats_file, raw_folder
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ class Ingested(Section):
     """Table -> rows known at `as_of`."""
     left_out: dict[str, int]
     """Table -> rows after `as_of`."""
+    notes: dict[str, tuple[str, ...]]
+    """Table -> what did not fit its contract, one line each."""
 
 
 def run(params: Params, problem: str | None, layout: Layout) -> Ingested:
@@ -43,9 +46,9 @@ def run(params: Params, problem: str | None, layout: Layout) -> Ingested:
         for each in (new, staging):
             each.mkdir()
         tables = {name: read_table(name, source, layout.root, staging) for name, source in params.ingest.items()}
-        newest = {name: _newest_day(rows, params.ingest[name].time) for name, rows in tables.items()}
+        newest = {name: _newest_day(table.rows, params.ingest[name].time) for name, table in tables.items()}
         as_of = choose_as_of(params.project.as_of, newest)
-        facts = {name: _write(name, rows, params.ingest[name], as_of, new) for name, rows in tables.items()}
+        facts = {name: _write(name, table, params.ingest[name], as_of, new) for name, table in tables.items()}
         _check_rows_left(params, facts, as_of)
         write_json(new / facts_file(layout).name, {"as_of": as_of.isoformat(), "tables": facts})
     write_json(file_stats_file(layout), stats)
@@ -54,6 +57,7 @@ def run(params: Params, problem: str | None, layout: Layout) -> Ingested:
         as_of=as_of,
         rows={name: fact["rows"] for name, fact in facts.items()},
         left_out={name: fact["left_out"] for name, fact in facts.items()},
+        notes={name: table.notes for name, table in tables.items() if table.notes},
     )
 
 
@@ -61,18 +65,22 @@ def _newest_day(table: pl.LazyFrame, time: str | None) -> date | None:
     return table.select(pl.col(time).max().cast(pl.Date)).collect().item() if time else None
 
 
-def _write(name: str, table: pl.LazyFrame, source: Source, as_of: date, to: Path) -> dict[str, Any]:
+def _write(name: str, table: Read, source: Source, as_of: date, to: Path) -> dict[str, Any]:
     """Write the rows known at `as_of`. Rows without a time are kept; validation judges them."""
-    read = table.select(pl.len()).collect().item()
+    rows = table.rows
+    read = rows.select(pl.len()).collect().item()
     if source.time:
         day = pl.col(source.time).cast(pl.Date)
-        table = table.filter(day.is_null() | (day <= as_of))
+        rows = rows.filter(day.is_null() | (day <= as_of))
     path = to / f"{name}.parquet"
-    table.sink_parquet(path, compression="zstd", row_group_size=ROW_GROUP, maintain_order=True)
+    rows.sink_parquet(path, compression="zstd", row_group_size=ROW_GROUP, maintain_order=True)
     kept = pl.scan_parquet(path, glob=False).select(pl.len()).collect().item()
     late = f", {read - kept:,} after {as_of} left out" if read > kept else ""
     log.info("ingest: %s: %s rows%s", name, f"{kept:,}", late)
-    return {"source": describe(source), "time": source.time, "rows_read": read, "rows": kept, "left_out": read - kept}
+    types = {column: kind for column, held in rows.collect_schema().items() if (kind := type_of(held))}
+    facts = {"source": describe(source), "time": source.time, "rows_read": read, "rows": kept, "left_out": read - kept}
+    contract = table.source.model_dump(mode="json", include=set(CONTRACT), exclude_defaults=True)
+    return {**facts, "contract": {**contract, "types": types}, "notes": list(table.notes)}
 
 
 def _check_rows_left(params: Params, facts: dict[str, dict[str, Any]], as_of: date) -> None:

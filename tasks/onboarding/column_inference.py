@@ -4,7 +4,6 @@ Missing and distinct values, minimum and maximum are of all rows; the rest is in
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,17 +19,6 @@ LEVELS = 20
 ID_NAME = re.compile(r"(?i:(^|[\W_])(id|uuid|guid|key)$)|[a-z]I[Dd]$")
 CODE_NAME = re.compile(r"(?i)(^|[\W_])(zip|zip_?code|post_?code|postal_?code|plz|fips|code|cd|area_?code)$")
 ROW_NUMBER = "is a row number"
-FORMATS = {
-    "date": (
-        *("%Y-%m-%d", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%Y/%m/%d", "%m/%d/%y"),
-        *("%d-%b-%Y", "%d %b %Y", "%b %d, %Y", "%B %d, %Y"),
-    ),
-    "datetime": (
-        *("%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M", "%m/%d/%y %H:%M", "%m/%d/%Y %I:%M:%S %p"),
-        *("%d/%m/%Y %H:%M", "%d.%m.%Y %H:%M"),
-    ),
-}
-"""Common date formats that ingest does not read by itself, tried in this order."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +31,6 @@ class Column:
     """Role as a feature. None: not a feature."""
     reason: str = ""
     """Why it is not a feature, or why it has this role."""
-    type: Literal["number", "date", "datetime"] | None = None
-    """Type that ingest must convert the text to."""
-    date_format: str | None = None
-    """Date format, if ingest does not recognise it."""
     missing: int = 0
     distinct: int = 0
     low: Any = None
@@ -131,15 +115,9 @@ def _number(sample: pl.DataFrame, found: Column, rows: int, kind: pl.DataType) -
 
 
 def _text(table: pl.LazyFrame, sample: pl.DataFrame, found: Column, rows: int) -> Column:
-    """A number or date stored as text, a category, free text, or an identifier."""
+    """A category, free text, or an identifier."""
     name, present = found.name, rows - found.missing
     values = sample[name].cast(pl.String).drop_nulls()
-    if converted := _stored_as_text(table, values, name):
-        kind, form, low, high = converted
-        role: Role = "number" if kind == "number" else "date"
-        found = replace(found, inferred_type=role, role=role, type=kind, date_format=form, low=low, high=high)
-        whole = kind == "number" and _all_whole(values.str.strip_chars().cast(pl.Float64))
-        return replace(found, summary=f"{_short(low)} to {_short(high)}", reason="stored as text", whole=whole)
     words = values.str.count_matches(r"\S+").mean() or 0
     length = values.str.len_chars().mean() or 0
     found = replace(found, low=None, high=None)
@@ -156,42 +134,6 @@ def _text(table: pl.LazyFrame, sample: pl.DataFrame, found: Column, rows: int) -
     text = pl.col(name).cast(pl.String)
     levels = () if many else tuple(table.select(text.drop_nulls().unique().sort()).collect()[name].to_list())
     return replace(found, inferred_type="category", role="category", summary=seen, levels=levels)
-
-
-def _stored_as_text(table: pl.LazyFrame, values: pl.Series, name: str) -> tuple[Any, str | None, Any, Any] | None:
-    """Type, date format, minimum and maximum, if all values of a text column are numbers or dates; otherwise None."""
-    stripped = values.str.strip_chars()
-    tries: list[tuple[Any, str | None, pl.Expr]] = []
-    text = pl.col(name).cast(pl.String).str.strip_chars()
-    if stripped.cast(pl.Float64, strict=False).null_count() == 0:
-        tries.append(("number", None, text.cast(pl.Float64, strict=False)))
-    elif stripped.str.contains(r"\d").all() and (stripped.str.len_chars().max() or 0) <= 30:  # type: ignore[operator]
-        tries += [("date", form, text.str.to_date(form, strict=False)) for form in FORMATS["date"]]
-        tries += [("datetime", form, text.str.to_datetime(form, time_unit="us", strict=False)) for form in FORMATS["datetime"]]
-    for kind, form, made in tries:
-        if values.to_frame(name).select(made.null_count()).item():
-            continue
-        facts = table.select(
-            lost=(pl.col(name).is_not_null() & made.is_null()).sum(), low=made.min(), high=made.max()
-        ).collect()
-        lost, low, high = facts.row(0)
-        if not lost:
-            return kind, form, low, high
-    return None
-
-
-def convert_sample(sample: pl.DataFrame, columns: Mapping[str, Column]) -> pl.DataFrame:
-    """The sample with the types that ingest will give the table."""
-    made = []
-    for each in columns.values():
-        text = pl.col(each.name).cast(pl.String).str.strip_chars()
-        if each.type == "number":
-            made.append(text.cast(pl.Float64).alias(each.name))
-        elif each.type == "date":
-            made.append(text.str.to_date(each.date_format).alias(each.name))
-        elif each.type == "datetime":
-            made.append(text.str.to_datetime(each.date_format, time_unit="us").alias(each.name))
-    return sample.select(list(columns)).with_columns(made)
 
 
 def _all_whole(values: pl.Series) -> bool:

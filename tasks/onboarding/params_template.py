@@ -20,6 +20,8 @@ from evergreen.tasks.onboarding.schema_inference import Column, InferredSchema, 
 
 BAD_SHARE = 0.05
 """validate.max_bad_share of a template."""
+MAX_UNREADABLE = 0.05
+"""ingest.max_unreadable of a template."""
 RULES = 60
 """A table with more features gets no rules for single columns: people must be able to read them."""
 SLACK = 0.5
@@ -57,12 +59,12 @@ def source(found: InferredSchema, given: Source, timed: bool) -> Block:
     default = Source(csv="x").model_dump()
     said = {name: value for name, value in given.model_dump(mode="json").items() if value and value != default.get(name)}
     unusable = [each.name for each in found.columns if each.inferred_type == "unusable"]
-    types = {each.name: each.type for each in found.columns if each.type}
-    formats = {each.name: each.date_format for each in found.columns if each.date_format}
     if unusable:
         kept = [each.name for each in found.columns if each.name not in unusable]
         said["columns"] = Commented(kept, f"all but {', '.join(unusable)}: no model can use them")
-    said |= {name: value for name, value in (("types", types), ("date_formats", formats)) if value}
+    if given.types:
+        said["types"] = Block(given.types)
+        said["max_unreadable"] = Commented(MAX_UNREADABLE, "share of a column's values that may not fit its type")
     if timed:
         said["time"] = Commented(found.time, "rows after project.as_of are left out")
     return Block(said)

@@ -17,7 +17,6 @@ from evergreen.tasks.onboarding.column_inference import (
     ID_NAME,
     ROW_NUMBER,
     Column,
-    convert_sample,
     infer_column,
     summarise,
     unusable_reason,
@@ -140,7 +139,7 @@ def infer_schema(table: pl.LazyFrame, asked: InitOptions, today: date) -> Inferr
         for name, held in schema.items()
         if name not in asked.drop
     }
-    sample = convert_sample(sample, columns)
+    sample = sample.select(list(columns))
     if asked.user or asked.item or asked.kind == "recommendation":
         return _purchases(asked, columns, rows)
     return _cases(table, sample, asked, columns, rows, today)

@@ -11,7 +11,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -21,11 +22,11 @@ from typing import Any
 import polars as pl
 
 from evergreen.tasks.config.params import Section
-from evergreen.tasks.core.errors import DataError, ParamsError, SourceError, StepError
+from evergreen.tasks.core.errors import DataError, ParamsError, StepError
 from evergreen.tasks.core.paths import locking, read_json, write_json, writing
 from evergreen.tasks.problems.base import NOT_SCORED, RowKind
 from evergreen.tasks.scoring import chunks
-from evergreen.tasks.scoring.scorer import CUTOFF, LedgerFrame, Scorer
+from evergreen.tasks.scoring.scorer import CUTOFF, LedgerFrame, Scored, Scorer
 from evergreen.tasks.search.workers import exit_with_parent, worker_count
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,10 @@ MIN_PARALLEL_SECONDS = 8.0
 PROGRESS_SECONDS = 5.0
 
 
+UNSEEN = "a category that training never saw"
+REPLACED = "a common string for a missing value; it counts as one. List it under ingest.TABLE.null_values"
+
+
 class Result(Section):
     problem: str
     version: int
@@ -44,6 +49,8 @@ class Result(Section):
     """Rows read."""
     not_scored: int
     """Rows without a prediction; the column `not_scored` has the reasons."""
+    unseen: dict[str, int]
+    """Feature -> rows with a category that training never saw."""
     out: str
     cutoff: date | None = None
     """Last day that the newest features cover; None for a file."""
@@ -71,7 +78,8 @@ def run(
     workers: int | None = None,
     say: Callable[[str], None] = log.info,
 ) -> Result:
-    """Score each row of `data` (csv or parquet) into `out` (either), which is written whole or not at all.
+    """Score each row of `data`, a file of any format that `evergreen init` reads, into `out` (csv or parquet), which is written
+    whole or not at all. The columns of `data` come back as they are; those of a CSV file as they were written.
 
     A row holds the features of the problem, or only the key of its entity, whose newest features are then looked up. A file
     of more than `rows` rows is scored in chunks of so many, in constant memory, and by several processes where that saves
@@ -87,8 +95,7 @@ def run(
     folder = scorer.layout.var / "scoring" / _digest(str(out.resolve()))
     with locking(folder.with_suffix(".lock"), f"{scorer.problem}: score into {out}"):
         folder.mkdir(exist_ok=True)
-        width = len(scorer.data.features.columns) if tabular else 1
-        source = chunks.open_file(data, written, folder, width, rows or (chunks.MAX_ROWS if tabular else MAX_LISTS))
+        source = chunks.open_file(data, folder, written, scorer.columns, rows or (chunks.MAX_ROWS if tabular else MAX_LISTS))
         job = _Job(scorer, source, data, out, folder, record, context, say)
         if len(source.spans) > 1:
             result = job.run_chunks(workers)
@@ -116,24 +123,14 @@ class _Job:
 
     def run_at_once(self) -> Result:
         rows = self.source.read(self.source.spans[0])
-        scored, ledger_rows = self.scorer.score(rows, self.data.name)
+        scored = self.scorer.score(rows, self.data.name)
         with writing(self.out) as scratch:
-            WRITERS[self.out.suffix](scored.lazy(), scratch)
-            logged = self.record(ledger_rows(), datetime.now(UTC)) if self.record else None
+            WRITERS[self.out.suffix](scored.rows.lazy(), scratch)
+            logged = self.record(scored.ledger_rows(), datetime.now(UTC)) if self.record else None
         return self._result([_count(rows, scored)], logged)
 
     def run_chunks(self, workers: int | None) -> Result:
-        """Score with the column types of the first rows of a csv file, or of all rows where a later row contradicts them."""
-        source = self.source.with_types()
-        try:
-            return self._run_chunks(source, workers)
-        except SourceError:
-            if (whole := self.source.with_types(all_rows=True)) == source:
-                raise
-            return self._run_chunks(whole, workers)
-
-    def _run_chunks(self, source: chunks.Csv | chunks.Parquet, workers: int | None) -> Result:
-        parts = _Parts(self._parts_folder(source))
+        source, parts = self.source, _Parts(self._parts_folder(self.source))
         parts.folder.mkdir(exist_ok=True)
         start = parts.folder / "start.json"
         if not start.exists():
@@ -172,11 +169,16 @@ class _Job:
             log.warning(
                 "%s: %s of %s rows are not scored; the first: %s", self.scorer.problem, f"{refused:,}", f"{rows:,}", first
             )
+        unseen, replaced = (_sum(each[name] for each in counts) for name in ("unseen", "replaced"))
+        for found, what in ((unseen, UNSEEN), (replaced, REPLACED)):
+            for name, count in found.items():
+                log.warning("%s: %s: %s of %s rows have %s", self.scorer.problem, name, f"{count:,}", f"{rows:,}", what)
         return Result(
             problem=self.scorer.problem,
             version=self.scorer.version,
             rows=rows,
             not_scored=refused,
+            unseen=unseen,
             out=str(self.out),
             logged=logged,
             resumed=resumed,
@@ -233,12 +235,12 @@ class _Work:
 
     def score(self, number: int) -> None:
         rows = self.source.read(self.source.spans[number])
-        scored, ledger_rows = self.scorer.score(rows, self.name)
+        scored = self.scorer.score(rows, self.name)
         counts = _count(rows, scored)
         with writing(self.parts.scored(number)) as scratch:
-            scored.write_parquet(scratch)
+            scored.rows.write_parquet(scratch)
         if self.recorded:
-            kept = ledger_rows()
+            kept = scored.ledger_rows()
             with writing(self.parts.ledger(number)) as scratch:
                 kept.frame.write_parquet(scratch)
             counts["ledger"] = {"key": kept.key, "features": kept.features, "outputs": kept.outputs}
@@ -294,9 +296,16 @@ def _score_here(number: int) -> None:
     _WORK[0].score(number)
 
 
-def _count(rows: pl.DataFrame, scored: pl.DataFrame) -> dict[str, Any]:
-    reasons = scored[NOT_SCORED].drop_nulls() if NOT_SCORED in scored.columns else pl.Series(dtype=pl.String)
-    return {"rows": rows.height, "not_scored": len(reasons), "first": reasons[0] if len(reasons) else None}
+def _count(rows: pl.DataFrame, scored: Scored) -> dict[str, Any]:
+    found = scored.rows
+    reasons = found[NOT_SCORED].drop_nulls() if NOT_SCORED in found.columns else pl.Series(dtype=pl.String)
+    first = reasons[0] if len(reasons) else None
+    more = {"unseen": dict(scored.unseen), "replaced": dict(scored.replaced)}
+    return {"rows": rows.height, "not_scored": len(reasons), "first": first, **more}
+
+
+def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    return dict(sum(map(Counter, counts), Counter[str]()))
 
 
 def _stamp(path: Path) -> list[Any]:
@@ -333,15 +342,16 @@ def score_newest(scorer: Scorer, out: Path, as_of: date | None, record: Record |
     else:
         cutoff = data.as_of
         rows = pl.DataFrame({scorer.section.features.user: data.histories.users})
-    scored, ledger_rows = scorer.score(rows, f"the features of {cutoff}")
+    scored = scorer.score(rows, f"the features of {cutoff}")
     with writing(out) as scratch:
-        WRITERS[out.suffix](scored.insert_column(1, pl.lit(cutoff).alias(CUTOFF)).lazy(), scratch)
-        logged = record(ledger_rows(), at) if record else None
+        WRITERS[out.suffix](scored.rows.clone().insert_column(1, pl.lit(cutoff).alias(CUTOFF)).lazy(), scratch)
+        logged = record(scored.ledger_rows(), at) if record else None
     return Result(
         problem=problem,
         version=scorer.version,
         rows=rows.height,
         not_scored=_count(rows, scored)["not_scored"],
+        unseen=dict(scored.unseen),
         out=str(out),
         cutoff=cutoff,
         logged=logged,

@@ -1,11 +1,12 @@
 """Read files of rows in chunks: files larger than memory, by several processes, in any order."""
 
-import codecs
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from polars.exceptions import PolarsError
 
 from evergreen.tasks.config.params import Source
 from evergreen.tasks.core.errors import SourceError
+from evergreen.tasks.data import csv_dialect
+from evergreen.tasks.data.csv_files import fields, open_text, plain_csv, read_options, whole_lines
+from evergreen.tasks.data.readers import scan_source
 
 MAX_ROWS = 50_000
 """Most rows of a chunk."""
@@ -24,6 +28,7 @@ MAX_BYTES = 32 * 2**20
 READ_BYTES = 2**20
 """Bytes that are read at once."""
 QUOTE, NEWLINE = b'"\n'
+BLANK = re.compile(rb"\n\r?\n")
 
 Span = tuple[int, int]
 """Start and end (exclusive) of a chunk: rows of parquet, bytes of csv."""
@@ -39,10 +44,6 @@ class Parquet:
         with _reading(self.path):
             return pl.scan_parquet(self.path).slice(span[0], span[1] - span[0]).collect()
 
-    def with_types(self, all_rows: bool = False) -> "Parquet":
-        """Itself: the file holds the types of its columns."""
-        return self
-
 
 @dataclass(frozen=True)
 class Csv:
@@ -50,33 +51,21 @@ class Csv:
     spans: tuple[Span, ...]
     header: int
     """Bytes of the first line."""
+    width: int
+    """Columns."""
     options: Mapping[str, Any]
     """Of polars.read_csv."""
     text: Path
-    """The rows in UTF-8: `path` itself, or what was made of it."""
-    types: Mapping[str, Any] = field(default_factory=dict)
-    """Of columns whose type is known before the rows are read."""
+    """The rows in plain form: `path` itself, or a copy."""
 
     def read(self, span: Span) -> pl.DataFrame:
-        """The rows of a chunk. Raises SourceError for an invalid row, and for a value that is not of its column's type."""
+        """The rows of a chunk as the file writes them, all columns as text. Raises SourceError for an invalid row."""
         with _reading(self.path), self.text.open("rb") as file:
             rows = file.read(self.header)
             file.seek(span[0])
             rows += file.read(span[1] - span[0])
-            given = {**self.options, "schema_overrides": {**self.types, **self.options.get("schema_overrides", {})}}
-            return pl.read_csv(rows, infer_schema_length=None, **given)
-
-    def with_types(self, all_rows: bool = False) -> "Csv":
-        """With the types of all columns, by all rows if `all_rows`, else by the first chunks with a value in each column."""
-        found: dict[str, set[Any]] = {}
-        for span in self.spans:
-            chunk = replace(self, types={}).read(span)
-            for column in chunk:
-                types = found.setdefault(column.name, set())
-                types |= set() if column.null_count() == len(column) else {column.dtype}
-            if not all_rows and all(found.values()):
-                break
-        return replace(self, types={name: _common(types) for name, types in found.items()})
+            found = pl.read_csv(rows if self.width == 1 else _without_blank_lines(rows), **self.options)
+            return found.drop("") if found.width > 1 and found.columns[-1] == "" else found
 
 
 @contextmanager
@@ -88,70 +77,73 @@ def _reading(path: Path) -> Iterator[None]:
         raise SourceError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def open_file(path: Path, written: Source | None, folder: Path, columns: int = 0, rows: int = MAX_ROWS) -> Parquet | Csv:
-    """The csv or parquet file at `path`, in chunks of up to `rows` rows.
+def open_file(
+    path: Path, folder: Path, known: Source | None = None, columns: Collection[str] = (), rows: int = MAX_ROWS
+) -> Parquet | Csv:
+    """The file at `path`, of any format that `evergreen init` reads, in chunks of up to `rows` rows.
 
-    `written`: the format of the table that the problem learned from, which this file may share. `folder`: for a copy of its
-    text in UTF-8. `columns`: of a complete row, where that has more than the file.
-    Raises SourceError where it is neither csv nor parquet, is not there or has no column.
+    `folder`: for a plain copy, where one is needed. `known`: the source of the table that the problem learned from, whose
+    dialect a CSV file may share. `columns`: of a complete row; the file may have fewer.
+    Raises SourceError where the file is of another format, is not there or has no column.
     """
-    if path.suffix not in OPEN:
-        raise SourceError(f"{path}: unknown kind of file; give a name that ends in {' or '.join(OPEN)}")
+    key = csv_dialect.file_key(path)
+    if key is None:
+        raise SourceError(f"{path}: unknown kind of file; Evergreen reads {', '.join(csv_dialect.KEYS)}")
     if not path.is_file():
         raise SourceError(f"{path}: no such file")
     with _reading(path):
-        return OPEN[path.suffix](path, written, folder, columns, rows)
+        if key == "csv":
+            return _csv(path, dialect(path, known, columns, folder), folder, columns, rows)
+        if key != "parquet":
+            sheet = known.sheet if known and key == "excel" else None
+            source = Source.model_validate({key: str(path), "sheet": sheet})
+            copy = folder / "rows.parquet"
+            scan_source(path.name, source, path.parent, folder).sink_parquet(copy)
+            path = copy
+        return _parquet(path, columns, rows)
 
 
 def read_all(path: Path) -> pl.DataFrame:
-    """All rows of a csv or parquet file. Raises what `open_file` and `read` raise."""
-    file = open_file(path, None, path.parent)
-    return file.read((file.spans[0][0], file.spans[-1][1]))
+    """All rows of a file, those of a CSV file as text. Raises what `open_file` and `read` raise."""
+    with TemporaryDirectory() as folder:
+        file = open_file(path, Path(folder))
+        return file.read((file.spans[0][0], file.spans[-1][1]))
 
 
-def _parquet(path: Path, _written: Source | None, _folder: Path, columns: int, rows: int) -> Parquet:
+def dialect(path: Path, known: Source | None, columns: Collection[str], folder: Path) -> Source:
+    """That of `known` if it finds one of `columns` in the file's first line, otherwise the one that the file shows."""
+    if known is not None and known.csv is not None:
+        with suppress(UnicodeError, SourceError), open_text(path, known.encoding) as file:
+            lines = (line for line in islice(whole_lines(file), known.skip_lines, None) if not _is_comment(line, known))
+            if set(columns) & set(fields(next(lines, ""), known.separator)[0]):
+                return known.model_copy(update={"csv": str(path)})
+    with open_text(path, csv_dialect.encoding(path)) as file:
+        lines = list(islice(whole_lines(file), 2))
+    if len(lines) < 2:  # an empty file shows nothing but its names
+        return Source(csv=str(path), separator=known.separator if known and known.csv else ",")
+    return csv_dialect.detect_csv(path, str(path), folder)
+
+
+def _is_comment(line: str, known: Source) -> bool:
+    return known.comment is not None and line.startswith(known.comment)
+
+
+def _parquet(path: Path, columns: Collection[str], rows: int) -> Parquet:
     lines = pl.scan_parquet(path)
     count, step = int(lines.select(pl.len()).collect().item()), _rows(len(lines.collect_schema()), columns, rows)
     return Parquet(path, tuple((first, min(first + step, count)) for first in range(0, count, step)) or ((0, 0),))
 
 
-def _csv(path: Path, written: Source | None, folder: Path, columns: int, rows: int) -> Csv:
-    """In the separator, encoding and decimal mark of `written`, where the first line has that separator."""
-    with path.open("rb") as file:
-        first = file.readline()
-    text, options = path, {"null_values": list(written.null_values) if written else None}
-    if written is not None and written.separator.encode() in first:
-        text = _in_utf8(path, written.encoding, folder)
-        names = pl.read_csv(text, separator=written.separator, n_rows=0).columns
-        options = {
-            "separator": written.separator,
-            "decimal_comma": written.decimal == ",",
-            "null_values": list(written.null_values) or None,
-            "schema_overrides": dict.fromkeys(set(written.date_formats) & set(names), pl.String),
-        }
-    separator = options.get("separator") or ","
-    wide = pl.read_csv(text, separator=str(separator), n_rows=0).width
-    ends = _line_ends(text, _rows(wide, columns, rows))
+def _csv(path: Path, source: Source, folder: Path, columns: Collection[str], rows: int) -> Csv:
+    text, options = plain_csv(path.name, source, path, folder / "plain.csv"), read_options(source)
+    width = pl.read_csv(text, n_rows=0, **options).width
+    ends = _line_ends(text, _rows(width, columns, rows))
     header = next(ends)
-    return Csv(path, tuple(pairwise([header, *ends])) or ((header, header),), header, options, text)
+    return Csv(path, tuple(pairwise([header, *ends])) or ((header, header),), header, width, options, text)
 
 
-OPEN = {".parquet": _parquet, ".csv": _csv}
-
-
-def _rows(width: int, columns: int, rows: int) -> int:
-    return max(1, min(rows, MAX_CELLS // max(width, columns, 1)))
-
-
-def _in_utf8(path: Path, encoding: str, folder: Path) -> Path:
-    """The file, or a copy of it in UTF-8."""
-    if codecs.lookup(encoding).name in ("utf-8", "ascii"):
-        return path
-    copy = folder / "text.csv"
-    with path.open(encoding=encoding, newline="") as file, copy.open("w", encoding="utf-8", newline="") as made:
-        while part := file.read(READ_BYTES):
-            made.write(part)
-    return copy
+def _rows(width: int, columns: Collection[str], rows: int) -> int:
+    return max(1, min(rows, MAX_CELLS // max(width, len(columns), 1)))
 
 
 def _line_ends(path: Path, rows: int) -> Iterator[int]:
@@ -178,6 +170,15 @@ def _line_ends(path: Path, rows: int) -> Iterator[int]:
         yield place
 
 
+def _without_blank_lines(rows: bytes) -> bytes:
+    """A line between quotes is part of a value. In a file of one column, a blank line is a missing value."""
+    if not BLANK.search(rows):
+        return rows
+    ends, _ = _ends(rows, False)
+    lines = (rows[start:end] for start, end in pairwise([0, *ends.tolist(), len(rows)]))
+    return b"".join(line for line in lines if line.strip(b"\r\n"))
+
+
 def _ends(chunk: bytes, quoted: bool) -> tuple[np.ndarray, bool]:
     """The places behind line ends that are outside quotes, and whether the chunk ends inside."""
     letters = np.frombuffer(chunk, np.uint8)
@@ -187,10 +188,3 @@ def _ends(chunk: bytes, quoted: bool) -> tuple[np.ndarray, bool]:
         before = np.searchsorted(quotes, ends) + quoted
         ends = ends[before % 2 == 0]
     return ends + 1, bool((len(quotes) + quoted) % 2)
-
-
-def _common(types: set[Any]) -> Any:
-    """The type of a column that has these in parts."""
-    if len(types) < 2:
-        return next(iter(types), pl.String)
-    return pl.Float64 if all(each.is_numeric() for each in types) else pl.String

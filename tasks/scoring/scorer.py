@@ -1,22 +1,35 @@
 """Score rows of a frame with a registered model: each row gets a prediction or a reason, and their order stays."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
+from pandas.api.types import is_numeric_dtype, is_string_dtype
 
 from evergreen.tasks import problems
-from evergreen.tasks.config.params import Params, Table
+from evergreen.tasks.config.data import ColumnType
+from evergreen.tasks.config.params import Params, Source, Table
 from evergreen.tasks.core.errors import ModelError
 from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.data.conversion import convert_rows
+from evergreen.tasks.data.snapshot import contract
 from evergreen.tasks.problems.base import NOT_SCORED, Data, Model, RowKind
 
 if TYPE_CHECKING:
     from evergreen.tasks.model_files.onnx_runtime import Compiled
 
+TYPE_OF_ROLE: Mapping[str, ColumnType] = {"number": "number", "category": "text", "text": "text", "date": "datetime"}
+NOUNS: Mapping[ColumnType, str] = {
+    "integer": "a whole number",
+    "number": "a finite number",
+    "boolean": "true or false",
+    "date": "a date",
+    "datetime": "a date or time",
+    "text": "a text",
+}
 CUTOFF = "cutoff"
 """Column of the last day that the features of a row cover."""
 LEDGER_CUTOFF = "_cutoff"
@@ -40,8 +53,15 @@ class LedgerFrame:
             yield rows[LEDGER_CUTOFF][0], rows.drop(LEDGER_CUTOFF)
 
 
-Scored = tuple[pl.DataFrame, Callable[[], LedgerFrame]]
-"""The rows with their predictions, and what makes the ledger's rows from them."""
+@dataclass(frozen=True, eq=False)
+class Scored:
+    rows: pl.DataFrame
+    """As they came, with their predictions."""
+    ledger_rows: Callable[[], LedgerFrame]
+    unseen: Mapping[str, int]
+    """Feature -> rows with a category that the training data lack."""
+    replaced: Mapping[str, int]
+    """Feature -> rows with a common string for a missing value that the contract does not list."""
 
 
 def _as_built(data: Data) -> Data:
@@ -82,6 +102,37 @@ class Scorer:
             raise ModelError(f"{self.problem}: has no features yet; run evergreen train {self.problem}")
         return self.update(self.kind.load(self.layout.features(self.problem), self.section))
 
+    @cached_property
+    def contract(self) -> Source:
+        """The contract of the problem's table, with what ingest inferred for columns that params.yaml leaves open."""
+        return Source(store="features") if self.table is None else contract(self.params, self.table.table, self.layout)
+
+    @cached_property
+    def types(self) -> dict[str, ColumnType]:
+        """Feature or key -> its type."""
+        if not isinstance(self.kind, RowKind):
+            return {}
+        if self.table is None:
+            return {name: "number" if is_numeric_dtype(each) else "text" for name, each in self.data.features.items()}
+        declared = self.contract.types
+        found = {name: declared.get(name, TYPE_OF_ROLE[role]) for name, role in self.table.columns.items()}
+        entity = self.table.entity
+        return found | ({entity: declared[entity]} if entity in declared else {})
+
+    @property
+    def columns(self) -> set[str]:
+        """The columns of a complete row."""
+        section = self.section.features
+        return {*self.types, section.entity} if isinstance(self.kind, RowKind) else {section.user}
+
+    @cached_property
+    def levels(self) -> dict[str, pl.Series]:
+        """Category -> its values in training."""
+        texts = (name for name, kind in self.types.items() if name in self.data.features)
+        roles = self.table.columns if self.table else {}
+        named = [name for name in texts if is_string_dtype(self.data.features[name]) and roles.get(name) != "text"]
+        return {name: _texts(self.data.features[name]).drop_nulls().unique() for name in named}
+
     def score(self, rows: pl.DataFrame, name: str) -> Scored:
         """Score `rows`, from a source called `name`.
 
@@ -92,7 +143,7 @@ class Scorer:
         try:
             with problems.naming(self.problem):
                 if isinstance(self.kind, RowKind):
-                    return self._score_rows(self.kind, data, _as_table(rows, self.table, self.params) if self.table else rows)
+                    return self._score_rows(self.kind, data, rows)
                 return self._score_lists(data, rows)
         except (ValueError, KeyError, AttributeError) as error:
             raise ModelError(
@@ -100,16 +151,22 @@ class Scorer:
             ) from error
 
     def _score_rows(self, kind: RowKind, data: Any, rows: pl.DataFrame) -> Scored:
-        features, why = kind.find_features(data, rows, self.section)
+        read = convert_rows(self.contract, rows, self.types)
+        features, why = kind.find_features(data, read.frame, self.section)
+        for name, lost in read.lost.items():
+            for row in lost.arg_true() if name in features else ():
+                why[row] = why[row] or f"{name} = {rows[name][row]}: not {NOUNS[self.types[name]]}"
         predict = self._predict_compiled if self.compiled else partial(kind.predict_rows, self.model)
         scored = kind.predict_found(predict, features, why, rows)
-        return scored, partial(self._ledger_rows, data, rows, features, scored)
+        unseen = {name: int(_unseen(features[name], levels).sum()) for name, levels in self.levels.items()}
+        ledger_rows = partial(self._ledger_rows, data, read.frame, features, scored)
+        return Scored(scored, ledger_rows, {name: count for name, count in unseen.items() if count}, read.replaced)
 
     def _ledger_rows(self, data: Any, rows: pl.DataFrame, features: Any, scored: pl.DataFrame) -> LedgerFrame:
         outputs, entity = scored.columns[rows.width : -1], self.section.features.entity
         keyed = [entity] if entity in rows.columns and entity not in features else []
         cutoffs = _cutoffs(data, rows, features).alias(LEDGER_CUTOFF)
-        predicted = scored.select(*keyed, *outputs, NOT_SCORED, cutoffs)
+        predicted = pl.concat([rows.select(keyed), scored.select(*outputs, NOT_SCORED, cutoffs)], how="horizontal")
         known = pl.from_pandas(features.reset_index(drop=True), nan_to_null=True)
         kept = pl.concat([predicted, known], how="horizontal").filter(pl.col(NOT_SCORED).is_null()).drop(NOT_SCORED)
         return LedgerFrame(kept, entity if keyed else None, tuple(features), tuple(outputs))
@@ -127,7 +184,7 @@ class Scorer:
             dated = lists.with_columns(pl.lit(data.as_of).alias(LEDGER_CUTOFF))
             return LedgerFrame(dated, columns.user, (), ("items", "scores"))
 
-        return scored, ledger_rows
+        return Scored(scored, ledger_rows, {}, {})
 
 
 def _cutoffs(data: Any, rows: pl.DataFrame, features: Any) -> pl.Expr:
@@ -142,18 +199,10 @@ def _cutoffs(data: Any, rows: pl.DataFrame, features: Any) -> pl.Expr:
     return pl.col(CUTOFF).str.to_date(strict=False) if text else pl.col(CUTOFF).cast(pl.Date, strict=False)
 
 
-def _as_table(rows: pl.DataFrame, table: Table, params: Params) -> pl.DataFrame:
-    """Rows with numbers and dates parsed as those of the problem's table; a value that does not parse stays as it is."""
-    source, parsed = params.ingest[table.table], []
-    for name, role in table.columns.items():
-        if rows.schema.get(name) != pl.String:
-            continue
-        text, form = pl.col(name).str.strip_chars(), source.date_formats.get(name)
-        if role == "number" and source.decimal == ",":
-            parsed.append(text.str.replace(",", ".", literal=True).alias(name))
-        elif role == "date" and form:
-            days = source.types[name] == "date"
-            moment = text.str.to_date(form, strict=False) if days else text.str.to_datetime(form, strict=False)
-            iso = moment.cast(pl.Datetime("us")).dt.to_string("%Y-%m-%d %H:%M:%S")
-            parsed.append(pl.coalesce(iso, text).alias(name))
-    return rows.with_columns(parsed)
+def _unseen(values: Any, levels: pl.Series) -> pl.Series:
+    given = _texts(values)
+    return given.is_not_null() & ~given.is_in(levels.implode())
+
+
+def _texts(values: Any) -> pl.Series:
+    return pl.from_pandas(values, nan_to_null=True).cast(pl.String)

@@ -7,8 +7,8 @@ import pytest
 
 from evergreen.tasks.config.params import Source
 from evergreen.tasks.core.errors import SourceError
+from evergreen.tasks.data import csv_dialect
 from evergreen.tasks.data.readers import read_table
-from evergreen.tasks.onboarding import csv_dialect
 
 
 def look(root: Path, text: str | bytes, name: str = "t.csv") -> Source:
@@ -35,9 +35,14 @@ FILES = {
     "cp1252": (rows("a;b", "1;5 \u20ac").encode("cp1252"), {"separator": ";", "encoding": "cp1252"}),
     "utf-16": (rows("a;b", "1;é").encode("utf-16"), {"separator": ";", "encoding": "utf-16"}),
     "a byte order mark": ("\ufeff" + rows("a,b", "1,é"), {}),
-    "missing among numbers": (rows("a,b", "1,x", "-,x", "?,x"), {"null_values": ("?", "-")}),
-    "a dash among words": (rows("a,b", "1,x", "2,-"), {}),
-    "NA among words": (rows("a,b", "1,x", "2,NA"), {"null_values": ("NA",)}),
+    "a title": ("Sales of May\n\n" + rows("a,b", "1,x"), {"skip_lines": 2}),
+    "the line of Excel": ("sep=;\n" + rows("a;b", "1;x"), {"separator": ";", "skip_lines": 1}),
+    "comments": ("# made by hand\n" + rows("a,b", "1,x", "# later, too"), {"comment": "#"}),
+    "a column named #": (rows("#,b", "1,x"), {}),
+    "trailing separators": (rows("a,b", "1,x,"), {"trailing_separator": True}),
+    "trailing separators everywhere": (rows("a,b,", "1,x,"), {}),
+    "old line ends": (rows("a,b", "1,x").replace("\n", "\r"), {}),
+    "blank lines": (rows("a,b", "1,x", ""), {}),
     "line breaks in quotes": (rows("a,b", '1,"x;\ny;"', "2,z"), {}),
     "a quoted comma": (rows("a,b", '1,"x, y, z"', "2,z"), {}),
     "Windows line ends": (rows("a,b", "1,x").replace("\n", "\r\n"), {}),
@@ -48,7 +53,7 @@ FILES = {
 def test_the_dialect_of_a_file_is_detected(tmp_path: Path, text, wanted):
     found = look(tmp_path, text)
     assert found == Source(csv="t.csv", **wanted)
-    assert len(read_table("t", found, tmp_path, tmp_path / "staging").collect()) >= 20
+    assert len(read_table("t", found, tmp_path, tmp_path / "staging").rows.collect()) >= 20
 
 
 REFUSED = {
@@ -75,13 +80,13 @@ def test_a_file_without_a_table_is_refused(tmp_path: Path, text, says):
     [
         ("tt.csv", "tt.csv: no such file; there are t.csv in"),
         ("in/t.csv", "in/t.csv: no such file; the folder .* does not exist"),
-        ("t.xlsx", "t.xlsx: unknown file type; init reads .csv, .tsv"),
+        ("t.docx", "t.docx: unknown file type; Evergreen reads .csv, .tsv"),
         ("folder", "folder: is a folder; name one file"),
     ],
 )
 def test_a_file_that_is_not_there_or_not_read_is_named(tmp_path: Path, name: str, says: str):
     look(tmp_path, rows("a,b", "1,2"))
-    (tmp_path / "t.xlsx").touch()
+    (tmp_path / "t.docx").touch()
     (tmp_path / "folder").mkdir()
     with pytest.raises(SourceError, match=says):
         csv_dialect.detect_source(name, None, tmp_path, tmp_path, tmp_path)
