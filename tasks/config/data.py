@@ -40,7 +40,7 @@ class Source(Section):
     """CSV: character encoding, for example latin-1."""
     decimal: Literal[".", ","] = "."
     """CSV: decimal mark. A decimal comma needs another separator."""
-    skip_lines: int = Field(0, ge=0)
+    skip_lines: Annotated[int, Field(ge=0)] = 0
     """CSV: lines before the one with the column names, such as a title or sep=;."""
     comment: str | None = None
     """CSV: lines that start with this text are comments."""

@@ -75,14 +75,13 @@ def infer_contract(source: Source, table: pl.LazyFrame) -> Contract:
     rows = table.select(open_columns)
     values = {name: _values(column, source) for name, column in _sample(rows).items()}
     guesses = {name: guess(name, found, source.decimal) for name, found in values.items()}
+    lost = dict(_lost(source, rows, guesses))
     for _ in range(ROUNDS):
-        if not (again := dict(_lost(source, rows, guesses))):
-            break
-        for name, found in again.items():
+        for name, found in lost.items():
             values[name] = {**found, **values[name]}
             guesses[name] = guess(name, values[name], source.decimal)
-    else:
-        guesses |= dict.fromkeys(again, TEXT)
+        lost = dict(_lost(source, rows, guesses)) if lost else {}
+    guesses |= dict.fromkeys(lost, TEXT)
     return _complete(source, values, guesses)
 
 

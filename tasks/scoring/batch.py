@@ -39,7 +39,7 @@ PROGRESS_SECONDS = 5.0
 
 
 UNSEEN = "a category that training never saw"
-REPLACED = "a common string for a missing value; it counts as one. List it under ingest.TABLE.null_values"
+REPLACED = "a common string for a missing value, which counts as one; list it under ingest, in null_values"
 
 
 class Result(Section):

@@ -108,16 +108,17 @@ class Scorer:
         return Source(store="features") if self.table is None else contract(self.params, self.table.table, self.layout)
 
     @cached_property
-    def types(self) -> dict[str, ColumnType]:
+    def types(self) -> Mapping[str, ColumnType]:
         """Feature or key -> its type."""
         if not isinstance(self.kind, RowKind):
             return {}
         if self.table is None:
-            return {name: "number" if is_numeric_dtype(each) else "text" for name, each in self.data.features.items()}
+            numeric = {name: is_numeric_dtype(each) for name, each in self.data.features.items()}
+            return {name: "number" if each else "text" for name, each in numeric.items()}
         declared = self.contract.types
         found = {name: declared.get(name, TYPE_OF_ROLE[role]) for name, role in self.table.columns.items()}
         entity = self.table.entity
-        return found | ({entity: declared[entity]} if entity in declared else {})
+        return {**found, **({entity: declared[entity]} if entity in declared else {})}
 
     @property
     def columns(self) -> set[str]:
