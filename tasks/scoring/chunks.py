@@ -91,6 +91,7 @@ def open_file(
         raise SourceError(f"{path}: unknown kind of file; Evergreen reads {', '.join(csv_dialect.KEYS)}")
     if not path.is_file():
         raise SourceError(f"{path}: no such file")
+    path = path.resolve()
     with _reading(path):
         if key == "csv":
             return _csv(path, dialect(path, known, columns, folder), folder, columns, rows)

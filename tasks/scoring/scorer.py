@@ -113,8 +113,7 @@ class Scorer:
         if not isinstance(self.kind, RowKind):
             return {}
         if self.table is None:
-            numeric = {name: is_numeric_dtype(each) for name, each in self.data.features.items()}
-            return {name: "number" if each else "text" for name, each in numeric.items()}
+            return {name: _type(each) for name, each in self.data.features.items()}
         declared = self.contract.types
         found = {name: declared.get(name, TYPE_OF_ROLE[role]) for name, role in self.table.columns.items()}
         entity = self.table.entity
@@ -198,6 +197,10 @@ def _cutoffs(data: Any, rows: pl.DataFrame, features: Any) -> pl.Expr:
         return pl.lit(None, pl.Date)
     text = rows.schema[CUTOFF] == pl.String
     return pl.col(CUTOFF).str.to_date(strict=False) if text else pl.col(CUTOFF).cast(pl.Date, strict=False)
+
+
+def _type(column: Any) -> ColumnType:
+    return "number" if is_numeric_dtype(column) else "text"
 
 
 def _unseen(values: Any, levels: pl.Series) -> pl.Series:

@@ -2,8 +2,9 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from datetime import date, datetime
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 import pytest
@@ -15,7 +16,7 @@ from evergreen.tasks.data.conversion import convert_types
 from evergreen.tasks.data.type_inference import guess, infer_contract
 
 
-def read(values: list[str | None], name: str = "c", decimal: str = ".") -> tuple[Source, list[Any], tuple[str, ...]]:
+def read(values: Sequence[str | None], name: str = "c", decimal: Literal[".", ","] = ".") -> tuple[Source, list[Any], tuple[str, ...]]:
     table = pl.DataFrame({name: values}, schema={name: pl.String}).lazy()
     found = infer_contract(Source(csv="t.csv", decimal=decimal, separator=";"), table)
     rows, _ = convert_types("t", found.source, "csv t.csv", table)

@@ -14,12 +14,13 @@ from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.onboarding import schema_inference
 from evergreen.tasks.onboarding.schema_inference import InferredSchema, InitOptions
 from tests.tasks.onboarding.grouped_tables import codes12, floatclass, labelled, pos12, sloppy_target
+from tests.tasks.onboarding.reading import as_init_reads
 
 TODAY = date(2026, 1, 1)
 
 
 def of(table: pl.DataFrame) -> InferredSchema:
-    return schema_inference.infer_schema(table.lazy(), InitOptions(target="y"), TODAY)
+    return schema_inference.infer_schema(as_init_reads(table), InitOptions(target="y"), TODAY)
 
 
 @pytest.mark.parametrize(

@@ -7,22 +7,17 @@ import numpy as np
 import polars as pl
 import pytest
 
-from evergreen.tasks.config.params import Source
 from evergreen.tasks.core.errors import DataError, ParamsError
-from evergreen.tasks.data.conversion import convert_types
-from evergreen.tasks.data.type_inference import infer_contract
 from evergreen.tasks.onboarding import schema_inference, target_leakage
 from evergreen.tasks.onboarding.schema_inference import InferredSchema, InitOptions
+from tests.tasks.onboarding.reading import as_init_reads
 
 TODAY = date(2026, 1, 1)
 ROWS = 400
 
 
 def of(columns: dict[str, Any], **asked: Any) -> InferredSchema:
-    """The schema of a table, read as `evergreen init` reads it."""
-    table = pl.DataFrame(columns).lazy()
-    rows, _ = convert_types("t", infer_contract(Source(parquet="t"), table).source, "parquet t", table)
-    return schema_inference.infer_schema(rows, InitOptions(**asked), TODAY)
+    return schema_inference.infer_schema(as_init_reads(pl.DataFrame(columns)), InitOptions(**asked), TODAY)
 
 
 def draw() -> np.random.Generator:
