@@ -113,7 +113,7 @@ class Scorer:
         if not isinstance(self.kind, RowKind):
             return {}
         if self.table is None:
-            return {name: _type(each) for name, each in self.data.features.items()}
+            return {str(name): _type(each) for name, each in self.data.features.items()}
         declared = self.contract.types
         found = {name: declared.get(name, TYPE_OF_ROLE[role]) for name, role in self.table.columns.items()}
         entity = self.table.entity

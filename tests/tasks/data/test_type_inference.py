@@ -16,7 +16,9 @@ from evergreen.tasks.data.conversion import convert_types
 from evergreen.tasks.data.type_inference import guess, infer_contract
 
 
-def read(values: Sequence[str | None], name: str = "c", decimal: Literal[".", ","] = ".") -> tuple[Source, list[Any], tuple[str, ...]]:
+def read(
+    values: Sequence[str | None], name: str = "c", decimal: Literal[".", ","] = "."
+) -> tuple[Source, list[Any], tuple[str, ...]]:
     table = pl.DataFrame({name: values}, schema={name: pl.String}).lazy()
     found = infer_contract(Source(csv="t.csv", decimal=decimal, separator=";"), table)
     rows, _ = convert_types("t", found.source, "csv t.csv", table)
