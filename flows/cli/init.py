@@ -21,8 +21,12 @@ def init(
     kind: Annotated[
         str | None, typer.Option(help="classification, regression, clustering or recommendation.", show_default="inferred")
     ] = None,
-    time: Annotated[str | None, typer.Option(help="Column of dates that orders the rows.", show_default="inferred")] = None,
-    entity: Annotated[str | None, typer.Option(help="Column of the entity of a row.", show_default="inferred")] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Column of dates that orders the rows; none: no column does.", show_default="inferred")
+    ] = None,
+    entity: Annotated[
+        str | None, typer.Option(help="Column of the entity of a row; none: no column is.", show_default="inferred")
+    ] = None,
     drop: Annotated[list[str] | None, typer.Option(help="Column that is no feature; may be given again.")] = None,
     url: Annotated[str | None, typer.Option(help="SQLAlchemy URL of a database, or env:NAME; --data is then a query.")] = None,
     user: Annotated[str | None, typer.Option(help="recommendation: column of the user.")] = None,
@@ -37,7 +41,8 @@ def init(
 ) -> None:
     """Read a table, infer what it holds, and draft a problem in params.yaml; where there is no project, begin one."""
     from evergreen.flows.operations import init_project
-    from evergreen.tasks.onboarding.schema_inference import InitOptions, describe_columns, parse_kind
+    from evergreen.tasks.onboarding.options import InitOptions, parse_kind
+    from evergreen.tasks.onboarding.schema_inference import describe_columns
 
     asked = InitOptions(target, parse_kind(kind), time, entity, tuple(drop or ()), user, item, basket, order)
     started = init_project.run(name, data, url, asked, root, Path.cwd(), date.today())
@@ -53,6 +58,8 @@ def init(
         if value:
             reason = found.reasons.get(key, "")
             say(f"{key}: {value}{f' ({reason})' if reason else ''}")
+        if key in found.costs:
+            say(f"  {found.costs[key]}")
     for line in started.warnings:
         say(f"warning: {line}")
     features = f", {len(found.features)} features" if found.kind != "recommendation" else ""

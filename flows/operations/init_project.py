@@ -14,7 +14,8 @@ from evergreen.tasks.core.paths import Layout, find, locking, writing
 from evergreen.tasks.data import csv_dialect, snapshot
 from evergreen.tasks.data.readers import read_table
 from evergreen.tasks.onboarding import params_template
-from evergreen.tasks.onboarding.schema_inference import InferredSchema, InitOptions, infer_schema
+from evergreen.tasks.onboarding.options import InitOptions
+from evergreen.tasks.onboarding.schema_inference import InferredSchema, infer_schema
 from evergreen.tasks.release import lineage
 
 IGNORED = (

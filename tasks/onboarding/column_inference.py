@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
 
 from evergreen.tasks.config.params import Role
@@ -134,6 +135,16 @@ def _text(table: pl.LazyFrame, sample: pl.DataFrame, found: Column, rows: int) -
     text = pl.col(name).cast(pl.String)
     levels = () if many else tuple(table.select(text.drop_nulls().unique().sort()).collect()[name].to_list())
     return replace(found, inferred_type="category", role="category", summary=seen, levels=levels)
+
+
+def as_numbers(column: pl.Series, coded: bool) -> np.ndarray:
+    """float64 with NaN for missing values; categories and text become codes, with a code for missing values."""
+    if coded:
+        return (column.cast(pl.String).fill_null("").rank("dense") - 1).to_numpy().astype(float)
+    if column.dtype.is_temporal():
+        column = column.cast(pl.Datetime("us")).cast(pl.Int64)
+    values = column.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 def _all_whole(values: pl.Series) -> bool:

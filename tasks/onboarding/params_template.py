@@ -16,7 +16,8 @@ from evergreen.tasks.config.loading import RESERVED_NAMES, load
 from evergreen.tasks.config.params import KindName, Name, Params, Source
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.core.paths import writing
-from evergreen.tasks.onboarding.schema_inference import Column, InferredSchema, InitOptions
+from evergreen.tasks.onboarding.options import InitOptions
+from evergreen.tasks.onboarding.schema_inference import Column, InferredSchema
 
 BAD_SHARE = 0.05
 """validate.max_bad_share of a template."""

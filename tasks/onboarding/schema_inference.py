@@ -1,10 +1,8 @@
 """Schema inference for `evergreen init`: kind of problem, roles of the columns, their reasons, and warnings."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
-from typing import Any, get_args
 
 import polars as pl
 
@@ -14,13 +12,14 @@ from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.core.suggestions import nearest
 from evergreen.tasks.onboarding import target_leakage
 from evergreen.tasks.onboarding.column_inference import (
-    ID_NAME,
     ROW_NUMBER,
     Column,
     infer_column,
     summarise,
     unusable_reason,
 )
+from evergreen.tasks.onboarding.entity_and_time import ROW_NAME, choose_roles
+from evergreen.tasks.onboarding.options import InitOptions
 from evergreen.tasks.problems.tabular.holdout_split import distinguishing
 
 SAMPLE_ROWS = 50_000
@@ -33,12 +32,6 @@ WHOLE_CLASSES = 10
 TINY_CLASS = 10
 """A class with fewer rows gets a warning."""
 
-ROW_NAME = re.compile(r"(?i)(rownames?|row_?(number|id)?|index|unnamed.*|x|)")
-"""Names of row-number columns, which do not identify an entity."""
-TIME_NAME = re.compile(
-    r"(?i)(date|time|timestamp|datetime|created|opened|start(ed)?|issued?|sold|ordered|when|day|month|period)"
-)
-NOT_TIME_NAME = re.compile(r"(?i)(birth|dob|expir|due|until|valid_to|end|clos|resolv|return|deliver|last|next|paid|update)")
 POSITIVE = (
     "yes",
     "ja",
@@ -64,34 +57,6 @@ NEGATIVE_OF_1 = ("0", "-1")
 
 
 @dataclass(frozen=True)
-class InitOptions:
-    """Options of `evergreen init`. None or empty: to be inferred."""
-
-    target: str | None = None
-    kind: KindName | None = None
-    time: str | None = None
-    entity: str | None = None
-    drop: tuple[str, ...] = ()
-    user: str | None = None
-    item: str | None = None
-    basket: str | None = None
-    order: str | None = None
-
-    def columns(self) -> dict[str, str]:
-        """Option -> column."""
-        named = {name: getattr(self, name) for name in ("target", "time", "entity", "user", "item", "basket", "order")}
-        return {name: column for name, column in named.items() if column is not None}
-
-
-def parse_kind(name: str | None) -> KindName | None:
-    """Raises ParamsError for an unknown kind."""
-    kinds: tuple[KindName, ...] = get_args(KindName)
-    if name is not None and name not in kinds:
-        raise ParamsError(f"--kind {name}: no such kind{nearest(name, kinds)}")
-    return next((each for each in kinds if each == name), None)
-
-
-@dataclass(frozen=True)
 class InferredSchema:
     kind: KindName
     rows: int
@@ -108,6 +73,8 @@ class InferredSchema:
     """Recommendation: column -> user, item, basket or order."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """kind, entity, time, positive_class -> why it was chosen."""
+    costs: Mapping[str, str] = field(default_factory=dict)
+    """entity, time -> what the choice means for validation and features, and the option that says otherwise."""
     warnings: tuple[str, ...] = ()
 
     def column(self, name: str | None) -> Column | None:
@@ -124,6 +91,7 @@ def infer_schema(table: pl.LazyFrame, asked: InitOptions, today: date) -> Inferr
     Raises ParamsError for an unknown column, DataError if no model can be trained on the table.
     """
     schema = table.collect_schema()
+    asked = asked.without(schema.names())
     for option, name in [*asked.columns().items(), *(("drop", each) for each in asked.drop)]:
         if name not in schema:
             raise ParamsError(f"--{option} {name}: the table has no such column{nearest(name, schema.names())}")
@@ -201,28 +169,28 @@ def _cases(
     warnings: list[str] = []
     kind = _kind(table, asked, columns, rows, reasons, warnings)
     target = columns[asked.target] if asked.target else None
-    positive = _positive(table, target, reasons) if target and problems.predictions(kind).target == "class" else None
-    entity = _entity(asked, columns, rows, reasons, warnings)
-    time = _time(sample, asked, columns, entity, today, reasons, warnings)
-    for name in (asked.target, entity):
+    classes = problems.predictions(kind).target == "class"
+    positive = _positive(table, target, reasons) if target and classes else None
+    roles = choose_roles(table, sample, asked, columns, rows, classes, today)
+    for name in (asked.target, roles.entity):
         if name is not None:
             columns[name] = replace(columns[name], role=None, reason="")
-    found = InferredSchema(kind, rows, tuple(columns.values()), asked.target, positive, entity, time)
-    left_out = target_leakage.find_leaks(sample, found.features, asked.target, kind, time) if asked.target else []
+    found = InferredSchema(kind, rows, tuple(columns.values()), asked.target, positive, roles.entity, roles.time)
+    left_out = target_leakage.find_leaks(sample, found.features, asked.target, kind, roles.time) if asked.target else []
     for leak in left_out:
         warnings.append(leak.warning)
         for name in leak.columns if leak.certain else ():
             columns[name] = replace(columns[name], role=None, reason=leak.why)
     copies = _duplicates(table, sample, asked.target, rows, warnings)
     _require_features(asked, columns)
-    key = () if entity or time else _test_key(sample, columns, asked.target)
     return replace(
         found,
         columns=tuple(columns.values()),
-        test_key=key,
+        test_key=() if roles.entity or roles.time else _test_key(sample, columns, asked.target),
         duplicates=copies,
-        reasons=reasons,
-        warnings=tuple(dict.fromkeys(warnings)),
+        reasons=reasons | roles.reasons,
+        costs=roles.costs,
+        warnings=tuple(dict.fromkeys([*warnings, *roles.warnings])),
     )
 
 
@@ -352,74 +320,6 @@ def _positive(table: pl.LazyFrame, target: Column, reasons: dict[str, str]) -> s
     same = f"{other} and {rarer} have {fewer:,} rows each" if more == fewer else f"{fewer:,} rows; {other} has {more:,}"
     reasons["positive_class"] = same if more == fewer else f"the rarer one: {same}"
     return rarer
-
-
-def _entity(
-    asked: InitOptions, columns: dict[str, Column], rows: int, reasons: dict[str, str], warnings: list[str]
-) -> str | None:
-    """The entity column: one named like an identifier, preferably with several rows per value."""
-    if asked.entity:
-        if asked.entity == asked.target:
-            raise ParamsError(f"--entity {asked.entity}: is also the target")
-        if missing := columns[asked.entity].missing:
-            raise DataError(f"--entity {asked.entity}: {missing:,} rows have no value; fix them or remove --entity")
-        reasons["entity"] = "given"
-        return asked.entity
-    free = (each for each in columns.values() if each.name not in (asked.target, asked.time) and not each.missing)
-    usable = (each for each in free if each.inferred_type in ("identifier", "number", "category", "text"))
-    whole = (each for each in usable if each.whole or each.low is None)
-    named = [each for each in whole if ID_NAME.search(each.name) and not ROW_NAME.fullmatch(each.name)]
-    again = [each for each in named if FEWEST_ROWS <= each.distinct <= 0.9 * rows and each.distinct > 0.01 * rows]
-    chosen = max(again, key=lambda each: each.distinct, default=None) or next(
-        (each for each in named if each.distinct == rows), None
-    )
-    for each in named:
-        if each is not chosen and each.inferred_type != "identifier":
-            columns[each.name] = replace(each, inferred_type="category", role="category", reason="numeric codes")
-    if chosen is None:
-        return None
-    if chosen.distinct < rows:
-        reasons["entity"] = f"its name, and {rows / chosen.distinct:.1f} rows each"
-    else:
-        reasons["entity"] = "its name, and it is unique in every row"
-    columns[chosen.name] = replace(chosen, inferred_type="identifier")
-    return chosen.name
-
-
-def _time(
-    sample: pl.DataFrame, asked: InitOptions, columns: Mapping[str, Column], entity: str | None, today: date,
-    reasons: dict[str, str], warnings: list[str],
-) -> str | None:  # fmt: skip
-    """The date column that orders the rows: the rows are sorted by it, or it has a typical name."""
-    if asked.time:
-        if columns[asked.time].inferred_type != "date":
-            raise ParamsError(
-                f"--time {asked.time}: contains no dates or times ({columns[asked.time].summary}); name another column"
-            )
-        if missing := columns[asked.time].missing:
-            raise DataError(f"--time {asked.time}: {missing:,} rows have no value; fix them or remove --time")
-        reasons["time"] = "given"
-        return asked.time
-    dates = [each for each in columns.values() if each.inferred_type == "date" and each.name not in (asked.target, entity)]
-    known = [each for each in dates if not each.missing and _day(each.high) <= today]
-    candidates = [each for each in known if each.distinct >= 3 * FEWEST_ROWS and not NOT_TIME_NAME.search(each.name)]
-    ordered = [each for each in candidates if sample[each.name].is_sorted() or sample[each.name].is_sorted(descending=True)]
-    named = [each for each in candidates if TIME_NAME.search(each.name)]
-    for found, reason in ((ordered, "the rows are sorted by it"), (named, "its name")):
-        if len(found) == 1:
-            reasons["time"] = reason
-            return found[0].name
-    if candidates:
-        names = ", ".join(each.name for each in candidates)
-        warnings.append(
-            f"{names}: none of these dates is clearly the time of the row; if one is, use --time COL: "
-            "the newest rows then become the test set"
-        )
-    return None
-
-
-def _day(value: Any) -> date:
-    return value.date() if hasattr(value, "date") else value
 
 
 def _duplicates(table: pl.LazyFrame, sample: pl.DataFrame, target: str | None, rows: int, warnings: list[str]) -> int:

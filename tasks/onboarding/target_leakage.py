@@ -15,6 +15,7 @@ import polars as pl
 
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import KindName, Role
+from evergreen.tasks.onboarding.column_inference import as_numbers
 from evergreen.tasks.problems.tabular.leak_rule import stands_apart
 
 ROWS = 5_000
@@ -78,7 +79,7 @@ class Sample:
         self.y = y.to_numpy().astype(int if self.classes else float)
         self.names = list(features)
         self.coded = {name for name, role in features.items() if role in ("category", "text")}
-        self.values = {name: _numbers(rows[name], name in self.coded) for name in features}
+        self.values = {name: as_numbers(rows[name], name in self.coded) for name in features}
         self.labels = rows[target].cast(pl.String).unique().sort().to_list() if self.classes else []
         if self.classes:
             self._drop_rare_classes()
@@ -300,16 +301,6 @@ def _combinations(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[str, np.ndarra
         yield "*", a * b
         yield "/", np.where(b != 0, a / np.where(b != 0, b, 1), np.nan)
         yield "divides", np.where(a != 0, b / np.where(a != 0, a, 1), np.nan)
-
-
-def _numbers(column: pl.Series, coded: bool) -> np.ndarray:
-    """float64 with NaN for missing values; categories and text become codes, with a code for missing values."""
-    if coded:
-        return (column.cast(pl.String).fill_null("").rank("dense") - 1).to_numpy().astype(float)
-    if column.dtype.is_temporal():
-        column = column.cast(pl.Datetime("us")).cast(pl.Int64)
-    values = column.cast(pl.Float64).fill_null(float("nan")).to_numpy()
-    return np.where(np.isfinite(values), values, np.nan)
 
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:

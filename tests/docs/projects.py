@@ -20,7 +20,7 @@ from evergreen.flows.operations import batch_scoring, init_project
 from evergreen.tasks import problems
 from evergreen.tasks.config import loading
 from evergreen.tasks.core.paths import Layout
-from evergreen.tasks.onboarding.schema_inference import InitOptions
+from evergreen.tasks.onboarding.options import InitOptions
 from tests import ROOT
 from tests.serving.project import Server, deploy, project
 

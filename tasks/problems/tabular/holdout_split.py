@@ -130,28 +130,27 @@ def _newest(time: pl.Series, share: float) -> np.ndarray:
 def _drawn(rows: pl.DataFrame, found: pl.DataFrame, section: Table, stratified: bool) -> np.ndarray:
     """Whether each row is a test row, without time. `rows`: as read; `found`: as typed for the model.
 
-    Each class, or the whole without classes, gives half of its share at least, and one draw stays to learn from.
+    Each class, or the whole without classes, gives one draw at least, and keeps one to learn from.
     """
     if section.entity:
-        draws = _hash(found.select(ENTITY))
+        draws = hash_rows(found.select(ENTITY))
     else:
         key = list(section.test_key or distinguishing(found, list(section.columns)))
-        content = pl.DataFrame({"key": _hash((rows if section.test_key else found).select(key)), "target": found[TARGET]})
+        content = pl.DataFrame({"key": hash_rows((rows if section.test_key else found).select(key)), "target": found[TARGET]})
         lots = content.select("key", lot=pl.int_range(pl.len()).over("key", "target") // LOT)
-        draws = np.where(lots["lot"] == 0, lots["key"], _hash(lots.cast(pl.String)))
+        draws = np.where(lots["lot"] == 0, lots["key"], hash_rows(lots.cast(pl.String)))
     test = np.unique(draws[draws < section.test_share * 2.0**64])
     classes = found[TARGET].rank("dense").to_numpy() if stratified else np.zeros(len(draws))
     for each in np.unique(classes):
         mine = np.unique(draws[classes == each])
-        least = max(1, int(section.test_share * len(mine) / 2))
-        if len(mine) > 1 and np.isin(mine, test).sum() < least:
-            test = np.union1d(test, mine[:least])
+        if len(mine) > 1 and not np.isin(mine, test).any():
+            test = np.union1d(test, mine[:1])
         elif np.isin(mine, test).all():
             test = np.setdiff1d(test, mine[-1:])
     return np.isin(draws, test)
 
 
-def _hash(about: pl.DataFrame) -> np.ndarray:
+def hash_rows(about: pl.DataFrame) -> np.ndarray:
     """One number per row, the same for the same content: whole numbers and others alike, days and moments alike."""
     alike = []
     for name, kind in about.schema.items():

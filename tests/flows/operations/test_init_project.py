@@ -16,7 +16,7 @@ from evergreen.flows.operations import init_project
 from evergreen.tasks.config import loading, params
 from evergreen.tasks.core.errors import DataError, EvergreenError, ParamsError, ProjectError, SourceError
 from evergreen.tasks.core.paths import Layout
-from evergreen.tasks.onboarding.schema_inference import InitOptions
+from evergreen.tasks.onboarding.options import InitOptions
 from evergreen.tasks.scoring import batch
 from evergreen.tasks.scoring.scorer import Scorer
 from tests import ROOT

@@ -82,3 +82,66 @@ def codes12(rows: int = ROWS) -> pl.DataFrame:
 
 def pos12(rows: int = ROWS) -> pl.DataFrame:
     return labelled(np.random.default_rng(1).choice([1.0, 2.0], rows, p=[0.2, 0.8]))
+
+
+def ungrouped(seed: int) -> pl.DataFrame:
+    """A table whose rows stand for themselves, with much that looks like groups: codes that repeat, equally often or not,
+    with and without an effect, some with columns that follow from them; months with their weather; ordered factors."""
+    draw = np.random.default_rng(seed)
+    rows = int(draw.integers(150, 1_500))
+    levels = int(draw.integers(8, max(9, min(80, rows // 6))))
+    even = draw.random() < 0.4
+    shares = draw.dirichlet(np.full(levels, 2.0))
+    code = draw.permutation(np.arange(rows) % levels) if even else draw.choice(levels, rows, p=shares)
+    other = draw.integers(0, int(draw.integers(8, rows // 3)), rows)
+    month = np.sort(draw.integers(1, 13, rows))
+    numbers = draw.normal(size=(rows, 3)) @ draw.normal(size=(3, 3))
+    warmth = 10 - 9 * np.cos(2 * np.pi * month / 12) + draw.normal(0, 3, rows)
+    columns = {
+        "branch": 100 + code if draw.random() < 0.5 else np.array([f"b{each:03}" for each in code]),
+        "client_id": 5_000 + other,
+        "month": month,
+        "warmth": warmth.round(1),
+        "count": draw.poisson(4, rows),
+        "dose": 5 * (np.arange(rows) % 9),
+        "a": numbers[:, 0].round(2),
+        "b": numbers[:, 1],
+        "c": numbers[:, 2].round(1),
+    }
+    if draw.random() < 0.5:
+        columns["region"] = np.array(["north", "south", "east", "west"])[code % 4]
+    signal = draw.normal(0, draw.choice([0, 1, 2]), levels)[code] + numbers @ draw.normal(size=3) + warmth * draw.normal(0, 0.1)
+    signal += columns["dose"] * draw.normal(0, 0.05) + draw.normal(0, draw.choice([0.3, 1, 3]), rows)
+    kind = draw.choice(["number", "two", "three"])
+    if kind == "number":
+        columns["y"] = signal.round(3)
+    else:
+        cuts = np.quantile(signal, [0.7] if kind == "two" else [0.4, 0.8])
+        columns["y"] = np.array(["no", "yes", "maybe"])[np.searchsorted(cuts, signal)]
+    return pl.DataFrame(columns)
+
+
+def grouped(seed: int) -> pl.DataFrame:
+    """Rows of entities with a level of their own in every column; equally many rows each, or visits that are numbered, or facts
+    that stay the same. A label is drawn per entity or follows its level."""
+    draw = np.random.default_rng(seed)
+    count, shape = int(draw.integers(25, 120)), draw.choice(["equal", "visits", "facts"])
+    each = np.full(count, draw.integers(4, 15)) if shape == "equal" else draw.integers(2, 12, count)
+    who = np.repeat(np.arange(count), each)
+    rows = len(who)
+    level = draw.normal(size=(count, 4))
+    measured = level[who] + draw.normal(0, draw.choice([0.05, 0.2, 0.4]), (rows, 4))
+    names = draw.permutation(np.arange(count)) + 300
+    columns = {"subject": names[who] if draw.random() < 0.5 else np.array([f"s{each}" for each in names])[who]}
+    if shape == "visits":
+        columns["visit"] = np.concatenate([np.arange(1, size + 1) for size in each])
+    if shape == "facts":
+        columns |= {"age": draw.integers(20, 80, count)[who], "height": draw.normal(170, 9, count).round(1)[who]}
+    columns |= {f"m{place}": measured[:, place].round(3) for place in range(4)}
+    effect = draw.normal(0, 2, count)
+    kind = draw.choice(["label", "number", "fixed number"])
+    if kind == "label":
+        columns["y"] = np.where(effect > 0, "yes", "no")[who]
+    else:
+        columns["y"] = (effect[who] + (draw.normal(0, 0.5, rows) if kind == "number" else 0)).round(3)
+    return pl.DataFrame(columns)[draw.permutation(rows)]

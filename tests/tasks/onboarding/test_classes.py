@@ -12,7 +12,8 @@ from evergreen.tasks.config import loading
 from evergreen.tasks.core.errors import DataError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.onboarding import schema_inference
-from evergreen.tasks.onboarding.schema_inference import InferredSchema, InitOptions
+from evergreen.tasks.onboarding.options import InitOptions
+from evergreen.tasks.onboarding.schema_inference import InferredSchema
 from tests.tasks.onboarding.grouped_tables import codes12, floatclass, labelled, pos12, sloppy_target
 from tests.tasks.onboarding.reading import as_init_reads
 

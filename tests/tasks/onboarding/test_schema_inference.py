@@ -9,7 +9,8 @@ import pytest
 
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.onboarding import schema_inference, target_leakage
-from evergreen.tasks.onboarding.schema_inference import InferredSchema, InitOptions
+from evergreen.tasks.onboarding.options import InitOptions
+from evergreen.tasks.onboarding.schema_inference import InferredSchema
 from tests.tasks.onboarding.reading import as_init_reads
 
 TODAY = date(2026, 1, 1)
@@ -157,9 +158,9 @@ def test_a_column_that_is_not_there_is_named_with_the_nearest(option):
 # Entity and time
 
 
-def test_a_repeating_identifier_is_whom_rows_are_about_before_one_that_does_not_repeat():
+def test_an_identifier_that_repeats_and_says_nothing_of_the_rows_stays_a_feature():
     found = of({"order_id": np.arange(ROWS) + 10, "customer_id": draw().integers(0, 100, ROWS), **noise()}, target="y")
-    assert found.entity == "customer_id"
+    assert (found.entity, found.features["customer_id"]) == ("order_id", "category")
     assert "order_id" not in found.features
 
 
