@@ -1,0 +1,1 @@
+"""Scores of models on test windows, with confidence intervals."""

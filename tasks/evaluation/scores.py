@@ -1,0 +1,159 @@
+"""Scores of the model and its baseline over the test windows, with confidence intervals."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import polars as pl
+
+from evergreen.tasks.config.params import Problem
+from evergreen.tasks.core import bootstrap
+from evergreen.tasks.core.errors import DataError
+from evergreen.tasks.problems.base import Config, Data, Fold, Kind, Metric, Model
+from evergreen.tasks.search.time_budget import MIN_RESAMPLES, Clock
+
+log = logging.getLogger(__name__)
+
+Scores = dict[str, float]
+NUMBERS = ("score", "low", "high", "baseline", "gain", "gain_low", "gain_high")
+"""The numbers of a metric in metrics.json and evaluation.json. gain: positive is better."""
+UNLIMITED = Clock(None)
+RESERVED_SHARE = 0.05
+"""With a time budget: the share of it that is reserved for the work after the resamples."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A test window. predictions and baseline: one row per entity, in the same order, and a column cutoff."""
+
+    fold: Fold
+    predictions: pl.DataFrame
+    baseline: pl.DataFrame
+    whole: Scores
+    """Metrics of the model as a whole, which do not follow from rows."""
+    baseline_whole: Scores
+
+
+@dataclass(frozen=True)
+class MetricScore:
+    """One metric, over all windows. Intervals are NaN for metrics of the model as a whole."""
+
+    metric: Metric
+    score: float
+    baseline: float
+    low: float = math.nan
+    high: float = math.nan
+    gain_low: float = math.nan
+    gain_high: float = math.nan
+
+    @property
+    def gain(self) -> float:
+        return self.metric.gain(self.score, self.baseline)
+
+    def numbers(self) -> dict[str, float | None]:
+        return {name: known(getattr(self, name)) for name in NUMBERS}
+
+
+def evaluate_window(
+    kind: Kind, data: Data, fold: Fold, config: Config, section: Problem, seed: int, model: Model | None, label: str
+) -> Window:
+    """Predictions of the model (fitted here for None) and of the baseline for one test window."""
+    log.info("%s: window after %s%s", label, fold.test, "" if model else ": fits the data known by then")
+    model = model or kind.fit(data, fold.train, config, section, seed)
+    simple = kind.defaults(kind.baseline, section)
+    baseline = kind.fit(data, fold.train, simple, section, seed)
+    rows = [kind.predict(each, data, fold.test, section) for each in (model, baseline)]
+    if rows[0].is_empty():
+        raise DataError(f"{label}: no rows at {fold.test} to evaluate. Check features.population and the newest data.")
+    ordered = [frame.with_columns(pl.lit(fold.test).alias("cutoff")) for frame in bootstrap.paired(*rows)]
+    return Window(
+        fold=fold,
+        predictions=ordered[0],
+        baseline=ordered[1],
+        whole=kind.score_model(model, data, fold, config, section, seed),
+        baseline_whole=kind.score_model(baseline, data, fold, simple, section, seed),
+    )
+
+
+def compare(kind: Kind, tested: Sequence[Window], section: Problem, seed: int, clock: Clock = UNLIMITED) -> list[MetricScore]:
+    """Each metric of the kind, in its order: model and baseline on the same rows, resampled together.
+
+    Where the time of `clock` is nearly over, only MIN_RESAMPLES are drawn.
+    """
+
+    def score(frame: pl.DataFrame) -> Scores:
+        return kind.score(frame, section)
+
+    model, baseline = [each.predictions for each in tested], [each.baseline for each in tested]
+    scores, baselines = bootstrap.mean_scores(model, score), bootstrap.mean_scores(baseline, score)
+    drawn = []
+    for frames in bootstrap.draw([*model, *baseline], section.evaluate.resamples, seed):
+        drawn.append([bootstrap.mean_scores(part, score) for part in (frames[: len(model)], frames[len(model) :])])
+        if len(drawn) >= MIN_RESAMPLES and clock.left() < RESERVED_SHARE * (clock.seconds or 0):
+            break
+    whole = _mean_of([each.whole for each in tested]), _mean_of([each.baseline_whole for each in tested])
+    found = []
+    for metric in kind.metrics:
+        if metric.name in scores:
+            plain = MetricScore(metric, scores[metric.name], baselines[metric.name])
+            found.append(_with_intervals(plain, drawn, section.evaluate.confidence))
+        elif metric.name in whole[0]:
+            found.append(MetricScore(metric, whole[0][metric.name], whole[1].get(metric.name, math.nan)))
+    return found
+
+
+def _with_intervals(plain: MetricScore, drawn: Sequence[Sequence[Scores]], confidence: float) -> MetricScore:
+    """`plain` with the intervals of its score and its gain. `drawn`: per resample the scores of model and baseline."""
+    name = plain.metric.name
+    low, high = bootstrap.interval([model[name] for model, _ in drawn], confidence)
+    gains = [plain.metric.gain(model[name], baseline[name]) for model, baseline in drawn]
+    gain_low, gain_high = bootstrap.interval(gains, confidence)
+    return replace(plain, low=low, high=high, gain_low=gain_low, gain_high=gain_high)
+
+
+def _mean_of(scores: Sequence[Scores]) -> Scores:
+    return {name: bootstrap.mean([each[name] for each in scores]) for name in scores[0]}
+
+
+def describe_score(scored: MetricScore) -> str:
+    """`scored` in one line."""
+    score, low, high, baseline, gain, gain_low, gain_high = (
+        format(getattr(scored, name), scored.metric.format) for name in NUMBERS
+    )
+    return f"{scored.metric.name} {score} [{low}, {high}], baseline {baseline}, gain {gain} [{gain_low}, {gain_high}]"
+
+
+def describe(kind: Kind, tested: Sequence[Window], found: Sequence[MetricScore], section: Problem) -> dict[str, Any]:
+    """The numbers of evaluation.json."""
+    rows = pl.concat([each.predictions.select("entity") for each in tested])
+    return {
+        "baseline": kind.baseline,
+        "primary": kind.metrics[0].name,
+        "confidence": section.evaluate.confidence,
+        "rows": rows.height,
+        "entities": rows["entity"].n_unique(),
+        "windows": [_window(kind, each, section) for each in tested],
+        "metrics": [
+            {"name": each.metric.name, "greater_is_better": each.metric.greater_is_better, **each.numbers()} for each in found
+        ],
+        "cutoff": tested[-1].fold.test,
+    }
+
+
+def _window(kind: Kind, window: Window, section: Problem) -> dict[str, Any]:
+    scores = kind.score(window.predictions, section) | window.whole
+    baseline = kind.score(window.baseline, section) | window.baseline_whole
+    return {
+        "cutoff": window.fold.test,
+        "trained_on": window.fold.train,
+        "rows": window.predictions.height,
+        "scores": {name: known(value) for name, value in scores.items()},
+        "baseline": {name: known(value) for name, value in baseline.items()},
+    }
+
+
+def known(value: float) -> float | None:
+    """`value` for JSON: None where it is undefined."""
+    return float(value) if math.isfinite(value) else None
