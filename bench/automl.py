@@ -285,8 +285,8 @@ def report(found: pl.DataFrame) -> None:
     signs = pl.col("table").replace_strict({name: 1 if greater_is_better(each) else -1 for name, each in TABLES.items()})
     worth = found.with_columns(worth=pl.col("score") * signs)
     bar = worth.filter(pl.col("system").is_in(REFERENCES)).group_by("table").agg(bar=pl.col("worth").max())
-    beside = worth.join(bar, on="table", how="left").with_columns(below=pl.col("worth") < pl.col("bar"))
-    summary = beside.group_by("system", maintain_order=True).agg(
+    joined = worth.join(bar, on="table", how="left").with_columns(below=pl.col("worth") < pl.col("bar"))
+    summary = joined.group_by("system", maintain_order=True).agg(
         pl.col("rank").mean().alias("mean rank"),
         pl.col("below").sum().alias("tables below the best reference"),
         pl.col("row_ms").median().alias("ms a row"),

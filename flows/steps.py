@@ -77,14 +77,14 @@ def work(step: str, root: str, problem: str | None = None) -> dict[str, Any]:
     Raises StepError with the step's own line where the step refused, and CrashError where it ended in any other way.
     """
     layout = Layout(Path(root))
-    journal = layout.var / "logs" / f"{step}@{problem or 'all'}.log"
-    journal.parent.mkdir(parents=True, exist_ok=True)
+    log_file = layout.var / "logs" / f"{step}@{problem or 'all'}.log"
+    log_file.parent.mkdir(parents=True, exist_ok=True)
     arguments = [step, *([problem] if problem else []), "--root", root]
-    with at(step, problem), tempfile.TemporaryFile("w+") as result, journal.open("w") as copy:
+    with at(step, problem), tempfile.TemporaryFile("w+") as result, log_file.open("w") as copy:
         process = fork_server.start(PROGRAM, *arguments, cwd=layout.root, stdout=result)
         last = _follow(process, copy, _timeout(step))
         if process.returncode:
-            raise _why(process.returncode, last, step, problem, journal)
+            raise _why(process.returncode, last, step, problem, log_file)
         result.seek(0)
         return json.loads(result.read())
 
@@ -104,7 +104,7 @@ def _follow(process: subprocess.Popen[str] | Fork, copy: IO[str], timeout_second
             print(line, end="", file=copy, flush=True)
             if line.strip():
                 last = line.strip()
-                broken = broken or last.startswith(("error: ", "Traceback "))  # `_why` tells it, the journal keeps it
+                broken = broken or last.startswith(("error: ", "Traceback "))  # `_why` reports it; the log file holds it all
                 log.log(logging.DEBUG if broken else logging.INFO, "%s", last, extra={"event": "line"})
         process.wait()
     finally:
@@ -117,17 +117,17 @@ def _follow(process: subprocess.Popen[str] | Fork, copy: IO[str], timeout_second
     return last
 
 
-def _why(code: int, last: str, step: str, problem: str | None, journal: Path) -> StepError:
+def _why(code: int, last: str, step: str, problem: str | None, log_file: Path) -> StepError:
     where = f"{problem}: {step}" if problem else step
     if _interrupted.is_set():
         return StepError(f"{where}: stopped")
     if code in (EvergreenError.code, UnavailableError.code) and last.startswith("error: "):
         return (CrashError if code == UnavailableError.code else StepError)(f"{where}: {last.removeprefix('error: ')}")
     if code == -signal.SIGTERM:
-        return CrashError(f"{where}: stopped after {_timeout(step)} s, its time limit. {journal} says how far it came.")
+        return CrashError(f"{where}: stopped after {_timeout(step)} s, its time limit. {log_file} says how far it came.")
     if code == -signal.SIGKILL:
-        return CrashError(f"{where}: killed, perhaps for lack of memory. {journal} says how far it came.")
-    return CrashError(f"{where}: ended with code {code}: {last}. {journal} says more.")
+        return CrashError(f"{where}: killed, perhaps for lack of memory. {log_file} says how far it came.")
+    return CrashError(f"{where}: ended with code {code}: {last}. {log_file} says more.")
 
 
 def check() -> None:
@@ -188,9 +188,9 @@ def refer(params: Params, problem: str, layout: Layout, version: int) -> None:
 
 
 def release(root: str, problem: str, version: int, verdict: dict[str, Any], by: str) -> str:
-    """Act on the verdict as `rollout` in the problem's params says: champion, on trial or not; who decided, when and why.
+    """Deploy the version, begin its rollout or reject it, by the verdict and by `rollout` in the problem's params.
 
-    Returns the action: deploy, begin or refuse.
+    Records who decided, when and why. Returns the action: deploy, begin or refuse.
     """
     from evergreen.tasks.release.promotion_gate import Verdict
 

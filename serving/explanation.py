@@ -64,10 +64,10 @@ def _values(model: RowModel, own: Row, backgrounds: Sequence[Row], names: Sequen
 
 def _predict(model: RowModel, rows: Sequence[Row]) -> np.ndarray:
     """The explained number of each row; the first one is the row that is explained."""
-    answers = model.predict([model.parse(row) for row in rows])
-    probabilities = [name for name in answers[0] if name != "prediction"]
+    predictions = model.predict([model.parse(row) for row in rows])
+    probabilities = [name for name in predictions[0] if name != "prediction"]
     if probabilities:
-        return np.array([each[probabilities[-1]] for each in answers])
-    if isinstance(answers[0]["prediction"], float):
-        return np.array([each["prediction"] for each in answers])
-    return np.array([float(each["prediction"] == answers[0]["prediction"]) for each in answers])
+        return np.array([each[probabilities[-1]] for each in predictions])
+    if isinstance(predictions[0]["prediction"], float):
+        return np.array([each["prediction"] for each in predictions])
+    return np.array([float(each["prediction"] == predictions[0]["prediction"]) for each in predictions])

@@ -206,16 +206,16 @@ class ListModel(LoadedModel):
         """OnlineRecommender recommended once when it was made."""
 
 
-def _as_json(request: "Request", answer: "RecommendedLists") -> list[dict[str, Any]]:
+def _as_json(request: "Request", lists: "RecommendedLists") -> list[dict[str, Any]]:
     users = list(request.users) or [None]
-    days = {"as_of": answer.as_of, "trained_until": answer.learned}
+    days = {"as_of": lists.as_of, "trained_until": lists.learned}
     found: list[dict[str, Any]] = [{"user": user, "items": [], "notes": [], **days} for user in users]
-    explanation: Sequence[str | None] = answer.explanation or [None] * len(answer.row)
-    columns = (answer.row, answer.item, answer.score, answer.source, explanation)
+    explanation: Sequence[str | None] = lists.explanation or [None] * len(lists.row)
+    columns = (lists.row, lists.item, lists.score, lists.source, explanation)
     for row, item, score, source, reason in zip(*(_as_list(each) for each in columns), strict=True):
         one = {"item": item, "score": None if score != score else score, "source": source, "explanation": reason}
         found[row]["items"].append(one)
-    for note in answer.notes:
+    for note in lists.notes:
         found[note.row]["notes"].append(str(note))
     return found
 

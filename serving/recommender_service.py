@@ -108,7 +108,7 @@ class OnlineRecommender:
         if found := self.cached(request):
             return found
         builder, user = self._builder, self._cache_key(request)
-        answer = builder.recommend(request)
+        lists = builder.recommend(request)
         with self._updating:
             if user is not None and builder is self._builder:  # no purchase arrived meanwhile
                 if len(self._cache) >= CACHED_USERS:
@@ -116,11 +116,11 @@ class OnlineRecommender:
                 mine = self._cache.setdefault(user, {})
                 if len(mine) >= CACHED_REQUESTS:
                     mine.clear()
-                mine[request] = answer
-        return answer
+                mine[request] = lists
+        return lists
 
     def cached(self, request: Request) -> RecommendedLists | None:
-        """The cached answer, if there is one. Takes microseconds."""
+        """The cached lists, if there is one. Takes microseconds."""
         user = self._cache_key(request)
         return None if user is None else self._cache.get(user, {}).get(request)
 

@@ -38,7 +38,7 @@ def cohorts(
     shown = sorted({each.week for each in found})[-weeks:]
     found = [each for each in found if each.week in shown]
     if as_json:
-        print_json({"problem": name, "metric": kind.metrics[0].name, "cohorts": [_told(each) for each in found]})
+        print_json({"problem": name, "metric": kind.metrics[0].name, "cohorts": [_as_json(each) for each in found]})
         return
     cells = [
         (
@@ -65,7 +65,7 @@ def _score(found: Any) -> str:
     return number(found.score) + ("" if found.low is None else f" [{number(found.low)}, {number(found.high)}]")
 
 
-def _told(cohort: Any) -> dict[str, Any]:
+def _as_json(cohort: Any) -> dict[str, Any]:
     scores = {name: each and each.model_dump() for name, each in (("score", cohort.score), ("estimated", cohort.estimated))}
     counts = {each: getattr(cohort, each) for each in ("week", "version", "predictions", "matured")}
     return {**counts, **scores, "estimation_error": cohort.estimation_error}

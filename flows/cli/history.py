@@ -28,8 +28,8 @@ def history(
     champion = deployments.champion(name, moment)
     begun = [each for each in settings.decision_log(place).retrainings(name) if moment is None or each.started <= moment]
     if as_json:
-        told = {"decisions": decisions, "retrainings": begun}
-        shown = {key: [each.model_dump(mode="json") for each in rows] for key, rows in told.items()}
+        records = {"decisions": decisions, "retrainings": begun}
+        shown = {key: [each.model_dump(mode="json") for each in rows] for key, rows in records.items()}
         print_json({"problem": name, "champion": champion, **shown})
         return
     rows = [(each.at, each.action, f"v{each.version}", each.by, each.reason) for each in decisions]

@@ -48,8 +48,8 @@ def init(
     started = init_project.run(name, data, url, asked, root, Path.cwd(), date.today())
     found = started.found
     if as_json:
-        told = {"problem": name, "root": started.root, "made": started.made, "warnings": started.warnings}
-        print_json({**told, **dataclasses.asdict(dataclasses.replace(found, warnings=()))})
+        summary = {"problem": name, "root": started.root, "made": started.made, "warnings": started.warnings}
+        print_json({**summary, **dataclasses.asdict(dataclasses.replace(found, warnings=()))})
         return
     print_table(("column", "role", "holds", "why"), list(describe_columns(found)))
     about = [("kind", found.kind), ("target", found.target), ("positive_class", found.positive_class)]

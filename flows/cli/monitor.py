@@ -41,7 +41,7 @@ def _report(found: "list[Any]", as_json: bool) -> None:
 
     failed = [each.error for each in found if each.error]
     if as_json:
-        told = {
+        results = {
             each.problem: {
                 "decision": each.decision and each.decision.model_dump(mode="json"),
                 "retraining": each.retraining and each.retraining.model_dump(mode="json"),
@@ -51,7 +51,7 @@ def _report(found: "list[Any]", as_json: bool) -> None:
             }
             for each in found
         }
-        print_json({"ok": not failed, "problems": told})
+        print_json({"ok": not failed, "problems": results})
     else:
         print_table(flow.COLUMNS, [flow.to_cells(each) for each in found])
         for each in found:

@@ -23,9 +23,9 @@ def reproduce(
     if as_json:
         print_json(dataclasses.asdict(found))
     else:
-        said = "the same" if found.same else "differs" if found.rows else "cannot be rebuilt"
+        outcome = "the same" if found.same else "differs" if found.rows else "cannot be rebuilt"
         far = "" if found.difference is None else f"{found.difference:.2g}"
-        cells = (name, f"v{found.version}", said, f"{found.rows:,}", far, found.commit[:12])
+        cells = (name, f"v{found.version}", outcome, f"{found.rows:,}", far, found.commit[:12])
         print_table(("problem", "version", "predictions", "rows", "largest difference", "commit"), [cells])
         for line in found.differs:
             say(line)

@@ -30,27 +30,27 @@ def rollout(
     place, _ = open_problem(root, name)
     if act != "status" and not reason:
         raise ParamsError(f"evergreen rollout {act} {name}: needs --reason, which is kept in the history")
-    rollouts, said = settings.rollouts(place), None
+    rollouts, judgement = settings.rollouts(place), None
     if act == "status":
-        said = rolling.advance(place, [name]).get(name)
+        judgement = rolling.advance(place, [name]).get(name)
     elif act == "promote":
         registry = settings.registry(place)
         rollouts.promote(registry, name, me(), reason)
         status.page(place)
     else:
         {"pause": rollouts.pause, "resume": rollouts.resume, "abort": rollouts.abort}[act](name, me(), reason)
-    told = rolling.summarize(place, name)
+    summary = rolling.summarize(place, name)
     champion = rollouts.deployments.champion(name)
     if as_json:
-        print_json({**told, "champion": champion, "judgement": said})
+        print_json({**summary, "champion": champion, "judgement": judgement})
         return
-    _show(name, champion, told)
-    if said:
-        say(said)
+    _show(name, champion, summary)
+    if judgement:
+        say(judgement)
 
 
-def _show(name: str, champion: int | None, told: dict[str, Any]) -> None:
-    stands = told["rollout"]
+def _show(name: str, champion: int | None, summary: dict[str, Any]) -> None:
+    stands = summary["rollout"]
     if stands:
         counts = stands["requests"]
         print_table(
@@ -71,7 +71,7 @@ def _show(name: str, champion: int | None, told: dict[str, Any]) -> None:
         )
     else:
         say(f"{name}: no rollout in progress; champion {f'v{champion}' if champion else 'none'}")
-    for each in told["servers"]:
+    for each in summary["servers"]:
         serves = f"v{each['champion']}" if each["champion"] else "nothing"
         trial = f", candidate v{each['candidate']}" if each["candidate"] else ""
         error = f"; {each['error']}" if each["error"] else ""

@@ -106,11 +106,11 @@ def _flow(place: "Layout", problems: list[str], refresh: bool, deploy: bool) -> 
 def _report(outcomes: "Sequence[Outcome]", rows: dict[str, Any], place: "Layout", as_json: bool) -> None:
     failed = [each.error for each in outcomes if each.error]
     if as_json:
-        told = {
+        results = {
             each.problem: {**dataclasses.asdict(each), "status": each.status, **dataclasses.asdict(rows[each.problem])}
             for each in outcomes
         }
-        print_json({"ok": not failed, "page": str(place.page), "problems": told})
+        print_json({"ok": not failed, "page": str(place.page), "problems": results})
     else:
         print_champions(rows.values())
         if all(each.status == "unchanged" for each in outcomes):

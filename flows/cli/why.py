@@ -27,8 +27,11 @@ def why(
     found, past = log.runs(name, last=1), log.retrainings(name)
     decision, last = found[-1].decision if found else None, past[-1] if past else None
     if as_json:
-        told = {"decision": decision and decision.model_dump(mode="json"), "retraining": last and last.model_dump(mode="json")}
-        print_json({"problem": name, **told})
+        records = {
+            "decision": decision and decision.model_dump(mode="json"),
+            "retraining": last and last.model_dump(mode="json"),
+        }
+        print_json({"problem": name, **records})
         return
     if decision:
         _evidence(decision)

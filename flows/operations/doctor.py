@@ -75,11 +75,9 @@ def _git() -> Finding:
 
 def _repository(layout: Layout) -> Iterator[Finding]:
     if shutil.which("git"):
-        asked = subprocess.run(
-            ["git", "-C", str(layout.root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        )
-        found = asked.stdout.strip()[:12] if asked.returncode == 0 else "no commit"
-        yield Finding("repository", asked.returncode == 0, found, "run git init, then git add . and git commit")
+        done = subprocess.run(["git", "-C", str(layout.root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        found = done.stdout.strip()[:12] if done.returncode == 0 else "no commit"
+        yield Finding("repository", done.returncode == 0, found, "run git init, then git add . and git commit")
     there = (layout.root / ".dvc").is_dir()
     yield Finding("dvc", there, "initialised" if there else "no .dvc folder", "run dvc init")
 

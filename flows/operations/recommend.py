@@ -32,14 +32,14 @@ def recommend(layout: Layout, params: Params, problem: str, wanted: Mapping[str,
     """
     section, request = recommender_service.section(params, problem), Request.read(wanted)
     model, chosen = batch_scoring.champion(layout, problem, version)
-    answer = OnlineRecommender(params, problem, layout, model, chosen, settings.events(layout)).recommend(request)
+    lists = OnlineRecommender(params, problem, layout, model, chosen, settings.events(layout)).recommend(request)
     users = pl.Series(section.features.user, list(request.users) or [None], pl.String)
-    notes = [str(note) for note in answer.notes]
-    if answer.learned > answer.as_of:
+    notes = [str(note) for note in lists.notes]
+    if lists.learned > lists.as_of:
         notes.append(
-            f"version {chosen} was trained on purchases up to {answer.learned}: it has seen purchases after {answer.as_of}"
+            f"version {chosen} was trained on purchases up to {lists.learned}: it has seen purchases after {lists.as_of}"
         )
-    return RecommendedLists(chosen, answer.frame(users, section.features.item, True).to_dicts(), notes)
+    return RecommendedLists(chosen, lists.frame(users, section.features.item, True).to_dicts(), notes)
 
 
 def record_events(layout: Layout, params: Params, problem: str, data: Path) -> EventCounts:

@@ -65,7 +65,7 @@ class Reproduced:
 def run(layout: Layout, params: Params, problem: str, version: int | None) -> Reproduced:
     """Make `version`, or the champion for None, again in a scratch folder, and compare it with the registered model.
 
-    What cannot be had (a commit that git does not know, data that DVC's cache does not hold) is told in `differs`.
+    What cannot be had (a commit that git does not know, data that DVC's cache does not hold) is listed in `differs`.
     Raises ModelError for a version that is not there, ProjectError where the project has no git or no DVC.
     """
     chosen = batch_scoring.chosen(layout, problem, version)
@@ -84,8 +84,8 @@ def run(layout: Layout, params: Params, problem: str, version: int | None) -> Re
         differs += _features(layout, found, scratch)
         failure = _step(scratch, "train", problem)
         if failure:
-            told = (*differs, f"code: the step train fails in the scratch folder: {failure}")
-            return Reproduced(problem, chosen, False, 0, None, found.tags.get("git.commit", "none"), told)
+            reasons = (*differs, f"code: the step train fails in the scratch folder: {failure}")
+            return Reproduced(problem, chosen, False, 0, None, found.tags.get("git.commit", "none"), reasons)
         rows, difference = _compare(load(scratch.params), problem, scratch, registry.load(problem, chosen))
         same = difference is not None and difference <= SAME
         if not same and not differs:
@@ -137,14 +137,14 @@ def _params(layout: Layout, version: "Version", scratch: Layout) -> Iterator[str
     if not scratch.params.is_file():
         scratch.params.write_bytes(layout.params.read_bytes())
     whole: Any = yaml.load(scratch.params)
-    told = version.tags.get("params")
-    if told is None:
+    recorded = version.tags.get("params")
+    if recorded is None:
         yield "params: they were not recorded with the version; those of the commit are used"
         return
     as_of = version.tags.get("as_of", "")
     if re.fullmatch(r"\d{4}-\d\d-\d\d", as_of):
         whole["project"]["as_of"] = as_of
-    section = json.loads(told)
+    section = json.loads(recorded)
     if (whole.get("problems") or {}).get(version.problem) is None:
         yield f"params: the commit has no problem {version.problem}; its recorded section stands among the commit's keys"
         whole.setdefault("problems", {})[version.problem] = version.tags["kind"]
@@ -196,16 +196,16 @@ def _compare(params: Params, problem: str, scratch: Layout, registered: "Model")
     """Rows compared and the largest difference of what the two models say of them; None where labels or lists differ."""
     kind, section = problems.kind(params.kind(problem)), params.section(problem)
     try:
-        again = skops_models.load(scratch.model(problem) / MODEL)
+        rebuilt = skops_models.load(scratch.model(problem) / MODEL)
         data = kind.load(scratch.features(problem), section)
-        one, two = (_said(kind, model, data, section) for model in (registered, again))
+        one, two = (_predict(kind, model, data, section) for model in (registered, rebuilt))
     except (EvergreenError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(f"{problem}: the two models cannot be compared by the present code: {error}") from error
     rows = len(next(iter(one.values()), []))
     return rows, _apart(one, two)
 
 
-def _said(kind: Any, model: "Model", data: Any, section: Any) -> dict[str, np.ndarray]:
+def _predict(kind: Any, model: "Model", data: Any, section: Any) -> dict[str, np.ndarray]:
     """What a model says of all rows it could have learned from, or of the first users."""
     if isinstance(kind, RowKind):
         return kind.predict_rows(model, data.features)

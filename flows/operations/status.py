@@ -59,7 +59,7 @@ class Row:
     compiled: str | None = None
     """Whether the champion has a compiled form: yes, or no and why."""
     rollout: str | None = None
-    """The rollout under way, and what running servers have to say, in words."""
+    """The rollout in progress, and errors of running servers, in words."""
 
 
 def digest(origin: Mapping[str, str], problem: str) -> str:
@@ -123,7 +123,7 @@ def page(layout: Layout) -> Path:
     for problem in params.problems:
         version, decisions = _champion(registry, deployments, problem)
         if version:
-            champions[problem] = _told(version, decisions)
+            champions[problem] = _describe(version, decisions)
     return build(params, layout, champions, {problem: _production_records(layout, problem) for problem in params.problems})
 
 
@@ -154,7 +154,7 @@ def _arrival(version: "Version", decisions: list["Deployment"]) -> "Deployment |
     return next((each for each in reversed(decisions) if each.version == version.version and each.action in MOVES), None)
 
 
-def _told(version: "Version", decisions: list["Deployment"]) -> dict[str, Any]:
+def _describe(version: "Version", decisions: list["Deployment"]) -> dict[str, Any]:
     arrival = _arrival(version, decisions)
     return {
         "version": version.version,

@@ -71,18 +71,27 @@ def plan(params: Params, root: str) -> list[Planned]:
 
 
 def _planned(params: Params, problem: str, root: str) -> Iterator[Planned]:
-    name, asked = f"{_allowed(params.project.name)}.{problem}", params.section(problem).schedule
-    again = {"root": root, "problem": problem, "reason": "scheduled"}
+    name, schedule = f"{_allowed(params.project.name)}.{problem}", params.section(problem).schedule
+    retrain = {"root": root, "problem": problem, "reason": "scheduled"}
     yield Planned(
-        name, "retraining", "evergreen.flows.retraining.retraining", problem, again, asked.train, asked.timezone, True
+        name, "retraining", "evergreen.flows.retraining.retraining", problem, retrain, schedule.train, schedule.timezone, True
     )
-    if asked.score:
-        answer = {"root": root, "problem": problem}
-        yield Planned(name, "scoring", "evergreen.flows.scoring.scoring", problem, answer, asked.score, asked.timezone, False)
-    if asked.monitor:
+    if schedule.score:
+        score = {"root": root, "problem": problem}
+        yield Planned(
+            name, "scoring", "evergreen.flows.scoring.scoring", problem, score, schedule.score, schedule.timezone, False
+        )
+    if schedule.monitor:
         watch = {"root": root, "problems": [problem]}
         yield Planned(
-            name, "monitoring", "evergreen.flows.monitoring.monitoring", problem, watch, asked.monitor, asked.timezone, False
+            name,
+            "monitoring",
+            "evergreen.flows.monitoring.monitoring",
+            problem,
+            watch,
+            schedule.monitor,
+            schedule.timezone,
+            False,
         )
 
 
@@ -182,7 +191,7 @@ def automation_name(params: Params, problem: str) -> str:
     return f"evergreen: retrain {_allowed(params.project.name)}.{problem}"
 
 
-def answers(params: Params, problem: str) -> bool:
+def has_automation(params: Params, problem: str) -> bool:
     """Whether an automation of the server answers the event of a decision by retraining."""
     from prefect.client.orchestration import get_client
 

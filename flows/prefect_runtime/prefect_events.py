@@ -31,4 +31,4 @@ def emit(layout: Layout, params: Params, decision: Decision) -> bool:
     if decision.window.drift.alarm:
         drift_id = run_id(params.project.name, f"{problem}.drift", decision.at)
         emit_event("evergreen.drift", resource, payload=payload, id=UUID(drift_id))
-    return deployments.answers(params, problem)
+    return deployments.has_automation(params, problem)

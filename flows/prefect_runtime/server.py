@@ -89,9 +89,9 @@ def healthy(url: str) -> bool:
     """Whether a Prefect API answers at `url`."""
     with (
         suppress(OSError, ValueError, HTTPException),
-        build_opener(ProxyHandler({})).open(f"{url}/health", timeout=5) as answer,
+        build_opener(ProxyHandler({})).open(f"{url}/health", timeout=5) as response,
     ):
-        return answer.status == 200
+        return response.status == 200
     return False
 
 

@@ -1,4 +1,4 @@
-"""Which Prefect runs this project has under way, so that one that was killed does not stay Running for ever."""
+"""Mark Prefect runs of killed processes as crashed, so that they do not stay Running."""
 
 import logging
 import os

@@ -58,15 +58,15 @@ def compare(reference: Reference, predicted: "Predictions", policy: Monitor, see
         why = f"{rows} predictions; min_rows = {policy.min_rows} are needed"
         return Drift(changes=(), reference_rows=reference.rows, alarm=False, skipped=why)
     entity = predicted.rows["entity"] if "entity" in predicted.rows.columns else None
-    tests, told = [], []
+    tests, columns = [], []
     for name, frame, there in sides(reference, predicted):
         who = entity.filter(there) if entity is not None else None
         if frame.height < policy.min_rows:
             continue
         tests += _tests(reference, name, frame, _size(frame, who), policy, seed)
         if name == "features":
-            told += _columns(reference, frame, policy)
-    changes = [*told, *_judge(reference, tests, policy)]
+            columns += _columns(reference, frame, policy)
+    changes = [*columns, *_judge(reference, tests, policy)]
     changes.sort(key=lambda each: (not each.alarm, not each.significant, 1.0 if each.p is None else each.p, each.column))
     return Drift(changes=tuple(changes), reference_rows=reference.rows, alarm=any(each.alarm for each in changes))
 
@@ -240,14 +240,14 @@ def _values(name: str, what: Aspect, bins: Bins, was: Histogram, now: Histogram,
         tried["wasserstein"] = float(far)
     p = {key: null_distribution.p_values(drawn[key], np.array([value, *drawn[key]])) for key, value in tried.items()}
     best = min(tried, key=lambda key: p[key][0])
-    together = np.minimum(len(tried) * np.min(list(p.values()), axis=0), 1.0)
+    combined = np.minimum(len(tried) * np.min(list(p.values()), axis=0), 1.0)
     reason = f"mean {bins.mean(was):.4g} to {bins.mean(now):.4g}"
     effect = max(tried.values())
-    return Test(name, what, best, tried[best], float(together[0]), effect, reason, drawn[best], together[1:], 1 / len(tried))
+    return Test(name, what, best, tried[best], float(combined[0]), effect, reason, drawn[best], combined[1:], 1 / len(tried))
 
 
 def _judge(reference: Reference, tests: Sequence[Test], policy: Monitor) -> list[Change]:
-    """All tests together."""
+    """All tests combined."""
     if not tests:
         return []
     at = null_distribution.level(np.stack([each.null for each in tests]), policy.false_alarm_rate)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import polars as pl
@@ -258,13 +258,15 @@ def of_predicted(
     points = comparable_columns.features(judged.features, roles, moments(judged.rows)) if judged.features.width else None
     context = {**(context or {}), **predictions.context_of_rows(judged.rows, points)}
     sides: dict[PartName, pl.DataFrame] = {
-        "predictions": _beside(judged.rows, predictions.comparable(judged.rows, points, context))
+        "predictions": _with_entity_and_week(judged.rows, predictions.comparable(judged.rows, points, context))
     }
     if learned.features.width:
-        sides["features"] = _beside(learned.rows, comparable_columns.features(learned.features, roles, moments(learned.rows)))
+        sides["features"] = _with_entity_and_week(
+            learned.rows, comparable_columns.features(learned.features, roles, moments(learned.rows))
+        )
     if "label" in learned.rows.columns:
         known = learned.rows.filter(pl.col("label").is_not_null())
-        sides["labels"] = _beside(known, predictions.comparable_labels(known["label"]))
+        sides["labels"] = _with_entity_and_week(known, predictions.comparable_labels(known["label"]))
     return of(problem, version, kind, sides, importance=importance, roles=roles, context=context, rows=rows, seed=seed)
 
 
@@ -275,7 +277,7 @@ def moments(rows: pl.DataFrame) -> pl.Series | None:
     return when if when is not None and when.null_count() < len(when) else None
 
 
-def _beside(rows: pl.DataFrame, compared: pl.DataFrame) -> pl.DataFrame:
+def _with_entity_and_week(rows: pl.DataFrame, compared: pl.DataFrame) -> pl.DataFrame:
     """`compared` with ENTITY and WEEK of `rows`: the cutoff, else the Monday of the week of `at`."""
     if not compared.width:
         return pl.DataFrame()
@@ -304,18 +306,18 @@ def build(
     evaluation is of another version; None: predictions are not compared then. Raises StepError where features are missing.
     """
     section, kind = params.section(problem), params.kind(problem)
-    told: Mapping[str, Any] = read_json(layout.model(problem) / "model.json") if card is None else card
+    card = card or cast(Mapping[str, Any], read_json(layout.model(problem) / "model.json"))
     seed = params.project.seed if seed is None else seed
     if not layout.features(problem).exists():
         raise StepError(f"{problem}: has no features to be a reference; run evergreen train {problem}")
-    importance = weighed(told, layout.report(problem) / "explanation" / "explanation.json")
+    importance = weighed(card, layout.report(problem) / "explanation" / "explanation.json")
     predictions, folder = problems.predictions(kind), layout.features(problem)
-    context, roles = predictions.context(folder, told), section.features.roles
-    rows = predictions.stored_rows(folder, section, told)
+    context, roles = predictions.context(folder, card), section.features.roles
+    rows = predictions.stored_rows(folder, section, card)
     if rows is None:
-        learned, judged = _evaluated_alone(problem, layout, told), None
+        learned, judged = _evaluated_alone(problem, layout, card), None
     else:
-        learned, judged = _rows(problem, kind, rows, layout, model, told)
+        learned, judged = _rows(problem, kind, rows, layout, model, card)
     most = section.monitor.reference_rows
     found = of_predicted(
         problem,
@@ -333,13 +335,13 @@ def build(
 
 
 def _evaluated_alone(problem: str, layout: Layout, card: Mapping[str, Any]) -> Predictions:
-    said = _said(layout, problem, card)
-    if said is None:
+    evaluated = _out_of_fold(layout, problem, card)
+    if evaluated is None:
         folder = layout.report(problem) / "evaluation"
         raise StepError(
             f"{folder}: holds no predictions of the version judged at {card['cutoff']}; run evergreen train {problem}"
         )
-    return Predictions(said, pl.DataFrame())
+    return Predictions(evaluated, pl.DataFrame())
 
 
 def _rows(
@@ -349,24 +351,24 @@ def _rows(
     names = [name for name in card["features"] if name in rows.columns]
     kept = rows.filter("learned")
     learned = Predictions(kept.select("entity", "cutoff", "at", "label"), kept.select(names))
-    said = _said(layout, problem, card)
-    if said is not None:
-        key = ["entity"] if said["cutoff"].null_count() else ["entity", "cutoff"]
+    evaluated = _out_of_fold(layout, problem, card)
+    if evaluated is not None:
+        key = ["entity"] if evaluated["cutoff"].null_count() else ["entity", "cutoff"]
         once = rows.unique(key, keep="last").select(*key, "at", *names)
-        joined = said.join(once, on=key, how="left", maintain_order="left")
-        return learned, Predictions(joined.select(*said.columns, "at"), joined.select(names))
+        joined = evaluated.join(once, on=key, how="left", maintain_order="left")
+        return learned, Predictions(joined.select(*evaluated.columns, "at"), joined.select(names))
     if model is not None:
-        answered = _answered(problems.kind(kind), model, learned.features)
-        learned = Predictions(learned.rows.hstack(answered), learned.features)
+        predicted = _predicted(problems.kind(kind), model, learned.features)
+        learned = Predictions(learned.rows.hstack(predicted), learned.features)
     return learned, None
 
 
-def _answered(kind: Any, model: Model, features: pl.DataFrame) -> pl.DataFrame:
+def _predicted(kind: Any, model: Model, features: pl.DataFrame) -> pl.DataFrame:
     """Predictions of `model` for rows of features."""
     return pl.DataFrame(kind.predict_rows(model, features.to_pandas()))
 
 
-def _said(layout: Layout, problem: str, card: Mapping[str, Any]) -> pl.DataFrame | None:
+def _out_of_fold(layout: Layout, problem: str, card: Mapping[str, Any]) -> pl.DataFrame | None:
     """Out-of-fold predictions of the version, in the ledger's format; None where they are of another version."""
     folder = layout.report(problem) / "evaluation"
     if not (folder / "evaluation.json").exists() or not (folder / "predictions.parquet").exists():
@@ -385,8 +387,8 @@ def weighed(card: Mapping[str, Any], explanation: Path) -> dict[str, float]:
     Empty where neither is known."""
     shuffled = {}
     if explanation.exists():
-        told = read_json(explanation)
-        shuffled = {each["column"]: each["importance"] or 0.0 for each in told.get("importance", []) if "column" in each}
+        explained = read_json(explanation)
+        shuffled = {each["column"]: each["importance"] or 0.0 for each in explained.get("importance", []) if "column" in each}
     found: dict[str, float] = {}
     for shares in (card.get("importance") or {}, shuffled):
         total = sum(max(each, 0.0) for each in shares.values())

@@ -39,7 +39,7 @@ LINES_PER_APPEND = 5_000
 MAX_WAITING = 200_000
 """Most predictions that wait in memory while the disk is full; further ones are dropped and counted."""
 OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
-ANSWERED, WRITTEN, END = range(3)
+RETURNED, WRITTEN, END = range(3)
 """Numbers of a counter: predictions put, lines written, and the length of the newest segment at that time."""
 
 
@@ -82,7 +82,7 @@ class Spool:
                 self._dropped += 1
                 return
             self._waiting.append((id, problem, version, variant, at.timestamp(), entity, cutoff, features, outputs))
-            self._counter.numbers[ANSWERED] += 1
+            self._counter.numbers[RETURNED] += 1
 
     def flush(self) -> int:
         """Write all queued predictions; returns the number of lines. Those that cannot be written stay queued.
@@ -248,9 +248,9 @@ def _settle(folder: Path) -> int:
         if _is_locked(path):
             continue
         counter = _Counter(path)
-        answered, written, end = counter.numbers
+        returned, written, end = counter.numbers
         counter.close()
-        lost += max(0, answered - written - _count_lines_beyond(folder, path.stem, end))
+        lost += max(0, returned - written - _count_lines_beyond(folder, path.stem, end))
         scratch = folder / "lost.new"
         scratch.write_text(str(lost))
         scratch.replace(total)

@@ -69,8 +69,8 @@ def label(metric: str) -> str:
     ('ROC AUC', 'NDCG, new items', 'Top share')
     """
     name = stem(metric)
-    said = METRICS[name][0] if name in METRICS else name.replace("_", " ").capitalize()
-    return f"{said}, new items" if is_novel(metric) else said
+    shown = METRICS[name][0] if name in METRICS else name.replace("_", " ").capitalize()
+    return f"{shown}, new items" if is_novel(metric) else shown
 
 
 def meaning(metric: str) -> str | None:

@@ -125,13 +125,13 @@ def cells(x: Spec, y: Spec, shade: str, text: str, *transform: Spec, row: int | 
     computed = {"shade": shade, "depth": "0.6 * min(abs(datum.shade), 1)", "text": text}
     color = {"condition": {"test": "datum.shade < 0", "value": SECOND}, "value": MODEL}
     opacity = {"field": "depth", "type": "quantitative", "scale": None}
-    told = {"type": "text", "lineBreak": "\n", "dy": -rise}
+    writing = {"type": "text", "lineBreak": "\n", "dy": -rise}
     return {
         "transform": [*transform, *({"calculate": formula, "as": made} for made, formula in computed.items())],
         **({"height": {"step": row}} if row else {}),
         "layer": [
             {"mark": "rect", "encoding": {"color": color, "fillOpacity": opacity}},
-            {"mark": told, "encoding": {"text": {"field": "text", "type": "nominal"}}},
+            {"mark": writing, "encoding": {"text": {"field": "text", "type": "nominal"}}},
         ],
         "encoding": {axis: part | {"scale": {"paddingInner": 0.07, "paddingOuter": 0}} for axis, part in (("x", x), ("y", y))},
     }

@@ -346,9 +346,9 @@ def _validation_curve(table: pl.DataFrame) -> Spec:
         x, transform = name("setting", title), [{"calculate": text, "as": "setting"}]
     at = {"data": {"values": [{"at": chosen}]}}
     place = {"field": "at", "type": x["type"]}
-    told: Spec = {"mark": {"type": "text", "text": "chosen"}, "encoding": {"x": place, "y": constant(-5)}}
-    told["encoding"]["color"] = constant(SOFT)
-    drawn = lines(x, _score(table), band(), at | across("x", place), at | told, points=True, color=SEEN)
+    note: Spec = {"mark": {"type": "text", "text": "chosen"}, "encoding": {"x": place, "y": constant(-5)}}
+    note["encoding"]["color"] = constant(SOFT)
+    drawn = lines(x, _score(table), band(), at | across("x", place), at | note, points=True, color=SEEN)
     return drawn | {"transform": transform}
 
 

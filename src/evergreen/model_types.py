@@ -44,9 +44,9 @@ HOMES = {
     "Learned": CANDIDATES,
     "Ease": SOURCES,
     "Factors": SOURCES,
-    "Nearby": SOURCES,
+    "ItemNeighbours": SOURCES,
     "Segments": SOURCES,
-    "Similar": SOURCES,
+    "TifuKnn": SOURCES,
     "Histories": HISTORIES,
 }
 """Name of a class or function -> module that defines it."""

@@ -23,7 +23,7 @@ def estimate_ceiling(examination: Examination, facts: Facts, chosen: Fit) -> Fac
     train = examination.folds[-1][0]
     y, _ = target_columns(examination, train)
     variance = float(y.var(axis=0).sum())
-    groups = row_subset.alike(examination.data, train)
+    groups = row_subset.group_equal_rows(examination.data, train)
     sizes = np.bincount(groups)
     repeated = sizes[groups] > 1
     explained = _explained_share(chosen)

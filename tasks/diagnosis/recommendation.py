@@ -83,7 +83,7 @@ def decide(facts: Facts) -> Step:
         "better features",
         "Better features",
         "Add columns with new information: with these columns, more rows and other models no longer help.",
-        [_level(facts), *_last_doubling(facts), *(_beside(rival, facts) for rival in facts.rivals)],
+        [_level(facts), *_last_doubling(facts), *(_compare(rival, facts) for rival in facts.rivals)],
     )
 
 
@@ -134,7 +134,7 @@ def _leak_of(names: Sequence[str], evidence: list[str]) -> Step:
 def _noise(facts: Facts) -> Step | None:
     if facts.best_low > 0:
         return None
-    rivals = [_beside(rival, facts) for rival in facts.rivals]
+    rivals = [_compare(rival, facts) for rival in facts.rivals]
     evidence = [
         f"On validation rows the model reaches {_score(facts, facts.skill)} (guessing: {_score(facts, 0.0)}), and the best of "
         f"{len(rivals) + 1} models is not significantly better than guessing.",
@@ -214,7 +214,7 @@ def _more_data(facts: Facts) -> Step | None:
         "more data",
         "More data",
         "Collect more rows: the score still rises with them, and no other model is better with the rows there are.",
-        [*_last_doubling(facts), _level(facts), *(_beside(rival, facts) for rival in facts.rivals)],
+        [*_last_doubling(facts), _level(facts), *(_compare(rival, facts) for rival in facts.rivals)],
     )
 
 
@@ -234,7 +234,7 @@ def _level(facts: Facts) -> str:
     return f"The model reaches {training} on training rows and {validation} on validation rows."
 
 
-def _beside(rival: Rival, facts: Facts) -> str:
+def _compare(rival: Rival, facts: Facts) -> str:
     return f"{rival.name} reaches {_score(facts, rival.skill)} ({_difference(facts, rival.gain, rival.low, rival.high)})."
 
 

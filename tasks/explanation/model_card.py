@@ -81,8 +81,8 @@ def _performance(evaluation: Mapping[str, Any], best: Mapping[str, Any]) -> Iter
     rows = f"{evaluation['rows']:,} test rows, unseen in search and training"
     for place, each in enumerate(metrics[: 1 + METRICS]):
         within = "" if each["low"] is None else f" [{_number(each['low'])}, {_number(each['high'])}]"
-        beside = f"; baseline {evaluation['baseline']}: {_number(each['baseline'])}"
-        yield f"{each['name']} {_number(each['score'])}{within}{f' on {rows}' if not place else ''}{beside}."
+        baseline = f"; baseline {evaluation['baseline']}: {_number(each['baseline'])}"
+        yield f"{each['name']} {_number(each['score'])}{within}{f' on {rows}' if not place else ''}{baseline}."
     if (optimism := (best.get("nested") or {}).get("optimism")) is not None:
         yield f"The score of the search is too good by {_number(optimism)} {best['metric']} (tuned score minus nested score)."
 

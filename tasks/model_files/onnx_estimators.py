@@ -173,8 +173,8 @@ def _calibrated(graph: Graph, model: Any, x: Value) -> str:
     found = [apply(graph, graph.pick(probabilities, [place]), each) for place, each in zip(places, maps, strict=True)]
     if len(found) == 1:
         return _both_classes(graph, found[0])
-    together = graph.concatenate(found)
-    return graph.add("Div", together, graph.add("ReduceSum", together, np.array([1]), keepdims=1))
+    concatenated = graph.concatenate(found)
+    return graph.add("Div", concatenated, graph.add("ReduceSum", concatenated, np.array([1]), keepdims=1))
 
 
 def _sigmoid_map(graph: Graph, probability: str, line: Sequence[float]) -> str:

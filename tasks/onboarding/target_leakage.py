@@ -123,7 +123,7 @@ class Sample:
         tree = DecisionTreeClassifier if self.classes else DecisionTreeRegressor
         return self._cross_validated_score(tree(max_depth=depth, min_samples_leaf=3, random_state=0), X)
 
-    def _score_together(self, names: Sequence[str]) -> float:
+    def _score_jointly(self, names: Sequence[str]) -> float:
         """Score of boosted trees on the features `names` together; in a wide table, on the best WIDE of them."""
         from lightgbm import LGBMClassifier, LGBMRegressor
 
@@ -151,13 +151,13 @@ class Sample:
 
     def _lookup(self, codes: np.ndarray) -> float:
         """Score of a category's mean target in the other folds, shrunk towards the overall mean."""
-        truth = np.eye(len(self.labels))[self.y] if self.classes else self.y[:, None]
-        answers = np.zeros(truth.shape)
+        target = np.eye(len(self.labels))[self.y] if self.classes else self.y[:, None]
+        answers = np.zeros(target.shape)
         codes = codes.astype(int)
         for train, test in self._splits():
-            mean = truth[train].mean(axis=0)
+            mean = target[train].mean(axis=0)
             counts = np.bincount(codes[train], minlength=codes.max() + 1)[:, None]
-            sums = np.column_stack([np.bincount(codes[train], column, codes.max() + 1) for column in truth[train].T])
+            sums = np.column_stack([np.bincount(codes[train], column, codes.max() + 1) for column in target[train].T])
             answers[test] = ((sums + mean) / (counts + 1))[codes[test]]
         return self._score(answers if self.classes else answers[:, 0])
 
@@ -211,7 +211,7 @@ class Sample:
         if not near:
             return
         rest = [name for name in self.names if name not in taken and name not in near]
-        others = self._score_together(rest)
+        others = self._score_jointly(rest)
         metric = "ROC AUC" if self.classes else "R²"
         for name in sorted(near, key=lambda each: -self.alone[each]):
             score = self.alone[name]
@@ -290,7 +290,7 @@ class Sample:
     def _needs_both(self, first: str, second: str) -> bool:
         if max(self.alone[first], self.alone[second]) >= (SUSPICIOUS if self.classes else 0.999):
             return False
-        others = self._score_together([name for name in self.names if name not in (first, second)])
+        others = self._score_jointly([name for name in self.names if name not in (first, second)])
         return stands_apart(CERTAIN, others)
 
 

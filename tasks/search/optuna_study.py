@@ -83,7 +83,7 @@ def run_search(search: Search, journal: Path, workers: Workers | None = None) ->
     """
     _remove_outdated(search, journal)
     workers = workers or available_workers(search.tune.batch_size or 1, search.tune.workers, search.clock)
-    with _quiet(), closing(workers):
+    with _silence_optuna(), closing(workers):
         study = _open_study(search, journal)
         strategy, predictions = _strategy(search, workers.count), OutOfFoldPredictions(journal.with_suffix(""))
         while batch := _ask_batch(study, search, strategy):
@@ -161,7 +161,7 @@ def _out_of_time(search: Search, trials: Sequence[FinishedTrial]) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_optuna() -> Iterator[None]:
     """Keep optuna from logging each trial (we do) and from warning that grouped search is experimental (it is pinned)."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -175,18 +175,18 @@ def test_an_aborted_candidate_stops_serving_and_is_evicted(rollouts: Rollouts, n
     assert models.loaded == [1, 2, 3], "the previous champion stays in memory for an immediate rollback"
 
 
-@pytest.mark.parametrize("spare", [True, False])
+@pytest.mark.parametrize("preload", [True, False])
 def test_the_previous_version_is_preloaded_once_there_is_nothing_else_to_do(
-    rollouts: Rollouts, names: Names, models: Models, spare: bool, monkeypatch: pytest.MonkeyPatch
+    rollouts: Rollouts, names: Names, models: Models, preload: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(Problems, "serve", Serve(preload_previous=spare))
+    monkeypatch.setattr(Problems, "serve", Serve(preload_previous=preload))
     enter(rollouts, names, 2, Rollout())
     models.broken[1] = OSError("no file")
     watcher = updated(rollouts, names, models)
     assert models.loaded == [2], "the serving version comes first"
     for _ in range(3):
         watcher.update()
-    assert models.loaded == ([2, 1] if spare else [2]), "once, although it failed"
+    assert models.loaded == ([2, 1] if preload else [2]), "once, although it failed"
     assert watcher.errors == {}
     models.broken.clear()
     enter(rollouts, names, 3, Rollout())
@@ -195,7 +195,7 @@ def test_the_previous_version_is_preloaded_once_there_is_nothing_else_to_do(
     roll_back(rollouts, names)
     watcher.update()
     assert versions(watcher) == (2, None)
-    assert models.loaded == ([2, 1, 3] if spare else [2, 3])
+    assert models.loaded == ([2, 1, 3] if preload else [2, 3])
 
 
 def test_two_servers_follow_a_rollback_while_they_run(rollouts: Rollouts, names: Names, tmp_path: Path):

@@ -45,8 +45,8 @@ class Setup:
         watch = SimpleNamespace(serving_set=lambda problem: serving_set if problem == "dear" else None)
         known = SimpleNamespace(serve=Serve(**policy), problems={"dear": "regression"})
         self.metrics = Metrics()
-        journal = Spool(folder / "spool")
-        self.service = PredictionService(cast(Any, known), cast(Any, watch), journal, None, self.metrics)
+        spool = Spool(folder / "spool")
+        self.service = PredictionService(cast(Any, known), cast(Any, watch), spool, None, self.metrics)
 
     def run(self, work: Callable[[PredictionService], Any]) -> Any:
         async def whole() -> Any:

@@ -1,6 +1,8 @@
-"""The documentation agrees with the code, and uses the words of its glossary."""
+"""The documentation agrees with the code, and both use the words of the glossary."""
 
+import io
 import re
+import tokenize
 from functools import cache
 from pathlib import Path
 
@@ -142,6 +144,39 @@ def test_the_reference_uses_no_banned_word():
 
 def _banned_in(text: str) -> list[str]:
     return re.findall(rf"\b(?:{'|'.join(map(re.escape, banned('Banned words')))})\b", CODE.sub(" ", text), re.IGNORECASE)
+
+
+SOURCES = [
+    path for room in ("bench", "flows", "monitoring", "serving", "tasks") for path in sorted((ROOT / room).rglob("*.py"))
+]
+
+
+def test_the_code_uses_no_banned_word():
+    pages = [*SOURCES, *(ROOT / "monitoring" / "templates").glob("*.html"), ROOT / "params.yaml", ROOT / "pyproject.toml"]
+    allowed = {"Crew", "journal"}  # an author, and Optuna's name for the file of its trials
+    found = {str(path.relative_to(ROOT)): set(_banned_in(_prose(path))) - allowed for path in pages}
+    assert {path: words for path, words in found.items() if words} == {}
+
+
+def test_no_identifier_has_a_banned_part():
+    parts, seen = set(banned("Banned parts of names")), set()
+    for path in SOURCES:
+        for token in _tokens(path):
+            if token.type == tokenize.NAME:
+                seen |= {word.lower() for word in re.findall(r"[A-Z]?[a-z0-9]+|[A-Z0-9]+(?![a-z])", token.string)}
+    assert len(seen) > 1000
+    assert sorted(seen & parts) == []
+
+
+def _tokens(path: Path) -> list[tokenize.TokenInfo]:
+    return list(tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf8")).readline))
+
+
+def _prose(path: Path) -> str:
+    """The whole file; of Python the comments and strings alone."""
+    if path.suffix != ".py":
+        return path.read_text(encoding="utf8")
+    return "\n".join(each.string for each in _tokens(path) if each.type in (tokenize.COMMENT, tokenize.STRING))
 
 
 def test_replaced_names_do_not_come_back():

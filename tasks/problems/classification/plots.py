@@ -67,7 +67,7 @@ def _precision_recall(positive: np.ndarray, chance: np.ndarray) -> dict[str, np.
 
 
 def _calibration(positive: np.ndarray, chance: np.ndarray) -> dict[str, np.ndarray]:
-    """Rows in bins of equal size by score: what was said and what happened."""
+    """Rows in bins of equal size by score: predicted and observed share."""
     parts = [part for part in np.array_split(np.argsort(chance, kind="stable"), BINS) if len(part)]
     return {
         "predicted": np.array([chance[part].mean() for part in parts]),
@@ -94,16 +94,16 @@ def _distribution(positive: np.ndarray, chance: np.ndarray) -> dict[str, np.ndar
 
 
 def _confusion(predictions: pl.DataFrame) -> pl.DataFrame:
-    """Rows by true class and by the class said at the threshold (the likeliest, for several classes)."""
+    """Rows by true class and by the predicted class (the likeliest, for several classes)."""
     true_class, chances, threshold = arrays(predictions)
     labels = np.array([each.removeprefix(PREFIX) for each in predictions.columns if each.startswith(PREFIX)] + ["never seen"])
     if chances.shape[1] == 2:
         thresholds = predictions.filter(pl.col("label").is_not_null())["threshold"].fill_null(threshold).to_numpy()
-        said = (chances[:, 1] >= thresholds).astype(int)
+        predicted = (chances[:, 1] >= thresholds).astype(int)
     else:
-        said = chances.argmax(axis=1)
+        predicted = chances.argmax(axis=1)
     return (
-        pl.DataFrame({"label": labels[true_class], "predicted": labels[said]})
+        pl.DataFrame({"label": labels[true_class], "predicted": labels[predicted]})
         .group_by("label", "predicted")
         .agg(rows=pl.len())
         .sort("label", "predicted")

@@ -33,13 +33,13 @@ def arrays(predictions: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, float]:
 
 def of_two(true_class: np.ndarray, chance: np.ndarray, threshold: float) -> tuple[float, ...]:
     positive = true_class == 1
-    said = chance >= threshold
-    hits, calls, positives = np.count_nonzero(positive & said), np.count_nonzero(said), np.count_nonzero(positive)
+    predicted = chance >= threshold
+    hits, calls, positives = np.count_nonzero(positive & predicted), np.count_nonzero(predicted), np.count_nonzero(positive)
     auc, precision_curve = ranking(positive, chance)
     return (
         auc,
         precision_curve,
-        float(np.mean(positive == said)),
+        float(np.mean(positive == predicted)),
         _ratio(hits, calls),
         _ratio(hits, positives),
         _ratio(2 * hits, calls + positives),
@@ -51,15 +51,15 @@ def of_two(true_class: np.ndarray, chance: np.ndarray, threshold: float) -> tupl
 def of_several(true_class: np.ndarray, chances: np.ndarray) -> tuple[float, ...]:
     classes = np.arange(chances.shape[1])
     curves = np.array([ranking(true_class == each, chances[:, each]) for each in classes])
-    said = chances.argmax(axis=1)
-    hits = np.bincount(said[said == true_class], minlength=len(classes))
-    calls = np.bincount(said, minlength=len(classes))
+    predicted = chances.argmax(axis=1)
+    hits = np.bincount(predicted[predicted == true_class], minlength=len(classes))
+    calls = np.bincount(predicted, minlength=len(classes))
     positives = np.bincount(true_class[true_class >= 0], minlength=len(classes))
     certain = np.where(true_class >= 0, chances[np.arange(len(true_class)), true_class], 0.0)
     return (
         _mean(curves[:, 0]),
         _mean(curves[:, 1]),
-        float(np.mean(said == true_class)),
+        float(np.mean(predicted == true_class)),
         _mean(_share(hits, calls)),
         _mean(_share(hits, positives)),
         _mean(_share(2 * hits, calls + positives)),

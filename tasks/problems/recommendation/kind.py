@@ -107,7 +107,7 @@ class Recommendation(RankedLists):
         each entry is owed to; `bought`, `bought_novel`: number of items in the targets; `repeats`: share of the list that
         the user bought before, `bought_repeats`: that of the targets; each metric of the user, null where it is undefined.
         """
-        if (found := data.answer(model, cutoff)) is not None:
+        if (found := data.stored_predictions(model, cutoff)) is not None:
             return found
         targets, reader = data.targets(cutoff), model.reading(data.histories.until(to_day(cutoff)), to_day(cutoff))
         ids = data.histories.users[targets.users]
@@ -116,13 +116,13 @@ class Recommendation(RankedLists):
         both = self._both(model, reader, data, cutoff, positions, section.pipeline.k)
         for suffix, lists in zip(LISTS, both, strict=True):
             columns |= _judged(lists, reader, data, targets, section.pipeline.k, suffix, data.items(cutoff))
-        return data.keep(model, cutoff, pl.DataFrame(columns, nan_to_null=True))
+        return data.store_predictions(model, cutoff, pl.DataFrame(columns, nan_to_null=True))
 
     def _both(
         self, model: Recommender, reader: Recommender, data: InteractionData, cutoff: date, positions: np.ndarray, k: int
     ) -> list[Ranked]:
         """The lists of everything and those of new items; candidates are shared with whoever else asks for this cutoff."""
-        if not isinstance(model, TwoStage) or len(positions) > interactions.TOGETHER:
+        if not isinstance(model, TwoStage) or len(positions) > interactions.MAX_SHARED_USERS:
             return dask_partitions.rank(reader, positions, k, list(LISTS.values()))
         scored = data.scored(model, cutoff)
         return [reader.rank(positions, k, novel, scored) for novel in LISTS.values()]
@@ -157,13 +157,13 @@ class Recommendation(RankedLists):
 
     def slices(self, data: InteractionData, cutoff: date, names: Sequence[str], section: Recommend) -> pl.DataFrame:
         """`entity` and facts about the user: what the ranker knows at `cutoff`, such as visits, and features.attributes."""
-        told = [name for name in data.attributes.columns if name != "user"]
+        attribute_names = [name for name in data.attributes.columns if name != "user"]
         for name in names:
-            require(name, [*USER, *told], "evaluate.slices")
+            require(name, [*USER, *attribute_names], "evaluate.slices")
         users = data.targets(cutoff).users
         facts, ids = data.users(users, cutoff), data.histories.users[users]
         attributes = data.attributes_of(ids)
-        columns = {name: attributes[name] if name in told else facts[:, USER.index(name)] for name in names}
+        columns = {name: attributes[name] if name in attribute_names else facts[:, USER.index(name)] for name in names}
         return pl.DataFrame({"entity": ids, **columns})
 
     def example(self, data: InteractionData, section: Recommend) -> pd.DataFrame:
@@ -224,9 +224,9 @@ def _judged(
     hits = np.zeros((count, k), bool)
     hits[lists.row, lists.rank] = targets.holds(lists.row, place, novel)
     relevant = targets.sizes(novel)
-    beside = of_lists(lists.row, place, count, items)
-    bias = _mean(*targets.entries(novel), items.bits, count) - beside["novelty"]
-    shares = {} if novel else {"repeats": _mean(lists.row, np.arange(len(place)), targets.again(lists.row, place), count)}
+    beyond_accuracy = of_lists(lists.row, place, count, items)
+    bias = _mean(*targets.entries(novel), items.bits, count) - beyond_accuracy["novelty"]
+    shares = {} if novel else {"repeats": _mean(lists.row, np.arange(len(place)), targets.repeats(lists.row, place), count)}
     shares |= {} if novel else {"bought_repeats": 1 - targets.sizes(True) / np.maximum(relevant, 1)}
     return {
         f"items{suffix}": _per_row(lists.row, item, count),
@@ -234,7 +234,7 @@ def _judged(
         f"bought{suffix}": relevant,
         **shares,
         **{f"{name}{suffix}": value for name, value in per_user(hits, relevant).items()},
-        **{f"{name}{suffix}": value for name, value in {**beside, "popularity_bias": bias}.items()},
+        **{f"{name}{suffix}": value for name, value in {**beyond_accuracy, "popularity_bias": bias}.items()},
     }
 
 

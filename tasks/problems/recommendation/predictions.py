@@ -16,8 +16,8 @@ from evergreen.tasks.problems.base import Metric
 from evergreen.tasks.problems.prediction_type import Context, Labelled, scan
 
 RANKED = ("ndcg", "recall", "map", "hit_rate")
-BESIDE = ("novelty", "diversity", "dissimilarity", "popularity_bias")
-"""What lists are like beside being right."""
+BEYOND_ACCURACY = ("novelty", "diversity", "dissimilarity", "popularity_bias")
+"""Metrics of lists other than their accuracy."""
 FORMATS = {"novelty": ".2f", "popularity_bias": ".2f"}
 LISTS = {"": False, "_novel": True}
 """Suffix of metrics and columns -> whether the list holds new items only."""
@@ -37,7 +37,7 @@ class RankedLists(Labelled):
         *(
             Metric(f"{name}{suffix}", name != "popularity_bias", FORMATS.get(name, ".3f"))
             for suffix in LISTS
-            for name in BESIDE
+            for name in BEYOND_ACCURACY
         ),
         *(Metric(f"coverage{suffix}", format=".4f") for suffix in LISTS),
     )
@@ -57,7 +57,7 @@ class RankedLists(Labelled):
 
     def score(self, predictions: pl.DataFrame, section: Recommend) -> dict[str, float]:
         """Means over users. Coverage is about the model, not about users: see `Recommendation.score_model`."""
-        names = [f"{name}{suffix}" for kind in (RANKED, BESIDE) for suffix in LISTS for name in kind]
+        names = [f"{name}{suffix}" for kind in (RANKED, BEYOND_ACCURACY) for suffix in LISTS for name in kind]
         means = predictions.select(pl.col(names).mean().fill_null(float("nan"))).row(0)
         return dict(zip(names, means, strict=True))
 

@@ -12,9 +12,9 @@ from evergreen.tasks.problems.recommender.candidate_sources import (
     SOURCES,
     Ease,
     Factors,
-    Nearby,
+    ItemNeighbours,
     Segments,
-    Similar,
+    TifuKnn,
     decay,
     favourites,
     popularity,
@@ -87,9 +87,9 @@ class Learned:
     facts: np.ndarray
     """catalogue x features.ITEM."""
     ease: Ease | None = None
-    tifu_knn: Similar | None = None
-    item_knn: Nearby | None = None
-    co_visitation: Nearby | None = None
+    tifu_knn: TifuKnn | None = None
+    item_knn: ItemNeighbours | None = None
+    co_visitation: ItemNeighbours | None = None
     als: Factors | None = None
     segment_popularity: Segments | None = None
     users: np.ndarray | None = None
@@ -135,12 +135,12 @@ class Learned:
             recent, some = decayed(known, catalogue, day, settings.half_life_days), np.arange(len(known.users))
             if many:
                 some = np.sort(np.random.default_rng(day).permutation(some)[: settings.max_dense_users])
-            found.tifu_knn = Similar(known.users[some], recent[some], settings.user_neighbours)
+            found.tifu_knn = TifuKnn(known.users[some], recent[some], settings.user_neighbours)
         if settings.with_item_knn:
-            found.item_knn = Nearby.learn(counts, settings.item_neighbours)
+            found.item_knn = ItemNeighbours.learn(counts, settings.item_neighbours)
         if settings.with_co_visitation:
             baskets = _baskets(known.between(day - BASKETS + 1, day), catalogue)
-            found.co_visitation = Nearby.learn(baskets, settings.item_neighbours)
+            found.co_visitation = ItemNeighbours.learn(baskets, settings.item_neighbours)
         if settings.with_als or (settings.with_ease and many):
             found.als = Factors.learn(counts.log1p(), settings.als_factors, seed=day)
         if settings.with_segment_popularity:

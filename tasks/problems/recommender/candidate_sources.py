@@ -1,6 +1,6 @@
-"""Where candidates come from: what a user buys anyway, what similar users buy, what goes together, what is popular.
+"""Sources of candidates: rebuys, purchases of similar users, co-purchases, popular items.
 
-Each source learns from a users x items matrix and scores rows of such a matrix: a history that changed is scored the same way.
+Each source learns from a users x items matrix and scores rows of such a matrix, also those of new users.
 """
 
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ SOURCES = ("rebuy", "ease", "tifu_knn", "popular", "item_knn", "co_visitation", 
 """Own purchases with decay, EASE, TIFU-kNN, popularity; neighbours among items by who buys them and by the baskets they lie in,
 implicit ALS, popularity in the user's segment: the order of the scores of a candidate."""
 BLOCK = 256
-"""Users or items at a time: bounds the memory of whatever is dense."""
+"""Users or items per block; bounds the memory of dense matrices."""
 LONGEST = 1_000
-"""Entries of one row that count when pairs of items are counted: their number grows with the square."""
+"""Most entries of a row in counts of pairs, which grow with its square."""
 
 
 def decay(days_ago: np.ndarray, half_life: float) -> np.ndarray:
@@ -28,13 +28,13 @@ def decay(days_ago: np.ndarray, half_life: float) -> np.ndarray:
 
 
 MOVED = 64
-"""Up to so many items that are new in a basket are looked at one by one; for more the product with all of K is faster."""
+"""Most new items of a basket that are handled one by one; for more, the product with all of K is faster."""
 SHARES = 64 << 20
-"""Bytes of what is kept of items that lay in baskets."""
+"""Most bytes of stored products of items and K."""
 
 
 def _learned(learned: Any) -> dict[str, Any]:
-    """The state to save: without what is made of it when first asked for."""
+    """The state to save, without computed caches."""
     return {name: value for name, value in learned.__dict__.items() if not name.startswith("_")}
 
 
@@ -55,7 +55,7 @@ class Ease:
     """penalty times diag(P), per item: 1 - x_j' K x_j."""
     penalty: float | None = None
     _by_item: Sparse | None = field(default=None, init=False, repr=False)
-    """X', by rows: asked for with every score and the same every time."""
+    """X', by rows; computed once."""
     _shares: dict[int, np.ndarray] | None = field(default=None, init=False, repr=False)
     """Item -> x' K, see `_share`."""
 
@@ -128,7 +128,7 @@ def _diagonal(users: Sparse, kernel: np.ndarray, width: int = 2048) -> np.ndarra
 
 @stored_type
 @dataclass(eq=False)
-class Similar:
+class TifuKnn:
     """The mean purchases of the most similar users (TIFU-kNN: Hu et al. 2020, with one decay in days instead of groups)."""
 
     ids: np.ndarray
@@ -153,35 +153,35 @@ class Similar:
         own = codes(ids, self.ids)
         if len(own) == 1:
             return self._score_one(rows, own)
-        alike = (_unit(rows) @ self.by_item).toarray()
-        alike[np.flatnonzero(own >= 0), own[own >= 0]] = -1
-        count = min(self.neighbours, alike.shape[1])
-        nearest = np.argpartition(-alike, count - 1, axis=1)[:, :count] if count else np.zeros((len(ids), 0), int)
+        similarity = (_unit(rows) @ self.by_item).toarray()
+        similarity[np.flatnonzero(own >= 0), own[own >= 0]] = -1
+        count = min(self.neighbours, similarity.shape[1])
+        nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count] if count else np.zeros((len(ids), 0), int)
         share = np.full(nearest.size, 1 / max(count, 1), np.float32)
-        chosen = sparse.csr_array((share, nearest.ravel(), np.arange(len(ids) + 1) * count), shape=alike.shape)
+        chosen = sparse.csr_array((share, nearest.ravel(), np.arange(len(ids) + 1) * count), shape=similarity.shape)
         return (chosen @ self.users).toarray()
 
     def _score_one(self, rows: Sparse, own: np.ndarray) -> np.ndarray:
         """`score` of one row without sparse matrices: to make them takes longer than to use them. Its length is no matter."""
         row = np.zeros(rows.shape[1], np.float32)
         row[rows.indices] = rows.data
-        alike = _touched(self.by_item, rows.indices, row)
-        alike[own[own >= 0]] = -1
-        count = min(self.neighbours, len(alike))
-        nearest = np.argpartition(-alike, count - 1)[:count] if count else np.zeros(0, int)
-        return _touched(self.users, nearest, np.full(len(alike), 1 / max(count, 1), np.float32))[None]
+        similarity = _touched(self.by_item, rows.indices, row)
+        similarity[own[own >= 0]] = -1
+        count = min(self.neighbours, len(similarity))
+        nearest = np.argpartition(-similarity, count - 1)[:count] if count else np.zeros(0, int)
+        return _touched(self.users, nearest, np.full(len(similarity), 1 / max(count, 1), np.float32))[None]
 
 
 @stored_type
 @dataclass(eq=False)
-class Nearby:
+class ItemNeighbours:
     """Each item's nearest by the cosine of the rows that hold both: rows are users (item-kNN) or baskets (co-visitation)."""
 
     nearest: Sparse
     """items x items, nothing on the diagonal, at most so many neighbours per row."""
 
     @classmethod
-    def learn(cls, rows: Sparse, neighbours: int) -> "Nearby":
+    def learn(cls, rows: Sparse, neighbours: int) -> "ItemNeighbours":
         unit = _unit(_shortened(rows).T.tocsr())
         across, found = unit.T.tocsr(), []
         for first in range(0, unit.shape[0], BLOCK):
@@ -199,21 +199,21 @@ class Nearby:
 
 
 def _shortened(rows: Sparse) -> Sparse:
-    """`rows` as zeros and ones, without those of more than LONGEST entries: who buys everything tells little of each."""
+    """`rows` as zeros and ones, without rows of more than LONGEST entries, which carry little information per item."""
     kept = np.flatnonzero(np.diff(rows.indptr) <= LONGEST)
     found = rows[kept]
     return sparse.csr_array((np.ones(found.nnz, np.float32), found.indices, found.indptr), shape=found.shape)
 
 
-def _nearest(alike: Sparse, first: int, count: int) -> Sparse:
+def _nearest(similarity: Sparse, first: int, count: int) -> Sparse:
     """The `count` highest entries of each row, without the diagonal; row 0 is item `first`."""
-    row = np.repeat(np.arange(alike.shape[0]), np.diff(alike.indptr))
-    off = alike.indices != row + first
-    row, column, value = row[off], alike.indices[off], alike.data[off]
+    row = np.repeat(np.arange(similarity.shape[0]), np.diff(similarity.indptr))
+    off = similarity.indices != row + first
+    row, column, value = row[off], similarity.indices[off], similarity.data[off]
     by = np.lexsort((column, -value, row))
     row, column, value = row[by], column[by], value[by]
     kept = np.arange(len(row)) - np.searchsorted(row, row) < count
-    return sparse.csr_array((value[kept], (row[kept], column[kept])), shape=alike.shape)
+    return sparse.csr_array((value[kept], (row[kept], column[kept])), shape=similarity.shape)
 
 
 @stored_type

@@ -390,6 +390,6 @@ def _sources(table: np.ndarray, on: Sequence[str]) -> np.ndarray:
     if not len(table):
         return np.zeros(0, int)
     places = table[:, FEATURES.index(f"{SOURCES[0]}_place") :][:, [SOURCES.index(name) for name in on if name != "rebuy"]]
-    again = table[:, FEATURES.index("rebuy")] > 0
+    rebuys = table[:, FEATURES.index("rebuy")] > 0
     number = np.array([SOURCES.index(name) for name in on if name != "rebuy"])
-    return np.where(again, 0, number[places.argmin(axis=1)])
+    return np.where(rebuys, 0, number[places.argmin(axis=1)])

@@ -12,7 +12,7 @@ import polars as pl
 from evergreen.tasks.problems.recommender.candidate_generation import OWN, order
 from evergreen.tasks.problems.recommender.candidate_sources import SOURCES
 from evergreen.tasks.problems.recommender.estimators import Recommender, TwoStage
-from evergreen.tasks.problems.recommender.interactions import TOGETHER, InteractionData
+from evergreen.tasks.problems.recommender.interactions import MAX_SHARED_USERS, InteractionData
 from evergreen.tasks.problems.recommender.ranker_features import FEATURES
 from evergreen.tasks.problems.recommender.ranking_metrics import of_lists, per_user
 from evergreen.tasks.problems.recommender.reranking import choose
@@ -30,7 +30,7 @@ VISITS = {0: "none", 1: "1", 4: "2 to 4", 19: "5 to 19", 49: "20 to 49", None: "
 """Most visits before the cutoff -> group of users."""
 BUYERS = {0: "none", 4: "1 to 4", 19: "5 to 19", 99: "20 to 99", 499: "100 to 499", None: "500 and more"}
 """Most users who bought an item before the cutoff -> group of items."""
-ASKED = 300
+SAMPLED_USERS = 300
 """Users, drawn at random, whose histories are cut short to see what a short one is worth."""
 DIALS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 """Settings of answers.diversity to look at."""
@@ -54,7 +54,7 @@ def plots(
         tables["short_histories"] = short
     if isinstance(model, TwoStage) and data.categories.any() and (dial := _diversity(rows["model"], model, data, k)).height:
         tables["diversity"] = dial
-    if isinstance(model, TwoStage) and rows["model"].height <= TOGETHER:
+    if isinstance(model, TwoStage) and rows["model"].height <= MAX_SHARED_USERS:
         tables["candidates"] = _candidates(predictions, model, data, k)
     return tables
 
@@ -216,7 +216,7 @@ def _short_histories(predictions: pl.DataFrame, model: Recommender, data: Intera
     assert isinstance(cutoff, date)
     targets, known = data.targets(cutoff), data.histories.until_positions(to_day(cutoff))
     enough = np.flatnonzero(data.visits(targets.users, cutoff) > max(KNOWN))
-    chosen = np.sort(np.random.default_rng(0).permutation(enough)[:ASKED])
+    chosen = np.sort(np.random.default_rng(0).permutation(enough)[:SAMPLED_USERS])
     users, relevant = targets.users[chosen], targets.sizes(False)[chosen]
     place, visit = _visits(known, users)
     found = []
@@ -245,7 +245,7 @@ def _diversity(predictions: pl.DataFrame, model: TwoStage, data: InteractionData
     """series, dial, ndcg, low, high, diversity: what answers.diversity costs, on the last window, for the same drawn users."""
     cutoff = predictions["cutoff"].max()
     assert isinstance(cutoff, date)
-    rows, targets, found = data.draw(cutoff, ASKED, 0), data.targets(cutoff), []
+    rows, targets, found = data.draw(cutoff, SAMPLED_USERS, 0), data.targets(cutoff), []
     candidates, label = data.labelled(model.learned_, cutoff, model.settings, rows)
     score, category = model.order_by(candidates), model.learned_.category[candidates.item]
     place = codes(model.catalogue_, data.histories.items)[candidates.item]
@@ -260,8 +260,8 @@ def _diversity(predictions: pl.DataFrame, model: TwoStage, data: InteractionData
             ndcg = per_user(hits, targets.sizes(bool(suffix))[rows])["ndcg"]
             value, low, high = mean(pl.DataFrame({"entity": rows, "ndcg": ndcg}), "ndcg").values()
             like = of_lists(row, place[np.concatenate(lists)], len(rows), data.items(cutoff))["diversity"]
-            told = {"ndcg": value, "low": low, "high": high, "diversity": float(np.nanmean(like))}
-            found.append({"series": series, "dial": dial, **told})
+            point = {"ndcg": value, "low": low, "high": high, "diversity": float(np.nanmean(like))}
+            found.append({"series": series, "dial": dial, **point})
     return pl.DataFrame(found)
 
 

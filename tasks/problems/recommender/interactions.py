@@ -24,11 +24,11 @@ from evergreen.tasks.problems.recommender.user_histories import Histories, codes
 log = logging.getLogger(__name__)
 
 FURTHEST = 99_000
-"""Days back at which the past ends (271 years): what a damaged date puts before that counts as bought then."""
-TOGETHER = 20_000
-"""Candidates of so many users, at most, are kept for the next model that asks; of more, they are made when they are needed."""
+"""Most days back (271 years): older purchases, from damaged dates, count as bought then."""
+MAX_SHARED_USERS = 20_000
+"""Most users whose candidates are stored and shared between models; for more, they are computed for each model."""
 KEPT = 6
-"""Results of so many cutoffs are kept in memory (about 100 MB each for 2,000 users)."""
+"""Number of cutoffs whose results stay in memory (about 100 MB each for 2,000 users)."""
 
 
 def build(
@@ -40,7 +40,7 @@ def build(
     for name in ("user", "item", "basket"):
         require(getattr(section, name), schema.names(), f"features.{name}")
     when = _when(schema, time, section)
-    sold = _goods(events, tables, section)
+    sold = _select_events(events, tables, section)
     read = sold.select(user=section.user, basket=section.basket, item=section.item, when=when).collect()
     whole = read.drop_nulls()
     if whole.height < read.height:
@@ -95,8 +95,8 @@ def _day(section: Interactions, users: int, as_of: date) -> pl.Expr:
     return pl.lit(as_of) - pl.duration(days=back.clip(upper_bound=FURTHEST))
 
 
-def _goods(events: pl.LazyFrame, tables: Mapping[str, pl.LazyFrame], section: Interactions) -> pl.LazyFrame:
-    """The events that `where` and `exclude` leave. What the table of items does not know is not known to be goods."""
+def _select_events(events: pl.LazyFrame, tables: Mapping[str, pl.LazyFrame], section: Interactions) -> pl.LazyFrame:
+    """The events that match `where` and not `exclude`; with `exclude`, items missing in the table of items are dropped."""
     if section.where is not None:
         try:
             events = events.filter(pl.sql_expr(section.where))
@@ -109,8 +109,8 @@ def _goods(events: pl.LazyFrame, tables: Mapping[str, pl.LazyFrame], section: In
     for column in section.exclude:
         require(column, items.collect_schema().names(), "features.exclude")
     bad = [pl.col(column).cast(pl.String).is_in(list(values)) for column, values in section.exclude.items()]
-    goods = items.filter(~pl.any_horizontal(bad).fill_null(False)).select(section.item)
-    return events.join(goods, on=section.item, how="semi")
+    kept = items.filter(~pl.any_horizontal(bad).fill_null(False)).select(section.item)
+    return events.join(kept, on=section.item, how="semi")
 
 
 def _users(tables: Mapping[str, pl.LazyFrame], section: Interactions) -> pl.DataFrame:
@@ -168,7 +168,7 @@ class Targets:
     known: np.ndarray
     """Sorted keys of (user, item) of all that was bought before."""
 
-    def again(self, row: np.ndarray, item: np.ndarray) -> np.ndarray:
+    def repeats(self, row: np.ndarray, item: np.ndarray) -> np.ndarray:
         """Whether the user of each row bought the item before."""
         return codes(self.users[row].astype(np.int64) * self.items + item, self.known) >= 0
 
@@ -202,7 +202,7 @@ class InteractionData:
     groups: np.ndarray | None = None
     """As `categories`, one column for each of features.groups."""
     _kept: dict[str, dict[Hashable, Any]] = field(default_factory=dict)
-    _answers: WeakKeyDictionary[Any, dict[date, pl.DataFrame]] = field(default_factory=WeakKeyDictionary)
+    _predictions: WeakKeyDictionary[Any, dict[date, pl.DataFrame]] = field(default_factory=WeakKeyDictionary)
     _scores: WeakKeyDictionary[Any, dict[date, np.ndarray]] = field(default_factory=WeakKeyDictionary)
     _proposed: WeakKeyDictionary[Learned, dict[Hashable, Candidates]] = field(default_factory=WeakKeyDictionary)
 
@@ -235,10 +235,10 @@ class InteractionData:
         return ranker_features.of_users(ranker_features.Lines.of(self.histories, users, none, to_day(cutoff)))
 
     def attributes_of(self, ids: np.ndarray) -> pl.DataFrame:
-        """The attributes of the users `ids`, row by row; null for those of whom nothing is told."""
+        """The attributes of the users `ids`, row by row; null where unknown."""
         asked = pl.DataFrame({"user": ids})
-        told = self.attributes.cast({"user": asked["user"].dtype})
-        return asked.join(told, on="user", how="left", maintain_order="left")
+        table = self.attributes.cast({"user": asked["user"].dtype})
+        return asked.join(table, on="user", how="left", maintain_order="left")
 
     def visits(self, users: np.ndarray, cutoff: date) -> np.ndarray:
         """Days with a purchase up to `cutoff`, per user."""
@@ -291,7 +291,7 @@ class InteractionData:
     def examples(self, cutoff: date, settings: Settings, users: int, seed: int) -> tuple[Candidates, np.ndarray]:
         """Candidates at `cutoff` for up to `users` users with a history, and whether each was bought in its window."""
         there, drawn = self.known_rows(cutoff), self.draw(cutoff, users, seed)
-        if len(there) > TOGETHER:
+        if len(there) > MAX_SHARED_USERS:
             return self.labelled(self.learned(to_day(cutoff), settings), cutoff, settings, drawn)
         found, catalogue = self._own(cutoff, settings)
         kept = np.isin(there[found.row], drawn)
@@ -319,13 +319,13 @@ class InteractionData:
         seen = distinct(self.histories.until_positions(to_day(cutoff)).user)
         return np.flatnonzero(np.isin(self.targets(cutoff).users, seen))
 
-    def answer(self, model: Any, cutoff: date) -> pl.DataFrame | None:
-        """What `keep` was given for the same model object and cutoff."""
-        return self._answers.get(model, {}).get(cutoff)
+    def stored_predictions(self, model: Any, cutoff: date) -> pl.DataFrame | None:
+        """Predictions of this model object at `cutoff`; None where none are stored."""
+        return self._predictions.get(model, {}).get(cutoff)
 
-    def keep(self, model: Any, cutoff: date, answer: pl.DataFrame) -> pl.DataFrame:
-        self._answers.setdefault(model, {})[cutoff] = answer
-        return answer
+    def store_predictions(self, model: Any, cutoff: date, predictions: pl.DataFrame) -> pl.DataFrame:
+        self._predictions.setdefault(model, {})[cutoff] = predictions
+        return predictions
 
     def _once(self, what: str, key: Hashable, make: Callable[[], Any]) -> Any:
         kept = self._kept.setdefault(what, {})

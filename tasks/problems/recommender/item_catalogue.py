@@ -21,7 +21,7 @@ MASKS = 64
 
 
 def items(tables: Mapping[str, pl.LazyFrame], section: Interactions) -> pl.DataFrame:
-    """One row per item of the table of items not excluded: item, category, name, stock, groups; null where nothing is told.
+    """One row per item of the table of items not excluded: item, category, name, stock, groups; null where unknown.
 
     Raises ParamsError for a column that is not there, and for one that has no table.
     """
@@ -72,11 +72,11 @@ def _stocked(found: pl.DataFrame, tables: Mapping[str, pl.LazyFrame], section: I
     """`found` with its stock; an item that only the table of stock knows comes without category."""
     if (name := section.stock_table or section.items) is None:
         raise ParamsError(f"features.stock = {section.stock}: needs a table; give features.stock_table or features.items")
-    told = stock(tables[name], section)
+    table = stock(tables[name], section)
     if not len(found):
-        found = found.cast({"item": told.schema["item"]})
+        found = found.cast({"item": table.schema["item"]})
     return (
-        found.drop("stock").join(told, on="item", how="full" if section.items is None else "left", coalesce=True).sort("item")
+        found.drop("stock").join(table, on="item", how="full" if section.items is None else "left", coalesce=True).sort("item")
     )
 
 
@@ -123,19 +123,19 @@ class ItemCatalogue:
     local: "Local | None" = None
 
     @classmethod
-    def of(cls, catalogue: np.ndarray, histories: Histories, told: pl.DataFrame, first: int) -> "ItemCatalogue":
-        """`told`: what `items` makes; `first`: the day from which on purchases count as lately."""
-        told = told.with_columns(item=_like(told["item"], catalogue)).drop_nulls("item")
-        known = np.union1d(histories.items, to_ids(told["item"]))
+    def of(cls, catalogue: np.ndarray, histories: Histories, table: pl.DataFrame, first: int) -> "ItemCatalogue":
+        """`table`: rows of `items`; `first`: the first day of recent purchases."""
+        table = table.with_columns(item=_like(table["item"], catalogue)).drop_nulls("item")
+        known = np.union1d(histories.items, to_ids(table["item"]))
         ids = np.concatenate([catalogue, known[codes(known, catalogue) < 0]])
-        facts = pl.DataFrame({"item": ids}).join(told, on="item", how="left", maintain_order="left")
+        facts = pl.DataFrame({"item": ids}).join(table, on="item", how="left", maintain_order="left")
         categories = np.concatenate([[""], facts["category"].drop_nulls().unique().sort().to_numpy().astype(str)])
         category = codes(facts["category"].fill_null("").to_numpy().astype(str), categories)
-        told_stock = facts["stock"].fill_null(False).to_numpy() if told["stock"].count() else None
+        in_stock = facts["stock"].fill_null(False).to_numpy() if table["stock"].count() else None
         names = facts["name"].fill_null(facts["category"]).fill_null("").to_numpy()
         lately = histories.between(first, np.iinfo(np.int32).max)
         users, popular = (_buyers(each, ids, len(catalogue)) for each in (histories, lately))
-        return cls(ids, len(catalogue), category, categories, names, told_stock, users, popular)
+        return cls(ids, len(catalogue), category, categories, names, in_stock, users, popular)
 
     def __post_init__(self) -> None:
         self.rare = self.ids[self.size :]

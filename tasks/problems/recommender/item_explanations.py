@@ -1,4 +1,4 @@
-"""Why an item is in a list, in words."""
+"""Explanations of the items of a list."""
 
 from dataclasses import dataclass
 
@@ -8,28 +8,28 @@ from evergreen.tasks.problems.recommender.item_catalogue import ItemCatalogue
 from evergreen.tasks.problems.recommender.user_histories import Histories, Sparse, ranges
 
 OWN = 30
-"""So many of a user's items are tried as the one that another goes with: those bought most."""
+"""Most of a user's own items, by purchases, that are tried as partners of a new one."""
 SAMPLE = 4_096
-"""So many users at most tell what goes together: bounds the time of one reason whatever the shop's size."""
+"""Most users of the sample for co-purchases; bounds the time of one explanation."""
 ENOUGH = 3
-"""Fewer common buyers are chance."""
+"""Fewest common buyers of a pair."""
 FROM_OTHERS = {"tifu_knn": "popular with customers like this one", "popular": "popular now"}
-"""Source -> its words where no item of the user's goes with the new one."""
+"""Source -> explanation without a partner among the user's items."""
 
 
 @dataclass(frozen=True)
-class Together:
-    """Who bought each item of the catalogue, out of a sample of users: rows of `buyers`, items x users."""
+class CoPurchases:
+    """Buyers of each item of the catalogue, from a sample of users: `buyers`, items x users."""
 
     buyers: Sparse
 
     @classmethod
-    def of(cls, histories: Histories, catalogue: np.ndarray) -> "Together":
+    def of(cls, histories: Histories, catalogue: np.ndarray) -> "CoPurchases":
         every = -(-len(histories.users) // SAMPLE) or 1
         return cls(histories.matrix(catalogue)[::every].T.tocsr())
 
     def partners(self, own: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For each of `new`, the one of `own` that goes with it best by the cosine of their buyers, and how many bought both.
+        """For each of `new`, the most similar of `own` by the cosine of their buyers, and the number of common buyers.
 
         Both: columns of the catalogue, `own` not empty.
         """
@@ -39,7 +39,7 @@ class Together:
         return own[best], common[np.arange(len(new)), best]
 
     def _buyers(self, items: np.ndarray) -> np.ndarray:
-        """items x users: 1 for who bought it."""
+        """items x users: 1 for a buyer."""
         first = self.buyers.indptr[items]
         sizes = self.buyers.indptr[items + 1] - first
         found = np.zeros((len(items), self.buyers.shape[1]), np.float32)
@@ -47,9 +47,9 @@ class Together:
         return found
 
 
-def again(count: int, ago: int, unit: str) -> str:
+def rebuy(count: int, ago: int, unit: str) -> str:
     """
-    >>> again(6, 12, "day"), again(1, 0, "day"), again(2, 1, "order")
+    >>> rebuy(6, 12, "day"), rebuy(1, 0, "day"), rebuy(2, 1, "order")
     ('bought 6 times, last 12 days ago', 'bought once, today', 'bought 2 times, last 1 order ago')
     """
     when = {("day", 0): "today", ("order", 0): "with the newest order"}.get((unit, ago))
@@ -58,7 +58,7 @@ def again(count: int, ago: int, unit: str) -> str:
 
 
 def new(catalogue: ItemCatalogue, item: int, source: str, partner: int | None) -> str:
-    """Why an item that the user never bought: `partner` goes with it."""
+    """Explanation of an item that is new to the user. `partner`: an own item with common buyers."""
     if source == "explore":
         return f"a new product, bought by {customers(int(catalogue.users[item]))} so far"
     if source == "promoted":

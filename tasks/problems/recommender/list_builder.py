@@ -56,7 +56,7 @@ class ListBuilder:
     ahead: Mapping[Any, int] = field(default_factory=dict)
     """User -> the day of the newest line, where it is later than that of the histories: for each of these it is later."""
     _earlier: dict[date, "ListBuilder"] = field(default_factory=dict, init=False, repr=False)
-    _together: item_explanations.Together | None = field(default=None, init=False, repr=False)
+    _co_purchases: item_explanations.CoPurchases | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def of(cls, model: Recommender, data: InteractionData, section: Recommend) -> "ListBuilder":
@@ -220,25 +220,27 @@ class ListBuilder:
                 found.explanation.append(item_explanations.new(self.catalogue, item, NAMES[source], partner.get(item)))
             else:
                 mine = own.ago[own.column == item]
-                found.explanation.append(item_explanations.again(len(mine), int(mine.min()) // days, unit))
+                found.explanation.append(item_explanations.rebuy(len(mine), int(mine.min()) // days, unit))
 
     def _partners(self, new: np.ndarray, own: OwnItems) -> dict[int, int]:
-        """New item -> the item of the user's own that goes with it, where enough others bought both."""
+        """New item -> the user's own item with enough common buyers."""
         new = new[new < self.catalogue.size]
         if not len(new):
             return {}
         count = np.bincount(np.searchsorted(own.bought, own.column))
         most = own.bought[np.argsort(-count, kind="stable")[: item_explanations.OWN]]
-        partner, common = self.together.partners(most, new)
+        partner, common = self.co_purchases.partners(most, new)
         enough = common >= item_explanations.ENOUGH
         return dict(zip(new[enough].tolist(), partner[enough].tolist(), strict=True))
 
     @property
-    def together(self) -> item_explanations.Together:
-        """Who bought what, by item: made once, as things were then."""
-        if self._together is None:
-            self._together = item_explanations.Together.of(OnlineHistories.of(self.histories).base, self.model.catalogue_)
-        return self._together
+    def co_purchases(self) -> item_explanations.CoPurchases:
+        """Buyers of each item; computed once."""
+        if self._co_purchases is None:
+            self._co_purchases = item_explanations.CoPurchases.of(
+                OnlineHistories.of(self.histories).base, self.model.catalogue_
+            )
+        return self._co_purchases
 
     def _joined(self, asked: list[Any], lists: "list[ComposedList]", settings: ListSettings) -> RecommendedLists:
         sizes = np.array([len(each.item) for each in lists], np.int64)

@@ -79,7 +79,7 @@ class OnlineHistories:
         for at, each in enumerate(ids.tolist()):
             if each in self.newer:
                 found.append(_lines(at, self.newer[each], catalogue))
-        return found[0] if len(found) == 1 else _together(found)
+        return found[0] if len(found) == 1 else _concatenate(found)
 
     def and_then(self, events: pl.DataFrame) -> "OnlineHistories":
         """These and newer lines, in the columns of Histories.of; a line that is known already changes nothing.
@@ -129,9 +129,9 @@ class Session(OnlineHistories):
 
     @classmethod
     def on(cls, histories: Histories | OnlineHistories, position: int, basket: np.ndarray, day: int) -> "Session":
-        live = OnlineHistories.of(histories)
-        made = cls(live.base, live.newer, live.waiting, live.last_day, position, basket, day, live)
-        known = live.users
+        online = OnlineHistories.of(histories)
+        made = cls(online.base, online.newer, online.waiting, online.last_day, position, basket, day, online)
+        known = online.users
         if position >= 0:
             made._users = known[[position]]
         else:  # an id that is nobody's
@@ -144,7 +144,7 @@ class Session(OnlineHistories):
         mine = np.full(len(positions), self.position)
         past = self.whole.lines(mine[mine >= 0], catalogue)
         column = codes(self.basket, catalogue) if len(positions) else np.zeros(0, np.int64)
-        return _together([past, (np.zeros(len(column), np.int64), column, np.full(len(column), self.day))])
+        return _concatenate([past, (np.zeros(len(column), np.int64), column, np.full(len(column), self.day))])
 
 
 def as_id(value: Any, known: np.ndarray) -> Any:
@@ -189,7 +189,7 @@ def _lines(row: int, newer: Newer, catalogue: np.ndarray) -> Lines:
     return np.full(len(column), row), column, np.fromiter(newer.values(), np.int64, len(column))
 
 
-def _together(found: list[Lines]) -> Lines:
+def _concatenate(found: list[Lines]) -> Lines:
     """Lines of the same rows in one, each row's by day."""
     row, column, day = (np.concatenate(each) for each in zip(*found, strict=True))
     by = np.lexsort((day, row))

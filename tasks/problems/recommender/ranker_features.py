@@ -187,9 +187,9 @@ def of_pairs(
     days = [pairs.oldest(), *(pairs.newest(place) for place in (1, 2, 3))]
     found = pairs.at(user * len(category) + item, facts, days)
     bought, squares, decayed, quick, *within, first, last, second, third = found.T
-    again = np.maximum(bought - 1, 1)
-    between = np.where(bought > 1, (first - last) / again, NEVER)
-    spread = np.sqrt(np.maximum(squares / again - between**2, 0)) * (bought > 1)
+    gaps = np.maximum(bought - 1, 1)
+    between = np.where(bought > 1, (first - last) / gaps, NEVER)
+    spread = np.sqrt(np.maximum(squares / gaps - between**2, 0)) * (bought > 1)
     since, known = (lines.visits_within(user, np.where(bought > 0, ago, FAR - 1)) for ago in (last, first))
     usual = np.zeros(len(user)) if usual_gap is None else usual_gap[item]
     sums = np.column_stack([weight, lately[0]])

@@ -3,7 +3,7 @@
 NDCG: Järvelin and Kekäläinen 2002, binary gain, the ideal list holds min(k, relevant) hits. MAP: average precision at k with
 the same ideal. Recall divides by all relevant items, also by those that no list could hold.
 
-What lists are like beside being right: novelty is the mean self-information of their items in bits (Zhou et al. 2010: an item
+Metrics beyond accuracy: novelty is the mean self-information of their items in bits (Zhou et al. 2010: an item
 that half of the users bought has one bit), diversity the share of pairs of different categories, dissimilarity one minus the
 mean cosine between the buyers of two of the items (intra-list distance: Ziegler et al. 2005).
 """
@@ -15,7 +15,7 @@ import numpy as np
 from evergreen.tasks.problems.recommender.user_histories import Histories, Sparse, matrix
 
 BUYERS = 5000
-"""Users, drawn at random where there are more, whose purchases say how alike two items are."""
+"""Users, drawn at random where there are more, whose purchases measure the similarity of two items."""
 BLOCK = 512
 """Lists looked at at a time."""
 
@@ -58,7 +58,7 @@ def of_lists(row: np.ndarray, item: np.ndarray, rows: int, items: Items) -> dict
         found = {"novelty": np.bincount(row, items.bits[item], minlength=rows) / size}
         same = _same(row, items.category[item], rows) if items.category.any() else np.full(rows, np.nan)
         found["diversity"] = 1 - same / pairs
-        found["dissimilarity"] = 1 - _alike(row, item, rows, items.buyers) / pairs
+        found["dissimilarity"] = 1 - _similarity(row, item, rows, items.buyers) / pairs
     return {name: np.where(size > (name != "novelty"), each, np.nan) for name, each in found.items()}
 
 
@@ -69,7 +69,7 @@ def _same(row: np.ndarray, category: np.ndarray, rows: int) -> np.ndarray:
     return np.bincount(key // groups, count * (count - 1.0), minlength=rows)
 
 
-def _alike(row: np.ndarray, item: np.ndarray, rows: int, buyers: Sparse) -> np.ndarray:
+def _similarity(row: np.ndarray, item: np.ndarray, rows: int, buyers: Sparse) -> np.ndarray:
     """Sum of the cosines of all ordered pairs of entries, per row: the square of their sum without the squares of each."""
     own = np.bincount(row, np.diff(buyers.indptr)[item] > 0, minlength=rows)
     total = np.zeros(rows)

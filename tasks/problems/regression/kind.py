@@ -1,4 +1,4 @@
-"""Regression: how much. A model may learn only what a first guess leaves over."""
+"""Regression. A model may learn the residual of an offset."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -48,10 +48,10 @@ TAIL = 1.0
 
 @stored_type
 class OffsetRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
-    """A first guess from one feature, and a model for what it leaves over.
+    """An offset from one feature, and a model of the residual.
 
-    The guess is the feature times one factor, which makes the sums of guesses and targets equal on the training rows (so that a
-    sum over eight weeks can guess one over four). Where the feature is missing the guess is zero.
+    The offset is the feature times one factor, so that the sums of offsets and targets are equal on the training rows (a sum
+    over eight weeks can be the offset of one over four). A missing feature gives the offset zero.
     """
 
     def __init__(self, regressor: Any = None, offset: str = "") -> None:
@@ -59,10 +59,10 @@ class OffsetRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
         self.offset = offset
 
     def fit(self, X: pd.DataFrame, y: np.ndarray) -> "OffsetRegressor":
-        first = X[self.offset].fillna(0.0).to_numpy()
-        self.factor_ = float(y.sum() / first.sum()) if first.sum() else 0.0
+        base = X[self.offset].fillna(0.0).to_numpy()
+        self.factor_ = float(y.sum() / base.sum()) if base.sum() else 0.0
         rest: Any = clone(self.regressor)
-        self.regressor_ = rest.fit(X, y - self.factor_ * first)
+        self.regressor_ = rest.fit(X, y - self.factor_ * base)
         return self
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
@@ -72,10 +72,10 @@ class OffsetRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
 
 @stored_type
 class LogRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
-    """Learns sign(y) log(1 + |y|), and answers in the unit of y.
+    """Learns sign(y) log(1 + |y|), and predicts in the unit of y.
 
-    The answer is stretched by one factor, which makes the sums of answers and targets equal on the training rows: the mean of a
-    logarithm is less than the logarithm of the mean. Answers stay within a factor of two of what was seen.
+    Predictions are multiplied by one factor, so that the sums of predictions and targets are equal on the training rows: the
+    mean of a logarithm is less than the logarithm of the mean. Predictions stay within twice the range of the training target.
     """
 
     def __init__(self, regressor: Any = None) -> None:
@@ -132,12 +132,12 @@ class Regression(Quantities, TabularKind):
         return more | super().choices(model, section)
 
     def fit(self, data: Rows, parts: Sequence[Part], config: Config, section: Tabular, seed: int) -> Model:
-        """A regressor. The baseline is the first guess alone, or the mean where pipeline.offset names none."""
+        """A regressor. The baseline is the offset alone, or the mean without pipeline.offset."""
         rows = self.training_rows(data, parts, section, seed)
         return self.assemble(rows, config, section, "continuous", seed).fit(rows.features, rows.target.to_numpy())
 
     def assemble(self, rows: Rows, config: Config, section: Tabular, task: preprocessing.Task, seed: int) -> Any:
-        """The unfitted model, on the rest that the first guess leaves over where there is one."""
+        """The unfitted model; with an offset, of its residual."""
         model = super().assemble(rows, config, section, task, seed)
         naive = config["model"] == self.baseline
         offset = _first(section.pipeline.offset) if naive else config.get("offset", section.pipeline.offset[0])
@@ -194,36 +194,36 @@ def _first(offsets: tuple[str | None, ...]) -> str | None:
 def _stack(series: dict[str, tuple[np.ndarray, np.ndarray]], draw: Any) -> pl.DataFrame:
     edges = _edges(*series["model"])
     return pl.concat(
-        pl.DataFrame(draw(label, answer, edges)).select(pl.lit(name).alias("series"), pl.all())
-        for name, (label, answer) in series.items()
+        pl.DataFrame(draw(label, prediction, edges)).select(pl.lit(name).alias("series"), pl.all())
+        for name, (label, prediction) in series.items()
     )
 
 
-def _sample(label: np.ndarray, answer: np.ndarray) -> pl.DataFrame:
+def _sample(label: np.ndarray, prediction: np.ndarray) -> pl.DataFrame:
     """At most POINTS rows, evenly over the order of their predictions."""
-    order = np.argsort(answer, kind="stable")
+    order = np.argsort(prediction, kind="stable")
     kept = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), POINTS)).astype(int))]
-    return pl.DataFrame({"predicted": answer[kept], "actual": label[kept]})
+    return pl.DataFrame({"predicted": prediction[kept], "actual": label[kept]})
 
 
-def _edges(label: np.ndarray, answer: np.ndarray) -> np.ndarray:
+def _edges(label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     """Bins of residuals that leave out the widest hundredth, so that the middle can be seen."""
-    reach = float(np.quantile(np.abs(label - answer), 0.99)) or 1.0
+    reach = float(np.quantile(np.abs(label - prediction), 0.99)) or 1.0
     return np.linspace(-reach, reach, 4 * BINS + 1)
 
 
-def _residuals(label: np.ndarray, answer: np.ndarray, edges: np.ndarray) -> dict[str, np.ndarray]:
+def _residuals(label: np.ndarray, prediction: np.ndarray, edges: np.ndarray) -> dict[str, np.ndarray]:
     """Share of rows in each bin of actual minus predicted."""
-    return {"low": edges[:-1], "high": edges[1:], "share": np.histogram(label - answer, edges)[0] / len(label)}
+    return {"low": edges[:-1], "high": edges[1:], "share": np.histogram(label - prediction, edges)[0] / len(label)}
 
 
-def _deciles(label: np.ndarray, answer: np.ndarray, edges: np.ndarray) -> dict[str, np.ndarray]:
+def _deciles(label: np.ndarray, prediction: np.ndarray, edges: np.ndarray) -> dict[str, np.ndarray]:
     """Tenths of the rows by prediction: means of predicted and actual, and the mean absolute error."""
-    parts = [part for part in np.array_split(np.argsort(answer, kind="stable"), BINS) if len(part)]
+    parts = [part for part in np.array_split(np.argsort(prediction, kind="stable"), BINS) if len(part)]
     return {
         "decile": np.arange(1, len(parts) + 1),
-        "predicted": np.array([answer[part].mean() for part in parts]),
+        "predicted": np.array([prediction[part].mean() for part in parts]),
         "actual": np.array([label[part].mean() for part in parts]),
-        "mae": np.array([np.abs(label[part] - answer[part]).mean() for part in parts]),
+        "mae": np.array([np.abs(label[part] - prediction[part]).mean() for part in parts]),
         "rows": np.array([len(part) for part in parts]),
     }

@@ -72,7 +72,7 @@ class Calibrated(MetaEstimatorMixin, ClassifierMixin, BaseEstimator):
 
 def mapped(chances: np.ndarray, method: Method, maps: Sequence[Any]) -> np.ndarray:
     """Probabilities after their maps, each row with sum 1."""
-    apply = _bend if method == "sigmoid" else _look_up
+    apply = _bend if method == "sigmoid" else _interpolate
     if chances.shape[1] == 2:
         second = apply(chances[:, 1], maps[0])
         return np.column_stack([1 - second, second])
@@ -88,7 +88,7 @@ def _bend(chance: np.ndarray, line: Sequence[float]) -> np.ndarray:
     return expit(line[0] * _odds(chance) + line[1])
 
 
-def _look_up(chance: np.ndarray, steps: Sequence[np.ndarray]) -> np.ndarray:
+def _interpolate(chance: np.ndarray, steps: Sequence[np.ndarray]) -> np.ndarray:
     return np.interp(chance, steps[0], steps[1])
 
 

@@ -256,7 +256,7 @@ def _condition(place: str, text: str | None, table: str, events: pl.LazyFrame, a
     for column in where.meta.root_names():
         if column != CUTOFF:
             _refuse_unknown(place, column, table, events)
-    if _looks_at_other_rows(json.loads(where.meta.serialize(format="json"))):
+    if _reads_other_rows(json.loads(where.meta.serialize(format="json"))):
         raise LeakError(f"{place} = {text}: looks at other events, also those after the cutoff; a condition is on one event")
     _refuse_other_than_yes_or_no(place, text, events.limit(0).with_columns(pl.lit(as_of).alias(CUTOFF)).select(where))
     return where.fill_null(False)
@@ -271,15 +271,15 @@ def _refuse_other_than_yes_or_no(place: str, text: str, answer: pl.LazyFrame) ->
         raise ParamsError(f"{place} = {text}: gives {kind}; a condition gives true or false, for example {text} > 0")
 
 
-def _looks_at_other_rows(node: Any) -> bool:
+def _reads_other_rows(node: Any) -> bool:
     """Whether an expression, as Polars serializes it, has an aggregate or a window function in it."""
     if isinstance(node, list):
-        return any(map(_looks_at_other_rows, node))
+        return any(map(_reads_other_rows, node))
     if not isinstance(node, dict):
         return node == "Len"
     if not {"Agg", "Over"}.isdisjoint(node) or not PER_ROW.issuperset(_function_names(node)):
         return True
-    return any(_looks_at_other_rows(inner) for name, inner in node.items() if name not in ("Column", "Literal", "dtype"))
+    return any(_reads_other_rows(inner) for name, inner in node.items() if name not in ("Column", "Literal", "dtype"))
 
 
 def _function_names(node: dict[str, Any]) -> Iterable[str]:

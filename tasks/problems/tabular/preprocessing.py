@@ -291,11 +291,11 @@ class FrequencyEncoder(TransformerMixin, BaseEstimator):
     def transform(self, X: np.ndarray) -> np.ndarray:
         check_is_fitted(self)
         return np.column_stack(
-            [_look_up(column, *known) for column, *known in zip(X.T, self.categories_, self.shares_, strict=True)]
+            [_find_shares(column, *known) for column, *known in zip(X.T, self.categories_, self.shares_, strict=True)]
         )
 
 
-def _look_up(column: np.ndarray, categories: np.ndarray, shares: np.ndarray) -> np.ndarray:
+def _find_shares(column: np.ndarray, categories: np.ndarray, shares: np.ndarray) -> np.ndarray:
     place = np.minimum(np.searchsorted(categories, column), len(categories) - 1)
     return np.where(categories[place] == column, shares[place], 0.0)
 

@@ -61,8 +61,8 @@ def evenly(rows: np.ndarray, most: int) -> np.ndarray:
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(int))] if len(rows) else rows
 
 
-def alike(data: Rows, rows: np.ndarray) -> np.ndarray:
-    """Per row the number, from 0, of the group of rows that are the same in every feature."""
+def group_equal_rows(data: Rows, rows: np.ndarray) -> np.ndarray:
+    """Group number of each row, from 0; rows with equal features share one."""
     mixed = hash_pandas_object(data.features.iloc[rows], index=False).to_numpy()  # pyright: ignore
     return np.unique(mixed, return_inverse=True)[1]
 

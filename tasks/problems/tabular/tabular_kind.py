@@ -440,7 +440,7 @@ def _find_features(data: Rows, asked: pl.DataFrame, entity: str | None) -> tuple
     if not missing:
         return _given(data, asked)
     if entity in asked.columns and data.cutoff is not None:
-        return _looked_up(data, asked[entity])
+        return _select_entities(data, asked[entity])
     either = f"{entity}, or " if data.cutoff is not None else ""
     raise DataError(
         f"columns {', '.join(asked.columns) or '(none)'}: needs {either}every feature; {len(missing)} are missing "
@@ -448,7 +448,7 @@ def _find_features(data: Rows, asked: pl.DataFrame, entity: str | None) -> tuple
     )
 
 
-def _looked_up(data: Rows, wanted: pl.Series) -> tuple[pd.DataFrame, list[str | None]]:
+def _select_entities(data: Rows, wanted: pl.Series) -> tuple[pd.DataFrame, list[str | None]]:
     """The newest features of each entity."""
     assert data.cutoff is not None
     day = data.cutoff.unique().sort()[-1]

@@ -196,10 +196,10 @@ def test_rows_of_few_people_count_as_few():
     known = reference_data.of_predicted("sold", 1, "regression", Predictions(rows, frame))
     few = np.repeat(np.random.default_rng(16).integers(5000, 9000, 40), 25)
     assert not detection.compare(known, Predictions(*weekly(draw, few, 0, 0.0)), POLICY, 0).alarm
-    strangers = Predictions(
+    anonymous = Predictions(
         weekly(draw, few, 0, 0.0)[0].with_columns(entity=pl.lit(None, pl.String)), weekly(draw, few, 0, 0.0)[1]
     )
-    assert detection.compare(known, strangers, POLICY, 0).alarm  # the same rows, were each about another one
+    assert detection.compare(known, anonymous, POLICY, 0).alarm  # the same rows, were each about another one
 
 
 def test_predictions_and_labels_drift_too():

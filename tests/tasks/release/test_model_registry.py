@@ -309,13 +309,13 @@ def test_a_type_outside_our_list_is_neither_registered_nor_loaded(own: Own, monk
     client = client_of(own)
     registry, layout = own
     version = registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE)
-    stranger = layout.root / "stranger.skops"
-    io.dump(make_pipeline(FunctionTransformer(subprocess.getoutput), fit()), stranger)
-    artefact(own, version).write_bytes(stranger.read_bytes())
-    client.set_model_version_tag("redeem", str(version.version), "sha256", hashlib.sha256(stranger.read_bytes()).hexdigest())
+    untrusted = layout.root / "untrusted.skops"
+    io.dump(make_pipeline(FunctionTransformer(subprocess.getoutput), fit()), untrusted)
+    artefact(own, version).write_bytes(untrusted.read_bytes())
+    client.set_model_version_tag("redeem", str(version.version), "sha256", hashlib.sha256(untrusted.read_bytes()).hexdigest())
     with pytest.raises(ModelError, match=r"holds subprocess\.getoutput, which is not in TRUSTED"):
         registry.load("redeem", version.version)
-    (layout.model("redeem") / "model.skops").write_bytes(stranger.read_bytes())
+    (layout.model("redeem") / "model.skops").write_bytes(untrusted.read_bytes())
     with pytest.raises(ModelError, match=r"holds subprocess\.getoutput, which is not in TRUSTED"):
         registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE)
 

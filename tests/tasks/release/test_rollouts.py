@@ -421,7 +421,7 @@ def test_what_servers_say_is_known_as_long_as_they_live(rollouts: Rollouts):
     said = [ServerReport(server=name, problem="redeem", champion=1, candidate=2, error=None, at=now) for name in ("a", "b")]
     for each in said:
         rollouts.reports.write(each)
-    later = said[1].model_copy(update={"trouble": "a full disk", "at": now + timedelta(seconds=50)})
+    later = said[1].model_copy(update={"error": "a full disk", "at": now + timedelta(seconds=50)})
     rollouts.reports.write(later)
     assert rollouts.reports.servers("redeem", now) == [said[0], later]
     assert rollouts.reports.servers("redeem", now + timedelta(seconds=61)) == [later]

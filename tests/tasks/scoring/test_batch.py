@@ -145,14 +145,14 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, says):
 
 def test_a_model_of_other_features_is_named_with_its_version(redeem, newest):
     made, _ = redeem
-    stranger = made.kind.fit(
+    other = made.kind.fit(
         made.reload({"rows": made.frames["rows"].rename({newest.columns[1]: "gone"})}, "renamed"),
         made.fold.train, made.defaults("logistic"), made.section, 0,
     )  # fmt: skip
     newest.select("household_id").write_csv(made.folder / "ids.csv")
     known, layout = loading.load(made.folder / "params.yaml"), Layout(made.folder)
     with pytest.raises(ModelError, match=r"redeem: version 7 cannot score ids.csv: .*gone"):
-        batch.run(Scorer(known, "redeem", layout, stranger, 7), made.folder / "ids.csv", made.folder / "o.csv")
+        batch.run(Scorer(known, "redeem", layout, other, 7), made.folder / "ids.csv", made.folder / "o.csv")
 
 
 def test_a_recommender_scores_with_lists_from_the_newest_histories(tmp_path):

@@ -17,7 +17,7 @@ from evergreen.tasks.model_files import skops_models
 from evergreen.tasks.problems.recommendation.kind import KIND
 from evergreen.tasks.problems.recommender import candidate_generation, dask_partitions
 from evergreen.tasks.problems.recommender.candidate_generation import Learned, Settings
-from evergreen.tasks.problems.recommender.candidate_sources import SOURCES, Factors, Nearby, Segments, favourites
+from evergreen.tasks.problems.recommender.candidate_sources import SOURCES, Factors, ItemNeighbours, Segments, favourites
 from evergreen.tasks.problems.recommender.item_catalogue import mostly_at
 from evergreen.tasks.problems.recommender.ranker_features import FEATURES, ITEM, NEVER, PAIR, Lines, of_items, of_pairs
 from evergreen.tasks.problems.recommender.user_histories import Histories
@@ -46,7 +46,7 @@ def test_neighbours_of_an_item_are_the_nearest_by_cosine_without_itself():
     unit = x / np.maximum(np.linalg.norm(x, axis=0), 1e-12)
     cosine = unit.T @ unit
     np.fill_diagonal(cosine, 0)
-    nearest = Nearby.learn(sparse.csr_array(x), 3).nearest.toarray()
+    nearest = ItemNeighbours.learn(sparse.csr_array(x), 3).nearest.toarray()
     for found, true in zip(nearest, cosine, strict=True):
         assert (found > 0).sum() <= 3
         np.testing.assert_allclose(np.sort(found)[-3:], np.sort(true)[-3:], atol=1e-6)
@@ -54,11 +54,11 @@ def test_neighbours_of_an_item_are_the_nearest_by_cosine_without_itself():
 
 def test_a_row_that_holds_everything_makes_nothing_neighbours(monkeypatch):
     monkeypatch.setattr("evergreen.tasks.problems.recommender.candidate_sources.LONGEST", 2)
-    nearest = Nearby.learn(sparse.csr_array(np.array([[1, 1, 0], [1, 1, 1]], np.float32)), 5).nearest
+    nearest = ItemNeighbours.learn(sparse.csr_array(np.array([[1, 1, 0], [1, 1, 1]], np.float32)), 5).nearest
     np.testing.assert_allclose(nearest.toarray(), [[0, 1, 0], [1, 0, 0], [0, 0, 0]], atol=1e-6)
 
 
-@pytest.mark.parametrize("learn", [lambda x: Nearby.learn(x, 5), lambda x: Factors.learn(x, 2, seed=0)])
+@pytest.mark.parametrize("learn", [lambda x: ItemNeighbours.learn(x, 5), lambda x: Factors.learn(x, 2, seed=0)])
 def test_what_a_user_misses_of_his_own_half_scores_above_the_other_half(learn):
     x = blocks()
     source, dense = learn(x), x.toarray()

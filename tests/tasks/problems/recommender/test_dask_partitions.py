@@ -67,7 +67,7 @@ def test_candidates_of_partitions_are_those_of_all_users_at_once(world, model, m
 
 def test_a_cluster_gives_the_same_candidates_lists_scores_and_ranker_to_the_bit(world, model, cluster, monkeypatch):
     monkeypatch.setattr(dask_partitions, "PARTITION", BLOCK)
-    monkeypatch.setattr(interactions, "TOGETHER", 0)
+    monkeypatch.setattr(interactions, "MAX_SHARED_USERS", 0)
     here = answers(world, model)
     monkeypatch.setenv(dask_partitions.ADDRESS, cluster.scheduler_address)
     before = executed(cluster)
@@ -89,7 +89,7 @@ def fresh(world: World) -> Any:
 
 def test_large_shops_are_ranked_without_keeping_candidates_and_get_the_same_lists(world, model, monkeypatch):
     kept = world.predict(model)
-    monkeypatch.setattr(interactions, "TOGETHER", 0)
+    monkeypatch.setattr(interactions, "MAX_SHARED_USERS", 0)
     monkeypatch.setattr(dask_partitions, "PARTITION", BLOCK)
     data = fresh(world)
     assert world.predict(model, data).equals(kept)
@@ -100,7 +100,7 @@ def test_the_ranker_of_a_large_shop_learns_from_drawn_users_alone_and_from_the_s
     config, few = world.defaults("two_stage"), world.section.pipeline.model_copy(update={"ranker_users": 100})
     section = world.section.model_copy(update={"pipeline": few})
     one = world.kind.fit(fresh(world), world.fold.train, config, section, 7)
-    monkeypatch.setattr(interactions, "TOGETHER", 0)
+    monkeypatch.setattr(interactions, "MAX_SHARED_USERS", 0)
     assert world.kind.fit(fresh(world), world.fold.train, config, section, 7).ranker_ == one.ranker_
 
 

@@ -141,5 +141,5 @@ def test_a_history_cut_short_is_worth_more_with_every_visit_and_the_whole_one_as
     assert list(short) == ["0", "1", "2", "5", "10", "all"]
     assert short["0"] < short["2"] < short["10"]
     long_known = rows["model"].filter(pl.col("visits") > 10)
-    assert long_known.height <= evaluation_tables.ASKED
+    assert long_known.height <= evaluation_tables.SAMPLED_USERS
     assert short["all"] == pytest.approx(long_known["ndcg"].mean())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from evergreen.tasks.problems.recommender.candidate_generation import best, decayed, order
-from evergreen.tasks.problems.recommender.candidate_sources import Ease, Similar, popularity
+from evergreen.tasks.problems.recommender.candidate_sources import Ease, TifuKnn, popularity
 from evergreen.tasks.problems.recommender.online_histories import OnlineHistories
 from evergreen.tasks.problems.recommender.ranker_features import NEVER, PAIR, USER, Lines, of_pairs, of_users
 from evergreen.tasks.problems.recommender.ranking_metrics import per_user
@@ -65,16 +65,16 @@ def test_ease_through_users_is_ease_through_items(shape):
 
 def test_similar_users_lend_the_mean_of_their_purchases_and_nobody_is_his_own_neighbour():
     users = np.array([[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 3, 0], [0, 0, 0, 0, 9]], np.float32)
-    similar = Similar(np.array([10, 11, 12, 13]), sparse.csr_array(users), neighbours=2)
+    similar = TifuKnn(np.array([10, 11, 12, 13]), sparse.csr_array(users), neighbours=2)
     lent = similar.score(sparse.csr_array(users[:1]), np.array([10]))
     np.testing.assert_allclose(lent, [[1, 1, 0.5, 1.5, 0]])
-    stranger = similar.score(sparse.csr_array(users[:1]), np.array([99]))
-    np.testing.assert_allclose(stranger, [[1, 1, 0.5, 0, 0]])
+    anonymous = similar.score(sparse.csr_array(users[:1]), np.array([99]))
+    np.testing.assert_allclose(anonymous, [[1, 1, 0.5, 0, 0]])
 
 
 def test_more_neighbours_than_users_is_every_other_user_that_there_is():
     users = sparse.csr_array(np.eye(3, dtype=np.float32))
-    lent = Similar(np.arange(3), users, neighbours=50).score(users[:1], np.array([7]))
+    lent = TifuKnn(np.arange(3), users, neighbours=50).score(users[:1], np.array([7]))
     np.testing.assert_allclose(lent, np.full((1, 3), 1 / 3), rtol=1e-6)
 
 
@@ -183,7 +183,7 @@ def test_what_one_user_gets_alone_is_what_he_gets_among_many(few, monkeypatch):
     draw = np.random.default_rng(0)
     x = draw.poisson(0.5, (30, 40)).astype(np.float32)
     ease = Ease.learn(sparse.csr_array(x), 3.0)
-    similar = Similar(np.arange(30), sparse.csr_array(x), neighbours=5)
+    similar = TifuKnn(np.arange(30), sparse.csr_array(x), neighbours=5)
     moved = x.copy()
     moved[3, 7] += 2
     for rows in (sparse.csr_array(x), sparse.csr_array(moved)):
