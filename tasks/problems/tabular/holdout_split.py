@@ -152,12 +152,12 @@ def _drawn(rows: pl.DataFrame, found: pl.DataFrame, section: Table, stratified: 
 
 def hash_rows(about: pl.DataFrame) -> np.ndarray:
     """One number per row, the same for the same content: whole numbers and others alike, days and moments alike."""
-    alike = []
+    columns = []
     for name, kind in about.schema.items():
         column = pl.col(name).cast(pl.Datetime("us")).cast(pl.Int64) if kind in (pl.Date, pl.Datetime) else pl.col(name)
         number = kind.is_numeric() or kind.is_temporal() or kind == pl.Boolean
-        alike.append(column.cast(pl.Float64) + 0.0 if number else column.cast(pl.String))
-    return hash_pandas_object(about.select(alike).to_pandas(), index=False).to_numpy()  # pyright: ignore
+        columns.append(column.cast(pl.Float64) + 0.0 if number else column.cast(pl.String))
+    return hash_pandas_object(about.select(columns).to_pandas(), index=False).to_numpy()  # pyright: ignore
 
 
 @dataclass(frozen=True)

@@ -110,12 +110,12 @@ def test_debug_shows_where_an_expected_error_came_from(shop: Path, monkeypatch: 
         main.main()
 
 
-def test_a_second_training_is_told_who_is_at_work(shop: Path):
+def test_a_second_training_names_the_process_that_holds_the_lock(shop: Path):
     with locking(Layout(shop).var / "train.lock", "train"):
         done = evergreen("train", cwd=shop)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert f"process {os.getpid()} is at" in done.stderr
+    assert f"process {os.getpid()} holds the lock" in done.stderr
 
 
 def test_a_disk_that_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
