@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
     on_crashed=[retraining.notify_crash],
 )
 def scoring(root: str, problem: str) -> dict[str, Any]:
-    """Answer for everybody by the newest features, made anew unless the project lives on a day of params.yaml or trains now."""
+    """Score all entities of the newest features. Rebuilds the features, unless params fix the day or a training runs."""
     layout = find(Path(root))
     if load(layout.params).project.as_of is None:
         try:

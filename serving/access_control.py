@@ -51,7 +51,7 @@ class Denial:
 
     status: int
     body: bytes
-    """JSON: `error`, one line that says what to do."""
+    """JSON: `error`, one line with the remedy."""
     headers: tuple[tuple[str, str], ...] = ()
 
 

@@ -1,4 +1,4 @@
-"""Work beside the event loop: thread pools for slow calls, and tasks that run beside the requests."""
+"""Thread pools for slow calls, and background tasks."""
 
 import asyncio
 import logging

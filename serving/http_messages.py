@@ -1,4 +1,4 @@
-"""A request whose body is not read yet, and a response: what the endpoints take and return."""
+"""Requests, whose body is read later, and responses of the endpoints."""
 
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class BodyTooLargeError(Exception):
 
 
 class ClientDisconnectedError(Exception):
-    """Nobody waits for a response."""
+    """The client has disconnected."""
 
 
 class HttpRequest:

@@ -76,7 +76,7 @@ class PredictionService:
         self._background.repeat(parity_check.INTERVAL_SECONDS, self._parity.compare)
 
     async def stop(self) -> None:
-        """Stop the periodic work and write what waits."""
+        """Stop the periodic work and write queued predictions."""
         await self._background.stop()
         await self._writer.close()
         self._count_batches()
@@ -84,7 +84,7 @@ class PredictionService:
         self._background.close()
 
     async def _refresh(self) -> None:
-        """Read what other processes wrote: events, features."""
+        """Read events and features of other processes."""
         self._count_batches()
         self.metrics.save()
         database = self._background.database

@@ -102,6 +102,6 @@ class PredictionWriter:
             await self._background.run(self._background.disk, self.spool.flush)
 
     async def close(self) -> None:
-        """Write what waits; nothing may be written afterwards."""
+        """Write queued predictions; then accept no more."""
         if self.spool:
             await self._background.run(self._background.disk, self.spool.close)

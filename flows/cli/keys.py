@@ -1,4 +1,4 @@
-"""`evergreen keys`: who may ask what of a server."""
+"""`evergreen keys`: access keys of servers and their scopes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any

@@ -1,1 +1,1 @@
-"""What commands and flows do beside the steps."""
+"""Operations of commands and flows that are no steps."""

@@ -1,4 +1,4 @@
-"""Batch scoring: the champion's answer to each row of a file, or to everybody by the newest features, and into the ledger."""
+"""Batch scoring: predictions for the rows of a file, or for all entities of the newest features, also into the ledger."""
 
 import logging
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class Lists:
     explain: bool = False
 
     def given(self) -> dict[str, Any]:
-        """The options that say something."""
+        """The options that are set."""
         return {name: value for name, value in vars(self).items() if value is not None and value is not False}
 
 
@@ -45,10 +45,10 @@ def run(
     ledger: bool = True,
     say: Callable[[str], None] = log.info,
 ) -> batch.Result:
-    """Score `data` into `out` with `version`, or the champion for None. A recommender reads the purchases of the event log too.
+    """Score `data` into `out` with `version`, or the champion for None. A recommender reads the event log too.
 
-    `ledger`: write the answers there too. `say`: told how far it came. Raises what scoring.batch, the registry and the ledger
-    raise.
+    `ledger`: also write the predictions there. `say`: receives the progress. Raises the errors of scoring.batch, the registry
+    and the ledger.
     """
     made = _scorer(layout, params, problem, version, lists)
     record = _recorder(layout, problem, made.version) if ledger else None
@@ -67,12 +67,11 @@ def newest(
     at: datetime | None = None,
     ledger: bool = True,
 ) -> batch.Result:
-    """Answer by the newest features for everybody they are about, with `version` or the champion, into `out`.
+    """Score all entities of the newest features with `version`, or the champion for None, into `out`.
 
-    `out`: None: data/scores/PROBLEM.parquet, the key, the cutoff and the answer in a row. `lists.as_of`: the newest features
-    up to that day, inclusive. `ledger`: write the answers there too, as given at `at` (now for None); the same ones of the
-    same version and cutoff are there once, however often this is called.
-    Raises what tasks.scoring.batch, the registry and the ledger raise.
+    `out`: None: data/scores/PROBLEM.parquet: key, cutoff and prediction per row. `lists.as_of`: last day of the features,
+    inclusive. `ledger`: also write the predictions there, at the time `at` (now for None); repeated calls with the same version
+    and cutoff write them once. Raises the errors of tasks.scoring.batch, the registry and the ledger.
     """
     made = _scorer(layout, params, problem, version, lists, anybody=True)
     place = out or layout.scores(problem)
@@ -82,7 +81,8 @@ def newest(
 
 
 def _scorer(layout: Layout, params: Params, problem: str, version: int | None, lists: Lists, anybody: bool = False) -> Scorer:
-    """What answers, with the compiled model where there is one. `anybody`: an event problem may be asked as of a day too."""
+    """The scorer of a version, with its compiled model if there is one. `anybody`: score all entities; then an event problem
+    takes a day, too."""
     params, moved = _moved(layout, params, problem, lists, anybody)
     model, chosen = champion(layout, problem, version)
     lists_alone = params.section(problem).predicts == "lists"  # they come from live histories

@@ -1,4 +1,4 @@
-"""What a machine and a project need, whether it is there, and what to do where it is not."""
+"""Checks of the machine and the project, with remedies."""
 
 import importlib.metadata
 import os
@@ -17,7 +17,7 @@ from evergreen.tasks.core.paths import Layout, find
 
 DISK_GB = 2
 BOUNDS = {"pandas": (3, 1), "fastapi": (0, 151), "sqlalchemy": (2, 1)}
-"""Libraries that break others from this version on; pyproject.toml says whom."""
+"""Library -> first version that breaks another; see pyproject.toml."""
 NEEDED = ("prefect", "dvc", "mlflow", "great-expectations", "optuna", "scikit-learn", "lightgbm", "skops", "polars")
 
 

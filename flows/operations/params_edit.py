@@ -1,6 +1,6 @@
-"""What commands set in params.yaml: the day a project lives on, the seconds of a search, what a retraining learns from.
+"""Edits of params.yaml by commands: the project's day, the time budget, the rows of a retraining.
 
-Every other character stays.
+All other characters stay.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""A registered version made once more, from what was recorded with it: the commit, the data's hashes in DVC, the params.
+"""Rebuild a registered version from its recorded commit, data hashes in DVC and params.
 
-Its search is not made again (it may have had a budget of seconds): what it chose was recorded too. The features are built again
-from the tables where DVC still holds these, and the model is learned again from the features that were recorded.
+The search is not repeated, because it may have had a time budget; its chosen configuration is recorded. Features are rebuilt
+from the tables if DVC still has these. The model is refitted on the recorded features.
 """
 
 import json
@@ -63,10 +63,10 @@ class Reproduced:
 
 
 def run(layout: Layout, params: Params, problem: str, version: int | None) -> Reproduced:
-    """Make `version`, or the champion for None, again in a scratch folder, and compare it with the registered model.
+    """Rebuild `version`, or the champion for None, in a scratch folder, and compare it with the registered model.
 
-    What cannot be had (a commit that git does not know, data that DVC's cache does not hold) is listed in `differs`.
-    Raises ModelError for a version that is not there, ProjectError where the project has no git or no DVC.
+    `differs` lists unavailable sources, such as a commit unknown to git or data missing in DVC's cache. Raises ModelError for
+    an unknown version, ProjectError for a project without git or DVC.
     """
     chosen = batch_scoring.chosen(layout, problem, version)
     registry = settings.registry(layout)
@@ -193,7 +193,7 @@ def _step(scratch: Layout, step: str, problem: str) -> str:
 
 
 def _compare(params: Params, problem: str, scratch: Layout, registered: "Model") -> tuple[int, float | None]:
-    """Rows compared and the largest difference of what the two models say of them; None where labels or lists differ."""
+    """Number of compared rows and the largest difference of the two predictions; None where labels or lists differ."""
     kind, section = problems.kind(params.kind(problem)), params.section(problem)
     try:
         rebuilt = skops_models.load(scratch.model(problem) / MODEL)
@@ -206,7 +206,7 @@ def _compare(params: Params, problem: str, scratch: Layout, registered: "Model")
 
 
 def _predict(kind: Any, model: "Model", data: Any, section: Any) -> dict[str, np.ndarray]:
-    """What a model says of all rows it could have learned from, or of the first users."""
+    """Predictions of a model for all its training rows, or lists for the first users."""
     if isinstance(kind, RowKind):
         return kind.predict_rows(model, data.features)
     asked = pl.DataFrame({section.features.user: data.histories.users[:USERS]})

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Outcome:
-    """What became of one problem in a flow."""
+    """Outcome of one problem in a flow."""
 
     problem: str
     done: list[str] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Row:
 
 
 def digest(origin: Mapping[str, str], problem: str) -> str:
-    """What a judgement rests on, as one short text: the model and its evaluation as DVC knows them, and the gate's policy."""
+    """A short digest of the inputs of a verdict: model and evaluation by their DVC hashes, and the gate's policy."""
     parts = {path: origin.get(f"dvc.{path}") for path in (f"models/{problem}/model", f"reports/{problem}/evaluation")}
     text = json.dumps([parts, json.loads(origin["params"])["gate"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -61,7 +61,7 @@ class Planned:
 
 
 def resource(params: Params, problem: str) -> str:
-    """What the events of a problem are about."""
+    """Resource id of the events of a problem."""
     return f"evergreen.problem.{_allowed(params.project.name)}.{problem}"
 
 
@@ -173,7 +173,7 @@ def environment() -> dict[str, str]:
 
 
 def tag(params: Params) -> str:
-    """What all deployments of a project carry."""
+    """Tag of all deployments of a project."""
     return f"evergreen:{params.project.name}"
 
 
@@ -323,7 +323,7 @@ def work(layout: Layout, params: Params, pool: str | None) -> None:
 
 
 def as_yaml(params: Params) -> str:
-    """The same deployments for `prefect deploy --all`, for those who keep what is deployed under git."""
+    """The same deployments as a file for `prefect deploy --all`, for deployments under git."""
     from io import StringIO
 
     from ruamel.yaml import YAML

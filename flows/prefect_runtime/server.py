@@ -36,7 +36,7 @@ OWN = {
     "PREFECT__SERVER_FINAL": "1",
 }
 BRIEF = {"PREFECT__SERVER_EPHEMERAL": "1"}
-"""For a server that nobody's schedules wait for."""
+"""For a server without schedules."""
 
 
 @dataclass
@@ -86,7 +86,7 @@ def running(layout: Layout, say: Callable[[str], None], scheduling: bool = False
 
 
 def healthy(url: str) -> bool:
-    """Whether a Prefect API answers at `url`."""
+    """Whether a Prefect API responds at `url`."""
     with (
         suppress(OSError, ValueError, HTTPException),
         build_opener(ProxyHandler({})).open(f"{url}/health", timeout=5) as response,

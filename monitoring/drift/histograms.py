@@ -163,7 +163,7 @@ class Categories:
         return _count(self.code(values), self.bins)
 
     def label(self, place: int) -> str:
-        """What bin `place` stands for."""
+        """Name of bin `place`."""
         return self.names[place] if place < self.own else ("other" if place == self.own else "unseen")
 
 

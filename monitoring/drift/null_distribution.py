@@ -27,7 +27,7 @@ LIGHT = 1e-6
 SURE = 0.05
 """The difference between weeks is taken as large as it is with a chance of this: a few weeks may be alike by chance."""
 HALF = 0.5
-"""As if so many rows more of the reference had been missing, or unseen: what was never met yet is not impossible."""
+"""Prior count of missing or unseen rows, so that a first one is not impossible."""
 
 
 def rounded(size: int) -> int:

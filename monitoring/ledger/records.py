@@ -35,7 +35,7 @@ class Change(Section):
     alarm: bool
     """Whether it is significant, large enough, and about something important."""
     reason: str
-    """What changed from what to what, or why it raises no alarm."""
+    """The change with its values, or the reason why it raises no alarm."""
 
 
 class Drift(Section):
@@ -103,7 +103,7 @@ class Window(Section):
 
     problem: str
     version: int
-    """Whose predictions are monitored: the champion's."""
+    """Version of the monitored predictions: the champion."""
     since: datetime
     """UTC, exclusive."""
     until: datetime

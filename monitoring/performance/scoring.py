@@ -13,7 +13,7 @@ from evergreen.tasks.core import bootstrap
 from evergreen.tasks.problems.prediction_type import Labelled
 
 MIN_ROWS = 10
-"""A score needs so many rows."""
+"""Fewest rows of a score."""
 DRAWS = 200
 MAX_ROWS = 10_000
 """Of more rows so many, whole entities, are resampled; intervals are then as wide as those of all rows would be."""

@@ -164,7 +164,7 @@ def legend(names: Iterable[Any], width: int = WIDTH) -> Spec:
 
 
 def _shortened(part: Element) -> Element:
-    """Without what draws nothing; what all parts of a group share is written once; coordinates have two decimals."""
+    """Remove invisible marks, factor out attributes that all parts of a group share, and round coordinates to two decimals."""
     kept = [_shortened(each) for each in part if not _draws_nothing(each)]
     bare = [inner for each in kept for inner in (each if each.tag == "g" and not each.attrib else [each])]
     part[:] = [each for each in bare if each.tag != "g" or len(each)]

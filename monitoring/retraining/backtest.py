@@ -43,7 +43,7 @@ class TrainedModel:
 
 
 class Counterfactual(Protocol):
-    """What would have happened in the past. The same question has the same answer under every policy."""
+    """Past data, models and costs. Equal questions have equal results under every policy."""
 
     @property
     def days(self) -> Sequence[date]:
@@ -68,7 +68,7 @@ class Counterfactual(Protocol):
         ...
 
     def monitor(self, champion: TrainedModel, version: int, day: date, policy: Retrain) -> Window:
-        """The monitoring run at the end of `day`, limited to what the policy asks for."""
+        """The monitoring run at the end of `day`, limited to the needs of the policy."""
         ...
 
     def scores(self, model: TrainedModel, day: date) -> Scores | None:

@@ -239,7 +239,7 @@ def _compare(rival: Rival, facts: Facts) -> str:
 
 
 def _score(facts: Facts, value: float) -> str:
-    """A skill as the score that people know."""
+    """A skill as the common metric."""
     return facts.scale.show(value)
 
 

@@ -27,7 +27,7 @@ from evergreen.tasks.problems.base import Model, PredictRows, RowKind
 from evergreen.tasks.problems.tabular.preprocessing import MISSING
 
 CONVERTERS: Mapping[str, Converter] = {**onnx_preprocessing.CONVERTERS, **onnx_estimators.CONVERTERS}
-"""Package and class -> what writes its graph."""
+"""Package and class -> converter."""
 
 
 @dataclass(frozen=True)

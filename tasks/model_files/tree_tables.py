@@ -126,7 +126,7 @@ def _compact(
     values: np.ndarray,
     target: int = 0,
 ) -> Tree:
-    """A tree whose leaves stood among its nodes."""
+    """A tree whose leaves were numbered with its nodes."""
     place = np.where(is_leaf, -np.cumsum(is_leaf), np.cumsum(~is_leaf) - 1)
     inner = ~is_leaf
     return Tree(

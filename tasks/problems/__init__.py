@@ -31,7 +31,7 @@ def metric(of: Kind, name: str | None, key: str) -> Metric:
 
 @contextmanager
 def naming(problem: str) -> Iterator[None]:
-    """Let errors of a kind, which does not know what its problem is called, say so."""
+    """Prefix errors of a kind with the problem's name."""
     try:
         yield
     except ParamsError as error:

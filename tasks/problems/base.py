@@ -1,7 +1,7 @@
-"""What a kind of problem must answer, so that features, tune, train, evaluate and gate need not know which kind it is.
+"""The interface of a kind of problem. Stages and the gate use it and never ask for the kind.
 
-Days: a cutoff is the last day whose events may be used. The label of a cutoff lies in the `horizon_days` days after it.
-Rows of a plain table have no cutoff; they are named by the part of the table that they are in.
+Days: a cutoff is the last day whose events may be used. The label of a cutoff covers the `horizon_days` days after it. Rows of
+a plain table have no cutoff; the part of the table names them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ Model = Any
 NOT_SCORED = "not_scored"
 """Column of predictions: why a row has none; null where it has one."""
 Data = Any
-"""What `load` gives; the kind alone looks inside."""
+"""The result of `load`; opaque to all but the kind."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ class Kind(Protocol):
         ...
 
     def load(self, folder: Path, section: Any) -> Data:
-        """Read what `build` made."""
+        """Read the frames of `build`."""
         ...
 
     def splits(self, data: Data, section: Any) -> Splits:
-        """What is learned from and what judges it. Raises DataError where there is too little."""
+        """Training and test parts. Raises DataError where there are too few rows."""
         ...
 
     def begins(self, data: Data, part: Part) -> date | None:
@@ -121,13 +121,13 @@ class Kind(Protocol):
         ...
 
     def importance(self, model: Model) -> dict[str, float]:
-        """Feature -> how much the model leans on it, largest first; empty where that cannot be said."""
+        """Feature -> importance in the model, largest first; empty where the model has none."""
         ...
 
     def slices(self, data: Data, part: Part, names: Sequence[str], section: Any) -> pl.DataFrame:
-        """`entity` and one column per name in `names`: what scores are also shown by. The rows of `predict`, in their order.
+        """`entity` and one column per name in `names`, for error slices; in the row order of `predict`.
 
-        Raises ParamsError, naming the nearest, for a name it does not know.
+        Raises ParamsError, naming the nearest, for an unknown name.
         """
         ...
 
@@ -150,7 +150,7 @@ class RowKind(Kind, Protocol):
 
     @property
     def importance_metric(self) -> str:
-        """What `importance_loss` is a loss of."""
+        """Name of the score of `importance_loss`."""
         ...
 
     def predict_rows(self, model: Model, features: "pd.DataFrame") -> dict[str, np.ndarray]:
@@ -188,19 +188,18 @@ class ExplainedKind(RowKind, Protocol):
         ...
 
     def row_losses(self, predictions: pl.DataFrame) -> np.ndarray:
-        """The loss of each row of `predict`, all with label."""
+        """The loss of each row of `predict`; all rows have a label."""
         ...
 
 
 @runtime_checkable
 class Finishing(Protocol):
-    """A kind whose models are finished by what was said of rows that they had not seen."""
+    """A kind that calibrates its models with out-of-fold predictions."""
 
     def finishes(self, section: Any) -> bool:
-        """Whether params ask for that."""
+        """Whether params enable calibration."""
         ...
 
     def finish(self, model: Model, held_out: pl.DataFrame, section: Any, seed: int) -> Model:
-        """`model`, fitted, with what `held_out` says of it: rows of `predict` by models of its configuration that did not
-        learn from them."""
+        """`model`, fitted, calibrated with `held_out`: out-of-fold rows of `predict` by models of the same configuration."""
         ...

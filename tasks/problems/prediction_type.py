@@ -1,7 +1,7 @@
-"""What the predictions of a kind are, and how labels judge them.
+"""The predictions of each kind, and their scores against labels.
 
-Monitoring asks these of the ledger's rows, and servers do while they roll out a version. So a kind's module `predictions`
-imports Polars and NumPy alone; what needs a library of training imports it inside a function.
+Monitoring reads the ledger's rows with these classes, and so do servers during a rollout. A module `predictions` of a kind
+therefore imports Polars and NumPy only, and training libraries inside functions.
 """
 
 from abc import ABC, abstractmethod
@@ -27,7 +27,7 @@ ENOUGH = 30
 
 @dataclass(frozen=True)
 class SkillScale:
-    """Skill, 0 for guessing and 1 for perfect, beside the metric that people know."""
+    """Skill, 0 for guessing and 1 for perfect, and the common metric it stands for."""
 
     metric: str
     at_zero: float
@@ -54,9 +54,9 @@ class PredictionType(ABC):
     metrics: tuple[Metric, ...]
     """The primary metric first."""
     caveat: str
-    """What everybody who reads a prediction must know: a sentence of the model card."""
+    """A caveat of the predictions: a sentence of the model card."""
     aspect: Literal["prediction", "segments", "ranking"] = "prediction"
-    """What has changed where predictions drift."""
+    """Aspect of a change in predictions."""
     skill: SkillScale | None = None
     """How diagnosis shows the skill of models; None: they cannot be diagnosed."""
     target: Literal["class", "number"] | None = None
@@ -95,7 +95,7 @@ class PredictionType(ABC):
         return {}
 
     def with_history(self, rows: pl.DataFrame, folder: Path) -> pl.DataFrame:
-        """Predictions with what the features in `folder` know of them."""
+        """Predictions with columns from the features in `folder`."""
         return rows
 
 

@@ -1,4 +1,4 @@
-"""Splits of cutoffs in time: what is learned from always lies before what is judged, labels included."""
+"""Splits of cutoffs in time: training rows, labels included, end before test rows begin."""
 
 from collections.abc import Sequence
 from datetime import date, timedelta

@@ -1,12 +1,13 @@
-"""Who is champion, since when, by whom and why: one row per decision about what serves, and none is ever changed.
+"""The record of champions: one row per decision, with author, time and reason; rows never change.
 
-A rollout is rows too (begin, step, pause, resume, abort, promote; folded by release.rollout_state): whatever moves the champion
-ends it, so no second table has to agree with this one.
+Rollouts are rows too (begin, step, pause, resume, abort, promote; folded by release.rollout_state). Each move of the champion
+ends a rollout, so one table is enough.
 
-The registry's alias `champion` says who is champion now; the rows say who was and why. A move is written in three steps: the
-row, not yet in force; the alias; the row in force. Every move begins with `reconcile`, which repairs what a kill left between
-them: if the alias moved, the row comes into force with its reason and evidence; if it did not, the row is deleted, and the same
-call made again does the whole move. An alias that was moved by other means gets a row that says so.
+The registry's alias `champion` names the current champion; the rows hold the history. A move has three steps: write a pending
+row; move the alias; confirm the row. Each move begins with `reconcile`, which repairs interrupted moves: if the alias moved,
+the row is confirmed with its reason and evidence; if not, the row is deleted, and a repeated call does the whole move. An alias
+that other tools moved gets a row that says so.
+
 Rows that move no alias are written in one transaction. Of several processes that act on one state, one succeeds (CLAIMS).
 """
 
@@ -60,13 +61,13 @@ _LOCK = threading.RLock()
 
 
 class Deployment(Section):
-    """One decision about what serves a problem."""
+    """One decision about the served version of a problem."""
 
     problem: str
     version: int
     action: Action
     by: str
-    """Who or what decided."""
+    """Author: a person or a flow."""
     at: datetime
     """UTC."""
     reason: str

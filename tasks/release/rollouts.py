@@ -1,8 +1,8 @@
-"""Rollouts: how a version that the gate promotes becomes champion, from the first share of the traffic to the last.
+"""Rollouts of promoted versions, from the first share of the traffic to champion.
 
-Every change is a decision beside the others (release.deployments), written whole or not at all; the state is folded from
-them (release.rollout_state). A rollout keeps the policy it began with. Any move of the champion ends it: its own promotion, a
-rollback, a direct deployment. A newer version that the gate promotes replaces the candidate, whose rollout is then aborted.
+Each change is a decision (release.deployments), written atomically; release.rollout_state folds the decisions to a state. A
+rollout keeps the policy it began with. Any move of the champion ends it: its own promotion, a rollback, a direct deployment. A
+newer promoted version replaces the candidate, whose rollout is then aborted.
 """
 
 import json

@@ -53,7 +53,7 @@ class RequestCounts:
 
     requests: int = 0
     errors: int = 0
-    """Requests without a proper answer."""
+    """Failed requests."""
     latency: Mapping[int, int] = field(default_factory=dict)
     """Bucket of the latency -> requests; see EDGES."""
 
@@ -64,7 +64,7 @@ class RequestCounts:
 
 
 class ServerReport(Section):
-    """What one server serves for one problem."""
+    """The versions of one problem that one server serves."""
 
     server: str
     problem: str
@@ -73,7 +73,7 @@ class ServerReport(Section):
     candidate: int | None
     """The rollout's candidate that it has loaded."""
     error: str | None
-    """Why it does not serve what it should."""
+    """Why it does not serve the expected version."""
     at: datetime
     """UTC."""
 

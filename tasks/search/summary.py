@@ -1,4 +1,4 @@
-"""What a search reports: best.json and trials.parquet."""
+"""Reports of a search: best.json and trials.parquet."""
 
 import json
 import math
@@ -41,7 +41,7 @@ def summarise(
 
 
 def cost_as_json(cost: Cost) -> dict[str, float | None]:
-    """`cost` with null for what was not measured."""
+    """`cost`; null for values that were not measured."""
     return {name: round(value, 6) if math.isfinite(value) else None for name, value in asdict(cost).items()}
 
 

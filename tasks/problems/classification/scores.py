@@ -93,7 +93,7 @@ def steps(positive: np.ndarray, chance: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _log_loss(certainty: np.ndarray) -> float:
-    """Mean loss, given the probability of what happened."""
+    """Mean loss, from the predicted probability of the true class."""
     return float(-np.mean(np.log(np.clip(certainty, SMALLEST, 1 - SMALLEST))))
 
 

@@ -23,18 +23,18 @@ from evergreen.tasks.problems.recommender.online_histories import OnlineHistorie
 from evergreen.tasks.problems.recommender.user_histories import Histories, Sparse, codes, distinct, matrix
 
 OWN = 0.7
-"""Share of a user's own purchases beside those of similar users, where similar users propose what to buy again."""
+"""Weight of a user's own purchases against those of similar users, in TIFU-kNN."""
 BOUGHT = {"tifu_knn": 0.7, "ease": 0.3, "als": 0.1}
 NEW = {"ease": 0.5} | dict.fromkeys(("tifu_knn", "popular", "item_knn", "co_visitation", "als", "segment_popularity"), 0.25)
 """Source -> its part of the candidates among bought and among new items; parts of sources that are on are scaled to one."""
 CELLS = 8_000_000
 """Users x items of one block, at most, where even BLOCK users would be more."""
 LATELY = 91
-"""Days that say which segment a user belongs to and what is popular there."""
+"""Days of purchases for segments and their popular items."""
 BASKETS = 182
-"""Days whose baskets say what lies beside what."""
+"""Days of baskets for co-visitation."""
 SAMPLED = 8
-"""One score in so many tells which of one user's are too low to be among the best."""
+"""Every n-th score of a user, from which a lower bound of the best is estimated."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ class Learned:
         return self.tifu_knn.ids if self.tifu_knn is not None else self.catalogue[:0]
 
     def _facts(self) -> np.ndarray:
-        """`facts`; what an older model does not know of items, its trees do not ask for."""
+        """`facts`; facts that an older model lacks are not features of its trees."""
         more = len(ranker_features.ITEM) - self.facts.shape[1]
         return np.pad(self.facts, ((0, 0), (0, more))) if more else self.facts
 
@@ -274,7 +274,7 @@ def _step(columns: int) -> int:
 
 
 def _baskets(histories: Histories, catalogue: np.ndarray) -> Sparse:
-    """Baskets x catalogue: what lies in each."""
+    """Baskets x catalogue: 1 for an item in a basket."""
     basket = codes(histories.basket, known := distinct(histories.basket))
     return matrix(basket, histories.columns(catalogue)[histories.item], (len(known), len(catalogue)))
 

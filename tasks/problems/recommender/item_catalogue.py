@@ -1,4 +1,4 @@
-"""What can be recommended, and what rules and reasons need to know of it: category, name, stock, who buys it where."""
+"""The catalogue of items: category, name, stock, buyers and places, for rules and explanations."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -109,7 +109,7 @@ class ItemCatalogue:
     categories: np.ndarray
     """Names, sorted; the first is empty."""
     names: np.ndarray
-    """What each is in words; "" where nothing says it."""
+    """Display name of each; "" where unknown."""
     stock: np.ndarray | None
     """Whether each is there; None: unknown."""
     users: np.ndarray

@@ -15,12 +15,12 @@ from evergreen.tasks.core.suggestions import nearest
 
 
 class Request(Section):
-    """Whom to recommend what to."""
+    """A request for lists: users, baskets and rules."""
 
     users: tuple[Any, ...] = ()
     """Keys of the users; one that is there twice gets two lists, an unknown one what is popular. Empty: one anonymous user."""
     items: tuple[Any, ...] = ()
-    """What lies in the basket of this session, of one user at most; counts as bought, and is not recommended."""
+    """Items in the basket of one user's session; they count as bought and are not recommended."""
     place: int | str | None = None
     """Where: a value of features.place."""
     k: Annotated[int, Field(ge=1)] | None = None
@@ -88,7 +88,7 @@ class RecommendedLists:
     """The lists, one entry per user asked for and rank: parallel sequences."""
 
     row: np.ndarray
-    """Which of the users asked for."""
+    """Row of the requested user."""
     rank: np.ndarray
     """From 1."""
     item: np.ndarray
@@ -101,7 +101,7 @@ class RecommendedLists:
     as_of: date
     """The last day of the histories that count."""
     learned: date
-    """The last day that the model learned from; after `as_of`, it knows what came later."""
+    """The model's last day of training data; if it is after `as_of`, the model has seen later purchases."""
 
     def frame(self, users: pl.Series, item: str, explain: bool) -> pl.DataFrame:
         """user (named and typed as `users`, one per list), rank, item, score and source; with `explain` also explanation."""

@@ -116,7 +116,7 @@ class OnlineHistories:
 
 @dataclass(eq=False)
 class Session(OnlineHistories):
-    """One user with what lies in the basket now, beside what is in the histories of him; nothing of it is kept.
+    """One user with the current basket added to his history; nothing is stored.
 
     `position`: of the user in the histories, -1 for an anonymous user. `basket`: ids; each counts as a line of `day`.
     """

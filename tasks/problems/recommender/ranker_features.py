@@ -37,7 +37,7 @@ NEVER = 999.0
 FAST = 30.0
 """Half-life in days of purchases that hardly count when they are old."""
 PRIOR = 5
-"""Share of an item's buyers who come back: as if so many average ones had been seen beside its own."""
+"""Prior weight in an item's rebuy share, in buyers."""
 FAR = 100_000
 """More days than any purchase is back."""
 

@@ -1,7 +1,7 @@
-"""What each source is worth to the whole: the two stages learned again without it, and judged beside those with all sources.
+"""Ablation of candidate sources: both stages are refitted without each source and compared with the full model.
 
-To be cheap, everything is on a sample: a few hundred users, drawn at random and the same for all, of two windows to learn from
-and of one to judge on. So the numbers are a little below those of the model itself; their differences are what this is about.
+For speed on a sample: a few hundred random users, the same for all, two windows for training and one for evaluation. Scores are
+therefore slightly below those of the full model; only their differences count.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Who bought what when: the histories a recommender reads, kept apart from what it learned.
+"""Purchase histories of users, separate from the fitted model.
 
 Ids are integers or text, as in the tables. Days are whole numbers since 1970-01-01, local time.
 """

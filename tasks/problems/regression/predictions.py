@@ -92,7 +92,7 @@ PREDICTIONS = Quantities()
 
 
 def labelled(predictions: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Label and answer where the label is known."""
+    """Labels and predictions of labelled rows."""
     if predictions["label"].null_count():
         predictions = predictions.filter(pl.col("label").is_not_null())
     return predictions["label"].to_numpy(), predictions["prediction"].to_numpy()

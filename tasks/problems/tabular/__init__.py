@@ -1,1 +1,1 @@
-"""What classification, regression and clustering share: rows of features, and what happens to them inside each fold."""
+"""Shared parts of classification, regression and clustering: feature rows and their preprocessing inside each fold."""

@@ -1,4 +1,4 @@
-"""Some rows of a table as a table of their own, drawn twice where asked for: to learn from less, and to look at a few."""
+"""Subsets of rows as tables, with repeated rows for bootstrap samples."""
 
 from collections.abc import Sequence
 from dataclasses import replace

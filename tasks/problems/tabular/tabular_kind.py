@@ -1,4 +1,4 @@
-"""What classification, regression and clustering share: features beside a target, one row per entity and cutoff or per case."""
+"""Base of classification, regression and clustering: features and a target, one row per entity and cutoff or per case."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -98,7 +98,7 @@ BLEND = "blend"
 
 @dataclass(frozen=True)
 class Family:
-    """One model of a kind: its estimator, what is fixed, what is searched and where the search begins."""
+    """One model of a kind: its estimator, fixed settings, search space and defaults."""
 
     estimator: Callable[..., Any]
     """A scikit-learn estimator class."""
@@ -168,7 +168,7 @@ class TabularKind(RowPredictions):
     plain: ClassVar[Mapping[str, Family]]
     """The same for plain tables."""
     blend: ClassVar[type[Blend] | None] = None
-    """How several models answer together. None: they cannot."""
+    """The ensemble of several models. None: no ensembles."""
 
     def offered(self, section: Tabular) -> Mapping[str, Family]:
         """Model -> family, of those that suit the form of the features. A blend is made of them and is none of them."""
@@ -363,7 +363,7 @@ def roles(features: pd.DataFrame, high_cardinality: int) -> tuple[list[str], lis
 
 
 def _bounded(knots: int, numbers: int) -> int:
-    """So many of `knots` that the columns for them, for so many `numbers`, keep to CELLS."""
+    """Number of `knots` whose columns, for this many `numbers`, stay within CELLS."""
     return knots if numbers * (1 + knots) <= CELLS else max(CELLS // numbers - 1, 0)
 
 
@@ -432,9 +432,9 @@ def _refuse_missing(numbers: pd.DataFrame, model: str) -> None:
 
 
 def _find_features(data: Rows, asked: pl.DataFrame, entity: str | None) -> tuple[pd.DataFrame, list[str | None]]:
-    """The features of each row of `asked`, given in it or looked up by its entity, and why a row has none.
+    """The features of each row of `asked`, given there or found by entity, and the reason where a row has none.
 
-    Raises DataError where neither all features nor the entity are columns of `asked`.
+    Raises DataError if `asked` has neither all features nor the entity as columns.
     """
     missing = [name for name in data.features if name not in asked.columns]
     if not missing:

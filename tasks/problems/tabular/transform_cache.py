@@ -94,7 +94,7 @@ def _hash(value: Any) -> str:
 
 
 def _mark(X: pd.DataFrame) -> tuple[np.ndarray, tuple[str, ...]]:
-    """What tells these rows of the table from others."""
+    """Key of these rows of the table."""
     return X.index.to_numpy(), tuple(map(str, X.columns))
 
 

@@ -1,4 +1,4 @@
-"""Several fitted models that answer together: the weighted mean of what each of them says."""
+"""The weighted mean of the predictions of several fitted models."""
 
 from collections.abc import Sequence
 from typing import Any
