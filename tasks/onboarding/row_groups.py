@@ -27,7 +27,7 @@ FOLDS = 5
 FEWEST_GROUPS = 8
 FIXED_GROUPS = 20
 """Fewest values of a column that fixes the target; with fewer it is a category that says much."""
-ALIKE = 0.98
+SAME_SHARE = 0.98
 """Share of the groups in which all rows agree, where a column is fixed."""
 SURE = 20.0
 """Minus the logarithm of the probability that chance explains what is seen."""
@@ -105,12 +105,12 @@ class _Candidate:
             return None
         if self._fixes(_codes(self.sample[self.target])) and self.groups >= FIXED_GROUPS:
             return Group(self.name, f"{size:.1f} rows each, and all rows of one have the same {self.target}", True, True, 1.0)
-        if not self.others or not self._alike():
+        if not self.others or not self._has_similar_rows():
             return None
         from scipy.stats import binom
 
-        known, unknown = (((self._truth - each) ** 2).sum(axis=1) for each in self._predictions)
-        variance = float(((self._truth - self._truth.mean(axis=0)) ** 2).sum(axis=1).mean()) or 1.0
+        known, unknown = (((self._target - each) ** 2).sum(axis=1) for each in self._predictions)
+        variance = float(((self._target - self._target.mean(axis=0)) ** 2).sum(axis=1).mean()) or 1.0
         by_group = np.bincount(self.codes, unknown - known)
         chance = binom.sf((by_group > 0).sum() - 1, self.groups, 0.5)
         if chance > WORSE_BY_CHANCE or (unknown - known).mean() < GAP * variance:
@@ -127,13 +127,13 @@ class _Candidate:
     def _fixes(self, codes: np.ndarray) -> bool:
         """Whether a column, given as codes, is the same in all rows of nearly all values, beyond chance."""
         shares = np.bincount(codes) / len(codes)
-        alike = max(float((shares**2).sum()), 1e-12)
+        agreement = max(float((shares**2).sum()), 1e-12)
         first = np.full(self.groups, -1)
         first[self.codes[::-1]] = codes[::-1]
         other = np.bincount(self.codes, codes != first[self.codes], self.groups) > 0
-        return other.mean() <= 1 - ALIKE and -np.log(alike) * (len(codes) - self.groups) >= SURE
+        return other.mean() <= 1 - SAME_SHARE and -np.log(agreement) * (len(codes) - self.groups) >= SURE
 
-    def _alike(self) -> bool:
+    def _has_similar_rows(self) -> bool:
         """Whether any column varies less within values than between them, beyond chance (F test)."""
         from scipy.stats import f
 
@@ -183,8 +183,8 @@ class _Candidate:
         codes = self.others[name]
         return (
             not self.sample[name].dtype.is_float()
-            and codes.max() + 1 >= ALIKE * self.groups
-            and _distinct(self.codes, codes) <= self.groups / ALIKE
+            and codes.max() + 1 >= SAME_SHARE * self.groups
+            and _distinct(self.codes, codes) <= self.groups / SAME_SHARE
         )
 
     # --- known and unknown values
@@ -208,7 +208,7 @@ class _Candidate:
         return self.sample[self.target].cast(pl.Float64).to_numpy()
 
     @cached_property
-    def _truth(self) -> np.ndarray:
+    def _target(self) -> np.ndarray:
         """One column per class, or the number."""
         return np.eye(int(self._y.max()) + 1)[self._y.astype(int)] if self.classes else self._y[:, None]
 
@@ -224,10 +224,10 @@ class _Candidate:
     def _predict(self, folds: np.ndarray) -> np.ndarray:
         from lightgbm import LGBMClassifier, LGBMRegressor
 
-        X, made = np.column_stack(list(self._numbers.values())), np.zeros(self._truth.shape)
+        X, made = np.column_stack(list(self._numbers.values())), np.zeros(self._target.shape)
         for fold in range(FOLDS):
             test = folds == fold
-            made[test] = self._truth[~test].mean(axis=0)
+            made[test] = self._target[~test].mean(axis=0)
             if len(np.unique(self._y[~test])) == 1:
                 continue
             if self.classes:
@@ -241,7 +241,7 @@ class _Candidate:
         from sklearn.metrics import roc_auc_score
 
         if not self.classes:
-            return f"RMSE {np.sqrt(((self._truth - predicted) ** 2).mean()):.3g}"
+            return f"RMSE {np.sqrt(((self._target - predicted) ** 2).mean()):.3g}"
         if predicted.shape[1] == 2:
             return f"ROC AUC {roc_auc_score(self._y, predicted[:, 1]):.3f}"
         return f"accuracy {(predicted.argmax(axis=1) == self._y).mean():.3f}"
