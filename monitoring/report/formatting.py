@@ -224,3 +224,16 @@ def counted(many: int, one: str, more: str | None = None) -> str:
 def plain(name: Any) -> str:
     """A name of the code as words: underscores become spaces."""
     return str(name).replace("_", " ")
+
+
+def setting(value: Any) -> str:
+    """A value of a configuration or of lineage as a person reads it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return number(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(setting(each) for each in value) or "none"
+    return str(value)
