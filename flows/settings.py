@@ -46,6 +46,12 @@ def read(layout: Layout) -> Settings:
     return found.model_copy(update={name: value for name, value in local.items() if not getattr(found, name)})
 
 
+def has_registry(layout: Layout) -> bool:
+    """Whether the registry is a server, or a file that exists. Imports no MLflow, which takes seconds."""
+    uri = read(layout).mlflow_uri
+    return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
+
+
 def registry(layout: Layout) -> "Registry":
     """The registry of models that the settings name."""
     from evergreen.tasks.release.model_registry import Registry

@@ -35,8 +35,10 @@ def demo(*, root: Path, as_json: bool) -> None:
 
 def _simulate(place: "Layout", names: list[str], prefect: "Server") -> None:
     """Simulate the last weeks of `names`, and show the progress."""
-    from evergreen.flows import simulation, steps
+    from evergreen.flows import settings, simulation, steps
     from evergreen.flows.cli import progress
+
+    settings.registry(place)  # makes its database while the Prefect server starts
 
     say(f"simulating the last weeks of {', '.join(names)}; params.yaml is changed meanwhile and restored afterwards")
     try:

@@ -15,7 +15,7 @@ def due(layout: Layout) -> list[str]:
     if params.project.as_of is None or result_file(layout).exists():
         return []
     suitable = [name for name in params.problems if _is_suitable(params, name)]
-    if not suitable or backup.exists():
+    if not suitable or backup.exists() or not settings.has_registry(layout):
         return suitable
     registry = settings.registry(layout)
     return [name for name in suitable if not registry.versions(name)]

@@ -151,5 +151,5 @@ def bins(share: str, series: str, *transform: Spec) -> Spec:
 
 def groups(x: str, title: str, y: Spec, *below: Spec, color: Spec = BY_SERIES) -> Spec:
     """One place along x for each name, in the order of the table."""
-    split = "split(replace(replace(datum.label, ' and ', '|and '), ' to ', '|to '), '|')"
+    split = "split(replace(replace(datum.label, ' and more', '+'), ' to ', '|to '), '|')"
     return lines(name(x, title, labelExpr=split), y, *below, points=True, color=color)

@@ -202,7 +202,7 @@ CLUSTERING = {
 }
 
 METRICS = ("ndcg", "recall", "ndcg_novel", "recall_novel")
-METRIC_LABELS = {each: formatting.label(each).replace(", ", "|") for each in METRICS}
+METRIC_LABELS = {each: formatting.label(each).replace(",", "").replace(" ", "|") for each in METRICS}
 MEASURES = {each: formatting.label(each) for each in ("novelty", "diversity", "dissimilarity", "repeats")}
 
 
