@@ -44,7 +44,7 @@ demo: install  ## the main job: four problems on a year of a real store, from ra
 	@evergreen demo
 
 test: install  ## every test
-	@python -m pytest -n 2 --dist loadgroup
+	@python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: install  ## style, types, direction of imports, documentation, lock
 	ruff check .

@@ -34,7 +34,8 @@ from evergreen.monitoring.ledger.schema import LABELS, PREDICTIONS
 from evergreen.serving.event_log import EVENTS
 from evergreen.tasks.config.operations import Rollout
 from evergreen.tasks.core.paths import Layout
-from tests.serving import project
+from tests import projects
+from tests.serving.server import Server
 
 PROBLEM, SHOP = "redeem", "recommend"
 WORKERS = 2
@@ -95,9 +96,7 @@ class Seen:
 class Soak:
     """One run against a server on `port`."""
 
-    def __init__(
-        self, layout: Layout, server: project.Server, rows: Sequence[Mapping[str, Any]], users: Sequence[Any], items: Any
-    ):
+    def __init__(self, layout: Layout, server: Server, rows: Sequence[Mapping[str, Any]], users: Sequence[Any], items: Any):
         self.layout, self.server, self.rows, self.users, self.items = layout, server, rows, users, items
         self.client, self.seen = Client(int(server.url.rpartition(":")[2])), Seen()
         self._draw = np.random.default_rng(7)
@@ -268,15 +267,15 @@ def main() -> None:
     for name in [each for each in os.environ if each.startswith("EVERGREEN_")]:
         del os.environ[name]
     with tempfile.TemporaryDirectory(prefix="evergreen soak ") as folder:
-        layout = project.project(Path(folder), (PROBLEM, SHOP))
+        layout = projects.lay_deployed(Path(folder), (PROBLEM, SHOP))
         for strength in (0.01, 0.1, 0.3):
-            project.register(layout, PROBLEM, "logistic", C=strength)
+            projects.register(layout, PROBLEM, "logistic", C=strength)
         names = json.loads((layout.model(PROBLEM) / "model.json").read_text())["features"]
         rows = pl.read_parquet(layout.features(PROBLEM) / "rows.parquet").select(names).tail(200)
         lines = pl.read_parquet(layout.features(SHOP) / "lines.parquet")
         users, items = lines["user"].unique().sort().to_list(), lines["item"].unique().sort().to_list()
         as_json = [{name: None if value != value else value for name, value in row.items()} for row in rows.to_dicts()]
-        server = project.Server(layout, "--workers", str(WORKERS), seconds=400)
+        server = Server(layout, "--workers", str(WORKERS), seconds=400)
         try:
             soak = Soak(layout, server, as_json, users, items)
             asyncio.run(soak.run(options.seconds, options.rate))

@@ -1,23 +1,83 @@
-"""One thread for each numeric library, as in a step: two halves of the suite run side by side on two cores. And PostgreSQL."""
+"""Threads and order of the suite, the projects that tests share, and PostgreSQL.
 
+Each numeric library has one thread, as in a step: two halves of the suite run side by side on two cores.
+"""
+
+import fcntl
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
 from hypothesis import settings
 
 from evergreen.tasks.__main__ import THREADS
+from evergreen.tasks.core.paths import Layout
+
+if TYPE_CHECKING:
+    from tests.projects import Deployed
 
 for name in THREADS:
     os.environ.setdefault(name, "1")
 
 settings.register_profile("evergreen", deadline=None)  # a busy machine is no failure
 settings.load_profile("evergreen")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests run first, so that the two workers end at about the same time. A worker takes a file at a time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """(name, work) -> a folder that `work` fills, once in the run for all workers. Tests read it, or copy it."""
+    own = tmp_path_factory.getbasetemp()
+    base = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def make(name: str, work: Callable[[Path], object]) -> Path:
+        folder, done = base / name, base / f"{name} done"
+        with (base / f"{name} lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # a test that was interrupted may have left half of it
+                work(folder)
+                done.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def deployed(make_once: MakeOnce) -> "Deployed":
+    """Copies of a project with deployed versions; see there."""
+    from tests import projects  # here: a test that needs no project does not pay for the imports
+
+    def copy(folder: Path, names: tuple[str, ...], serve: str = "") -> Layout:
+        made = make_once(f"deployed {' '.join(names)}", lambda place: projects.lay_deployed(place, names))
+        layout = projects.copy(Layout(made), folder)
+        with layout.params.open("a") as file:
+            file.write(f"\n{serve}")
+        return layout
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def trained(make_once: MakeOnce) -> Layout:
+    """The project of `lay_trained`. Tests leave it as it is."""
+    from tests import projects
+
+    return Layout(make_once("trained", projects.lay_trained))
 
 
 @pytest.fixture(scope="session")

@@ -71,6 +71,6 @@ next:
   pipeline: {ranker_users: 200}
   tune: {n_trials: 3, folds: 1}
   train: {}
-  evaluate: {windows: 2, resamples: 60, slices: [visits]}
+  evaluate: {windows: 1, resamples: 60, slices: [visits]}
   gate: {}
 """

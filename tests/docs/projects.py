@@ -22,12 +22,13 @@ from evergreen.tasks.config import loading
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.onboarding.options import InitOptions
 from tests import ROOT
-from tests.serving.project import Server, deploy, project
+from tests.projects import deploy, lay_deployed
+from tests.serving.server import Server
 
 FLOWS = ("train", "monitor")
 """Commands that need a process of their own: Prefect reads its settings once."""
 SMALL = {
-    "tune": {"folds": 2, "repeats": 1, "models": ["prior", "logistic"]},
+    "tune": {"folds": 2, "repeats": 1, "n_trials": 2, "models": ["prior", "logistic"]},
     "evaluate": {"resamples": 50, "diagnose_seconds": 0, "explain_rows": 50},
     "monitor": {"evidently_report": False},
 }
@@ -49,7 +50,7 @@ def lay_tables(folder: Path) -> None:
 
 def lay_store(folder: Path) -> None:
     """The small store, two versions of redeem and one of recommend deployed."""
-    layout = project(folder, ("redeem", "recommend"))
+    layout = lay_deployed(folder, ("redeem", "recommend"))
     deploy(layout, "redeem", "prior")
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.docs.pages import PAGES, README, TUTORIAL, blocks
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("docs")]
+pytestmark = pytest.mark.slow
 RUNNING = [page for page in PAGES if any(block.runs and block.project for block in blocks(page))]
 
 

@@ -5,8 +5,7 @@ import pytest
 from tests.docs.pages import README, TUTORIAL, blocks
 
 
-@pytest.mark.e2e
-@pytest.mark.xdist_group("tutorial")
+@pytest.mark.slow
 def test_the_tutorial_takes_a_file_to_a_model_that_is_served_and_monitored(run_page):
     run_page(TUTORIAL)
 

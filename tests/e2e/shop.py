@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from ruamel.yaml import YAML
 
 from tests import store
 
-PROBLEMS = ("recommend", "redeem", "spend", "segments")
+WEEKS = 24
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "EVERGREEN", "PYTHONDONTWRITE"))},
@@ -24,13 +26,21 @@ ENVIRONMENT = {
 class Shop:
     """A project folder and what one does in it."""
 
-    def __init__(self, root: Path, problems: tuple[str, ...] = PROBLEMS) -> None:
-        self.root = store.project(root, households=120, weeks=24)
-        self._keep(problems)
-        for line in ("git init -q", "dvc init -q", "git add -A", "git commit -qm begin"):
-            self.run(*line.split())
+    def __init__(self, root: Path) -> None:
+        self.root = root
 
-    def _keep(self, problems: tuple[str, ...]) -> None:
+    @classmethod
+    def lay(cls, root: Path, problems: Sequence[str]) -> Self:
+        """A new project with `problems`, in a repository of its own."""
+        shop = cls(store.project(root, households=120, weeks=WEEKS))
+        for line in ("git init -q", "dvc init -q", "git add -A", "git commit -qm begin"):
+            shop.run(*line.split())
+        shop.keep(problems)
+        return shop
+
+    def keep(self, problems: Sequence[str]) -> None:
+        """Have these problems alone in params.yaml, of those that were committed."""
+        self.run("git", "checkout", "-q", "params.yaml")
         path, yaml = self.root / "params.yaml", YAML()
         whole = yaml.load(path.read_text())
         for name in set(whole["problems"]) - set(problems):

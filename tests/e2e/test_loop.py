@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -17,14 +16,14 @@ from urllib.request import ProxyHandler, Request, build_opener
 import polars as pl
 import pytest
 
-from tests import hostile_modules, store
+from evergreen.flows import settings
+from evergreen.tasks.core.paths import Layout
+from tests import hostile_modules, projects
 from tests.e2e.shop import BIN, ENVIRONMENT, Shop
+from tests.projects import BEFORE, DAY
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("loop")]
+pytestmark = pytest.mark.slow
 EVERGREEN = str(BIN / "evergreen")
-DAY = store.last_day(24)
-BEFORE = DAY - timedelta(days=28)
-QUICK = "resamples: 50, diagnose_seconds: 0, explain_rows: 50}"
 POLICY = """
 spend:
   retrain: {mode: automatic, on_drift: true, min_labels: 10}
@@ -103,11 +102,11 @@ def inject(shop: Shop) -> None:
 
 
 def test_drift_is_reported_answered_by_an_automation_and_ends_in_a_judged_challenger(
-    tmp_path: Path, server: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, trained: Layout, server: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shop = Shop(tmp_path / "my shop", ("spend",))
-    text = (shop.root / "params.yaml").read_text()
-    (shop.root / "params.yaml").write_text(text.replace("\nspend:\n", POLICY, 1).replace("resamples: 100}", QUICK, 1))
+    layout = projects.copy(trained, tmp_path / "my shop")
+    shop = Shop(layout.root)
+    layout.params.write_text(layout.params.read_text().replace("\nspend:\n", POLICY, 1))
     inject(shop)
     for name, value in server.items():
         monkeypatch.setitem(os.environ, name, value)
@@ -115,7 +114,6 @@ def test_drift_is_reported_answered_by_an_automation_and_ends_in_a_judged_challe
     url = server["PREFECT_API_URL"]
 
     marker = hostile_modules.plant(shop.root)
-    shop.run(EVERGREEN, "train", "--as-of", str(BEFORE))
     shop.run(EVERGREEN, "schedule", "--no-work")
     first = {each["id"]: each["name"] for each in ask(url, "/deployments/filter", {})}
     shop.run(EVERGREEN, "schedule", "--no-work")
@@ -136,11 +134,8 @@ def test_drift_is_reported_answered_by_an_automation_and_ends_in_a_judged_challe
         def log_end() -> str:
             return (tmp_path / "worker.log").read_text()[-3000:]
 
-        def retraining() -> dict[str, Any] | None:
-            found = json.loads(shop.run(EVERGREEN, "why", "spend", "--json").stdout)["retraining"]
-            return found if found and found["ended"] else None
-
-        done = wait_for(retraining, log_end)
+        wait_for(lambda: any(each.ended for each in settings.decision_log(layout).retrainings("spend")), log_end)
+        done = json.loads(shop.run(EVERGREEN, "why", "spend", "--json").stdout)["retraining"]
         assert (done["trigger"], done["version"], done["by"]) == ("drift", 2, "policy (drift)")
         history = json.loads(shop.run(EVERGREEN, "history", "spend", "--json").stdout)
         assert history["champion"] == (2 if done["promoted"] else 1)

@@ -28,7 +28,6 @@ from evergreen.tasks.core.errors import StepError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.release.mlflow_store import Version
 
-pytestmark = pytest.mark.xdist_group("monitoring")
 DAY = date(2024, 3, 10)
 POLICY = {"mode": "automatic", "on_drift": True, "min_labels": 0}
 

@@ -1,10 +1,6 @@
 """A retraining on the small store: killed at each step, request for twice, refused, and what it learns from."""
 
-import contextlib
-import io
 import json
-import subprocess
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,108 +9,32 @@ from typing import Any
 import polars as pl
 import pytest
 
-from evergreen.flows import retraining, settings, steps, training
-from evergreen.flows.operations import params_edit
+from evergreen.flows import retraining, settings, steps
 from evergreen.flows.operations.status import Outcome
 from evergreen.flows.retraining import RetrainRequest
 from evergreen.monitoring.ledger.decisions import RetrainingRecord, end_of_day
-from evergreen.tasks import __main__ as tasks_main
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.errors import LockedError, ParamsError, StepError
 from evergreen.tasks.core.paths import Layout, locking, write_json
 from evergreen.tasks.release.promotion_gate import Verdict
-from tests import store
-from tests.e2e.shop import Shop
+from tests import projects
+from tests.flows import in_process
+from tests.flows.in_process import KilledError, Plain, Watch, train
 
-pytestmark = pytest.mark.xdist_group("retraining")
-DAY = store.last_day(24)
-BEFORE = DAY - timedelta(days=28)
+pytestmark = pytest.mark.slow
 
-
-class KilledError(BaseException):
-    """Stands for kill -9: nothing of ours catches it."""
-
-
-class Plain:
-    """A step as a plain call in this process, not a Prefect task; `before` and `after` may kill it."""
-
-    def __init__(self, name: str, work: Callable[..., Any], watch: "Watch") -> None:
-        self.name, self.work, self.watch = name, work, watch
-
-    def with_options(self, task_run_name: str) -> "Plain":
-        return self
-
-    def __call__(self, *given: Any) -> Any:
-        self.watch("before", self.name)
-        found = self.work(*given)
-        self.watch.ran.append(self.name)
-        self.watch("after", self.name)
-        return found
-
-
-class Watch:
-    """Which steps ran; kills at the moments in `kills`, each once."""
-
-    def __init__(self) -> None:
-        self.ran: list[str] = []
-        self.kills: list[tuple[str, str]] = []
-
-    def __call__(self, when: str, name: str) -> None:
-        if (when, name) in self.kills:
-            self.kills.remove((when, name))
-            raise KilledError(f"{when} {name}")
-
-
-def work(step: str, root: str, problem: str | None = None) -> None:
-    """A step of dvc.yaml, in this process."""
-    words = [step, *([problem] if problem else []), "--root", root]
-    said = io.StringIO()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-        code = tasks_main.main(words)
-    if code:
-        raise StepError(said.getvalue().strip().splitlines()[-1])
+DAY, BEFORE = projects.DAY, projects.BEFORE
 
 
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
-    found = Watch()
-    for name, worker in (("gate", steps.judge), ("register", steps.enter), ("deploy", steps.release)):
-        monkeypatch.setattr(steps, name, Plain(name, worker, found))
-    monkeypatch.setattr(steps, "SHARED", {name: Plain(name, work, found) for name in steps.SHARED})
-    monkeypatch.setattr(steps, "OWN", {name: Plain(name, work, found) for name in steps.OWN})
-    return found
-
-
-def train(layout: Layout, problem: str, refresh: bool, by: str) -> Outcome:
-    """The training flow without Prefect."""
-    branches = training.Branches(layout, refresh, True, by)
-    branches.run_shared_steps()
-    return branches.train(problem)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    """A project with `spend` alone, its champion trained as of four weeks ago."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "SHARED", {name: Plain(name, work, Watch()) for name in steps.SHARED})
-        patch.setattr(steps, "OWN", {name: Plain(name, work, Watch()) for name in steps.OWN})
-        for name, worker in (("gate", steps.judge), ("register", steps.enter), ("deploy", steps.release)):
-            patch.setattr(steps, name, Plain(name, worker, Watch()))
-        shop = Shop(tmp_path_factory.mktemp("loop") / "a shop", ("spend",))
-        layout = Layout(shop.root)
-        text = layout.params.read_text().replace("resamples: 100}", "resamples: 50, diagnose_seconds: 0, explain_rows: 50}", 1)
-        layout.params.write_text(text)
-        params_edit.set_as_of(layout.params, BEFORE)
-        outcome = train(layout, "spend", False, "ada")
-    assert outcome.error is None
-    return layout
+    return in_process.replace_tasks(monkeypatch)
 
 
 @pytest.fixture
 def layout(trained: Layout, tmp_path: Path) -> Layout:
-    """A copy of it of this test's own. (The registry's models stay where they are.)"""
-    subprocess.run(["cp", "-a", f"{trained.root}/.", str(tmp_path)], check=True)
-    return Layout(tmp_path)
+    """A copy of this test's own; its champion was trained as of BEFORE."""
+    return projects.copy(trained, tmp_path / "a shop")
 
 
 def request(id: str = "run", **more: Any) -> RetrainRequest:

@@ -22,18 +22,19 @@ from evergreen.serving.parity_check import difference
 from evergreen.tasks import problems
 from evergreen.tasks.config import loading
 from evergreen.tasks.core.paths import Layout
-from tests.serving import project
-from tests.serving.project import Server
+from tests import projects
+from tests.projects import Deployed
+from tests.serving.server import Server, evergreen
 
-pytestmark = pytest.mark.xdist_group("serving")
+pytestmark = pytest.mark.slow
+
 HOUSE = {"size": 100.0, "colour": "red", "built": "1990-05-01"}
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    return project.project(
-        tmp_path_factory.mktemp("serving") / "a shop", serve="serve: {default_problem: dear, parity_share: 1.0}\n"
-    )
+def shop(deployed: Deployed, tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    folder = tmp_path_factory.mktemp("serving") / "a shop"
+    return deployed(folder, tuple(projects.MODELS), "serve: {default_problem: dear, parity_share: 1.0}\n")
 
 
 @pytest.fixture(scope="module")
@@ -327,7 +328,7 @@ def test_a_new_version_takes_over_and_no_request_fails(client, server, shop):
     asking = threading.Thread(target=ask)
     asking.start()
     try:
-        version = project.deploy(shop, "spend", "ridge", alpha=77.0)
+        version = projects.deploy(shop, "spend", "ridge", alpha=77.0)
         assert took_over(answers, version)
         settings.deployments(shop).rollback(settings.registry(shop), "spend", 1, "ann", "complaints")
         assert took_over(answers, 1)
@@ -351,8 +352,8 @@ class TestProcesses:
     """With a server of their own, which they kill and stop."""
 
     @pytest.fixture
-    def small(self, tmp_path: Path) -> Layout:
-        return project.project(tmp_path / "b", ("dear",), "serve: {default_problem: dear, durable: true, parity_share: 0}\n")
+    def small(self, deployed: Deployed, tmp_path: Path) -> Layout:
+        return deployed(tmp_path / "b", ("dear",), "serve: {default_problem: dear, durable: true, parity_share: 0}\n")
 
     def test_a_killed_worker_is_replaced_and_acknowledged_predictions_are_in_the_ledger(self, small):
         server = Server(small)
@@ -385,7 +386,7 @@ class TestProcesses:
     def test_a_port_in_use_and_a_public_address_without_keys_are_errors_of_one_line(self, small, server):
         port = server.url.rpartition(":")[2]
         for options, body in ((["--port", port], "cannot bind"), (["--host", "0.0.0.0"], "there is no API key")):
-            done = project.evergreen(small, "serve", *options)
+            done = evergreen(small, "serve", *options)
             assert done.returncode == 1
             assert body in done.stderr
             assert done.stderr.count("\n") == 1

@@ -16,6 +16,7 @@ import hypothesis
 import pytest
 import schemathesis
 import uvicorn
+from mlflow.utils.file_utils import local_file_uri_to_path
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -32,8 +33,8 @@ from evergreen.serving.app import App
 from evergreen.tasks.config import loading
 from evergreen.tasks.core.errors import ModelError
 from evergreen.tasks.core.paths import Layout
-from tests import ROOT
-from tests.serving import project
+from tests import ROOT, projects
+from tests.projects import Deployed
 
 LIMITS = "serve: {max_body_kb: 64, max_rows: 20, timeout_seconds: 2.0}\n"
 CONFORMS = [
@@ -87,11 +88,11 @@ class Live:
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(deployed: Deployed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     with pytest.MonkeyPatch.context() as patch:
         for name in [each for each in os.environ if each.startswith("EVERGREEN_")]:
             patch.delenv(name)
-        layout = project.project(tmp_path_factory.mktemp("fuzz"), ("dear", "recommend"), LIMITS)
+        layout = deployed(tmp_path_factory.mktemp("fuzz") / "shop", ("dear", "recommend"), LIMITS)
         app, watcher = application(layout, loading.load(layout.params), "127.0.0.1")
         server = uvicorn.Server(uvicorn.Config(app, http="httptools", ws="none", lifespan="on", log_config=None))
         bound = socket.create_server(("127.0.0.1", 0))
@@ -105,6 +106,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         watcher.stop()
 
 
+@pytest.mark.slow
 def test_responses_follow_the_openapi_description_and_none_is_a_500(live):
     described = schemathesis.openapi.from_url(f"http://127.0.0.1:{live.port}/openapi.json")
     seen = set[str]()
@@ -385,11 +387,11 @@ def test_a_body_that_never_arrives_times_out(live):
 
 
 def test_a_version_with_a_changed_file_is_never_loaded(live):
-    version = project.deploy(live.layout, "dear", "logistic", C=0.3)
+    version = projects.deploy(live.layout, "dear", "logistic", C=0.3)
     registry, known = settings.registry(live.layout), loading.load(live.layout.params)
     load = lambda: model_loading.load(known, live.layout, registry, settings.events(live.layout), "dear", version)  # noqa: E731
     load().self_check()
-    source = registry._store._client.get_model_version_download_uri("dear", str(version)).removeprefix("file://")
+    source = local_file_uri_to_path(registry._store._client.get_model_version_download_uri("dear", str(version)))
     for file in ("compiled/model.onnx", "model.skops"):
         place = Path(source) / file
         content = place.read_bytes()

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,7 @@ def test_every_kind_has_a_folder_a_contract_and_a_row_in_the_documentation():
         assert re.search(rf"^\| {kind} ", KINDS, re.M), f"docs/explanation/problem-kinds.md has no row for {kind}"
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Top-level packages that a file imports, inside functions too."""
     names = set()

@@ -1,6 +1,6 @@
 """A project's own modules are never imported, whatever their names: by steps, flows, the server, its workers, the drainer.
 
-tests/e2e/test_loop.py holds the same for a Prefect worker.
+tests/e2e hold the same for a training and for a Prefect worker.
 """
 
 import os
@@ -17,17 +17,19 @@ from evergreen.flows.prefect_runtime import deployments
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.paths import Layout
 from tests import hostile_modules
-from tests.serving import project
+from tests.projects import Deployed
+from tests.serving.server import Server
 
-pytestmark = pytest.mark.xdist_group("serving")
+pytestmark = pytest.mark.slow
+
 EVERGREEN = str(Path(sys.executable).with_name("evergreen"))
 HOUSE = {"size": 100.0, "colour": "red", "built": "1990-05-01"}
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("EVERGREEN", "PREFECT", "PYTHONPATH"))}
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    return project.project(tmp_path_factory.mktemp("isolation") / "shop", ("dear",), "serve: {default_problem: dear}\n")
+def shop(deployed: Deployed, tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    return deployed(tmp_path_factory.mktemp("isolation") / "shop", ("dear",), "serve: {default_problem: dear}\n")
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ def test_a_command_imports_nothing_of_the_project(shop: Layout, marker: Path, co
 
 
 def test_the_server_its_worker_and_the_drainer_import_nothing_of_the_project(shop: Layout, marker: Path) -> None:
-    server = project.Server(shop, command=[EVERGREEN], cwd=shop.root, env=ENVIRONMENT)
+    server = Server(shop, command=[EVERGREEN], cwd=shop.root, env=ENVIRONMENT)
     id_ = server.client.post("/v1/predict", json=HOUSE).json()["id"]
     assert server.client.get("/docs").status_code == 200
     with sqlite3.connect(shop.var / "evergreen.db") as link:

@@ -12,6 +12,8 @@ import pytest
 
 from tests import ROOT
 
+pytestmark = pytest.mark.slow
+
 FOLDERS = ("tasks", "monitoring", "serving", "flows")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV", "EVERGREEN"))}
 

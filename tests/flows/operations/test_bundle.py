@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.errors import ModelError, ProjectError
 from evergreen.tasks.core.paths import Layout
 from tests import ROOT
-from tests.serving import project
+from tests.projects import Deployed
 
 HEAVY = {"sklearn", "mlflow", "lightgbm", "prefect", "dvc", "polars", "pandas", "optuna", "evidently", "onnx"}
 
@@ -107,9 +108,11 @@ def test_a_changed_model_file_is_not_loaded(tmp_path):
         BundleFiles(tmp_path / MODEL)
 
 
-def test_a_bundle_is_complete_predicts_like_the_project_and_has_no_installed_package(tmp_path, monkeypatch):
+def test_a_bundle_is_complete_predicts_like_the_project_and_has_no_installed_package(
+    tmp_path: Path, deployed: Deployed, monkeypatch
+):
     monkeypatch.delenv("EVERGREEN_DATABASE", raising=False)
-    layout = project.project(tmp_path / "shop", ("dear",))
+    layout = deployed(tmp_path / "shop", ("dear",))
     found = bundle.run(layout, load(layout.params), "dear", tmp_path / "bundle", None)
     assert (found.compiled, found.version, found.rows) == (True, 1, bundle.EXAMPLES)
     assert found.difference <= bundle.TOLERANCE

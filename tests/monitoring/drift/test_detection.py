@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from evergreen.monitoring.drift import detection, evidently_report, null_distribution, reference_data
+from evergreen.monitoring.drift import detection, null_distribution, reference_data
 from evergreen.monitoring.drift.reference_data import ENTITY, WEEK, Reference
 from evergreen.monitoring.ledger.predictions import Predictions
 from evergreen.monitoring.ledger.records import Change, Drift
@@ -282,6 +282,8 @@ def test_sizes_are_rounded_down_to_a_coarse_grid():
 
 
 def test_the_report_for_people_needs_nothing_beside_it_and_minds_no_empty_column(tmp_path, usual):
+    from evergreen.monitoring.drift import evidently_report  # here: it takes seconds, and one worker of the suite needs it
+
     now = features(np.random.default_rng(22), 300).with_columns(pl.lit(None).alias("number 2")).drop("number 4")
     predicted = window(now, at=[datetime(2024, 1, 1, tzinfo=UTC)] * 300)
     found = detection.compare(usual, predicted, POLICY, 0)

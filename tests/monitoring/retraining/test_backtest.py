@@ -153,6 +153,7 @@ def report(shop):
     return operation.run(shop, loading.load(shop.params), PROBLEM, POLICIES)
 
 
+@pytest.mark.slow
 def test_a_backtest_covers_every_window_and_writes_its_report_and_curves(shop, report):
     assert [each.policy for each in report.outcomes] == ["never", *POLICIES]
     assert len({len(each.steps) for each in report.outcomes}) == 1
@@ -167,6 +168,7 @@ def test_a_backtest_covers_every_window_and_writes_its_report_and_curves(shop, r
     assert "<svg" in (folder / operation.CURVES).read_text()
 
 
+@pytest.mark.slow
 def test_later_data_change_no_earlier_decision(shop, report, tmp_path):
     moved = copy_project(shop, tmp_path / "moved")
     last = report.last - timedelta(days=21)
@@ -190,6 +192,7 @@ def test_later_data_change_no_earlier_decision(shop, report, tmp_path):
     assert [each.points for each in report.outcomes] != [each.points for each in changed.outcomes]
 
 
+@pytest.mark.slow
 def test_an_interrupted_backtest_resumes_and_has_the_same_result(shop, report, tmp_path, monkeypatch):
     killed = copy_project(shop, tmp_path / "killed")
     known, train, trained = loading.load(killed.params), backtest_models.CounterfactualModels._train, []

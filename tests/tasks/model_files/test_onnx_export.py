@@ -388,6 +388,7 @@ def test_an_invalid_file_is_refused(tmp_path):
             Compiled(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "target"), [("classification", "dear"), ("classification", "class"), ("regression", "price")])
 def test_every_model_of_a_plain_table_has_a_compiled_form(name, target, tmp_path):
     kind, section = problems.kind(name), plain.section(target)

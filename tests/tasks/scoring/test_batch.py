@@ -184,6 +184,7 @@ def scorer(made: World, model: str, compiled: Compiled | None = None) -> Scorer:
     return Scorer(known, "redeem", Layout(made.folder), made.fit(made.defaults(model)), 3, compiled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_chunks_give_what_the_whole_file_gives_with_any_number_of_processes(redeem, newest, suffix, workers):

@@ -14,6 +14,8 @@ from evergreen.tasks.problems.recommender.user_histories import to_day
 from tests import store
 from tests.contracts import World, build
 
+pytestmark = pytest.mark.slow
+
 ARRAYS = ("row", "item", "bought", "features")
 
 

@@ -9,6 +9,8 @@ import pytest
 from evergreen.tasks.problems.recommender import evaluation_tables, source_ablation
 from tests.contracts import World, build
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:

@@ -105,7 +105,7 @@ RULED = st.fixed_dictionaries(
 )
 def test_a_list_holds_what_is_allowed_and_is_as_long_as_that_lets_it(shop, rules, user, k, show, diversity):
     answer = ask(shop, user, k=k, show=show, diversity=diversity, rules=rules)
-    allowed = {item for item in shop.model.catalogue_.tolist() if permitted(shop, item, user, show, rules)}
+    allowed = permitted(shop, user, show, rules)
     cap = rules.get("max_per_category", 10**6)
     possible = sum(min(cap, count) for count in Counter(map(aisle, allowed)).values())
     found = answer.item.tolist()
@@ -118,15 +118,17 @@ def test_a_list_holds_what_is_allowed_and_is_as_long_as_that_lets_it(shop, rules
         assert note.found + sum(note.costs.values()) == note.of == 96
 
 
-def permitted(shop: ListBuilder, item: int, user: int | None, show: str, rules: dict[str, Any]) -> bool:
-    """The rules by their words."""
+def permitted(shop: ListBuilder, user: int | None, show: str, rules: dict[str, Any]) -> set[int]:
+    """The items that the rules allow by their words."""
     own = bought(shop, user) if user else set()
     lately, just = (
         bought(shop, user, rules[key]) if user and key in rules else set()
         for key in ("bought_within_days", "not_bought_within_days")
     )
-    return (
-        (show != "rebuy" or item in own)
+    return {
+        item
+        for item in shop.model.catalogue_.tolist()
+        if (show != "rebuy" or item in own)
         and (show != "discover" or item not in own)
         and ("bought_within_days" not in rules or item in lately)
         and item not in just
@@ -134,7 +136,7 @@ def permitted(shop: ListBuilder, item: int, user: int | None, show: str, rules: 
         and ("categories" not in rules or aisle(item) in rules["categories"])
         and aisle(item) not in rules.get("exclude_categories", ())
         and item not in rules.get("exclude_items", ())
-    )
+    }
 
 
 def test_rules_that_exclude_everything_say_which_one_cost_how_many(shop):

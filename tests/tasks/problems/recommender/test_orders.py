@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from evergreen.tasks import evaluate, features, ingest, train, tune, validate
 from evergreen.tasks.__main__ import STEPS
 from evergreen.tasks.config import loading
 from evergreen.tasks.config.params import Interactions, Recommend
@@ -94,11 +95,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     """A project of 200 customers, from the file to the evaluation."""
     place = Layout(ordered_shop.project(tmp_path_factory.mktemp("orders")))
     known = loading.load(place.params)
-    for step, per_problem in STEPS.items():
-        import_module(f"tasks.{step}").run(known, "next" if per_problem else None, place)
+    for step in (ingest, validate, features, tune, train, evaluate):
+        step.run(known, "next" if STEPS[step.__name__.rpartition(".")[2]] else None, place)
     return place
 
 
+@pytest.mark.slow
 def test_the_test_windows_are_the_last_orders_of_every_customer(trained):
     data = KIND.load(trained.features("next"), section())
     cutoffs = KIND.cutoffs(data)
@@ -110,6 +112,7 @@ def test_the_test_windows_are_the_last_orders_of_every_customer(trained):
     assert len(data.targets(last).pairs) == newest.select("customer", "product").n_unique()
 
 
+@pytest.mark.slow
 def test_two_stages_are_clearly_better_than_popularity_and_than_own_frequency(trained):
     told = json.loads((trained.report("next") / "evaluation" / "evaluation.json").read_text())
     score = {each["name"]: each for each in told["metrics"]}
@@ -122,6 +125,7 @@ def test_two_stages_are_clearly_better_than_popularity_and_than_own_frequency(tr
     assert best["frequency"] > best["popularity"] + 0.1
 
 
+@pytest.mark.slow
 def test_the_answer_is_a_list_of_the_customers_taste(trained):
     known = loading.load(trained.params).section("next")
     data = KIND.load(trained.features("next"), known)

@@ -74,6 +74,7 @@ ASKED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "target", "floor"), ASKED)
 def test_every_model_learns_from_mixed_columns_and_survives_saving(name, target, floor, tmp_path):
     kind, chosen = problems.kind(name), section(target)

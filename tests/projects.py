@@ -1,36 +1,36 @@
-"""A small project with deployed versions, and its server, for tests over HTTP.
+"""Small projects with deployed versions: made without a search, or trained by every step in this process.
 
-Beside the small store's problems there is `dear`: houses, a plain table with rules in params.yaml.
+Beside the small store's problems there is `dear`: houses, a plain table with rules in params.yaml. The fixtures `deployed` and
+`trained` of tests/conftest.py make each project once for all workers.
 """
 
-import atexit
 import json
-import os
-import re
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import polars as pl
+import pytest
 
 from evergreen.flows import settings
+from evergreen.flows.operations import params_edit
 from evergreen.tasks import problems
 from evergreen.tasks.config import loading
 from evergreen.tasks.core.paths import Layout, write_json
 from evergreen.tasks.model_files import skops_models
 from evergreen.tasks.release.promotion_gate import Verdict
 from evergreen.tasks.train import describe
-from tests import ROOT, store
+from tests import store
 from tests.contracts import localised
+from tests.e2e.shop import WEEKS, Shop
+from tests.flows import in_process
 from tests.tasks.problems.tabular import test_tabular_kind
 
+DAY = store.last_day(WEEKS)
+BEFORE = DAY - timedelta(days=28)
+"""The trained project's last day of data, and the day as of which it was trained."""
 BEGAN = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
 MODELS = {"redeem": "logistic", "spend": "ridge", "recommend": "frequency", "dear": "logistic"}
 HOUSES = """
@@ -39,6 +39,8 @@ dear:
   features: {table: houses, target: dear, columns: {size: number, colour: category, built: date}}
   tune: {method: random, n_trials: 2}
 """
+Deployed = Callable[..., Layout]
+"""(folder, names, serve="") -> a copy, in `folder`, of the project with `names` deployed; `serve`: a section of params.yaml."""
 RULES = """  houses:
     expectations:
       - {type: expect_column_values_to_be_between, kwargs: {column: size, min_value: 0, strict_min: true}}
@@ -47,14 +49,14 @@ RULES = """  houses:
 """
 
 
-def project(folder: Path, names: Sequence[str] = tuple(MODELS), serve: str = "") -> Layout:
-    """A project in `folder` with one deployed version of each of `names`. `serve`: that section of params.yaml."""
+def lay_deployed(folder: Path, names: Sequence[str]) -> Layout:
+    """A project in `folder` with one deployed version of each of `names`."""
     store.project(folder, households=80, weeks=20)
     text = (folder / "params.yaml").read_text()
     text = text.replace("problems:\n", "problems:\n  dear: classification\n", 1)
     text = text.replace("ingest:\n", "ingest:\n  houses: {parquet: data-in/houses.parquet}\n", 1)
     text = text.replace("validate:\n", f"validate:\n{RULES}", 1)
-    (folder / "params.yaml").write_text(f"{text}\n{HOUSES}\n{serve}")
+    (folder / "params.yaml").write_text(f"{text}\n{HOUSES}")
     test_tabular_kind.houses(300).write_parquet(folder / "data-in" / "houses.parquet")
     layout, known = Layout(folder), loading.load(folder / "params.yaml")
     tables = {
@@ -69,6 +71,25 @@ def project(folder: Path, names: Sequence[str] = tuple(MODELS), serve: str = "")
             frame.write_parquet(layout.features(name) / f"{part}.parquet")
         deploy(layout, name, MODELS[name])
     return layout
+
+
+def lay_trained(folder: Path) -> Layout:
+    """A project in `folder` with `spend` alone; every step, the gate and the deployment ran as of BEFORE."""
+    shop = Shop.lay(folder, ("spend",))
+    layout = Layout(shop.root)
+    text = layout.params.read_text()
+    layout.params.write_text(text.replace("resamples: 100}", "resamples: 50, diagnose_seconds: 0, explain_rows: 50}", 1))
+    params_edit.set_as_of(layout.params, BEFORE)
+    with pytest.MonkeyPatch.context() as patch:
+        in_process.replace_tasks(patch)
+        outcome = in_process.train(layout, "spend", False, "ada")
+    assert outcome.error is None
+    return layout
+
+
+def copy(layout: Layout, folder: Path) -> Layout:
+    """A copy of a project in `folder`, for a test that writes. Its registered models stay where they are."""
+    return Layout(Path(shutil.copytree(layout.root, folder, symlinks=True, dirs_exist_ok=True)))
 
 
 def deploy(layout: Layout, problem: str, name: str, **changed: Any) -> int:
@@ -105,69 +126,3 @@ def verdict() -> Verdict:
     return Verdict(
         decision="better", promote=True, reason="better by far", metric="m", rows=99, against="baseline prior", **numbers
     )
-
-
-def evergreen(layout: Layout, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in the project."""
-    command = [sys.executable, "-m", "evergreen.flows.cli.main", *words, "--root", str(layout.root)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
-
-
-class Server:
-    """`evergreen serve` on a free loopback port. Its output is in `lines`."""
-
-    def __init__(
-        self,
-        layout: Layout,
-        *options: str,
-        seconds: float = 120,
-        command: Sequence[str] = (sys.executable, "-m", "evergreen.flows.cli.main"),
-        cwd: Path = ROOT,
-        env: Mapping[str, str] | None = None,
-    ) -> None:
-        """`seconds`: how long it may take to start. `env`: None: this process's, without Evergreen's addresses."""
-        environment = env or {name: value for name, value in os.environ.items() if not name.startswith("EVERGREEN")}
-        self.process = subprocess.Popen(
-            [*command, "serve", "--port", "0", "--root", str(layout.root), *options],
-            cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-        atexit.register(self.process.kill)  # if a test fails before `stop`; workers end with it
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        self.url = self.wait_for(r"Serving at (http://[^\s,]+)", seconds)
-        self.client = httpx.Client(base_url=self.url, timeout=30)
-
-    def wait_for(self, pattern: str, seconds: float = 120) -> str:
-        """The first group of the first line that matches."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            for line in list(self.lines):
-                if found := re.search(pattern, line):
-                    return found[1] if found.groups() else found[0]
-            assert self.process.poll() is None, "\n".join(self.lines)
-            time.sleep(0.05)
-        raise AssertionError("\n".join(self.lines))
-
-    def workers(self) -> list[int]:
-        """Their process ids."""
-        listed = subprocess.run(["ps", "-wweo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
-        lines = [line.split(None, 2) for line in listed.splitlines()]
-        return [
-            int(pid)
-            for pid, parent, args in lines
-            if int(parent) == self.process.pid and "evergreen.flows.operations.http_server" in args
-        ]
-
-    def stop(self, signal_: int = signal.SIGTERM) -> int:
-        """Stop it. Returns its exit status."""
-        self.process.send_signal(signal_)
-        code = self.process.wait(60)
-        self._reader.join(10)
-        self.client.close()
-        return code
-
-    def _read(self) -> None:
-        assert self.process.stdout
-        for line in self.process.stdout:
-            self.lines.append(line.rstrip())
