@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import LockedError, ProjectError, StorageError
-from evergreen.tasks.core.paths import Layout, read_json
+from evergreen.tasks.core.paths import Layout, read_json, writing
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -31,6 +31,8 @@ PATIENCE = 60.0
 """Seconds to wait for another `dvc` before giving up. DVC itself gives up after three."""
 CHANGED_FILES = 20
 """Most changed files that lineage names."""
+NOTHING_RECORDED = b"schema: '2.0'\nstages: {}\n"
+"""dvc.lock before the first stage is recorded."""
 _ONE_AT_A_TIME = threading.RLock()
 
 
@@ -43,7 +45,8 @@ class Stages:
     """
 
     def __init__(self, layout: Layout, patience: float = PATIENCE) -> None:
-        self._root = layout.root
+        self._root, self._lock = layout.root, layout.root / "dvc.lock"
+        self._before = layout.var / "dvc.lock.before"
         self._patience = patience
         logging.getLogger("dvc").setLevel(logging.CRITICAL)  # hides its progress bars; errors arrive as exceptions
         self._call(lambda repo: repo.root_dir)
@@ -62,7 +65,10 @@ class Stages:
             if not Path.cwd().is_relative_to(self._root):
                 # DVC's run cache finds its stages from the current folder; without it the outputs are recorded all the same
                 repo.stage_cache.save = lambda stage: None
+            with writing(self._before) as scratch:
+                scratch.write_bytes(self._lock.read_bytes() if self._lock.exists() else NOTHING_RECORDED)
             repo.commit(self._address(stage), force=True)
+            self._before.unlink(missing_ok=True)
 
         self._call(save)
 
@@ -102,12 +108,21 @@ class Stages:
                         ) from error
                     log.info("dvc: another dvc command holds the lock of this project; waiting")
                 except DvcException as error:
-                    raise ProjectError(self._explain(error)) from error
+                    if not self._restore_lock(error):
+                        raise ProjectError(self._explain(error)) from error
                 except OSError as error:
                     raise StorageError(
                         f"{error.filename or self._root}: {error.strerror or error}. DVC could not record; free space or allow "
                         "writing there, then run the same command again."
                     ) from error
+
+    def _restore_lock(self, error: DvcException) -> bool:
+        """Restore dvc.lock where a killed commit left half of it: DVC writes the file in place. True if it was restored."""
+        if "dvc.lock" not in str(error) or not self._before.exists():
+            return False
+        self._before.replace(self._lock)
+        log.warning("dvc.lock was cut off by a kill; it is restored as it was before the last stage was recorded")
+        return True
 
     def _explain(self, error: DvcException) -> str:
         if isinstance(error, NotDvcRepoError):
@@ -117,7 +132,7 @@ class Stages:
         text = " ".join(str(error).split())
         if "dvc.lock" in text:
             advice = "Restore it (git checkout dvc.lock), or remove it: then every stage runs again."
-            return f"{self._root / 'dvc.lock'}: {text}. {advice}"
+            return f"{self._lock}: {text}. {advice}"
         return f"{self._root / 'dvc.yaml'}: {text}"
 
 

@@ -20,6 +20,8 @@ from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.release.lineage import Stages, lineage
 from tests import ROOT
 
+pytestmark = pytest.mark.slow
+
 PROBLEMS = {"redeem": "classification", "segments": "clustering"}
 BRANCH = ("features", "tune", "train", "evaluate", "diagnose", "explain")
 EVERY = ["ingest", "validate", *(f"{step}@{name}" for step in BRANCH for name in PROBLEMS)]
@@ -186,6 +188,34 @@ def test_it_waits_for_another_dvc_that_ends(project: Layout, caplog: pytest.LogC
         assert stages.fresh("ingest")
         release.join()
     assert "another dvc command holds the lock of this project; waiting" in caplog.text
+
+
+class KilledError(BaseException):
+    """Stands for kill -9: nothing of ours catches it."""
+
+
+@pytest.mark.parametrize("recorded_before", [True, False])
+def test_a_kill_while_dvc_writes_its_lock_loses_no_recorded_stage(
+    project: Layout, recorded_before: bool, monkeypatch: pytest.MonkeyPatch
+):
+    lock, commit = project.root / "dvc.lock", Repo.commit
+    if not recorded_before:
+        lock.unlink()
+
+    def kill(repo: Repo, *given: Any, **more: Any) -> None:
+        commit(repo, *given, **more)
+        content = lock.read_bytes()
+        lock.write_bytes(content[: len(content) * 2 // 3])
+        raise KilledError("in the middle")
+
+    monkeypatch.setattr(Repo, "commit", kill)
+    with pytest.raises(KilledError, match="in the middle"):
+        Stages(project).commit("tune@redeem")
+    monkeypatch.undo()
+    assert Stages(project).fresh("ingest") == recorded_before
+    assert set(Stages(project).status()) == (set() if recorded_before else set(EVERY))
+    Stages(project).commit("tune@redeem")
+    assert Stages(project).fresh("tune@redeem")
 
 
 def test_threads_take_turns(project: Layout):
