@@ -1,5 +1,6 @@
 """One project under both drivers: DVC makes two problems; the flow takes them over, is killed, continues, and runs again."""
 
+import contextlib
 import json
 import shlex
 import shutil
@@ -34,10 +35,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
 
 def recorded(shop: Shop) -> set[str]:
     """The stages that dvc.lock knows; while DVC writes it, those that it knew before."""
-    paths = (shop.root / "var" / "dvc.lock.before", shop.root / "dvc.lock")
-    path = next((each for each in paths if each.exists()), None)
-    lines = path.read_text().splitlines() if path else []
-    return {line.strip().rstrip(":") for line in lines if line.startswith("  ") and line[2] != " "}
+    for path in (shop.root / "var" / "dvc.lock.before", shop.root / "dvc.lock"):
+        with contextlib.suppress(FileNotFoundError):
+            lines = path.read_text().splitlines()
+            return {line.strip().rstrip(":") for line in lines if line.startswith("  ") and line[2] != " "}
+    return set()
 
 
 def began(shop: Shop) -> dict[str, str]:
