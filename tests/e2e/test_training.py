@@ -93,7 +93,7 @@ def test_a_killed_training_goes_on_where_it_was_and_leaves_nothing_half_done(sho
         time.sleep(0.1)
 
     second = shop.run(EVERGREEN, "train", code=1)
-    assert f"process {flow.pid} is at" in second.stderr
+    assert f"process {flow.pid} holds the lock" in second.stderr
     assert second.stderr.count("\n") == 1
 
     flow.send_signal(signal.SIGKILL)

@@ -12,10 +12,7 @@ from evergreen.flows.operations.status import Outcome
 from evergreen.tasks import __main__ as tasks_main
 from evergreen.tasks.core.errors import StepError
 from evergreen.tasks.core.paths import Layout
-
-
-class KilledError(BaseException):
-    """Stands for kill -9: nothing of ours catches it."""
+from tests.kills import KilledError
 
 
 class Plain:

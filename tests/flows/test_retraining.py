@@ -19,7 +19,8 @@ from evergreen.tasks.core.paths import Layout, locking, write_json
 from evergreen.tasks.release.promotion_gate import Verdict
 from tests import projects
 from tests.flows import in_process
-from tests.flows.in_process import KilledError, Plain, Watch, train
+from tests.flows.in_process import Plain, Watch, train
+from tests.kills import KilledError
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from evergreen.tasks import evaluate, problems, train
+from evergreen.tasks import evaluate, train
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core import bootstrap
 from evergreen.tasks.core.errors import ParamsError, StepError
@@ -17,13 +17,6 @@ from tests import plain_kind
 from tests.plain_kind import FIRST, HORIZON, Plain
 
 CONFIG = {"model": "ridge", "alpha": 0.1, "intercept": True}
-
-
-@pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> Plain:
-    kind = Plain()
-    monkeypatch.setattr(problems, "kind", lambda name: kind)
-    return kind
 
 
 def trained(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evergreen.tasks import problems, train
+from evergreen.tasks import train
 from evergreen.tasks.core.errors import DataError, StepError
 from evergreen.tasks.core.paths import Layout, read_json, write_json
 from evergreen.tasks.model_files import skops_models
@@ -16,13 +16,6 @@ from tests import plain_kind
 from tests.plain_kind import HORIZON, Plain
 
 CONFIG = {"model": "ridge", "alpha": 0.1, "intercept": True}
-
-
-@pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> Plain:
-    kind = Plain()
-    monkeypatch.setattr(problems, "kind", lambda name: kind)
-    return kind
 
 
 def tuned(layout: Layout) -> None:

@@ -12,18 +12,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from evergreen.tasks import problems, tune
+from evergreen.tasks import tune
 from evergreen.tasks.core.errors import LockedError, ParamsError
 from evergreen.tasks.core.paths import locking, read_json
 from tests import ROOT, plain_kind
 from tests.plain_kind import Plain
-
-
-@pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> Plain:
-    kind = Plain()
-    monkeypatch.setattr(problems, "kind", lambda name: kind)
-    return kind
 
 
 def test_tuning_never_touches_a_label_of_a_test_window(plain: Plain, tmp_path: Path) -> None:

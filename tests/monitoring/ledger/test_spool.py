@@ -20,6 +20,7 @@ from evergreen.monitoring.ledger.predictions import Ledger, Prediction
 from evergreen.monitoring.ledger.spool import Spool, drain
 from evergreen.tasks.core.errors import ProjectError, StorageError
 from tests import ROOT
+from tests.kills import KilledError
 
 NOON = datetime(2017, 10, 9, 12, 0, 0, 123_456, tzinfo=UTC)
 
@@ -209,10 +210,8 @@ def test_a_killed_drainer_moves_nothing_twice_and_skips_nothing(folder, ledger, 
     put(spool, *range(10))
     spool.flush()
 
-    class Killed(BaseException): ...
-
     def die(*_: Any) -> int:
-        raise Killed("now")
+        raise KilledError("now")
 
     with monkeypatch.context() as patched:
         patched.setattr(spools, "LINES_PER_APPEND", 4)
@@ -226,7 +225,7 @@ def test_a_killed_drainer_moves_nothing_twice_and_skips_nothing(folder, ledger, 
             patched.setattr(ledger, "append", second)
         else:
             patched.setattr(Path, "replace", die)
-        with pytest.raises(Killed, match="now"):
+        with pytest.raises(KilledError, match="now"):
             drain(folder, ledger)
     drain(folder, ledger)
     assert len(ids(ledger)) == 10

@@ -14,6 +14,7 @@ from evergreen.tasks.release.deployments import TABLE, Deployment, Deployments
 from evergreen.tasks.release.mlflow_store import Version
 from evergreen.tasks.release.model_registry import Registry
 from evergreen.tasks.release.promotion_gate import Verdict
+from tests.kills import KilledError
 
 NOON = datetime(2026, 5, 3, 12, tzinfo=UTC)
 
@@ -47,12 +48,8 @@ class Names:
         self.aliases.pop(alias, None)
 
 
-class Killed(BaseException):
-    """Stands for a kill: no code of ours catches it."""
-
-
 def kill() -> None:
-    raise Killed("kill -9")
+    raise KilledError("kill -9")
 
 
 @pytest.fixture
@@ -209,7 +206,7 @@ def test_a_deployment_killed_around_the_alias_is_whole_after_the_same_call_again
 ):
     deploy(deployments, names, 1)
     setattr(names, moment, kill)
-    with pytest.raises(Killed, match="kill -9"):
+    with pytest.raises(KilledError, match="kill -9"):
         deploy(deployments, names, 2)
     setattr(names, moment, lambda: None)
     made = deploy(deployments, names, 2)
@@ -220,7 +217,7 @@ def test_a_deployment_killed_around_the_alias_is_whole_after_the_same_call_again
 
 def test_a_move_killed_after_the_alias_is_recorded_with_its_evidence_once_reconciled(deployments: Deployments, names: Names):
     names.after = kill
-    with pytest.raises(Killed, match="kill -9"):
+    with pytest.raises(KilledError, match="kill -9"):
         deploy(deployments, names, 1)
     assert deployments.champion("redeem") is None
     deployments.reconcile(cast(Registry, names), "redeem")
@@ -231,7 +228,7 @@ def test_a_move_killed_after_the_alias_is_recorded_with_its_evidence_once_reconc
 def test_a_move_killed_before_the_alias_never_happened(deployments: Deployments, names: Names):
     deploy(deployments, names, 1)
     names.before = kill
-    with pytest.raises(Killed, match="kill -9"):
+    with pytest.raises(KilledError, match="kill -9"):
         deploy(deployments, names, 2)
     deployments.reconcile(cast(Registry, names), "redeem")
     assert told(deployments) == [("deploy", 1, None)]
@@ -242,7 +239,7 @@ def test_a_rollback_killed_after_the_alias_and_called_again_goes_one_step_not_tw
     for version in (1, 2, 3):
         deploy(deployments, names, version)
     names.after = kill
-    with pytest.raises(Killed, match="kill -9"):
+    with pytest.raises(KilledError, match="kill -9"):
         roll_back(deployments, names)
     names.after = lambda: None
     assert roll_back(deployments, names).version == 2

@@ -19,6 +19,7 @@ from evergreen.tasks.core.errors import LockedError, ProjectError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.release.lineage import Stages, lineage
 from tests import ROOT
+from tests.kills import KilledError
 
 pytestmark = pytest.mark.slow
 
@@ -188,10 +189,6 @@ def test_it_waits_for_another_dvc_that_ends(project: Layout, caplog: pytest.LogC
         assert stages.fresh("ingest")
         release.join()
     assert "another dvc command holds the lock of this project; waiting" in caplog.text
-
-
-class KilledError(BaseException):
-    """Stands for kill -9: nothing of ours catches it."""
 
 
 @pytest.mark.parametrize("recorded_before", [True, False])

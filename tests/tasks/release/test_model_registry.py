@@ -39,6 +39,7 @@ from evergreen.tasks.release.mlflow_store import Version, requirements
 from evergreen.tasks.release.model_registry import Registry
 from evergreen.tasks.release.promotion_gate import Verdict
 from tests import ROOT
+from tests.kills import KilledError
 
 KNOWN = loading.load(ROOT / "params.yaml")
 EXAMPLE = pd.DataFrame({"age": [30.0, 40.0, 50.0, 60.0], "empty": [np.nan] * 4, "colour": ["red", "blue", "blue", "red"]})
@@ -136,12 +137,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory, empty: Path) -> Shared:
     return registry, layout, registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE)
 
 
-class Killed(BaseException):
-    """Stands for a kill: the code that would tidy up is switched off where it is raised."""
-
-
 def kill(*_words: Any) -> None:
-    raise Killed("kill -9")
+    raise KilledError("kill -9")
 
 
 def client_of(shop: Own | Shared) -> MlflowClient:
@@ -341,7 +338,7 @@ def test_a_run_that_was_killed_leaves_no_version_and_is_swept_and_made_again(own
     )
     monkeypatch.setattr(registry._store, "run", lambda run_id: nullcontext())
     monkeypatch.setattr(registry, "_publish", kill)
-    with pytest.raises(Killed, match="kill -9"):
+    with pytest.raises(KilledError, match="kill -9"):
         registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE)
     monkeypatch.undo()
     assert len(registry.versions("redeem")) == before

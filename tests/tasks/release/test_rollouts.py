@@ -28,7 +28,8 @@ from evergreen.tasks.release.model_registry import Registry
 from evergreen.tasks.release.rollout_state import SHADOW_SUFFIX, RolloutState
 from evergreen.tasks.release.rollouts import MOVE_TIMEOUT, Rollouts
 from evergreen.tasks.release.server_reports import RequestCounts, ServerReport
-from tests.tasks.release.test_deployments import Killed, Names, verdict
+from tests.kills import KilledError
+from tests.tasks.release.test_deployments import Names, verdict
 
 CANARY = Rollout(strategy="canary", steps=(0.1, 0.5), step_minutes=30, min_requests=100)
 GOOD, BAD = RequestCounts(100_000, 100, {80: 99_900}), RequestCounts(2_000, 400, {80: 1_600})
@@ -318,9 +319,9 @@ def test_a_decision_on_a_state_that_is_past_is_not_written(rollouts: Rollouts, n
 def test_a_move_under_way_is_left_alone_and_a_dead_one_is_mended(rollouts: Rollouts, names: Names):
     enter(rollouts, names, 2)
     answered(rollouts)
-    names.before = lambda: raise_(Killed("kill -9"))
+    names.before = lambda: raise_(KilledError("kill -9"))
     stands = rollouts.require("redeem")
-    with pytest.raises(Killed, match="kill -9"):
+    with pytest.raises(KilledError, match="kill -9"):
         rollouts.try_promote(cast(Registry, names), stands, "rollout", "on")
     names.before = lambda: None
     assert controller.advance(PARAMS, cast(Registry, names), rollouts, "redeem", None, datetime.now(UTC)) is None
@@ -342,7 +343,7 @@ class Fuse:
     def burn(self) -> None:
         self.left -= 1
         if self.left == 0:
-            raise Killed("kill -9")
+            raise KilledError("kill -9")
 
     @contextmanager
     def transaction(self, *arguments: Any) -> Iterator[Any]:
@@ -389,7 +390,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_before_or_a_whole_after(act: str, t
         with monkeypatch.context() as patched:
             patched.setattr("evergreen.tasks.core.database.transaction", fuse.transaction)
             names.before = names.after = fuse.burn
-            with suppress(Killed):
+            with suppress(KilledError):
                 ACTS[act](rollouts, names)
             names.before = names.after = lambda: None
         rollouts.deployments.reconcile(cast(Registry, names), "redeem")
@@ -408,8 +409,8 @@ def test_a_kill_at_any_moment_leaves_a_whole_before_or_a_whole_after(act: str, t
 
 def test_a_promotion_called_again_after_a_kill_behind_the_alias_is_told_not_done_twice(rollouts: Rollouts, names: Names):
     enter(rollouts, names, 2)
-    names.after = lambda: raise_(Killed("kill -9"))
-    with pytest.raises(Killed, match="kill -9"):
+    names.after = lambda: raise_(KilledError("kill -9"))
+    with pytest.raises(KilledError, match="kill -9"):
         rollouts.promote(cast(Registry, names), "redeem", "ann", "fine")
     names.after = lambda: None
     assert rollouts.promote(cast(Registry, names), "redeem", "ann", "fine").version == 2

@@ -2,19 +2,9 @@
 
 from pathlib import Path
 
-import pytest
-
-from evergreen.tasks import problems
 from evergreen.tasks.search.specification import fingerprint
 from tests import plain_kind
 from tests.plain_kind import Plain
-
-
-@pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> Plain:
-    kind = Plain()
-    monkeypatch.setattr(problems, "kind", lambda name: kind)
-    return kind
 
 
 def test_changed_data_or_settings_start_anew_and_more_trials_do_not(plain: Plain, tmp_path: Path) -> None:
