@@ -216,5 +216,9 @@ def jensenshannon(counts: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def variation(counts: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Share of rows that would have to be of another category: half the sum of differences, along the last axis."""
+    """Share of rows that would have to be of another category: half the sum of differences, along the last axis.
+
+    >>> float(variation(np.array([0.5, 0.25, 0.25]), np.array([0.25, 0.5, 0.25])))
+    0.25
+    """
     return np.abs(counts - other).sum(axis=-1) / 2

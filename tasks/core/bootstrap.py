@@ -71,6 +71,9 @@ def interval(values: Sequence[float], confidence: float) -> tuple[float, float]:
     """The middle `confidence` of the resampled `values` (percentile bootstrap).
 
     Resamples in which the metric is undefined are left out; (NaN, NaN) where they are more than half.
+
+    >>> interval([0.1, 0.2, 0.3, 0.4, 0.5, math.nan], confidence=0.5)
+    (0.2, 0.4)
     """
     finite = np.asarray(values, dtype=float)
     finite = finite[np.isfinite(finite)]

@@ -27,6 +27,11 @@ def split_by_time(cutoffs: Sequence[date], horizon_days: int, folds: int, histor
     newest; the training cutoffs of a fold are those at least `horizon_days` before its test, of them the newest `history_days`
     (see recent). Oldest fold first.
     Raises DataError where there are too few cutoffs.
+
+    >>> mondays = [date(2024, 1, day) for day in (1, 8, 15, 22, 29)]
+    >>> for fold in split_by_time(mondays, horizon_days=14, folds=1):
+    ...     print(*(f"{each:%d}" for each in fold.train), "->", f"{fold.test:%d}")
+    01 08 15 -> 29
     """
     return [Fold(recent(train, history_days), test) for train, test in _windows(cutoffs, horizon_days, folds)]
 
@@ -49,7 +54,11 @@ def _windows(cutoffs: Sequence[date], horizon_days: int, folds: int) -> list[tup
 
 
 def recent(cutoffs: Sequence[date], history_days: int | None) -> tuple[date, ...]:
-    """Those of `cutoffs` less than `history_days` before the newest; all of them for None."""
+    """Those of `cutoffs` less than `history_days` before the newest; all of them for None.
+
+    >>> len(recent([date(2024, 1, 1), date(2024, 1, 8), date(2024, 1, 15)], history_days=14))
+    2
+    """
     if history_days is None or not cutoffs:
         return tuple(cutoffs)
     return tuple(each for each in cutoffs if each > max(cutoffs) - timedelta(days=history_days))

@@ -87,7 +87,12 @@ def judge(
 
 
 def decide(gain: float, low: float, high: float, policy: Gate) -> Decision:
-    """The rule at the head of this file."""
+    """The rule at the head of this file.
+
+    >>> policy = Gate(margin=0.0, tolerance=0.01)
+    >>> [decide(low + 0.02, low, low + 0.04, policy) for low in (0.005, -0.005, -0.02, -0.05)]
+    ['better', 'not worse', 'cannot tell', 'worse']
+    """
     if not all(math.isfinite(value) for value in (gain, low, high)):
         return "cannot tell"
     if low > policy.margin:

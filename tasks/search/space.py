@@ -76,7 +76,11 @@ def bounds(each: Range) -> tuple[float, float]:
 
 
 def points(each: Range, count: int) -> list[Any]:
-    """The values of a range, or `count` points of an interval: both ends included, evenly spaced on its own scale."""
+    """The values of a range, or `count` points of an interval: both ends included, evenly spaced on its own scale.
+
+    >>> points(Range(low=1, high=100, log=True), 3)
+    [1.0, 10.0, 100.0]
+    """
     if each.values is not None:
         return list(each.values)
     low, high = bounds(each)
