@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from dvc.exceptions import DvcException, NotDvcRepoError
 from dvc.lock import LockError
-from dvc.repo import Repo
+from dvc.repo import Repo, lock_repo
 from dvc.scm import SCMError
 from ruamel.yaml import YAML
 
@@ -65,10 +65,11 @@ class Stages:
             if not Path.cwd().is_relative_to(self._root):
                 # DVC's run cache finds its stages from the current folder; without it the outputs are recorded all the same
                 repo.stage_cache.save = lambda stage: None
-            with writing(self._before) as scratch:
-                scratch.write_bytes(self._lock.read_bytes() if self._lock.exists() else NOTHING_RECORDED)
-            repo.commit(self._address(stage), force=True)
-            self._before.unlink(missing_ok=True)
+            with lock_repo(repo):
+                with writing(self._before) as scratch:
+                    scratch.write_bytes(self._lock.read_bytes() if self._lock.exists() else NOTHING_RECORDED)
+                repo.commit(self._address(stage), force=True)
+                self._before.unlink()
 
         self._call(save)
 
@@ -99,6 +100,8 @@ class Stages:
             while True:
                 try:
                     with Repo(str(self._root)) as repo:
+                        if self._before.exists():
+                            self._restore_lock(repo)
                         return question(repo)
                 except LockError as error:
                     if time.monotonic() >= deadline:
@@ -108,21 +111,19 @@ class Stages:
                         ) from error
                     log.info("dvc: another dvc command holds the lock of this project; waiting")
                 except DvcException as error:
-                    if not self._restore_lock(error):
-                        raise ProjectError(self._explain(error)) from error
+                    raise ProjectError(self._explain(error)) from error
                 except OSError as error:
                     raise StorageError(
                         f"{error.filename or self._root}: {error.strerror or error}. DVC could not record; free space or allow "
                         "writing there, then run the same command again."
                     ) from error
 
-    def _restore_lock(self, error: DvcException) -> bool:
-        """Restore dvc.lock where a killed commit left half of it: DVC writes the file in place. True if it was restored."""
-        if "dvc.lock" not in str(error) or not self._before.exists():
-            return False
-        self._before.replace(self._lock)
-        log.warning("dvc.lock was cut off by a kill; it is restored as it was before the last stage was recorded")
-        return True
+    def _restore_lock(self, repo: Repo) -> None:
+        """Restore dvc.lock as it was before a killed commit: DVC writes the file in place, so half of it may be lost."""
+        with lock_repo(repo):  # a commit that is under way holds it
+            if self._before.exists():
+                self._before.replace(self._lock)
+                log.warning("recording a stage was interrupted; dvc.lock is restored as it was before")
 
     def _explain(self, error: DvcException) -> str:
         if isinstance(error, NotDvcRepoError):
