@@ -120,7 +120,7 @@ class Stages:
 
     def _restore_lock(self, repo: Repo) -> None:
         """Restore dvc.lock as it was before a killed commit: DVC writes the file in place, so half of it may be lost."""
-        with lock_repo(repo):  # a commit that is under way holds it
+        with lock_repo(repo):  # a commit of another process holds it
             if self._before.exists():
                 self._before.replace(self._lock)
                 log.warning("recording a stage was interrupted; dvc.lock is restored as it was before")
