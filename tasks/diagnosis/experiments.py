@@ -25,6 +25,7 @@ from evergreen.tasks.diagnosis.single_columns import single_column_skills
 from evergreen.tasks.diagnosis.validation_curves import validation_curves
 from evergreen.tasks.problems.base import Config, Kind
 from evergreen.tasks.problems.prediction_type import SkillScale
+from evergreen.tasks.problems.tabular.leak_rule import Formula
 from evergreen.tasks.problems.tabular.tabular_kind import Rows
 
 ERRORS_ABOVE_GUESSING = 2.6
@@ -47,8 +48,8 @@ def diagnose(
     if chosen is None:
         return {"recommendation": f"The model could not be fitted on a part of its rows: {examination.failed}"}, {}
     rivals = {name: fit for name, other in _rivals(kind, section, config).items() if (fit := examination.evaluate(other))}
-    skills, sums = single_column_skills(examination)
-    facts = _facts(examination, chosen, rivals, skills, sums)
+    skills, formula = single_column_skills(examination)
+    facts = _facts(examination, chosen, rivals, skills, formula)
     curve = {share: fit for share in CURVE_SHARES if (fit := examination.evaluate(config, "learning curve", share))}
     facts = extrapolate(examination, facts, curve, chosen)
     facts = estimate_ceiling(examination, facts, chosen)
@@ -95,7 +96,7 @@ def _rivals(kind: Kind, section: Tabular, config: Config) -> dict[str, Config]:
 
 
 def _facts(
-    examination: Examination, chosen: Fit, rivals: Mapping[str, Fit], skills: list[tuple[str, float]], sums: list[str]
+    examination: Examination, chosen: Fit, rivals: Mapping[str, Fit], skills: list[tuple[str, float]], formula: Formula | None
 ) -> Facts:
     top = max((chosen, *rivals.values()), key=lambda fit: fit.skill if math.isfinite(fit.skill) else -math.inf)
     return Facts(
@@ -108,7 +109,7 @@ def _facts(
         rivals=[Rival(name, fit.skill, fit.train_skill, *examination.skill_gain(chosen, fit)) for name, fit in rivals.items()],
         best_low=top.skill - ERRORS_ABOVE_GUESSING * _standard_error(examination, top),
         single_columns=skills,
-        summing_columns=sums,
+        formula=formula,
         skill_without_suspects=_skill_without_suspects(examination, skills, chosen),
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from evergreen.tasks.problems.prediction_type import SkillScale
-from evergreen.tasks.problems.tabular.leak_rule import stands_apart
+from evergreen.tasks.problems.tabular.leak_rule import Formula, stands_apart
 
 MIN_GAIN = 0.02
 """Differences in skill below this are not worth a step."""
@@ -48,8 +48,8 @@ class Facts:
     """Skill of the best of the model and its rivals, minus ERRORS_ABOVE_GUESSING standard errors."""
     single_columns: list[tuple[str, float]] = field(default_factory=list)
     """(column, skill by itself), the best first."""
-    summing_columns: list[str] = field(default_factory=list)
-    """Columns whose weighted sum is the target."""
+    formula: Formula | None = None
+    """A formula of columns that is the target."""
     skill_without_suspects: float | None = None
     """Skill of boosted trees without the columns that look like leaks."""
     last_gain: tuple[float, float, float] | None = None
@@ -100,9 +100,8 @@ def suspects_of(scale: SkillScale, single_columns: Sequence[tuple[str, float]], 
 
 
 def _leak(facts: Facts) -> Step | None:
-    if facts.summing_columns:
-        names = facts.summing_columns
-        return _leak_of(names, [f"A weighted sum of {_and(names)} is the target, to a thousandth of its variance."])
+    if facts.formula:
+        return _leak_of(facts.formula.columns, [f"{facts.formula.text} is the target, to a thousandth of its variance."])
     suspects = suspects_of(facts.scale, facts.single_columns, facts.skill)
     if not suspects:
         return None

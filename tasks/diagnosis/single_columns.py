@@ -1,22 +1,19 @@
-"""What each column predicts by itself, and columns that sum to the target: signs of a leak."""
+"""What each column predicts by itself, and columns that give the target by a formula: signs of a leak."""
 
 import math
 
 import numpy as np
 import pandas as pd
 import polars as pl
-from sklearn.linear_model import LinearRegression
 from sklearn.tree import DecisionTreeRegressor
 
 from evergreen.tasks.core import bootstrap
 from evergreen.tasks.diagnosis.examination import SCORED_ROWS, Examination
-
-EXACT = 0.999
-"""R² from which a weighted sum of columns is the target."""
+from evergreen.tasks.problems.tabular.leak_rule import Formula, find_formula
 
 
-def single_column_skills(examination: Examination) -> tuple[list[tuple[str, float]], list[str]]:
-    """(column, skill of the best prediction from it alone), the best first; and columns whose weighted sum is the target."""
+def single_column_skills(examination: Examination) -> tuple[list[tuple[str, float]], Formula | None]:
+    """(column, skill of the best prediction from it alone), the best first; and a formula of columns that is the target."""
     train, validation = examination.folds[-1][0][:SCORED_ROWS], examination.folds[-1][1]
     target, classes = target_columns(examination, np.concatenate([train, validation]))
     seen_target, unseen_target = target[: len(train)], target[len(train) :]
@@ -26,7 +23,12 @@ def single_column_skills(examination: Examination) -> tuple[list[tuple[str, floa
         predictions = _predict_from_column(seen[name], seen_target, unseen[name])
         found.append((str(name), _skill(predictions, unseen_target, classes)))
     found.sort(key=lambda item: -item[1] if math.isfinite(item[1]) else 1.0)
-    return found, [] if classes else _columns_that_sum_to_target(seen, seen_target, unseen, unseen_target)
+    return found, None if classes else _formula(seen, seen_target[:, 0])
+
+
+def _formula(features: pd.DataFrame, target: np.ndarray) -> Formula | None:
+    numeric = [name for name in features if pd.api.types.is_numeric_dtype(features[name])]
+    return find_formula({str(name): features[name].to_numpy(dtype=float, na_value=np.nan) for name in numeric}, target)
 
 
 def target_columns(examination: Examination, rows: np.ndarray) -> tuple[np.ndarray, int]:
@@ -71,24 +73,3 @@ def _skill(predictions: np.ndarray, target: np.ndarray, classes: int) -> float:
 
     columns = range(1, 2) if classes == 2 else range(classes)
     return bootstrap.mean([2 * ranking(target[:, each] == 1, predictions[:, each])[0] - 1 for each in columns])
-
-
-def _columns_that_sum_to_target(
-    seen: pd.DataFrame, seen_target: np.ndarray, unseen: pd.DataFrame, unseen_target: np.ndarray
-) -> list[str]:
-    """Up to three numeric columns whose weighted sum is the target, to a thousandth of its variance; empty for none."""
-    numeric = [name for name in seen if pd.api.types.is_numeric_dtype(seen[name]) and seen[name].std() > 0]
-    if len(numeric) < 2:
-        return []
-    middle, spread = seen[numeric].median(), seen[numeric].std()
-
-    def scaled(frame: pd.DataFrame) -> pd.DataFrame:
-        return (frame[numeric].fillna(middle) - middle) / spread
-
-    weights = np.abs(LinearRegression().fit(scaled(seen), seen_target[:, 0]).coef_)
-    top = [numeric[place] for place in np.argsort(-weights)[:3] if weights[place] > 0]
-    for names in (top[:1], top[:2], top[:3]):
-        line = LinearRegression().fit(scaled(seen)[names], seen_target[:, 0])
-        if _skill(line.predict(scaled(unseen)[names])[:, None], unseen_target, 0) > EXACT:
-            return [str(name) for name in names]
-    return []

@@ -1,6 +1,6 @@
 """Schema inference for `evergreen init`: kind of problem, roles of the columns, their reasons, and warnings."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 
@@ -176,11 +176,8 @@ def _cases(
         if name is not None:
             columns[name] = replace(columns[name], role=None, reason="")
     found = InferredSchema(kind, rows, tuple(columns.values()), asked.target, positive, roles.entity, roles.time)
-    left_out = target_leakage.find_leaks(sample, found.features, asked.target, kind, roles.time) if asked.target else []
-    for leak in left_out:
-        warnings.append(leak.warning)
-        for name in leak.columns if leak.certain else ():
-            columns[name] = replace(columns[name], role=None, reason=leak.why)
+    leaks = target_leakage.find_leaks(sample, found.features, asked.target, kind, roles.time) if asked.target else []
+    _mark_leaks(leaks, columns, warnings)
     copies = _duplicates(table, sample, asked.target, rows, warnings)
     _require_features(asked, columns)
     return replace(
@@ -192,6 +189,18 @@ def _cases(
         costs=roles.costs,
         warnings=tuple(dict.fromkeys([*warnings, *roles.warnings])),
     )
+
+
+def _mark_leaks(leaks: Sequence[target_leakage.Leak], columns: dict[str, Column], warnings: list[str]) -> None:
+    """Leave out copies of the target, unless no feature is left then; tell all leaks, in the column's reason too."""
+    copies = {name for leak in leaks if leak.copy for name in leak.columns}
+    alone = all(each.name in copies for each in columns.values() if each.role)
+    for each in leaks:
+        leak = replace(each, copy=each.copy and not alone)
+        warnings.append(leak.warning)
+        for name in leak.columns:
+            role, facts = columns[name].role, f"{leak.subject}: {leak.facts}" if leak.subject else leak.facts
+            columns[name] = replace(columns[name], role=None if leak.copy else role, reason=facts)
 
 
 def _test_key(sample: pl.DataFrame, columns: Mapping[str, Column], target: str | None) -> tuple[str, ...]:

@@ -1,9 +1,11 @@
-"""Target leakage: features that predict the target too well alone or in pairs, or that are filled in after the target is known.
+"""Target leakage: features that are the target in other words, give it by a formula, predict it too well alone or in pairs,
+or are filled in after the target is known. The rules are in leak_rule.
 
-Certain leaks are left out of the params template. Suspicious features stay, with a warning. leak_rule compares a feature with
-the others.
+Only a copy of the target is left out of the params template. Everything else stays, with the evidence and the option that
+leaves it out: a person must say what is known at prediction time.
 """
 
+import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,48 +18,56 @@ import polars as pl
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import KindName, Role
 from evergreen.tasks.onboarding.column_inference import as_numbers
-from evergreen.tasks.problems.tabular.leak_rule import stands_apart
+from evergreen.tasks.problems.tabular.leak_rule import find_formula, relation, stands_apart
 
 ROWS = 5_000
 """Largest sample of rows."""
 CELLS = 1_000_000
 """Largest sample of a wide table: rows times columns."""
 FOLDS = 3
-CERTAIN, SUSPICIOUS = 0.99, 0.965
-"""Score (ROC AUC or R²) of a feature alone from which it is a certain or a suspicious leak."""
+DECIDES, SUSPICIOUS = 0.99, 0.965
+"""Score (ROC AUC or R²) from which two features together decide the target, and from which one alone is suspicious."""
 PURITY = 0.97
 """Lowest share of one class among the rows where a leaking feature is present."""
-CORRELATED = 0.9
-"""Rank correlation with a certain leak from which a suspicious feature is a certain leak too."""
 WIDE = 200
 """In a table with more features, only features with a high rank score are examined closely."""
 HIGH_RANK_SCORE = 0.8
 """ROC AUC of the feature as a score, or its rank correlation."""
 PAIRS = 12
-"""Numeric features, the best alone, that are combined in pairs for a class; three times as many for a number."""
+"""Numeric features, the best alone, that are combined in pairs for a class."""
 MIN_ROWS = 30
 """Lowest number of rows for a statement."""
 
 
 @dataclass(frozen=True)
 class Leak:
-    """Features that leak the target: one, or a pair."""
+    """Features that leak the target."""
 
     columns: tuple[str, ...]
-    why: str
-    """Short reason, for the comment in params.yaml."""
-    warning: str
-    certain: bool
-    """True: left out of the template. False: only a warning."""
+    facts: str
+    """The evidence, for the comment in params.yaml."""
+    subject: str = ""
+    """The formula of several columns; else the column's name."""
+    copy: bool = False
+    """The target in other words, and left out of the template. False: only a warning."""
+
+    @property
+    def warning(self) -> str:
+        said = f"{self.subject or self.columns[0]}: {self.facts}"
+        if self.copy:
+            return f"{said}. Left out of columns; put it back there if it is known at prediction time"
+        options = " ".join(f"--drop {shlex.quote(name)}" for name in self.columns)
+        it, be = ("it", "stays") if len(self.columns) == 1 else ("they", "stay")
+        return f"{said}; {it} {be}. If {it} {'is' if it == 'it' else 'are'} not known at prediction time, use {options}"
 
 
 def find_leaks(
     rows: pl.DataFrame, features: Mapping[str, Role], target: str, kind: KindName, time: str | None = None
 ) -> list[Leak]:
-    """Leaks among the `features` of `rows`, certain ones first; none if fewer than MIN_ROWS rows have a target."""
+    """Leaks among the `features` of `rows`, copies first; none if fewer than MIN_ROWS rows have a target."""
     found = list(_filled_in_later(rows, features, target, time)) if time else []
     known: dict[str, Role] = {
-        name: role for name, role in features.items() if not any(name in leak.columns for leak in found if leak.certain)
+        name: role for name, role in features.items() if not any(name in leak.columns for leak in found if name != time)
     }
     whole = rows.filter(pl.col(target).is_not_null())
     whole = whole.sample(min(whole.height, ROWS, max(1_000, CELLS // max(1, len(known)))), seed=0)
@@ -67,7 +77,7 @@ def find_leaks(
         warnings.simplefilter("ignore")
         sample = Sample(whole, known, target, kind)
         found += sample.leaks() if len(np.unique(sample.y)) > 1 else []
-    return sorted(found, key=lambda leak: not leak.certain)
+    return sorted(found, key=lambda leak: not leak.copy)
 
 
 class Sample:
@@ -94,14 +104,15 @@ class Sample:
         self.labels = [self.labels[code] for code in codes]
 
     def leaks(self) -> list[Leak]:
-        filled = list(self._present_for_one_class())
-        taken = {leak.columns[0] for leak in filled}
+        found = [leak for name in self.names if (leak := self._made_of_target(name))]
+        found += self._present_for_one_class({name for leak in found for name in leak.columns})
+        if not self.classes:
+            found += self._formula({name for leak in found for name in leak.columns if leak.copy})
+        taken = {name for leak in found for name in leak.columns}
         near = [name for name in self.names if name not in taken and self.alone[name] >= SUSPICIOUS]
-        found = [*filled, *self._standing_apart(near, taken)]
-        certain = {name for leak in found if leak.certain for name in leak.columns}
-        found = [self._correlated(leak, certain) for leak in found]
-        certain = {name for leak in found if leak.certain for name in leak.columns}
-        return [*found, *self._pairs(certain)]
+        found += self._standing_apart(near, taken)
+        taken = {name for leak in found for name in leak.columns}
+        return [*found, *(self._pairs(taken) if self.classes else ())]
 
     # --- one feature
 
@@ -174,13 +185,31 @@ class Sample:
 
     # --- rules
 
-    def _present_for_one_class(self) -> Iterator[Leak]:
+    def _made_of_target(self, name: str) -> Leak | None:
+        """A feature with one value for each value of the target (a copy), or for each range of it (a band)."""
+        there = ~np.isnan(self.values[name])
+        if there.sum() < MIN_ROWS or there.mean() < 0.5:
+            return None
+        x, y = self.values[name][there], self.y[there]
+        count = len(np.unique(x))
+        if self.classes:
+            pairs = len(np.unique(np.column_stack([x, y]), axis=0))
+            if count == len(np.unique(y)) == pairs:
+                return Leak((name,), f"is {self.target} in other words: one value for each class", copy=True)
+            return None
+        kind = relation(x, y, name not in self.coded)
+        if kind == "copy":
+            return Leak((name,), f"is {self.target} in other words: {count:,} values, each for one {self.target}", copy=True)
+        facts = f"leaks {self.target}: its {count:,} values are ranges of {self.target} that do not overlap"
+        return Leak((name,), facts) if kind == "band" else None
+
+    def _present_for_one_class(self, taken: set[str]) -> Iterator[Leak]:
         """Features that are present (or not zero) only for one class: they are filled in once the target is known."""
         if not self.classes:
             return
         shares = np.bincount(self.y) / len(self.y)
         for name in self.names:
-            if name in self.coded:
+            if name in self.coded or name in taken:
                 continue
             for what, there, purity in (
                 ("is present", ~np.isnan(self.values[name]), PURITY),
@@ -198,12 +227,7 @@ class Sample:
                 if share < purity or outside > 0.5 or missed or chance > 1e-9:
                     continue
                 facts = f"{what} in {count:,} rows, {share:.1%} of them {self.labels[best]}"
-                yield Leak(
-                    (name,),
-                    f"leaks {self.target}: {facts}",
-                    f"{name}: {facts}; it seems to be filled in once {self.target} is known. Left out of columns",
-                    certain=True,
-                )
+                yield Leak((name,), f"leaks {self.target}: {facts}; it seems to be filled in once {self.target} is known")
                 break
 
     def _standing_apart(self, near: list[str], taken: set[str]) -> Iterator[Leak]:
@@ -215,62 +239,39 @@ class Sample:
         metric = "ROC AUC" if self.classes else "R²"
         for name in sorted(near, key=lambda each: -self.alone[each]):
             score = self.alone[name]
-            if not stands_apart(score, others):
-                continue
-            certain = score >= CERTAIN
-            facts = f"{metric} {score:.3f} alone, {others:.3f} of all other columns together"
-            advice = "Left out of columns" if certain else "It stays; remove it if it is not known at prediction time"
-            yield Leak((name,), f"leaks {self.target}: {facts}", f"{name}: leaks {self.target}: {facts}. {advice}", certain)
+            if stands_apart(score, others):
+                yield Leak(
+                    (name,), f"leaks {self.target}: {metric} {score:.3f} alone, {others:.3f} of all other columns together"
+                )
 
-    def _correlated(self, leak: Leak, certain: set[str]) -> Leak:
-        """A suspicious feature that is correlated with a certain leak is certain too."""
-        name = leak.columns[0]
-        if leak.certain or name in self.coded:
-            return leak
-        for other in certain - self.coded:
-            correlation = abs(_rank_correlation(self.values[name], self.values[other]))
-            if correlation >= CORRELATED:
-                why = f"{leak.why}, and it is correlated with {other} (rank correlation {correlation:.2f})"
-                return Leak(leak.columns, why, f"{name}: {why}. Left out of columns", certain=True)
-        return leak
+    def _formula(self, copies: set[str]) -> list[Leak]:
+        """Numeric features that give a numeric target by a formula."""
+        names = sorted((name for name in self.names if name not in self.coded | copies), key=lambda name: -self.alone[name])
+        best = set(names[: len(self.y) // 5])
+        formula = find_formula({name: self.values[name] for name in self.names if name in best}, self.y)
+        if formula is None:
+            return []
+        return [Leak(formula.columns, f"leaks {self.target}: it is {self.target}, to a thousandth", formula.text)]
 
-    def _pairs(self, certain: set[str]) -> Iterator[Leak]:
-        """Pairs of numeric features whose sum, difference, product or quotient is the target, though neither is alone."""
-        candidates = [
-            name
-            for name in self.names
-            if name not in self.coded and name not in certain and not np.isnan(self.values[name]).all()
-        ]
-        best = sorted(candidates, key=lambda name: -self.alone[name])[: PAIRS if self.classes else 3 * PAIRS]
-        candidates = [name for name in candidates if name in best]
-        taken: set[str] = set()
-        for first, second in combinations(candidates, 2):
-            if taken & {first, second}:
+    def _pairs(self, taken: set[str]) -> Iterator[Leak]:
+        """Pairs of numeric features whose sum, difference, product or quotient decides the class, though neither does alone."""
+        numbers = (name for name in self.names if name not in self.coded | taken)
+        candidates = [name for name in numbers if not np.isnan(self.values[name]).all()]
+        best = sorted(candidates, key=lambda name: -self.alone[name])[:PAIRS]
+        seen: set[str] = set()
+        for first, second in combinations([name for name in candidates if name in best], 2):
+            if seen & {first, second}:
                 continue
             for sign, value in _combinations(self.values[first], self.values[second]):
-                if self._determines_target(value) and self._needs_both(first, second):
-                    taken |= {first, second}
-                    formula = f"{first} {sign} {second}"
-                    yield Leak(
-                        (first, second),
-                        f"leaks {self.target}: {formula} determines it",
-                        f"{formula}: leaks {self.target}, though neither column does alone. Both are left out of columns; "
-                        "add back what is known at prediction time",
-                        certain=True,
-                    )
+                if self._decides(value) and self._needs_both(first, second):
+                    seen |= {first, second}
+                    facts = f"it decides {self.target}, though neither column does alone"
+                    yield Leak((first, second), facts, f"{first} {sign} {second}")
                     break
 
-    def _determines_target(self, value: np.ndarray) -> bool:
-        if not self.classes:
-            there = np.isfinite(value)
-            if there.mean() < 0.5 or not value[there].std():
-                return False
-            error = np.abs(value[there] - self.y[there])
-            return bool((error <= 1e-6 * np.abs(self.y[there]) + 1e-9).mean() >= 0.98) or bool(
-                np.abs(np.corrcoef(value[there], self.y[there])[0, 1]) >= 0.99999
-            )
+    def _decides(self, value: np.ndarray) -> bool:
         value = np.where(np.isfinite(value), value, np.nan)
-        return self._rank_score(value) >= CERTAIN and self._tree(value[:, None], 3) >= 0.995
+        return self._rank_score(value) >= DECIDES and self._tree(value[:, None], 3) >= 0.995
 
     def _rank_score(self, value: np.ndarray) -> float:
         """ROC AUC of the values as a score (of the first two classes), or their rank correlation. It costs one sort."""
@@ -288,10 +289,10 @@ class Sample:
         return float(best)
 
     def _needs_both(self, first: str, second: str) -> bool:
-        if max(self.alone[first], self.alone[second]) >= (SUSPICIOUS if self.classes else 0.999):
+        if max(self.alone[first], self.alone[second]) >= SUSPICIOUS:
             return False
         others = self._score_jointly([name for name in self.names if name not in (first, second)])
-        return stands_apart(CERTAIN, others)
+        return stands_apart(DECIDES, others)
 
 
 def _combinations(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -330,7 +331,7 @@ def _filled_in_later(rows: pl.DataFrame, features: Mapping[str, Role], target: s
             empty, was = (part[name].null_count() / part.height for part in (new, old))
             if empty >= 0.9 and was <= 0.5:
                 facts = f"missing {where} ({empty:.0%}; otherwise {was:.0%})"
-                yield Leak((name,), facts, f"{name}: {facts}; it is filled in later. Left out of columns", certain=True)
+                yield Leak((name,), f"{facts}; it is filled in later")
                 break
         else:
             if role == "date":
@@ -343,7 +344,5 @@ def _dates_after(rows: pl.DataFrame, name: str, time: str) -> Iterator[Leak]:
         return
     share = (both[name] > both["at"]).mean()
     if isinstance(share, float) and share >= 0.5:
-        certain = rows[name].null_count() > 0
         facts = f"is after {time} in {share:.0%} of the rows"
-        advice = "it is filled in later. Left out of columns" if certain else f"remove it if it is not known at {time}"
-        yield Leak((name,), facts, f"{name}: {facts}; {advice}", certain)
+        yield Leak((name,), facts + ("; it is filled in later" if rows[name].null_count() > 0 else ""))

@@ -95,7 +95,7 @@ def test_the_step_is_right_on_planted_cases(
     found, _ = diagnosed(case, tmp_path, config)
     assert found["step"] == step, found["evidence"]
     assert found["evidence"]
-    named = {"paid": "column paid", "state": "column state", "parts": "columns tax and net", "repeats": "as good as the data"}
+    named = {"paid": "column paid", "state": "column state", "parts": "columns net and tax", "repeats": "as good as the data"}
     assert named.get(case, "") in found["title"]
 
 

