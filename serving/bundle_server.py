@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,7 @@ class ModelInput:
 
     features: Mapping[str, str]
     example: tuple[Mapping[str, Any], ...]
+    levels: Mapping[str, Sequence[str]]
 
 
 class BundleFiles:
@@ -61,7 +62,7 @@ class BundleFiles:
 
     def model_input(self, _problem: str, _version: int) -> ModelInput:
         manifest = self._manifest
-        return ModelInput(manifest["features"], tuple(manifest["example"]))
+        return ModelInput(manifest["features"], tuple(manifest["example"]), manifest["levels"])
 
     def load_compiled(self, _problem: str, _version: int) -> "Compiled | None":
         """None if the bundle holds the pipeline."""

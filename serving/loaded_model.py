@@ -13,7 +13,7 @@ from evergreen.serving.online_features import OnlineFeatures
 from evergreen.tasks.config.params import KindName
 from evergreen.tasks.core.errors import EvergreenError, ModelError, RequestError
 from evergreen.tasks.core.suggestions import nearest
-from evergreen.tasks.model_files.onnx_runtime import Compiled, EncodedRow
+from evergreen.tasks.model_files.onnx_runtime import Compiled, EncodedRow, text
 
 if TYPE_CHECKING:
     from evergreen.serving.recommender_service import OnlineRecommender
@@ -31,6 +31,10 @@ class Feature:
     name: str
     type: Type
     rules: tuple[Rule, ...] = ()
+    read: Callable[[str], Any] | None = None
+    """Reads a text as the contract of the problem's table does: as a number, or as a date. Raises ValueError."""
+    levels: frozenset[str] = frozenset()
+    """Of a category: its values in training. Empty: not known."""
 
 
 @dataclass(slots=True)
@@ -83,6 +87,7 @@ class RowModel(LoadedModel):
         self.entity, self.online_features = entity, online_features
         self._pipeline = None if isinstance(model, Compiled) else model
         self._load_pipeline, self._loading = load_pipeline, Lock()
+        self._levels = tuple((each.name, each.levels) for each in features if each.levels)
         self._ruled = tuple((each.name, each.rules) for each in features if each.rules)
         self._keys = frozenset({*self.features, *([entity] if entity else []), *([CUTOFF] if online_features else [])})
         self.example_output: Mapping[str, Any] = {}
@@ -124,9 +129,17 @@ class RowModel(LoadedModel):
             for name, each in self.features.items():
                 if name not in row:
                     raise RequestError(name, self._missing_rule())
-                _check_value(each, row[name])
+                if each.read and isinstance(value := row[name], str):
+                    features = {**features, name: _read(each, value)}
+                _check_value(each, features[name])
         point = self.compiled.encode(features) if self.compiled else None
         return ParsedRow(features, entity, cutoff, point)
+
+    def unseen(self, row: ParsedRow) -> list[str]:
+        """The categories whose value training never saw."""
+        values = ((name, levels, row.features[name]) for name, levels in self._levels)
+        odd = ((name, levels, value) for name, levels, value in values if value not in levels and value is not None)
+        return [name for name, levels, value in odd if text(value, "") not in levels]
 
     def predict(self, rows: Sequence[ParsedRow]) -> list[dict[str, Any]]:
         """The output for each row: `prediction`, and for a classifier `probability_<class>` of each class."""
@@ -222,6 +235,14 @@ def _as_json(request: "Request", lists: "RecommendedLists") -> list[dict[str, An
 
 def _as_list(values: Any) -> list[Any]:
     return values.tolist() if hasattr(values, "tolist") else list(values)
+
+
+def _read(feature: Feature, value: str) -> Any:
+    """The value as its contract reads it; `value` itself if it does not fit."""
+    try:
+        return feature.read(value) if feature.read else value
+    except ValueError:
+        return value
 
 
 def _check_value(feature: Feature, value: Any) -> None:

@@ -39,6 +39,7 @@ FAMILIES = {
     "failures": _Family(
         "evergreen_prediction_failures", "Valid rows that a version failed to predict.", ("problem", "version", "variant")
     ),
+    "unseen": _Family("evergreen_unseen_categories", "Rows with a category that training never saw.", ("problem", "column")),
     "parity_checks": _Family("evergreen_parity_checks", "Predictions compared with the pipeline's.", ("problem",)),
     "parity_mismatches": _Family("evergreen_parity_mismatches", "Compared predictions beyond the tolerance.", ("problem",)),
     "seconds": _Family("evergreen_request_duration_seconds", "Latency of requests.", ("route", "problem"), SECONDS),
@@ -56,6 +57,7 @@ class Metrics:
         self.requests: Counter[tuple[str, str, int]] = Counter()
         self.rows: Counter[tuple[str, int, str]] = Counter()
         self.failures: Counter[tuple[str, int, str]] = Counter()
+        self.unseen: Counter[tuple[str, str]] = Counter()
         self.parity_checks: Counter[tuple[str]] = Counter()
         self.parity_mismatches: Counter[tuple[str]] = Counter()
         self.seconds: dict[tuple[str, str], list[float]] = {}
@@ -75,6 +77,10 @@ class Metrics:
         found = self.batches.setdefault((problem,), [0.0] * (len(ROWS) + 2))
         found[bisect_left(ROWS, rows)] += times
         found[-1] += rows * times
+
+    def count_unseen(self, problem: str, columns: Iterable[str]) -> None:
+        for column in columns:
+            self.unseen[problem, column] += 1
 
     def count_parity(self, problem: str, mismatch: bool) -> None:
         self.parity_checks[problem,] += 1

@@ -1,7 +1,8 @@
 """Loading of a registered version into memory, from the registry, params and the project's files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from evergreen.serving import column_rules
@@ -15,12 +16,21 @@ if TYPE_CHECKING:
     from evergreen.serving.event_log import EventLog
     from evergreen.tasks.release.model_registry import Registry
 
+NO_READERS: Mapping[str, Callable[[str], Any]] = MappingProxyType({})
 TYPES: Mapping[str, Type] = {"string": "text", "datetime": "date"}
 """MLflow's name of a type -> ours; all others are numbers."""
 
 
-def load(params: Params, layout: Layout, registry: "Registry", events: "EventLog", problem: str, version: int) -> LoadedModel:
-    """The version, ready to predict. Raises ModelError if it cannot be loaded."""
+def load(
+    params: Params,
+    layout: Layout,
+    registry: "Registry",
+    events: "EventLog",
+    problem: str,
+    version: int,
+    readers: Mapping[str, Callable[[str], Any]] = NO_READERS,
+) -> LoadedModel:
+    """The version, ready to predict. `readers`: see Feature.read. Raises ModelError if it cannot be loaded."""
     section = params.section(problem)
     if section.predicts == "lists":
         from evergreen.serving.recommender_service import OnlineRecommender
@@ -31,7 +41,10 @@ def load(params: Params, layout: Layout, registry: "Registry", events: "EventLog
     described, compiled = registry.model_input(problem, version), registry.load_compiled(problem, version)
     kind, rules = params.kind(problem), column_rules.from_params(params, section)
     types = _types(described.features, section)
-    features = [Feature(name, type_, rules.get(name, ())) for name, type_ in types.items()]
+    features = [
+        Feature(name, type_, rules.get(name, ()), readers.get(name), frozenset(described.levels.get(name, ())))
+        for name, type_ in types.items()
+    ]
     load_pipeline = partial(_load_pipeline, registry, problem, version, kind, features)
     online_features = None
     if section.features.by_cutoff is True:

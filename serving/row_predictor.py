@@ -61,6 +61,7 @@ class RowPredictor:
             model, variant = serving.choose(entity_of(champion, row), id_)
         assert isinstance(model, RowModel)
         model, variant, parsed = _parse(serving, model, variant, row)
+        self._metrics.count_unseen(model.problem, model.unseen(parsed))
         output, model, variant = await self._predict(serving, model, variant, parsed, row)
         if self._writer.spool:
             features = received if received is not None and parsed.features is row else parsed.features
@@ -85,6 +86,7 @@ class RowPredictor:
             model, variant, one = _parse_numbered(serving, model, variant, rows, place, version)
             chosen[place] = id_, model, variant
             parsed.append(one)
+            self._metrics.count_unseen(model.problem, model.unseen(one))
         if len(rows) <= self._policy.batch_rows:
             each_row = zip(chosen, parsed, rows, strict=True)
             found = await asyncio.gather(

@@ -14,9 +14,9 @@ import polars as pl
 
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Params, Problem, Section
-from evergreen.tasks.core.paths import HELD_OUT, JUDGED, MODEL, Layout, read_json, writing
+from evergreen.tasks.core.paths import HELD_OUT, JUDGED, LEVELS, MODEL, Layout, read_json, writing
 from evergreen.tasks.model_files import skops_models
-from evergreen.tasks.problems.base import Config, Data, Finishing, Fold, Kind, Model, Splits
+from evergreen.tasks.problems.base import Config, Data, Finishing, Fold, Kind, Model, RowKind, Splits
 from evergreen.tasks.search import time_budget
 from evergreen.tasks.search.best_config import load_best_config, summarise_search
 from evergreen.tasks.search.time_budget import SLACK, Clock
@@ -68,6 +68,7 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
         skops_models.save(model, scratch / MODEL)
         if model is not evaluated:
             skops_models.save(evaluated, scratch / JUDGED)
+        (scratch / LEVELS).write_text(json.dumps(kind.levels(data) if isinstance(kind, RowKind) else {}) + "\n")
         text = json.dumps({"problem": problem, **card}, indent=2, default=str, allow_nan=False)
         (scratch / "model.json").write_text(text + "\n")
     return Result(model=str(folder / MODEL), card=str(folder / "model.json"), cutoff=str(fold.test), rows=rows)

@@ -20,6 +20,7 @@ from evergreen.tasks import problems
 from evergreen.tasks.config import loading
 from evergreen.tasks.core.paths import Layout, write_json
 from evergreen.tasks.model_files import skops_models
+from evergreen.tasks.problems.base import RowKind
 from evergreen.tasks.release.promotion_gate import Verdict
 from evergreen.tasks.train import describe
 from tests import store
@@ -109,6 +110,7 @@ def register(layout: Layout, problem: str, name: str, **changed: Any) -> int:
     card = describe(kind, model, data, fold, kind.rows(data, fold.train), config, section)
     skops_models.save(model, layout.model(problem) / "model.skops")
     write_json(layout.model(problem) / "model.json", json.loads(json.dumps({"problem": problem, **card}, default=str)))
+    write_json(layout.model(problem) / "levels.json", kind.levels(data) if isinstance(kind, RowKind) else {})
     trial = {"number": 0, "state": "complete", "model": name, "config": "{}", "score": 0.8, "std": None, "reason": ""}
     times = {"started": BEGAN, "ended": BEGAN + timedelta(seconds=30), "seconds": 30.0}
     layout.tuning(problem).mkdir(parents=True, exist_ok=True)

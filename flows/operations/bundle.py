@@ -20,9 +20,11 @@ from ruamel.yaml import YAML
 from evergreen.flows import settings
 from evergreen.flows.operations import batch_scoring, bundle_contents
 from evergreen.serving.bundle_server import MANIFEST, MODEL
+from evergreen.tasks.config.data import SOURCES
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import ModelError, ProjectError
 from evergreen.tasks.core.paths import Layout, write_json, writing
+from evergreen.tasks.data.snapshot import contract
 
 if TYPE_CHECKING:
     from evergreen.tasks.release.mlflow_store import Version
@@ -69,7 +71,7 @@ def run(layout: Layout, params: Params, problem: str, out: Path, version: int | 
         scratch.mkdir()
         compiled = _write_model(scratch, registry, found)
         (scratch / "params.yaml").write_text("")
-        _write_params(scratch, params, problem)
+        _write_params(scratch, layout, params, problem)
         request = _write_request(scratch, layout, params, found, registry)
         modules = bundle_contents.closure(bundle_contents.roots(params.kind(problem), compiled))
         bundle_contents.copy_code(scratch, modules)
@@ -96,6 +98,7 @@ def _write_model(folder: Path, registry: "Registry", version: "Version") -> bool
             "file": file.name,
             "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
             "features": described.features,
+            "levels": described.levels,
             "example": _without_nan(described.example),
             "tags": {name: version.tags[name] for name in tagged if name in version.tags},
         },
@@ -103,7 +106,7 @@ def _write_model(folder: Path, registry: "Registry", version: "Version") -> bool
     return compiled
 
 
-def _write_params(folder: Path, params: Params, problem: str) -> None:
+def _write_params(folder: Path, layout: Layout, params: Params, problem: str) -> None:
     """The part of params.yaml that serving reads: the problem's section, its tables with their expectations, and serve.
 
     No database address leaves the project.
@@ -112,10 +115,10 @@ def _write_params(folder: Path, params: Params, problem: str) -> None:
     tables = set(section.features.tables)
     whole = params.model_dump(mode="json", by_alias=True, exclude={"sections"}, exclude_unset=True)
     kept: dict[str, Any] = {"project": whole["project"], "problems": {problem: params.kind(problem)}}
+    read = {name: contract(params, name, layout) for name in params.ingest if name in tables}
     kept["ingest"] = {
-        name: {"csv": f"{name}.csv", **{key: value for key, value in each.items() if key not in SOURCES}}
-        for name, each in whole["ingest"].items()
-        if name in tables
+        name: {"csv": f"{name}.csv", **source.model_dump(mode="json", exclude={*PLACES}, exclude_unset=True)}
+        for name, source in read.items()
     }
     kept["validate"] = {
         name: {"expectations": each.get("expectations", [])}
@@ -128,7 +131,7 @@ def _write_params(folder: Path, params: Params, problem: str) -> None:
         YAML(typ="safe").dump(json.loads(json.dumps(kept, default=str)), file)
 
 
-SOURCES = ("store", "csv", "parquet", "sql", "url")
+PLACES = (*SOURCES, "url", "sheet")
 """Keys of a table in params that say where it is read from."""
 
 

@@ -198,13 +198,12 @@ def _url(bound: socket.socket) -> str:
 
 def application(layout: Layout, params: Params, host: str, status: Path | None = None) -> "tuple[App, DeploymentWatcher[Any]]":
     """The application of a worker, with the project's registry, databases and spool, and the deployed versions loaded."""
-    from functools import partial
-
     from evergreen.monitoring.ledger import spool as spools
-    from evergreen.serving import model_loading
+    from evergreen.serving import model_loading, text_values
     from evergreen.serving.access_control import AccessControl
     from evergreen.serving.app import App
     from evergreen.serving.deployment_watcher import DeploymentWatcher
+    from evergreen.serving.loaded_model import LoadedModel
     from evergreen.serving.metrics import Metrics
     from evergreen.serving.prediction_service import PredictionService
 
@@ -214,7 +213,11 @@ def application(layout: Layout, params: Params, host: str, status: Path | None =
     spool = spools.Spool(folder, params.serve.durable) if params.serve.ledger else None
     if spool and (lost := spool.lost()):
         log.warning("%d predictions were lost so far: served by processes that were killed before they spooled them", lost)
-    load_model = partial(model_loading.load, params, layout, registry, events)
+
+    def load_model(problem: str, version: int) -> LoadedModel:
+        readers = text_values.readers(params, problem, layout)
+        return model_loading.load(params, layout, registry, events, problem, version, readers)
+
     watcher = DeploymentWatcher(params, registry, settings.rollouts(layout), load_model, ledger)
     watcher.start()
     access = AccessControl(params.serve, host, settings.keys(layout))

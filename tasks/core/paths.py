@@ -24,6 +24,8 @@ JUDGED = "judged.skops"
 """The evaluated model, trained without the test rows. Written only if it differs from the served one."""
 HELD_OUT = "held_out.parquet"
 """Out-of-fold predictions of the chosen configuration, for kinds that calibrate their models with them."""
+LEVELS = "levels.json"
+"""Category -> its values in training."""
 COMPILED = "model.onnx"
 """The ONNX model, in the folder `compiled` of a registered version."""
 

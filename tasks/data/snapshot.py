@@ -72,7 +72,8 @@ def contract(params: Params, table: str, layout: Layout) -> Source:
     by_column = ("types", "number_formats", "date_formats", "missing")
     merged: dict[str, Any] = {key: {**found.get(key, {}), **getattr(source, key)} for key in by_column}
     merged["null_values"] = list(dict.fromkeys([*source.null_values, *found.get("null_values", ())]))
-    return Source.model_validate({**source.model_dump(), **merged})
+    given = source.model_dump(exclude_unset=True)
+    return Source.model_validate(given | {key: value for key, value in merged.items() if value})
 
 
 def choose_as_of(wanted: date | None, newest: dict[str, date | None]) -> date:

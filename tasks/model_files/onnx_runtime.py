@@ -381,10 +381,14 @@ class _Length:
 
 
 def text(value: Any, missing: str) -> str:
-    """A cell of a category as the text that training knows: None and NaN are `missing`, truth values are lower case."""
+    """A cell of a category as the text that training knows: None and NaN are `missing`, truth values are lower case, and whole
+    numbers have no decimals.
+    """
     if value is None or value != value:
         return missing
-    return str(value).lower() if isinstance(value, bool | np.bool_) else str(value)
+    if isinstance(value, bool | np.bool_):
+        return str(value).lower()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def dumps(signature: Signature) -> str:

@@ -157,6 +157,10 @@ class RowKind(Kind, Protocol):
         """The columns of a prediction, such as `prediction`: one value per row of `features`."""
         ...
 
+    def levels(self, data: Data) -> dict[str, list[str]]:
+        """Category -> its values in `data`, sorted."""
+        ...
+
     def find_features(self, data: Data, rows: pl.DataFrame, section: Any) -> "tuple[pd.DataFrame, list[str | None]]":
         """The features of each of `rows`, given in it or looked up by its entity, and why a row has none."""
         ...

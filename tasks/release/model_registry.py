@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from evergreen.tasks.config.params import Params, Section
 from evergreen.tasks.core.errors import ModelError
-from evergreen.tasks.core.paths import COMPILED, JUDGED, MODEL, Layout, read_json, sha256
+from evergreen.tasks.core.paths import COMPILED, JUDGED, LEVELS, MODEL, Layout, read_json, sha256
 from evergreen.tasks.problems.base import Model
 from evergreen.tasks.release.candidate import Candidate
 from evergreen.tasks.release.mlflow_store import MlflowStore, Version, input_types
@@ -36,6 +36,8 @@ class ModelInput(Section):
     """Feature -> its type as MLflow names it: double, string, datetime."""
     example: tuple[dict[str, Any], ...]
     """A few rows of features, as JSON has them."""
+    levels: dict[str, list[str]]
+    """Category -> its values in training."""
 
 
 class Registry:
@@ -137,12 +139,14 @@ class Registry:
         """What the version takes, with an example. Raises ModelError for an unknown version."""
         self.require(problem, version)
         with tempfile.TemporaryDirectory() as folder, self._store.errors():
-            names = ("MLmodel", "input_example.json")
-            card, example = (self._store.download(problem, version, name, folder) for name in names)
+            names = ("MLmodel", "input_example.json", LEVELS)
+            card, example, levels = (self._store.download(problem, version, name, folder) for name in names)
             types, given = input_types(card), read_json(example)
+            known = read_json(levels)
         return ModelInput(
             features=dict(zip(given["columns"], types, strict=True)),
             example=tuple(dict(zip(given["columns"], row, strict=True)) for row in given["data"]),
+            levels=known,
         )
 
     def set_alias(self, problem: str, alias: str, version: int) -> None:
@@ -172,6 +176,7 @@ class Registry:
             if (judged := candidate.layout.model(candidate.problem) / JUDGED).exists():
                 shutil.copyfile(judged, folder / JUDGED)
                 tags[f"sha256.{JUDGED}"] = sha256(judged)
+            shutil.copyfile(candidate.layout.model(candidate.problem) / LEVELS, folder / LEVELS)
             compiled = attempt(candidate.params, candidate.problem, candidate.layout, model)
             compiled.write(folder / "compiled")
             tags |= compiled.tags()

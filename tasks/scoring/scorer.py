@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
-from pandas.api.types import is_numeric_dtype, is_string_dtype
+from pandas.api.types import is_numeric_dtype
 
 from evergreen.tasks import problems
 from evergreen.tasks.config.data import ColumnType
@@ -112,12 +112,17 @@ class Scorer:
         """Feature or key -> its type."""
         if not isinstance(self.kind, RowKind):
             return {}
+        found: dict[str, ColumnType] = {}
         if self.table is None:
-            return {str(name): _type(each) for name, each in self.data.features.items()}
-        declared = self.contract.types
-        found = {name: declared.get(name, TYPE_OF_ROLE[role]) for name, role in self.table.columns.items()}
-        entity = self.table.entity
-        return {**found, **({entity: declared[entity]} if entity in declared else {})}
+            for name, values in self.data.features.items():
+                found[name] = "number" if is_numeric_dtype(values) else "text"
+            return found
+        declared, entity = self.contract.types, self.table.entity
+        for name, role in self.table.columns.items():
+            found[name] = declared.get(name, TYPE_OF_ROLE[role])
+        if entity in declared:
+            found[entity] = declared[entity]
+        return found
 
     @property
     def columns(self) -> set[str]:
@@ -128,10 +133,7 @@ class Scorer:
     @cached_property
     def levels(self) -> dict[str, pl.Series]:
         """Category -> its values in training."""
-        texts = (name for name, kind in self.types.items() if name in self.data.features)
-        roles = self.table.columns if self.table else {}
-        named = [name for name in texts if is_string_dtype(self.data.features[name]) and roles.get(name) != "text"]
-        return {name: _texts(self.data.features[name]).drop_nulls().unique() for name in named}
+        return {name: pl.Series(name, values, pl.String) for name, values in self.kind.levels(self.data).items()}
 
     def score(self, rows: pl.DataFrame, name: str) -> Scored:
         """Score `rows`, from a source called `name`.
@@ -197,10 +199,6 @@ def _cutoffs(data: Any, rows: pl.DataFrame, features: Any) -> pl.Expr:
         return pl.lit(None, pl.Date)
     text = rows.schema[CUTOFF] == pl.String
     return pl.col(CUTOFF).str.to_date(strict=False) if text else pl.col(CUTOFF).cast(pl.Date, strict=False)
-
-
-def _type(column: Any) -> ColumnType:
-    return "number" if is_numeric_dtype(column) else "text"
 
 
 def _unseen(values: Any, levels: pl.Series) -> pl.Series:

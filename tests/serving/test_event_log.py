@@ -262,7 +262,7 @@ def scored(layout: Layout, known: params.Params, folder: Path, households: list[
 def test_a_scored_file_has_a_row_per_household_and_rank_in_the_given_order(deployed, known, tmp_path):
     found = scored(deployed, known, tmp_path, [9, 4, 9, 123_456], k=3)
     assert found.columns == ["household_id", "rank", "product_id", "score", "source"]
-    assert found["household_id"].to_list() == [9] * 3 + [4] * 3 + [9] * 3 + [123_456] * 3
+    assert found["household_id"].to_list() == ["9"] * 3 + ["4"] * 3 + ["9"] * 3 + ["123456"] * 3
     assert found["rank"].to_list() == [1, 2, 3] * 4
     assert found[:3].equals(found[6:9])
     explanations = scored(deployed, known, tmp_path, [9], k=3, explain=True)["explanation"].to_list()

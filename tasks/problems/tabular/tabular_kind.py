@@ -90,6 +90,8 @@ FOR_AMOUNTS = {"target_log": Range(values=("auto", False))}
 CELLS = 30_000_000
 """Large or wide tables bend at fewer points, so that the matrix of numbers stays within so many (of 8 bytes)."""
 
+MAX_LEVELS = 10_000
+"""Columns with more values have new ones in every file."""
 Stage = Literal["baseline", "linear", "trees", "boosting", "ensemble"]
 """How much a model costs to run and to understand, the least first."""
 BLEND = "blend"
@@ -321,6 +323,13 @@ class TabularKind(RowPredictions):
     def predict_new(self, model: Model, data: Rows, rows: pl.DataFrame, section: Tabular) -> pl.DataFrame:
         """`rows`, the columns of `predict_rows`, and why a row has no prediction: an unknown entity, or no number."""
         return self.predict_found(partial(self.predict_rows, model), *self.find_features(data, rows, section), rows)
+
+    def levels(self, data: Rows) -> dict[str, list[str]]:
+        """Category -> its values, sorted; without free text and columns of more than MAX_LEVELS values."""
+        texts = [name for name in data.features if data.roles.get(name) != "text"]
+        texts = [name for name in texts if pd.api.types.is_string_dtype(data.features[name])]
+        found = {str(name): sorted(data.features[name].dropna().unique()) for name in texts}
+        return {name: values for name, values in found.items() if len(values) <= MAX_LEVELS}
 
     def find_features(self, data: Rows, rows: pl.DataFrame, section: Tabular) -> tuple[pd.DataFrame, list[str | None]]:
         """The features of each of `rows`, given in it or looked up by its entity, and why a row has none."""

@@ -82,7 +82,7 @@ def test_the_difference_is_that_of_the_numbers_and_infinite_for_anything_else(on
 def test_no_database_address_leaves_the_project_and_the_section_is_unchanged(tmp_path):
     known = load(ROOT / "params.yaml")
     for name in known.problems:
-        bundle._write_params(tmp_path, known, name)
+        bundle._write_params(tmp_path, Layout(tmp_path), known, name)
         again = load(tmp_path / "params.yaml")
         assert list(again.problems) == [name]
         assert again.section(name) == known.section(name)

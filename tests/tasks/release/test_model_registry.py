@@ -72,6 +72,7 @@ def write_candidate(layout: Layout, model: Any, trials: int = 3) -> None:
     example = [{**row, "empty": None} for row in EXAMPLE.to_dict("records")]
     card = {"kind": "classification", "config": {"model": "logistic", "C": 1.0}, "cutoff": "2017-12-03"}
     write_json(layout.model("redeem") / "model.json", {**card, "features": list(EXAMPLE), "example": example})
+    write_json(layout.model("redeem") / "levels.json", {"colour": ["blue", "red"]})
     layout.features("redeem").mkdir(parents=True, exist_ok=True)
     pl.DataFrame(schema={"age": pl.Float64, "empty": pl.Float64, "colour": pl.String}).write_parquet(
         layout.features("redeem") / "rows.parquet"
