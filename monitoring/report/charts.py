@@ -1,14 +1,15 @@
 """The charts of the page: each a title, a caption and a drawing, or a table where there is nothing to draw."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 from markupsafe import Markup
 
-from evergreen.monitoring.report import formatting, vega
+from evergreen.monitoring.report import formatting, left_out, vega
 from evergreen.monitoring.report.marks import (
     BY_SERIES,
     band,
@@ -25,6 +26,7 @@ from evergreen.monitoring.report.marks import (
 from evergreen.monitoring.report.plots import PLOTS
 from evergreen.monitoring.report.vega import INK, ROWS, Spec
 
+AnyChart = TypeVar("AnyChart", "Chart", "Chart | None")
 TABLE_ROWS = 12
 """Most rows of a table that stands in for a chart, and most bars."""
 
@@ -41,10 +43,24 @@ class Chart:
     """A table, where there is no drawing."""
     more: int = 0
     """Rows left out of the table."""
+    left_out: str = ""
+    """Why it could not be drawn."""
+
+
+def attempt(name: str, title: str, make: Callable[..., AnyChart], *arguments: Any) -> AnyChart | Chart:
+    """The chart that `make` returns, or the reason in its place where that fails."""
+    try:
+        return make(*arguments)
+    except Exception as error:  # noqa: BLE001  # one chart may not take the page away
+        return Chart(name, title, "", None, left_out=left_out.reason(f"chart {title!r}", error))
 
 
 def draw(name: str, table: pl.DataFrame) -> Chart:
-    """The chart of the plot `name`, or a generic one for a name or columns that are not known."""
+    """The chart of the plot `name`, or a generic one for a name or columns that are not known; never an error."""
+    return attempt(name, PLOTS[name].title if name in PLOTS else formatting.plain(name).capitalize(), _draw, name, table)
+
+
+def _draw(name: str, table: pl.DataFrame) -> Chart:
     plot = PLOTS.get(name)
     if not plot or (spec := plot.of(table)) is None:
         return _generic(name, table)
@@ -123,7 +139,7 @@ def dependence(table: pl.DataFrame) -> Chart:
         spec = dots(place, y, interval(strokeWidth=5, opacity=0.35), color=color)
     else:
         days = {"field": "value", "type": "temporal", "title": None, "scale": {"type": "utc"}}
-        dated = "-" in table["value"][0][1:]
+        dated = re.match(r"\d{4}-\d\d-\d\d", table["value"][0])
         spec = lines(days | {"axis": {"tickCount": 3, "format": "%Y-%m-%d"}} if dated else number("x"), y, band(), color=color)
     caption = "The mean prediction had every row this value. The wider the band, the more it depends on the other columns."
     return _drawn("dependence", title, caption, spec, table)

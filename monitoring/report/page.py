@@ -12,8 +12,10 @@ from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-from evergreen.monitoring.report import formatting, problem_section
+from evergreen.monitoring.report import formatting, left_out, problem_section
+from evergreen.monitoring.report.left_out import Attempts
 from evergreen.monitoring.report.problem_section import Answer
 from evergreen.monitoring.report.production_section import ProductionRecords
 from evergreen.monitoring.report.step_costs import step_costs, total_cost
@@ -32,6 +34,9 @@ class Health:
     sentence: str
 
 
+SILENT = Health("watch", "The summary could not be made.")
+
+
 def build(
     params: Params,
     layout: Layout,
@@ -40,13 +45,16 @@ def build(
 ) -> Path:
     """Write the page from the files of `layout`, whole or not at all, and return its path.
 
+    A chart or a section that fails is left out with its reason in its place.
+
     `champions`: problem -> {version, aliases, since, by, reason, verdict, lineage}; a problem without one is not deployed yet.
     `records`: problem -> its stored records in production.
     Equal files, champions and records give the same page, except for its build time. Raises StorageError.
     """
     answers = [problem_section.answer(name, params, layout, champions.get(name), records.get(name)) for name in params.problems]
     results = read(layout.validation / "results.json") or {}
-    tables = validated_tables(layout, results)
+    tried = Attempts("page")
+    tables = tried.get("Validation", [], validated_tables, layout, results)
     page = (
         _environment()
         .get_template("page.html")
@@ -54,12 +62,13 @@ def build(
             project=params.project,
             built=datetime.now(UTC),
             answers=answers,
-            health=_health(answers, tables, results.get("problems") or []),
+            health=tried.get("the summary", SILENT, _health, answers, tables, results.get("problems") or []),
             stops=results.get("problems") or [],
             tables=tables,
-            shared=step_costs(layout, None),
-            total=total_cost(layout),
-            glossary=_glossary(answers),
+            shared=tried.get("What the shared steps cost", [], step_costs, layout, None),
+            total=tried.get("the cost of all steps", None, total_cost, layout),
+            glossary=tried.get("Glossary", [], _glossary, answers),
+            left_out=tried.reasons,
         )
     )
     with writing(layout.page) as scratch:
@@ -91,7 +100,17 @@ def _environment() -> Environment:
         "label": formatting.label,
         "setting": formatting.setting,
     }
+    env.globals["section"] = lambda template, title, **context: _render(env, template, title, context)
     return env
+
+
+def _render(env: Environment, template: str, title: str, context: Mapping[str, Any]) -> Markup:
+    """A section of the page, or the reason in its place where the template fails."""
+    try:
+        return Markup(env.get_template(template).render(context))
+    except Exception as error:  # noqa: BLE001  # one section may not take the page away
+        reasons = {title: left_out.reason(title, error)}
+        return Markup(env.get_template("left_out.html").render(title=title, reasons=reasons))
 
 
 def _health(answers: Sequence[Answer], tables: Sequence[Table], stops: Sequence[str]) -> Health:

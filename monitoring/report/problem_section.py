@@ -11,6 +11,7 @@ import polars as pl
 
 from evergreen.monitoring.report import charts, formatting, production_section
 from evergreen.monitoring.report.charts import Chart
+from evergreen.monitoring.report.left_out import Attempts
 from evergreen.monitoring.report.production_section import Production, ProductionRecords
 from evergreen.monitoring.report.step_costs import Cost, step_costs
 from evergreen.monitoring.report.step_files import read, read_csv
@@ -26,6 +27,9 @@ VERDICTS = {
     "same": "Its baseline",
     "unknown": "Not judged yet",
 }
+
+
+SLICES = "For whom it is better and worse"
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,8 @@ class Answer:
     production: Production | None = None
     newer: bool = False
     """Whether the scores are those of a candidate that is not the champion."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Title of a part that failed -> the reason."""
 
     @property
     def verdict(self) -> str:
@@ -137,62 +143,60 @@ class Answer:
 def answer(
     name: str, params: Params, layout: Layout, champion: Mapping[str, Any] | None, records: ProductionRecords | None
 ) -> Answer:
-    """All that the page shows of the problem `name`; see page.build."""
-    return replace(_answer(name, params, layout, champion), production=_production(layout, name, records))
+    """All that the page shows of the problem `name`; see page.build. A part that fails is left out, with its reason."""
+    tried = Attempts(name)
+    bare = Answer(
+        name, params.kind(name), params.section(name).question, "deployed" if champion else "missing", "unknown", champion
+    )
+    found = tried.get("the problem", bare, _answer, name, params, layout, champion, tried)
+    production = tried.get("In production", None, _production, layout, name, records)
+    return replace(found, production=production, left_out=tried.reasons)
 
 
-def _answer(name: str, params: Params, layout: Layout, champion: Mapping[str, Any] | None) -> Answer:
+def _answer(name: str, params: Params, layout: Layout, champion: Mapping[str, Any] | None, tried: Attempts) -> Answer:
     section, kind = params.section(name), params.kind(name)
     evaluation = read(layout.report(name) / "evaluation" / "evaluation.json")
     card = read(layout.model(name) / "model.json") or {}
-    costs = step_costs(layout, name)
-    search = _search(layout, name, evaluation)
-    if not evaluation:
-        status = "deployed" if champion else "missing"
-        model = (card.get("config") or {}).get("model")
-        return Answer(
-            name,
-            kind,
-            section.question,
-            status,
-            "unknown",
-            champion,
-            model,
-            search=search,
-            costs=costs,
-            lineage=_lineage(champion, card),
-        )
-    scores = [_score(each) for each in evaluation.get("metrics", [])]
-    primary = next((each for each in scores if each.name == evaluation.get("primary")), scores[0] if scores else None)
-    importance, left_out = _importance(card.get("importance") or {})
-    is_baseline = evaluation.get("model") == evaluation.get("baseline")
-    return Answer(
+    none: list[Any] = []
+    found = Answer(
         name=name,
         kind=kind,
         question=section.question,
+        status="deployed" if champion else "missing",
+        standing="unknown",
+        champion=champion,
+        model=tried.get("the model", None, lambda: (card.get("config") or {}).get("model")),
+        search=tried.get("How it was found", None, _search, layout, name, evaluation),
+        costs=tried.get("What it cost", none, step_costs, layout, name),
+        lineage=tried.get("What it was made from", {}, _lineage, champion, card),
+    )
+    if not evaluation:
+        return found
+    scores: list[Score] = tried.get("Performance", none, lambda: [_score(each) for each in evaluation.get("metrics", [])])
+    primary = next((each for each in scores if each.name == evaluation.get("primary")), scores[0] if scores else None)
+    importance, left_out = tried.get("Feature importance", (none, 0), _importance, card.get("importance") or {})
+    is_baseline = evaluation.get("model") == evaluation.get("baseline")
+    advice = ("learning_curve", "validation_curve_1", "validation_curve_2", "bias_variance")
+    reasons = tried.get("Feature importance", none, _charts, layout, name, "explanation", ("permutation", "contributions"))
+    return replace(
+        found,
         status="deployed" if champion else "trained",
         standing="same" if is_baseline else primary.standing if primary else "unknown",
-        champion=champion,
         model=evaluation.get("model"),
         baseline=evaluation.get("baseline"),
         primary=primary,
         scores=scores,
         evaluation=evaluation,
-        windows=_windows(evaluation, primary),
-        charts=_charts(layout, name),
+        windows=tried.get("Window by window", none, _windows, evaluation, primary),
+        charts=tried.get("Charts", none, _charts, layout, name),
         importance=importance,
         importance_left_out=left_out,
-        slices=_slices(evaluation, primary),
-        search=search,
-        costs=costs,
-        lineage=_lineage(champion, card),
-        newer=_newer(champion, evaluation),
+        slices=tried.get(SLICES, none, _slices, evaluation, primary),
+        newer=tried.get("the newest candidate", False, _newer, champion, evaluation),
         diagnosis=read(layout.report(name) / "diagnosis" / "diagnosis.json"),
-        diagnosis_charts=_charts(
-            layout, name, "diagnosis", ("learning_curve", "validation_curve_1", "validation_curve_2", "bias_variance")
-        ),
+        diagnosis_charts=tried.get("The next step", none, _charts, layout, name, "diagnosis", advice),
         explanation=read(layout.report(name) / "explanation" / "explanation.json"),
-        reasons=[*_charts(layout, name, "explanation", ("permutation", "contributions")), *_dependence(layout, name)],
+        reasons=[*reasons, *tried.get("Partial dependence", none, _dependence, layout, name)],
     )
 
 
@@ -315,9 +319,10 @@ def _dependence(layout: Layout, name: str) -> list[Chart]:
     table = read_csv(path) if path.is_file() else None
     if table is None or not table.height:
         return []
-    table = table.with_columns(pl.col("output", "value").cast(pl.String))
+    table = table.with_columns(pl.col("column", "output", "value").cast(pl.String), pl.col("x").cast(pl.Float64))
     parts = table.partition_by("column", maintain_order=True)
-    return [charts.dependence(part) for part in parts]
+    titles = [formatting.plain(str(part["column"][0])) for part in parts]
+    return [charts.attempt("dependence", title, charts.dependence, part) for title, part in zip(titles, parts, strict=True)]
 
 
 def _importance(importance: Mapping[str, float], most: int = 10) -> tuple[list[tuple[str, str, float]], int]:
@@ -398,7 +403,9 @@ def _search(layout: Layout, name: str, evaluation: Mapping[str, Any] | None) -> 
             (model, formatting.number(score, places), counts.get(model, 0), model == best.get("model"))
             for model, score in models
         ],
-        chart=charts.search(scored, formatting.label(metric), greater, (evaluation or {}).get("baseline"))
+        chart=charts.attempt(
+            "search", "The search", charts.search, scored, formatting.label(metric), greater, (evaluation or {}).get("baseline")
+        )
         if scored.height > 1
         else None,
     )
@@ -426,7 +433,7 @@ def _pareto(name: str, path: Path, metric: str, baseline: str | None) -> Chart |
     except (OSError, pl.exceptions.PolarsError):
         return None
     known = trials.rename({"latency_ms": "cost"}).filter(pl.col("score").is_not_null() & (pl.col("cost") > 0))
-    return charts.pareto(known, metric, baseline) if known.height > 1 else None
+    return charts.attempt("pareto", "Quality and cost", charts.pareto, known, metric, baseline) if known.height > 1 else None
 
 
 def _greater(metric: str, evaluation: Mapping[str, Any] | None, trials: pl.DataFrame, best: Mapping[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from evergreen.monitoring.ledger.records import Change, Decision, Estimate
-from evergreen.monitoring.report import formatting, time_series
+from evergreen.monitoring.report import charts, formatting, time_series
 from evergreen.monitoring.report.charts import Chart
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def build(name: str, found: ProductionRecords, backtested: Mapping[str, Any] | N
     return Production(
         summary=_summary(found),
         level=_level(found.runs[-1]) if found.runs else "idle",
-        timeline=time_series.timeline(found.runs, retrained),
+        timeline=charts.attempt("timeline", "Scores over time", time_series.timeline, found.runs, retrained),
         events=_events(found),
         drift=_drift(found.runs[-1]) if found.runs else None,
         cohorts=[_weekly(each) for each in reversed(found.cohorts[-SHOWN_COHORTS:])],
@@ -287,7 +287,8 @@ def _backtest(name: str, found: Mapping[str, Any]) -> Backtest | None:
             "An alarm is false if a model trained at once is not significantly better in the next windows."
         )
         rows = [_policy(each, chosen) for each in found["outcomes"]]
-        return Backtest(sentence, about, rows, metric, time_series.backtest(found))
+        drawn = charts.attempt("backtest", "Quality under each policy", time_series.backtest, found)
+        return Backtest(sentence, about, rows, metric, drawn)
     except (KeyError, TypeError, ValueError) as error:
         log.warning("page: the backtest of %s is malformed and left out: %r", name, error)
         return None

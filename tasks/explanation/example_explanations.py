@@ -20,6 +20,15 @@ MAX_PREDICTIONS = 150_000
 """Most rows that the contributions may ask the model for."""
 EXAMPLE_COLUMNS = 6
 """Columns of an example that are named."""
+CONTRIBUTIONS = {
+    "output": pl.String,
+    "column": pl.String,
+    "row": pl.Int64,
+    "contribution": pl.Float64,
+    "value": pl.String,
+    "place": pl.Float64,
+}
+"""Columns of the table of contributions; a category has no place, whatever column comes first."""
 TITLES = ("the largest prediction", "the median prediction", "the smallest prediction")
 
 
@@ -91,7 +100,8 @@ class Contributions:
                             "contribution": self.values[:, column, output],
                             "value": [as_text(each) for each in values],
                             "place": _ranks(values),
-                        }
+                        },
+                        CONTRIBUTIONS,
                     )
                 )
         return pl.concat(parts) if parts else pl.DataFrame()

@@ -11,6 +11,9 @@ import pytest
 from evergreen.tasks import evaluate, explain, problems, train
 from evergreen.tasks.config.params import KindName, Params, Tabular
 from evergreen.tasks.core.paths import Layout, read_json, write_json
+from evergreen.tasks.explanation.example_explanations import CONTRIBUTIONS, Contributions
+from evergreen.tasks.explanation.partial_dependence import partial_dependence
+from evergreen.tasks.problems.tabular.tabular_kind import Rows
 
 SIZE = 1800
 
@@ -127,3 +130,29 @@ def test_clusters_are_explained_by_the_share_of_rows_that_change_theirs(tmp_path
     assert found["metric"] == "share of rows that change their group"
     assert all(0 <= each["importance"] <= 1 for each in found["importance"])
     assert "examples" not in found
+
+
+def test_a_model_is_explained_whatever_types_its_strongest_columns_have():
+    """The strongest column is a category here, the weaker ones are numbers, a date and a flag; and the other way round."""
+    draw = np.random.default_rng(0)
+    columns = {
+        "place": [("a", "b", None)[each] for each in draw.integers(0, 3, 60)],
+        "flag": draw.choice([0.0, 1.0], 60),
+        "day": np.datetime64("2025-01-01", "us") + draw.integers(0, 300, 60).astype("timedelta64[D]"),
+        "size": np.where(draw.random(60) < 0.3, np.nan, draw.normal(size=60)),
+    }
+    features = pl.DataFrame(columns).to_pandas()
+    rows = Rows(pl.Series(range(60)), None, pl.Series(draw.normal(size=60)), features)
+    for weights in ((4, 3, 2, 1), (1, 2, 3, 4), (1, 3, 4, 2)):
+
+        def predict(part: Any, weights: Any = weights) -> np.ndarray:
+            known = part["place"].eq("a").fillna(False).to_numpy(dtype=float), part["flag"].to_numpy(dtype=float)
+            known += ((part["day"] - features["day"].min()).dt.days.to_numpy() / 300, part["size"].fillna(0).to_numpy())
+            return np.column_stack(known) @ np.array(weights, dtype=float)[:, None]
+
+        table = Contributions(predict, ["prediction"], rows, list(columns), seed=0).table()
+        assert table.schema == CONTRIBUTIONS
+        assert set(table["column"]) == set(columns)
+        curves = partial_dependence(predict, ["prediction"], rows, list(columns))
+        assert set(curves["column"]) == set(columns)
+        assert curves["x"].dtype == pl.Float64

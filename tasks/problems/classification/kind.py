@@ -133,11 +133,13 @@ class Classification(ClassProbabilities, TabularKind):
         rows = data.at([part])
         chances = model.predict_proba(rows.features) if len(rows) else np.empty((0, len(model.classes_)))
         threshold = section.evaluate.threshold or getattr(model, "threshold", None)
-        return pl.DataFrame(
-            {"entity": rows.entity, "label": rows.target}
-            | _named(model, chances)
-            | {f"{PREFIX}{name}": np.zeros(len(rows)) for name in _never_seen(model, data, section)}
-        ).with_columns(threshold=pl.lit(threshold, pl.Float64))
+        named, never_seen = _named(model, chances), _never_seen(model, data, section)
+        if never_seen:  # the same order whichever class a fold lacks, so that predictions of several folds are one table
+            named |= {f"{PREFIX}{name}": np.zeros(len(rows)) for name in never_seen}
+            named = {f"{PREFIX}{name}": named[f"{PREFIX}{name}"] for name in np.unique([*model.classes_, *never_seen])}
+        return pl.DataFrame({"entity": rows.entity, "label": rows.target} | named).with_columns(
+            threshold=pl.lit(threshold, pl.Float64)
+        )
 
     def predict_rows(self, model: Model, features: pd.DataFrame) -> dict[str, np.ndarray]:
         """`prediction`: the class at the model's threshold; `probability_<class>` of each class."""

@@ -9,7 +9,7 @@ copies stay together, and a table of few distinct rows still gives its share.
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 
 import numpy as np
@@ -21,7 +21,7 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 from evergreen.tasks.config.params import Role, Table, Tabular
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.core.suggestions import nearest
-from evergreen.tasks.problems.base import Fold, Splits
+from evergreen.tasks.problems.base import Fold, Part, Splits
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +177,27 @@ def parts(rows: pl.DataFrame, section: Tabular, stratified: bool) -> Parts:
     """Of rows that `plain` made. Raises DataError where there are too few for the folds."""
     features = section.features
     assert isinstance(features, Table)
-    return _in_time(rows, section, features.gap_days) if features.time else _crossed(rows, section, features, stratified)
+    found = _in_time(rows, section, features.gap_days) if features.time else _crossed(rows, section, features, stratified)
+    return _with_two_classes(found, rows[TARGET], features.target) if stratified else found
+
+
+def _with_two_classes(parts: Parts, target: pl.Series, name: str | None) -> Parts:
+    """The folds that have two classes to learn from, and two to judge by; no ranking metric is defined on the others."""
+    codes, known = target.rank("dense").fill_null(0).to_numpy(), target.is_not_null().to_numpy()
+
+    def two(names: Sequence[Part]) -> bool:
+        return len(np.unique(codes[parts.rows([str(each) for each in names]) & known])) > 1
+
+    if len(np.unique(codes[known])) < 2:
+        return parts  # the fit refuses it
+    folds = tuple(each for each in parts.splits.folds if two(each.train) and two((each.test,)))
+    if parts.splits.folds and not folds:
+        value, count = target.drop_nulls().value_counts(name="count").sort("count").row(0)
+        raise DataError(
+            f"features.target = {name}: no fold of the search has two classes both to learn from and to judge by; "
+            f"{count:,} of {len(target):,} rows are {value}, test rows included. Collect more, or give fewer tune.folds."
+        )
+    return replace(parts, splits=replace(parts.splits, folds=folds))
 
 
 def _crossed(rows: pl.DataFrame, section: Tabular, features: Table, stratified: bool) -> Parts:

@@ -3,11 +3,12 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
-from evergreen.monitoring.report import formatting, page, plots, problem_section
+from evergreen.monitoring.report import formatting, page, plots, problem_section, vega
 from evergreen.tasks.config import loading
 from evergreen.tasks.config import params as known
 from evergreen.tasks.core.paths import Layout
@@ -287,3 +288,49 @@ def test_a_search_that_measured_its_cost_shows_the_front_and_what_tuning_gained(
         "flatters itself by",
     ):
         assert said in text, said
+
+
+# What fails
+
+
+def test_a_chart_that_fails_is_left_out_with_its_reason_and_the_others_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    real = vega.render
+
+    def broken(title: str, *rest: Any, **more: Any) -> Any:
+        if title == "ROC":
+            raise ValueError("no such mark")
+        return real(title, *rest, **more)
+
+    monkeypatch.setattr(vega, "render", broken)
+    said = read(page.build(*project(tmp_path, ONE))).said
+    assert "ROC" in said
+    assert "Left out: ValueError: no such mark" in said
+    for text in ("Gain", "How it was found", "Performance"):
+        assert text in said
+    assert "chart 'ROC' is left out: ValueError: no such mark" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "title"),
+    [
+        ("evaluation/evaluation.json", {"metrics": [{"score": 1.0}]}, "Performance"),
+        ("evaluation/evaluation.json", {"slices": [{"score": "high"}]}, problem_section.SLICES),
+        ("evaluation/evaluation.json", {"windows": [3]}, "Window by window"),
+        ("evaluation/evaluation.json", {"metrics": 7}, "Performance"),
+        ("diagnosis/diagnosis.json", {"step": "x", "title": "t"}, "The next step"),
+        ("explanation/explanation.json", {"examples": [{"title": "t"}]}, "Explanation"),
+    ],
+)
+def test_a_section_that_fails_is_left_out_with_its_reason_and_the_page_stands(
+    tmp_path: Path, path: str, change: dict[str, Any], title: str, caplog: pytest.LogCaptureFixture
+):
+    params, layout, champions = project(tmp_path, ONE)
+    place = layout.report("redeem") / path
+    write(place, (json.loads(place.read_text()) if place.exists() else {}) | change)
+    said = read(page.build(params, layout, champions)).said
+    assert f"{title} Left out: " in " ".join(said.split())
+    for text in ("Will this household redeem a coupon?", "How it was found", "What the models learned from"):
+        assert text in said
+    assert "is left out: " in caplog.text
