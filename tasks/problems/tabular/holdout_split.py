@@ -37,6 +37,8 @@ REPEATS = 3
 
 LOT = 5
 """So many rows with the same key and target share a draw; the next ones have another."""
+ENTITIES = 0.75
+"""Entities are few, and each counts: at least this part of test_share of them are test entities."""
 DISTINCT = 0.99
 """A key is complete when it has this share of the distinct rows that all columns have."""
 
@@ -130,7 +132,8 @@ def _newest(time: pl.Series, share: float) -> np.ndarray:
 def _drawn(rows: pl.DataFrame, found: pl.DataFrame, section: Table, stratified: bool) -> np.ndarray:
     """Whether each row is a test row, without time. `rows`: as read; `found`: as typed for the model.
 
-    Each class, or the whole without classes, gives one draw at least, and keeps one to learn from.
+    Each class, or the whole without classes, gives one draw at least, and keeps one to learn from; of entities it gives
+    ENTITIES of their share at least.
     """
     if section.entity:
         draws = hash_rows(found.select(ENTITY))
@@ -143,8 +146,9 @@ def _drawn(rows: pl.DataFrame, found: pl.DataFrame, section: Table, stratified: 
     classes = found[TARGET].rank("dense").to_numpy() if stratified else np.zeros(len(draws))
     for each in np.unique(classes):
         mine = np.unique(draws[classes == each])
-        if len(mine) > 1 and not np.isin(mine, test).any():
-            test = np.union1d(test, mine[:1])
+        least = max(1, int(ENTITIES * section.test_share * len(mine))) if section.entity else 1
+        if len(mine) > 1 and np.isin(mine, test).sum() < least:
+            test = np.union1d(test, mine[:least])
         elif np.isin(mine, test).all():
             test = np.setdiff1d(test, mine[-1:])
     return np.isin(draws, test)

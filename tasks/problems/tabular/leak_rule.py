@@ -151,19 +151,24 @@ def _fit_few(columns: Mapping[str, np.ndarray], y: np.ndarray, fewest: int = 2) 
         return None
     Z = (X - X.mean(axis=0)) / spread
     centred = target - target.mean()
-    every = np.linalg.lstsq(Z, centred, rcond=None)[0]
+    every = _solve(Z, centred)
     if _unexplained(Z @ every, centred) > 1 - EXACT:
         return None
     order = np.argsort(-np.abs(every))
     for count in range(1, min(TERMS, len(names)) + 1):
         chosen = order[:count]
-        weights = np.linalg.lstsq(Z[:, chosen], centred, rcond=None)[0]
+        weights = _solve(Z[:, chosen], centred)
         if _unexplained(Z[:, chosen] @ weights, centred) <= 1 - EXACT:
             found, constant = weights / spread[chosen], target.mean() - X[:, chosen].mean(axis=0) @ (weights / spread[chosen])
             places = np.argsort(chosen)
-            kept = [names[place] for place in chosen[places]]
+            kept: list[str] = [names[int(place)] for place in chosen[places]]
             return (kept, found[places], float(constant)) if count >= fewest else None
     return None
+
+
+def _solve(Z: np.ndarray, y: np.ndarray) -> np.ndarray:
+    solution: np.ndarray = np.linalg.lstsq(Z, y, rcond=None)[0]  # pyright: ignore[reportUnknownVariableType]
+    return solution
 
 
 def _unexplained(fitted: np.ndarray, centred: np.ndarray) -> float:
