@@ -44,11 +44,12 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.setdefault(name, "1")
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("evergreen").setLevel(logging.INFO)
-    logging.captureWarnings(True)
     from evergreen.tasks.core.errors import EvergreenError
+    from evergreen.tasks.core.library_warnings import logging_once
 
     try:
-        return _run(options.step, options.problem, options.root)
+        with logging_once(": ".join(each for each in (options.problem, options.step) if each)):
+            return _run(options.step, options.problem, options.root)
     except EvergreenError as error:
         if options.debug:
             raise

@@ -24,7 +24,7 @@ def inner_searches(search: Search, evaluator: Evaluator, folds: int) -> dict[int
     Raises ParamsError for fewer than two folds.
     """
     found = {}
-    for outer in range(folds):
+    for outer in range(min(folds, len(evaluator.folds()))):
         inner = replace(search.evaluate, outer_fold=outer) if isinstance(search.evaluate, Evaluator) else evaluator
         if inner.folds():
             found[outer] = replace(search, name=f"{search.name}.fold{outer + 1}", evaluate=inner)
@@ -56,8 +56,10 @@ def estimate_optimism(
     """The score of each inner winner on its outer fold, beside the score of `best`. `winners`: outer fold -> inner winner.
 
     optimism: score of the search minus nested score, in the metric's unit; above 0 the score of the search is too good.
+    Where time was too short to score `best` on all folds, those are compared that it has.
     Raises StepError where a winner cannot be fitted.
     """
+    winners = {outer: each for outer, each in winners.items() if outer < len(best.folds)}
     outcomes = {
         outer: replace(evaluator, only_fold=outer, keep_predictions=False)(each.config) for outer, each in winners.items()
     }

@@ -93,6 +93,8 @@ def explain_choice(search: Search, trials: Sequence[FinishedTrial], best: Finish
         return "the best score"
     if not within_limits(top.cost, search.tune):
         return f"the best within the limits of cost; {top.model} reached {format(top.score, search.metric.format)}"
+    if not _refit_fits_budget(top.cost, search):
+        return f"the best that there is time to refit; {top.model} reached {format(top.score, search.metric.format)}"
     gain, error = paired_gain(top.folds, best.folds, search.metric)
     return f"the simplest within one standard error of the best: {top.model} is ahead by {gain:.3g}, standard error {error:.3g}"
 

@@ -43,7 +43,7 @@ class StagedSearch:
     """Configurations that are tried right after the defaults of their stage."""
 
     def next_batch(self, trials: Sequence[FinishedTrial]) -> list[Request]:
-        """The next batch; empty at the end."""
+        """The next batch; empty at the end. The first is never empty, however short the time: a search ends with a model."""
         batch: list[Request] = []
         for stage in STAGES[:-1]:
             models = [model for model in self.defaults if self.stages.get(model, "boosting") == stage]
@@ -51,7 +51,11 @@ class StagedSearch:
             batch += found
             if found and (stage != "baseline" or len(batch) >= self.batch):
                 return batch
-        return batch or self._ensemble(trials)
+        return batch or self._ensemble(trials) or ([] if trials else [self._simplest()])
+
+    def _simplest(self) -> Config:
+        """The default of the model in the earliest stage."""
+        return self.defaults[min(self.defaults, key=lambda model: STAGES.index(self.stages.get(model, "boosting")))]
 
     def _requests(self, stage: str, models: Sequence[str], trials: Sequence[FinishedTrial], most: int) -> list[Request]:
         """Requests of one stage: defaults, warm starts, then trials of its searchable models. Empty where the stage is over."""

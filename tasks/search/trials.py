@@ -18,6 +18,7 @@ import polars as pl
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import KindName, Problem
 from evergreen.tasks.core.errors import ParamsError, StorageError
+from evergreen.tasks.core.library_warnings import WarningCounts
 from evergreen.tasks.problems.base import Config, Data, Fold, Metric, RowKind
 
 LATENCY_REPEATS = 5
@@ -60,6 +61,8 @@ class Outcome:
     cost: Cost = field(default_factory=Cost)
     predictions: Sequence[pl.DataFrame] | None = None
     """Rows of `predict` per fold."""
+    warnings: WarningCounts | None = None
+    """Warnings of libraries in another process."""
 
 
 @dataclass(frozen=True)
@@ -199,8 +202,8 @@ class FinishedTrial:
 
 
 def paired_gain(best: Sequence[float], other: Sequence[float], metric: Metric) -> tuple[float, float]:
-    """The mean gain of `best` over `other` on the same folds, and its standard error, which is 0 for one fold."""
-    gains = [metric.gain(one, two) for one, two in zip(best, other, strict=True)]
+    """The mean gain of `best` over `other` on the folds that both have, the first, and its standard error (one fold: 0)."""
+    gains = [metric.gain(one, two) for one, two in zip(best, other, strict=False)]
     error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
     return statistics.fmean(gains), error
 

@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
+from evergreen.tasks.core import library_warnings
 from evergreen.tasks.core.errors import UnavailableError
 from evergreen.tasks.search.time_budget import Clock
 from evergreen.tasks.search.trials import Evaluator, Outcome
@@ -94,7 +96,9 @@ class Workers:
         with parallel_config(**self._backend()):
             work = Parallel(return_as="generator", timeout=timeout)
             found: Any = work(delayed(run_in_worker)(evaluate, config, best_scores, self._parent()) for config in configs)
-            yield from found
+            for outcome in found:
+                library_warnings.add(outcome.warnings)
+                yield outcome
 
     def _parent(self) -> int | None:
         """The process that local workers exit with; None on a cluster."""
@@ -117,9 +121,11 @@ class Workers:
 
 
 def run_in_worker(evaluate: Any, config: Any, best_scores: Sequence[float] | None, parent: int | None) -> Outcome:
-    """Run a trial in a worker process of `parent`."""
+    """Run a trial in a worker process of `parent`; its outcome holds the warnings of libraries."""
     exit_with_parent(parent)
-    return evaluate(config, best_scores)
+    with library_warnings.counting() as counts:
+        outcome = evaluate(config, best_scores)
+    return replace(outcome, warnings=counts)
 
 
 def exit_with_parent(parent: int | None) -> None:

@@ -10,7 +10,7 @@ from evergreen.tasks.problems.base import Config, Metric
 from evergreen.tasks.search.ensemble import BLEND
 from evergreen.tasks.search.staged import Request, StagedSearch
 from evergreen.tasks.search.time_budget import Clock
-from evergreen.tasks.search.trials import Cost, FinishedTrial
+from evergreen.tasks.search.trials import Cost, FinishedTrial, paired_gain
 
 AUC = Metric("auc")
 STAGES = {"prior": "baseline", "line": "linear", "forest": "trees", "boost": "boosting", BLEND: "ensemble"}
@@ -115,3 +115,17 @@ def test_warm_starts_follow_the_defaults_of_their_stage() -> None:
         assert batch
         done += [finished(len(done) + place, named(each), SCORES[named(each)]) for place, each in enumerate(batch)]
     assert batch.index(start) == batch.index(DEFAULTS["forest"]) + 1
+
+
+@pytest.mark.parametrize("models", [["boost"], ["forest", "boost"], ["line"], ["prior", "boost"]])
+def test_a_search_without_time_for_anything_tries_the_default_of_its_simplest_model(models: list[str]) -> None:
+    few = {model: DEFAULTS[model] for model in models}
+    slow = dict.fromkeys(models, 60.0)
+    search = StagedSearch(few, STAGES, models, AUC, 20, 4, clock=Spent(1.0, spent=1.0), expected_seconds=slow)
+    assert played(search) == [[models[0]]]
+
+
+def test_a_trial_of_fewer_folds_is_compared_on_the_folds_that_both_have() -> None:
+    gain, error = paired_gain((0.9, 0.8, 0.7), (0.5,), AUC)
+    assert gain == pytest.approx(0.4)
+    assert error == 0.0

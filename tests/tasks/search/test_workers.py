@@ -3,12 +3,14 @@
 import os
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from evergreen.tasks.core import library_warnings
 from evergreen.tasks.core.errors import UnavailableError
 from evergreen.tasks.problems.base import Config
 from evergreen.tasks.search import workers
@@ -40,6 +42,13 @@ def deadly(config: Config, best_scores: Any = None) -> Outcome:
     return Outcome([1.0])
 
 
+def loud(config: Config, best_scores: Any = None) -> Outcome:
+    for _ in range(5):
+        warnings.warn("of a library", UserWarning, stacklevel=1)
+    time.sleep(0.2)
+    return Outcome([1.0])
+
+
 def asked(count: int) -> list[Config]:
     return [{"model": "line", "n": place} for place in range(count)]
 
@@ -60,6 +69,13 @@ def test_trials_of_a_batch_run_in_other_processes_and_come_back_in_order() -> No
     found = list(Workers(2).run(where, asked(4), None))
     assert [outcome.scores[1] for outcome in found] == [0, 1, 2, 3]
     assert os.getpid() not in {outcome.scores[0] for outcome in found}
+
+
+def test_warnings_of_worker_processes_are_counted_and_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    with library_warnings.counting() as found:
+        assert len(list(Workers(2).run(loud, asked(3), None))) == 3
+    assert found.lines() == ["Python: UserWarning (15 times): of a library"]
+    assert "of a library" not in capfd.readouterr().err
 
 
 def test_a_cluster_is_used_where_the_environment_names_one(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
