@@ -12,7 +12,7 @@ import polars as pl
 
 from evergreen.tasks.config.data import ColumnType, Source
 from evergreen.tasks.data import date_formats, number_formats
-from evergreen.tasks.data.conversion import NULL_VALUES, SPREADSHEET_ERRORS, unreadable, value
+from evergreen.tasks.data.conversion import NULL_VALUES, SPREADSHEET_ERRORS, conversions, unreadable
 
 SAMPLE_ROWS = 20_000
 DISTINCT = 2_000
@@ -101,9 +101,17 @@ def _values(column: pl.Series, source: Source) -> dict[str, int]:
 def _lost(source: Source, rows: pl.LazyFrame, guesses: Mapping[str, Guess]) -> Iterator[tuple[str, dict[str, int]]]:
     """Columns with values, in any row, that their guess cannot read, and those values."""
     current = _with(source, guesses)
-    made = {name: value(current, name, pl.String(), each.type) for name, each in guesses.items() if each.type != "text"}
-    for found in unreadable(current, rows, made):
+    for found in unreadable(current, rows, conversions(current, rows)[1]):
         yield found.column, dict.fromkeys(found.values, max(1, found.count // len(found.values)))
+    codes = {name: _first_code(name).alias(name) for name, each in guesses.items() if each.type == "integer"}
+    first = rows.select(codes.values()).collect(engine="streaming").row(0, named=True) if codes else {}
+    yield from ((name, {text: 1}) for name, text in first.items() if text is not None)
+
+
+def _first_code(name: str) -> pl.Expr:
+    """The first value that begins with a zero but is no zero."""
+    text = pl.col(name).str.strip_chars()
+    return text.filter(text.str.contains(f"^{LEADING_ZERO.pattern}$")).first()
 
 
 def _with(source: Source, guesses: Mapping[str, Guess]) -> Source:

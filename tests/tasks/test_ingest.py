@@ -425,6 +425,13 @@ def test_texts_that_mean_missing_are_missing_in_every_kind_of_file(tmp_path):
     assert found.to_dict(as_series=False) == rows
 
 
+def test_numbers_that_mean_missing_are_missing(tmp_path):
+    file = csv(tmp_path, "age,d\n7,2024-01-01\n-999,9999-12-31\n")
+    found = read(tmp_path, csv=file, types={"age": "integer", "d": "date"}, missing={"age": ["-999"], "d": ["9999-12-31"]})
+    assert found.row(1) == (None, None)
+    assert read(tmp_path, csv=file, null_values=["-999"])["age"].to_list() == [7, None]
+
+
 def test_a_decimal_comma_is_read_as_declared(tmp_path):
     found = read(tmp_path, csv=csv(tmp_path, "a;b\n1,5;x\n2,25;y\n"), separator=";", decimal=",")
     assert found["a"].to_list() == [1.5, 2.25]
