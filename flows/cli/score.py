@@ -49,5 +49,6 @@ def score(
     if as_json:
         print_json(result.model_dump(mode="json"))
     else:
-        cells = (name, f"v{result.version}", f"{result.rows:,}", f"{result.not_scored:,}", result.out)
-        print_table(("problem", "version", "rows", "not scored", "out"), [cells])
+        unseen = ", ".join(f"{column} {count:,}" for column, count in result.unseen.items()) or "0"
+        cells = (name, f"v{result.version}", f"{result.rows:,}", f"{result.not_scored:,}", unseen, result.out)
+        print_table(("problem", "version", "rows", "not scored", "new categories", "out"), [cells])
