@@ -14,6 +14,7 @@ from evergreen.tasks.core.paths import Layout, find, locking, writing
 from evergreen.tasks.data import csv_dialect, snapshot
 from evergreen.tasks.data.readers import read_table
 from evergreen.tasks.onboarding import params_template
+from evergreen.tasks.onboarding.odd_values import find_odd_values
 from evergreen.tasks.onboarding.options import InitOptions
 from evergreen.tasks.onboarding.schema_inference import InferredSchema, infer_schema
 from evergreen.tasks.release import lineage
@@ -71,7 +72,8 @@ def run(name: str, data: str, url: str | None, asked: InitOptions, root: Path, h
         given = csv_dialect.detect_source(data, url, layout.root, here.resolve(), staging)
         table = read_table(name, given, layout.root, staging, infer=True)
         found = infer_schema(table.rows, asked, today)
-    warnings = [*_skipped(given), *table.guesses, *table.notes, *found.warnings]
+        odd = tuple(find_odd_values(name, table.rows))
+    warnings = [*_skipped(given), *table.guesses, *table.notes, *odd, *found.warnings]
     timed = _timed(found, params, layout, warnings)
     parts = params_template.insertions(
         name,
