@@ -16,7 +16,7 @@ AGES = [18, 25, 40, 61, 90] * 4
     [
         (
             [*AGES, -999, -999, -999],
-            'v: 3 rows hold -999, the lowest value, far outside 18 to 90; .* missing: {v: \\["-999"\\]}',
+            "v: 3 rows hold -999, the lowest value, far outside 18 to 90; .*{v: .'-999'.}",
         ),
         ([*AGES, 999, 999, 999], "v: 3 rows hold 999, the highest value"),
         ([*map(float, AGES), 9999.0, 9999.0, 9999.0], "v: 3 rows hold 9999"),
