@@ -89,7 +89,8 @@ def run(name: str, data: str, url: str | None, asked: InitOptions, root: Path, h
 def _skipped(source: Source) -> list[str]:
     if not source.skip_lines:
         return []
-    return [f"{source.skip_lines} {'line' if source.skip_lines == 1 else 'lines'} before the column names are skipped"]
+    count, verb = ("1 line", "is") if source.skip_lines == 1 else (f"{source.skip_lines} lines", "are")
+    return [f"{count} before the column names {verb} skipped"]
 
 
 def _project(root: Path) -> tuple[Layout, Params | None]:

@@ -1,7 +1,9 @@
 """Dialect detection: the `Source` of a file or query, with encoding, separator, decimal mark and header line of a CSV file."""
 
 import codecs
+import csv
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -90,7 +92,17 @@ class Layout(NamedTuple):
 
 
 def detect_csv(path: Path, named: str, staging: Path) -> Source:
-    """The dialect of the CSV file at `path`, which the source calls `named`. `staging`: a folder for temporary files."""
+    """The dialect of the CSV file at `path`, which the source calls `named`. `staging`: a folder for temporary files.
+
+    Raises SourceError for a damaged file and for one without usable column names or rows.
+    """
+    try:
+        return _detect(path, named, staging)
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
+        raise SourceError(f"{path.name}: cannot be read: {error}. Fix the file or name another one.") from error
+
+
+def _detect(path: Path, named: str, staging: Path) -> Source:
     coding = encoding(path)
     with open_text(path, coding) as file:
         lines = list(islice(whole_lines(file), HEAD_LINES))

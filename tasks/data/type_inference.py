@@ -148,8 +148,8 @@ def _complete(source: Source, values: Mapping[str, Mapping[str, int]], guesses: 
         if odd:
             rows = sum(values[name].get(token, 1) for token in odd)
             notes.append(
-                f"{name}: is a {each.type} but for {', '.join(map(repr, odd))} (rows: about {rows:,}), which count as missing; "
-                "to keep them, set its type to text"
+                f"{name}: has type {each.type} but for {', '.join(map(repr, odd))} (rows: about {rows:,}), which count as "
+                "missing; to keep them, set its type to text"
             )
         notes += [f"{name}: {note}" for note in each.notes]
     kept = {
