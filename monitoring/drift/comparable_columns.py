@@ -14,15 +14,18 @@ ITEMS = "_items"
 
 
 def features(frame: pl.DataFrame, roles: Mapping[str, Role], at: pl.Series | None) -> pl.DataFrame:
-    """`frame` with words by their number and dates by their age in days at `at` (None: as days since 1970)."""
+    """`frame` with words by their number and dates by their age in days at `at`.
+
+    `at` None: without the dates, whose age is not known; the days themselves move on with each week.
+    """
     moments = numbers(at)[0] if at is not None else None
     made = []
     for name in frame.columns:
         if roles.get(name) == "text":
             made.append(texts(frame[name]).str.split(" ").list.len().alias(name))
         elif roles.get(name) == "date":
-            days = numbers(_moments(frame[name]))[0]
-            made.append(pl.Series(name, days if moments is None else moments - days, nan_to_null=True))
+            if moments is not None:
+                made.append(pl.Series(name, moments - numbers(_moments(frame[name]))[0], nan_to_null=True))
         else:
             made.append(frame[name])
     return pl.DataFrame(made)

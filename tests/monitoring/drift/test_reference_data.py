@@ -180,6 +180,23 @@ def test_words_count_by_their_number_and_dates_by_their_age(tmp_path):
     assert {each.column for each in detection.compare(made, asking(40, 400), POLICY, 0).alarms} == {"purpose", "opened"}
 
 
+def test_dates_of_rows_without_a_time_are_not_compared():
+    draw = np.random.default_rng(2)
+    opened = [datetime(2024, 1, 1) + timedelta(days=int(each)) for each in draw.integers(0, 200, 600)]
+    entity = [str(place) for place in range(600)]
+    learned = Predictions(
+        pl.DataFrame({"entity": entity, "prediction": draw.normal(size=600)}),
+        pl.DataFrame({"income": draw.normal(size=600), "opened": opened}),
+    )
+    made = reference_data.of_predicted("again", 1, "regression", learned, roles={"income": "number", "opened": "date"})
+    assert set(made.parts["features"].forms) == {"income"}
+    rows = pl.DataFrame({"at": [datetime(2025, 1, 1)] * 200, "entity": entity[:200], "prediction": draw.normal(size=200)})
+    later = pl.DataFrame(
+        {"income": draw.normal(size=200), "opened": [str(each + timedelta(days=365)) for each in opened[:200]]}
+    )
+    assert not detection.compare(made, Predictions(rows, later), POLICY, 0).alarm
+
+
 def test_an_entity_is_kept_with_all_its_rows_or_not_at_all():
     frame = pl.DataFrame(
         {ENTITY: np.repeat(np.arange(300), 5), WEEK: pl.Series([None] * 1500, dtype=pl.Date), "x": np.arange(1500.0)}
