@@ -37,12 +37,30 @@ CONTRACT = ("types", "number_formats", "date_formats", "null_values", "missing",
 """Keys of a source by which values are converted."""
 
 
+def changed_columns(name: str, source: Source, description: str, there: Sequence[str]) -> list[str]:
+    """How the columns of a table differ from those of its contract, one line each. Steps that need a missing column name it."""
+    absent = [column for column in source.types if column not in there]
+    notes = [f"ingest.{name}.types: {description} has no column {column}, which the contract lists" for column in absent]
+    new = [column for column in there if column not in source.types]
+    if new and len(new) < len(there) / 2:
+        shown = ", ".join(new[:EXAMPLES]) + (", ..." if len(new) > EXAMPLES else "")
+        notes.append(
+            f"ingest.{name}.types: {description} has new columns ({shown}), which no feature uses; add them to use them"
+        )
+    for note in notes:
+        log.warning("%s", note)
+    return notes
+
+
 def select_columns(name: str, source: Source, description: str, table: pl.LazyFrame) -> pl.LazyFrame:
-    """The columns that `source` keeps. Raises SourceError if it names a column that the table does not have."""
+    """The columns that `source` keeps. Raises SourceError if it names a column that the table does not have.
+
+    A column of the contract that is absent without a column of a similar name is left to the steps that need it.
+    """
     there = table.collect_schema().names()
     for key, columns in (("columns", source.columns), ("types", source.types), ("time", source.time and [source.time])):
         for column in columns or ():
-            if column not in there:
+            if column not in there and (key != "types" or "did you mean" in nearest(column, there)):
                 raise SourceError(f"ingest.{name}.{key}: {description} has no column {column}{nearest(column, there)}")
     if source.columns is None:
         return table

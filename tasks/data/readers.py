@@ -21,7 +21,7 @@ import polars as pl
 from evergreen.tasks.config.data import Source
 from evergreen.tasks.core.errors import SourceError, UnavailableError
 from evergreen.tasks.core.paths import shortage
-from evergreen.tasks.data.conversion import convert_times, convert_types, select_columns
+from evergreen.tasks.data.conversion import changed_columns, convert_times, convert_types, select_columns
 from evergreen.tasks.data.csv_files import SEPARATORS, drop_blank, open_bytes, plain_csv, read_options
 from evergreen.tasks.data.type_inference import Contract, infer_contract
 
@@ -54,13 +54,15 @@ def read_table(name: str, source: Source, root: Path, staging: Path, infer: bool
     """
     with _naming(name, source, staging):
         log.info("ingest: %s from %s", name, describe(source))
-        rows = select_columns(name, source, describe(source), scan_source(name, source, root, staging))
+        rows = scan_source(name, source, root, staging)
+        changes = changed_columns(name, source, describe(source), rows.collect_schema().names())
+        rows = select_columns(name, source, describe(source), rows)
         contract = infer_contract(source, rows) if infer or source.csv else Contract(source)
         rows, notes = convert_types(name, contract.source, describe(source), rows)
         rows = convert_times(name, source, rows)
         if not rows.select(pl.len()).collect().item():
             raise SourceError(f"ingest.{name}: {describe(source)} has no rows. A table needs at least one row; fix the export.")
-        return Read(rows, contract.source, tuple(notes), contract.notes)
+        return Read(rows, contract.source, (*changes, *notes), contract.notes)
 
 
 def describe(source: Source) -> str:

@@ -425,6 +425,19 @@ def test_texts_that_mean_missing_are_missing_in_every_kind_of_file(tmp_path):
     assert found.to_dict(as_series=False) == rows
 
 
+def test_new_and_absent_columns_are_noted_and_stop_nothing(tmp_path):
+    types = {"a": "integer", "book": "text", "c": "text", "fourth": "integer"}
+    wanted = params("newest", t={"csv": csv(tmp_path, "a,c,other,fourth\n1,x,y,2\n"), "types": types})
+    found = ingest.run(wanted, None, Layout(tmp_path))
+    assert found.notes == {
+        "t": (
+            "ingest.t.types: csv t.csv has no column book, which the contract lists",
+            "ingest.t.types: csv t.csv has new columns (other), which no feature uses",
+        )
+    }
+    assert pl.read_parquet(Layout(tmp_path).raw("t")).columns == ["a", "c", "other", "fourth"]
+
+
 def test_numbers_that_mean_missing_are_missing(tmp_path):
     file = csv(tmp_path, "age,d\n7,2024-01-01\n-999,9999-12-31\n")
     found = read(tmp_path, csv=file, types={"age": "integer", "d": "date"}, missing={"age": ["-999"], "d": ["9999-12-31"]})
