@@ -44,9 +44,7 @@ def changed_columns(name: str, source: Source, description: str, there: Sequence
     new = [column for column in there if column not in source.types]
     if new and len(new) < len(there) / 2:
         shown = ", ".join(new[:EXAMPLES]) + (", ..." if len(new) > EXAMPLES else "")
-        notes.append(
-            f"ingest.{name}.types: {description} has new columns ({shown}), which no feature uses; add them to use them"
-        )
+        notes.append(f"ingest.{name}.types: {description} has new columns ({shown}), which no feature uses")
     for note in notes:
         log.warning("%s", note)
     return notes
