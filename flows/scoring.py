@@ -7,7 +7,7 @@ from typing import Any
 from prefect import flow
 
 from evergreen.flows import monitoring, retraining
-from evergreen.flows.operations import batch_scoring as scores
+from evergreen.flows.operations import batch_scoring, scheduled_scoring
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.errors import LockedError
 from evergreen.tasks.core.paths import find, locking
@@ -22,12 +22,22 @@ log = logging.getLogger(__name__)
     on_crashed=[retraining.notify_crash],
 )
 def scoring(root: str, problem: str) -> dict[str, Any]:
-    """Score all entities of the newest features. Rebuilds the features, unless params fix the day or a training runs."""
+    """Score what is new in schedule.input, or without one all entities of the newest features.
+
+    A problem made from events gets its features rebuilt first, unless params fix the day or a training runs.
+    """
     layout = find(Path(root))
-    if load(layout.params).project.as_of is None:
+    params = load(layout.params)
+    section = params.section(problem)
+    if section.features.by_cutoff is False:
+        return scheduled_scoring.run(layout, params, problem).model_dump(mode="json")
+    if params.project.as_of is None:
         try:
             with locking(layout.var / "train.lock", "score"):
                 monitoring.refresh_features(layout, [problem], None)
         except LockedError as error:
             log.warning("%s: the features stay as they are: %s", problem, error)
-    return scores.newest(layout, load(layout.params), problem).model_dump(mode="json")
+    params = load(layout.params)
+    if section.schedule.input:
+        return scheduled_scoring.run(layout, params, problem).model_dump(mode="json")
+    return batch_scoring.newest(layout, params, problem).model_dump(mode="json")

@@ -50,10 +50,24 @@ def run(
     `ledger`: also write the predictions there. `say`: receives the progress. Raises the errors of scoring.batch, the registry
     and the ledger.
     """
+    return file_scorer(layout, params, problem, version, lists, ledger=ledger, say=say)(data, out)
+
+
+def file_scorer(
+    layout: Layout,
+    params: Params,
+    problem: str,
+    version: int | None,
+    lists: Lists = Lists(),
+    *,
+    ledger: bool = True,
+    say: Callable[[str], None] = log.info,
+) -> Callable[[Path, Path], batch.Result]:
+    """What scores a file into another, as `run` does; it loads the model once for several files."""
     made = _scorer(layout, params, problem, version, lists)
     record = _recorder(layout, problem, made.version) if ledger else None
     context = f"{lists.as_of} {settings.events(layout).position(problem) if made.section.predicts == 'lists' else ''}"
-    return batch.run(made, data, out, record=record, context=context, say=say)
+    return partial(batch.run, made, record=record, context=context, say=say)
 
 
 def newest(

@@ -24,6 +24,7 @@ IGNORED = (
     "/data/tables/",
     "/data/quarantine/",
     "/data/features/",
+    "/data/scores/",
     "/models/",
     "/reports/",
     "/dvc_plots/",

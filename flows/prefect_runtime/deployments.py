@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evergreen.tasks.config.loading import load
+from evergreen.tasks.config.operations import INPUT_NEEDED
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.core.paths import Layout
@@ -101,11 +102,14 @@ def _allowed(name: str) -> str:
 
 
 def check(params: Params) -> None:
-    """Raises ParamsError for a time or a zone that is none, and where nothing is scheduled."""
+    """Raises ParamsError for a time or a zone that is none, for a plain table to score without an input, and where nothing is
+    scheduled."""
     from prefect.client.schemas.schedules import CronSchedule
 
     for problem in params.problems:
         asked = params.section(problem).schedule
+        if asked.score and not asked.input and params.section(problem).features.by_cutoff is False:
+            raise ParamsError(f"params.yaml: {problem}.schedule.score: {INPUT_NEEDED}")
         for key in ("train", "score", "monitor"):
             if cron := getattr(asked, key):
                 try:

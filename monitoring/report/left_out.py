@@ -25,7 +25,7 @@ class Attempts:
     """Parts of one section. reasons: title of a part that failed -> why."""
 
     section: str
-    reasons: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict[str, str])
 
     def get(self, title: str, otherwise: T, make: Callable[..., T], *arguments: Any) -> T:
         """What `make` returns, or `otherwise` where it fails, whatever it raises: no part may take the page away."""

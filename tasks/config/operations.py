@@ -149,6 +149,39 @@ Cron = Annotated[str, Field(pattern=r"^\S+( \S+){4}$")]
 """Cron expression of five fields: minute, hour, day of the month, month, day of the week."""
 
 
+class ScoringInput(Section):
+    """Rows of a scheduled scoring: exactly one of files, address and sql."""
+
+    files: str | None = None
+    """Pattern of files, relative to params.yaml, for example incoming/*.csv. Each file is scored once, and again when its
+    content changes."""
+    address: str | None = None
+    """HTTP(S) address of a file, or env:NAME to read it from an environment variable. The file is scored when its content
+    changes."""
+    sql: str | None = None
+    """SQL query; needs `url`."""
+    url: str | None = None
+    """SQLAlchemy URL of the database, or env:NAME to read the URL from an environment variable (use this for passwords)."""
+    key: str | None = None
+    """sql: column that identifies a row. Rows are scored once by this key. null: all rows are scored in each run."""
+
+    @model_validator(mode="after")
+    def one_source(self) -> "ScoringInput":
+        named = [name for name in ("files", "address", "sql") if getattr(self, name) is not None]
+        if len(named) != 1:
+            raise ValueError(f"needs exactly one of files, address, sql; has {', '.join(named) or 'none'}")
+        if (self.sql is None) != (self.url is None):
+            raise ValueError("sql and url go together")
+        if self.key is not None and self.sql is None:
+            raise ValueError("key belongs to sql")
+        if self.address is not None and not self.address.startswith(("http://", "https://", "env:")):
+            raise ValueError(f"address {self.address} begins with none of http://, https:// and env:")
+        return self
+
+
+INPUT_NEEDED = "a plain table needs schedule.input, for example input: {files: incoming/*.csv}"
+
+
 class Schedule(Section):
     """Schedules of the flows, run by `evergreen schedule`. null: not scheduled."""
 
@@ -157,7 +190,12 @@ class Schedule(Section):
     train: Cron | None = None
     """Training, for example "0 3 * * 1": Mondays at 3:00."""
     score: Cron | None = None
-    """Batch scoring of the newest features into the ledger and data/scores/NAME.parquet."""
+    """Batch scoring into the ledger and into files. With `input`: of its new rows, into `output`. Without: of the newest
+    features, into data/scores/NAME.parquet; a plain table needs `input`."""
+    input: ScoringInput | None = None
+    """Rows that `score` reads. null: the newest features."""
+    output: str | None = None
+    """Folder of the predictions on `input`, relative to params.yaml, one file per input. null: data/scores/NAME."""
     monitor: Cron | None = None
     """Monitoring run."""
 

@@ -25,7 +25,7 @@ from evergreen.tasks.config.features import (
     Target,
 )
 from evergreen.tasks.config.modelling import Costs, Evaluate, Gate, Pipeline, Range, Train, Tune
-from evergreen.tasks.config.operations import Monitor, Retrain, Rollout, Schedule, Serve
+from evergreen.tasks.config.operations import Monitor, Retrain, Rollout, Schedule, ScoringInput, Serve
 from evergreen.tasks.config.recommender import Fraction, Id, ListRules, Lists, Sources, Switches
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.core.suggestions import nearest
@@ -64,6 +64,7 @@ __all__ = [
     "Rollout",
     "Rules",
     "Schedule",
+    "ScoringInput",
     "Section",
     "Serve",
     "Share",

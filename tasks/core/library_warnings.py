@@ -7,7 +7,7 @@ import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ _counting: list[WarningCounts] = []
 
 
 @contextmanager
-def counting() -> Iterator[WarningCounts]:
+def counting() -> Generator[WarningCounts]:
     """Count the warnings of the block instead of printing them. Filters that are set already, such as -W error, go first."""
     found = WarningCounts()
     with warnings.catch_warnings():
@@ -67,7 +67,7 @@ def counting() -> Iterator[WarningCounts]:
 
 
 @contextmanager
-def logging_once(label: str) -> Iterator[None]:
+def logging_once(label: str) -> Generator[None]:
     """Count the warnings of the block, and log each kind once at its end, however it ends. `label`: begins each line."""
     with counting() as found:
         try:

@@ -246,7 +246,15 @@ def _read_sheet(name: str, path: Path, source: Source) -> pl.LazyFrame:
 
 
 def _scan_query(name: str, source: Source, staging: Path) -> pl.LazyFrame:
-    """The rows of a query, fetched in batches, by a server-side cursor if the driver has one. Decimals become floats."""
+    rows = scan_query(name, source, staging)
+    if rows is None:
+        raise SourceError(f"ingest.{name}: {describe(source)} has no rows. A table needs at least one row; fix the query.")
+    return rows
+
+
+def scan_query(name: str, source: Source, staging: Path) -> pl.LazyFrame | None:
+    """The rows of a query, fetched in batches, by a server-side cursor if the driver has one. Decimals become floats. None: no
+    rows."""
     from sqlalchemy import create_engine
     from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
@@ -275,7 +283,7 @@ def _scan_query(name: str, source: Source, staging: Path) -> pl.LazyFrame:
     finally:
         engine.dispose()
     if not parts:
-        raise SourceError(f"ingest.{name}: {describe(source)} has no rows. A table needs at least one row; fix the query.")
+        return None
     rows = pl.concat([pl.scan_parquet(part, glob=False) for part in parts], how="vertical_relaxed")
     return rows.with_columns(pl.selectors.decimal().cast(pl.Float64))
 

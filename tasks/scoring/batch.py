@@ -331,7 +331,10 @@ def score_newest(scorer: Scorer, out: Path, as_of: date | None, record: Record |
     problem, data = scorer.problem, scorer.data
     if isinstance(scorer.kind, RowKind):
         if data.cutoff is None:
-            raise ParamsError(f"{problem}: its rows are cases of a plain table, of which none is the newest; give --data FILE")
+            raise ParamsError(
+                f"{problem}: its rows are cases of a plain table, of which none is the newest; "
+                "give --data FILE, or schedule.input in params.yaml"
+            )
         days = data.cutoff.unique().sort()
         known = days.filter(days <= as_of) if as_of else days
         if known.is_empty():
