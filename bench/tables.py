@@ -3,8 +3,8 @@
     python -m bench.tables                                      about 15 minutes, on a machine that does nothing else
     python -m bench.tables --seconds 20 --tables OJ mpg
 
-Four fifths of the rows become a CSV file; the last fifth is scored afterwards. Printed: the interval of the training's own score,
-the score on the fifth, and that of LightGBM with its defaults on the same rows.
+Four fifths of the rows become a CSV file; the last fifth is scored afterwards. The report has the interval of the training's own
+score, the score on the fifth, and that of LightGBM with its defaults on the same rows.
 """
 
 import argparse
@@ -138,7 +138,7 @@ def main(words: list[str] | None = None) -> None:
     given = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with pl.Config(tbl_rows=-1, tbl_cols=-1, float_precision=4, tbl_width_chars=160):
-        print(report(given.tables, given.seconds))
+        sys.stdout.write(f"{report(given.tables, given.seconds)}\n")
 
 
 if __name__ == "__main__":
