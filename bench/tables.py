@@ -3,8 +3,8 @@
     python -m bench.tables                                      about 15 minutes, on a machine that does nothing else
     python -m bench.tables --seconds 20 --tables OJ mpg
 
-Four fifths of the rows become a CSV file; the last fifth is scored afterwards. The report has the interval of the training's own
-score, the score on the fifth, and that of LightGBM with its defaults on the same rows.
+Four fifths of the rows become a CSV file; the last fifth is scored afterwards. The report has the interval of the training's
+own score, the score on the fifth, and that of LightGBM with its defaults on the same rows.
 """
 
 import argparse
