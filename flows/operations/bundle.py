@@ -57,13 +57,11 @@ def run(layout: Layout, params: Params, problem: str, out: Path, version: int | 
     """Atomically write the bundle of `version`, or of the champion for None, to the folder `out`.
 
     Before that, the bundle predicts its example request, without access to the project's code. Raises ProjectError if `out` is
-    not empty or requirements.lock is missing; ModelError if the version cannot be loaded, or the bundle's predictions differ
+    not empty; ModelError if the version cannot be loaded, or the bundle's predictions differ
     from the registered model's.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ProjectError(f"{out}: is not empty; name a new or empty folder")
-    if not layout.lock.is_file():
-        raise ProjectError(f"{layout.lock}: is missing; it lists the packages of the bundle. Run make lock.")
     chosen = batch_scoring.chosen(layout, problem, version)
     registry = settings.registry(layout)
     found = registry.require(problem, chosen)
@@ -76,7 +74,7 @@ def run(layout: Layout, params: Params, problem: str, out: Path, version: int | 
         modules = bundle_contents.closure(bundle_contents.roots(params.kind(problem), compiled))
         bundle_contents.copy_code(scratch, modules)
         pins = bundle_contents.write_requirements(scratch, layout, modules, compiled)
-        _write_templates(scratch, params, found, compiled, len(pins))
+        _write_templates(scratch, params, found, compiled, len(pins), "--require-hashes " if layout.lock.is_file() else "")
         difference = _compare(scratch, layout, params, found, registry, request)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
     rows = len(request.get("rows") or request.get("users") or ())
@@ -158,7 +156,7 @@ def _without_nan(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{name: None if value != value else value for name, value in row.items()} for row in rows]
 
 
-def _write_templates(folder: Path, params: Params, version: "Version", compiled: bool, packages: int) -> None:
+def _write_templates(folder: Path, params: Params, version: "Version", compiled: bool, packages: int, pip_options: str) -> None:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     pages = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=False, trim_blocks=True)
@@ -174,6 +172,7 @@ def _write_templates(folder: Path, params: Params, version: "Version", compiled:
         "why": version.tags.get("compiled", "").removeprefix("no: "),
         "lists": lists,
         "packages": packages,
+        "pip_options": pip_options,
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "address": f"/v1/recommend/{version.problem}" if lists else f"/v1/predict/{version.problem}",
         "port": PORT,

@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 
@@ -88,7 +89,10 @@ def copy_code(folder: Path, modules: Iterable[str]) -> None:
 
 
 def write_requirements(folder: Path, layout: Layout, modules: dict[str, ast.Module], compiled: bool) -> list[str]:
-    """Write requirements.txt: the lock's lines for all packages that code and model need. Returns the packages."""
+    """Write requirements.txt for all packages that code and model need. Returns the packages.
+
+    It has the lines of requirements.lock with their hashes; in a project without this file, the versions installed here.
+    """
     known = packages_distributions()
     named = {each.partition(".")[0] for tree in modules.values() for each in imported(tree)} - {
         "evergreen",
@@ -100,9 +104,14 @@ def write_requirements(folder: Path, layout: Layout, modules: dict[str, ast.Modu
 
         pinned = requirements(next((folder / MODEL).glob("*.skops")))
         wanted |= {canonicalize_name(Requirement(each).name) for each in pinned} - {"mlflow"}
-    blocks = lock_entries(layout.lock.read_text())
-    needed = sorted(with_dependencies(wanted) & blocks.keys())
-    head = "# From the project's requirements.lock. Install with  pip install --require-hashes -r requirements.txt\n"
+    everything = with_dependencies(wanted)
+    if layout.lock.is_file():
+        blocks = lock_entries(layout.lock.read_text())
+        head = "# From the project's requirements.lock. Install with  pip install --require-hashes -r requirements.txt\n"
+    else:
+        blocks = installed_entries(everything)
+        head = "# The versions of the export. Install with  pip install -r requirements.txt\n"
+    needed = sorted(everything & blocks.keys())
     (folder / "requirements.txt").write_text(head + "".join(blocks[name] for name in needed))
     return needed
 
@@ -113,6 +122,15 @@ def lock_entries(lock: str) -> dict[str, str]:
     for each in filter(None, re.split(r"(?m)^(?=[A-Za-z0-9])", lines)):
         name = canonicalize_name(re.split(r"[=\[ ]", each, maxsplit=1)[0])
         found[name] = found.get(name, "") + each
+    return found
+
+
+def installed_entries(names: set[str]) -> dict[str, str]:
+    """Package -> its line with the version that is installed here, for those that are."""
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = f"{name}=={distribution(name).version}\n"
     return found
 
 

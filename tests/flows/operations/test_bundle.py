@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import json
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -46,6 +46,15 @@ def test_a_recommender_bundle_holds_the_modules_that_make_lists():
         "evergreen.serving.event_log",
     } <= modules.keys()
     assert not packages(modules) & {"mlflow", "prefect", "dvc", "optuna", "evidently"}
+
+
+def test_a_project_without_a_lock_pins_the_installed_versions(tmp_path):
+    modules = bundle_contents.closure(bundle_contents.roots("classification", compiled=True))
+    names = bundle_contents.write_requirements(tmp_path, Layout(tmp_path), modules, compiled=True)
+    lines = (tmp_path / "requirements.txt").read_text().splitlines()
+    assert f"onnxruntime=={version('onnxruntime')}" in lines
+    assert [line.partition("==")[0] for line in lines[1:]] == names
+    assert "--require-hashes" not in lines[0]
 
 
 def test_a_lock_entry_keeps_all_versions_and_hashes_without_comments():
