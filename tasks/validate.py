@@ -195,7 +195,7 @@ def _finding(outcome: Outcome) -> str:
     if outcome.level == "table":
         return f'{columns}rule "{outcome.name}" failed: observed {outcome.observed}'
     rows = ", ".join(f"{each['row']:,}" for each in outcome.examples)
-    values = "; ".join(", ".join(str(each[column]) for column in outcome.columns) for each in outcome.examples)
+    values = "; ".join(", ".join(str(each["values"][column]) for column in outcome.columns) for each in outcome.examples)
     return f'{columns}{outcome.failed:,} of {outcome.checked:,} rows break "{outcome.name}" (rows {rows}: {values})'
 
 

@@ -90,7 +90,7 @@ class Plain:
         for name in names:
             if name not in ("x", "town"):
                 raise ParamsError(f"evaluate.slices: {name}: unknown feature{nearest(name, ('x', 'town'))}")
-        return data.filter(pl.col("cutoff") == cutoff).select("entity", *names)
+        return data.filter(pl.col("cutoff") == cutoff).select(pl.col("entity").alias("_entity"), *names)
 
     def example(self, data: pl.DataFrame, section: Any) -> Any:
         return data.select("x").head(3).to_pandas()

@@ -7,13 +7,15 @@ from datetime import date
 from importlib.resources import files
 from pathlib import Path
 
+import polars as pl
+
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params, Source
 from evergreen.tasks.core.errors import ParamsError, ProjectError
 from evergreen.tasks.core.paths import Layout, find, locking, writing
 from evergreen.tasks.data import csv_dialect, snapshot
 from evergreen.tasks.data.readers import read_table
-from evergreen.tasks.onboarding import params_template
+from evergreen.tasks.onboarding import draft_proof, params_template
 from evergreen.tasks.onboarding.odd_values import find_odd_values
 from evergreen.tasks.onboarding.options import InitOptions
 from evergreen.tasks.onboarding.schema_inference import InferredSchema, infer_schema
@@ -73,16 +75,17 @@ def run(name: str, data: str, url: str | None, asked: InitOptions, root: Path, h
         given = csv_dialect.detect_source(data, url, layout.root, here.resolve(), staging)
         table = read_table(name, given, layout.root, staging, infer=True)
         found = infer_schema(table.rows, asked, today)
-        odd = tuple(find_odd_values(name, table.rows))
-    warnings = [*_skipped(given), *table.guesses, *table.notes, *odd, *found.warnings]
-    timed = _timed(found, params, layout, warnings)
-    parts = params_template.insertions(
-        name,
-        found.kind,
-        params_template.source(found, table.source, timed),
-        params_template.rules(found, asked),
-        params_template.section(name, found, asked),
-    )
+        odd = find_odd_values(name, table.rows)
+        warnings = [*_skipped(given), *table.guesses, *table.notes, *odd, *found.warnings]
+        timed = _timed(found, params, layout, warnings)
+        parts = params_template.insertions(
+            name,
+            found.kind,
+            params_template.source(found, table.source, timed),
+            params_template.rules(found, asked),
+            params_template.section(name, found, asked),
+        )
+        _prove(name, _text(layout, params is None, parts), table.written, staging / "proof")
     made = _add(layout, params is None, parts)
     return Started(name, str(layout.root), found, tuple(made), tuple(warnings))
 
@@ -158,16 +161,21 @@ def _add(layout: Layout, new: bool, parts: Sequence[params_template.Insertion]) 
         if not new:
             params_template.write(layout.params, parts)
             return ["params.yaml"]
-        text = params_template.insert(BEGIN.format(name=params_template.scalar(layout.root.name or "project")), parts)
-        _check(text)
+        text = _text(layout, new, parts)
         return [*_make(layout), *_file(layout.params, text)]
 
 
-def _check(text: str) -> None:
-    with tempfile.TemporaryDirectory(prefix="evergreen.") as scratch:
-        path = Path(scratch) / "params.yaml"
-        path.write_text(text, encoding="utf8")
-        load(path)
+def _text(layout: Layout, new: bool, parts: Sequence[params_template.Insertion]) -> str:
+    """params.yaml with the new problem."""
+    begin = BEGIN.format(name=params_template.scalar(layout.root.name or "project"))
+    return params_template.insert(begin if new else layout.params.read_bytes().decode("utf8"), parts)
+
+
+def _prove(name: str, text: str, written: pl.LazyFrame, folder: Path) -> None:
+    folder.mkdir()
+    path = folder / "params.yaml"
+    path.write_bytes(text.encode("utf8"))
+    draft_proof.prove(load(path), name, written, folder)
 
 
 def _make(layout: Layout) -> list[str]:

@@ -317,7 +317,7 @@ def build(
     if rows is None:
         learned, judged = _evaluated_alone(problem, layout, card), None
     else:
-        learned, judged = _rows(problem, kind, rows, layout, model, card)
+        learned, judged = _rows(problem, kind, *rows, layout, model, card)
     most = section.monitor.reference_rows
     found = of_predicted(
         problem,
@@ -345,18 +345,23 @@ def _evaluated_alone(problem: str, layout: Layout, card: Mapping[str, Any]) -> P
 
 
 def _rows(
-    problem: str, kind: KindName, rows: pl.DataFrame, layout: Layout, model: Model | None, card: Mapping[str, Any]
+    problem: str,
+    kind: KindName,
+    rows: pl.DataFrame,
+    features: pl.DataFrame,
+    layout: Layout,
+    model: Model | None,
+    card: Mapping[str, Any],
 ) -> tuple[Predictions, Predictions | None]:
     """Training rows, and evaluated rows where they are known; else the training rows with predictions of `model`."""
-    names = [name for name in card["features"] if name in rows.columns]
-    kept = rows.filter("learned")
-    learned = Predictions(kept.select("entity", "cutoff", "at", "label"), kept.select(names))
+    kept = rows.select("entity", "cutoff", "at", "label").filter(rows["learned"])
+    learned = Predictions(kept, features.filter(rows["learned"]))
     evaluated = _out_of_fold(layout, problem, card)
     if evaluated is not None:
         key = ["entity"] if evaluated["cutoff"].null_count() else ["entity", "cutoff"]
-        once = rows.unique(key, keep="last").select(*key, "at", *names)
+        once = rows.with_row_index("place").unique(key, keep="last").select(*key, "at", "place")
         joined = evaluated.join(once, on=key, how="left", maintain_order="left")
-        return learned, Predictions(joined.select(*evaluated.columns, "at"), joined.select(names))
+        return learned, Predictions(joined.drop("place"), features.select(pl.all().gather(joined["place"])))
     if model is not None:
         predicted = _predicted(problems.kind(kind), model, learned.features)
         learned = Predictions(learned.rows.hstack(predicted), learned.features)

@@ -90,7 +90,8 @@ def _example(examples: Sequence[Mapping[str, Any]]) -> str:
     """The first row that breaks a rule."""
     if not examples:
         return ""
-    return ", ".join(f"{name} {value}" for name, value in examples[0].items())
+    values: Mapping[str, Any] = examples[0]["values"]
+    return ", ".join([f"row {examples[0]['row']}", *(f"{name} {value}" for name, value in values.items())])
 
 
 def _observed(value: Any) -> str:

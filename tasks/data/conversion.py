@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from evergreen.tasks.config.data import ColumnType, Source
+from evergreen.tasks.core.column_names import unusable_name
 from evergreen.tasks.core.errors import ParamsError, SourceError
 from evergreen.tasks.core.suggestions import nearest
 from evergreen.tasks.data import date_formats
@@ -56,6 +57,11 @@ def select_columns(name: str, source: Source, description: str, table: pl.LazyFr
     A column of the contract that is absent without a column of a similar name is left to the steps that need it.
     """
     there = table.collect_schema().names()
+    if problem := unusable_name(source.columns or there):
+        raise SourceError(
+            f"ingest.{name}: {description}: {problem}. Rename it in the file or by a query, or leave it out: list the others "
+            f"under ingest.{name}.columns"
+        )
     for key, columns in (("columns", source.columns), ("types", source.types), ("time", source.time and [source.time])):
         for column in columns or ():
             if column not in there and (key != "types" or "did you mean" in nearest(column, there)):
@@ -226,7 +232,7 @@ def convert_types(name: str, source: Source, description: str, table: pl.LazyFra
         log.warning("%s", notes[-1])
     others = [column for column in schema if column not in made]
     kept = {column: present(source, column, schema[column]) for column in others}
-    return table.with_columns(**{column: each for column, each in {**kept, **made}.items() if column in schema}), notes
+    return table.with_columns(each.alias(column) for column, each in {**kept, **made}.items()), notes
 
 
 def conversions(source: Source, table: pl.LazyFrame) -> tuple[dict[str, pl.Expr], dict[str, pl.Expr]]:
@@ -278,7 +284,7 @@ def unreadable(source: Source, table: pl.LazyFrame, made: Mapping[str, pl.Expr])
                 .select("__row", pl.col(column).cast(pl.String).str.strip_chars())
             )
             found = rows.collect(engine="streaming").sort("__row")
-            values = found[column].value_counts(sort=True)[column].to_list()
+            values = found[column].alias("value").value_counts(sort=True)["value"].to_list()
             share = count / counts[f"there {column}"]
             common = all(each in NULL_VALUES or each in SPREADSHEET_ERRORS for each in values)
             yield Unreadable(column, source.types[column], tuple(values[:10]), count, int(found["__row"][0]), share, common)
@@ -313,7 +319,7 @@ def convert_rows(source: Source, rows: pl.DataFrame, types: Mapping[str, ColumnT
             common = wrong & found["given"].str.strip_chars().is_in([*NULL_VALUES, *SPREADSHEET_ERRORS])
             replaced[name], wrong = int(common.sum()), wrong & ~common
         made[name], lost[name] = found["made"].alias(name), wrong
-    return ConvertedRows(rows.with_columns(**made), lost, {name: count for name, count in replaced.items() if count})
+    return ConvertedRows(rows.with_columns(made.values()), lost, {name: count for name, count in replaced.items() if count})
 
 
 def local_times(source: Source, column: str, made: pl.Expr, now: pl.DataType) -> pl.Expr:

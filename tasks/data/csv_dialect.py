@@ -14,6 +14,7 @@ from typing import NamedTuple
 import polars as pl
 
 from evergreen.tasks.config.data import Source
+from evergreen.tasks.core.column_names import unusable_name
 from evergreen.tasks.core.errors import SourceError
 from evergreen.tasks.data.csv_files import CHUNK, SEPARATORS, fields, open_bytes, open_text, whole_lines
 from evergreen.tasks.data.readers import scan_source
@@ -245,6 +246,8 @@ def _decimal_comma(columns: Sequence[Sequence[str]]) -> bool:
 
 def _check_no_repeated_header(path: Path, rows: pl.LazyFrame, names: Sequence[str]) -> None:
     """Raise SourceError if a later row repeats the column names."""
+    if unusable_name(names):
+        return  # the reader refuses it
     same = pl.all_horizontal(pl.col(name).eq_missing(name) for name in names)
     repeated = rows.select(same.arg_true().first()).collect(engine="streaming").item()
     if repeated is not None:

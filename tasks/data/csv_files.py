@@ -86,8 +86,25 @@ def whole_lines(file: Iterable[str]) -> Iterator[str]:
 
 
 def fields(text: str, separator: str) -> list[list[str]]:
-    """The fields of each row, without blank lines."""
-    return [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row]
+    """The fields of each row, without blank lines. Raises SourceError for a field that is too long."""
+    try:
+        return [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row]
+    except csv.Error as error:
+        raise SourceError(f"cannot be read as CSV: {error}. Check the quotes and line ends of the file") from None
+
+
+def header_line(path: Path) -> str:
+    """The line of column names of a plain file, with its line breaks in quotes."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        return next(whole_lines(file), "").strip("\r\n")
+
+
+def rename_quoted(rows: Frame, header: str, separator: str) -> Frame:
+    """`rows` with the names that the line `header` writes: Polars leaves doubled quotes in them."""
+    if '""' not in header:
+        return rows
+    given, names = rows.collect_schema().names(), fields(header, separator)[0]
+    return rows.rename(dict(zip(given, names, strict=True))) if len(given) == len(names) else rows
 
 
 def read_options(source: Source) -> dict[str, Any]:

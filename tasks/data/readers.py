@@ -3,7 +3,6 @@
 Row numbers in messages count from 1, without the header.
 """
 
-import csv
 import difflib
 import importlib.util
 import io
@@ -22,7 +21,16 @@ from evergreen.tasks.config.data import Source
 from evergreen.tasks.core.errors import SourceError, UnavailableError
 from evergreen.tasks.core.paths import shortage
 from evergreen.tasks.data.conversion import changed_columns, convert_times, convert_types, select_columns
-from evergreen.tasks.data.csv_files import SEPARATORS, drop_blank, open_bytes, plain_csv, read_options
+from evergreen.tasks.data.csv_files import (
+    SEPARATORS,
+    drop_blank,
+    fields,
+    header_line,
+    open_bytes,
+    plain_csv,
+    read_options,
+    rename_quoted,
+)
 from evergreen.tasks.data.type_inference import Contract, infer_contract
 
 log = logging.getLogger(__name__)
@@ -38,6 +46,8 @@ ROW_GROUP = 2**17
 class Read:
     rows: pl.LazyFrame
     """All rows of a source, with its columns, types and local times."""
+    written: pl.LazyFrame
+    """The same rows as the source holds them."""
     source: Source
     """With the type and format of every column that was read as text."""
     notes: tuple[str, ...]
@@ -58,11 +68,12 @@ def read_table(name: str, source: Source, root: Path, staging: Path, infer: bool
         changes = changed_columns(name, source, describe(source), rows.collect_schema().names())
         rows = select_columns(name, source, describe(source), rows)
         contract = infer_contract(source, rows) if infer or source.csv else Contract(source)
+        written = rows
         rows, notes = convert_types(name, contract.source, describe(source), rows)
         rows = convert_times(name, source, rows)
         if not rows.select(pl.len()).collect().item():
             raise SourceError(f"ingest.{name}: {describe(source)} has no rows. A table needs at least one row; fix the export.")
-        return Read(rows, contract.source, (*changes, *notes), contract.notes)
+        return Read(rows, written, contract.source, (*changes, *notes), contract.notes)
 
 
 def describe(source: Source) -> str:
@@ -158,6 +169,7 @@ def _scan_csv(name: str, source: Source, root: Path, staging: Path) -> pl.LazyFr
     path = plain_csv(name, source, original, staging / f"{name}.csv")
     names = _check_header(name, source, path)
     rows = pl.scan_csv(path, **read_options(source), glob=False)
+    rows = rename_quoted(rows, header_line(path), source.separator)
     return _stage(drop_blank(_without_last(rows, names)), staging / f"{name}.parquet")
 
 
@@ -174,11 +186,10 @@ def _stage(rows: pl.LazyFrame, path: Path) -> pl.LazyFrame:
 
 def _check_header(name: str, source: Source, path: Path) -> list[str]:
     """The column names. Raises SourceError unless the first line has some, separated as configured, without duplicates."""
-    with path.open("rb") as file:
-        line = file.readline(2**20).decode("utf8", errors="replace").lstrip("\ufeff").strip("\r\n")
+    line = header_line(path)
     if not line:
         raise SourceError(f"ingest.{name}: csv {source.csv} is empty; its first line must contain the column names")
-    names = next(csv.reader([line], delimiter=source.separator))
+    names = fields(line, source.separator)[0]
     other = next((mark for mark in SEPARATORS if mark != source.separator and mark in line), None)
     if len(names) == 1 and other:
         raise SourceError(

@@ -43,7 +43,7 @@ class Outcome(Section):
     observed: Any = None
     """Observed value of a table rule."""
     examples: tuple[dict[str, Any], ...] = ()
-    """The first failing rows: row number and values."""
+    """The first failing rows: `row`, its number, and `values`, by column."""
     problem: str | None = None
     """Why the rule could not be computed."""
 
@@ -175,7 +175,8 @@ def row_result(
     passed: bool,
 ) -> RuleResult:
     """Result of a row rule. `positions`: the failing rows of `view`."""
-    first = view[np.sort(positions)[:EXAMPLES]].select(pl.col(ROW).alias("row"), *columns)
+    first = view[np.sort(positions)[:EXAMPLES]]
+    values = [{key: as_json_value(value) for key, value in row.items()} for row in first.select(columns).iter_rows(named=True)]
     outcome = Outcome(
         name=name,
         type=kind,
@@ -186,7 +187,7 @@ def row_result(
         checked=checked,
         failed=len(positions),
         share=round(len(positions) / checked, 6) if checked else 0.0,
-        examples=tuple({key: as_json_value(value) for key, value in row.items()} for row in first.iter_rows(named=True)),
+        examples=tuple({"row": row, "values": each} for row, each in zip(first[ROW], values, strict=True)),
     )
     return RuleResult(outcome, positions if severity == "error" and not passed else NO_ROWS)
 

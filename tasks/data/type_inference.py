@@ -93,7 +93,7 @@ def _sample(rows: pl.LazyFrame) -> Mapping[str, pl.Series]:
 
 def _values(column: pl.Series, source: Source) -> dict[str, int]:
     """Value -> cells, the most frequent first, without missing ones."""
-    counts = column.drop_nulls().str.strip_chars().value_counts(sort=True).head(DISTINCT)
+    counts = column.alias("value").drop_nulls().str.strip_chars().value_counts(sort=True).head(DISTINCT)
     tokens = {"", *source.null_values, *source.missing.get(column.name, ())}
     return {each: count for each, count in counts.iter_rows() if each not in tokens}
 

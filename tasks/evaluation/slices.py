@@ -26,11 +26,11 @@ def score_slices(kind: Kind, data: Data, tested: Sequence[Window], section: Prob
     if not names:
         return []
     tests = [each.fold.test for each in tested]
-    values = pl.concat([kind.slices(data, test, names, section).with_columns(pl.lit(test).alias("cutoff")) for test in tests])
-    found = []
+    values = pl.concat([kind.slices(data, test, names, section).with_columns(pl.lit(test).alias("_cutoff")) for test in tests])
+    found: list[dict[str, Any]] = []
     for name in names:
         labels, order = slice_labels(values[name])
-        rows = values.select("entity", "cutoff").with_columns(labels.alias("value"))
+        rows = values.select(labels.alias("value"), entity="_entity", cutoff="_cutoff")
         for value in order:
             kept = rows.filter(pl.col("value") == value)
             frames = [each.predictions.join(kept, on=["entity", "cutoff"], how="semi") for each in tested]

@@ -31,9 +31,7 @@ def partial_dependence(predict: Predict, outputs: Sequence[str], rows: Rows, col
         grid = _grid(pd.Series(rows.features[column]))
         if len(grid) < 2:
             continue
-        frames = [
-            few.assign(**{column: pd.Series([value] * len(few), index=few.index).astype(few[column].dtype)}) for value in grid
-        ]
+        frames = [_with_value(few, column, value) for value in grid]
         predictions = predict(pd.concat(frames, ignore_index=True)).reshape(len(grid), len(few), -1)
         spread = np.quantile(predictions - predictions.mean(axis=0), [0.25, 0.75], axis=1) + predictions.mean(axis=(0, 1))
         for place, value in enumerate(grid):
@@ -44,6 +42,12 @@ def partial_dependence(predict: Predict, outputs: Sequence[str], rows: Rows, col
                     | {"mean": float(predictions[place, :, output].mean()), "low": float(low), "high": float(high)}
                 )
     return pl.DataFrame(found, infer_schema_length=None)
+
+
+def _with_value(rows: pd.DataFrame, column: str, value: Any) -> pd.DataFrame:
+    rows = rows.copy(deep=False)
+    rows[column] = pd.Series([value] * len(rows), index=rows.index).astype(rows[column].dtype)
+    return rows
 
 
 def _grid(values: Any) -> list[Any]:

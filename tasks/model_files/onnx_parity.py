@@ -64,7 +64,9 @@ def latency(predict: PredictRows, file: bytes, row: pd.DataFrame) -> Latency:
 def refuses_missing_numbers(predict: PredictRows, row: pd.DataFrame) -> bool:
     """Whether the pipeline refuses missing numbers."""
     try:
-        predict(row.assign(**dict.fromkeys(row.select_dtypes("number"), np.nan)))
+        row = row.copy()
+        row[list(row.select_dtypes("number"))] = np.nan
+        predict(row)
     except ValueError:
         return True
     return False

@@ -20,6 +20,8 @@ from evergreen.tasks.onboarding.column_inference import (
 )
 from evergreen.tasks.onboarding.entity_and_time import ROW_NAME, choose_roles
 from evergreen.tasks.onboarding.options import InitOptions
+from evergreen.tasks.problems.base import NOT_SCORED
+from evergreen.tasks.problems.classification.scores import PREFIX
 from evergreen.tasks.problems.tabular.holdout_split import distinguishing
 
 SAMPLE_ROWS = 50_000
@@ -152,6 +154,7 @@ def _purchases(asked: InitOptions, columns: dict[str, Column], rows: int) -> Inf
         if columns[name].distinct < FEWEST_ROWS:
             raise DataError(f"{name}: {columns[name].distinct} distinct values; recommendation needs at least {FEWEST_ROWS}")
     reasons = {"kind": "user and item are given"}
+    _refuse_outputs([asked.user, asked.item], ["rank", "score", "source"])
     named = ((getattr(asked, part), part) for part in ("user", "item", "basket", "order"))
     parts = {column: part for column, part in named if column}
     kept = tuple(each if each.name in (*parts, time) else replace(each, role=None) for each in columns.values())
@@ -170,6 +173,8 @@ def _cases(
     kind = _kind(table, asked, columns, rows, reasons, warnings)
     target = columns[asked.target] if asked.target else None
     classes = problems.predictions(kind).target == "class"
+    outputs = [f"{PREFIX}{each}" for each in _counts(table, target)] if target and classes else []
+    _refuse_outputs(table.collect_schema().names(), ["prediction", *outputs, NOT_SCORED])
     positive = _positive(table, target, reasons) if target and classes else None
     roles = choose_roles(table, sample, asked, columns, rows, classes, today)
     for name in (asked.target, roles.entity):
@@ -189,6 +194,15 @@ def _cases(
         costs=roles.costs,
         warnings=tuple(dict.fromkeys([*warnings, *roles.warnings])),
     )
+
+
+def _refuse_outputs(names: Sequence[str], outputs: Sequence[str]) -> None:
+    """Raise DataError for a column whose name a column of scored rows has."""
+    if taken := [name for name in names if name in outputs]:
+        raise DataError(
+            f"column {taken[0]}: scored rows get a column of that name; rename it in the file or by a query, so that such rows "
+            "can be scored"
+        )
 
 
 def _mark_leaks(leaks: Sequence[target_leakage.Leak], columns: dict[str, Column], warnings: list[str]) -> None:
@@ -312,7 +326,8 @@ def _counts(table: pl.LazyFrame, target: Column) -> dict[str, int]:
         text = text.str.strip_chars().str.to_lowercase()
         number = text.cast(pl.Float64, strict=False).cast(pl.Int64, strict=False).cast(pl.String)
         text = pl.coalesce(number, text)
-    counted = table.select(text).drop_nulls().group_by(name).len().sort("len", name, descending=[True, False]).collect()
+    counted = table.select(text.alias("value")).drop_nulls().group_by("value").len()
+    counted = counted.sort("len", "value", descending=[True, False]).collect()
     return dict(counted.iter_rows())
 
 
@@ -339,12 +354,9 @@ def _duplicates(table: pl.LazyFrame, sample: pl.DataFrame, target: str | None, r
         warnings.append(f"{copies:,} {'row repeats' if copies == 1 else 'rows repeat'} an earlier row in every column")
     features = [name for name in usable if name != target]
     if target is not None and features:
-        unlike = (
-            sample.group_by(features)
-            .agg(kinds=pl.col(target).drop_nulls().n_unique(), rows=pl.len())
-            .filter(pl.col("kinds") > 1)
-        )
-        if unlike.height and (count := int(unlike["rows"].sum())) > 1:
+        pairs = sample.select(same=pl.struct(features), target=pl.col(target))
+        kinds = pairs.group_by("same").agg(kinds=pl.col("target").drop_nulls().n_unique(), rows=pl.len())
+        if (count := int(kinds.filter(pl.col("kinds") > 1)["rows"].sum())) > 1:
             warnings.append(
                 f"{count:,} of {sample.height:,} rows differ from another row only in {target}; no model can distinguish them"
             )

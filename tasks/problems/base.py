@@ -125,7 +125,7 @@ class Kind(Protocol):
         ...
 
     def slices(self, data: Data, part: Part, names: Sequence[str], section: Any) -> pl.DataFrame:
-        """`entity` and one column per name in `names`, for error slices; in the row order of `predict`.
+        """`_entity` and one column per name in `names`, for error slices; in the row order of `predict`.
 
         Raises ParamsError, naming the nearest, for an unknown name.
         """

@@ -81,9 +81,10 @@ class PredictionType(ABC):
         """The column `label` as drift detection compares it; no column where labels are not compared."""
         return pl.DataFrame()
 
-    def stored_rows(self, folder: Path, section: Any, card: Mapping[str, Any]) -> pl.DataFrame | None:
-        """The rows that the features step left in `folder`: entity, cutoff, at, label, the features, and whether the version
-        with this model card `learned` from them. None where predictions are not made from rows of features."""
+    def stored_rows(self, folder: Path, section: Any, card: Mapping[str, Any]) -> tuple[pl.DataFrame, pl.DataFrame] | None:
+        """The rows that the features step left in `folder`: entity, cutoff, at, label and whether the version with this model
+        card `learned` from them; apart from these their features, whose names may be the same. None where predictions are not
+        made from rows of features."""
         return None
 
     def context(self, folder: Path, card: Mapping[str, Any]) -> Context:

@@ -217,8 +217,9 @@ class _Parts:
 
 def _as(rows: pl.LazyFrame, schema: Mapping[str, Any]) -> pl.LazyFrame:
     known = rows.collect_schema()
+    named = pl.selectors.by_name  # any name: pl.col reads * as all columns
     return rows.select(
-        pl.col(name).cast(kind) if name in known else pl.lit(None, kind).alias(name) for name, kind in schema.items()
+        named(name).cast(kind) if name in known else pl.lit(None, kind).alias(name) for name, kind in schema.items()
     )
 
 

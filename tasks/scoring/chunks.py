@@ -16,7 +16,7 @@ from polars.exceptions import PolarsError
 from evergreen.tasks.config.params import Source
 from evergreen.tasks.core.errors import SourceError
 from evergreen.tasks.data import csv_dialect
-from evergreen.tasks.data.csv_files import fields, open_text, plain_csv, read_options, whole_lines
+from evergreen.tasks.data.csv_files import fields, open_text, plain_csv, read_options, rename_quoted, whole_lines
 from evergreen.tasks.data.readers import scan_source
 
 MAX_ROWS = 50_000
@@ -65,6 +65,8 @@ class Csv:
             file.seek(span[0])
             rows += file.read(span[1] - span[0])
             found = pl.read_csv(rows if self.width == 1 else _without_blank_lines(rows), **self.options)
+            header = rows[: self.header].decode(errors="replace").lstrip("\ufeff").strip("\r\n")
+            found = rename_quoted(found, header, self.options["separator"])
             return found.drop("") if found.width > 1 and found.columns[-1] == "" else found
 
 

@@ -77,7 +77,7 @@ def weighted_mean(frames: Sequence[pl.DataFrame], weights: Sequence[float]) -> p
     """The weighted mean of predictions of the same rows."""
     names = [name for name, dtype in frames[0].schema.items() if dtype.is_float() and name not in NOT_AVERAGED]
     means = {name: np.average([frame[name].to_numpy() for frame in frames], axis=0, weights=weights) for name in names}
-    return frames[0].with_columns(**{name: pl.Series(np.asarray(values)) for name, values in means.items()})
+    return frames[0].with_columns(pl.Series(name, np.asarray(values)) for name, values in means.items())
 
 
 def _sample(frame: pl.DataFrame) -> pl.DataFrame:

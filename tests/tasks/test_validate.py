@@ -73,7 +73,7 @@ def test_a_rule_about_two_columns_finds_its_rows():
 def test_a_warning_is_reported_and_its_rows_are_kept():
     seen = check({"a": [-1, 1]}, rules(rule(column="a", min_value=0, severity="warning"), max_bad_share=0))
     assert (seen.counts.kept, seen.counts.warnings, seen.problems) == (2, 1, ())
-    assert seen.outcomes[-1].examples == ({"row": 1, "a": -1},)
+    assert seen.outcomes[-1].examples == ({"row": 1, "values": {"a": -1}},)
 
 
 def test_a_rule_that_holds_for_most_rows_as_asked_keeps_them_all():
@@ -85,7 +85,7 @@ def test_infinite_numbers_and_not_a_number_are_found_without_being_asked_for():
     seen = check({"price": [1.0, float("inf"), float("nan"), None]}, rules())
     assert seen.kept["price"].to_list() == [1.0, None]
     assert seen.quarantined["_rule"].to_list() == ["price is finite"] * 2
-    assert seen.outcomes[0].examples == ({"row": 2, "price": "inf"}, {"row": 3, "price": "nan"})
+    assert seen.outcomes[0].examples == ({"row": 2, "values": {"price": "inf"}}, {"row": 3, "values": {"price": "nan"}})
 
 
 def test_a_row_without_its_time_is_quarantined():
@@ -102,7 +102,9 @@ def test_of_equal_keys_the_first_row_stays():
 def test_full_duplicates_are_dropped_and_rows_keep_their_numbers():
     seen = check({"a": [1, 1, -5, 2, -5]}, rules(rule(column="a", min_value=0), drop_duplicates=True))
     assert (seen.counts.duplicates, seen.counts.kept, seen.counts.quarantined) == (2, 2, 1)
-    assert seen.outcomes[-1].examples == ({"row": 3, "a": -5},), "the first of its copies, by its number in the file"
+    assert seen.outcomes[-1].examples == ({"row": 3, "values": {"a": -5}},), (
+        "the first of its copies, by its number in the file"
+    )
 
 
 def test_missing_keys_of_text_and_number_are_both_found():
@@ -297,7 +299,7 @@ def test_a_run_that_stops_writes_its_report_and_leaves_the_good_tables(tmp_path)
     positive = {"expectations": [rule(column="a", min_value=0, name="not below 0")]}
     layout = Layout(tmp_path)
     validate.run(project(tmp_path, {"t": pl.DataFrame({"a": [1]})}, t=positive), None, layout)
-    params = project(tmp_path, {"t": pl.DataFrame({"a": [1, -1]}), "u": pl.DataFrame({"b": [float("nan")]})}, t=positive)
+    params = project(tmp_path, {"t": pl.DataFrame({"a": [1, -1]}), "u": pl.DataFrame({"b": [float("inf")]})}, t=positive)
     with pytest.raises(
         DataError, match=r't.parquet: a: 1 of 2 rows break "not below 0" .* And 1 more: see reports/validation/results'
     ):

@@ -156,7 +156,7 @@ class Recommendation(RankedLists):
         return model.importance()
 
     def slices(self, data: InteractionData, cutoff: date, names: Sequence[str], section: Recommend) -> pl.DataFrame:
-        """`entity` and facts about the user: what the ranker knows at `cutoff`, such as visits, and features.attributes."""
+        """`_entity` and facts about the user: what the ranker knows at `cutoff`, such as visits, and features.attributes."""
         attribute_names = [name for name in data.attributes.columns if name != "user"]
         for name in names:
             require(name, [*USER, *attribute_names], "evaluate.slices")
@@ -164,7 +164,7 @@ class Recommendation(RankedLists):
         facts, ids = data.users(users, cutoff), data.histories.users[users]
         attributes = data.attributes_of(ids)
         columns = {name: attributes[name] if name in attribute_names else facts[:, USER.index(name)] for name in names}
-        return pl.DataFrame({"entity": ids, **columns})
+        return pl.DataFrame({"_entity": ids, **columns})
 
     def example(self, data: InteractionData, section: Recommend) -> pd.DataFrame:
         """The users of the newest lines."""

@@ -17,10 +17,10 @@ CASE_ENTITY, CASE_TARGET, CASE_TIME, CASE_TEST = "_entity", "_target", "_time", 
 class RowPredictions(PredictionType):
     """One prediction per row of features."""
 
-    def stored_rows(self, folder: Path, section: Tabular, card: Mapping[str, Any]) -> pl.DataFrame:
+    def stored_rows(self, folder: Path, section: Tabular, card: Mapping[str, Any]) -> tuple[pl.DataFrame, pl.DataFrame]:
         rows = pl.read_parquet(folder / "rows.parquet")
         found = _of_cases(rows, section) if isinstance(section.features, Table) else _of_cutoffs(rows, section.features, card)
-        return found.with_columns(pl.col("entity").cast(pl.String))
+        return found, rows.select(name for name in card["features"] if name in rows.columns)
 
 
 class LabelledRows(RowPredictions, Labelled):
@@ -55,8 +55,8 @@ class LabelledRows(RowPredictions, Labelled):
 
 
 def _of_cases(rows: pl.DataFrame, section: Tabular) -> pl.DataFrame:
-    return rows.with_columns(
-        entity=pl.col(CASE_ENTITY),
+    return rows.select(
+        entity=pl.col(CASE_ENTITY).cast(pl.String),
         cutoff=pl.lit(None, pl.Date),
         at=pl.col(CASE_TIME),
         label=pl.col(CASE_TARGET),
@@ -68,8 +68,9 @@ def _of_cutoffs(rows: pl.DataFrame, features: Features, card: Mapping[str, Any])
     learned = rows["cutoff"].cast(pl.String).is_in([str(each) for each in card["trained_on"]])
     if not learned.any():
         learned = rows["cutoff"] <= date.fromisoformat(str(card["cutoff"]))
-    return rows.with_columns(
-        entity=pl.col(features.entity),
+    return rows.select(
+        "cutoff",
+        entity=pl.col(features.entity).cast(pl.String),
         at=pl.lit(None, pl.Datetime("us")),
         label=pl.col("target") if "target" in rows.columns else pl.lit(None, pl.Float64),
         learned=learned,

@@ -252,12 +252,12 @@ class TabularKind(RowPredictions):
         return len(data.at(parts, labelled=self.supervised))
 
     def slices(self, data: Rows, part: Part, names: Sequence[str], section: Tabular) -> pl.DataFrame:
-        """`entity` and the features called `names`; raises ParamsError for a name that is no feature."""
+        """`_entity` and the features called `names`; raises ParamsError for a name that is no feature."""
         rows = data.at([part])
         for name in names:
             require(name, rows.features, "evaluate.slices")
         return pl.DataFrame(
-            {"entity": rows.entity} | {name: pl.Series(rows.features[name]) for name in names}, nan_to_null=True
+            {holdout_split.ENTITY: rows.entity} | {name: pl.Series(rows.features[name]) for name in names}, nan_to_null=True
         )
 
     def training_rows(self, data: Rows, parts: Sequence[Part], section: Tabular, seed: int) -> Rows:

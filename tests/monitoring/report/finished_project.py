@@ -190,7 +190,13 @@ def validation(layout: Layout, category: str = "quantity at least 0") -> None:
             "severity": "error",
             "level": "row",
         }
-        | {"checked": 1469307, "failed": 4836, "share": 0.0033, "examples": [{"row": 17, "quantity": -4}], "passed": False},
+        | {
+            "checked": 1469307,
+            "failed": 4836,
+            "share": 0.0033,
+            "examples": [{"row": 17, "values": {"quantity": -4}}],
+            "passed": False,
+        },
         {
             "name": "sales are positive",
             "type": "expect_column_values_to_be_between",

@@ -274,8 +274,8 @@ def test_facts_about_users_slice_scores_and_of_a_user_there_twice_the_first_row_
         frame.write_parquet(tmp_path / f"{name}.parquet")
     data = KIND.load(tmp_path, told("town", "age"))
     rows = KIND.slices(data, date(2023, 12, 31), ["age", "visits", "town"], told("town", "age"))
-    assert rows.columns == ["entity", "age", "visits", "town"]
-    assert rows.select("entity", "age", "town").rows() == [("ann", 30, "Bonn"), ("bob", 40, "Ulm"), ("eve", None, None)]
+    assert rows.columns == ["_entity", "age", "visits", "town"]
+    assert rows.select("_entity", "age", "town").rows() == [("ann", 30, "Bonn"), ("bob", 40, "Ulm"), ("eve", None, None)]
 
 
 def test_a_fact_that_is_not_there_is_refused():
@@ -329,7 +329,7 @@ def test_slices_are_facts_about_users_and_an_unknown_one_is_refused(world):
     rows = KIND.slices(world.data, world.fold.test, ["visits"], world.section)
     bought = world.data.histories.until_positions((world.fold.test - date(1970, 1, 1)).days)
     days = bought.frame().group_by("user").agg(pl.col("day").n_unique())
-    counted = rows.join(days, left_on="entity", right_on="user")
+    counted = rows.join(days, left_on="_entity", right_on="user")
     assert counted.height > 100
     assert (counted["visits"] == counted["day"]).all()
     with pytest.raises(ParamsError, match=r"evaluate\.slices = visit: .*did you mean visits"):
