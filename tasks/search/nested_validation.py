@@ -23,7 +23,7 @@ def inner_searches(search: Search, evaluator: Evaluator, folds: int) -> dict[int
 
     Raises ParamsError for fewer than two folds.
     """
-    found = {}
+    found: dict[int, Search] = {}
     for outer in range(min(folds, len(evaluator.folds()))):
         inner = replace(search.evaluate, outer_fold=outer) if isinstance(search.evaluate, Evaluator) else evaluator
         if inner.folds():

@@ -36,7 +36,7 @@ class StagedSearch:
     batch: int
     clock: Clock = field(default_factory=lambda: Clock(None))
     """The time of the search alone."""
-    expected_seconds: Mapping[str, float] = field(default_factory=dict)
+    expected_seconds: Mapping[str, float] = field(default_factory=dict[str, float])
     """Model -> seconds that its defaults are expected to take, from a probe on a few rows."""
     workers: int = 1
     warm_starts: Sequence[Config] = ()
