@@ -26,7 +26,7 @@ def readers(params: Params, problem: str, layout: Layout) -> Mapping[str, Callab
 def _read(source: Source, name: str, value: str) -> float | int | str | None:
     """A number, a date in ISO 8601, or None for a missing value."""
     read = convert_rows(source, pl.DataFrame({name: [value]}), {name: source.types[name]})
-    if read.lost[name].item():
+    if name in read.lost and read.lost[name].item():
         raise ValueError(value)
     found = read.frame[name].item()
     return found if found is None or isinstance(found, float | int) else found.isoformat()

@@ -243,7 +243,7 @@ def conversions(source: Source, table: pl.LazyFrame) -> tuple[dict[str, pl.Expr]
     schema = table.collect_schema()
     made = {column: value(source, column, schema[column], kind) for column, kind in source.types.items() if column in schema}
     texts = (column for column in made if schema[column] == pl.String)
-    plain = {column: each for column in texts if (each := _plain(source, column)) is not None}
+    plain = {column: each for column in texts if (each := _plain(source, column, source.types[column])) is not None}
     lost = [(each.null_count() - pl.col(column).null_count()).alias(column) for column, each in plain.items()]
     counts = table.select(lost).collect(engine="streaming").row(0, named=True) if lost else {}
     made |= {column: plain[column] for column, count in counts.items() if not count}
@@ -252,13 +252,13 @@ def conversions(source: Source, table: pl.LazyFrame) -> tuple[dict[str, pl.Expr]
     return made, {column: each for column, each in made.items() if column not in certain}
 
 
-def _plain(source: Source, column: str) -> pl.Expr | None:
+def _plain(source: Source, column: str, kind: ColumnType) -> pl.Expr | None:
     """The column read without regard for blanks, formats and missing strings; None if its type needs them."""
     if column in source.number_formats or column in source.date_formats or column in source.missing:
         return None
     if any(mark.isdigit() for token in source.null_values for mark in token):
         return None
-    given, kind = pl.col(column), source.types[column]
+    given = pl.col(column)
     if kind == "integer":
         return given.cast(pl.Int64, strict=False)
     if kind == "number" and source.decimal == ".":
@@ -299,7 +299,8 @@ class ConvertedRows:
 
     frame: pl.DataFrame
     lost: Mapping[str, pl.Series]
-    """Column -> whether each value is one that its type does not allow. Such a value is null in `frame`."""
+    """Column -> whether each value is one that its type does not allow. Such a value is null in `frame`. Without columns whose
+    values all fit at first sight."""
     replaced: Mapping[str, int]
     """Column -> values that are common strings for missing values, count as missing, and are not in the contract."""
 
@@ -311,6 +312,9 @@ def convert_rows(source: Source, rows: pl.DataFrame, types: Mapping[str, ColumnT
         if name not in rows.columns:
             continue
         now = rows.schema[name]
+        if (quick := _quick(source, rows, name, kind)) is not None:
+            made[name] = quick
+            continue
         found = rows.select(
             made=local_times(source, name, value(source, name, now, kind), now), given=present(source, name, now)
         )
@@ -320,6 +324,14 @@ def convert_rows(source: Source, rows: pl.DataFrame, types: Mapping[str, ColumnT
             replaced[name], wrong = int(common.sum()), wrong & ~common
         made[name], lost[name] = found["made"].alias(name), wrong
     return ConvertedRows(rows.with_columns(made.values()), lost, {name: count for name, count in replaced.items() if count})
+
+
+def _quick(source: Source, rows: pl.DataFrame, column: str, kind: ColumnType) -> pl.Series | None:
+    """The values of a text column that is plain in every row; None if it is not."""
+    if rows.schema[column] != pl.String or column == source.time or (plain := _plain(source, column, kind)) is None:
+        return None
+    found = rows.select(plain).to_series()
+    return found if found.null_count() == rows[column].null_count() else None
 
 
 def local_times(source: Source, column: str, made: pl.Expr, now: pl.DataType) -> pl.Expr:

@@ -103,10 +103,18 @@ def detect(values: Iterable[str], decimal: str = ".") -> tuple[NumberFormat, boo
         count = sum(each.matches(value) for value in values)
         fits.append((count, -place - (len(MARKS) if point != decimal else 0), each))
     best = max(fits, key=lambda each: each[:2])
-    if not best[0]:
+    if not best[0] or not _can_be_written(best[2]):
         return None
     same = [each for count, _, each in fits if count == best[0] and _differs(each, best[2], values)]
     return best[2], bool(same)
+
+
+def _can_be_written(form: NumberFormat) -> bool:
+    """Whether its example reads as the same format: a unit such as a full stop does not."""
+    try:
+        return NumberFormat.parse(str(form)) == form
+    except ValueError:
+        return False
 
 
 def _differs(one: NumberFormat, other: NumberFormat, values: list[str]) -> bool:
@@ -127,7 +135,7 @@ def _affixes(values: Iterable[str]) -> tuple[str, str]:
 
 
 def _is_code(suffix: str) -> bool:
-    return re.fullmatch("[A-Z]{1,3}", suffix) is not None and not CURRENCY.fullmatch(suffix)
+    return re.fullmatch("[A-Z]{1,3}|[.,'].*", suffix) is not None and not CURRENCY.fullmatch(suffix)
 
 
 def _most_common(found: Counter[str]) -> str:

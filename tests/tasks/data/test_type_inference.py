@@ -107,6 +107,11 @@ def test_a_value_in_any_row_decides():
     assert read(values)[1][-1] == "07"
 
 
+@pytest.mark.parametrize(("values", "found"), [(["1.234,5."], ["1.234,5."]), (["7'"], ["7'"]), (["1,", "2,5"], [1.0, 2.5])])
+def test_marks_behind_a_number_are_no_unit(values, found):
+    assert read(values)[1] == found
+
+
 TOKENS = st.text("0123456789.,-+/:%$€ aAeETZ", max_size=12)
 
 
