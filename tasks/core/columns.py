@@ -46,3 +46,11 @@ def texts(values: pl.Series) -> pl.Series:
 def is_number(dtype: pl.DataType) -> bool:
     """Whether values of this type have an order and distances: dates and booleans do too."""
     return dtype.is_numeric() or dtype.is_temporal() or dtype == pl.Boolean
+
+
+LARGEST = float(np.finfo(np.float32).max)
+
+
+def within_32_bits(numbers: np.ndarray) -> np.ndarray:
+    """Numbers whose size 32 bits can hold, for trees of scikit-learn, which refuse others. Larger ones become the largest."""
+    return np.clip(numbers, -LARGEST, LARGEST)

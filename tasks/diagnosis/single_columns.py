@@ -8,6 +8,7 @@ import polars as pl
 from sklearn.tree import DecisionTreeRegressor
 
 from evergreen.tasks.core import bootstrap
+from evergreen.tasks.core.columns import within_32_bits
 from evergreen.tasks.diagnosis.examination import SCORED_ROWS, Examination
 from evergreen.tasks.problems.tabular.leak_rule import Formula, find_formula
 
@@ -61,7 +62,7 @@ def _numbers(column: pd.Series) -> np.ndarray:
     if pd.api.types.is_datetime64_any_dtype(column):
         days = column.to_numpy(dtype="datetime64[s]").astype(float) / 86_400
         return np.where(column.isna().to_numpy(), np.nan, days)
-    return column.to_numpy(dtype=float, na_value=np.nan)
+    return within_32_bits(column.to_numpy(dtype=float, na_value=np.nan))
 
 
 def _skill(predictions: np.ndarray, target: np.ndarray, classes: int) -> float:

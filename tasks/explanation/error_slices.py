@@ -10,6 +10,7 @@ from sklearn.tree import DecisionTreeRegressor
 
 from evergreen.tasks.config.params import Tabular
 from evergreen.tasks.core import bootstrap
+from evergreen.tasks.core.columns import within_32_bits
 from evergreen.tasks.explanation.column_values import MAX_COLUMNS, is_date
 from evergreen.tasks.problems.base import ExplainedKind, Model
 from evergreen.tasks.problems.tabular.row_subset import ROWS
@@ -97,7 +98,7 @@ def _cuts(features: Any) -> tuple[np.ndarray, list[tuple[str, str | None]]]:
                 cuts.append((str(name), str(category)))
             continue
         numbers = values.to_numpy(dtype="datetime64[s]").astype(float) if is_date(values) else values.to_numpy(dtype=float)
-        columns.append(np.where(values.isna().to_numpy(), np.nan, numbers))
+        columns.append(np.where(values.isna().to_numpy(), np.nan, within_32_bits(numbers)))
         cuts.append((str(name), None))
     return np.column_stack(columns), cuts
 

@@ -17,6 +17,7 @@ import polars as pl
 
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import KindName, Role
+from evergreen.tasks.core.columns import within_32_bits
 from evergreen.tasks.onboarding.column_inference import as_numbers
 from evergreen.tasks.problems.tabular.leak_rule import find_formula, relation, stands_apart
 
@@ -132,7 +133,7 @@ class Sample:
         from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
         tree = DecisionTreeClassifier if self.classes else DecisionTreeRegressor
-        return self._cross_validated_score(tree(max_depth=depth, min_samples_leaf=3, random_state=0), X)
+        return self._cross_validated_score(tree(max_depth=depth, min_samples_leaf=3, random_state=0), within_32_bits(X))
 
     def _score_jointly(self, names: Sequence[str]) -> float:
         """Score of boosted trees on the features `names` together; in a wide table, on the best WIDE of them."""

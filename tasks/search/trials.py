@@ -106,7 +106,7 @@ class Evaluator:
             except (ParamsError, StorageError):
                 raise
             except Exception as error:  # noqa: BLE001  # a library may raise anything for one configuration; the search continues
-                reason = f"{type(error).__name__}: {error}"
+                reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
         cost = replace(
             _median_cost(costs),
             wall_seconds=time.monotonic() - began,

@@ -53,6 +53,10 @@ def wide_number(draw: Draw) -> Column:
     return [f"{sign}e{power}" for sign, power in zip(draw.choice((-1, 1, 2), ROWS), draw.integers(-200, 30, ROWS), strict=True)]
 
 
+def huge_number(draw: Draw) -> Column:
+    return [1e300 * each if place % 9 == 0 else each for place, each in enumerate(number(draw))]
+
+
 def count(draw: Draw) -> Column:
     return draw.poisson(3, ROWS).tolist()
 
@@ -85,7 +89,7 @@ def sparse(make: Callable[[Draw], Column]) -> Callable[[Draw], Column]:
     return lambda draw: [each if draw.random() < 0.3 else None for each in make(draw)]
 
 
-KINDS = (category, flag, bit, number, wide_number, count, day, text, day_or_text, constant, missing, identifier)
+KINDS = (category, flag, bit, number, wide_number, huge_number, count, day, text, day_or_text, constant, missing, identifier)
 FEATURES = [*KINDS, *map(sparse, (category, flag, number, day))]
 
 
@@ -171,6 +175,7 @@ def run_every_step(columns: dict[str, Column], boosted: bool, root: Path) -> tup
         ([number, missing, constant, sparse(category)], amount, True),
         ([day_or_text, text, number], two_classes, False),
         ([wide_number, bit], amount, False),
+        ([huge_number, category], two_classes, True),
         ([category, sparse(number), day, flag], no_target, False),
     ],
     ids=[
@@ -185,6 +190,7 @@ def run_every_step(columns: dict[str, Column], boosted: bool, root: Path) -> tup
         "a column without values",
         "dates mixed with text",
         "numbers of any size",
+        "numbers beyond 32 bits",
         "no target",
     ],
 )
