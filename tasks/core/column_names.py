@@ -20,6 +20,8 @@ def unusable_name(names: Iterable[str]) -> str | None:
     for name in names:
         if PATTERN.fullmatch(name):
             return f"column {name!r}: such a name means a pattern of names"
+        if "\0" in name:
+            return f"column {name!r}: a name cannot contain a NUL character"
         if name in OWN:
             return f"column {name!r}: Evergreen writes a column of that name itself"
     return None

@@ -31,7 +31,9 @@ class EvergreenError(Exception):
 class ParamsError(EvergreenError): ...
 
 
-class SourceError(EvergreenError): ...
+class SourceError(EvergreenError):
+    def __str__(self) -> str:
+        return _one_line(super().__str__())
 
 
 class UnavailableError(SourceError):
@@ -39,7 +41,9 @@ class UnavailableError(SourceError):
     """EX_TEMPFAIL of sysexits.h: a retry may succeed."""
 
 
-class DataError(EvergreenError): ...
+class DataError(EvergreenError):
+    def __str__(self) -> str:
+        return _one_line(super().__str__())
 
 
 class LeakError(DataError): ...
@@ -52,6 +56,11 @@ class RequestError(DataError):
         """Index of the row in a request with several rows."""
         self.field, self.rule, self.value = _cut(field), rule, _shown(*value) if value else None
         super().__init__(f"{self.field} = {self.value}: {rule}" if value else f"{self.field}: {rule}")
+
+
+def _one_line(text: str) -> str:
+    """With escapes for line breaks and other unprintable marks of a user's names and values."""
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
 
 
 def _shown(value: Any) -> str:

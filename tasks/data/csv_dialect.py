@@ -110,6 +110,8 @@ def _detect(path: Path, named: str, staging: Path) -> Source:
     if not "".join(lines).strip():
         raise SourceError(f"{path.name}: is empty; its first line must contain the column names")
     found = _layout(lines)
+    if not found.rows:
+        raise SourceError(f"{path.name}: has no line of column names; its first line must contain them")
     names, rows, trailing = found.rows[0], found.rows[1:], False
     if rows and Counter(len(row) for row in rows).most_common(1)[0][0] == len(names) + 1:
         trailing = all(not row[-1].strip() for row in rows if len(row) == len(names) + 1)
@@ -180,6 +182,8 @@ def _layout(lines: Sequence[str]) -> Layout:
     kept = [line for line in lines[skipped:] if not (comment and line.startswith(comment))]
     separator = given.group(1) if given else _separator("".join(kept))
     rows = [fields(line, separator) for line in kept]
+    if not any(rows):
+        return Layout(separator, skipped, comment, [])
     width = Counter(len(row[0]) for row in rows if row).most_common(1)[0][0]
     for place, row in enumerate(rows[:TITLE_LINES]):
         if row and (width == 1 or sum(bool(each.strip()) for each in row[0]) > 1):

@@ -3,6 +3,7 @@
 Row numbers in messages count from 1, without the header.
 """
 
+import csv
 import difflib
 import importlib.util
 import io
@@ -97,7 +98,7 @@ def _naming(name: str, source: Source, staging: Path) -> Iterator[None]:
     """Turn a library's error on reading into one line with the table's name. Errors on writing to `staging` pass through."""
     try:
         yield
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, OSError, csv.Error) as error:
         if shortage(error, staging):
             raise
         first = _first_line(error)
@@ -217,7 +218,10 @@ def _scan_json_lines(path: Path) -> pl.LazyFrame:
 
 def _mixed_rows(path: Path, content: bytes) -> pl.DataFrame:
     columns: dict[str, list[Any]] = {}
-    lines = [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+    try:
+        lines = [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise OSError(f"JSON lines are UTF-8, and this file is not: {error}") from None
     for place, line in enumerate(lines):
         try:
             row = json.loads(line)

@@ -349,6 +349,8 @@ def _positive(table: pl.LazyFrame, target: Column, reasons: dict[str, str]) -> s
 def _duplicates(table: pl.LazyFrame, sample: pl.DataFrame, target: str | None, rows: int, warnings: list[str]) -> int:
     """The number of duplicate rows; warn about them, and about rows that differ only in the target."""
     usable = [name for name, kind in sample.schema.items() if not unusable_reason(kind)]
+    if not usable:
+        return 0
     copies = rows - table.select(pl.struct(usable).hash().n_unique()).collect().item()
     if copies:
         warnings.append(f"{copies:,} {'row repeats' if copies == 1 else 'rows repeat'} an earlier row in every column")

@@ -1,5 +1,6 @@
 """Read files of rows in chunks: files larger than memory, by several processes, in any order."""
 
+import csv
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -75,7 +76,7 @@ def _reading(path: Path) -> Iterator[None]:
     """Raise SourceError, in one line, where the file is invalid."""
     try:
         yield
-    except (PolarsError, OSError, UnicodeError) as error:
+    except (PolarsError, OSError, UnicodeError, csv.Error) as error:
         raise SourceError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
 
 

@@ -99,6 +99,7 @@ def test_the_target_may_have_any_name(tmp_path: Path, target: str):
         ("*", SourceError, r"column '\*': such a name means a pattern of names. Rename it in the file or by a query"),
         ("^a.*$", SourceError, r"column '\^a\.\*\$': such a name means a pattern of names"),
         ("__row", SourceError, "column '__row': Evergreen writes a column of that name itself. Rename it"),
+        ("\0a", SourceError, r"column '\\x00a': a name cannot contain a NUL character. Rename it"),
         ("_entity", SourceError, "column '_entity': Evergreen writes a column of that name itself. Rename it"),
     ],
 )
