@@ -100,7 +100,7 @@ def test_the_error_for_a_typo_suggests_the_most_similar_name(tmp_path, old, new,
         (
             "goods: {csv: goods.csv}",
             "goods: {csv: a, sql: b, url: c}",
-            "needs exactly one of store, csv, parquet, sql; has csv, sql",
+            "needs exactly one of store, csv, parquet, jsonl, excel, sql; has csv, sql",
         ),
         ("goods: {csv: goods.csv}", "goods: {sql: b}", "sql and url go together"),
         ("time: day", "time: day, local_timezone: UTC", "stored_timezone and local_timezone go together"),
