@@ -127,6 +127,7 @@ def test_a_bundle_is_complete_predicts_like_the_project_and_has_no_installed_pac
     assert found.difference <= bundle.TOLERANCE
     lines = (tmp_path / "bundle" / "requirements.txt").read_text()
     assert "onnxruntime==" in lines
+    assert ("--require-hashes" in (tmp_path / "bundle" / "Dockerfile").read_text()) == layout.lock.is_file()
     assert not any(f"\n{name}==" in lines for name in HEAVY)
     monkeypatch.setattr(status_endpoints, "version", not_installed)
     app = bundle_server.application(tmp_path / "bundle", "127.0.0.1", tmp_path / "bundle")
