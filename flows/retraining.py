@@ -26,6 +26,7 @@ from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import LockedError, StepError
 from evergreen.tasks.core.paths import Layout, find, locking, read_json
+from evergreen.tasks.data.snapshot import contract_notes
 
 if TYPE_CHECKING:
     from evergreen.flows.operations.status import Outcome
@@ -195,7 +196,13 @@ def _started(path: Path) -> datetime:
 
 
 def _finished(layout: Layout, record: RetrainingRecord, outcome: "Outcome") -> RetrainingRecord:
-    """`record` with its outcome, from the registry and the deployments."""
+    """`record` with its outcome, from the registry and the deployments, and how the tables differ from their contract."""
+    found = _judged(layout, record, outcome)
+    notes = contract_notes(load(layout.params), record.problem, layout)
+    return found.model_copy(update={"outcome": "; ".join([str(found.outcome), *notes])}) if notes else found
+
+
+def _judged(layout: Layout, record: RetrainingRecord, outcome: "Outcome") -> RetrainingRecord:
     ended: dict[str, Any] = {"ended": datetime.now(UTC), "cpu_minutes": _cpu_minutes(layout, record)}
     if outcome.error:
         return record.model_copy(update={**ended, "outcome": f"failed: {outcome.error}"})

@@ -76,6 +76,13 @@ def contract(params: Params, table: str, layout: Layout) -> Source:
     return Source.model_validate(given | {key: value for key, value in merged.items() if value})
 
 
+def contract_notes(params: Params, problem: str, layout: Layout) -> list[str]:
+    """What did not fit the contract in the tables of `problem` when they were last read, one line each."""
+    facts = facts_file(layout)
+    tables: dict[str, dict[str, list[str]]] = read_json(facts)["tables"] if facts.is_file() else {}
+    return [note for name in params.section(problem).features.tables for note in tables.get(name, {}).get("notes", [])]
+
+
 def choose_as_of(wanted: date | None, newest: dict[str, date | None]) -> date:
     """`wanted`, otherwise the newest day of all time columns, otherwise today. `newest`: table -> its newest day.
 

@@ -15,7 +15,8 @@ from evergreen.flows.retraining import RetrainRequest
 from evergreen.monitoring.ledger.decisions import RetrainingRecord, end_of_day
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.errors import LockedError, ParamsError, StepError
-from evergreen.tasks.core.paths import Layout, locking, write_json
+from evergreen.tasks.core.paths import Layout, locking, read_json, write_json
+from evergreen.tasks.data.snapshot import facts_file
 from evergreen.tasks.release.promotion_gate import Verdict
 from tests import projects
 from tests.flows import in_process
@@ -96,6 +97,17 @@ def test_a_failed_training_is_recorded_and_the_champion_stays(layout: Layout) ->
     assert (record.outcome, record.promoted, settings.deployments(layout).champion("spend")) == (
         "failed: spend: train: too few rows", None, 1,
     )  # fmt: skip
+
+
+def test_what_did_not_fit_the_contract_of_a_table_stands_in_the_decision(layout: Layout) -> None:
+    path, table = facts_file(layout), load(layout.params).section("spend").features.tables[0]
+    facts = read_json(path)
+    facts["tables"][table]["notes"] = ["amount: 2 values do not fit ('n/k')"]
+    write_json(path, facts)
+    with pytest.raises(StepError, match=r"^spend: tune: out of time$"):
+        retraining.run(layout, request(), lambda *_: Outcome("spend", error="spend: tune: out of time"))
+    (record,) = settings.decision_log(layout).retrainings("spend")
+    assert record.outcome == "failed: spend: tune: out of time; amount: 2 values do not fit ('n/k')"
 
 
 def test_a_persons_request_completes_an_unfinished_retraining_first(layout: Layout) -> None:
