@@ -129,8 +129,8 @@ class RowModel(LoadedModel):
             for name, each in self.features.items():
                 if name not in row:
                     raise RequestError(name, self._missing_rule())
-                if each.read and isinstance(value := row[name], str):
-                    features = {**features, name: _read(each, value)}
+                if (value := _converted(each, row[name])) is not row[name]:
+                    features = {**features, name: value}
                 _check_value(each, features[name])
         point = self.compiled.encode(features) if self.compiled else None
         return ParsedRow(features, entity, cutoff, point)
@@ -237,10 +237,14 @@ def _as_list(values: Any) -> list[Any]:
     return values.tolist() if hasattr(values, "tolist") else list(values)
 
 
-def _read(feature: Feature, value: str) -> Any:
-    """The value as its contract reads it; `value` itself if it does not fit."""
+def _converted(feature: Feature, value: Any) -> Any:
+    """A text as its contract reads it, and true or false as training spells it; `value` itself if it does not fit."""
+    if isinstance(value, bool):
+        return next((level for level in feature.levels if level.lower() == str(value).lower()), value)
+    if feature.read is None or not isinstance(value, str):
+        return value
     try:
-        return feature.read(value) if feature.read else value
+        return feature.read(value)
     except ValueError:
         return value
 

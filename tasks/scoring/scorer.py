@@ -154,15 +154,26 @@ class Scorer:
 
     def _score_rows(self, kind: RowKind, data: Any, rows: pl.DataFrame) -> Scored:
         read = convert_rows(self.contract, rows, self.types)
-        features, why = kind.find_features(data, read.frame, self.section)
+        table = read.frame.with_columns(self._flags(rows))
+        features, why = kind.find_features(data, table, self.section)
         for name, lost in read.lost.items():
             for row in lost.arg_true() if name in features else ():
                 why[row] = why[row] or f"{name} = {rows[name][row]}: not {NOUNS[self.types[name]]}"
         predict = self._predict_compiled if self.compiled else partial(kind.predict_rows, self.model)
         scored = kind.predict_found(predict, features, why, rows)
         unseen = {name: int(_unseen(features[name], levels).sum()) for name, levels in self.levels.items()}
-        ledger_rows = partial(self._ledger_rows, data, read.frame, features, scored)
+        ledger_rows = partial(self._ledger_rows, data, table, features, scored)
         return Scored(scored, ledger_rows, {name: count for name, count in unseen.items() if count}, read.replaced)
+
+    def _flags(self, rows: pl.DataFrame) -> list[pl.Series]:
+        """Columns of true and false in `rows` that are categories in training, as training spells them."""
+        found = []
+        for name, levels in self.levels.items():
+            if rows.schema.get(name) == pl.Boolean:
+                known = {level.lower(): level for level in levels}
+                words = [known.get(word, word) for word in ("true", "false")]
+                found.append(rows[name].replace_strict([True, False], words, return_dtype=pl.String))
+        return found
 
     def _ledger_rows(self, data: Any, rows: pl.DataFrame, features: Any, scored: pl.DataFrame) -> LedgerFrame:
         outputs, entity = scored.columns[rows.width : -1], self.section.features.entity

@@ -124,10 +124,6 @@ def iso(text: str) -> str:
     return f"20{year}-{month}-{day}"
 
 
-def amount(text: str) -> str:
-    return text.removesuffix(" €").replace(".", "").replace(",", ".")
-
-
 SPELLINGS: dict[str, Callable[[Row], dict[str, Any]]] = {
     "floats where a gap was": changed(shop=lambda text: f"{text}.0"),
     "years of four digits": changed(paid=lambda text: f"{text[:6]}20{text[6:]}"),
@@ -147,7 +143,8 @@ def test_another_spelling_of_the_same_value_has_the_same_prediction(scorer, aske
 
 def typed(given: list[Row]) -> pl.DataFrame:
     """The rows with the types that a program would give them."""
-    columns = (pl.col("shop").cast(pl.Int64), pl.col("price").map_elements(amount, pl.String).cast(pl.Float64))
+    amount = pl.col("price").str.strip_suffix(" €").str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
+    columns = (pl.col("shop").cast(pl.Int64), amount.cast(pl.Float64))
     return pl.DataFrame(given).with_columns(*columns, pl.col("paid").str.to_date("%d.%m.%y"))
 
 
@@ -173,6 +170,12 @@ def test_another_kind_of_file_has_the_same_predictions(scorer, asked, expected, 
     FILES[name](tmp_path / name, asked)
     found = score(scorer, tmp_path / name)
     assert found["probability_yes"].to_list() == close(expected.values())
+
+
+def test_true_and_false_are_the_words_of_training(scorer, asked, expected, tmp_path: Path):
+    given = [row for row in asked if row["flag"] != "unknown"]
+    pl.DataFrame(given).with_columns(pl.col("flag") == "True").write_parquet(tmp_path / "t.parquet")
+    assert score(scorer, tmp_path / "t.parquet")["probability_yes"].to_list() == close([expected[row["id"]] for row in given])
 
 
 def test_new_categories_strange_values_and_new_strings_for_missing_are_told_apart(scorer, asked, expected, tmp_path: Path):

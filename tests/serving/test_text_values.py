@@ -35,7 +35,7 @@ def model(tmp_path: Path) -> RowModel:
     write_json(facts_file(layout), {"tables": {"t": {"contract": {"types": {"rooms": "integer", "price": "number"}}}}})
     readers = text_values.readers(known, "homes", layout)
     kinds: dict[str, Any] = {"price": "number", "paid": "date", "colour": "text", "rooms": "number"}
-    levels = {"colour": frozenset({"red", "7"})}
+    levels = {"colour": frozenset({"red", "7", "False"})}
     features = [Feature(name, kind, (), readers.get(name), levels.get(name, frozenset())) for name, kind in kinds.items()]
     return RowModel("homes", 1, "regression", features, [], lambda rows: [{"prediction": row["price"]} for row in rows])
 
@@ -53,6 +53,8 @@ ROW = {"price": 1.5, "paid": "2024-01-31", "colour": "red", "rooms": 3}
         ("rooms", "3.0", 3),
         ("rooms", "3", 3),
         ("colour", "blue", "blue"),
+        ("colour", False, "False"),
+        ("colour", True, True),
     ],
 )
 def test_a_text_is_read_as_the_table_was(model: RowModel, column: str, value: Any, found: Any):
@@ -65,7 +67,7 @@ def test_a_text_that_does_not_fit_is_rejected_by_name(model: RowModel, column: s
         model.parse({**ROW, column: value})
 
 
-@pytest.mark.parametrize(("value", "unseen"), [("red", 0), (7, 0), (7.0, 0), (None, 0), ("blue", 1), (True, 1)])
+@pytest.mark.parametrize(("value", "unseen"), [("red", 0), (7, 0), (7.0, 0), (None, 0), ("blue", 1), (False, 0), (True, 1)])
 def test_a_category_that_training_never_saw_is_counted_by_column(model: RowModel, value: Any, unseen: int):
     metrics = Metrics()
     metrics.count_unseen("homes", model.unseen(model.parse({**ROW, "colour": value})))
