@@ -161,9 +161,13 @@ class MlflowStore:
         self._client.set_terminated(run_id, "FINISHED")
 
     def log(self, run_id: str, candidate: Candidate) -> None:
-        """Write tags, metrics, params and files to the run; what is there already is replaced."""
-        now = int(time.time() * 1000)
-        params = [Param(key, value) for key, value in candidate.config().items()]
+        """Write tags, metrics, params and files to the run; what is there already is replaced.
+
+        MLflow lets no param change: where other params gave the same model, the run keeps the first ones, and its files and
+        tags have the newest.
+        """
+        now, logged = int(time.time() * 1000), self._client.get_run(run_id).data.params
+        params = [Param(key, value) for key, value in candidate.config().items() if key not in logged]
         tags = [RunTag(key, value) for key, value in candidate.tags().items()]
         for first in range(0, max(len(params), len(tags)), BATCH):
             part = slice(first, first + BATCH)

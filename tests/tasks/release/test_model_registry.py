@@ -234,6 +234,17 @@ def test_the_same_candidate_twice_is_one_version_with_the_newest_verdict(own: Ow
     assert len(registry.versions("redeem")) == first.version
 
 
+def test_other_params_that_give_the_same_model_are_no_error(own: Own):
+    registry, layout = own
+    first = registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE)
+    section = KNOWN.section("redeem")
+    longer = section.model_copy(update={"tune": section.tune.model_copy(update={"n_trials": section.tune.n_trials + 1})})
+    changed = KNOWN.model_copy(update={"sections": {**KNOWN.sections, "redeem": longer}})
+    again = registry.register(changed, "redeem", layout, verdict(), LINEAGE)
+    assert (again.version, again.run_id) == (first.version, first.run_id)
+    assert client_of(own).get_run(first.run_id).data.params["tune.n_trials"] == str(section.tune.n_trials)
+
+
 def test_other_data_or_another_model_is_another_version(own: Own):
     registry, layout = own
     first = registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE)
