@@ -38,6 +38,22 @@ CONTRACT = ("types", "number_formats", "date_formats", "null_values", "missing",
 """Keys of a source by which values are converted."""
 
 
+def check_formats(name: str, source: Source) -> None:
+    """Raises ParamsError for a number or date format that nothing can be read by."""
+    for column, example in source.number_formats.items():
+        try:
+            NumberFormat.parse(example)
+        except ValueError as error:
+            raise ParamsError(f"params.yaml: ingest.{name}.number_formats.{column} = {error}") from None
+    for column in source.date_formats:
+        for form in _date_formats(source, column):
+            if not date_formats.is_valid(form):
+                raise ParamsError(
+                    f"params.yaml: ingest.{name}.date_formats.{column} = {form}: no date format; write one of strptime such as "
+                    f"%d.%m.%Y, or one of {', '.join(date_formats.NAMED)}"
+                )
+
+
 def changed_columns(name: str, source: Source, description: str, there: Sequence[str]) -> list[str]:
     """How the columns of a table differ from those of its contract, one line each. Steps that need a missing column name it."""
     absent = [column for column in source.types if column not in there]

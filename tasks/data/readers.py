@@ -21,7 +21,7 @@ import polars as pl
 from evergreen.tasks.config.data import Source
 from evergreen.tasks.core.errors import SourceError, UnavailableError
 from evergreen.tasks.core.paths import shortage
-from evergreen.tasks.data.conversion import changed_columns, convert_times, convert_types, select_columns
+from evergreen.tasks.data.conversion import changed_columns, check_formats, convert_times, convert_types, select_columns
 from evergreen.tasks.data.csv_files import (
     SEPARATORS,
     drop_blank,
@@ -61,8 +61,10 @@ def read_table(name: str, source: Source, root: Path, staging: Path, infer: bool
     """Read a source by its contract. Columns of a CSV file that it leaves open get the type that their values suggest.
 
     `staging`: an existing folder for temporary files. `infer`: text columns of other sources get such a type as well.
-    Raises SourceError if the source cannot be read as configured, UnavailableError if its server does not respond.
+    Raises SourceError if the source cannot be read as configured, ParamsError for an invalid format, UnavailableError if its
+    server does not respond.
     """
+    check_formats(name, source)
     with _naming(name, source, staging):
         log.info("ingest: %s from %s", name, describe(source))
         rows = scan_source(name, source, root, staging)

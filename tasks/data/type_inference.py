@@ -4,7 +4,7 @@ It is inferred once: by `evergreen init`, which writes it to params.yaml, or by 
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -275,12 +275,3 @@ def _date(real: Mapping[str, int], values: Mapping[str, int]) -> Guess | None:
 def _swapped(form: str) -> str:
     """The format with day and month exchanged."""
     return form.translate(str.maketrans("dm", "md"))
-
-
-def zoned(table: pl.LazyFrame, columns: Iterable[str]) -> list[str]:
-    """The text columns of `columns` whose times have a zone."""
-    there = [pl.col(name).str.strip_chars().str.contains(date_formats.ZONED).any().alias(name) for name in columns]
-    if not there:
-        return []
-    found = table.select(there).collect(engine="streaming").row(0, named=True)
-    return [name for name, each in found.items() if each]

@@ -438,6 +438,29 @@ def test_new_and_absent_columns_are_noted_and_stop_nothing(tmp_path):
     assert pl.read_parquet(Layout(tmp_path).raw("t")).columns == ["a", "c", "other", "fourth"]
 
 
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (
+            {"types": {"a": "number"}, "number_formats": {"a": "1.2.3,4,5"}},
+            r"number_formats.a = 1.2.3,4,5: its marks are ambiguous",
+        ),
+        (
+            {"types": {"a": "number"}, "number_formats": {"a": "12 to 15"}},
+            r"number_formats.a = 12 to 15: not a number as an example",
+        ),
+        (
+            {"types": {"a": "date"}, "date_formats": {"a": "dd.mm.yy"}},
+            r"date_formats.a = dd.mm.yy: no date format; write one of",
+        ),
+        ({"types": {"a": "date"}, "date_formats": {"a": ["%d.%m.%Y", "%Q"]}}, r"date_formats.a = %Q: no date format"),
+    ],
+)
+def test_a_format_that_reads_nothing_is_refused(tmp_path, source, says):
+    with pytest.raises(ParamsError, match=rf"params.yaml: ingest.t.{says}"):
+        read(tmp_path, csv=csv(tmp_path, "a\n1\n"), **source)
+
+
 def test_numbers_that_mean_missing_are_missing(tmp_path):
     file = csv(tmp_path, "age,d\n7,2024-01-01\n-999,9999-12-31\n")
     found = read(tmp_path, csv=file, types={"age": "integer", "d": "date"}, missing={"age": ["-999"], "d": ["9999-12-31"]})
