@@ -6,7 +6,7 @@ ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 
 ifneq ($(CURDIR),$(ROOT))
 
-install demo test check docs bench bench-recommend bench-automl bench-serve soak bench-monitor plots lock clean:
+install demo test check docs bench bench-recommend bench-automl bench-serve soak bench-monitor bench-statistics plots lock clean:
 	@$(MAKE) --no-print-directory -C "$(ROOT)" $@
 
 else
@@ -68,6 +68,9 @@ bench-recommend: install  ## how the recommender grows, on generated purchases
 bench-monitor: install  ## false alarms, power and cost of monitoring beside Evidently's defaults, in about half an hour
 	@python -m bench.monitor
 
+bench-statistics: install  ## the true rate of each statistical claim, by simulation; takes an hour or more
+	@python -m bench.statistics
+
 bench-automl: install  ## Evergreen beside FLAML and AutoGluon, on public tables; makes their environments, takes about half an hour
 	@python -m bench.automl
 
@@ -88,4 +91,4 @@ clean:  ## all that runs have made; the environment and git's files stay
 
 endif
 
-.PHONY: install demo test check docs bench bench-recommend bench-automl bench-serve soak bench-monitor plots lock clean
+.PHONY: install demo test check docs bench bench-recommend bench-automl bench-serve soak bench-monitor bench-statistics plots lock clean

@@ -1,0 +1,1 @@
+"""Simulations of the statistical claims: each one's true rate, beside the rate that is stated."""

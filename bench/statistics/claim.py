@@ -1,0 +1,47 @@
+"""One statistical claim and the rate that simulations gave."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim in one setting.
+
+    `low` and `high` bound the rate that is claimed, both inclusive. A claim fails when its rate lies outside them by more
+    than two standard errors.
+    """
+
+    subject: str
+    """What is claimed: "95 % interval of ROC AUC contains the truth"."""
+    setting: str
+    """What was simulated: "100 rows, a tenth positive"."""
+    hits: int
+    runs: int
+    low: float = 0.0
+    high: float = 1.0
+
+    @property
+    def rate(self) -> float:
+        return self.hits / self.runs
+
+    @property
+    def standard_error(self) -> float:
+        """Of the rate; that of one hit where the rate is 0 or 1, since the formula gives 0 there."""
+        nearest = min(max(self.rate, 1 / self.runs), 1 - 1 / self.runs)
+        return math.sqrt(nearest * (1 - nearest) / self.runs)
+
+    @property
+    def holds(self) -> bool:
+        return self.low - 2 * self.standard_error <= self.rate <= self.high + 2 * self.standard_error
+
+
+class Simulation(Protocol):
+    """A module of this folder: `simulate` yields each claim as soon as its runs are done.
+
+    `scale` multiplies the number of runs; `seed` starts all streams of random numbers.
+    """
+
+    def simulate(self, scale: float, seed: int) -> Iterator[Claim]: ...
