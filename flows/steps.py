@@ -152,7 +152,7 @@ def judge(root: str, problem: str) -> dict[str, Any]:
         with WORLD:
             registry, deployments = settings.registry(layout), settings.deployments(layout)
             registry.mark_stale_runs_killed()
-            deployments.reconcile(registry, problem)
+            deployments.update_alias(registry, problem)
             version = deployments.champion(problem)
             champion = registry.load(problem, version, judged=True) if version else None
             seen = status.cutoff(registry, problem, version) if version else None

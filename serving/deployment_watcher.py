@@ -25,7 +25,7 @@ from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import EvergreenError, ProjectError
 from evergreen.tasks.release.deployments import MOVES, rollback_target
 from evergreen.tasks.release.rollout_state import RolloutState, fold
-from evergreen.tasks.release.rollouts import MOVE_TIMEOUT, Rollouts
+from evergreen.tasks.release.rollouts import Rollouts
 from evergreen.tasks.release.server_reports import ServerReport
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ POLL_SECONDS = 0.5
 COUNT_SECONDS = 1.0
 JUDGE_SECONDS = 2.0
 REPORT_SECONDS = 15.0
-RECONCILE_SECONDS = 60.0
+ALIAS_SECONDS = 60.0
 QUALITY_SECONDS = 60.0
 QUALITY_COST = 50
 """Judging quality reads the ledger: it waits this many times as long as it took, so it uses at most 2 % of the time."""
@@ -126,8 +126,8 @@ class DeploymentWatcher(Generic[M]):
             self._counts.write(self.active_rollouts.values())
         if self.active_rollouts and self._is_due("judge", JUDGE_SECONDS):
             self._judge()
-        if self._is_due("reconcile", RECONCILE_SECONDS):
-            self._reconcile()
+        if self._is_due("aliases", ALIAS_SECONDS):
+            self._update_aliases()
         if not changed and self._to_preload:
             self._preload_previous(*self._to_preload.popitem())
         if self._is_due("report", REPORT_SECONDS):
@@ -224,12 +224,10 @@ class DeploymentWatcher(Generic[M]):
                 spent = time.monotonic() - began
                 self._due[f"quality {problem}"] = time.monotonic() + max(QUALITY_SECONDS, QUALITY_COST * spent)
 
-    def _reconcile(self) -> None:
-        """Notice registry aliases that were moved by other means, and deployments that were killed midway."""
+    def _update_aliases(self) -> None:
+        """Move the registry's aliases to the champions: a process was killed before it did, or another tool moved them."""
         for problem in self._params.problems:
-            pending = self._rollouts.deployments.pending(problem)
-            if pending is None or pending.at < datetime.now(UTC) - MOVE_TIMEOUT:
-                self._rollouts.deployments.reconcile(self._registry, problem)
+            self._rollouts.deployments.update_alias(self._registry, problem)
 
     def _report(self, problem: str) -> None:
         serving = self._sets.get(problem)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from evergreen.monitoring.rollout.sequential_tests import Judgement, Losses, judge
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.release.rollout_state import RolloutState
-from evergreen.tasks.release.rollouts import MOVE_TIMEOUT, Rollouts
+from evergreen.tasks.release.rollouts import Rollouts
 
 if TYPE_CHECKING:
     from evergreen.monitoring.ledger.predictions import Ledger
@@ -35,11 +35,6 @@ def advance(
     step, but a significantly worse candidate is still rolled back. `now`: UTC.
     """
     now = now or datetime.now(UTC)
-    begun = rollouts.deployments.pending(problem)
-    if begun and begun.at > now - MOVE_TIMEOUT:  # another process is changing the champion now
-        return None
-    if begun:
-        rollouts.deployments.reconcile(registry, problem)
     stands = rollouts.current(problem)
     if stands is None:
         return None

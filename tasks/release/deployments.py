@@ -3,16 +3,14 @@
 Rollouts are rows too (begin, step, pause, resume, abort, promote; folded by release.rollout_state). Each move of the champion
 ends a rollout, so one table is enough.
 
-The registry's alias `champion` names the current champion; the rows hold the history. A move has three steps: write a pending
-row; move the alias; confirm the row. Each move begins with `reconcile`, which repairs interrupted moves: if the alias moved,
-the row is confirmed with its reason and evidence; if not, the row is deleted, and a repeated call does the whole move. An alias
-that other tools moved gets a row that says so.
-
-Rows that move no alias are written in one transaction. Of several processes that act on one state, one succeeds (CLAIMS).
+Each decision that changes what serves names the one before it (`after`), and no two name the same: of several processes that
+act on one state, one succeeds and the others see the new state. A decision is one transaction, so a kill leaves it whole or
+absent. The registry's alias `champion` follows the record, and `update_alias` moves it there after a kill, a restored backup or
+a move by another tool.
 """
 
 import json
-import threading
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
@@ -29,6 +27,8 @@ if TYPE_CHECKING:
     from evergreen.tasks.release.model_registry import Registry
     from evergreen.tasks.release.promotion_gate import Verdict
 
+log = logging.getLogger(__name__)
+
 METADATA = sa.MetaData()
 TABLE = sa.Table(
     "deployments",
@@ -42,22 +42,16 @@ TABLE = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("evidence", sa.JSON, nullable=False),
     sa.Column("previous", sa.Integer),
-    sa.Column("in_force", sa.Boolean, nullable=False),
+    sa.Column("after", sa.Integer),
+    sa.UniqueConstraint("problem", "after"),
 )
-CLAIMS = sa.Table(
-    "deployment_claims",
-    METADATA,
-    sa.Column("problem", sa.String(255), primary_key=True),
-    sa.Column("after", sa.Integer, primary_key=True, autoincrement=False),
-)
-"""Row `after` was the newest in force and a process acted on it: no other may."""
-FIELDS = [column for column in TABLE.columns if column.name not in ("id", "in_force")]
+"""`after`: number of the decision before it on what serves, 0 for the first; null for a refusal."""
+FIELDS = [column for column in TABLE.columns if column.name not in ("id", "after")]
 Action = Literal["deploy", "refuse", "rollback", "begin", "step", "pause", "resume", "promote", "abort"]
 MOVES = ("deploy", "rollback", "promote")
 """Actions that make a version champion."""
 SHAPING = (*MOVES, "begin", "step", "pause", "resume", "abort")
 """Actions that change what serves; a refusal does not."""
-_LOCK = threading.RLock()
 
 
 class Deployment(Section):
@@ -92,42 +86,43 @@ class Deployments:
         Idempotent; a verdict on the champion itself changes nothing either. A version that was rolled back is refused: only a
         person brings it back, with `rollback`. Raises ModelError for a version that is not registered.
         """
-        with _LOCK:
-            champion = self._reconciled(registry, problem)
+        self.update_alias(registry, problem)
+        while True:
+            rows = self.numbered(problem)
+            champion = _champion(rows)
             if champion == version:
-                return self._arrival(problem, version)
+                return _arrival(rows)
             made = make_decision(
                 problem, version, "deploy", by, verdict.reason, champion, json.loads(verdict.model_dump_json())
             )
             if not verdict.promote:
-                return self._note(made.model_copy(update={"action": "refuse"}))
+                return self._refuse(made, verdict.reason)
             if reason := self.barred(problem, version):
-                return self._note(made.model_copy(update={"action": "refuse", "reason": reason}))
-            return self._move(registry, made)
+                return self._refuse(made, reason)
+            if self._try_move(registry, made, _newest(rows)):
+                return made
 
     def try_promote(
         self, registry: "Registry", problem: str, version: int, after: int, by: str, reason: str, evidence: Mapping[str, Any]
     ) -> Deployment | None:
         """End a rollout whose newest row is `after` by making `version` champion; None if another process acted on it first."""
-        with _LOCK:
-            champion = self.champion(problem)
-            made = make_decision(problem, version, "promote", by, reason, champion, evidence)
-            return self._move(registry, made, after)
+        made = make_decision(problem, version, "promote", by, reason, self.champion(problem), evidence)
+        return made if self._try_move(registry, made, after) else None
 
     def try_append(self, made: Sequence[Deployment], after: int) -> bool:
-        """Write rows that move no champion, all or none, if `after` is still the newest row of their problem in force.
+        """Write decisions of one problem, all or none, if `after` is still its newest that changes what serves (0: none yet).
 
-        False, with nothing written, if it is not or if another process acted on it first.
+        False, with nothing written, if it is not.
         """
-        with _LOCK:
-            try:
-                with self._transaction() as link:
-                    _claim(link, made[0].problem, after)
-                    for each in made:
-                        link.execute(sa.insert(TABLE).values(**each.model_dump(), in_force=True))
-                return True
-            except (IntegrityError, _StaleError):
-                return False
+        try:
+            with self._transaction() as link:
+                for each in made:
+                    done = link.execute(sa.insert(TABLE).values(**each.model_dump(), after=after))
+                    assert done.inserted_primary_key is not None
+                    after = done.inserted_primary_key[0]
+            return True
+        except IntegrityError:
+            return False
 
     def numbered(self, problem: str) -> list[tuple[int, Deployment]]:
         """The numbered decisions that change what serves, oldest first."""
@@ -156,32 +151,63 @@ class Deployments:
     def rollback(self, registry: "Registry", problem: str, to: int | None, by: str, reason: str) -> Deployment:
         """Make `to` champion; None: the previous champion that was not rolled back since.
 
-        A rollback to the present champion changes nothing. Raises ModelError where there is no such version.
+        A rollback to the present champion changes nothing, and neither does the same call after a kill. Raises ModelError where
+        there is no such version.
         """
-        with _LOCK:
-            begun = self.pending(problem)
-            champion = self._reconciled(registry, problem)
-            if begun and begun.action == "rollback" and begun.version == champion and to in (None, champion):
-                return begun  # the same call after a kill: do not go one version further back
+        begun = self.unfollowed(registry, problem)
+        self.update_alias(registry, problem)
+        if begun and begun.action == "rollback" and to in (None, begun.version):
+            return begun
+        while True:
+            rows = self.numbered(problem)
+            champion = _champion(rows)
             if champion is None:
                 raise ModelError(f"{problem}: nothing is deployed to roll back; run evergreen train {problem}")
-            target = rollback_target(self.history(problem)) if to is None else to
+            target = rollback_target([row for _, row in rows]) if to is None else to
             if target is None:
                 raise ModelError(
                     f"{problem}: v{champion} is champion and nothing was deployed before it; name a version with --to"
                 )
             if target == champion:
-                return self._arrival(problem, champion)
-            return self._move(registry, make_decision(problem, target, "rollback", by, reason, champion))
+                return _arrival(rows)
+            made = make_decision(problem, target, "rollback", by, reason, champion)
+            if self._try_move(registry, made, _newest(rows)):
+                return made
 
-    def reconcile(self, registry: "Registry", problem: str) -> None:
-        """Bring the rows in line with the registry's alias: see the head of this file."""
-        with _LOCK:
-            self._reconciled(registry, problem)
+    def update_alias(self, registry: "Registry", problem: str) -> None:
+        """Move the registry's alias to the champion of the record. An empty record adopts the alias that it finds.
+
+        A champion that the registry does not have is logged, and the alias stays.
+        """
+        while True:
+            moves = _moves(self.history(problem))
+            champion = moves[-1].version if moves else None
+            named = registry.version(problem, "champion")
+            if champion is None:
+                if named:
+                    reason = f"no decision was recorded, and the registry's alias champion stood at v{named.version}"
+                    self.try_append([make_decision(problem, named.version, "deploy", "unknown", reason, None)], 0)
+                return
+            if named is None or named.version != champion:
+                if named and named.version != moves[-1].previous:
+                    log.warning(
+                        "%s: the alias champion stood at v%d, moved by another tool; it goes back to v%d, which serves. "
+                        "evergreen rollback %s --to %d deploys v%d",
+                        *(problem, named.version, champion, problem, named.version, named.version),
+                    )
+                self._set_alias(registry, problem, champion)
+            if self.champion(problem) == champion:  # else another process moved it meanwhile
+                return
+
+    def unfollowed(self, registry: "Registry", problem: str) -> Deployment | None:
+        """The newest move of the champion, if the registry's alias does not stand where it led; else None."""
+        moves = _moves(self.history(problem))
+        named = registry.version(problem, "champion")
+        return moves[-1] if moves and (named is None or named.version != moves[-1].version) else None
 
     def history(self, problem: str, at: datetime | None = None) -> list[Deployment]:
         """Every decision up to `at` (inclusive; a naive moment counts as UTC), oldest first."""
-        wanted = [TABLE.c.problem == problem, TABLE.c.in_force]
+        wanted = [TABLE.c.problem == problem]
         if at is not None:
             wanted.append(TABLE.c.at <= as_utc(at))
         with self._transaction() as link:
@@ -189,64 +215,37 @@ class Deployments:
             return [_read(row) for row in rows]
 
     def champion(self, problem: str, at: datetime | None = None) -> int | None:
-        """The champion at `at` (None: now) according to the rows, so `reconcile` first; None before the first one."""
+        """The champion at `at` (None: now); None before the first one."""
         moves = _moves(self.history(problem, at))
         return moves[-1].version if moves else None
 
-    def _reconciled(self, registry: "Registry", problem: str) -> int | None:
-        """Reconcile; the champion according to the registry."""
-        named = registry.version(problem, "champion")
-        champion = named.version if named else None
-        with self._transaction() as link:
-            link.execute(sa.update(TABLE).where(_pending(problem), TABLE.c.version == champion).values(in_force=True))
-            if link.execute(sa.delete(TABLE).where(_pending(problem))).rowcount:
-                link.execute(sa.delete(CLAIMS).where(CLAIMS.c.problem == problem, CLAIMS.c.after == _newest(link, problem)))
-        recorded = self.champion(problem)
-        if champion is not None and champion != recorded:
-            reason = f"the alias champion was found at v{champion}, moved by other means than Evergreen"
-            self._write(make_decision(problem, champion, "deploy", "unknown", reason, recorded), in_force=True)
-        return champion
+    def _try_move(self, registry: "Registry", made: Deployment, after: int) -> bool:
+        """Write a move of the champion, then move the alias; False if another process acted on `after` first."""
+        registry.require(made.problem, made.version)
+        if not self.try_append([made], after):
+            return False
+        self.update_alias(registry, made.problem)
+        return True
 
-    def _move(self, registry: "Registry", made: Deployment, after: int | None = None) -> Any:
-        """Row, alias, row in force. The champion loses the alias challenger. None if another process acted on `after` first."""
-        found = registry.require(made.problem, made.version)
-        row = self._write(made, in_force=False, after=after)
-        if row is None:
-            return None
-        if after is not None and self.pending(made.problem) is None:  # another process took the row for a dead one's
-            return None
+    def _set_alias(self, registry: "Registry", problem: str, champion: int) -> None:
+        """Move the alias champion; the version loses the alias challenger."""
+        found = registry.version(problem, champion)
+        if found is None:
+            log.warning("%s: v%d is champion and is not in the registry; the alias champion stays", problem, champion)
+            return
         if "challenger" in found.aliases:
-            registry.drop_alias(made.problem, "challenger")
-        registry.set_alias(made.problem, "champion", made.version)
-        with self._transaction() as link:
-            updated = link.execute(sa.update(TABLE).where(TABLE.c.id == row).values(in_force=True)).rowcount
-        if not updated and (after is None or self.champion(made.problem) != made.version):
-            self._write(made, in_force=True)  # another process took the row for a dead one's
-        return made
+            registry.drop_alias(problem, "challenger")
+        registry.set_alias(problem, "champion", champion)
 
-    def _note(self, made: Deployment) -> Deployment:
+    def _refuse(self, made: Deployment, reason: str) -> Deployment:
         """Write a refusal, unless the newest decision is the same."""
+        made = made.model_copy(update={"action": "refuse", "reason": reason})
         known = self.history(made.problem)
         if known and _same(known[-1], made):
             return known[-1]
-        self._write(made, in_force=True)
+        with self._transaction() as link:
+            link.execute(sa.insert(TABLE).values(**made.model_dump()))
         return made
-
-    def _write(self, made: Deployment, in_force: bool, after: int | None = None) -> int | None:
-        """Number of the new row; None if another process acted on `after` first."""
-        try:
-            with self._transaction() as link:
-                if after is not None:
-                    _claim(link, made.problem, after)
-                done = link.execute(sa.insert(TABLE).values(**made.model_dump(), in_force=in_force))
-                assert done.inserted_primary_key is not None
-                return int(done.inserted_primary_key[0])
-        except (IntegrityError, _StaleError):
-            return None
-
-    def _arrival(self, problem: str, version: int) -> Deployment:
-        """The decision that made the present champion, `version`."""
-        return next(each for each in reversed(_moves(self.history(problem))) if each.version == version)
 
     def _rolled_back(self, problem: str, version: int) -> Deployment | None:
         """The rollback or abort that took `version` out of service last, if one did."""
@@ -259,37 +258,26 @@ class Deployments:
         rolled = last.action == "rollback" and last.previous == version
         return last if rolled or (last.action == "abort" and not replaced) else None
 
-    def pending(self, problem: str) -> Deployment | None:
-        """The move that has begun and not ended, if any."""
-        with self._transaction() as link:
-            row = link.execute(sa.select(*FIELDS).where(_pending(problem))).mappings().first()
-        return _read(row) if row else None
-
     def _transaction(self) -> AbstractContextManager[sa.Connection]:
         """A transaction; raises ProjectError, in one line, where the database refuses."""
         return database.transaction(self._engine, "deployments", (IntegrityError,))
 
 
-def _pending(problem: str) -> sa.ColumnElement[bool]:
-    return sa.and_(TABLE.c.problem == problem, sa.not_(TABLE.c.in_force))
+_SHAPING = (TABLE.c.action.in_(SHAPING),)
 
 
-_SHAPING = (TABLE.c.in_force, TABLE.c.action.in_(SHAPING))
+def _newest(rows: Sequence[tuple[int, Deployment]]) -> int:
+    return rows[-1][0] if rows else 0
 
 
-def _newest(link: sa.Connection, problem: str) -> int | None:
-    return link.execute(sa.select(sa.func.max(TABLE.c.id)).where(TABLE.c.problem == problem, *_SHAPING)).scalar()
+def _champion(rows: Sequence[tuple[int, Deployment]]) -> int | None:
+    moves = _moves([row for _, row in rows])
+    return moves[-1].version if moves else None
 
 
-class _StaleError(Exception):
-    """The state that a process acts on has changed."""
-
-
-def _claim(link: sa.Connection, problem: str, after: int) -> None:
-    """Claim the state after row `after`. Raises IntegrityError or _StaleError if another process acted on it first."""
-    link.execute(sa.insert(CLAIMS).values(problem=problem, after=after))
-    if _newest(link, problem) != after:
-        raise _StaleError
+def _arrival(rows: Sequence[tuple[int, Deployment]]) -> Deployment:
+    """The decision that made the present champion."""
+    return _moves([row for _, row in rows])[-1]
 
 
 def make_decision(

@@ -7,7 +7,6 @@ newer promoted version replaces the candidate, whose rollout is then aborted.
 
 import json
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from evergreen.tasks.config.operations import Rollout
@@ -19,9 +18,6 @@ from evergreen.tasks.release.server_reports import ServerReports
 if TYPE_CHECKING:
     from evergreen.tasks.release.model_registry import Registry
     from evergreen.tasks.release.promotion_gate import Verdict
-
-MOVE_TIMEOUT = timedelta(seconds=60)
-"""A move of the champion that began so long ago and did not end was killed."""
 
 
 class Rollouts:
@@ -43,7 +39,7 @@ class Rollouts:
         replaces the candidate; a refusal of the candidate itself aborts its rollout. Raises ModelError for a version that is
         not registered.
         """
-        self.deployments.reconcile(registry, problem)
+        self.deployments.update_alias(registry, problem)
         state, champion = self.current(problem), self.deployments.champion(problem)
         if not verdict.promote:
             if state and state.candidate == version:
@@ -111,12 +107,13 @@ class Rollouts:
         return self.deployments.try_promote(registry, state.problem, state.candidate, state.revision, by, reason, given)
 
     def promote(self, registry: "Registry", problem: str, by: str, reason: str) -> Deployment:
-        """Promote the candidate now. After a kill, the same call completes the promotion."""
+        """Promote the candidate now. The same call after a kill returns the promotion that it made."""
+        self.deployments.update_alias(registry, problem)
         while True:
-            begun = self.deployments.pending(problem)
-            self.deployments.reconcile(registry, problem)
-            if begun and begun.action == "promote" and self.deployments.champion(problem) == begun.version:
-                return begun
+            rows = self.deployments.numbered(problem)
+            last = rows[-1][1] if rows else None
+            if last and (last.action, last.by, last.reason) == ("promote", by, reason):
+                return last
             if made := self.try_promote(registry, self.require(problem), by, reason):
                 return made
 

@@ -332,15 +332,16 @@ def test_an_unavailable_database_leaves_the_serving_sets_as_they_are(
     assert versions(watcher) == (1, 2)
 
 
-def test_an_alias_that_was_moved_by_other_means_is_followed(
+def test_an_alias_that_another_tool_moved_changes_nothing_and_goes_back(
     rollouts: Rollouts, names: Names, models: Models, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(deployment_watcher, "RECONCILE_SECONDS", 0.0)
+    monkeypatch.setattr(deployment_watcher, "ALIAS_SECONDS", 0.0)
     watcher = updated(rollouts, names, models)
     names.aliases["champion"] = 3
     for _ in range(2):
         watcher.update()
-    assert versions(watcher) == (3, None)
+    assert versions(watcher) == (1, None)
+    assert names.aliases["champion"] == 1
 
 
 def test_requests_are_counted_and_judged_by_the_servers_themselves(rollouts: Rollouts, names: Names, models: Models):

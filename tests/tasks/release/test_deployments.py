@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from evergreen.tasks.core.errors import ModelError, ProjectError
-from evergreen.tasks.release.deployments import TABLE, Deployment, Deployments
+from evergreen.tasks.release.deployments import TABLE, Deployment, Deployments, make_decision
 from evergreen.tasks.release.mlflow_store import Version
 from evergreen.tasks.release.model_registry import Registry
 from evergreen.tasks.release.promotion_gate import Verdict
@@ -201,7 +201,7 @@ def test_a_version_that_a_person_took_away_is_not_deployed_again_by_a_verdict(de
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_deployment_killed_around_the_alias_is_whole_after_the_same_call_again(
+def test_a_deployment_killed_around_the_alias_is_whole_and_the_same_call_returns_it(
     deployments: Deployments, names: Names, moment: str
 ):
     deploy(deployments, names, 1)
@@ -209,60 +209,80 @@ def test_a_deployment_killed_around_the_alias_is_whole_after_the_same_call_again
     with pytest.raises(KilledError, match="kill -9"):
         deploy(deployments, names, 2)
     setattr(names, moment, lambda: None)
+    assert deployments.champion("redeem") == 2
     made = deploy(deployments, names, 2)
     assert names.aliases == {"champion": 2}
     assert told(deployments) == [("deploy", 1, None), ("deploy", 2, 1)]
     assert (made.by, made.evidence) == ("flow", verdict().model_dump())
 
 
-def test_a_move_killed_after_the_alias_is_recorded_with_its_evidence_once_reconciled(deployments: Deployments, names: Names):
-    names.after = kill
-    with pytest.raises(KilledError, match="kill -9"):
-        deploy(deployments, names, 1)
-    assert deployments.champion("redeem") is None
-    deployments.reconcile(cast(Registry, names), "redeem")
-    (made,) = deployments.history("redeem")
-    assert (made.version, made.by, made.at, made.evidence) == (1, "flow", NOON, verdict().model_dump())
-
-
-def test_a_move_killed_before_the_alias_never_happened(deployments: Deployments, names: Names):
-    deploy(deployments, names, 1)
-    names.before = kill
-    with pytest.raises(KilledError, match="kill -9"):
-        deploy(deployments, names, 2)
-    deployments.reconcile(cast(Registry, names), "redeem")
-    assert told(deployments) == [("deploy", 1, None)]
-    assert deployments.champion("redeem") == 1
-
-
-def test_a_rollback_killed_after_the_alias_and_called_again_goes_one_step_not_two(deployments: Deployments, names: Names):
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_rollback_killed_around_the_alias_and_called_again_goes_one_step_not_two(
+    deployments: Deployments, names: Names, moment: str
+):
     for version in (1, 2, 3):
         deploy(deployments, names, version)
-    names.after = kill
+    setattr(names, moment, kill)
     with pytest.raises(KilledError, match="kill -9"):
         roll_back(deployments, names)
-    names.after = lambda: None
-    assert roll_back(deployments, names).version == 2
+    setattr(names, moment, lambda: None)
+    assert deployments.champion("redeem") == 2
+    if moment == "before":
+        assert roll_back(deployments, names).version == 2
+    deployments.update_alias(cast(Registry, names), "redeem")
     assert names.aliases == {"champion": 2}
     assert told(deployments)[3:] == [("rollback", 2, 3)]
 
 
-def test_an_alias_moved_by_other_means_is_told(deployments: Deployments, names: Names):
+def test_an_alias_moved_by_another_tool_goes_back_to_the_champion(
+    deployments: Deployments, names: Names, caplog: pytest.LogCaptureFixture
+):
     deploy(deployments, names, 1)
     names.aliases["champion"] = 3
+    deployments.update_alias(cast(Registry, names), "redeem")
+    assert names.aliases == {"champion": 1}
+    assert told(deployments) == [("deploy", 1, None)]
+    assert "the alias champion stood at v3, moved by another tool; it goes back to v1" in caplog.text
+    assert "evergreen rollback redeem --to 3 deploys v3" in caplog.text
+
+
+def test_an_empty_record_adopts_the_alias_once(deployments: Deployments, names: Names):
+    names.aliases["champion"] = 3
     for _ in range(2):
-        deployments.reconcile(cast(Registry, names), "redeem")
-    last = deployments.history("redeem")[-1]
-    assert (last.version, last.previous, last.by) == (3, 1, "unknown")
-    assert last.reason == "the alias champion was found at v3, moved by other means than Evergreen"
-    assert told(deployments) == [("deploy", 1, None), ("deploy", 3, 1)]
+        deployments.update_alias(cast(Registry, names), "redeem")
+    (made,) = deployments.history("redeem")
+    assert (made.version, made.by) == (3, "unknown")
+    assert made.reason == "no decision was recorded, and the registry's alias champion stood at v3"
 
 
-def test_a_row_taken_for_dead_by_another_process_is_written_again(deployments: Deployments, names: Names):
+def test_a_champion_that_the_registry_lost_keeps_serving(
+    deployments: Deployments, names: Names, caplog: pytest.LogCaptureFixture
+):
+    deploy(deployments, names, 4)
+    names.numbers, names.aliases = range(1, 3), {"champion": 2}
+    deployments.update_alias(cast(Registry, names), "redeem")
+    assert (deployments.champion("redeem"), names.aliases) == (4, {"champion": 2})
+    assert "v4 is champion and is not in the registry" in caplog.text
+
+
+def test_an_alias_that_was_late_is_moved_on_when_the_champion_changed_meanwhile(deployments: Deployments, names: Names):
+    """Another process promotes v3 between this one's decision for v2 and its move of the alias."""
     deploy(deployments, names, 1)
-    names.before = lambda: deployments.reconcile(cast(Registry, names), "redeem")
-    deploy(deployments, names, 2)
-    assert told(deployments) == [("deploy", 1, None), ("deploy", 2, 1)]
+    steps = [lambda: None, lambda: deploy(deployments, names, 3)]
+    names.before = lambda: steps.pop()() if steps else None
+    assert deploy(deployments, names, 2).version == 2
+    assert names.aliases == {"champion": 3}
+    assert told(deployments) == [("deploy", 1, None), ("deploy", 2, 1), ("deploy", 3, 2)]
+
+
+def test_of_two_decisions_on_one_state_one_is_written(deployments: Deployments, names: Names):
+    deploy(deployments, names, 1)
+    newest = deployments.newest()["redeem"]
+    made = [make_decision("redeem", version, "begin", "flow", "try", 1) for version in (2, 3)]
+    assert [deployments.try_append([each], newest) for each in made] == [True, False]
+    assert deployments.try_promote(cast(Registry, names), "redeem", 3, newest, "flow", "late", {}) is None
+    assert told(deployments) == [("deploy", 1, None), ("begin", 2, 1)]
+    assert names.aliases == {"champion": 1}
 
 
 def test_undefined_numbers_are_stored_as_none(deployments: Deployments, names: Names):

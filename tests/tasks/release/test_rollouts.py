@@ -1,7 +1,10 @@
 """Rollouts: decisions beside the others, whole after any kill, each step taken once; what servers write for all to judge on."""
 
+import os
+import random
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -26,11 +29,13 @@ from evergreen.tasks.problems.prediction_type import Labelled
 from evergreen.tasks.release.deployments import Deployment
 from evergreen.tasks.release.model_registry import Registry
 from evergreen.tasks.release.rollout_state import SHADOW_SUFFIX, RolloutState
-from evergreen.tasks.release.rollouts import MOVE_TIMEOUT, Rollouts
+from evergreen.tasks.release.rollouts import Rollouts
 from evergreen.tasks.release.server_reports import RequestCounts, ServerReport
 from tests.kills import KilledError
 from tests.tasks.release.test_deployments import Names, verdict
 
+ROUNDS = int(os.environ.get("EVERGREEN_TEST_ROUNDS", "20"))
+"""Rounds of processes that act on one rollout at once."""
 CANARY = Rollout(strategy="canary", steps=(0.1, 0.5), step_minutes=30, min_requests=100)
 GOOD, BAD = RequestCounts(100_000, 100, {80: 99_900}), RequestCounts(2_000, 400, {80: 1_600})
 
@@ -316,18 +321,44 @@ def test_a_decision_on_a_state_that_is_past_is_not_written(rollouts: Rollouts, n
     assert told(rollouts)[-1] == ("rollback", 3, 1)
 
 
-def test_a_move_under_way_is_left_alone_and_a_dead_one_is_mended(rollouts: Rollouts, names: Names):
-    enter(rollouts, names, 2)
-    answered(rollouts)
-    names.before = lambda: raise_(KilledError("kill -9"))
-    stands = rollouts.require("redeem")
-    with pytest.raises(KilledError, match="kill -9"):
-        rollouts.try_promote(cast(Registry, names), stands, "rollout", "on")
-    names.before = lambda: None
-    assert controller.advance(PARAMS, cast(Registry, names), rollouts, "redeem", None, datetime.now(UTC)) is None
-    later = datetime.now(UTC) + MOVE_TIMEOUT + timedelta(minutes=31)
-    assert controller.advance(PARAMS, cast(Registry, names), rollouts, "redeem", None, later)
-    assert rollouts.require("redeem").step == 1
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_a_version_that_was_rejected_is_never_champion_whoever_acts_at_once(tmp_path: Path, seed: int):
+    """A promotion, a rejection, a return to the champion and a look by the alias, at once, some of them killed."""
+    draw = random.Random(seed)
+    address, names = f"sqlite:///{tmp_path / 'evergreen.db'}", Names(6)
+    rollouts = [Rollouts(address) for _ in range(4)]
+    enter(rollouts[0], names, 1)
+    enter(rollouts[0], names, 2)
+    registry = cast(Registry, names)
+    acts: list[Callable[[], Any]] = [
+        lambda: rollouts[0].promote(registry, "redeem", "ann", "fine"),
+        lambda: rollouts[1].abort("redeem", "bob", "no"),
+        lambda: rollouts[2].rollback(registry, "redeem", 1, "eve", "complaints"),
+        lambda: rollouts[3].deployments.update_alias(registry, "redeem"),
+    ]
+    fuse = Fuse(draw.randrange(8))
+    names.before = names.after = fuse.burn
+
+    def run(act: Callable[[], Any], wait: float) -> None:
+        time.sleep(wait)
+        with suppress(KilledError, ModelError):
+            act()
+
+    threads = [threading.Thread(target=run, args=(act, draw.random() / 200)) for act in acts]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    names.before = names.after = lambda: None
+    rollouts[0].deployments.update_alias(registry, "redeem")
+    actions = [action for action, _, _ in told(rollouts[0])]
+    ends = [action for action in actions if action in ("abort", "promote", "rollback")]
+    champion = 2 if ends[-1:] == ["promote"] else 1
+    assert ends in ([], ["abort"], ["promote"], ["promote", "rollback"]), actions
+    assert (names.aliases["champion"], rollouts[0].deployments.champion("redeem")) == (champion, champion)
+    for each in rollouts:
+        each.deployments._engine.dispose()
+        each.reports._engine.dispose()
 
 
 def raise_(error: BaseException) -> None:
@@ -393,13 +424,13 @@ def test_a_kill_at_any_moment_leaves_a_whole_before_or_a_whole_after(act: str, t
             with suppress(KilledError):
                 ACTS[act](rollouts, names)
             names.before = names.after = lambda: None
-        rollouts.deployments.reconcile(cast(Registry, names), "redeem")
+        rollouts.deployments.update_alias(cast(Registry, names), "redeem")
         mended = told(rollouts), dict(names.aliases)
         newest = next(row for row in reversed(mended[0]) if row[0] in ("deploy", "rollback", "promote"))
         assert newest[1] == names.aliases["champion"], f"{act}, killed at {moment}: {mended}"
         assert mended in (before, (whole[0], whole[1])) or act == "replace", f"{act}, killed at {moment}: {mended}"
         if fuse.left > 0:
-            assert moment > (4 if act in ("finish", "rollback", "direct") else 1), "there were moments to kill at"
+            assert moment > (3 if act in ("finish", "rollback", "direct") else 1), "there were moments to kill at"
             return
         if mended[0] != whole[0]:
             ACTS[act](rollouts, names)
