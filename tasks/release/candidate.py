@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import polars as pl
 
 from evergreen.tasks.config.params import Params
@@ -18,6 +17,8 @@ from evergreen.tasks.core.errors import StepError
 from evergreen.tasks.core.paths import MODEL, Layout, read_json, sha256, write_json
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from evergreen.tasks.release.promotion_gate import Verdict
 
 
@@ -103,8 +104,10 @@ class Candidate:
         """The trials of the search, a row each."""
         return pl.read_parquet(self._trials).iter_rows(named=True)
 
-    def example(self) -> pd.DataFrame:
+    def example(self) -> "pd.DataFrame":
         """The example of model.json as the model takes it. The type of an empty column is that of its feature."""
+        import pandas as pd  # here: serving, which imports this module, works without it
+
         frame = pd.DataFrame(self.card["example"], columns=self.card["features"])
         rows = self.layout.features(self.problem) / "rows.parquet"
         known = pl.read_parquet_schema(rows) if rows.exists() else {}

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads it while it is imported
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -25,11 +25,11 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdou
 
 import mlflow.artifacts
 import mlflow.models
-import pandas as pd
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from ruamel.yaml import YAML
 from sqlalchemy.exc import SQLAlchemyError
 
 from evergreen.tasks.config.params import Section
@@ -38,6 +38,9 @@ from evergreen.tasks.core.paths import MODEL
 from evergreen.tasks.problems.base import Model
 from evergreen.tasks.release.candidate import Candidate, to_text
 from evergreen.tasks.release.run_owner import is_alive, owner
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -267,9 +270,12 @@ class MlflowStore:
 
 
 def input_types(card: Path) -> list[str]:
-    """The type of each feature, as MLflow names it, from a model's file MLmodel."""
-    signature = mlflow.models.Model.load(str(card)).signature
-    return [str(getattr(each, "name", each)) for each in signature.inputs.input_types()] if signature else []
+    """The type of each feature, as MLflow names it, from a model's file MLmodel.
+
+    Read as YAML: MLflow's own reader imports pandas, which a server of compiled models works without.
+    """
+    signature = YAML(typ="safe").load(card).get("signature")
+    return [str(each["type"]) for each in json.loads(signature["inputs"])] if signature else []
 
 
 def requirements(file: Path) -> list[str]:
@@ -283,7 +289,7 @@ def requirements(file: Path) -> list[str]:
     return [f"{name}=={installed(name)}" for name in sorted(packages)]
 
 
-def _save(model: Model, path: Path, example: pd.DataFrame, location: str, run_id: str, model_id: str) -> None:
+def _save(model: Model, path: Path, example: "pd.DataFrame", location: str, run_id: str, model_id: str) -> None:
     """Write `model` as an MLflow model folder with its requirements, signature and example."""
     from mlflow import sklearn as flavour
 
@@ -303,7 +309,7 @@ def _save(model: Model, path: Path, example: pd.DataFrame, location: str, run_id
     )
 
 
-def _signature(example: pd.DataFrame, predictions: Any) -> mlflow.models.ModelSignature:
+def _signature(example: "pd.DataFrame", predictions: Any) -> "mlflow.models.ModelSignature":
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*integer column", category=UserWarning)  # such as an id, never missing
         return mlflow.models.infer_signature(example, predictions)
