@@ -59,7 +59,7 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
         evaluate_window(kind, data, fold, config, section, seed, model if fold is folds[-1] else None, f"{problem}: evaluate")
         for fold in folds
     ]
-    log.info("%s: evaluate: %d resamples of entities", problem, section.evaluate.resamples)
+    log.info("%s: evaluate: intervals, with at most %d groups of entities", problem, section.evaluate.resamples)
     found = compare(kind, tested, section, seed, clock)
     report = {
         "problem": problem,

@@ -15,7 +15,7 @@ class Claim:
     """
 
     subject: str
-    """What is claimed: "95 % interval of ROC AUC contains the truth"."""
+    """What is claimed: "95 % interval of ROC AUC contains the true value"."""
     setting: str
     """What was simulated: "100 rows, a tenth positive"."""
     hits: int

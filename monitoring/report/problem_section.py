@@ -61,6 +61,8 @@ class Score:
     bar: Bar
     places: int
     """Decimals that the interval lets one speak of."""
+    why: str = ""
+    """Why the score has no interval."""
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,7 @@ def _score(metric: Mapping[str, Any]) -> Score:
         standing=_standing(gain_low, gain_high),
         bar=_bar(low, score, high, baseline, _span((low, score, high, baseline))),
         places=places,
+        why=str(metric.get("no_interval", "")),
     )
 
 

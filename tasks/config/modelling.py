@@ -157,8 +157,8 @@ class Evaluate(Section):
 
     windows: Annotated[int, Field(ge=1)] = 3
     """Number of test windows at the end of the data, one horizon each; scores are their mean. One window without time."""
-    resamples: Annotated[int, Field(ge=50)] = 400
-    """Bootstrap resamples of entities."""
+    resamples: Annotated[int, Field(ge=50)] = 200
+    """Most groups of entities that are left out in turn for the intervals (jackknife)."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """Confidence level of all intervals."""
     slices: tuple[str, ...] = ()
@@ -199,7 +199,7 @@ class Gate(Section):
     """Non-inferiority margin: the challenger is not worse if the whole interval of its gain is above minus this."""
     promote: Literal["better", "not worse"] = "better"
     """Lowest verdict that promotes."""
-    resamples: Annotated[int, Field(ge=50)] = 1000
-    """Paired bootstrap resamples of entities."""
+    resamples: Annotated[int, Field(ge=50)] = 400
+    """Most groups of entities that are left out in turn for the interval of the gain (jackknife)."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """Confidence level of the interval."""

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from evergreen.tasks.config.params import Problem
-from evergreen.tasks.core import bootstrap
+from evergreen.tasks.core import bootstrap, intervals
 from evergreen.tasks.core.errors import DataError
 from evergreen.tasks.problems.base import Config, Data, Fold, Kind, Metric, Model
 from evergreen.tasks.search.time_budget import MIN_RESAMPLES, Clock
@@ -21,7 +22,7 @@ NUMBERS = ("score", "low", "high", "baseline", "gain", "gain_low", "gain_high")
 """The numbers of a metric in metrics.json and evaluation.json. gain: positive is better."""
 UNLIMITED = Clock(None)
 RESERVED_SHARE = 0.05
-"""With a time budget: the share of it that is reserved for the work after the resamples."""
+"""With a time budget: the share of it that is reserved for the work after the intervals."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class MetricScore:
     high: float = math.nan
     gain_low: float = math.nan
     gain_high: float = math.nan
+    why: str = ""
+    """Why the score has no interval; empty where it has one, and for metrics of the model as a whole."""
 
     @property
     def gain(self) -> float:
@@ -78,39 +81,46 @@ def evaluate_window(
 
 
 def compare(kind: Kind, tested: Sequence[Window], section: Problem, seed: int, clock: Clock = UNLIMITED) -> list[MetricScore]:
-    """Each metric of the kind, in its order: model and baseline on the same rows, resampled together.
+    """Each metric of the kind, in its order: model and baseline on the same rows, with the same entities left out.
 
-    Where the time of `clock` is nearly over, only MIN_RESAMPLES are drawn.
+    Where the time of `clock` is nearly over, entities are left out in MIN_RESAMPLES groups.
     """
 
     def score(frame: pl.DataFrame) -> Scores:
         return kind.score(frame, section)
 
     model, baseline = [each.predictions for each in tested], [each.baseline for each in tested]
+    began = time.monotonic()
     scores, baselines = bootstrap.mean_scores(model, score), bootstrap.mean_scores(baseline, score)
-    drawn = []
-    for frames in bootstrap.draw([*model, *baseline], section.evaluate.resamples, seed):
-        drawn.append([bootstrap.mean_scores(part, score) for part in (frames[: len(model)], frames[len(model) :])])
-        if len(drawn) >= MIN_RESAMPLES and clock.left() < RESERVED_SHARE * (clock.seconds or 0):
-            break
+    groups = _affordable_groups(section.evaluate.resamples, time.monotonic() - began, clock)
+    without = [
+        [bootstrap.mean_scores(part, score) for part in (frames[: len(model)], frames[len(model) :])]
+        for frames in intervals.leave_out([*model, *baseline], seed, groups)
+    ]
     whole = _mean_of([each.whole for each in tested]), _mean_of([each.baseline_whole for each in tested])
     found = []
     for metric in kind.metrics:
         if metric.name in scores:
             plain = MetricScore(metric, scores[metric.name], baselines[metric.name])
-            found.append(_with_intervals(plain, drawn, section.evaluate.confidence))
+            found.append(_with_intervals(plain, without, section.evaluate.confidence))
         elif metric.name in whole[0]:
             found.append(MetricScore(metric, whole[0][metric.name], whole[1].get(metric.name, math.nan)))
     return found
 
 
-def _with_intervals(plain: MetricScore, drawn: Sequence[Sequence[Scores]], confidence: float) -> MetricScore:
-    """`plain` with the intervals of its score and its gain. `drawn`: per resample the scores of model and baseline."""
-    name = plain.metric.name
-    low, high = bootstrap.interval([model[name] for model, _ in drawn], confidence)
-    gains = [plain.metric.gain(model[name], baseline[name]) for model, baseline in drawn]
-    gain_low, gain_high = bootstrap.interval(gains, confidence)
-    return replace(plain, low=low, high=high, gain_low=gain_low, gain_high=gain_high)
+def _affordable_groups(most: int, seconds: float, clock: Clock) -> int:
+    """Of `most` groups as many as there is time for, at `seconds` each; at least MIN_RESAMPLES."""
+    left = clock.left() - RESERVED_SHARE * (clock.seconds or 0)
+    return most if left > most * seconds else min(most, max(MIN_RESAMPLES, int(left / seconds)))
+
+
+def _with_intervals(plain: MetricScore, without: Sequence[Sequence[Scores]], confidence: float) -> MetricScore:
+    """`plain` with the intervals of its score and its gain. `without`: model's and baseline's scores without each group."""
+    metric = plain.metric
+    own = intervals.interval(plain.score, [model[metric.name] for model, _ in without], confidence, metric.scale)
+    gains = [metric.gain(model[metric.name], baseline[metric.name]) for model, baseline in without]
+    gain = intervals.interval(plain.gain, gains, confidence)
+    return replace(plain, low=own.low, high=own.high, gain_low=gain.low, gain_high=gain.high, why=own.why)
 
 
 def _mean_of(scores: Sequence[Scores]) -> Scores:
@@ -122,7 +132,8 @@ def describe_score(scored: MetricScore) -> str:
     score, low, high, baseline, gain, gain_low, gain_high = (
         format(getattr(scored, name), scored.metric.format) for name in NUMBERS
     )
-    return f"{scored.metric.name} {score} [{low}, {high}], baseline {baseline}, gain {gain} [{gain_low}, {gain_high}]"
+    own = f" ({scored.why})" if scored.why else f" [{low}, {high}]"
+    return f"{scored.metric.name} {score}{own}, baseline {baseline}, gain {gain} [{gain_low}, {gain_high}]"
 
 
 def describe(kind: Kind, tested: Sequence[Window], found: Sequence[MetricScore], section: Problem) -> dict[str, Any]:
@@ -136,7 +147,10 @@ def describe(kind: Kind, tested: Sequence[Window], found: Sequence[MetricScore],
         "entities": rows["entity"].n_unique(),
         "windows": [_window(kind, each, section) for each in tested],
         "metrics": [
-            {"name": each.metric.name, "greater_is_better": each.metric.greater_is_better, **each.numbers()} for each in found
+            {"name": each.metric.name, "greater_is_better": each.metric.greater_is_better}
+            | each.numbers()
+            | ({"no_interval": each.why} if each.why else {})
+            for each in found
         ],
         "cutoff": tested[-1].fold.test,
     }

@@ -10,14 +10,14 @@ import numpy as np
 import polars as pl
 
 from evergreen.tasks.config.params import Problem
-from evergreen.tasks.core import bootstrap
+from evergreen.tasks.core import bootstrap, intervals
 from evergreen.tasks.evaluation.scores import Window, known
 from evergreen.tasks.problems.base import Data, Kind
 
 MAX_CATEGORIES = 12
 """Most categories of a feature that are slices of their own; the others are one slice."""
-RESAMPLES = 100
-"""Most resamples for the interval of a slice, because there are many slices."""
+GROUPS = 100
+"""Most groups of entities for the interval of a slice, because there are many slices."""
 
 
 def score_slices(kind: Kind, data: Data, tested: Sequence[Window], section: Problem, seed: int) -> list[dict[str, Any]]:
@@ -46,10 +46,11 @@ def _score_slice(kind: Kind, frames: Sequence[pl.DataFrame], section: Problem, s
     frames = [frame for frame in frames if frame.height]
     if not frames:
         return {"rows": 0, "score": None, "low": None, "high": None}
-    drawn = [score(part) for part in bootstrap.draw(frames, min(section.evaluate.resamples, RESAMPLES), seed)]
-    low, high = bootstrap.interval(drawn, section.evaluate.confidence)
+    value = score(frames)
+    without = [score(part) for part in intervals.leave_out(frames, seed, min(section.evaluate.resamples, GROUPS))]
+    low, high, _ = intervals.interval(value, without, section.evaluate.confidence, kind.metrics[0].scale)
     rows = sum(frame.height for frame in frames)
-    return {"rows": rows, "score": known(score(frames)), "low": known(low), "high": known(high)}
+    return {"rows": rows, "score": known(value), "low": known(low), "high": known(high)}
 
 
 def slice_labels(values: pl.Series) -> tuple[pl.Series, list[str]]:

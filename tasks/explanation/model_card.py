@@ -80,7 +80,8 @@ def _performance(evaluation: Mapping[str, Any], best: Mapping[str, Any]) -> Iter
     metrics = sorted(evaluation["metrics"], key=lambda each: each["name"] != evaluation["primary"])
     rows = f"{evaluation['rows']:,} test rows, unseen in search and training"
     for place, each in enumerate(metrics[: 1 + METRICS]):
-        within = "" if each["low"] is None else f" [{_number(each['low'])}, {_number(each['high'])}]"
+        why = f" ({each['no_interval']})" if each.get("no_interval") else ""
+        within = why if each["low"] is None else f" [{_number(each['low'])}, {_number(each['high'])}]"
         baseline = f"; baseline {evaluation['baseline']}: {_number(each['baseline'])}"
         yield f"{each['name']} {_number(each['score'])}{within}{f' on {rows}' if not place else ''}{baseline}."
     if (optimism := (best.get("nested") or {}).get("optimism")) is not None:

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from evergreen.tasks.config.params import KindName, Range
+from evergreen.tasks.core.intervals import Scale
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +34,8 @@ class Metric:
     name: str
     greater_is_better: bool = True
     format: str = ".3f"
+    scale: Scale = "linear"
+    """Of its confidence interval."""
 
     def gain(self, candidate: float, other: float) -> float:
         """How much better `candidate` is than `other`: positive is better, in the metric's unit."""

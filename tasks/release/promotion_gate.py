@@ -1,6 +1,6 @@
 """The gate: may a candidate replace another model? Pure: frames and a policy in, a verdict out; nothing is written.
 
-The rule uses the interval of the gain, from a paired bootstrap over entities on the same rows:
+The rule uses the interval of the gain on the same rows, with the same entities left out for both (see tasks.core.intervals):
 
     better       the whole interval lies above margin
     not worse    else, the whole interval lies at or above minus tolerance
@@ -18,7 +18,7 @@ import polars as pl
 
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Gate, Params, Section
-from evergreen.tasks.core import bootstrap
+from evergreen.tasks.core import bootstrap, intervals
 from evergreen.tasks.core.errors import ParamsError, StepError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.problems.base import Metric, Model
@@ -62,19 +62,19 @@ def judge(
 ) -> Verdict:
     """Compare two models by their predictions, one row per entity in both. `score`: such rows -> the metric.
 
-    The same seed draws the same resamples. Raises DataError where the frames hold different rows.
+    The same seed leaves out the same groups of entities. Raises DataError where the frames hold different rows.
     """
     left, right = bootstrap.paired(candidate, other)
     scores = score(left), score(right)
-    gains = [metric.gain(score(one), score(two)) for one, two in bootstrap.draw([left, right], policy.resamples, seed)]
-    low, high = bootstrap.interval(gains, policy.confidence)
     gain = metric.gain(*scores)
+    without = (metric.gain(score(one), score(two)) for one, two in intervals.leave_out([left, right], seed, policy.resamples))
+    low, high, why = intervals.interval(gain, list(without), policy.confidence)
     decision = decide(gain, low, high, policy)
     promote = decision == "better" or decision == policy.promote
     return Verdict(
         decision=decision,
         promote=promote,
-        reason=_reason(decision, promote, metric, policy, (*scores, gain, low, high), left.height, against),
+        reason=_reason(decision, promote, metric, policy, (*scores, gain, low, high), left.height, against, why),
         metric=metric.name,
         candidate=scores[0],
         other=scores[1],
@@ -110,6 +110,7 @@ def _reason(
     numbers: tuple[float, float, float, float, float],
     rows: int,
     against: str,
+    why: str,
 ) -> str:
     candidate, other, gain, low, high = (format(number, metric.format) for number in numbers)
     beyond = f" by more than {policy.margin:g}" if policy.margin else ""
@@ -119,9 +120,10 @@ def _reason(
         "worse": f"is worse than {against} {other}",
         "cannot tell": f"cannot be told from {against} {other}",
     }[decision]
+    within = f"({why})" if why else f"[{low}, {high}] at {policy.confidence:.0%}"
     return (
         f"{'promoted' if promote else 'not promoted'}: {metric.name} {candidate} {says}: "
-        f"gain {gain} [{low}, {high}] at {policy.confidence:.0%} ({rows:,} rows of the last window)"
+        f"gain {gain} {within} ({rows:,} rows of the last window)"
     )
 
 

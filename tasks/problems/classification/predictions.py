@@ -22,14 +22,14 @@ class ClassProbabilities(LabelledRows):
 
     name: KindName = "classification"
     metrics = (
-        Metric("roc_auc"),
-        Metric("average_precision"),
-        Metric("accuracy"),
-        Metric("precision"),
-        Metric("recall"),
-        Metric("f1"),
-        Metric("log_loss", greater_is_better=False),
-        Metric("brier", greater_is_better=False, format=".4f"),
+        Metric("roc_auc", scale="share"),
+        Metric("average_precision", scale="share"),
+        Metric("accuracy", scale="proportion"),
+        Metric("precision", scale="proportion"),
+        Metric("recall", scale="proportion"),
+        Metric("f1", scale="proportion"),
+        Metric("log_loss", greater_is_better=False, scale="positive"),
+        Metric("brier", greater_is_better=False, format=".4f", scale="positive"),
     )
     caveat = "A probability is an estimate for rows like those it learned from; look at its calibration first."
     target = "class"

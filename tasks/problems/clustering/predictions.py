@@ -24,7 +24,7 @@ class Segments(RowPredictions):
     """
 
     name: KindName = "clustering"
-    metrics = (Metric("silhouette"), Metric("davies_bouldin", greater_is_better=False), Metric("stability"))
+    metrics = (Metric("silhouette"), Metric("davies_bouldin", greater_is_better=False, scale="positive"), Metric("stability"))
     caveat = "Groups are one way to describe the rows; other numbers of groups are possible."
     aspect = "segments"
 

@@ -33,7 +33,11 @@ class RankedLists(Labelled):
 
     name: KindName = "recommendation"
     metrics = (
-        *(Metric(f"{name}{suffix}", format=".4f") for suffix in LISTS for name in RANKED),
+        *(
+            Metric(f"{name}{suffix}", format=".4f", scale="proportion" if name == "hit_rate" else "share")
+            for suffix in LISTS
+            for name in RANKED
+        ),
         *(
             Metric(f"{name}{suffix}", name != "popularity_bias", FORMATS.get(name, ".3f"))
             for suffix in LISTS

@@ -22,9 +22,9 @@ class Quantities(LabelledRows):
 
     name: KindName = "regression"
     metrics = (
-        Metric("rmse", greater_is_better=False, format=".4g"),
-        Metric("mae", greater_is_better=False, format=".4g"),
-        Metric("r2"),
+        Metric("rmse", greater_is_better=False, format=".4g", scale="positive"),
+        Metric("mae", greater_is_better=False, format=".4g", scale="positive"),
+        Metric("r2", scale="explained"),
     )
     caveat = "An answer is a mean for rows like this one; single rows lie on both sides of it."
     target = "number"

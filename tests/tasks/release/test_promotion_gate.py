@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from evergreen.tasks import evaluate, problems, train, tune
 from evergreen.tasks.config.params import Gate, Params
+from evergreen.tasks.core import intervals
 from evergreen.tasks.core.errors import DataError, ParamsError, StepError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.model_files import skops_models
@@ -46,13 +47,13 @@ def judged(
     )
 
 
-VALUES = st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=2, max_size=25)
+VALUES = st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=intervals.MIN_ENTITIES, max_size=25)
 POLICY = st.floats(0, 3)
 FEW = settings(max_examples=40, deadline=None)
 
 
 @FEW
-@given(st.lists(st.floats(-5, 5), min_size=1, max_size=25))
+@given(st.lists(st.floats(-5, 5), min_size=intervals.MIN_ENTITIES, max_size=25))
 def test_identical_predictions_are_never_better_and_never_worse(values: list[float]) -> None:
     verdict = judged(values, values)
     assert verdict.decision == "not worse"
@@ -64,7 +65,7 @@ def test_identical_predictions_are_never_better_and_never_worse(values: list[flo
 def test_swapping_the_two_mirrors_the_gain_and_its_interval(pairs: list[tuple[float, float]]) -> None:
     one, two = [list(side) for side in zip(*pairs, strict=True)]
     there, back = judged(one, two), judged(two, one)
-    assert (there.gain, there.low, there.high) == pytest.approx((-back.gain, -back.high, -back.low), abs=1e-9)
+    assert (there.gain, there.low, there.high) == pytest.approx((-back.gain, -back.high, -back.low), abs=1e-9, nan_ok=True)
     if there.decision == "better":
         assert back.decision == "worse"
 
@@ -144,11 +145,17 @@ def test_other_rows_are_refused() -> None:
 
 
 def test_the_reason_says_metric_scores_gain_interval_and_rows() -> None:
-    better, unclear = judged(NOISE + 0.5, NOISE, margin=0.01), judged([0.0, 1.0, 1.0], [1.0, 0.0, 1.0])
+    better, unclear = judged(NOISE + 0.5, NOISE, margin=0.01), judged([0.0, 1.0, 1.0] * 3, [1.0, 0.0, 1.0] * 3)
     assert better.reason.startswith("promoted: accuracy 0.4")
     assert "beats champion v3 -0.0" in better.reason
     assert "by more than 0.01: gain 0.500 [0.500, 0.500] at 95% (300 rows of the last window)" in better.reason
     assert unclear.reason.startswith("not promoted: accuracy 0.667 cannot be told from champion v3 0.667: gain 0.000 [")
+
+
+def test_with_few_entities_the_gate_cannot_tell_and_says_so() -> None:
+    verdict = judged([1.0, 1.0, 1.0], [0.0, 0.0, 0.0])
+    assert (verdict.decision, verdict.promote) == ("cannot tell", False)
+    assert verdict.reason.endswith("gain 1.000 (too few entities for an interval: 3) (3 rows of the last window)")
 
 
 @pytest.fixture(scope="module")
