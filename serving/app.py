@@ -28,7 +28,7 @@ from evergreen.serving.prediction_service import PredictionService
 from evergreen.serving.protocols import MalformedRequestError
 from evergreen.serving.recommendation_endpoints import RecommendationEndpoints
 from evergreen.serving.serving_versions import NotFoundError, ServiceUnavailableError
-from evergreen.serving.status_endpoints import StatusEndpoints
+from evergreen.serving.status_endpoints import SpoolState, StatusEndpoints
 from evergreen.tasks.core.errors import DataError, EvergreenError, ParamsError, RequestError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ RETRY_LATER = (b"retry-after", b"1")
 
 
 class App:
-    """`access`: None admits everyone. `ledger_lag_bytes`, `lost_predictions`: current numbers, for /metrics.
+    """`access`: None admits everyone. `spool_state`: as it is now, for /metrics.
 
     The lifespan protocol starts and stops the service.
     """
@@ -49,8 +49,7 @@ class App:
         self,
         service: PredictionService,
         access: "AccessControl | None" = None,
-        ledger_lag_bytes: Callable[[], float] = lambda: 0.0,
-        lost_predictions: Callable[[], float] = lambda: 0.0,
+        spool_state: Callable[[], SpoolState] = SpoolState,
     ) -> None:
         self.service, self._access, self._params = service, access, service.params
         self._max_bytes = self._params.serve.max_body_kb * 1024
@@ -58,9 +57,7 @@ class App:
         self._in_flight: dict[asyncio.Task[Any], float] = {}
         self._overdue: set[asyncio.Task[Any]] = set()
         self._timeouts: asyncio.Task[None] | None = None
-        self._status = StatusEndpoints(
-            service, self._problems_of_paths, ledger_lag_bytes, lost_predictions, lambda: len(self._in_flight)
-        )
+        self._status = StatusEndpoints(service, self._problems_of_paths, spool_state, lambda: len(self._in_flight))
         self.routes = routes.build(
             self._params,
             PredictionEndpoints(service),

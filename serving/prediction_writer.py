@@ -1,7 +1,6 @@
 """Hands predictions to the spool, from which they reach the ledger asynchronously."""
 
 import asyncio
-import itertools
 import logging
 import secrets
 from collections.abc import Mapping
@@ -30,13 +29,12 @@ class PredictionWriter:
     def __init__(self, spool: "Spool | None", durable: bool, background: BackgroundWork) -> None:
         self.spool, self.durable = spool, durable and spool is not None
         self._background = background
-        self._prefix, self._numbers = f"{secrets.token_hex(8)}-", itertools.count()
         self._waiting: list[asyncio.Future[None]] = []
         self._flushing = False
 
     def new_id(self) -> str:
-        """An id that no other prediction has."""
-        return self._prefix + format(next(self._numbers), "x")
+        """An id that no other prediction has and nobody can guess: a caller with another key may not label it."""
+        return secrets.token_hex(16)
 
     def write(
         self,

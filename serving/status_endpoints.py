@@ -1,6 +1,7 @@
 """Endpoints about the server itself: health, readiness, metrics, description."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -22,19 +23,30 @@ NOT_SERVING = "the deployed version cannot serve; see evergreen status and the s
 """The reason may hold paths: it goes to the log, not to clients."""
 
 
+@dataclass(frozen=True)
+class SpoolState:
+    """Predictions on their way to the ledger."""
+
+    lag_bytes: float = 0.0
+    """Written and not in the ledger yet."""
+    lost: float = 0.0
+    """Returned to clients and never written."""
+    refused: float = 0.0
+    """Set aside, since the ledger cannot hold them."""
+
+
 class StatusEndpoints:
-    """`paths`: path -> its problem ("": none). `ledger_lag_bytes`, `lost_predictions`, `in_flight`: current numbers."""
+    """`paths`: path -> its problem ("": none). `spool_state`, `in_flight`: as they are now."""
 
     def __init__(
         self,
         service: PredictionService,
         paths: Callable[[], Mapping[str, str]],
-        ledger_lag_bytes: Callable[[], float],
-        lost_predictions: Callable[[], float],
+        spool_state: Callable[[], "SpoolState"],
         in_flight: Callable[[], int],
     ) -> None:
         self._service, self._versions, self._paths = service, service.versions, paths
-        self._ledger_lag_bytes, self._lost_predictions, self._in_flight = ledger_lag_bytes, lost_predictions, in_flight
+        self._spool_state, self._in_flight = spool_state, in_flight
         self.stopping = False
 
     async def health(self, request: HttpRequest) -> HttpResponse:
@@ -68,12 +80,13 @@ class StatusEndpoints:
             serving = self._versions.watcher.serving_set(problem)
             share = serving.share if serving and serving.candidate and not serving.shadow else 0.0
             shares.append(((problem,), share))
-        lag, lost = self._ledger_lag_bytes(), self._lost_predictions()
+        spool = self._spool_state()
         gauges = [
             gauge("evergreen_model_info", "Versions that serve.", ("problem", "version", "variant"), loaded),
             gauge("evergreen_rollout_share", "Share of the traffic that the candidate serves.", ["problem"], shares),
-            gauge("evergreen_ledger_lag_bytes", "Spooled predictions not yet in the ledger.", [], [((), lag)]),
-            gauge("evergreen_predictions_lost", "Predictions served but never spooled.", [], [((), lost)]),
+            gauge("evergreen_ledger_lag_bytes", "Spooled predictions not yet in the ledger.", [], [((), spool.lag_bytes)]),
+            gauge("evergreen_predictions_lost", "Predictions served but never spooled.", [], [((), spool.lost)]),
+            gauge("evergreen_predictions_refused", "Predictions that the ledger refused.", [], [((), spool.refused)]),
             gauge("evergreen_requests_in_flight", "Open requests of this worker.", [], [((), float(self._in_flight()))]),
         ]
         return HttpResponse(200, self._service.metrics.text(gauges), ((b"content-type", CONTENT_TYPE.encode()), *SECURITY))

@@ -198,6 +198,7 @@ def _url(bound: socket.socket) -> str:
 
 def application(layout: Layout, params: Params, host: str, status: Path | None = None) -> "tuple[App, DeploymentWatcher[Any]]":
     """The application of a worker, with the project's registry, databases and spool, and the deployed versions loaded."""
+    from evergreen.monitoring.ledger import refused_rows
     from evergreen.monitoring.ledger import spool as spools
     from evergreen.serving import model_loading, text_values
     from evergreen.serving.access_control import AccessControl
@@ -206,6 +207,7 @@ def application(layout: Layout, params: Params, host: str, status: Path | None =
     from evergreen.serving.loaded_model import LoadedModel
     from evergreen.serving.metrics import Metrics
     from evergreen.serving.prediction_service import PredictionService
+    from evergreen.serving.status_endpoints import SpoolState
 
     registry, events = settings.registry(layout), settings.events(layout)
     ledger = settings.ledger(layout) if params.serve.ledger else None
@@ -223,13 +225,11 @@ def application(layout: Layout, params: Params, host: str, status: Path | None =
     access = AccessControl(params.serve, host, settings.keys(layout))
     access.start()
     service = PredictionService(params, watcher, spool, ledger, Metrics(status))
-    app = App(
-        service,
-        access,
-        ledger_lag_bytes=lambda: float(spools.backlog_bytes(folder)),
-        lost_predictions=lambda: float(spool.lost() if spool else 0),
-    )
-    return app, watcher
+
+    def spool_state() -> SpoolState:
+        return SpoolState(spools.backlog_bytes(folder), spool.lost() if spool else 0, refused_rows.count(folder))
+
+    return App(service, access, spool_state), watcher
 
 
 def work(layout: Layout, host: str, fd: int, status: Path) -> None:

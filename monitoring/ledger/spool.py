@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from evergreen.monitoring.ledger import refused_rows
 from evergreen.tasks.core.errors import EvergreenError, StorageError
 from evergreen.tasks.core.paths import shortage
 
@@ -95,7 +96,7 @@ class Spool:
             if not rows:
                 return 0
             try:
-                self._write(b"".join(_to_line(row) for row in rows))
+                self._write(_to_lines(self._folder, rows))
             except OSError as error:
                 with self._put_lock:
                     self._waiting = rows + self._waiting
@@ -210,7 +211,7 @@ def _drain_segment(path: Path, ledger: "Ledger") -> int:
 
 def _move(path: Path, lines: list[bytes], position: int, ledger: "Ledger") -> int:
     predictions = [parsed for parsed in (_parse(path, line) for line in lines) if parsed is not None]
-    new = ledger.append(predictions)
+    new = refused_rows.store_each(predictions, ledger.append, path.parent)
     scratch = _progress_file(path).with_suffix(".new")
     scratch.write_text(str(position + sum(map(len, lines))))
     scratch.replace(_progress_file(path))
@@ -224,8 +225,8 @@ def _parse(path: Path, line: bytes) -> "Prediction | None":
         id_, problem, version, variant, at, entity, cutoff, features, outputs = orjson.loads(line)
         day = date.fromisoformat(cutoff) if cutoff else None
         return Prediction(id_, problem, version, variant, datetime.fromtimestamp(at, UTC), entity, day, features, outputs)
-    except (ValueError, TypeError) as error:
-        log.warning("%s: an invalid line is skipped: %s", path.name, error)
+    except (ValueError, TypeError, OverflowError, OSError) as error:  # OSError: a time that this system cannot hold
+        refused_rows.set_aside(path.parent, [(line, ValueError(f"{path.name}: an invalid line: {error}"))])
         return None
 
 
@@ -234,28 +235,52 @@ def _progress_file(path: Path) -> Path:
 
 
 def _progress(path: Path) -> int:
-    """Bytes of `path` that were drained."""
+    """Bytes of `path` that were drained. A damaged record counts as none: the ledger recognises what it has."""
     with suppress(FileNotFoundError, ValueError):
-        return int(_progress_file(path).read_text())
+        position = int(_progress_file(path).read_text())
+        with path.open("rb") as file:
+            file.seek(max(0, position - 1))
+            if position > 0 and file.read(1) == b"\n":
+                return position
     return 0
 
 
 def _settle(folder: Path) -> int:
     """Count what ended writers never wrote, and remove their counters; returns the number of predictions ever lost here."""
     total = folder / "lost"
-    lost = int(total.read_text() or 0) if total.exists() else 0
+    lost = _read_lost(total)
     for path in sorted(folder.glob("*.count")):
         if _is_locked(path):
             continue
-        counter = _Counter(path)
+        try:
+            counter = _Counter(path)
+        except ValueError:  # emptied or cut by a power loss
+            log.warning("%s is damaged: predictions that its server lost are not counted", path)
+            path.unlink()
+            continue
         returned, written, end = counter.numbers
         counter.close()
-        lost += max(0, returned - written - _count_lines_beyond(folder, path.stem, end))
+        missing = returned - written - _count_lines_beyond(folder, path.stem, end)
+        if missing > MAX_WAITING:
+            log.warning("%s is damaged: it counts %d lost predictions, more than a server may queue", path, missing)
+            missing = 0
+        lost += max(0, missing)
         scratch = folder / "lost.new"
         scratch.write_text(str(lost))
         scratch.replace(total)
         path.unlink()
     return lost
+
+
+def _read_lost(path: Path) -> int:
+    """The number in `path`; 0 where there is none, or a damaged one."""
+    if not path.exists():
+        return 0
+    try:
+        return int(path.read_text() or 0)
+    except ValueError:  # UnicodeDecodeError too
+        log.warning("%s is damaged: predictions lost before are not counted", path)
+        return 0
 
 
 def _count_lines_beyond(folder: Path, writer: str, end: int) -> int:
@@ -264,7 +289,7 @@ def _count_lines_beyond(folder: Path, writer: str, end: int) -> int:
     if not segments:
         return 0
     with segments[-1].open("rb") as file:
-        file.seek(end)
+        file.seek(min(end, segments[-1].stat().st_size))
         return file.read().count(b"\n")
 
 
@@ -296,8 +321,17 @@ def _locked(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
-def _to_line(row: tuple[Any, ...]) -> bytes:
-    return orjson.dumps(row, default=str, option=OPTIONS)
+def _to_lines(folder: Path, rows: list[tuple[Any, ...]]) -> bytes:
+    """A line of JSON per row. A row that JSON cannot hold is set aside."""
+    lines, refused = list[bytes](), list[tuple[Any, Exception]]()
+    for row in rows:
+        try:
+            lines.append(orjson.dumps(row, default=str, option=OPTIONS))
+        except (TypeError, ValueError, RecursionError) as error:
+            refused.append((row, error))
+    if refused:
+        refused_rows.set_aside(folder, refused)
+    return b"".join(lines)
 
 
 def _sync_folder(folder: Path) -> None:

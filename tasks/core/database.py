@@ -7,9 +7,9 @@ from typing import Any
 
 import sqlalchemy as sa
 import sqlalchemy.event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 
-from evergreen.tasks.core.errors import ProjectError
+from evergreen.tasks.core.errors import ProjectError, RefusedValueError
 
 
 def connect(address: str, of: str, tables: sa.MetaData) -> sa.Engine:
@@ -52,7 +52,7 @@ def _prepare(link: Any, _record: Any) -> None:
 def transaction(engine: sa.Engine, of: str, through: tuple[type[SQLAlchemyError], ...] = ()) -> Iterator[sa.Connection]:
     """A transaction. `of`: content of the database, for errors; `through`: errors that pass unchanged.
 
-    Raises ProjectError, in one line, for other errors of the database.
+    Raises ProjectError, in one line, for other errors of the database; RefusedValueError where a value is the cause.
     """
     try:
         with engine.begin() as link:
@@ -60,7 +60,16 @@ def transaction(engine: sa.Engine, of: str, through: tuple[type[SQLAlchemyError]
     except through:
         raise
     except SQLAlchemyError as error:
+        if _concerns_a_value(error):
+            shown = engine.url.render_as_string(hide_password=True)
+            raise RefusedValueError(f"{shown}: the database of {of} refuses a value: {str(error).splitlines()[0]}") from error
         raise unusable(engine, of, error) from error
+
+
+def _concerns_a_value(error: SQLAlchemyError) -> bool:
+    """Whether a row is the cause: it has a value that the database or its driver cannot store."""
+    before_sending = isinstance(error, StatementError) and not isinstance(error, DBAPIError)
+    return before_sending or isinstance(error, DataError | IntegrityError)
 
 
 def unusable(engine: sa.Engine, of: str, error: Exception) -> ProjectError:

@@ -13,6 +13,7 @@
     ├── ModelError               a model cannot be saved, trusted or loaded
     │   └── CompileError         a model cannot be exported to ONNX; the scikit-learn pipeline serves it
     └── ProjectError             the project folder is incomplete or damaged: params.yaml, git, DVC, state
+        └── RefusedValueError    a database refuses a value of a row; other rows can be stored
 
 Each message is one line with the place, the value, the rule and the next action. The command line prints it and exits with the
 exception's `code`.
@@ -87,3 +88,6 @@ class CompileError(ModelError): ...
 
 
 class ProjectError(EvergreenError): ...
+
+
+class RefusedValueError(ProjectError): ...

@@ -191,7 +191,7 @@ def test_lines_written_but_not_counted_before_a_kill_are_not_lost(folder, ledger
     assert Spool(folder).lost() == 1
 
 
-def test_an_invalid_line_is_skipped_and_logged(folder, ledger, caplog):
+def test_an_invalid_line_is_set_aside_and_logged(folder, ledger, caplog):
     spool = Spool(folder)
     put(spool, 1)
     spool.flush()
@@ -201,7 +201,8 @@ def test_an_invalid_line_is_skipped_and_logged(folder, ledger, caplog):
     put(spool, 2)
     spool.flush()
     assert drain(folder, ledger) == 2
-    assert caplog.messages[0].startswith(f"{segment.name}: an invalid line is skipped: ")
+    assert f"{segment.name}: an invalid line: " in caplog.messages[0]
+    assert b"garbage" in (folder / "refused.ndjson").read_bytes()
 
 
 @pytest.mark.parametrize("moment", ["after the append", "before the progress is recorded"])
