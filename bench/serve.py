@@ -106,7 +106,7 @@ def read(project: Path, problem: str, folder: Path) -> Task:
     probabilities = np.asarray(model.predict_proba(rows.to_pandas()))[:, -1]
     address = settings.read(Layout(copy)).mlflow_uri
     source = MlflowClient(address, address).get_model_version_download_uri(problem, str(champion.version))
-    saved = download_artifacts(source, dst_path=str(folder), tracking_uri=address)
+    saved = download_artifacts(str(copy / source), dst_path=str(folder), tracking_uri=address)
     return Task(copy, problem, Path(saved), rows.to_dicts(), probabilities, folder)
 
 

@@ -57,7 +57,7 @@ def registry(layout: Layout) -> "Registry":
     from evergreen.tasks.release.model_registry import Registry
 
     found = read(layout)
-    return Registry(found.mlflow_uri, found.artifacts)
+    return Registry(found.mlflow_uri, found.artifacts, layout.root)
 
 
 def deployments(layout: Layout) -> "Deployments":

@@ -86,6 +86,11 @@ class Layout:
     def page(self) -> Path:
         return self.root / "reports" / "index.html"
 
+    def relative(self, path: Path) -> str:
+        """How state names a file: relative to the project, links unresolved; in full for a file outside it."""
+        place, root = path.absolute(), self.root.absolute()
+        return place.relative_to(root).as_posix() if place.is_relative_to(root) else str(place)
+
     def cost(self, step: str, problem: str | None) -> Path:
         return self.var / "costs" / f"{step}@{problem}.json" if problem else self.var / "costs" / f"{step}.json"
 

@@ -13,7 +13,7 @@ from evergreen.tasks.data.readers import source_files
 log = logging.getLogger(__name__)
 
 FileStats = dict[str, list[list[str | int]]]
-"""Table -> path, size in bytes and modification time (ns) of each local file."""
+"""Table -> path (relative to the project where it can be), size in bytes and modification time (ns) of each local file."""
 
 
 def raw_folder(layout: Layout) -> Path:
@@ -37,7 +37,7 @@ def file_stats(params: Params, layout: Layout) -> FileStats:
     for name, source in params.ingest.items():
         if source.files is not None:
             files = [(path, path.stat()) for path in source_files(name, *source.files, layout.root)]
-            found[name] = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in files]
+            found[name] = [[layout.relative(path), stat.st_size, stat.st_mtime_ns] for path, stat in files]
     return found
 
 

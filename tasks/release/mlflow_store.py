@@ -28,6 +28,7 @@ import mlflow.models
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 from ruamel.yaml import YAML
 from sqlalchemy.exc import SQLAlchemyError
@@ -36,6 +37,7 @@ from evergreen.tasks.config.params import Section
 from evergreen.tasks.core.errors import ModelError, StorageError
 from evergreen.tasks.core.paths import MODEL
 from evergreen.tasks.problems.base import Model
+from evergreen.tasks.release.artifact_locations import Locations
 from evergreen.tasks.release.candidate import Candidate, to_text
 from evergreen.tasks.release.run_owner import is_alive, owner
 
@@ -75,18 +77,21 @@ class MlflowStore:
     """Runs, models and aliases at `uri` (sqlite:///FILE, or http://HOST:PORT of a server).
 
     `artifacts`: a folder or an address such as s3://BUCKET/PATH for the files of new problems; "" lets a server choose.
+    `root`: the project; an SQLite store in it records its files relative to it.
     """
 
-    def __init__(self, uri: str, artifacts: str) -> None:
+    def __init__(self, uri: str, artifacts: str, root: Path) -> None:
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # errors arrive as exceptions
         file = Path(uri.removeprefix("sqlite:///"))
         if uri.startswith("sqlite:///") and not file.exists():
-            log.info("mlflow: creating its database %s, once; this takes a few seconds", file)
+            log.info("mlflow: creating its database %s, once; this takes a few seconds", file.name)
         self.uri = uri
         self._artifacts = artifacts if "://" in artifacts or not artifacts else Path(artifacts).absolute().as_uri()
+        self._locations = Locations.of(uri, artifacts, root)
         with self.errors():
             self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self._make_relative()
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -140,7 +145,7 @@ class MlflowStore:
 
     def download(self, problem: str, version: int, name: str, folder: str) -> Path:
         """The file `name` of a version, laid into `folder`. Raises ModelError where it cannot be read."""
-        source = f"{self._client.get_model_version_download_uri(problem, str(version))}/{name}"
+        source = f"{self._resolve(self._client.get_model_version_download_uri(problem, str(version)))}/{name}"
         try:
             return Path(mlflow.artifacts.download_artifacts(source, dst_path=folder, tracking_uri=self.uri))
         except (OSError, MlflowException) as error:
@@ -178,7 +183,7 @@ class MlflowStore:
         self._client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in candidate.metrics().items()])
         with tempfile.TemporaryDirectory() as folder:
             candidate.write_files(Path(folder))
-            self._client.log_artifacts(run_id, folder)
+            self._upload(folder, str(self._client.get_run(run_id).info.artifact_uri))
 
     def log_trials(self, run_id: str, candidate: Candidate) -> None:
         """Write one child run per trial of the search, with its own start and end."""
@@ -222,7 +227,7 @@ class MlflowStore:
             folder, tags = Path(scratch) / "model", candidate.tags()
             _save(model, folder, candidate.example(), logged.artifact_location, run_id, logged.model_id)
             yield folder, tags
-            self._client.log_model_artifacts(logged.model_id, str(folder))
+            self._upload(str(folder), logged.artifact_location)
         self._client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
         self._client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
         self._ensure_registered(candidate)
@@ -242,10 +247,24 @@ class MlflowStore:
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
         if found is None:
-            return self._client.create_experiment(name, artifact_location=self._artifacts or None)
+            made = self._client.create_experiment(name, artifact_location=self._artifacts or None)
+            self._make_relative()
+            return made
         if found.lifecycle_stage == "deleted":
             self._client.restore_experiment(found.experiment_id)
         return found.experiment_id
+
+    # -- files
+
+    def _upload(self, folder: str, location: str) -> None:
+        get_artifact_repository(self._resolve(location), tracking_uri=self.uri).log_artifacts(folder)
+
+    def _resolve(self, location: str) -> str:
+        return self._locations.resolve(location) if self._locations else location
+
+    def _make_relative(self) -> None:
+        if self._locations:
+            self._locations.make_relative()
 
     def _aliases(self, problem: str) -> dict[int, list[str]]:
         """Version -> its aliases, sorted."""

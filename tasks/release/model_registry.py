@@ -44,12 +44,13 @@ class Registry:
     """The model registry at `uri` (sqlite:///FILE, or http://HOST:PORT of a server).
 
     `artifacts`: a folder or an address such as s3://BUCKET/PATH for the files of new problems; "" lets a server choose.
+    `root`: the project, which may be moved: an SQLite store in it records its files relative to it.
     Raises ModelError, in one line, where MLflow refuses or cannot be reached, and StorageError where files cannot be written.
     """
 
-    def __init__(self, uri: str, artifacts: str) -> None:
+    def __init__(self, uri: str, artifacts: str, root: Path) -> None:
         with _LOCK:
-            self._store = MlflowStore(uri, artifacts)
+            self._store = MlflowStore(uri, artifacts, root)
 
     def register(self, params: Params, problem: str, layout: Layout, verdict: "Verdict", lineage: Mapping[str, str]) -> Version:
         """Register the trained model of `problem` with its evidence and the gate's verdict, as `challenger`.

@@ -92,7 +92,7 @@ def run(
     _check_suffix(out)
     tabular = isinstance(scorer.kind, RowKind)
     written = scorer.params.ingest[scorer.table.table] if scorer.table else None
-    folder = scorer.layout.var / "scoring" / _digest(str(out.resolve()))
+    folder = scorer.layout.var / "scoring" / _digest(scorer.layout.relative(out.resolve()))
     with locking(folder.with_suffix(".lock"), f"{scorer.problem}: score into {out}"):
         folder.mkdir(exist_ok=True)
         source = chunks.open_file(data, folder, written, scorer.columns, rows or (chunks.MAX_ROWS if tabular else MAX_LISTS))
@@ -149,11 +149,15 @@ class _Job:
         """The folder of the parts of exactly this scoring. Parts of others are deleted."""
         features = sorted(self.scorer.layout.features(self.scorer.problem).iterdir())
         inputs = [self.scorer.problem, self.scorer.version, self.scorer.section.model_dump_json(), self.context, repr(source)]
-        folder = self.folder / _digest(json.dumps([*inputs, [_stamp(path) for path in (self.data, *features)]]))
+        folder = self.folder / _digest(json.dumps([*inputs, [self._stamp(path) for path in (self.data, *features)]]))
         for other in self.folder.iterdir():
             if other.is_dir() and other != folder:
                 shutil.rmtree(other)
         return folder
+
+    def _stamp(self, path: Path) -> list[Any]:
+        found = path.stat()
+        return [self.scorer.layout.relative(path.resolve()), found.st_size, found.st_mtime_ns]
 
     def _score(self, work: "_Work", todo: Sequence[int], workers: int | None) -> None:
         total, began, reported = len(work.source.spans), time.monotonic(), time.monotonic()
@@ -307,11 +311,6 @@ def _count(rows: pl.DataFrame, scored: Scored) -> dict[str, Any]:
 
 def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return dict(sum(map(Counter, counts), Counter[str]()))
-
-
-def _stamp(path: Path) -> list[Any]:
-    found = path.stat()
-    return [str(path.resolve()), found.st_size, found.st_mtime_ns]
 
 
 def _digest(text: str) -> str:

@@ -21,7 +21,6 @@ import pandas as pd
 import polars as pl
 import pytest
 from mlflow.tracking import MlflowClient
-from mlflow.utils.file_utils import local_file_uri_to_path
 from sklearn.compose import make_column_transformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -114,7 +113,7 @@ Shared = tuple[Registry, Layout, Version]
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database with its tables and nothing else: making one takes seconds, copying it does not."""
     file = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    Registry(f"sqlite:///{file}", "").mark_stale_runs_killed()
+    Registry(f"sqlite:///{file}", "", file.parent).mark_stale_runs_killed()
     return file
 
 
@@ -123,7 +122,7 @@ def open_shop(root: Path, empty: Path) -> Own:
     layout = Layout(root)
     write_candidate(layout, fit())
     shutil.copy(empty, layout.var / "mlflow.db")
-    return Registry(f"sqlite:///{layout.var / 'mlflow.db'}", str(layout.var / "artifacts")), layout
+    return Registry(f"sqlite:///{layout.var / 'mlflow.db'}", str(layout.var / "artifacts"), layout.root), layout
 
 
 @pytest.fixture
@@ -149,7 +148,7 @@ def client_of(shop: Own | Shared) -> MlflowClient:
 def artefact(shop: Own, version: Version) -> Path:
     """The estimator's file among MLflow's own."""
     source = client_of(shop).get_model_version_download_uri("redeem", str(version.version))
-    return Path(local_file_uri_to_path(source)) / "model.skops"
+    return shop[1].root / source / "model.skops"
 
 
 def test_the_first_version_is_challenger_and_carries_numbers_lineage_and_verdict(shared: Shared):
@@ -162,7 +161,8 @@ def test_the_first_version_is_challenger_and_carries_numbers_lineage_and_verdict
     assert (tags["verdict.decision"], tags["verdict.promote"], tags["verdict.gain"]) == ("better", "true", "0.2")
 
 
-def test_the_run_holds_params_and_the_files_of_this_problem_alone(shared: Shared):
+def test_the_run_holds_params_and_the_files_of_this_problem_alone(shared: Shared, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(shared[1].root)  # MLflow's own tools run in the project's folder
     client = client_of(shared)
     run = client.get_run(shared[2].run_id)
     assert run.info.status == "FINISHED"
@@ -211,8 +211,9 @@ def test_a_loaded_model_predicts_what_the_fitted_one_did(shared: Shared):
 
 
 def test_mlflow_itself_serves_the_champion_with_signature_and_example(shared: Shared, monkeypatch: pytest.MonkeyPatch):
-    registry, _, _ = shared
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry._store.uri)
+    registry, layout, _ = shared
+    monkeypatch.chdir(layout.root)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///var/mlflow.db")
     registry.set_alias("redeem", "champion", 1)
     served = mlflow.pyfunc.load_model("models:/redeem@champion")
     registry.drop_alias("redeem", "champion")
@@ -386,7 +387,7 @@ def test_a_database_that_is_none_is_one_line_with_its_place(tmp_path: Path):
     with pytest.raises(
         ModelError, match=r"MLflow at sqlite:.*mlflow.db: .*file is not a database.*Check the address"
     ) as refused:
-        Registry(f"sqlite:///{tmp_path}/mlflow.db", "")
+        Registry(f"sqlite:///{tmp_path}/mlflow.db", "", tmp_path)
     assert "\n" not in str(refused.value)
     assert not logging.getLogger("mlflow.store.db.utils").isEnabledFor(logging.ERROR), "MLflow would print a traceback"
 
@@ -409,4 +410,4 @@ def test_threads_register_side_by_side(own: Own):
 
 def test_an_address_nobody_answers_is_one_line_without_its_password(tmp_path: Path):
     with pytest.raises(ModelError, match=r"MLflow at nosuch://me:\*\*\*@host/db: .*Check the address"):
-        Registry("nosuch://me:secret@host/db", str(tmp_path))
+        Registry("nosuch://me:secret@host/db", str(tmp_path), tmp_path)
