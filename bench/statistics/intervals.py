@@ -32,23 +32,23 @@ class Setting:
     score: Score
     scales: dict[str, Scale]
     runs: int = RUNS
-    truth: Sequence[float] | None = None
+    expected: Sequence[float] | None = None
     """Of each metric; None: its value on LARGE rows."""
     hits: dict[str, list[bool]] = field(default_factory=dict)
 
     def simulate(self, scale: float, seed: int) -> Iterator[Claim]:
         random = np.random.default_rng([seed, *self.name.encode()])
-        truth = self.truth if self.truth is not None else self.score(self.draw(np.random.default_rng(0), LARGE))
+        expected = self.expected if self.expected is not None else self.score(self.draw(np.random.default_rng(0), LARGE))
         runs = max(20, round(self.runs * scale))
         for _ in range(runs):
-            self._run(self.draw(random, self.entities), truth)
+            self._run(self.draw(random, self.entities), expected)
         for name, hits in self.hits.items():
             without = f", {1 - len(hits) / runs:.0%} of runs too few" if len(hits) < runs else ""
             setting = f"{name}: {self.name}{without}"
             if hits:
                 yield Claim("95 % interval", setting, sum(hits), len(hits), LOW, HIGH)
 
-    def _run(self, rows: np.ndarray, truth: Sequence[float] | np.ndarray) -> None:
+    def _run(self, rows: np.ndarray, expected: Sequence[float] | np.ndarray) -> None:
         _, entity = np.unique(rows[:, 0], return_inverse=True)
         group = group_of(entity.max() + 1, 0)[entity]
         with np.errstate(all="ignore"):
@@ -58,17 +58,17 @@ class Setting:
             low, high, _ = interval(scores[place], without[:, place].tolist(), CONFIDENCE, scale)
             kept = self.hits.setdefault(name, [])
             if math.isfinite(low):
-                kept.append(bool(low - 1e-12 <= truth[place] <= high + 1e-12))
+                kept.append(bool(low - 1e-12 <= expected[place] <= high + 1e-12))
 
 
-def classes(share: float, apart: float, rows_each: int = 1, alike: float = 0.0) -> Draw:
-    """Entity, label, a calibrated probability (of rows alone). `alike`: the correlation of the rows of an entity."""
+def classes(share: float, apart: float, rows_each: int = 1, correlation: float = 0.0) -> Draw:
+    """Entity, label, a calibrated probability (of rows alone). `correlation`: the correlation of the rows of an entity."""
 
     def draw(random: np.random.Generator, entities: int) -> np.ndarray:
         entity = np.repeat(np.arange(max(1, entities // rows_each if entities == LARGE else entities)), rows_each)
-        own = random.normal(size=entity.max() + 1)[entity] * math.sqrt(alike)
+        own = random.normal(size=entity.max() + 1)[entity] * math.sqrt(correlation)
         positive = random.random(len(entity)) < expit(logit(share) + 2 * own)
-        signal = own + random.normal(size=len(entity)) * math.sqrt(1 - alike) + apart * positive
+        signal = own + random.normal(size=len(entity)) * math.sqrt(1 - correlation) + apart * positive
         return np.column_stack([entity, positive, expit(apart * (signal - apart / 2) + logit(share))])
 
     return draw
@@ -149,15 +149,15 @@ def settings() -> Iterator[Setting]:
     ):
         yield Setting(name, entities, classes(share, apart), two_classes(share), OF_CLASSES, runs)
     for entities in (8, 15, 60):
-        draw = classes(0.3, 1.0, rows_each=10, alike=0.3)
-        yield Setting(f"{entities} entities of 10 rows that are alike", entities, draw, two_classes(0.3), OF_CLASSES)
+        draw = classes(0.3, 1.0, rows_each=10, correlation=0.3)
+        yield Setting(f"{entities} entities of 10 rows that resemble each other", entities, draw, two_classes(0.3), OF_CLASSES)
     for name, (errors, spread, mean) in ERRORS.items():
-        truth = (spread, mean, 1 - spread**2 / (1 + spread**2))
+        expected = (spread, mean, 1 - spread**2 / (1 + spread**2))
         for entities, runs in ((100, RUNS), (1000, RUNS // 2)):
-            yield Setting(f"{entities:,} rows, {name}", entities, amounts(errors), errors_of, OF_NUMBERS, runs, truth)
+            yield Setting(f"{entities:,} rows, {name}", entities, amounts(errors), errors_of, OF_NUMBERS, runs, expected)
     for entities in (100, 500):
         scales: dict[str, Scale] = {"ndcg": "share", "hit_rate": "proportion"}
-        yield Setting(f"{entities} users", entities, lists, _means, scales, truth=(0.2 / 3, 0.2))
+        yield Setting(f"{entities} users", entities, lists, _means, scales, expected=(0.2 / 3, 0.2))
     for name, place in (("gain in ROC AUC", 0), ("gain in log loss", 6)):
         for entities, share in ((100, 0.5), (200, 0.1), (1000, 0.1)):
             draw, score = pair(share, 1.5), two_models(place)
