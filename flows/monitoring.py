@@ -25,12 +25,12 @@ from evergreen.flows.operations import (
 )
 from evergreen.flows.prefect_runtime import prefect_events
 from evergreen.flows.retraining import Train, request_for
-from evergreen.monitoring.ledger.decisions import DecisionLog, RetrainingRecord, end_of_day
+from evergreen.monitoring.ledger.decisions import DecisionLog, RetrainingRecord, end_of_day, is_to_come
 from evergreen.monitoring.ledger.records import Decision, Estimate, Performance
 from evergreen.monitoring.retraining.policy import decide
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params
-from evergreen.tasks.core.errors import EvergreenError, LockedError
+from evergreen.tasks.core.errors import EvergreenError, LockedError, ParamsError
 from evergreen.tasks.core.paths import Layout, find, locking
 
 if TYPE_CHECKING:
@@ -74,9 +74,11 @@ class Actions:
 def run(layout: Layout, problems: Sequence[str], as_of: date | None, actions: Actions) -> list[MonitoringResult]:
     """Monitor `problems` at the end of a day, and act on the decisions; one that fails stops no other.
 
-    `as_of`: None: today, or project.as_of of params.yaml unless predictions are newer. Raises ProjectError where the database
-    cannot be used.
+    `as_of`: None: today, or project.as_of of params.yaml unless predictions are newer. Raises ParamsError for a day to come,
+    and ProjectError where the database cannot be used.
     """
+    if as_of and is_to_come(end_of_day(as_of)):
+        raise ParamsError(f"--as-of {as_of}: a day to come; its window has no predictions yet. Correct the day, or this clock")
     decisions = settings.decision_log(layout)
     drain_spool(layout)
     refresh_error = _refresh(layout, problems, as_of, actions)
@@ -163,7 +165,7 @@ def monitor_problem(layout: Layout, decisions: DecisionLog, as_of: date | None, 
     _collect_labels(layout, params, problem, day)
     window, predictions = monitoring_window.measure_window(layout, params, champion, ledger, until)
     earlier = next((each for each in decisions.runs(problem) if each.decision.at == until), None)
-    past = [each.summary() for each in decisions.retrainings(problem)]
+    past = [each.summary() for each in decisions.retrainings(problem) if not is_to_come(each.at)]
     trained = monitoring_window.trained_until(champion)
     decision = decisions.record(decide(section.retrain, decisions.windows_with(window), past, trained, until))
     result.decision = decision

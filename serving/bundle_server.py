@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,7 @@ class FixedServingSet:
 
     champion: LoadedModel
     errors: Mapping[str, str] = field(default_factory=dict)
+    read_at: datetime | None = None
 
     def serving_set(self, problem: str) -> "ServingSet[LoadedModel] | None":
         return ServingSet(self.champion) if problem == self.champion.problem else None

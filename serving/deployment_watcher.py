@@ -63,6 +63,8 @@ class DeploymentWatcher(Generic[M]):
         """The name of this server in the database."""
         self.errors: dict[str, str] = {}
         """Problem -> why its deployed version does not serve."""
+        self.read_at: datetime | None = None
+        """When the decisions were last read, UTC."""
         self.active_rollouts: dict[str, RolloutState] = {}
         """Problem -> its rollout."""
         self._sets: dict[str, ServingSet[M]] = {}
@@ -116,6 +118,7 @@ class DeploymentWatcher(Generic[M]):
 
     def _update(self) -> None:
         newest = self._rollouts.deployments.newest()
+        self.read_at = datetime.now(UTC)
         problems = self._params.problems
         changed = [
             name for name in problems if newest.get(name, 0) != self._handled.get(name, 0) or self._versions.retry_due(name)

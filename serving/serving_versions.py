@@ -1,6 +1,7 @@
 """Lookup of the versions that serve: by problem, by version, or chosen for a request."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from evergreen.serving.loaded_model import LoadedModel, RowModel, entity_key
@@ -23,6 +24,9 @@ class Watcher(Protocol):
 
     @property
     def errors(self) -> Mapping[str, str]: ...
+
+    @property
+    def read_at(self) -> datetime | None: ...
 
     def serving_set(self, problem: str) -> "ServingSet[LoadedModel] | None": ...
 

@@ -54,15 +54,21 @@ class StatusEndpoints:
         return json_response({"status": "alive"})
 
     async def ready(self, request: HttpRequest) -> HttpResponse:
-        """GET /ready: 503 if no version serves at all, or the server is stopping."""
+        """GET /ready: 503 if no version serves at all, or the server is stopping.
+
+        `decisions_read_at`: when this worker last read who serves. While the database does not answer it grows old, and the
+        loaded versions keep serving.
+        """
         versions = {
             problem: {variant: model.version for model, variant in self._versions.loaded(problem)}
             for problem in self._service.params.problems
         }
         is_ready = any(versions.values()) and not self.stopping
-        failing = self._versions.watcher.errors
+        watcher = self._versions.watcher
+        failing, read_at = watcher.errors, watcher.read_at
         errors = {"errors": dict.fromkeys(failing, NOT_SERVING)} if failing else {}
-        return json_response({"ready": is_ready, "problems": versions, **errors}, 200 if is_ready else 503)
+        heard = {"decisions_read_at": read_at.isoformat(timespec="seconds")} if read_at else {}
+        return json_response({"ready": is_ready, "problems": versions, **heard, **errors}, 200 if is_ready else 503)
 
     async def server(self, request: HttpRequest) -> HttpResponse:
         """GET /v2."""

@@ -8,7 +8,7 @@ twice runs once, and a retraining that a kill left unfinished is found by the ne
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Literal
 from uuid import UUID, uuid5
 
@@ -91,6 +91,11 @@ def end_of_day(day: date) -> datetime:
     return datetime.combine(day, time.max, UTC)
 
 
+def is_to_come(moment: datetime) -> bool:
+    """Whether `moment` lies after the present day in every time zone."""
+    return moment > datetime.now(UTC) + timedelta(days=2)
+
+
 def run_id(project: str, problem: str, until: datetime) -> str:
     """The id of a monitoring run's event and of the retraining that follows: the same wherever the run is made."""
     return str(uuid5(NAMESPACE, f"{project}/{problem}/{until.astimezone(UTC).isoformat()}"))
@@ -135,9 +140,12 @@ class DecisionLog:
         ]
 
     def windows_with(self, window: Window) -> list[Window]:
-        """The windows of the other runs of its problem, oldest first, and `window` as the last."""
-        others = [each.decision.window for each in self.runs(window.problem) if each.decision.at != window.until]
-        return [*others, window]
+        """The windows of the other runs of its problem, oldest first, and `window` as the last.
+
+        Runs of days to come are left out: they were made by a wrong clock.
+        """
+        runs = [each.decision for each in self.runs(window.problem)]
+        return [*(each.window for each in runs if each.at != window.until and not is_to_come(each.at)), window]
 
     def claim(self, wanted: RetrainingRecord) -> tuple[Literal["new", "unfinished", "done"], RetrainingRecord]:
         """Claim a retraining before work on it starts. Returns the record under its id, and whether work is left.

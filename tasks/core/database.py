@@ -11,6 +11,15 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyErro
 
 from evergreen.tasks.core.errors import ProjectError, RefusedValueError
 
+TIMEOUTS = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+"""PostgreSQL: a connection that dies silently ends with an error after at most 25 s. Seconds; the last one milliseconds."""
+
 
 def connect(address: str, of: str, tables: sa.MetaData) -> sa.Engine:
     """The database at the SQLAlchemy `address`; creates missing tables, and the folder of an SQLite file.
@@ -18,7 +27,8 @@ def connect(address: str, of: str, tables: sa.MetaData) -> sa.Engine:
     `of`: its content, for errors. Raises ProjectError if it cannot be used.
     """
     try:
-        engine = sa.create_engine(address, pool_pre_ping=True)
+        url = sa.make_url(address)
+        engine = sa.create_engine(url, pool_pre_ping=True, connect_args=_timeouts(url))
     except (SQLAlchemyError, ImportError) as error:
         raise ProjectError(f"the address of the database of {of}: {str(error).splitlines()[0]}") from error
     try:
@@ -29,6 +39,15 @@ def connect(address: str, of: str, tables: sa.MetaData) -> sa.Engine:
     except (SQLAlchemyError, OSError) as error:
         raise unusable(engine, of, error) from error
     return engine
+
+
+def _timeouts(url: sa.URL) -> dict[str, int]:
+    """Limits for a PostgreSQL server that went silent, unless the address sets its own."""
+    return (
+        {name: value for name, value in TIMEOUTS.items() if name not in url.query}
+        if url.get_backend_name() == "postgresql"
+        else {}
+    )
 
 
 def _make(engine: sa.Engine, tables: sa.MetaData) -> None:

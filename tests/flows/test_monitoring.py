@@ -24,7 +24,7 @@ from evergreen.monitoring.ledger.predictions import Prediction
 from evergreen.monitoring.ledger.records import Decision
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params
-from evergreen.tasks.core.errors import StepError
+from evergreen.tasks.core.errors import ParamsError, StepError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.release.mlflow_store import Version
 
@@ -220,6 +220,13 @@ def test_a_run_of_an_earlier_day_decides_nothing_and_changes_no_later_run(mill: 
     assert back.reason.startswith("no retraining: this run ends 2024-02-29")
     assert [each.decision.at.day for each in settings.decision_log(layout).runs("late")] == [29, 10]
     assert world.trained == []
+
+
+def test_a_day_to_come_is_refused_and_nothing_is_recorded(mill: Callable[..., Layout], world: World) -> None:
+    layout = mill(on_drift=True)
+    with pytest.raises(ParamsError, match=r"--as-of 2999-01-01: a day to come; .* Correct the day, or this clock"):
+        world.monitor(layout, date(2999, 1, 1))
+    assert settings.decision_log(layout).runs("late") == []
 
 
 def test_features_that_cannot_be_built_are_an_error_beside_the_decision(mill: Callable[..., Layout], world: World) -> None:

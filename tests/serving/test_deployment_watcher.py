@@ -321,8 +321,10 @@ def test_an_unavailable_database_leaves_the_serving_sets_as_they_are(
 
     with monkeypatch.context() as patched:
         patched.setattr(rollouts.deployments, "newest", unavailable)
+        heard = watcher.read_at
         for _ in range(3):
             watcher.update()
+        assert watcher.read_at == heard, "it tells since when nothing was read"
     assert versions(watcher) == (1, None)
     assert [each.message for each in caplog.records if each.levelname == "WARNING"] == [
         "cannot read the deployments; the serving sets stay as they are: the database of deployments cannot be used"

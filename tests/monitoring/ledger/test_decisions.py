@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -48,6 +48,14 @@ def test_windows_come_in_order_with_this_one_last_and_once(address: str) -> None
     for at in (21, 7, 14):
         log.record(decided(at))
     assert [each.until.day for each in log.windows_with(window(14))] == [8, 22, 15]
+
+
+def test_a_run_that_a_wrong_clock_dated_in_the_future_holds_nothing_up(address: str) -> None:
+    log = DecisionLog(address)
+    log.record(decided(7))
+    future = decided(14).model_copy(update={"at": datetime.now(UTC) + timedelta(days=400)})
+    log.record(future)
+    assert [each.until.day for each in log.windows_with(window(21))] == [8, 22]
 
 
 def test_two_monitors_at_once_leave_one_row_per_run(address: str) -> None:

@@ -1,0 +1,31 @@
+"""Connections to databases that do not answer."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+
+from evergreen.tasks.core import database
+from evergreen.tasks.core.errors import ProjectError
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port that accepts connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server.getsockname()[1]
+
+
+def test_a_silent_server_is_an_error_and_no_wait_without_end(silent_port: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(database.TIMEOUTS, "connect_timeout", 2)
+    with pytest.raises(ProjectError, match=r"the database of events cannot be used: .*timeout"):
+        database.connect(f"postgresql+psycopg://me@127.0.0.1:{silent_port}/x", "events", sa.MetaData())
+
+
+def test_limits_of_the_address_win(silent_port: int):
+    url = sa.make_url("postgresql+psycopg://me@host/x?connect_timeout=90&keepalives_idle=7")
+    assert set(database.TIMEOUTS) - set(database._timeouts(url)) == {"connect_timeout", "keepalives_idle"}
+    assert database._timeouts(sa.make_url("sqlite:///x.db")) == {}
