@@ -7,13 +7,12 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow
 from prefect.states import Failed
 
-from evergreen.flows import retraining, settings
+from evergreen.flows import current_project, retraining, settings
 from evergreen.flows.operations import (
     monitoring_window,
     notifications,
@@ -31,7 +30,7 @@ from evergreen.monitoring.retraining.policy import decide
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import EvergreenError, LockedError, ParamsError
-from evergreen.tasks.core.paths import Layout, find, locking
+from evergreen.tasks.core.paths import Layout, locking
 
 if TYPE_CHECKING:
     from evergreen.monitoring.ledger.predictions import Predictions
@@ -281,7 +280,7 @@ def refresh_features(layout: Layout, problems: Sequence[str], as_of: date | None
 @flow(name="monitoring", on_failure=[retraining.notify_crash], on_crashed=[retraining.notify_crash])
 def monitoring(root: str, problems: list[str] | None = None, as_of: str | None = None) -> Any:
     """The flow. It fails after all problems were monitored, with one line per problem that failed."""
-    layout = find(Path(root))
+    layout = current_project.of(root)
     named = list(problems or load(layout.params).problems)
     day = date.fromisoformat(as_of) if as_of else None
     actions = Actions(refresh_features, prefect_events.emit, retraining.run_training)

@@ -18,14 +18,14 @@ from uuid import uuid4
 
 from prefect import flow
 
-from evergreen.flows import settings
+from evergreen.flows import current_project, settings
 from evergreen.flows.operations import notifications, params_edit, status
 from evergreen.monitoring.ledger.decisions import DecisionLog, RetrainingRecord, end_of_day, run_id
 from evergreen.monitoring.ledger.records import Decision
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import LockedError, StepError
-from evergreen.tasks.core.paths import Layout, find, locking, read_json
+from evergreen.tasks.core.paths import Layout, locking, read_json
 from evergreen.tasks.data.snapshot import contract_notes
 
 if TYPE_CHECKING:
@@ -241,7 +241,9 @@ def notify_crash(flow: Any, flow_run: Any, state: Any) -> None:
     root, problem = given.get("root"), given.get("problem") or ", ".join(given.get("problems") or ())
     if root:
         message = " ".join(str(state.message or state.name).split())
-        notifications.send(Layout(Path(root)), f"{flow.name} {problem}: {state.name.lower()}", message, {"problem": problem})
+        notifications.send(
+            current_project.of(root), f"{flow.name} {problem}: {state.name.lower()}", message, {"problem": problem}
+        )
 
 
 @flow(name="retraining", flow_run_name="retraining {problem}", on_failure=[notify_crash], on_crashed=[notify_crash])
@@ -262,4 +264,4 @@ def retraining(
         at, as_of = datetime.fromisoformat(decision["at"]), decision.get("as_of")
         day, trigger = date.fromisoformat(as_of) if as_of else None, decision["trigger"]
         request = RetrainRequest(problem, reason, f"policy ({trigger})", trigger, decision["id"], at, day)
-    return run(find(Path(root)), request, run_training).model_dump(mode="json")
+    return run(current_project.of(root), request, run_training).model_dump(mode="json")

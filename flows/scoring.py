@@ -1,16 +1,15 @@
 """Batch scoring as a flow of its own, for schedules."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
-from evergreen.flows import monitoring, retraining
+from evergreen.flows import current_project, monitoring, retraining
 from evergreen.flows.operations import batch_scoring, scheduled_scoring
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.errors import LockedError
-from evergreen.tasks.core.paths import find, locking
+from evergreen.tasks.core.paths import locking
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +25,7 @@ def scoring(root: str, problem: str) -> dict[str, Any]:
 
     A problem made from events gets its features rebuilt first, unless params fix the day or a training runs.
     """
-    layout = find(Path(root))
+    layout = current_project.of(root)
     params = load(layout.params)
     section = params.section(problem)
     if section.features.by_cutoff is False:

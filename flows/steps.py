@@ -118,16 +118,16 @@ def _follow(process: subprocess.Popen[str] | Fork, copy: IO[str], timeout_second
 
 
 def _why(code: int, last: str, step: str, problem: str | None, log_file: Path) -> StepError:
-    where = f"{problem}: {step}" if problem else step
+    where, shown = f"{problem}: {step}" if problem else step, f"var/logs/{log_file.name}"
     if _interrupted.is_set():
         return StepError(f"{where}: stopped")
     if code in (EvergreenError.code, UnavailableError.code) and last.startswith("error: "):
         return (CrashError if code == UnavailableError.code else StepError)(f"{where}: {last.removeprefix('error: ')}")
     if code == -signal.SIGTERM:
-        return CrashError(f"{where}: stopped after {_timeout(step)} s, its time limit. {log_file} says how far it came.")
+        return CrashError(f"{where}: stopped after {_timeout(step)} s, its time limit. {shown} says how far it came.")
     if code == -signal.SIGKILL:
-        return CrashError(f"{where}: killed, perhaps for lack of memory. {log_file} says how far it came.")
-    return CrashError(f"{where}: ended with code {code}: {last}. {log_file} says more.")
+        return CrashError(f"{where}: killed, perhaps for lack of memory. {shown} says how far it came.")
+    return CrashError(f"{where}: ended with code {code}: {last}. {shown} says more.")
 
 
 def check() -> None:

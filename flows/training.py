@@ -9,14 +9,13 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
 from prefect.context import FlowRunContext
 from prefect.states import Failed
 
-from evergreen.flows import steps
+from evergreen.flows import current_project, steps
 from evergreen.flows.operations import status
 from evergreen.flows.operations.status import Outcome
 from evergreen.flows.prefect_runtime import stale_runs
@@ -41,7 +40,8 @@ def run(layout: Layout, problems: Sequence[str], server: Server, *, refresh: boo
     for name in stale_runs.mark_crashed(layout):
         log.warning("the run %s was killed; it is now marked as crashed", name)
     try:
-        state = training(str(layout.root), list(problems), refresh, deploy, by, return_state=True)
+        with current_project.calling(layout) as root:
+            state = training(root, list(problems), refresh, deploy, by, return_state=True)
     finally:
         stale_runs.deliver()
     stale_runs.forget(layout)
@@ -54,7 +54,7 @@ def run(layout: Layout, problems: Sequence[str], server: Server, *, refresh: boo
 @flow(name="training", log_prints=False)
 def training(root: str, problems: list[str], refresh: bool, deploy: bool, by: str) -> Any:
     """The flow. It fails, after all branches ended, with one line per branch that failed."""
-    layout = Layout(Path(root))
+    layout = current_project.of(root)
     context = FlowRunContext.get()
     if context and context.flow_run:
         stale_runs.note(layout, context.flow_run.id)
@@ -62,7 +62,7 @@ def training(root: str, problems: list[str], refresh: bool, deploy: bool, by: st
     branch.run_shared_steps()
     outcomes = _side_by_side(branch.train, problems)
     try:
-        steps.page(root)
+        steps.page(str(layout.root))
     except Exception as error:  # noqa: BLE001  # what was trained stands, and is told
         log.error("the page: %s: %s. The models are there; evergreen report draws it again", type(error).__name__, error)
     failed = [each.error for each in outcomes if each.error]

@@ -27,9 +27,11 @@ def monitor(
         known.section(name)
 
     def start() -> Any:
+        from evergreen.flows import current_project
         from evergreen.flows import monitoring as flow
 
-        return flow.monitoring(str(place.root), problems, day and str(day), return_state=True)
+        with current_project.calling(place) as root:
+            return flow.monitoring(root, problems, day and str(day), return_state=True)
 
     interrupted = "stopped. The same command runs again and completes a retraining that began."
     found = progress.run_flow(place, problems, start, interrupted)

@@ -21,9 +21,10 @@ def retrain(
     place, _ = open_problem(root, name)
 
     def start() -> Any:
-        from evergreen.flows import retraining
+        from evergreen.flows import current_project, retraining
 
-        return retraining.retraining(str(place.root), name, reason, by=me(), trigger=retraining.PERSON, return_state=True)
+        with current_project.calling(place) as root:
+            return retraining.retraining(root, name, reason, by=me(), trigger=retraining.PERSON, return_state=True)
 
     done = progress.run_flow(place, [name], start, "stopped. The same command resumes.")
     if as_json:

@@ -20,6 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evergreen.flows.current_project import HERE, VARIABLE
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.operations import INPUT_NEEDED
 from evergreen.tasks.config.params import Params
@@ -137,7 +138,7 @@ def register(layout: Layout, params: Params, pool: str | None) -> "dict[Planned,
     with get_client(sync_client=True) as client:
         if pool and not any(each.name == pool for each in client.read_work_pools()):
             client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
-        wanted = plan(params, str(layout.root))
+        wanted = plan(params, str(layout.root) if pool else HERE)
         for each in wanted:
             made[each] = deployment(each, params, pool).apply()
         for found in _ours(client, params):
@@ -318,8 +319,9 @@ def work(layout: Layout, params: Params, pool: str | None) -> None:
     from prefect import serve
 
     layout.var.mkdir(exist_ok=True)
+    os.environ[VARIABLE] = str(layout.root)
     os.chdir(layout.var)  # Prefect puts it first on sys.path: modules beside params.yaml must not be importable
-    deployments = [deployment(each, params) for each in plan(params, str(layout.root))]
+    deployments = [deployment(each, params) for each in plan(params, HERE)]
     serve(*deployments, limit=AT_ONCE, pause_on_shutdown=False, print_starting_message=False)
 
 

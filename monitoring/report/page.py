@@ -73,7 +73,7 @@ def build(
     )
     with writing(layout.page) as scratch:
         scratch.write_text(page, encoding="utf8")
-    log.info("page: %s (%s)", layout.page, formatting.memory(max(1, len(page) / 2**20)))
+    log.info("page: %s (%s)", layout.relative(layout.page), formatting.memory(max(1, len(page) / 2**20)))
     return layout.page
 
 
