@@ -154,6 +154,9 @@ def judge(root: str, problem: str) -> dict[str, Any]:
             registry.mark_stale_runs_killed()
             deployments.update_alias(registry, problem)
             version = deployments.champion(problem)
+            if version and (damage := registry.damage(problem, version)):
+                log.warning("%s: champion v%d is lost: %s. The baseline is judged in its place", problem, version, damage)
+                version = None
             champion = registry.load(problem, version, judged=True) if version else None
             seen = status.cutoff(registry, problem, version) if version else None
         return gates.run(load(layout.params), problem, layout, champion, version, seen).model_dump()

@@ -6,10 +6,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from evergreen.flows import settings
+from evergreen.flows.operations import state_checks
+from evergreen.flows.operations.state_checks import Finding
 from evergreen.flows.prefect_runtime import server
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.errors import EvergreenError
@@ -19,14 +20,6 @@ DISK_GB = 2
 BOUNDS = {"pandas": (3, 1), "fastapi": (0, 151), "sqlalchemy": (2, 1)}
 """Library -> first version that breaks another; see pyproject.toml."""
 NEEDED = ("prefect", "dvc", "mlflow", "great-expectations", "optuna", "scikit-learn", "lightgbm", "skops", "polars")
-
-
-@dataclass(frozen=True)
-class Finding:
-    subject: str
-    ok: bool
-    found: str
-    advice: str
 
 
 def examine(root: Path) -> list[Finding]:
@@ -47,6 +40,7 @@ def examine(root: Path) -> list[Finding]:
         _prefect(),
         _mlflow(layout),
         _deployments(layout),
+        *state_checks.examine(layout, params),
     ]
 
 

@@ -77,14 +77,17 @@ def cutoff(registry: "Registry", problem: str, version: int) -> date | None:
 
 
 def standing(layout: Layout, problem: str) -> tuple[int | None, bool]:
-    """The version under which the model as it is now was registered, if it was, and whether it was decided on last.
+    """The version under which the model as it is now was registered, if it was and its files are whole, and whether it was
+    decided on last.
 
     A rollback is no decision on what is there now: it stays in force until there is something new. A rollout's beginning is.
     """
     from evergreen.tasks.release.lineage import lineage
 
     wanted = digest(lineage(layout, load(layout.params), problem), problem)
-    known = [each.version for each in settings.registry(layout).versions(problem) if each.tags.get("digest") == wanted]
+    registry = settings.registry(layout)
+    known = [each.version for each in registry.versions(problem) if each.tags.get("digest") == wanted]
+    known = [each for each in known if registry.damage(problem, each) is None]
     if not known:
         return None, False
     deployments = settings.deployments(layout)

@@ -49,7 +49,7 @@ class Locations:
 
     def resolve(self, location: str) -> str:
         """The location for this process: absolute."""
-        path = _path(location)
+        path = local_path(location)
         return location if path is None or path.is_absolute() else (self.root / path).as_uri()
 
     def absolute(self) -> list[str]:
@@ -83,7 +83,7 @@ class Locations:
                     yield table, column, old, new
 
     def _relative(self, location: str) -> str:
-        path = _path(location)
+        path = local_path(location)
         if path is None or not path.is_absolute():
             return location
         if path.is_relative_to(self.root):
@@ -100,7 +100,7 @@ class Locations:
         return self.artifacts / "0" if path.as_posix().endswith(f"/{DEFAULT}") else None
 
 
-def _path(location: str) -> Path | None:
-    """The path of a local location; None for another."""
+def local_path(location: str) -> Path | None:
+    """The path of a location; None for one that is not in a file system."""
     parts = urlsplit(location)
     return Path(unquote(parts.path)) if parts.scheme in ("", "file") and not parts.netloc else None

@@ -37,7 +37,7 @@ from evergreen.tasks.config.params import Section
 from evergreen.tasks.core.errors import ModelError, StorageError
 from evergreen.tasks.core.paths import MODEL
 from evergreen.tasks.problems.base import Model
-from evergreen.tasks.release.artifact_locations import Locations
+from evergreen.tasks.release.artifact_locations import Locations, local_path
 from evergreen.tasks.release.candidate import Candidate, to_text
 from evergreen.tasks.release.run_owner import is_alive, owner
 
@@ -151,6 +151,10 @@ class MlflowStore:
         except (OSError, MlflowException) as error:
             text = " ".join(str(error).split())[:200]
             raise ModelError(f"{problem} v{version}: cannot read {source}: {text}. Roll back, or train again.") from error
+
+    def folder(self, problem: str, version: int) -> Path | None:
+        """The folder of a version's files; None where they are not in a folder of this machine."""
+        return local_path(self._resolve(self._client.get_model_version_download_uri(problem, str(version))))
 
     # -- runs
 

@@ -55,7 +55,8 @@ class Registry:
     def register(self, params: Params, problem: str, layout: Layout, verdict: "Verdict", lineage: Mapping[str, str]) -> Version:
         """Register the trained model of `problem` with its evidence and the gate's verdict, as `challenger`.
 
-        Idempotent: the same model on the same features is the same version, and its evidence is updated. A killed
+        Idempotent: the same model on the same features is the same version, and its evidence is updated; a version with lost
+        or changed files is registered again under a new number. A killed
         registration leaves a whole version or none. The champion stays champion and does not become challenger.
         Raises ModelError for a model that holds a type outside skops_models.TRUSTED, StepError where a step did not run before.
         """
@@ -65,7 +66,8 @@ class Registry:
         candidate.require_steps()
         model = skops_models.load(candidate.file)
         with _LOCK, self._store.errors():
-            found = next(iter(self._store.versions(problem, candidate.digest)), None)
+            known = self._store.versions(problem, candidate.digest)
+            found = next((each for each in known if self.damage(problem, each.version) is None), None)
             run_id = found.run_id if found else self._store.begin_run(candidate)
             with self._store.run(run_id):
                 self._store.log(run_id, candidate)
@@ -95,6 +97,27 @@ class Registry:
         """All versions, oldest first; none for a problem never registered."""
         with self._store.errors():
             return self._store.versions(problem)
+
+    def damage(self, problem: str, version: int) -> str | None:
+        """Why the files of a version in a folder of this machine cannot be used; None if they can.
+
+        A file server is not asked: it may be away for a moment. Raises ModelError for an unknown version.
+        """
+        found = self.require(problem, version)
+        with self._store.errors():
+            folder = self._store.folder(problem, version)
+        if folder is None:
+            return None
+        hashes = {MODEL: "sha256", JUDGED: f"sha256.{JUDGED}", f"compiled/{COMPILED}": "compiled.sha256"}
+        try:
+            for name in ("MLmodel", LEVELS):
+                (folder / name).read_bytes()
+            for name, tag in hashes.items():
+                if tag in found.tags and sha256(folder / name) != found.tags[tag]:
+                    return f"{folder / name} is not the file that was registered"
+        except OSError as error:
+            return f"{error.filename}: {error.strerror}"
+        return None
 
     def load(self, problem: str, version: int, judged: bool = False) -> Model:
         """The fitted estimator, after its file was compared with what was registered and its types with our own list.

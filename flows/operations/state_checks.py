@@ -1,0 +1,120 @@
+"""Checks of a project's state: what cannot be read, is missing or belongs to another user, and the command that mends it."""
+
+import os
+import shlex
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+from ruamel.yaml import YAML
+
+from evergreen.flows import settings
+from evergreen.tasks.config.params import Params
+from evergreen.tasks.core.errors import EvergreenError
+from evergreen.tasks.core.paths import Layout, truncated_parquet
+
+PARTS = ("data", "models", "reports", "var", ".dvc")
+"""Folders of a project that hold its state."""
+SHOWN = 3
+"""Most paths that a finding names."""
+
+
+class Finding(NamedTuple):
+    subject: str
+    ok: bool
+    found: str
+    advice: str
+
+
+def examine(layout: Layout, params: Params) -> Iterator[Finding]:
+    """Every check, in the order in which a person would mend them: what a user may not read is not judged any further."""
+    access = check_access(layout)
+    yield access
+    if not access.ok:
+        return
+    databases = check_databases(layout)
+    yield databases
+    yield check_outputs(layout)
+    if databases.ok:
+        for problem in params.problems:
+            yield check_champion(layout, problem)
+
+
+def check_access(layout: Layout) -> Finding:
+    """Whether this user may read every file of the state and write in every folder of it."""
+    refused = [layout.relative(path) for path in _state(layout) if not _allowed(path)]
+    user = f"{os.geteuid()}:{os.getegid()}"
+    advice = f"sudo chown -R {user} {shlex.quote(str(layout.root))}"
+    return Finding("access", not refused, _listed(refused, "is not open to this user", "all state"), advice)
+
+
+def check_databases(layout: Layout) -> Finding:
+    """Whether the SQLite files of the state are whole."""
+    damaged = [layout.relative(path) for path in sorted(layout.var.rglob("*.db")) if not _whole(path)]
+    copy = f"cp -a ORIGINAL/{damaged[0]} {shlex.quote(str(layout.root / damaged[0]))}" if damaged else ""
+    return Finding("databases", not damaged, _listed(damaged, "is damaged", "whole"), f"stop what runs here, then {copy}")
+
+
+def check_outputs(layout: Layout) -> Finding:
+    """Whether the recorded outputs of the steps are there, and their tables whole."""
+    lock = layout.root / "dvc.lock"
+    stages = (YAML(typ="safe").load(lock) or {}).get("stages", {}) if lock.exists() else {}
+    outs = [out["path"] for stage in stages.values() for out in stage.get("outs", ())]
+    lost = [path for path in outs if not (layout.root / path).exists()]
+    if not lost and (half := truncated_parquet(layout)):
+        lost = [layout.relative(half)]
+    return Finding("outputs", not lost, _listed(lost, "is missing or cut short", f"{len(outs)} of steps"), "evergreen train")
+
+
+def check_champion(layout: Layout, problem: str) -> Finding:
+    """Whether the champion of a problem is recorded, registered and readable."""
+    subject = f"champion {problem}"
+    try:
+        number = settings.deployments(layout).champion(problem)
+        alias = settings.registry(layout).version(problem, "champion") if settings.has_registry(layout) else None
+        if number is None and alias is None:
+            return Finding(subject, True, "none yet", "")
+        if number is None and alias is not None:
+            copy = f"cp -a ORIGINAL/var/evergreen.db* {shlex.quote(str(layout.var))}/"
+            return Finding(subject, False, f"v{alias.version} is registered, and no decision is recorded", copy)
+        assert number is not None
+        if not settings.has_registry(layout) or settings.registry(layout).version(problem, number) is None:
+            return Finding(subject, False, f"v{number} is not in MLflow's store", f"evergreen train {problem}")
+        damage = settings.registry(layout).damage(problem, number)
+    except EvergreenError as error:
+        return Finding(subject, False, str(error), "mend what the line says")
+    return Finding(subject, damage is None, damage or f"v{number} is readable", f"evergreen train {problem}")
+
+
+def _state(layout: Layout) -> Iterator[Path]:
+    for part in PARTS:
+        top = layout.root / part
+        if top.exists():
+            yield top
+            for folder, folders, files in os.walk(top, followlinks=True):
+                yield from (Path(folder) / name for name in (*folders, *files))
+
+
+def _allowed(path: Path) -> bool:
+    if path.is_symlink() and not path.exists():
+        return True  # it holds nothing
+    if path.is_dir():
+        return os.access(path, os.R_OK | os.W_OK | os.X_OK)
+    return os.access(path, os.R_OK | os.W_OK if path.suffix == ".db" else os.R_OK)
+
+
+def _whole(path: Path) -> bool:
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as link:
+            return link.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+    except sqlite3.DatabaseError:
+        return False
+
+
+def _listed(paths: list[str], what: str, otherwise: str) -> str:
+    if not paths:
+        return otherwise
+    more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+    return f"{', '.join(paths[:SHOWN])}{more} {what}"

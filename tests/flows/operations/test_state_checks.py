@@ -1,0 +1,102 @@
+"""`evergreen doctor` finds state that is lost, damaged or closed to this user, and names a command that mends it."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from evergreen.flows import settings, steps
+from evergreen.flows.operations import state_checks, status
+from evergreen.tasks.config.loading import load
+from evergreen.tasks.core.paths import Layout
+from tests import projects
+
+PROBLEM = "dear"
+
+
+@pytest.fixture
+def shop(deployed: projects.Deployed, tmp_path: Path) -> Layout:
+    return deployed(tmp_path / "my shop", (PROBLEM,))
+
+
+def wrong(layout: Layout) -> dict[str, tuple[str, str]]:
+    """Subject -> what was found and what to do, of each check that failed."""
+    return {
+        each.subject: (each.found, each.advice) for each in state_checks.examine(layout, load(layout.params)) if not each.ok
+    }
+
+
+def test_a_copy_of_a_project_is_whole_and_uses_its_own_files(shop: Layout):
+    assert wrong(shop) == {}
+    folder = settings.registry(shop)._store.folder(PROBLEM, 1)
+    assert folder is not None
+    assert folder.is_relative_to(shop.root)
+
+
+def test_a_champion_without_its_files_is_found_and_judged_as_if_there_were_none(shop: Layout, monkeypatch: pytest.MonkeyPatch):
+    shutil.rmtree(shop.var / "artifacts" / "models")
+    found, advice = wrong(shop)["champion dear"]
+    assert "No such file" in found
+    assert advice == "evergreen train dear"
+    judged = []
+    monkeypatch.setattr(
+        "evergreen.tasks.release.promotion_gate.run", lambda *given: judged.append(given[3:5]) or projects.verdict()
+    )
+    steps.judge(str(shop.root), PROBLEM)
+    assert judged == [(None, None)]
+
+
+def test_a_changed_model_file_is_found(shop: Layout):
+    (model,) = (shop.var / "artifacts" / "models").rglob("model.skops")
+    model.write_bytes(b"other")
+    assert "is not the file that was registered" in wrong(shop)["champion dear"][0]
+
+
+def test_a_model_whose_files_are_lost_is_registered_again_under_a_new_number(shop: Layout, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(status, "digest", lambda origin, problem: "d1")
+    monkeypatch.setattr("evergreen.tasks.release.lineage.lineage", lambda *given: {})
+    projects.deploy(shop, PROBLEM, "logistic", C=0.5)
+    registry = settings.registry(shop)
+    registry._store._client.set_model_version_tag(PROBLEM, "2", "digest", "d1")
+    assert status.standing(shop, PROBLEM) == (2, True)
+    shutil.rmtree(shop.var / "artifacts" / "models")
+    assert status.standing(shop, PROBLEM) == (None, False)
+    assert projects.register(shop, PROBLEM, "logistic", C=0.5) == 3
+    assert registry.damage(PROBLEM, 3) is None
+
+
+@pytest.mark.parametrize(
+    ("lost", "subject", "found"),
+    [
+        ("mlflow.db", "champion dear", "v1 is not in MLflow's store"),
+        ("evergreen.db", "champion dear", "v1 is registered, and no decision is recorded"),
+    ],
+)
+def test_half_of_a_copy_is_told_by_what_it_lacks(shop: Layout, lost: str, subject: str, found: str):
+    for path in shop.var.glob(f"{lost}*"):
+        path.unlink()
+    assert wrong(shop)[subject][0] == found
+
+
+def test_a_database_cut_short_is_damaged(shop: Layout):
+    settings.deployments(shop)._engine.dispose()
+    path = shop.var / "evergreen.db"
+    for log in shop.var.glob("evergreen.db-*"):
+        log.unlink()
+    os.truncate(path, path.stat().st_size // 2)
+    assert wrong(shop)["databases"][0] == "var/evergreen.db is damaged"
+
+
+def test_an_output_that_is_recorded_and_missing_is_found(shop: Layout):
+    (shop.root / "dvc.lock").write_text("stages:\n  ingest:\n    outs:\n    - {path: data/raw, md5: a}\n")
+    assert wrong(shop)["outputs"] == ("data/raw is missing or cut short", "evergreen train")
+
+
+def test_files_of_another_user_are_named_with_the_command_that_takes_them(shop: Layout, monkeypatch: pytest.MonkeyPatch):
+    closed = shop.var / "mlflow.db"
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != closed and allowed(path, mode))
+    found, advice = wrong(shop)["access"]
+    assert found == "var/mlflow.db is not open to this user"
+    assert advice == f"sudo chown -R {os.geteuid()}:{os.getegid()} '{shop.root}'"
