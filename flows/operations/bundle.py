@@ -25,12 +25,13 @@ from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import ModelError, ProjectError
 from evergreen.tasks.core.paths import Layout, write_json, writing
 from evergreen.tasks.data.snapshot import contract
+from evergreen.tasks.release import code_closure
 
 if TYPE_CHECKING:
     from evergreen.tasks.release.mlflow_store import Version
     from evergreen.tasks.release.model_registry import Registry
 
-TEMPLATES = bundle_contents.CODE / "evergreen" / "flows" / "templates" / "bundle"
+TEMPLATES = code_closure.CODE / "evergreen" / "flows" / "templates" / "bundle"
 PORT = 8080
 TOLERANCE = 1e-9
 """Largest difference between the predictions of the bundle and of the registered model."""
@@ -71,8 +72,8 @@ def run(layout: Layout, params: Params, problem: str, out: Path, version: int | 
         (scratch / "params.yaml").write_text("")
         _write_params(scratch, layout, params, problem)
         request = _write_request(scratch, layout, params, found, registry)
-        modules = bundle_contents.closure(bundle_contents.roots(params.kind(problem), compiled))
-        bundle_contents.copy_code(scratch, modules)
+        modules = code_closure.closure(bundle_contents.roots(params.kind(problem), compiled))
+        code_closure.copy_code(scratch, modules)
         pins = bundle_contents.write_requirements(scratch, layout, modules, compiled)
         _write_templates(scratch, params, found, compiled, len(pins), "--require-hashes " if layout.lock.is_file() else "")
         difference = _compare(scratch, layout, params, found, registry, request)

@@ -2,9 +2,7 @@
 
 import ast
 import re
-import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
@@ -12,13 +10,11 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-import evergreen
 from evergreen.serving.bundle_server import MODEL
 from evergreen.tasks.config.params import SECTIONS, KindName
 from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.release.code_closure import imported
 
-CODE = Path(evergreen.__file__).parents[1]
-"""The folder that holds the package evergreen."""
 SERVER = ("uvicorn", "uvloop", "httptools")
 """Packages that run the application, without being imported by it."""
 
@@ -39,55 +35,6 @@ def roots(kind: KindName, compiled: bool) -> list[str]:
     ]
 
 
-def closure(roots: Iterable[str]) -> dict[str, ast.Module]:
-    """Name -> syntax tree of each module of evergreen that importing `roots` imports. Imports inside functions do not count."""
-    found: dict[str, ast.Module] = {}
-    waiting = list(roots)
-    while waiting:
-        name = waiting.pop()
-        path = _file(name)
-        if name in found or path is None:
-            continue
-        found[name] = ast.parse(path.read_text())
-        waiting += [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]
-        waiting += [each for each in imported(found[name]) if each.partition(".")[0] == "evergreen"]
-    return found
-
-
-def _file(module: str) -> Path | None:
-    path = CODE.joinpath(*module.split("."))
-    return next((each for each in (path.with_suffix(".py"), path / "__init__.py") if each.is_file()), None)
-
-
-def imported(module: ast.Module) -> list[str]:
-    """Dotted names that a module imports at its top level; `from a import b` gives a and a.b."""
-    found: list[str] = []
-    for node in _statements(module.body):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return found
-
-
-def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    for node in body:
-        yield node
-        if isinstance(node, ast.If):
-            yield from _statements(node.orelse if "TYPE_CHECKING" in ast.unparse(node.test) else [*node.body, *node.orelse])
-        elif isinstance(node, ast.Try | ast.With):
-            yield from _statements(node.body)
-
-
-def copy_code(folder: Path, modules: Iterable[str]) -> None:
-    for name in modules:
-        path = _file(name)
-        assert path is not None
-        place = folder / path.relative_to(CODE)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, place)
-
-
 def write_requirements(folder: Path, layout: Layout, modules: dict[str, ast.Module], compiled: bool) -> list[str]:
     """Write requirements.txt for all packages that code and model need. Returns the packages.
 
@@ -100,7 +47,7 @@ def write_requirements(folder: Path, layout: Layout, modules: dict[str, ast.Modu
     }
     wanted: set[str] = {*SERVER, *(canonicalize_name(each) for name in named for each in known.get(name, ()))}
     if not compiled:
-        from evergreen.tasks.release.mlflow_store import requirements
+        from evergreen.tasks.release.mlflow_model import requirements
 
         pinned = requirements(next((folder / MODEL).glob("*.skops")))
         wanted |= {canonicalize_name(Requirement(each).name) for each in pinned} - {"mlflow"}

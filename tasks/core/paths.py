@@ -1,7 +1,6 @@
 """Paths of a project's files, atomic writing, and locks."""
 
 import errno
-import fcntl
 import glob
 import hashlib
 import json
@@ -188,6 +187,8 @@ def locking(path: Path, what: str) -> Iterator[None]:
 
     `what`: the locked work in the error, as in "redeem: tune". Raises LockedError at once if another process holds the lock.
     """
+    import fcntl  # here: a logged model that imports this module loads on Windows too
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:

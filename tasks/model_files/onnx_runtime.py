@@ -20,7 +20,7 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf, NotImplemented
 
-from evergreen.tasks.config.params import Section
+from evergreen.tasks.config.base import Section
 from evergreen.tasks.core.errors import DataError, ModelError
 
 BATCH = 8192

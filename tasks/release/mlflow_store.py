@@ -1,4 +1,4 @@
-"""Runs, models and aliases in MLflow. The one home of mlflow.
+"""Runs, models and aliases in MLflow. The one home of mlflow, with mlflow_model.
 
 Everything goes through a client with explicit ids, never through MLflow's active run or global addresses, so threads may
 share a store.
@@ -10,14 +10,10 @@ import os
 import re
 import tempfile
 import time
-import warnings
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from importlib.metadata import version as installed
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads it while it is imported
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -35,25 +31,21 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from evergreen.tasks.config.params import Section
 from evergreen.tasks.core.errors import ModelError, StorageError
-from evergreen.tasks.core.paths import MODEL
-from evergreen.tasks.problems.base import Model
+from evergreen.tasks.logged_model.manifest import MANIFEST, Manifest, Trained
 from evergreen.tasks.release.artifact_locations import Locations, local_path
 from evergreen.tasks.release.candidate import Candidate, to_text
 from evergreen.tasks.release.run_owner import is_alive, owner
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 log = logging.getLogger(__name__)
 
 STATES = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "killed": "KILLED"}
 """State of a trial -> status of its run."""
-DISTRIBUTIONS = {"sklearn": "scikit-learn"}
-"""Package in a model's file -> name to install it by, where the two differ."""
-ALWAYS = {"mlflow", "skops", "pandas", "numpy", "sklearn"}
-"""Packages that any of our models needs to be read."""
+MLFLOW_TYPES: Mapping[Trained, str] = {"number": "double", "text": "string", "date": "datetime"}
+"""Type in training -> MLflow's name of it."""
 BATCH = 100
 """Most params or tags that MLflow takes at once."""
+Write = Callable[[Path, mlflow.models.Model], Mapping[str, str]]
+"""Writes the folder of a model with its ids in MLflow, and returns further tags of the version."""
 
 
 class Version(Section):
@@ -217,21 +209,18 @@ class MlflowStore:
 
     # -- models
 
-    @contextmanager
-    def model(self, run_id: str, candidate: Candidate, model: Model) -> Iterator[tuple[Path, dict[str, str]]]:
-        """Publish a version: yields the folder of its files and its further tags, both for the caller to add to.
-
-        The version appears last, whole, with all of its tags.
-        """
+    def publish(self, run_id: str, candidate: Candidate, write: Write) -> None:
+        """Publish a version with the files that `write` writes. It appears last, whole, with all of its tags."""
         problem, experiment = candidate.problem, self._client.get_run(run_id).info.experiment_id
         logged = self._client.create_logged_model(
             experiment, name=problem, source_run_id=run_id, model_type=str(candidate.card["kind"])
         )
+        identity = mlflow.models.Model(
+            artifact_path=logged.artifact_location, run_id=run_id, model_uuid=logged.model_id, model_id=logged.model_id
+        )
         with tempfile.TemporaryDirectory() as scratch:
-            folder, tags = Path(scratch) / "model", candidate.tags()
-            _save(model, folder, candidate.example(), logged.artifact_location, run_id, logged.model_id)
-            yield folder, tags
-            self._upload(str(folder), logged.artifact_location)
+            tags = {**candidate.tags(), **write(Path(scratch) / "model", identity)}
+            self._upload(str(Path(scratch) / "model"), logged.artifact_location)
         self._client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
         self._client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
         self._ensure_registered(candidate)
@@ -292,50 +281,17 @@ class MlflowStore:
         )
 
 
-def input_types(card: Path) -> list[str]:
-    """The type of each feature, as MLflow names it, from a model's file MLmodel.
+def input_types(file: Path) -> dict[str, str]:
+    """Column -> its type in training, as MLflow names it; none for a recommender. `file`: the manifest of a version, or its
+    MLmodel where it has none.
 
     Read as YAML: MLflow's own reader imports pandas, which a server of compiled models works without.
     """
-    signature = YAML(typ="safe").load(card).get("signature")
-    return [str(each["type"]) for each in json.loads(signature["inputs"])] if signature else []
-
-
-def requirements(file: Path) -> list[str]:
-    """The packages that read the model in `file`, at the versions that wrote it, such as scikit-learn==1.9.1.
-
-    Evergreen itself, which our own estimators need too, is in no index and therefore not among them.
-    """
-    with zipfile.ZipFile(file) as archive:
-        named = re.findall(r'"__module__": "(\w+)', archive.read("schema.json").decode())
-    packages = {DISTRIBUTIONS.get(name, name) for name in ({*named} & {"lightgbm", "scipy"}) | ALWAYS}
-    return [f"{name}=={installed(name)}" for name in sorted(packages)]
-
-
-def _save(model: Model, path: Path, example: "pd.DataFrame", location: str, run_id: str, model_id: str) -> None:
-    """Write `model` as an MLflow model folder with its requirements, signature and example."""
-    from mlflow import sklearn as flavour
-
-    from evergreen.tasks.model_files import skops_models
-
-    file = path.parent / MODEL
-    skops_models.save(model, file)
-    flavour.save_model(
-        model,
-        str(path),
-        mlflow_model=mlflow.models.Model(artifact_path=location, run_id=run_id, model_uuid=model_id, model_id=model_id),
-        serialization_format="skops",
-        skops_trusted_types=list(skops_models.TRUSTED),
-        signature=_signature(example, model.predict(example)),
-        input_example=example,
-        pip_requirements=requirements(file),
-    )
-
-
-def _signature(example: "pd.DataFrame", predictions: Any) -> "mlflow.models.ModelSignature":
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*integer column", category=UserWarning)  # such as an id, never missing
-        return mlflow.models.infer_signature(example, predictions)
+    if file.name == MANIFEST:
+        columns = Manifest.model_validate_json(file.read_text()).columns
+        return {name: MLFLOW_TYPES[column.trained] for name, column in columns.items()}
+    signature = YAML(typ="safe").load(file).get("signature")
+    return {str(each["name"]): str(each["type"]) for each in json.loads(signature["inputs"])} if signature else {}
 
 
 def _without_password(uri: str) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from evergreen.tasks.config.params import Params, Section
 from evergreen.tasks.core.errors import ModelError
 from evergreen.tasks.core.paths import COMPILED, JUDGED, LEVELS, MODEL, Layout, read_json, sha256
+from evergreen.tasks.logged_model.manifest import MANIFEST
 from evergreen.tasks.problems.base import Model
 from evergreen.tasks.release.candidate import Candidate
 from evergreen.tasks.release.mlflow_store import MlflowStore, Version, input_types
@@ -161,14 +162,15 @@ class Registry:
 
     def model_input(self, problem: str, version: int) -> ModelInput:
         """What the version takes, with an example. Raises ModelError for an unknown version."""
-        self.require(problem, version)
+        found = self.require(problem, version)
+        described = MANIFEST if f"sha256.{MANIFEST}" in found.tags else "MLmodel"
         with tempfile.TemporaryDirectory() as folder, self._store.errors():
-            names = ("MLmodel", "input_example.json", LEVELS)
-            card, example, levels = (self._store.download(problem, version, name, folder) for name in names)
-            types, given = input_types(card), read_json(example)
+            names = ("input_example.json", LEVELS, described)
+            example, levels, file = (self._store.download(problem, version, name, folder) for name in names)
+            types, given = input_types(file), read_json(example)
             known = read_json(levels)
         return ModelInput(
-            features=dict(zip(given["columns"], types, strict=True)),
+            features=types,
             example=tuple(dict(zip(given["columns"], row, strict=True)) for row in given["data"]),
             levels=known,
         )
@@ -194,18 +196,14 @@ class Registry:
 
     def _publish(self, run_id: str, candidate: Candidate, model: Model) -> None:
         from evergreen.tasks.model_files.onnx_export import attempt
+        from evergreen.tasks.release import mlflow_model
 
-        with self._store.model(run_id, candidate, model) as (folder, tags):
-            tags["sha256"] = sha256(folder / MODEL)
-            if (judged := candidate.layout.model(candidate.problem) / JUDGED).exists():
-                shutil.copyfile(judged, folder / JUDGED)
-                tags[f"sha256.{JUDGED}"] = sha256(judged)
-            shutil.copyfile(candidate.layout.model(candidate.problem) / LEVELS, folder / LEVELS)
-            compiled = attempt(candidate.params, candidate.problem, candidate.layout, model)
-            compiled.write(folder / "compiled")
-            tags |= compiled.tags()
-            if compiled.reason:
-                log.info("%s: not compiled: %s", candidate.problem, compiled.reason)
+        compiled = attempt(candidate.params, candidate.problem, candidate.layout, model)
+        if compiled.reason:
+            log.info("%s: not compiled: %s", candidate.problem, compiled.reason)
+        self._store.publish(
+            run_id, candidate, lambda folder, identity: mlflow_model.write(folder, candidate, model, compiled, identity)
+        )
 
     def _verified(self, version: Version, name: str, tag: str, folder: str) -> Path:
         """The file `name` of `version`, laid into `folder`. Raises ModelError unless its sha256 equals the version's `tag`."""

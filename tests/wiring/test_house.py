@@ -22,7 +22,7 @@ PROBLEMS = PARAMS["problems"]
 HOMES = {
     "great_expectations": {"tasks/data/great_expectations.py"},
     "optuna": {"tasks/search/optuna_study.py"},
-    "mlflow": {"tasks/release/mlflow_store.py"},
+    "mlflow": {"tasks/release/mlflow_store.py", "tasks/release/mlflow_model.py"},
     "dvc": {"tasks/release/lineage.py"},
     "vl_convert": {"monitoring/report/vega.py"},
     "evidently": {"monitoring/drift/evidently_report.py"},

@@ -15,6 +15,7 @@ from evergreen.serving.http_messages import HttpRequest
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.errors import ModelError, ProjectError
 from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.release import code_closure
 from tests import ROOT
 from tests.projects import Deployed
 
@@ -22,11 +23,11 @@ HEAVY = {"sklearn", "mlflow", "lightgbm", "prefect", "dvc", "polars", "pandas", 
 
 
 def packages(modules: dict) -> set[str]:
-    return {name.partition(".")[0] for tree in modules.values() for name in bundle_contents.imported(tree)}
+    return {name.partition(".")[0] for tree in modules.values() for name in code_closure.imported(tree)}
 
 
 def test_a_compiled_model_is_served_without_the_training_libraries():
-    modules = bundle_contents.closure(bundle_contents.roots("classification", compiled=True))
+    modules = code_closure.closure(bundle_contents.roots("classification", compiled=True))
     assert {
         "evergreen.serving.bundle_server",
         "evergreen.serving.app",
@@ -38,7 +39,7 @@ def test_a_compiled_model_is_served_without_the_training_libraries():
 
 
 def test_a_recommender_bundle_holds_the_modules_that_make_lists():
-    modules = bundle_contents.closure(bundle_contents.roots("recommendation", compiled=False))
+    modules = code_closure.closure(bundle_contents.roots("recommendation", compiled=False))
     assert {
         "evergreen.tasks.model_files.skops_models",
         "evergreen.tasks.problems.recommendation.kind",
@@ -49,7 +50,7 @@ def test_a_recommender_bundle_holds_the_modules_that_make_lists():
 
 
 def test_a_project_without_a_lock_pins_the_installed_versions(tmp_path):
-    modules = bundle_contents.closure(bundle_contents.roots("classification", compiled=True))
+    modules = code_closure.closure(bundle_contents.roots("classification", compiled=True))
     names = bundle_contents.write_requirements(tmp_path, Layout(tmp_path), modules, compiled=True)
     lines = (tmp_path / "requirements.txt").read_text().splitlines()
     assert f"onnxruntime=={version('onnxruntime')}" in lines

@@ -34,7 +34,8 @@ from evergreen.tasks.model_files import onnx_export as compiling
 from evergreen.tasks.model_files import skops_models
 from evergreen.tasks.release.candidate import Candidate
 from evergreen.tasks.release.deployments import Deployments
-from evergreen.tasks.release.mlflow_store import Version, requirements
+from evergreen.tasks.release.mlflow_model import requirements
+from evergreen.tasks.release.mlflow_store import Version
 from evergreen.tasks.release.model_registry import Registry
 from evergreen.tasks.release.promotion_gate import Verdict
 from tests import ROOT
@@ -374,7 +375,7 @@ def test_a_run_of_a_living_process_is_left_alone(own: Own):
 def test_a_failure_ends_the_run_as_failed(own: Own, monkeypatch: pytest.MonkeyPatch):
     client = client_of(own)
     registry, layout = own
-    monkeypatch.setattr("evergreen.tasks.release.mlflow_store._save", lambda *words: json.loads("broken"))
+    monkeypatch.setattr("evergreen.tasks.release.mlflow_model.write", lambda *words: json.loads("broken"))
     with pytest.raises(json.JSONDecodeError, match="Expecting value"):
         registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE)
     (run,) = client.search_runs([each.experiment_id for each in client.search_experiments()], "tags.candidate != ''")
