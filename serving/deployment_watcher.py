@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Generic
 
 from evergreen.monitoring.rollout.controller import BY, advance
 from evergreen.serving.rollout_counts import RolloutCounts
-from evergreen.serving.serving_set import LatencyHistogram, M, ServingSet
+from evergreen.serving.serving_set import M, RequestCounter, ServingSet
 from evergreen.serving.version_loader import NotLoadedError, VersionLoader
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import EvergreenError, ProjectError
@@ -198,9 +198,9 @@ class DeploymentWatcher(Generic[M]):
             self._rollouts.try_abort(rollout, BY, reason, {"server": self.server})
             self._versions.give_up(problem, rollout.candidate)
             return False
-        histograms = self._counts.histograms(rollout, _champion_before(serving, rollout))
+        counts = self._counts.begin(rollout, serving.counts.champion if serving.candidate is None else RequestCounter())
         shadow = rollout.strategy == "shadow"
-        self._sets[problem] = ServingSet(serving.champion, found, rollout.share, shadow, rollout.id, *histograms)
+        self._sets[problem] = ServingSet(serving.champion, found, rollout.share, shadow, rollout.id, counts)
         log.info("%s: %s", problem, rollout.describe())
         return True
 
@@ -244,8 +244,3 @@ class DeploymentWatcher(Generic[M]):
                 at=datetime.now(UTC),
             )
         )
-
-
-def _champion_before(serving: ServingSet[M], rollout: RolloutState) -> LatencyHistogram | None:
-    """In blue/green the champion gets no more traffic: its counts from before the rollout are the comparison."""
-    return serving.champion_latency if rollout.strategy == "blue_green" and serving.candidate is None else None

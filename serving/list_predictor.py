@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from evergreen.serving.background_work import BackgroundWork
@@ -54,8 +55,11 @@ class ListPredictor:
             for place, one in zip(places, lists, strict=True):
                 found[place] = {"id": ids[place], "version": used.version, "variant": used_variant, **one}
                 self._writer.write_list(ids[place], used, used_variant, entities[place], request, one)
-        if serving.shadow and serving.candidate and version is None:
-            self._background.start(self._shadow(serving, request, entities, ids))
+        if serving.candidate is not None and version is None:
+            if serving.shadow:
+                self._background.start(self._shadow(serving, request, entities, ids))
+            if serving.counts.probes.due():
+                self._background.start(self._probe(serving, request))
         await self._writer.until_durable()
         return found
 
@@ -72,7 +76,6 @@ class ListPredictor:
         """The lists, and the version that made them: if a candidate fails, the champion recommends."""
         if not isinstance(model, ListModel):
             raise NotFoundError(f"{model.problem}: has no lists; POST rows to /v1/predict/{model.problem}")
-        began = time.perf_counter()
         try:
             lists = model.cached(request)
             if lists is None:
@@ -80,20 +83,27 @@ class ListPredictor:
         except EvergreenError:
             raise  # the request is invalid
         except Exception as error:
-            serving.record(variant, time.perf_counter() - began, True)
+            serving.record(variant, True)
             self._metrics.failures[model.problem, model.version, variant] += 1
             if model is serving.champion:
                 raise ServiceUnavailableError(f"{model.problem}: v{model.version} failed to recommend") from error
             log.warning("%s v%d: failed to recommend; the champion did instead: %r", model.problem, model.version, error)
             return await self._recommend(serving, serving.champion, "champion", request)
-        serving.record(variant, time.perf_counter() - began)
+        serving.record(variant)
         self._metrics.rows[model.problem, model.version, variant] += len(lists)
         return lists, model, variant
+
+    async def _probe(self, serving: "Serving", request: "Request") -> None:
+        """Time both versions on the same request, without their caches."""
+        pair = serving.champion, serving.candidate
+        calls = [partial(each.recommender.build, request) for each in pair if isinstance(each, ListModel)]
+        with suppress(Exception):  # a request that fails is counted where it is answered
+            await self._background.run(self._background.lists, serving.counts.probes.measure, *calls)
 
     async def _shadow(self, serving: "Serving", request: "Request", entities: Sequence[str | None], ids: Sequence[str]) -> None:
         model = serving.candidate
         assert isinstance(model, ListModel)
-        began, failed = time.perf_counter(), True
+        failed = True
         try:
             lists = await self._background.run(self._background.lists, model.recommend, request)
             failed = False
@@ -101,7 +111,7 @@ class ListPredictor:
                 self._writer.write_list(id_ + SHADOW_SUFFIX, model, "shadow", entity, request, one)
         except Exception as error:  # noqa: BLE001 - a shadow must not affect the response
             log.warning("%s v%d: the shadow failed to recommend: %r", model.problem, model.version, error)
-        serving.record("shadow", time.perf_counter() - began, failed)
+        serving.record("shadow", failed)
 
     async def predict_rows(
         self, problem: str, champion: ListModel, rows: Sequence[Mapping[str, Any]], version: int | None, explain: bool

@@ -119,6 +119,10 @@ class OnlineRecommender:
                 mine[request] = lists
         return lists
 
+    def build(self, request: Request) -> RecommendedLists:
+        """The same, neither from the cache nor kept in it."""
+        return self._builder.recommend(request)
+
     def cached(self, request: Request) -> RecommendedLists | None:
         """The cached lists, if there is one. Takes microseconds."""
         user = self._cache_key(request)

@@ -6,8 +6,9 @@ Runs in the event loop's thread and hands slow work to threads.
 import asyncio
 import logging
 import math
-import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from evergreen.serving import explanation
@@ -69,8 +70,8 @@ class RowPredictor:
             if self._writer.durable:
                 await self._writer.until_durable()
         self._parity.maybe_sample(model, parsed, output)
-        if serving.shadow and serving.candidate:
-            self._background.start(self._shadow(serving, row, id_))
+        if serving.candidate is not None:
+            self._answer_beside(serving, [row], [id_])
         return RowPrediction(id_, model.version, variant, output)
 
     async def predict_rows(
@@ -102,9 +103,8 @@ class RowPredictor:
             if explain:
                 reasons = await self._background.run(self._background.other, explanation.contributions, model, one)
             predictions.append(RowPrediction(id_, model.version, variant, output, reasons))
-        if serving.shadow and serving.candidate and version is None:
-            for (id_, _, _), row in zip(chosen, rows, strict=True):
-                self._background.start(self._shadow(serving, row, id_))
+        if serving.candidate is not None and version is None and rows:
+            self._answer_beside(serving, rows, [id_ for id_, _, _ in chosen])
         await self._writer.until_durable()
         return predictions
 
@@ -121,19 +121,18 @@ class RowPredictor:
         self, serving: "Serving", model: RowModel, variant: "Variant", parsed: ParsedRow, row: Row
     ) -> "tuple[Output, RowModel, Variant]":
         """The output, and the version that made it: if a candidate fails, the champion predicts."""
-        began = time.perf_counter()
         try:
             output = await self._batcher(model).add(parsed)
             _require_finite(output)
         except Exception as error:
-            serving.record(variant, time.perf_counter() - began, True)
+            serving.record(variant, True)
             self._metrics.failures[model.problem, model.version, variant] += 1
             champion = serving.champion
             if model is champion or not isinstance(champion, RowModel):
                 raise ServiceUnavailableError(f"{model.problem}: v{model.version} failed to predict") from error
             log.warning("%s v%d: failed to predict; the champion did instead: %r", model.problem, model.version, error)
             return await self._predict(serving, champion, "champion", champion.parse(row), row)
-        serving.record(variant, time.perf_counter() - began)
+        serving.record(variant)
         self._metrics.rows[model.problem, model.version, variant] += 1
         return output, model, variant
 
@@ -148,7 +147,6 @@ class RowPredictor:
         found: list[Any] = [None] * len(parsed)
         for model in {model for _, model, _ in chosen}:
             places = [place for place, each in enumerate(chosen) if each[1] is model]
-            began = time.perf_counter()
             part = [parsed[place] for place in places]
             try:
                 outputs = await self._background.run(self._background.other, model.predict, part)
@@ -160,10 +158,9 @@ class RowPredictor:
                 for place in places:
                     found[place] = await self._predict(serving, model, chosen[place][2], parsed[place], rows[place])
                 continue
-            seconds_per_row = (time.perf_counter() - began) / len(places)
             for place, output in zip(places, outputs, strict=True):
                 variant = chosen[place][2]
-                serving.record(variant, seconds_per_row)
+                serving.record(variant)
                 self._metrics.rows[model.problem, model.version, variant] += 1
                 found[place] = (output, model, variant)
             self._metrics.count_batch(model.problem, len(places))
@@ -176,11 +173,31 @@ class RowPredictor:
             model.batcher = MicroBatcher(model.predict, policy.batch_rows, policy.batch_wait_ms / 1000, executor)
         return model.batcher
 
+    def _answer_beside(self, serving: "Serving", rows: Sequence[Row], ids: Sequence[str]) -> None:
+        """What a rollout needs after the response to `rows`: the shadow's predictions, and a probe of the latencies."""
+        if serving.shadow:
+            for row, id_ in zip(rows, ids, strict=True):
+                self._background.start(self._shadow(serving, row, id_))
+        if serving.counts.probes.due():
+            self._background.start(self._probe(serving, rows[0]))
+
+    async def _probe(self, serving: "Serving", row: Row) -> None:
+        """Time both versions on the same row, where they predict otherwise too: in the loop, or a pipeline in its thread."""
+        champion, candidate = serving.champion, serving.candidate
+        assert isinstance(champion, RowModel)
+        assert isinstance(candidate, RowModel)
+        calls = [partial(_predict_alone, each, row) for each in (champion, candidate)]
+        with suppress(Exception):  # a request that fails is counted where it is answered
+            if champion.compiled and candidate.compiled:
+                serving.counts.probes.measure(*calls)
+            else:
+                await self._background.run(self._background.models, serving.counts.probes.measure, *calls)
+
     async def _shadow(self, serving: "Serving", row: Row, id_: str) -> None:
         """The shadow's prediction, for the ledger only. `id_`: of the champion's prediction."""
         model = serving.candidate
         assert isinstance(model, RowModel)
-        began, failed = time.perf_counter(), True
+        failed = True
         try:
             parsed = model.parse(row)
             output = await self._batcher(model).add(parsed)
@@ -191,7 +208,7 @@ class RowPredictor:
         except Exception as error:  # noqa: BLE001 - a shadow must not affect the response
             self._metrics.failures[model.problem, model.version, "shadow"] += 1
             log.warning("%s v%d: the shadow failed to predict: %r", model.problem, model.version, error)
-        serving.record("shadow", time.perf_counter() - began, failed)
+        serving.record("shadow", failed)
 
 
 def _parse(serving: "Serving", model: RowModel, variant: "Variant", row: Row) -> "tuple[RowModel, Variant, ParsedRow]":
@@ -206,7 +223,7 @@ def _parse(serving: "Serving", model: RowModel, variant: "Variant", row: Row) ->
         if model is champion or not isinstance(champion, RowModel):
             raise
         parsed = champion.parse(row)
-        serving.record(variant, 0.0, True)
+        serving.record(variant, True)
         return champion, "champion", parsed
 
 
@@ -221,6 +238,10 @@ def _parse_numbered(
     except RequestError as error:
         error.row = place
         raise
+
+
+def _predict_alone(model: RowModel, row: Row) -> None:
+    model.predict([model.parse(row)])
 
 
 def _require_finite(output: Output) -> None:

@@ -7,7 +7,7 @@ callers one acts (tasks.release.rollouts).
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from evergreen.monitoring.rollout.sequential_tests import Judgement, Losses, judge
+from evergreen.monitoring.rollout.sequential_tests import Elapsed, Judgement, Losses, judge
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.release.rollout_state import RolloutState
 from evergreen.tasks.release.rollouts import Rollouts
@@ -32,7 +32,7 @@ def advance(
     """Judge the rollout of `problem` and act on the judgement. None without a rollout.
 
     `ledger`: source of labels, if the policy compares quality; None: quality is not compared now. A paused rollout takes no
-    step, but a significantly worse candidate is still rolled back. `now`: UTC.
+    step, but a significantly worse candidate is still rolled back, and so is any at the timeout. `now`: UTC.
     """
     now = now or datetime.now(UTC)
     stands = rollouts.current(problem)
@@ -47,25 +47,31 @@ def judge_state(params: Params, rollouts: Rollouts, stands: RolloutState, ledger
     """Judge a rollout without acting on it."""
     champion, candidate = rollouts.reports.counts(stands.id, stands.step)
     losses = _losses(params, rollouts, stands, ledger, now) if stands.policy.compare_quality and ledger else None
+    elapsed = Elapsed(
+        minutes=(now - stands.since).total_seconds() / 60,
+        hours=(now - stands.begun).total_seconds() / 3600,
+        step=stands.step,
+        steps=len(stands.shares),
+        paused=stands.state == "paused",
+    )
     return judge(
         stands.policy,
-        len(stands.shares),
+        elapsed,
         champion,
         candidate,
+        rollouts.reports.side_by_side(stands.id, stands.step),
         losses,
-        (now - stands.since).total_seconds() / 60,
-        alone=stands.strategy == "blue_green",
         quality=stands.policy.compare_quality and _labelled(params, stands.problem) is not None,
     )
 
 
-def _losses(params: Params, rollouts: Rollouts, stands: RolloutState, ledger: "Ledger", now: datetime) -> list[Losses]:
-    """Of each step so far."""
+def _losses(params: Params, rollouts: Rollouts, stands: RolloutState, ledger: "Ledger", now: datetime) -> Losses | None:
+    """Of all steps so far."""
     from evergreen.monitoring.rollout.losses import compared
 
     kind = _labelled(params, stands.problem)
     if kind is None:
-        return []
+        return None
     rows = rollouts.deployments.numbered(stands.problem)
     bounds = [row.at for number, row in rows if number >= stands.id and row.action in ("begin", "step")]
     seen = ledger.read(
@@ -88,7 +94,7 @@ def _act(registry: "Registry", rollouts: Rollouts, stands: RolloutState, found: 
     evidence = found.model_dump(mode="json")
     if found.decision == "abort":
         rollouts.try_abort(stands, BY, found.reason, evidence)
-    elif found.decision == "wait" or stands.state == "paused":
+    elif found.decision == "wait":
         return
     elif stands.last or found.decision == "promote":
         rollouts.try_promote(registry, stands, BY, found.reason, evidence)

@@ -60,16 +60,18 @@ class Rollout(Section):
     max_error_increase: Annotated[float, Field(ge=0)] = 0.01
     """Roll back once the candidate's error rate exceeds the champion's by significantly more than this."""
     max_latency_ratio: Annotated[float, Field(gt=1)] = 2.0
-    """Roll back once the candidate's median latency significantly exceeds the champion's times this."""
+    """Roll back once the candidate significantly takes longer than the champion times this, on most rows that both versions
+    predict one after the other."""
     compare_quality: bool = True
     """Compare the loss as labels arrive, too, and roll back once the candidate is significantly worse. A rollout does not wait
     for labels."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """Joint confidence of the sequential tests, however often they are evaluated."""
     timeout_hours: Annotated[float, Field(gt=0)] = 168.0
-    """Timeout while traffic stays below min_requests; then `on_timeout` applies."""
-    on_timeout: Literal["hold", "promote", "abort"] = "hold"
-    """At the timeout: keep waiting, promote the candidate, or roll it back."""
+    """Longest duration of the whole rollout, pauses included; then `on_timeout` applies."""
+    on_timeout: Literal["promote", "abort"] = "abort"
+    """At the timeout: promote the candidate, or roll it back. A candidate that seems worse, or whose rollout is paused, is
+    always rolled back."""
 
     @model_validator(mode="after")
     def increasing_steps(self) -> "Rollout":

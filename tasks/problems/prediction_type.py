@@ -4,6 +4,7 @@ Monitoring reads the ledger's rows with these classes, and so do servers during 
 therefore imports Polars and NumPy only, and training libraries inside functions.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,6 +104,8 @@ class PredictionType(ABC):
 class Labelled(PredictionType):
     """Predictions that a label, known later, can judge."""
 
+    largest_loss: float = math.inf
+    """Upper limit of a loss (see `losses`)."""
     no_estimate: str = ""
     """Why no score can be estimated before the labels are known; empty: it can."""
 

@@ -1,7 +1,7 @@
 """The state of a rollout, folded from the decisions about its problem. Pure: rows in, a state out."""
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from evergreen.tasks.config.base import Section
@@ -51,6 +51,11 @@ class RolloutState(Section):
         return self.shares[self.step]
 
     @property
+    def ends(self) -> datetime:
+        """The rollout is promoted or rolled back by then. UTC."""
+        return self.begun + timedelta(hours=self.policy.timeout_hours)
+
+    @property
     def last(self) -> bool:
         """Whether the promotion comes next."""
         return self.step + 1 >= len(self.shares)
@@ -65,7 +70,7 @@ class RolloutState(Section):
         halt = f"; paused by {self.by}: {self.reason}" if self.state == "paused" else ""
         return (
             f"{self.strategy.replace('_', '/')}: v{self.candidate} {how} since {self.since:%Y-%m-%d %H:%M} UTC, "
-            f"v{self.champion} is champion{halt}"
+            f"v{self.champion} is champion; ends by {self.ends:%Y-%m-%d %H:%M} UTC{halt}"
         )
 
 
@@ -83,13 +88,16 @@ def fold(rows: Iterable[tuple[int, Deployment]]) -> RolloutState | None:
 
 
 def _begun(number: int, row: Deployment) -> RolloutState:
+    policy = dict(row.evidence["policy"])
+    if policy.get("on_timeout") == "hold":  # a rollout that began while it could wait for ever
+        policy["on_timeout"] = "abort"
     return RolloutState(
         id=number,
         revision=number,
         problem=row.problem,
         champion=row.previous or 0,
         candidate=row.version,
-        policy=Rollout.model_validate(row.evidence["policy"]),
+        policy=Rollout.model_validate(policy),
         step=0,
         begun=row.at,
         since=row.at,

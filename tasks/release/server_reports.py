@@ -24,6 +24,17 @@ COUNTS = sa.Table(
     sa.Column("errors", sa.BigInteger, nullable=False),
     sa.Column("latency", sa.JSON, nullable=False),
 )
+SIDE_BY_SIDE = sa.Table(
+    "rollout_side_by_side",
+    METADATA,
+    sa.Column("rollout", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("step", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("server", sa.String(64), primary_key=True),
+    sa.Column("growth", sa.JSON, nullable=False),
+    sa.Column("excess", sa.Float, nullable=False),
+    sa.Column("pairs", sa.BigInteger, nullable=False),
+    sa.Column("slower", sa.BigInteger, nullable=False),
+)
 SERVERS = sa.Table(
     "servers",
     METADATA,
@@ -49,18 +60,39 @@ EDGES = tuple(FINEST * 2 ** (number / BUCKETS_PER_DOUBLING) for number in range(
 
 @dataclass(frozen=True)
 class RequestCounts:
-    """How many requests were answered, how many failed, and how long they took."""
+    """How many requests were answered, how many failed, and how long probes took."""
 
     requests: int = 0
     errors: int = 0
     """Failed requests."""
     latency: Mapping[int, int] = field(default_factory=dict)
-    """Bucket of the latency -> requests; see EDGES."""
+    """Bucket of the latency -> probes; see EDGES."""
 
     def __add__(self, other: "RequestCounts") -> "RequestCounts":
         buckets = {*self.latency, *other.latency}
         latency = {each: self.latency.get(each, 0) + other.latency.get(each, 0) for each in buckets}
         return RequestCounts(self.requests + other.requests, self.errors + other.errors, latency)
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Both versions at the same time and load, in one step."""
+
+    growth: tuple[float, ...] = ()
+    """Errors: logarithm of the growth of a bet at each of rollout.bets.STAKES; empty: no slice of time is complete."""
+    excess: float = 0.0
+    """Errors: sum over slices of rollout.sequential_tests.error_excess."""
+    pairs: int = 0
+    """Latency: rows that both versions predicted, one right after the other."""
+    slower: int = 0
+    """Those on which the candidate took more than max_latency_ratio times as long as the champion."""
+
+    def __add__(self, other: "SideBySide") -> "SideBySide":
+        growth = self.growth or other.growth
+        if self.growth and other.growth:
+            growth = tuple(mine + theirs for mine, theirs in zip(self.growth, other.growth, strict=True))
+        counts = (self.excess + other.excess, self.pairs + other.pairs, self.slower + other.slower)
+        return SideBySide(growth, *counts)
 
 
 class ServerReport(Section):
@@ -102,6 +134,20 @@ class ServerReports:
                 latency = {int(bucket): number for bucket, number in row["latency"].items()}
                 found[row["candidate"]] += RequestCounts(row["requests"], row["errors"], latency)
         return found[False], found[True]
+
+    def write_side_by_side(self, rollout: int, step: int, server: str, found: SideBySide) -> None:
+        """Write all that `server` compared at this step."""
+        values = {"growth": list(found.growth), "excess": found.excess, "pairs": found.pairs, "slower": found.slower}
+        self._put(SIDE_BY_SIDE, {"rollout": rollout, "step": step, "server": server}, values)
+
+    def side_by_side(self, rollout: int, step: int) -> SideBySide:
+        """The sum over all servers at this step."""
+        wanted = sa.select(SIDE_BY_SIDE).where(SIDE_BY_SIDE.c.rollout == rollout, SIDE_BY_SIDE.c.step == step)
+        found = SideBySide()
+        with self._transaction() as link:
+            for row in link.execute(wanted).mappings():
+                found += SideBySide(tuple(row["growth"]), row["excess"], row["pairs"], row["slower"])
+        return found
 
     def write(self, report: ServerReport) -> None:
         values = report.model_dump()

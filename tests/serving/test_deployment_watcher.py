@@ -3,23 +3,24 @@
 import math
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from evergreen.serving import deployment_watcher, version_loader
+from evergreen.serving import deployment_watcher, rollout_counts, version_loader
 from evergreen.serving.deployment_watcher import DeploymentWatcher
-from evergreen.serving.serving_set import LatencyHistogram, ServingSet
+from evergreen.serving.serving_set import PROBED_FIRST, PROBED_LATER, LatencyProbes, ServingSet
 from evergreen.tasks.config.operations import Rollout, Serve
 from evergreen.tasks.core.errors import ModelError, ProjectError
 from evergreen.tasks.release.mlflow_store import Version
 from evergreen.tasks.release.model_registry import Registry
 from evergreen.tasks.release.rollouts import Rollouts
-from evergreen.tasks.release.server_reports import EDGES, RequestCounts
+from evergreen.tasks.release.server_reports import EDGES
 from tests.tasks.release.test_deployments import Names, verdict
-from tests.tasks.release.test_rollouts import CANARY, Known
+from tests.tasks.release.test_rollouts import CANARY, Known, raise_
 
 FINE = [{"prediction": 1.0, "probability_a": 0.5}]
 
@@ -86,6 +87,7 @@ def without_intervals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for module, name in (
         (deployment_watcher, "COUNT_SECONDS"),
         (deployment_watcher, "JUDGE_SECONDS"),
+        (rollout_counts, "SLICE_SECONDS"),
         (version_loader, "RETRY_SECONDS"),
     ):
         monkeypatch.setattr(module, name, 0.0)
@@ -351,19 +353,44 @@ def test_requests_are_counted_and_judged_by_the_servers_themselves(rollouts: Rol
     enter(rollouts, names, 2)
     for each in servers:
         each.update()
-        for _ in range(200):
-            serving(each).record("champion", 0.001)
-            serving(each).record("candidate", 0.001, failed=True)
+    for _ in range(6):
+        for each in servers:
+            for _ in range(10):
+                serving(each).record("champion")
+                serving(each).record("candidate", failed=True)
+            each.update()
+    for each in servers * 2:
         each.update()
-    servers[0].update()
+        assert versions(each) == (1, None)
     last = rollouts.deployments.history("redeem")[-1]
     assert last.action == "abort"
-    assert last.reason.startswith("surely worse in errors; errors 100.00% against 0.00% (200 and 200 requests)")
-    servers[1].update()
-    servers[1].update()
-    assert versions(servers[1]) == (1, None)
-    begun = last.evidence["tests"][0]
-    assert begun["candidate_rows"] == 200, "the first server to see it does not wait for the other"
+    assert last.reason.startswith("surely worse in errors; errors 100.00% against 0.00% (")
+    assert 60 < last.evidence["tests"][0]["candidate_rows"] < 120, "of both servers; neither had enough alone"
+
+
+def test_a_burst_in_one_slice_decides_nothing(rollouts: Rollouts, names: Names, models: Models):
+    watcher = updated(rollouts, names, models)
+    enter(rollouts, names, 2)
+    for failed in (False, True, *[False] * 5):
+        watcher.update()
+        for _ in range(100):
+            serving(watcher).record("champion")
+            serving(watcher).record("candidate", failed)
+    watcher.update()
+    assert versions(watcher) == (1, 2)
+
+
+def test_a_slice_waits_for_requests_of_both_versions(rollouts: Rollouts, names: Names, models: Models):
+    watcher = updated(rollouts, names, models)
+    enter(rollouts, names, 2)
+    stands = rollouts.require("redeem")
+    for variant in ("candidate", "candidate", "champion"):
+        watcher.update()
+        serving(watcher).record(variant, failed=variant == "candidate")
+    assert rollouts.reports.side_by_side(stands.id, 0).growth == ()
+    watcher.update()
+    found = rollouts.reports.side_by_side(stands.id, 0)
+    assert found.excess == pytest.approx(0.99 / 1.01), "one slice, in which all of the candidate's requests failed"
 
 
 def test_steps_are_counted_separately_and_a_pause_keeps_counting(rollouts: Rollouts, names: Names, models: Models):
@@ -371,33 +398,42 @@ def test_steps_are_counted_separately_and_a_pause_keeps_counting(rollouts: Rollo
     enter(rollouts, names, 2)
     watcher.update()
     stands = rollouts.require("redeem")
-    serving(watcher).record("candidate", 0.002)
+    serving(watcher).record("candidate")
     rollouts.pause("redeem", "ann", "a holiday")
     watcher.update()
-    serving(watcher).record("candidate", 0.002)
+    serving(watcher).record("candidate")
     late = serving(watcher)
     rollouts.try_step(rollouts.require("redeem"), "ann", "on", {})
     watcher.update()
-    late.record("candidate", 0.002)
-    serving(watcher).record("candidate", 0.002)
+    late.record("candidate")
+    serving(watcher).record("candidate")
     watcher.update()
     assert [rollouts.reports.counts(stands.id, step)[1].requests for step in (0, 1)] == [3, 1]
 
 
 def test_blue_green_compares_with_the_counts_from_before_the_rollout(rollouts: Rollouts, names: Names, models: Models):
     watcher = updated(rollouts, names, models)
-    for _ in range(500):
-        serving(watcher).record("champion", 0.001)
+    for place in range(500):
+        serving(watcher).record("champion", failed=place % 10 == 0)
     enter(rollouts, names, 2, Rollout(strategy="blue_green", step_minutes=30))
     watcher.update()
     assert serving(watcher).choose("h1", "r1")[1] == "candidate"
-    for place in range(200):
-        serving(watcher).record("candidate", 0.001, failed=place % 5 == 0)
-    watcher.update()
-    watcher.update()
+    stands = rollouts.require("redeem")
+    restarted = updated(rollouts, names, Models())
+    for each in (watcher, restarted):
+        for _ in range(10):
+            serving(each).record("candidate", failed=True)
+            serving(each).record("champion", failed=False)
+        before = rollouts.reports.side_by_side(stands.id, 0).excess
+        each.update()
+        found = rollouts.reports.side_by_side(stands.id, 0).excess - before
+        assert found == pytest.approx((1 - 0.1 - 0.01) / 1.01), "a tenth of the champion's requests failed before"
+    for _ in range(40):
+        serving(watcher).record("candidate", failed=True)
+        serving(watcher).record("champion", failed=False)
+        watcher.update()
     assert versions(watcher) == (1, None)
-    reason = rollouts.deployments.history("redeem")[-1].reason
-    assert reason.startswith("surely worse in errors; errors 20.00% against 0.00% (200 and 500 requests)")
+    assert rollouts.deployments.history("redeem")[-1].reason.startswith("surely worse in errors; errors ")
 
 
 def test_a_shadow_is_never_chosen_and_counts_as_the_candidate(rollouts: Rollouts, names: Names, models: Models):
@@ -408,8 +444,8 @@ def test_a_shadow_is_never_chosen_and_counts_as_the_candidate(rollouts: Rollouts
     assert made.shadow
     assert made.candidate is not None
     assert {made.choose(f"h{place}", "r")[1] for place in range(100)} == {"champion"}
-    made.record("shadow", 0.001)
-    assert (made.champion_latency.requests, made.candidate_latency.requests) == (0, 1)
+    made.record("shadow")
+    assert (made.counts.champion.requests, made.counts.candidate.requests) == (0, 1)
 
 
 def with_share(share: float, rollout: int = 7) -> "ServingSet[Model]":
@@ -436,12 +472,34 @@ def test_each_rollout_assigns_entities_anew_and_without_one_the_request_id_decid
     assert sum(with_share(0.2).choose(None, f"r{place}")[1] == "candidate" for place in places) == pytest.approx(1000, abs=120)
 
 
-def test_a_histogram_buckets_latencies_and_leaves_out_failures():
-    histogram = LatencyHistogram()
-    for seconds in (0.0, EDGES[0], EDGES[3], EDGES[3] * 1.01, 1e9):
-        histogram.add(seconds, failed=False)
-    histogram.add(0.5, failed=True)
-    assert histogram.read() == RequestCounts(6, 1, {0: 2, 3: 1, 4: 1, len(EDGES): 1})
+def test_probes_count_latencies_and_the_rows_on_which_the_candidate_took_longer_than_allowed():
+    probes = LatencyProbes(max_ratio=2.0)
+    for champion, candidate in ((0.0, EDGES[0]), (EDGES[3], EDGES[3] * 1.01), (1.0, 2.0), (1.0, 2.1), (1e9, 1e9)):
+        probes.add(champion, candidate)
+    assert (probes.pairs, probes.slower) == (5, 2)
+    assert [sum(each.values()) for each in probes.latency()] == [5, 5]
+    assert probes.latency()[0] == {0: 1, 3: 1, bisect_left(EDGES, 1.0): 2, len(EDGES): 1}
+
+
+def test_both_versions_go_first_equally_often_and_times_are_not_confused():
+    probes, order = LatencyProbes(max_ratio=2.0), list[str]()
+    for _ in range(4):
+        probes.measure(lambda: order.append("champion"), lambda: (order.append("candidate"), time.sleep(0.01)))
+    assert order[::2] == ["candidate", "champion"] * 2
+    assert probes.slower == 4
+
+
+def test_a_call_that_fails_is_no_pair():
+    probes = LatencyProbes()
+    with pytest.raises(OSError, match="no disk"):
+        probes.measure(lambda: None, lambda: raise_(OSError("no disk")))
+    assert probes.pairs == 0
+
+
+def test_the_first_requests_are_all_probed_and_later_ones_now_and_then():
+    probes = LatencyProbes()
+    due = [probes.due() for _ in range(PROBED_FIRST + 10 * PROBED_LATER)]
+    assert (sum(due[:PROBED_FIRST]), sum(due[PROBED_FIRST:])) == (PROBED_FIRST, 10)
 
 
 def test_the_thread_survives_an_update_that_fails(

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from evergreen.serving.batching import MicroBatcher
 from evergreen.serving.loaded_model import Feature, RowModel
 from evergreen.serving.metrics import Metrics
 from evergreen.serving.prediction_service import PredictionService
-from evergreen.serving.serving_set import ServingSet
+from evergreen.serving.serving_set import ServingSet, StepCounts
 from evergreen.serving.serving_versions import NotFoundError, ServiceUnavailableError
 from evergreen.tasks.config.operations import Serve
 from evergreen.tasks.core.errors import ModelError, RequestError
@@ -77,9 +78,9 @@ def test_the_champion_predicts_for_a_candidate_that_fails_and_the_failure_is_cou
         assert (answer.version, answer.variant, answer.output) == (1, "champion", {"prediction": 6.0})
         assert setup.metrics.failures == {("dear", 2, "candidate"): 1}
         assert (
-            serving_set.candidate_latency.requests,
-            serving_set.candidate_latency.errors,
-            serving_set.champion_latency.errors,
+            serving_set.counts.candidate.requests,
+            serving_set.counts.candidate.errors,
+            serving_set.counts.champion.errors,
         ) == (1, 1, 0)
         assert setup.ledger() == [(1, "champion", 6.0)]
 
@@ -101,7 +102,39 @@ def test_a_shadow_predicts_for_the_ledger_only(tmp_path):
     )
     assert {one.version, many[0].version} == {1}
     assert setup.ledger() == [(1, "champion", 2.0), (1, "champion", 6.0), (2, "shadow", 5.0), (2, "shadow", 15.0)]
-    assert serving_set.candidate_latency.requests == 2
+    assert serving_set.counts.candidate.requests == 2
+
+
+@pytest.mark.parametrize("shadow", [False, True])
+def test_both_versions_are_timed_on_the_rows_of_a_rollout(tmp_path, shadow):
+    def slow(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        time.sleep(0.02)
+        return times(2.0)(rows)
+
+    serving_set = ServingSet(
+        version(1, times(2.0)), version(2, slow), share=0.0, shadow=shadow, counts=StepCounts(max_ratio=2.0)
+    )
+    setup = Setup(tmp_path, serving_set)
+
+    async def ask(service: PredictionService) -> None:
+        for _ in range(3):
+            await service.predict_one("dear", {"size": 3.0})
+        await service.predict_rows("dear", [{"size": 3.0}, {"size": 4.0}])
+        while serving_set.counts.probes.pairs < 4:
+            await asyncio.sleep(0.01)
+
+    setup.run(lambda service: asyncio.wait_for(ask(service), 30))
+    assert serving_set.counts.probes.slower == 4
+    assert [variant for _, variant, _ in setup.ledger()].count("champion") == 5, "a probe is no prediction"
+
+
+def test_no_probe_outside_a_rollout_and_one_that_fails_harms_nothing(tmp_path):
+    alone = ServingSet(version(1, times(2.0)))
+    Setup(tmp_path / "a", alone).run(lambda service: service.predict_one("dear", {"size": 3.0}))
+    broken = ServingSet(version(1, times(2.0)), version(2, fails), share=0.0)
+    found = Setup(tmp_path / "b", broken).run(lambda service: service.predict_one("dear", {"size": 3.0}))
+    assert found.output == {"prediction": 6.0}
+    assert (alone.counts.probes.pairs, broken.counts.probes.pairs) == (0, 0)
 
 
 def test_an_entity_gets_the_same_version_in_every_request(tmp_path):

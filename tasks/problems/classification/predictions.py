@@ -34,6 +34,7 @@ class ClassProbabilities(LabelledRows):
     caveat = "A probability is an estimate for rows like those it learned from; look at its calibration first."
     target = "class"
     skill = SkillScale("ROC AUC", at_zero=0.5, leak=0.95)
+    largest_loss = 2.0
 
     def question(self, name: str, columns: Mapping[str, str | None]) -> str:
         if columns["positive_class"]:

@@ -47,6 +47,7 @@ class RankedLists(Labelled):
     )
     caveat = "Lists follow what was bought; that somebody was never shown an item does not mean it was not wanted."
     aspect = "ranking"
+    largest_loss = 1.0
     no_estimate = "lists do not say how likely their items are bought"
 
     def question(self, name: str, columns: Mapping[str, str | None]) -> str:

@@ -1,5 +1,6 @@
 """Rollouts: decisions beside the others, whole after any kill, each step taken once; what servers write for all to judge on."""
 
+import math
 import os
 import random
 import sqlite3
@@ -13,24 +14,26 @@ from typing import Any, cast
 
 import polars as pl
 import pytest
+import sqlalchemy as sa
 
 from evergreen.flows import settings, steps
 from evergreen.flows.operations import rollouts as rolls
 from evergreen.monitoring.ledger.label_matching import Label
 from evergreen.monitoring.ledger.predictions import Ledger, Prediction
-from evergreen.monitoring.rollout import controller
+from evergreen.monitoring.rollout import bets, controller
 from evergreen.monitoring.rollout.losses import compared
+from evergreen.monitoring.rollout.sequential_tests import error_excess
 from evergreen.tasks import problems
 from evergreen.tasks.config.operations import Rollout
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core import database
 from evergreen.tasks.core.errors import ModelError
 from evergreen.tasks.problems.prediction_type import Labelled
-from evergreen.tasks.release.deployments import Deployment
+from evergreen.tasks.release.deployments import Deployment, make_decision
 from evergreen.tasks.release.model_registry import Registry
 from evergreen.tasks.release.rollout_state import SHADOW_SUFFIX, RolloutState
 from evergreen.tasks.release.rollouts import Rollouts
-from evergreen.tasks.release.server_reports import RequestCounts, ServerReport
+from evergreen.tasks.release.server_reports import RequestCounts, ServerReport, SideBySide
 from tests.kills import KilledError
 from tests.tasks.release.test_deployments import Names, verdict
 
@@ -89,9 +92,13 @@ def advance(rollouts: Rollouts, names: Names, minutes: float = 0.0, ledger: Ledg
 
 
 def answered(rollouts: Rollouts, new: RequestCounts = GOOD, old: RequestCounts = GOOD, server: str = "a") -> None:
+    """All of it in 60 slices of equal size."""
     stands = rollouts.require("redeem")
     for is_new, count in ((False, old), (True, new)):
         rollouts.reports.write_counts(stands.id, stands.step, is_new, server, count)
+    excess = [error_excess(old, new, CANARY.max_error_increase)] * 60
+    found = SideBySide(tuple(bets.grow(excess).tolist()), sum(excess), pairs=100, slower=3)
+    rollouts.reports.write_side_by_side(stands.id, stands.step, server, found)
 
 
 def told(rollouts: Rollouts) -> list[tuple[str, int, int | None]]:
@@ -224,10 +231,29 @@ def test_requests_of_all_servers_count_and_those_of_another_step_do_not(rollouts
     assert rollouts.reports.counts(stands.id, 0) == (RequestCounts(140, 0, {5: 140}), RequestCounts(90, 9, {5: 60, 9: 21}))
     assert rollouts.reports.counts(stands.id, 1) == (RequestCounts(), RequestCounts())
     assert rollouts.reports.counts(stands.id + 1, 0) == (RequestCounts(), RequestCounts())
+    both = rollouts.reports.side_by_side(stands.id, 0)
+    assert (both.pairs, both.slower, len(both.growth)) == (200, 6, len(bets.STAKES))
+    assert rollouts.reports.side_by_side(stands.id, 1) == SideBySide()
 
 
-@pytest.mark.parametrize(("on_timeout", "ends"), [("hold", ("begin", 1)), ("promote", ("promote", 2)), ("abort", ("abort", 1))])
-def test_without_traffic_patience_ends_as_the_policy_says(rollouts: Rollouts, names: Names, on_timeout: Any, ends: Any):
+def test_a_rollout_from_before_versions_were_compared_side_by_side_goes_on(rollouts: Rollouts, names: Names):
+    """Its database lacks the table; its policy may wait for ever; its histograms are of requests."""
+    old = {**CANARY.model_dump(mode="json"), "on_timeout": "hold"}
+    made = make_decision("redeem", 2, "begin", "flow", "promoted: better", 1, {"policy": old})
+    assert rollouts.deployments.try_append([made], rollouts.deployments.numbered("redeem")[-1][0])
+    stands = rollouts.require("redeem")
+    assert stands.policy == CANARY
+    for is_new in (False, True):
+        rollouts.reports.write_counts(stands.id, 0, is_new, "a", GOOD)
+    with rollouts.reports._engine.begin() as link:
+        link.execute(sa.text("DROP TABLE rollout_side_by_side"))
+    again = Rollouts(str(rollouts.reports._engine.url.render_as_string(hide_password=False)))
+    assert advance(again, names, 29).decision == "wait"
+    assert advance(again, names, 31).decision == "step"
+
+
+@pytest.mark.parametrize(("on_timeout", "ends"), [("promote", ("promote", 2)), ("abort", ("abort", 1))])
+def test_a_rollout_ends_at_its_timeout_as_the_policy_says(rollouts: Rollouts, names: Names, on_timeout: Any, ends: Any):
     enter(rollouts, names, 2, policy=CANARY.model_copy(update={"on_timeout": on_timeout, "timeout_hours": 2.0}))
     advance(rollouts, names, 119)
     assert told(rollouts)[-1][0] == "begin"
@@ -240,12 +266,33 @@ def test_a_paused_rollout_goes_no_step_on_until_it_is_resumed(rollouts: Rollouts
     answered(rollouts)
     assert rollouts.pause("redeem", "ann", "a holiday").state == "paused"
     assert rollouts.pause("redeem", "ann", "a holiday").state == "paused"
-    assert rollouts.require("redeem").describe().endswith("v1 is champion; paused by ann: a holiday")
+    stands = rollouts.require("redeem")
+    assert stands.describe().endswith(f"v1 is champion; ends by {stands.ends:%Y-%m-%d %H:%M} UTC; paused by ann: a holiday")
+    assert stands.ends == stands.begun + timedelta(hours=168)
     advance(rollouts, names, 1_000)
     assert rollouts.resume("redeem", "ann", "back").state == "running"
     assert advance(rollouts, names, 29).decision == "wait"
     assert advance(rollouts, names, 31).decision == "step"
     assert [each[0] for each in told(rollouts)] == ["deploy", "begin", "pause", "resume", "step"]
+
+
+@pytest.mark.parametrize("state", ["seems worse", "paused"])
+def test_a_rollout_that_seems_worse_or_is_paused_is_rolled_back_at_its_timeout(rollouts: Rollouts, names: Names, state: str):
+    enter(rollouts, names, 2, policy=CANARY.model_copy(update={"on_timeout": "promote"}))
+    stands = rollouts.require("redeem")
+    if state == "paused":
+        rollouts.pause("redeem", "ann", "a holiday")
+    else:
+        answered(rollouts)
+        rollouts.reports.write_side_by_side(stands.id, 0, "a", SideBySide(pairs=9, slower=5))
+    advance(rollouts, names, 167 * 60)
+    assert rollouts.current("redeem") is not None
+    found = advance(rollouts, names, 168.5 * 60)
+    assert found.decision == "abort"
+    last = rollouts.deployments.history("redeem")[-1]
+    assert (last.action, last.by) == ("abort", "rollout")
+    assert last.reason.startswith("not complete after 168 hours (timeout_hours)")
+    assert state in last.reason
 
 
 def test_a_paused_rollout_is_still_taken_back_where_it_is_surely_worse(rollouts: Rollouts, names: Names):
@@ -500,23 +547,34 @@ def test_quality_is_not_compared_where_the_policy_does_not_want_it(address: str,
     assert [each.name for each in found.tests] == ["errors", "latency"]
 
 
-def test_losses_are_of_entities_and_each_step_is_a_period_of_its_own(rollouts: Rollouts, names: Names):
+def test_an_entity_counts_once_per_step_and_as_the_candidates_once_per_rollout(rollouts: Rollouts, names: Names):
+    """With its losses that became known first, in the order in which they did."""
     enter(rollouts, names, 2)
     stands = rollouts.require("redeem")
-    minute = [stands.begun + timedelta(minutes=each) for each in range(4)]
+    minute = [stands.begun + timedelta(minutes=each) for each in range(9)]
     rows = pl.DataFrame(
-        {
-            "id": ["1", "2", "3", "4", "5", "6"],
-            "version": [1, 1, 2, 2, 1, 7],
-            "variant": ["champion"] * 2 + ["candidate"] * 2 + ["champion", "candidate"],
-            "at": [minute[1], minute[1], minute[1], minute[3], minute[3], minute[3]],
-            "entity": ["a", "a", "b", "b", None, "c"],
-            "prediction": [1.0, 3.0, 2.0, 4.0, 5.0, 0.0],
-            "label": [0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
-        }
-    )
-    first, second = compared(
+        [
+            ("1", 1, "champion", minute[1], "a", 1.0, minute[5]),
+            ("2", 1, "champion", minute[1], "a", 3.0, minute[5]),
+            ("3", 1, "champion", minute[1], "a", 9.0, minute[6]),
+            ("4", 2, "candidate", minute[1], "b", 2.0, minute[4]),
+            ("5", 2, "candidate", minute[3], "b", 8.0, minute[7]),
+            ("6", 2, "candidate", minute[3], "a", 6.0, minute[7]),
+            ("7", 1, "champion", minute[3], None, 5.0, minute[8]),
+            ("8", 1, "champion", minute[3], "d", float("nan"), minute[4]),
+            ("9", 7, "candidate", minute[3], "c", 0.0, minute[4]),
+        ],
+        schema=["id", "version", "variant", "at", "entity", "prediction", "label_at"],
+        orient="row",
+    ).with_columns(label=0.0)
+    found = compared(
         cast(Labelled, problems.predictions("regression")), "mae", rows, stands, [stands.begun, minute[2], minute[3]]
     )
-    assert (first.champion, first.candidate) == ([2.0], [2.0])
-    assert (second.champion, second.candidate) == ([5.0], [4.0])
+    assert found is not None
+    assert list(zip(found.loss, found.candidate, found.stratum, strict=True)) == [
+        (2.0, True, 1),
+        (2.0, False, 1),
+        (6.0, True, 2),
+        (5.0, False, 2),
+    ]
+    assert found.largest == math.inf
