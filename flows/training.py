@@ -20,8 +20,10 @@ from evergreen.flows.operations import status
 from evergreen.flows.operations.status import Outcome
 from evergreen.flows.prefect_runtime import stale_runs
 from evergreen.flows.prefect_runtime.server import Server
+from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.errors import EvergreenError
 from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.release import pipeline_file
 from evergreen.tasks.release.lineage import Stages
 
 log = logging.getLogger(__name__)
@@ -87,6 +89,7 @@ class Branches:
     def __init__(self, layout: Layout, refresh: bool, deploy: bool, by: str, advise: bool = True) -> None:
         self.layout, self.root = layout, str(layout.root)
         self.refresh, self.deploy, self.by, self.advise = refresh, deploy, by, advise
+        pipeline_file.name_sources(layout, load(layout.params))
         self.stages = Stages(layout)
 
     def run_shared_steps(self) -> None:

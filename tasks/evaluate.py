@@ -23,6 +23,9 @@ from evergreen.tasks.search.time_budget import Clock
 
 log = logging.getLogger(__name__)
 
+HEADLINE = ("low", "high", "baseline")
+"""What headline.json, for `dvc metrics`, holds beside the score of the primary metric."""
+
 
 class Result(Section):
     metrics: str
@@ -40,7 +43,8 @@ class Result(Section):
 
 
 def run(params: Params, problem: str, layout: Layout) -> Result:
-    """Evaluate the trained model of `problem`; writes the evaluation folder, the tables of the plots and metrics.json.
+    """Evaluate the trained model of `problem`; writes the evaluation folder, the tables of the plots, metrics.json and
+    headline.json.
 
     Raises StepError where train did not run for these windows, ParamsError for an unknown slice.
     """
@@ -113,3 +117,5 @@ def _write(
             table.write_csv(scratch / f"{name}.csv")
     metrics = {each["name"]: {name: each[name] for name in NUMBERS} for each in report["metrics"]}
     write_json(folder / "metrics.json", metrics)
+    first = metrics[report["primary"]]
+    write_json(folder / "headline.json", {report["primary"]: first["score"], **{name: first[name] for name in HEADLINE}})

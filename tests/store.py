@@ -19,6 +19,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from evergreen.tasks.config import loading
+from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.release import pipeline_file
 from tests import ROOT
 
 FIRST = date(2017, 1, 1)
@@ -71,6 +74,7 @@ def project(folder: Path, households: int = 240, weeks: int = 30, seed: int = 0)
     (folder / "src" / "evergreen").mkdir(parents=True, exist_ok=True)
     for name in ("dvc.yaml", ".gitignore", ".dvcignore", "requirements.lock", "src/evergreen/model_types.py"):
         shutil.copy(ROOT / name, folder / name)
+    pipeline_file.name_sources(Layout(folder), loading.load(folder / "params.yaml"))
     return folder
 
 

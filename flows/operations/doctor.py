@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -70,8 +71,12 @@ def _git() -> Finding:
 def _repository(layout: Layout) -> Iterator[Finding]:
     if shutil.which("git"):
         done = subprocess.run(["git", "-C", str(layout.root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        found = done.stdout.strip()[:12] if done.returncode == 0 else "no commit"
-        yield Finding("repository", done.returncode == 0, found, "run git init, then git add . and git commit")
+        if "dubious ownership" in done.stderr:
+            advice = f"git config --global --add safe.directory {shlex.quote(str(layout.root))}"
+            yield Finding("repository", False, "belongs to another user, so git refuses it", advice)
+        else:
+            found = done.stdout.strip()[:12] if done.returncode == 0 else "no commit"
+            yield Finding("repository", done.returncode == 0, found, "run git init, then git add . and git commit")
     there = (layout.root / ".dvc").is_dir()
     yield Finding("dvc", there, "initialised" if there else "no .dvc folder", "run dvc init")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from evergreen.tasks.config.loading import load
-from evergreen.tasks.config.params import Params, Source
+from evergreen.tasks.config.params import KindName, Params, Source
 from evergreen.tasks.core.errors import ParamsError, ProjectError
 from evergreen.tasks.core.paths import Layout, find, locking, writing
 from evergreen.tasks.data import csv_dialect, snapshot
@@ -19,7 +19,7 @@ from evergreen.tasks.onboarding import draft_proof, params_template
 from evergreen.tasks.onboarding.odd_values import find_odd_values
 from evergreen.tasks.onboarding.options import InitOptions
 from evergreen.tasks.onboarding.schema_inference import InferredSchema, infer_schema
-from evergreen.tasks.release import lineage
+from evergreen.tasks.release import lineage, pipeline_file
 
 IGNORED = (
     "/data/raw/",
@@ -76,7 +76,7 @@ def run(name: str, data: str, url: str | None, asked: InitOptions, root: Path, h
         table = read_table(name, given, layout.root, staging, infer=True)
         found = infer_schema(table.rows, asked, today)
         odd = find_odd_values(name, table.rows)
-        warnings = [*_skipped(given), *table.guesses, *table.notes, *odd, *found.warnings]
+        warnings = [*_skipped(given), *_outside(given), *table.guesses, *table.notes, *odd, *found.warnings]
         timed = _timed(found, params, layout, warnings)
         parts = params_template.insertions(
             name,
@@ -86,7 +86,7 @@ def run(name: str, data: str, url: str | None, asked: InitOptions, root: Path, h
             params_template.section(name, found, asked),
         )
         _prove(name, _text(layout, params is None, parts), table.written, staging / "proof")
-    made = _add(layout, params is None, parts)
+    made = _add(layout, params is None, parts, name, found.kind)
     return Started(name, str(layout.root), found, tuple(made), tuple(warnings))
 
 
@@ -95,6 +95,12 @@ def _skipped(source: Source) -> list[str]:
         return []
     count, verb = ("1 line", "is") if source.skip_lines == 1 else (f"{source.skip_lines} lines", "are")
     return [f"{count} before the column names {verb} skipped"]
+
+
+def _outside(source: Source) -> list[str]:
+    if not source.files or not Path(source.files[1]).is_absolute():
+        return []
+    return [f"{source.files[1]}: lies outside the project; wherever the project moves, the file must be there"]
 
 
 def _project(root: Path) -> tuple[Layout, Params | None]:
@@ -156,13 +162,26 @@ def _timed(found: InferredSchema, params: Params | None, layout: Layout, warning
     return False
 
 
-def _add(layout: Layout, new: bool, parts: Sequence[params_template.Insertion]) -> list[str]:
+def _add(layout: Layout, new: bool, parts: Sequence[params_template.Insertion], name: str, kind: KindName) -> list[str]:
     with locking(layout.var / "train.lock", "init"):
-        if not new:
+        if new:
+            text = _text(layout, new, parts)
+            made = [*_make(layout), *_file(layout.params, text)]
+        else:
             params_template.write(layout.params, parts)
-            return ["params.yaml"]
-        text = _text(layout, new, parts)
-        return [*_make(layout), *_file(layout.params, text)]
+            made = ["params.yaml"]
+        if (layout.root / "dvc.yaml").is_file():
+            _record(layout, name, kind)
+    return made
+
+
+def _record(layout: Layout, name: str, kind: KindName) -> None:
+    """Enter the problem into dvc.yaml: its source files and its plots."""
+    from evergreen.monitoring.report import dvc_templates, plots
+
+    own = plots.OF_KIND[kind]
+    pipeline_file.name_sources(layout, load(layout.params))
+    pipeline_file.add_plots(layout, name, list(own), dvc_templates.templates(own))
 
 
 def _text(layout: Layout, new: bool, parts: Sequence[params_template.Insertion]) -> str:

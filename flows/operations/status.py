@@ -97,8 +97,10 @@ def standing(layout: Layout, problem: str) -> tuple[int | None, bool]:
 
 def nothing_to_do(layout: Layout, problems: Sequence[str], deploy: bool) -> bool:
     """Whether every step of `problems` is fresh, their candidates are judged, and the page is there."""
+    from evergreen.tasks.release import pipeline_file
     from evergreen.tasks.release.lineage import Stages
 
+    pipeline_file.name_sources(layout, load(layout.params))
     names = [f"{step}@{name}" if name else step for step, own in STEPS.items() for name in (problems if own else [None])]
     stages = Stages(layout)
     if not layout.page.exists() or not all(stages.fresh(name) for name in names):

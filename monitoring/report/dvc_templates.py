@@ -1,5 +1,6 @@
 """The page's specs as templates of `dvc plots`: `python -m evergreen.monitoring.report.dvc_templates` writes .dvc/plots."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import orjson
@@ -11,9 +12,9 @@ from evergreen.monitoring.report.vega import CONFIG, WIDTH, Spec, in_light, numb
 SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"
 
 
-def templates() -> dict[str, str]:
-    """File name -> JSON, for each plot of evaluate."""
-    return {f"{name}.json": template(plot) for name, plot in OF_EVALUATE.items()}
+def templates(plots: Mapping[str, Plot] = OF_EVALUATE) -> dict[str, str]:
+    """File name -> JSON, for each plot."""
+    return {f"{name}.json": template(plot) for name, plot in plots.items()}
 
 
 def template(plot: Plot) -> str:

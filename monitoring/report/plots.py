@@ -424,6 +424,13 @@ EXPLANATION = {
     ),
 }
 
+OF_KIND: dict[str, dict[str, Plot]] = {
+    "classification": CLASSIFICATION,
+    "regression": REGRESSION,
+    "clustering": CLUSTERING,
+    "recommendation": RECOMMENDATION,
+}
+"""The plots of evaluate of each kind."""
 OF_EVALUATE: dict[str, Plot] = CLASSIFICATION | REGRESSION | CLUSTERING | RECOMMENDATION
 PLOTS: dict[str, Plot] = OF_EVALUATE | EXPLANATION
 """Plot name -> how it is drawn, in the order of the page."""

@@ -74,7 +74,7 @@ class Layout:
         return self.root / "models" / problem / "model"
 
     def report(self, problem: str) -> Path:
-        """A folder: metrics.json, plots/ (one CSV each), evaluation/ (evaluation.json, predictions.parquet)."""
+        """A folder: metrics.json, headline.json, plots/ (one CSV each), evaluation/ (evaluation.json, predictions.parquet)."""
         return self.root / "reports" / problem
 
     @property

@@ -13,6 +13,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from evergreen.tasks import problems
 from evergreen.tasks.config.loading import RESERVED_NAMES, load
+from evergreen.tasks.config.modelling import Tune
 from evergreen.tasks.config.params import KindName, Name, Params, Source
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.core.paths import writing
@@ -132,7 +133,8 @@ def _tune(found: InferredSchema) -> dict[str, int]:
     """Few trials for a recommender, which is slow to fit; more folds for a small table."""
     if found.kind == "recommendation":
         return {"n_trials": 4, "folds": 1}
-    return {"folds": 5} if found.target is not None and found.time is None and found.rows < SMALL else {}
+    trials = {"n_trials": Tune.model_fields["n_trials"].default}
+    return {**trials, "folds": 5} if found.target is not None and found.time is None and found.rows < SMALL else trials
 
 
 def _question(name: str, found: InferredSchema, asked: InitOptions) -> str:

@@ -52,8 +52,12 @@ class Stages:
         self._call(lambda repo: repo.root_dir)
 
     def fresh(self, stage: str) -> bool:
-        """Whether the outputs of `stage` exist and match its present command, dependencies and params."""
-        return not self._call(lambda repo: repo.status(targets=[self._address(stage)]))
+        """Whether the outputs of `stage` exist and match its present command, dependencies and params.
+
+        A source file that is gone does not count: it cannot be read again, and its snapshot stays valid.
+        """
+        found = self._call(lambda repo: repo.status(targets=[self._address(stage)]))
+        return not found or (stage == "ingest" and all(map(_lost_source, *found.values())))
 
     def commit(self, stage: str) -> None:
         """Record the present outputs of `stage`, so that DVC considers it up to date.
@@ -199,6 +203,10 @@ def set_up(layout: Layout) -> list[str]:
             raise ProjectError(f"{root}: dvc init failed: {' '.join(str(error).split())}") from error
         made.append(".dvc")
     return made
+
+
+def _lost_source(change: Any) -> bool:
+    return isinstance(change, dict) and set(change.get("changed deps", {}).values()) == {"deleted"} and len(change) == 1
 
 
 def _name(address: str) -> str:

@@ -25,7 +25,7 @@ OF_STEPS = ("row", "entity", "target", "place", "cutoff", "count", "at", "label"
 """Names that steps use for columns, variables and parameters of their own."""
 OF_PEOPLE = ("line\nbreak", 'qu"ote', "a.b", "a,b", "😀", "y" * 300, " lead", "trail ", "Case", "case", "select", "# no", "12")
 SHORT = {
-    "tune: {folds: 5}": "tune: {folds: 2, repeats: 1, n_trials: 1, models: [logistic]}",
+    "tune: {n_trials: 20, folds: 5}": "tune: {folds: 2, repeats: 1, n_trials: 1, models: [logistic]}",
     "evaluate: {windows: 3}": "evaluate: {windows: 1, resamples: 50, explain_rows: 50, diagnose_seconds: 0, slices: SLICES}",
 }
 

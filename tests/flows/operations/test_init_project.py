@@ -72,6 +72,7 @@ def test_a_git_repository_around_the_folder_is_used_and_its_gitignore_kept(folde
     assert ".git" not in started.made
     assert (place / ".gitignore").read_text().splitlines()[0] == "mine"
     assert loading.load(place / "params.yaml").ingest["left"].csv == str(folder / "t.csv")
+    assert any("t.csv: lies outside the project" in each for each in started.warnings)
 
 
 def test_the_stages_of_a_new_project_are_those_of_this_one_without_its_code():

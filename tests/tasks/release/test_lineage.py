@@ -49,7 +49,8 @@ def write_outputs(root: Path) -> None:
         write(root, f"data/features/{name}/rows.parquet", name)
         write(root, f"models/{name}/tuning/best.json", name)
         write(root, f"models/{name}/model/model.json", json.dumps({"cutoff": "2017-12-03"}))
-        write(root, f"reports/{name}/metrics.json", '{"score": 1}')
+        for part in ("metrics", "headline"):
+            write(root, f"reports/{name}/{part}.json", '{"score": 1}')
         write(root, f"reports/{name}/plots/curve.csv", "x,y\n1,2\n")
         for part in ("evaluation", "diagnosis", "explanation"):
             write(root, f"reports/{name}/{part}/{part}.json", name)
@@ -249,6 +250,7 @@ def test_lineage_names_code_data_params_and_cost(project: Layout):
         *("dvc.data/raw", "dvc.data/tables", "dvc.data/quarantine", "dvc.reports/validation"),
         *("dvc.data/features/redeem", "dvc.models/redeem/tuning", "dvc.models/redeem/model"),
         *("dvc.reports/redeem/evaluation", "dvc.reports/redeem/metrics.json", "dvc.reports/redeem/plots"),
+        "dvc.reports/redeem/headline.json",
         *("dvc.reports/redeem/diagnosis", "dvc.reports/redeem/explanation"),
     }
     lock = YAML(typ="safe").load(project.root / "dvc.lock")

@@ -1,0 +1,124 @@
+"""The parts of dvc.yaml that follow from params.yaml: source files as dependencies of ingest, and the plots of each problem.
+
+Everything else in the file, comments included, stays as it is.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from io import StringIO
+from pathlib import PurePosixPath
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+from evergreen.tasks.config.params import Params
+from evergreen.tasks.core.errors import SourceError
+from evergreen.tasks.core.paths import Layout, writing
+from evergreen.tasks.data.readers import source_files
+
+ABOUT_PLOTS = "\nDrawn by `dvc plots show` and `dvc plots diff` with the templates in .dvc/plots, like the charts of the page."
+OUTPUTS = ("data", "models", "reports", "var")
+"""Folders of outputs: a dependency on one of them would be a cycle."""
+
+
+def name_sources(layout: Layout, params: Params) -> bool:
+    """Make the source files of params.yaml dependencies of ingest. Returns whether dvc.yaml changed.
+
+    A file or a folder is named by its key in params.yaml and so follows it; a glob by its folder, or by its files where the
+    folder holds outputs too. Queries, addresses and packages are none: DVC cannot see them change.
+    """
+    path = layout.root / "dvc.yaml"
+    if not path.is_file():
+        return False
+    yaml, whole = _read(path.read_text(encoding="utf8"))
+    stage: Any = (whole.get("stages") or {}).get("ingest") or {}
+    before = list(stage.get("deps", ()))
+    wanted = list(dict.fromkeys(_dependencies(layout, params)))
+    stale = [each for each in before if str(each).startswith("${ingest.") and each not in wanted]
+    deps = [each for each in before if each not in stale] + [each for each in wanted if each not in before]
+    if not stage or deps == before:
+        return False
+    if "deps" in stage:
+        stage["deps"][:] = [_quoted(each) for each in deps]
+    else:
+        stage.insert(1, "deps", [_quoted(each) for each in deps])
+        stage["deps"] = _flow(stage["deps"])
+    if not deps:
+        del stage["deps"]
+    _write(layout, yaml, whole)
+    return True
+
+
+def add_plots(layout: Layout, problem: str, names: Sequence[str], templates: Mapping[str, str]) -> None:
+    """List the plots of a problem in dvc.yaml, and lay their templates, file name -> JSON, into .dvc/plots."""
+    yaml, whole = _read((layout.root / "dvc.yaml").read_text(encoding="utf8"))
+    if "plots" not in whole:
+        whole["plots"] = []
+        whole.yaml_set_comment_before_after_key("plots", before=ABOUT_PLOTS)
+    plots = whole["plots"]
+    listed = {path for entry in plots for path in ([entry] if isinstance(entry, str) else entry)}
+    for name in names:
+        if (path := f"reports/{problem}/plots/{name}.csv") not in listed:
+            plots.append(CommentedMap({path: _flow(CommentedMap({"template": name, "title": problem}))}))
+    _write(layout, yaml, whole)
+    for name, text in templates.items():
+        place = layout.root / ".dvc" / "plots" / name
+        if not place.exists():
+            with writing(place) as scratch:
+                scratch.write_text(text, encoding="utf8")
+
+
+def _dependencies(layout: Layout, params: Params) -> Iterator[str]:
+    for table, source in params.ingest.items():
+        if source.files is None:
+            continue
+        key, pattern = source.files
+        if not re.search(r"[*?\[]", pattern):
+            simple = re.fullmatch(r"\w+", table) and not _holds_outputs(pattern)
+            yield f"${{ingest.{table}.{key}}}" if simple else pattern
+            continue
+        parts = PurePosixPath(pattern).parts
+        fixed = next(place for place, part in enumerate(parts) if re.search(r"[*?\[]", part))
+        folder = str(PurePosixPath(*parts[:fixed]))
+        if not _holds_outputs(folder):
+            yield folder
+            continue
+        try:
+            yield from (layout.relative(each) for each in source_files(table, key, pattern, layout.root))
+        except SourceError:
+            continue  # ingest says so
+
+
+def _holds_outputs(path: str) -> bool:
+    return path in (".", *OUTPUTS) or set(PurePosixPath(path).parts) == {".."}
+
+
+def _read(text: str) -> tuple[YAML, Any]:
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    return yaml, yaml.load(text)
+
+
+def _write(layout: Layout, yaml: YAML, whole: Any) -> None:
+    text = StringIO()
+    yaml.dump(whole, text)
+    with writing(layout.root / "dvc.yaml") as scratch:
+        scratch.write_text(text.getvalue(), encoding="utf8")
+
+
+def _quoted(text: str) -> str:
+    return DoubleQuotedScalarString(text) if re.search(r"[^\w./-]", text) else text
+
+
+def _flow(value: Any) -> Any:
+    """In one line."""
+    yaml = YAML()
+    text = StringIO()
+    yaml.dump(value, text)
+    made = yaml.load(text.getvalue())
+    made.fa.set_flow_style()
+    return made
