@@ -12,7 +12,6 @@ from evergreen.serving import routes
 from evergreen.serving.http_messages import (
     JSON_TYPE,
     SECURITY,
-    BodyTooLargeError,
     ClientDisconnectedError,
     HeaderLookup,
     HttpRequest,
@@ -25,7 +24,7 @@ from evergreen.serving.http_messages import (
 from evergreen.serving.label_endpoints import LabelEndpoints
 from evergreen.serving.prediction_endpoints import PredictionEndpoints
 from evergreen.serving.prediction_service import PredictionService
-from evergreen.serving.protocols import MalformedRequestError
+from evergreen.serving.protocols import BodyTooLargeError, MalformedRequestError, UnsupportedTypeError
 from evergreen.serving.recommendation_endpoints import RecommendationEndpoints
 from evergreen.serving.serving_versions import NotFoundError, ServiceUnavailableError
 from evergreen.serving.status_endpoints import SpoolState, StatusEndpoints
@@ -144,6 +143,8 @@ class App:
             return json_response(found if error.row is None else {**found, "row": error.row}, 422)
         if isinstance(error, MalformedRequestError):
             return error_response(400, str(error))
+        if isinstance(error, UnsupportedTypeError):
+            return error_response(415, str(error))
         if isinstance(error, BodyTooLargeError):
             limit = self._params.serve.max_body_kb
             return error_response(413, f"the body is larger than {limit} KiB (serve.max_body_kb)", (b"connection", b"close"))

@@ -15,6 +15,8 @@ class Rule:
 
     holds: Callable[[Any], bool]
     text: str
+    examples: tuple[Any, ...] = ()
+    """Values that may keep it."""
 
 
 def from_params(params: Params, section: Tabular) -> dict[str, tuple[Rule, ...]]:
@@ -39,7 +41,8 @@ def _rules(expectation: Expectation) -> Iterator[Rule]:
         yield Rule(lambda value: value is not None, "must not be null")
     elif expectation.type == "expect_column_values_to_be_in_set":
         allowed = list(given.get("value_set") or [])
-        yield Rule(lambda value: value is None or value in allowed, f"must be one of {', '.join(map(str, allowed))}")
+        shown = f"must be one of {', '.join(map(str, allowed))}"
+        yield Rule(lambda value: value is None or value in allowed, shown, tuple(allowed))
     elif expectation.type == "expect_column_values_to_not_be_in_set":
         banned = list(given.get("value_set") or [])
         yield Rule(lambda value: value is None or value not in banned, f"must not be one of {', '.join(map(str, banned))}")
@@ -52,12 +55,14 @@ def _rules(expectation: Expectation) -> Iterator[Rule]:
 
 def _between(given: Mapping[str, Any]) -> Iterator[Rule]:
     low, high = given.get("min_value"), given.get("max_value")
+    ends = [each for each in (low, high) if isinstance(each, int | float)]
+    inside = (sum(ends) / 2, *ends) if len(ends) == 2 else tuple(value for end in ends for value in (end, end + 1, end - 1))
     if isinstance(low, int | float):
         strict = bool(given.get("strict_min"))
-        yield Rule(partial(_above, low, strict), f"must be {'above' if strict else 'at least'} {low}")
+        yield Rule(partial(_above, low, strict), f"must be {'above' if strict else 'at least'} {low}", inside)
     if isinstance(high, int | float):
         strict = bool(given.get("strict_max"))
-        yield Rule(partial(_below, high, strict), f"must be {'below' if strict else 'at most'} {high}")
+        yield Rule(partial(_below, high, strict), f"must be {'below' if strict else 'at most'} {high}", inside)
 
 
 def _above(low: float, strict: bool, value: Any) -> bool:

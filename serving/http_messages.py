@@ -9,18 +9,15 @@ import orjson
 
 from evergreen.serving import protocols
 from evergreen.serving.access_control import SECURITY_HEADERS
+from evergreen.serving.compression import decompress
 from evergreen.serving.json_depth import MAX_DEPTH, too_deep
-from evergreen.serving.protocols import MalformedRequestError
+from evergreen.serving.protocols import BodyTooLargeError, MalformedRequestError
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 JSON_TYPE = (b"content-type", b"application/json")
 SECURITY = tuple((name.encode(), value.encode()) for name, value in SECURITY_HEADERS)
 JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
-
-
-class BodyTooLargeError(Exception):
-    """Status 413."""
 
 
 class ClientDisconnectedError(Exception):
@@ -45,7 +42,13 @@ class HttpRequest:
         return bool(query) and parse_qs(query.decode("latin-1")).get(name, [""])[-1].lower() in ("1", "true", "yes")
 
     async def body(self) -> bytes:
-        """Raises BodyTooLargeError beyond serve.max_body_kb, ClientDisconnectedError if the client disconnects."""
+        """The body, decompressed. Raises BodyTooLargeError beyond serve.max_body_kb, compressed or not; UnsupportedTypeError
+        and MalformedRequestError for a compressed body that cannot be read; ClientDisconnectedError if the client disconnects.
+        """
+        body, encoding = await self._read(), self.header(b"content-encoding")
+        return body if encoding is None else decompress(body, encoding, self._max_bytes)
+
+    async def _read(self) -> bytes:
         message = await self._receive()
         part = message.get("body", b"")
         if not message.get("more_body") and message["type"] == "http.request":

@@ -4,11 +4,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import cached_property
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from evergreen.serving import examples
 from evergreen.serving.batching import MicroBatcher
 from evergreen.serving.column_rules import Rule
+from evergreen.serving.feature import Feature
 from evergreen.serving.online_features import OnlineFeatures
 from evergreen.tasks.config.params import KindName
 from evergreen.tasks.core.errors import EvergreenError, ModelError, RequestError
@@ -19,22 +22,10 @@ if TYPE_CHECKING:
     from evergreen.serving.recommender_service import OnlineRecommender
     from evergreen.tasks.problems.recommender.list_request import RecommendedLists, Request
 
-Type = Literal["number", "text", "date"]
 CUTOFF = "cutoff"
 """Optional key of a row of event features: the last day that the features know."""
 PredictRows = Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]]
 """Rows of features -> the output for each."""
-
-
-@dataclass(frozen=True)
-class Feature:
-    name: str
-    type: Type
-    rules: tuple[Rule, ...] = ()
-    read: Callable[[str], Any] | None = None
-    """Reads a text as the contract of the problem's table does: as a number, or as a date. Raises ValueError."""
-    levels: frozenset[str] = frozenset()
-    """Of a category: its values in training. Empty: not known."""
 
 
 @dataclass(slots=True)
@@ -82,16 +73,25 @@ class RowModel(LoadedModel):
         """`model`: the compiled model or the pipeline. `load_pipeline`: loads the pipeline of a compiled model."""
         self.problem, self.version, self.kind = problem, version, kind
         self.features = {each.name: each for each in features}
-        self.example = tuple(dict(each) for each in example)
+        dates = [each.name for each in features if each.type == "date"]
+        self.example = tuple(examples.without_missing(each, dates) for each in example)
+        """Rows of the training data, for the self-check and for explanations; never shown."""
+        self.request_example = examples.make_row(features)
+        """A row that a client may send, made from the contract; None if no row was found that this version accepts."""
         self.compiled = model if isinstance(model, Compiled) else None
         self.entity, self.online_features = entity, online_features
         self._pipeline = None if isinstance(model, Compiled) else model
         self._load_pipeline, self._loading = load_pipeline, Lock()
         self._levels = tuple((each.name, each.levels) for each in features if each.levels)
         self._ruled = tuple((each.name, each.rules) for each in features if each.rules)
-        self._keys = frozenset({*self.features, *([entity] if entity else []), *([CUTOFF] if online_features else [])})
+        self._texts = tuple((each.name, each.levels, each.missing) for each in features if each.type == "text")
+        self._sentinels = tuple((each.name, each.missing) for each in features if each.type == "number" and each.missing)
+        self.keys: frozenset[str] = frozenset(
+            {*self.features, *([entity] if entity else []), *([CUTOFF] if online_features else [])}
+        )
+        """The keys that a row may have."""
         self.example_output: Mapping[str, Any] = {}
-        """The output for the first example row; set by `self_check`."""
+        """The output for `request_example`, or else for the first example row; set by `self_check`."""
         self.batcher: MicroBatcher[ParsedRow] | None = None
         """Set by the server that collects rows for this model."""
         self._width = len(self.features)
@@ -107,9 +107,17 @@ class RowModel(LoadedModel):
             extra = len(row) - self._width
             if extra:
                 extra -= (self.entity in row) + (self.online_features is not None and CUTOFF in row)
-            if not extra:  # every key is a feature, the entity or the cutoff
+            if not extra and not self._has_words(row):  # every key is a feature, the entity or the cutoff
                 return self._parse_plain(row, point)
         return self._parse(row)
+
+    def _has_words(self, row: Mapping[str, Any]) -> bool:
+        """Whether a value may be a missing one, or a category in other words. `row`: with values of the right types."""
+        for name, levels, missing in self._texts:
+            value = row[name]
+            if value is not None and value not in levels and (levels or value.strip() in missing):
+                return True
+        return any(row[name] in missing for name, missing in self._sentinels)
 
     def _parse_plain(self, row: Mapping[str, Any], point: EncodedRow) -> ParsedRow:
         """A row with all features and values of the right types."""
@@ -167,8 +175,19 @@ class RowModel(LoadedModel):
                 if isinstance(value, float) and not math.isfinite(value):
                     reason = f"{key} = {value} is not a finite number"
                     raise ModelError(f"{name}: self-check failed: {reason}. Train again, or roll back.")
-        self.example_output = outputs[0] if outputs else {}
+        self.example_output = self._predict_example() or (outputs[0] if outputs else {})
         return outputs
+
+    def _predict_example(self) -> Mapping[str, Any]:
+        """The output for `request_example`; empty, and then there is no such example, if this version does not accept it."""
+        try:
+            found = self.predict([self.parse(self.request_example)])[0] if self.request_example else {}
+        except (EvergreenError, ValueError, KeyError, TypeError, AttributeError):
+            found = {}
+        if not found or any(isinstance(value, float) and not math.isfinite(value) for value in found.values()):
+            self.request_example = None
+            return {}
+        return found
 
     def _entity_and_cutoff(self, row: Mapping[str, Any]) -> tuple[str | None, date | None]:
         key = row.get(self.entity) if self.entity else None
@@ -178,8 +197,8 @@ class RowModel(LoadedModel):
 
     def _reject_unknown(self, row: Mapping[str, Any]) -> None:
         for name in row:
-            if name not in self._keys:
-                raise RequestError(name, f"unknown column of {self.problem}{nearest(name, self._keys)}", row[name])
+            if name not in self.keys:
+                raise RequestError(name, f"unknown column of {self.problem}{nearest(name, self.keys)}", row[name])
 
     def _missing_rule(self) -> str:
         alternative = f", or give {self.entity} alone" if self.online_features else ""
@@ -195,9 +214,10 @@ class ListModel(LoadedModel):
         self.problem, self.version = recommender.problem, recommender.version
         self.recommender, self.item, self.user = recommender, item, user
 
+    @cached_property
     def example_user(self) -> Any:
-        """The id of a user with purchases; None without any."""
-        return next(iter(self.recommender.users()), None)
+        """An id as users have it, which no user has."""
+        return examples.make_id(self.recommender.users())
 
     def example_item(self) -> Any:
         """The id of an item that can be recommended; None without any."""
@@ -238,15 +258,24 @@ def _as_list(values: Any) -> list[Any]:
 
 
 def _converted(feature: Feature, value: Any) -> Any:
-    """A text as its contract reads it, and true or false as training spells it; `value` itself if it does not fit."""
+    """A text as its contract reads it, None for what the contract calls missing, and true or false as training spells it.
+
+    `value` itself if it does not fit.
+    """
+    if isinstance(value, str):
+        if value.strip() in feature.missing and value not in feature.levels:
+            return None
+        if feature.read is None:
+            return value
+        try:
+            value = feature.read(value)
+        except ValueError:
+            return value
+    elif isinstance(value, int | float) and value in feature.missing:
+        return None
     if isinstance(value, bool):
         return next((level for level in feature.levels if level.lower() == str(value).lower()), value)
-    if feature.read is None or not isinstance(value, str):
-        return value
-    try:
-        return feature.read(value)
-    except ValueError:
-        return value
+    return value
 
 
 def _check_value(feature: Feature, value: Any) -> None:

@@ -5,8 +5,9 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from evergreen.serving import column_rules
-from evergreen.serving.loaded_model import Feature, ListModel, LoadedModel, PredictRows, RowModel, Type
+from evergreen.serving import column_rules, missing_values
+from evergreen.serving.feature import Feature, Type
+from evergreen.serving.loaded_model import ListModel, LoadedModel, PredictRows, RowModel
 from evergreen.serving.online_features import OnlineFeatures
 from evergreen.tasks.config.params import KindName, Params, Tabular
 from evergreen.tasks.core.paths import Layout
@@ -14,6 +15,7 @@ from evergreen.tasks.model_files import onnx_runtime
 
 if TYPE_CHECKING:
     from evergreen.serving.event_log import EventLog
+    from evergreen.tasks.config.data import Source
     from evergreen.tasks.release.model_registry import Registry
 
 NO_READERS: Mapping[str, Callable[[str], Any]] = MappingProxyType({})
@@ -29,8 +31,12 @@ def load(
     problem: str,
     version: int,
     readers: Mapping[str, Callable[[str], Any]] = NO_READERS,
+    source: "Source | None" = None,
 ) -> LoadedModel:
-    """The version, ready to predict. `readers`: see Feature.read. Raises ModelError if it cannot be loaded."""
+    """The version, ready to predict. Raises ModelError if it cannot be loaded.
+
+    `readers`: see Feature.read. `source`: the contract of the table whose columns are the features; None: that of params.
+    """
     section = params.section(problem)
     if section.predicts == "lists":
         from evergreen.serving.recommender_service import OnlineRecommender
@@ -41,10 +47,15 @@ def load(
     described, compiled = registry.model_input(problem, version), registry.load_compiled(problem, version)
     kind, rules = params.kind(problem), column_rules.from_params(params, section)
     types = _types(described.features, section)
+    if source is None and section.features.by_cutoff is False:
+        source = params.ingest.get(section.features.table)
     features = [
-        Feature(name, type_, rules.get(name, ()), readers.get(name), frozenset(described.levels.get(name, ())))
+        Feature(
+            name, type_, rules.get(name, ()), readers.get(name), frozenset(described.levels.get(name, ())),
+            missing_values.of_column(source, name, type_),
+        )
         for name, type_ in types.items()
-    ]
+    ]  # fmt: skip
     load_pipeline = partial(_load_pipeline, registry, problem, version, kind, features)
     online_features = None
     if section.features.by_cutoff is True:

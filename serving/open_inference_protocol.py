@@ -2,19 +2,33 @@
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import orjson
 
-from evergreen.serving.protocols import MalformedRequestError, Row, RowPrediction, from_columns, parse
+from evergreen.serving.feature import Feature
+from evergreen.serving.protocols import MalformedRequestError, Row, RowPrediction, from_columns, parse_with_nan
 from evergreen.tasks.core.errors import RequestError
+from evergreen.tasks.model_files.onnx_runtime import PROBABILITY_PREFIX
 
 NUMBERS = {
     "BOOL": "?", "INT8": "i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8", "UINT8": "u1", "UINT16": "<u2", "UINT32": "<u4",
     "UINT64": "<u8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
 }  # fmt: skip
 """Datatype of a tensor -> NumPy's, in the byte order of the binary extension."""
+RANGES = {
+    name: (float(limits.min), float(limits.max)) if name.startswith("FP") else (int(limits.min), int(limits.max))
+    for name, limits in (
+        (name, np.finfo(type_) if name.startswith("FP") else np.iinfo(type_))
+        for name, type_ in NUMBERS.items()
+        if name != "BOOL"
+    )
+}
+"""Datatype of numbers -> its lowest and highest value."""
+PYTHON_MISSING = frozenset({"None", "nan", "NaN", "NaT", "<NA>"})
+"""A missing text as Python clients write it: tritonclient sends str(value). A category of that name stays one."""
 MAX_DIMENSIONS = 8
 DATATYPES = {"number": "FP64", "text": "BYTES", "date": "BYTES"}
 """Type of a feature -> datatype of its tensor."""
@@ -23,9 +37,9 @@ DATATYPES = {"number": "FP64", "text": "BYTES", "date": "BYTES"}
 def read_request(body: bytes, json_length: int | None) -> tuple[dict[str, Any], bytes]:
     """The JSON part, and the bytes after it. `json_length`: the header Inference-Header-Content-Length, if present."""
     if json_length is None:
-        given, rest = parse(body), b""
+        given, rest = parse_with_nan(body), b""
     elif 0 <= json_length <= len(body):
-        given, rest = parse(body[:json_length]), body[json_length:]
+        given, rest = parse_with_nan(body[:json_length]), body[json_length:]
     else:
         raise MalformedRequestError(f"Inference-Header-Content-Length {json_length}: the body has {len(body)} bytes")
     if not isinstance(given, dict) or not isinstance(given.get("inputs"), list) or not given["inputs"]:
@@ -33,8 +47,21 @@ def read_request(body: bytes, json_length: int | None) -> tuple[dict[str, Any], 
     return given, rest
 
 
-def read_rows(given: Mapping[str, Any], rest: bytes, features: Sequence[str]) -> Sequence[Row]:
+def read_rows(given: Mapping[str, Any], rest: bytes, features: Mapping[str, Feature]) -> Sequence[Row]:
     """Rows of one tensor per feature (shape [n] or [n, 1]), or of one 2-D tensor with a column per feature in order."""
+    return [_without_missing_words(row, features) for row in _rows(given, rest, list(features))]
+
+
+def _without_missing_words(row: Row, features: Mapping[str, Feature]) -> Row:
+    missing = [
+        name
+        for name, value in row.items()
+        if type(value) is str and value in PYTHON_MISSING and name in features and value not in features[name].levels
+    ]
+    return {**row, **dict.fromkeys(missing)} if missing else row
+
+
+def _rows(given: Mapping[str, Any], rest: bytes, features: Sequence[str]) -> Sequence[Row]:
     tensors: dict[str, tuple[list[int], list[Any]]] = {}
     for tensor in given["inputs"]:
         name, shape, values, used = _tensor(tensor, rest)
@@ -69,8 +96,8 @@ def _tensor(tensor: Any, rest: bytes) -> tuple[str, list[int], list[Any], int]:
     size = parameters.get("binary_data_size") if isinstance(parameters, Mapping) else None
     count = int(np.prod(shape, dtype=object)) if shape else 1
     if size is None:
-        values = list(_flat(tensor.get("data"), name))
-        used = 0
+        values, used = list(_flat(tensor.get("data"), name)), 0
+        _check_values(name, datatype, values)
     else:
         if type(size) is not int or not 0 <= size <= len(rest):
             raise MalformedRequestError(f"{name}: binary_data_size {size}, but {len(rest)} bytes are left")
@@ -88,6 +115,29 @@ def _flat(data: Any, name: str, depth: int = 0) -> Iterable[Any]:
             yield from _flat(each, name, depth + 1)
         else:
             yield each
+
+
+def _check_values(name: str, datatype: str, values: Sequence[Any]) -> None:
+    """Raises RequestError for a value in JSON that its datatype does not hold; null is missing in each."""
+    if datatype == "BYTES":
+        fits, rule = (lambda value: type(value) is str), "must be texts"
+    elif datatype == "BOOL":
+        fits, rule = (lambda value: type(value) is bool), "must be true or false"
+    else:
+        low, high = RANGES[datatype]
+        whole = not datatype.startswith("FP")
+        rule = f"must be whole numbers from {low} to {high}" if whole else f"must be numbers of at most {high:.6g}"
+
+        def fits(value: Any) -> bool:
+            return (
+                type(value) in (int, float) and low <= value <= high and (not whole or type(value) is int or value.is_integer())
+            )
+
+    for row, value in enumerate(values):
+        if value is not None and not fits(value):
+            error = RequestError(name, f"{rule} (datatype {datatype}), or null", value)
+            error.row = row
+            raise error
 
 
 def _from_binary(name: str, datatype: str, data: bytes, count: int) -> list[Any]:
@@ -118,10 +168,15 @@ def _from_binary(name: str, datatype: str, data: bytes, count: int) -> list[Any]
 def response(problem: str, given: Mapping[str, Any], predictions: Sequence[RowPrediction]) -> tuple[bytes, int | None]:
     """The body, and the length of its JSON part if binary tensors follow."""
     outputs, tail = [], list[bytes]()
-    for name, binary in _requested(given, predictions).items():
-        values = [each.output[name] for each in predictions]
-        output: dict[str, Any] = {"name": name, "datatype": _datatype(values), "shape": [len(values)]}
-        if binary:
+    for name, wanted in _requested(given, predictions).items():
+        if wanted.classes is None:
+            values: list[Any] = [each.output[name] for each in predictions]
+            output: dict[str, Any] = {"name": name, "datatype": _datatype(values), "shape": [len(values)]}
+        else:
+            ranked = [_most_probable(each.output, wanted.classes) for each in predictions]
+            values = [one for each in ranked for one in each]
+            output = {"name": name, "datatype": "BYTES", "shape": [len(ranked), len(ranked[0]) if ranked else 0]}
+        if wanted.binary:
             tail.append(_to_binary(output["datatype"], values))
             output["parameters"] = {"binary_data_size": len(tail[-1])}
         else:
@@ -138,14 +193,30 @@ def response(problem: str, given: Mapping[str, Any], predictions: Sequence[RowPr
     return head + b"".join(tail), len(head) if tail else None
 
 
-def _requested(given: Mapping[str, Any], predictions: Sequence[RowPrediction]) -> dict[str, bool]:
-    """Requested output -> whether in binary. Raises RequestError for an output that the model does not have."""
+@dataclass(frozen=True)
+class _Wanted:
+    """How an output is requested."""
+
+    binary: bool
+    classes: int | None = None
+    """tritonclient's class_count: so many classes, the most probable first, in place of the values."""
+
+
+def _most_probable(output: Mapping[str, Any], count: int) -> list[str]:
+    """`probability:index:class` of the most probable classes, as the classification extension writes them."""
+    classes = [(name.removeprefix(PROBABILITY_PREFIX), value) for name, value in output.items() if name != "prediction"]
+    order = sorted(range(len(classes)), key=lambda place: -classes[place][1])
+    return [f"{classes[place][1]:f}:{place}:{classes[place][0]}" for place in order[:count]]
+
+
+def _requested(given: Mapping[str, Any], predictions: Sequence[RowPrediction]) -> dict[str, _Wanted]:
+    """Requested output -> how. Raises RequestError for an output that the model does not have."""
     names = list(predictions[0].output) if predictions else ["prediction"]
     parameters = given.get("parameters")
     all_binary = isinstance(parameters, Mapping) and parameters.get("binary_data_output") is True
     outputs = given.get("outputs")
     if not outputs:
-        return dict.fromkeys(names, all_binary)
+        return dict.fromkeys(names, _Wanted(all_binary))
     if not isinstance(outputs, list) or not all(isinstance(each, Mapping) for each in outputs):
         raise MalformedRequestError("outputs: needs a list of objects with a name")
     found = {}
@@ -153,9 +224,19 @@ def _requested(given: Mapping[str, Any], predictions: Sequence[RowPrediction]) -
         name, own = each.get("name"), each.get("parameters")
         if name not in names:
             raise RequestError("outputs", f"must be among {', '.join(names)}", name)
-        binary = own.get("binary_data", all_binary) if isinstance(own, Mapping) else all_binary
-        found[name] = binary is True
+        options = own if isinstance(own, Mapping) else {}
+        count = options.get("classification")
+        if count is not None:
+            _check_class_count(name, count, names)
+        found[name] = _Wanted(options.get("binary_data", all_binary) is True, count)
     return found
+
+
+def _check_class_count(name: str, count: Any, names: Sequence[str]) -> None:
+    if type(count) is not int or count < 1:
+        raise RequestError("classification", "must be a whole number from 1 on", count)
+    if name != "prediction" or not any(each.startswith(PROBABILITY_PREFIX) for each in names):
+        raise RequestError("classification", "is for the output prediction of a classifier", name)
 
 
 def _datatype(values: Sequence[Any]) -> str:
@@ -170,12 +251,18 @@ def _to_binary(datatype: str, values: Sequence[Any]) -> bytes:
     return b"".join(struct.pack("<I", len(each)) + each for each in texts)
 
 
-def metadata(problem: str, versions: Sequence[int], features: Mapping[str, str], output: Mapping[str, Any]) -> dict[str, Any]:
-    """`features`: name -> type of the feature. `output`: an example, for the datatypes."""
+def metadata(
+    problem: str, versions: Sequence[int], features: Mapping[str, Feature], output: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`output`: an example, for the datatypes. The output `prediction` of a classifier names the classes in its parameters."""
+    outputs = [{"name": name, "datatype": _datatype([value]), "shape": [-1]} for name, value in output.items()]
+    classes = [name.removeprefix(PROBABILITY_PREFIX) for name in output if name.startswith(PROBABILITY_PREFIX)]
+    if classes:
+        outputs[0]["parameters"] = {"classes": classes}
     return {
         "name": problem,
         "versions": [str(each) for each in versions],
         "platform": "evergreen",
-        "inputs": [{"name": name, "datatype": DATATYPES[type_], "shape": [-1]} for name, type_ in features.items()],
-        "outputs": [{"name": name, "datatype": _datatype([value]), "shape": [-1]} for name, value in output.items()],
+        "inputs": [{"name": each.name, "datatype": DATATYPES[each.type], "shape": [-1]} for each in features.values()],
+        "outputs": outputs,
     }

@@ -1,38 +1,63 @@
-"""The OpenAPI description of the service, with examples from the models that serve."""
+"""The OpenAPI description of the service: each address with its types, and examples made from the contract."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from evergreen.serving.loaded_model import Feature, ListModel, LoadedModel, RowModel
+from evergreen.serving import openapi_schemas
+from evergreen.serving.loaded_model import ListModel, LoadedModel, RowModel
+from evergreen.serving.open_inference_protocol import DATATYPES
+from evergreen.serving.openapi_schemas import SHARED, STRING, Schema, array, named, one_or_more, ref, row_schema
 from evergreen.tasks.config.params import Params
 
-TYPES: Mapping[str, list[str]] = {
-    "number": ["number", "null"],
-    "text": ["string", "number", "boolean", "null"],
-    "date": ["string", "null"],
-}
 EXAMPLE_ID = "3f9a1c0e5d7b2468-0"
-ERROR = {"description": "The error", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
-_REJECTED_SCHEMA = {"anyOf": [{"$ref": "#/components/schemas/Error"}, {"type": "object", "required": ["rejected"]}]}
+JSON = "application/json"
+Examples = dict[str, dict[str, Any]]
+"""Name -> summary and value."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One method of one address. `name`: of its operation id; followed by that of the problem, if the address has one."""
+
+    path: str
+    name: str
+    summary: str
+    tag: str
+    response: Schema
+    method: str = "get"
+    problem: str = ""
+    body: Schema | None = None
+    examples: Examples = field(default_factory=dict)
+    example_response: Any = None
+    example_version: int | None = None
+    """Of an address with a version in it."""
+    explains: bool = False
+    """Whether ?explain=true adds contributions."""
+    rejects: bool = False
+    """Whether status 422 may have the body of status 200."""
+    types: Mapping[str, Schema] = field(default_factory=dict)
+    """More content types of the response."""
+    csv: str | None = None
+    """An example of a request as text/csv, if it is read."""
 
 
 def describe(params: Params, champions: Mapping[str, LoadedModel | None], paths: Mapping[str, str]) -> dict[str, Any]:
     """The description of `paths`: path -> its problem ("": none). `champions`: problem -> the version that serves, if any."""
-    found: dict[str, Any] = {}
+    schemas, operations = dict(SHARED), list(_server_operations())
     for problem, model in champions.items():
-        described: dict[str, Any] = {}
+        question = params.section(problem).question
         if isinstance(model, RowModel):
-            described = _row_paths(params, problem, model)
+            schemas |= openapi_schemas.of_rows(problem, model)
+            operations += _row_operations(question, problem, model)
         elif isinstance(model, ListModel):
-            described = _list_paths(params, problem, model)
-        found |= {path: each for path, each in described.items() if paths.get(path) == problem}
-    found |= _server_paths()
-    error = {
-        "type": "object",
-        "required": ["error"],
-        "properties": {name: {"type": ["string", "null"]} for name in ("error", "field", "value", "rule")}
-        | {"row": {"type": ["integer", "null"]}},
-    }
+            schemas |= openapi_schemas.of_lists(problem, model)
+            operations += _list_operations(question, problem, model)
+    found: dict[str, Any] = {}
+    for each in operations:
+        served = paths.get(each.path.replace("/versions/{version}", ""))
+        if served == each.problem or (served is not None and not each.problem):
+            found.setdefault(each.path, {})[each.method] = _as_json(each)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -46,229 +71,181 @@ def describe(params: Params, champions: Mapping[str, LoadedModel | None], paths:
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
             },
-            "schemas": {"Error": error},
+            "schemas": schemas,
         },
         "security": [{}, {"bearer": []}, {"key": []}],
     }
 
 
-def _row_paths(params: Params, problem: str, model: RowModel) -> dict[str, Any]:
-    question, output = params.section(problem).question, model.example_output
-    labels = _labels(output.get("prediction"))
-    predict, invocations = _predict(question, model), _invocations(question, model)
-    about = _operation("Inputs and outputs of the model", "V2", None, {}, _success({}))
-    return {
-        f"/v1/predict/{problem}": {"post": predict},
-        "/v1/predict": {"post": predict},
-        f"/v1/models/{problem}/invocations": {"post": invocations},
-        "/invocations": {"post": invocations},
-        f"/v2/models/{problem}": {"get": about},
-        f"/v2/models/{problem}/ready": {"get": _operation("Whether a version serves", "V2", None, {}, _success({}))},
-        f"/v2/models/{problem}/infer": {"post": _infer(question, model)},
-        f"/v1/labels/{problem}": {"post": labels},
-        "/v1/labels": {"post": labels},
+def _as_json(operation: Operation) -> dict[str, Any]:
+    named_in_path = operation.problem in operation.path.split("/")[3:]
+    parts = [operation.name, *([operation.problem] if named_in_path else [])]
+    content: dict[str, Any] = {
+        JSON: {"schema": operation.response},
+        **{type_: {"schema": each} for type_, each in operation.types.items()},
     }
-
-
-def _row_schema(model: RowModel) -> dict[str, Any]:
-    properties = {name: {"type": TYPES[each.type], **_rules(each)} for name, each in model.features.items()}
-    if model.entity:
-        properties[model.entity] = {"type": ["string", "number", "null"], "description": "The entity that the row is about."}
-    if model.online_features:
-        properties["cutoff"] = {"type": ["string", "null"], "format": "date"}
-    return {"type": "object", "properties": properties, "additionalProperties": False}
-
-
-def _predict(question: str, model: RowModel) -> dict[str, Any]:
-    row = _row_schema(model)
-    examples = {"row": {"summary": "All features", "value": _example_row(model)}}
-    if model.online_features and model.entity:
-        key = next(iter(model.online_features.keys()), None)
-        if key is not None:
-            summary = "The entity's key alone: its newest features are looked up"
-            examples["key"] = {"summary": summary, "value": {model.entity: key}}
-    examples["list"] = {"summary": "Several rows", "value": [dict(each) for each in model.example[:2]]}
-    response = {"id": EXAMPLE_ID, "version": model.version, "variant": "champion", **model.example_output}
-    either = {"anyOf": [row, {"type": "array", "items": row}]}
-    found = _operation(question, "rows", either, examples, _success(response))
-    about = "Add the contribution of each column."
-    found["parameters"] = [{"name": "explain", "in": "query", "schema": {"type": "boolean"}, "description": about}]
+    if operation.response == STRING:
+        content = {type_: {"schema": each} for type_, each in operation.types.items()}
+    if operation.example_response is not None:
+        content[JSON]["example"] = operation.example_response
+    responses: dict[str, Any] = {"200": {"description": "Success", "content": content}}
+    if operation.rejects:
+        either = {"anyOf": [ref("Error"), operation.response]}
+        responses["422"] = {"description": "All were rejected", "content": {JSON: {"schema": either}}}
+    responses["default"] = {"description": "The error", "content": {JSON: {"schema": ref("Error")}}}
+    found: dict[str, Any] = {"summary": operation.summary, "tags": [operation.tag]}
+    parameters = []
+    if operation.example_version is not None:
+        parts.append("version")
+        version = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
+        parameters.append(
+            {"name": "version", "in": "path", "required": True, "schema": version, "example": operation.example_version}
+        )
+    if operation.explains:
+        about = "Add the contribution of each column."
+        parameters.append({"name": "explain", "in": "query", "schema": {"type": "boolean"}, "description": about})
+    if parameters:
+        found["parameters"] = parameters
+    found |= {"operationId": "_".join(parts), "responses": responses}
+    if operation.body is not None:
+        body: dict[str, Any] = {
+            JSON: {"schema": operation.body, **({"examples": operation.examples} if operation.examples else {})}
+        }
+        if operation.csv is not None:
+            body["text/csv"] = {"schema": STRING, "example": operation.csv}
+        found["requestBody"] = {"required": True, "content": body}
     return found
 
 
-def _invocations(question: str, model: RowModel) -> dict[str, Any]:
-    names, example = list(model.features), _example_row(model)
-    row = {**_row_schema(model), "required": names}
-    schema = {
-        "type": "object",
-        "properties": {
-            "dataframe_split": {
-                "type": "object",
-                "required": ["columns", "data"],
-                "properties": {
-                    "columns": {"type": "array", "items": {"type": "string"}},
-                    "data": {"type": "array", "items": {"type": "array"}},
-                },
-            },
-            "dataframe_records": {"type": "array", "items": row},
-            "instances": {"type": "array", "items": {"anyOf": [row, {"type": "array"}]}},
-            "inputs": {"anyOf": [{"type": "object"}, {"type": "array"}]},
-            "params": {"type": "object"},
-        },
-        "minProperties": 1,
-    }
-    split = {"dataframe_split": {"columns": names, "data": [[example.get(name) for name in names]]}}
-    examples = {
-        "split": {"summary": "dataframe_split", "value": split},
-        "records": {"summary": "dataframe_records", "value": {"dataframe_records": [example]}},
-    }
+def _row_operations(question: str, problem: str, model: RowModel) -> Iterator[Operation]:
+    row, example = row_schema(problem, model), model.request_example
+    response = {"id": EXAMPLE_ID, "version": model.version, "variant": "champion", **model.example_output}
+    predictions = {"anyOf": [ref(named(problem, "Prediction")), ref(named(problem, "Predictions"))]}
+    examples: Examples = {}
+    if example:
+        examples["row"] = {"summary": "All features", "value": example}
+        examples["list"] = {"summary": "Several rows", "value": [example, example]}
+    either = {"anyOf": [row, array(row), ref(named(problem, "Rows"))]}
+    note = f" {model.entity} alone gets the prediction from its newest features." if model.online_features else ""
+    for path in (f"/v1/predict/{problem}", "/v1/predict"):
+        yield Operation(
+            path,
+            "predict",
+            f"{question}{note}",
+            "rows",
+            predictions,
+            "post",
+            problem,
+            either,
+            examples,
+            response,
+            explains=True,
+        )
     more = {name: [value] for name, value in model.example_output.items() if name != "prediction"}
-    response = {"predictions": [model.example_output.get("prediction")], **more}
-    response |= {"ids": [EXAMPLE_ID], "versions": [model.version]}
-    return _operation(f"{question} (MLflow's scoring protocol)", "MLflow", schema, examples, _success(response))
+    frame = {"predictions": [model.example_output.get("prediction")], **more}
+    frame |= {"ids": [EXAMPLE_ID], "versions": [model.version], "variants": ["champion"]}
+    frames: Examples = {}
+    if example:
+        split = {"columns": list(example), "data": [list(example.values())]}
+        frames["split"] = {"summary": "dataframe_split", "value": {"dataframe_split": split}}
+        frames["records"] = {"summary": "dataframe_records", "value": {"dataframe_records": [example]}}
+    yield from _invocations(question, problem, model.version, frames, frame, _csv(example) if example else None)
+    yield from _open_inference(question, problem, model)
+    yield from _labels(problem, model.example_output.get("prediction"))
 
 
-def _infer(question: str, model: RowModel) -> dict[str, Any]:
-    example = _example_row(model)
-    tensors = [
-        {"name": name, "shape": [1], "datatype": "FP64" if each.type == "number" else "BYTES", "data": [example.get(name)]}
-        for name, each in model.features.items()
-    ]
-    tensor = {
-        "type": "object",
-        "required": ["name", "shape", "datatype"],
-        "properties": {
-            "name": {"type": "string"},
-            "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-            "datatype": {"type": "string"},
-            "data": {"type": "array"},
-            "parameters": {"type": "object"},
-        },
-    }
-    schema = {
-        "type": "object",
-        "required": ["inputs"],
-        "properties": {
-            "id": {"type": "string"},
-            "inputs": {"type": "array", "items": tensor, "minItems": 1},
-            "outputs": {"type": "array", "items": {"type": "object"}},
-            "parameters": {"type": "object"},
-        },
-    }
-    examples = {"tensors": {"value": {"inputs": tensors}}}
-    return _operation(f"{question} (Open Inference Protocol V2)", "V2", schema, examples, _success({}))
+def _invocations(
+    question: str, problem: str, version: int, examples: Examples, response: Any, csv: str | None
+) -> Iterator[Operation]:
+    for path, number in (
+        (f"/v1/models/{problem}/invocations", None),
+        (f"/v1/models/{problem}/versions/{{version}}/invocations", version),
+        ("/invocations", None),
+    ):
+        yield Operation(
+            path, "invocations", f"{question} (MLflow's scoring protocol)", "MLflow", ref(named(problem, "FramePredictions")),
+            "post", problem, ref(named(problem, "Frame")), examples, response, number, explains=True, csv=csv,
+        )  # fmt: skip
 
 
-def _list_paths(params: Params, problem: str, model: ListModel) -> dict[str, Any]:
-    user, item = model.example_user(), model.example_item()
-    event = {
-        "type": "object",
-        "properties": {name: {} for name in ("id", "user", "item", "basket", "time", "place", "quantity")},
-    }
-    either = {"anyOf": [event, {"type": "array", "items": event}]}
-    event_example = {"event": {"value": {"id": "till-7-000123", "user": user, "item": item}}}
-    counts = {"accepted": 1, "duplicate": 0, "rejected": []}
-    events = _operation("Purchase events; idempotent by id", "lists", either, event_example, _counts(counts))
-    rows = {"type": "object", "properties": {"dataframe_records": {"type": "array", "items": {"type": "object"}}}}
-    invocations = _operation(
-        "Lists for users (MLflow's scoring protocol)", "MLflow", rows,
-        {"records": {"value": {"dataframe_records": [{model.user: user}]}}}, _success({}),
-    )  # fmt: skip
-    recommend = _recommend(params.section(problem).question, user)
-    return {
-        f"/v1/recommend/{problem}": {"post": recommend},
-        "/v1/recommend": {"post": recommend},
-        f"/v1/events/{problem}": {"post": events},
-        "/v1/events": {"post": events},
-        f"/v1/models/{problem}/invocations": {"post": invocations},
-        f"/v1/labels/{problem}": {"post": _labels([item])},
-        "/v1/labels": {"post": _labels([item])},
-    }
+def _csv(row: Mapping[str, Any]) -> str:
+    """The row with a line of names, each value in quotes."""
+    cells = ["" if value is None else str(value) for value in row.values()]
+    return "".join(",".join('"' + cell.replace('"', '""') + '"' for cell in line) + "\n" for line in (row, cells))
 
 
-def _recommend(question: str, user: Any) -> dict[str, Any]:
-    schema = {
-        "type": "object",
-        "properties": {
-            "users": {"type": "array", "items": {"type": ["string", "number", "null"]}},
-            "items": {"type": "array", "items": {"type": ["string", "number"]}},
-            "place": {"type": ["string", "integer", "null"]},
-            "k": {"type": ["integer", "null"], "minimum": 1},
-            "show": {"enum": ["all", "rebuy", "discover", "blend", None]},
-            "blend": {"type": ["number", "null"]},
-            "diversity": {"type": ["number", "null"]},
-            "explore": {"type": ["number", "null"]},
-            "rules": {"type": "object"},
-            "as_of": {"type": ["string", "null"], "format": "date"},
-            "explain": {"type": "boolean"},
-        },
-        "additionalProperties": False,
-    }
-    examples = {
+def _open_inference(question: str, problem: str, model: RowModel) -> Iterator[Operation]:
+    examples: Examples = {}
+    if model.request_example:
+        tensors = [_tensor(name, DATATYPES[each.type], model.request_example[name]) for name, each in model.features.items()]
+        examples["tensors"] = {"value": {"inputs": tensors}}
+    about, ready, infer = (
+        "Inputs and outputs of the model",
+        "Whether a version serves",
+        f"{question} (Open Inference Protocol V2)",
+    )
+    for middle, number in (("", None), ("/versions/{version}", model.version)):
+        path = f"/v2/models/{problem}{middle}"
+        yield Operation(path, "metadata", about, "V2", ref("ModelMetadata"), problem=problem, example_version=number)
+        yield Operation(
+            f"{path}/ready", "model_ready", ready, "V2", ref("ModelReadiness"), problem=problem, example_version=number
+        )
+        yield Operation(
+            f"{path}/infer", "infer", infer, "V2", ref("InferResponse"), "post", problem, ref("InferRequest"), examples,
+            example_version=number, types={"application/octet-stream": {"type": "string", "format": "binary"}},
+        )  # fmt: skip
+
+
+def _tensor(name: str, datatype: str, value: Any) -> dict[str, Any]:
+    shown = str(value) if datatype == "BYTES" and value is not None else value
+    return {"name": name, "shape": [1], "datatype": datatype, "data": [shown]}
+
+
+def _list_operations(question: str, problem: str, model: ListModel) -> Iterator[Operation]:
+    user, item = model.example_user, model.example_item()
+    examples: Examples = {
         "user": {"summary": "A user", "value": {"users": [user], "k": 5}},
         "rules": {"summary": "With a rule", "value": {"users": [user], "k": 5, "rules": {"max_per_category": 1}}},
         "anonymous": {"summary": "An anonymous user", "value": {"k": 5}},
     }
-    return _operation(question, "lists", schema, examples, _success({}))
+    for path in (f"/v1/recommend/{problem}", "/v1/recommend"):
+        yield Operation(path, "recommend", question, "lists", ref("Lists"), "post", problem, ref("ListRequest"), examples)
+    event: Examples = {"event": {"value": {"id": "till-7-000123", "user": user, "item": item}}}
+    either = {"anyOf": [ref("Event"), array(ref("Event")), openapi_schemas.closed(["events"], {"events": array(ref("Event"))})]}
+    counts = {"accepted": 1, "duplicate": 0, "rejected": []}
+    for path in (f"/v1/events/{problem}", "/v1/events"):
+        yield Operation(
+            path, "events", "Purchase events; idempotent by id", "lists", ref("EventCounts"), "post", problem, either, event,
+            counts, rejects=True,
+        )  # fmt: skip
+    record: Examples = {"records": {"value": {"dataframe_records": [{model.user: user}]}}}
+    yield from _invocations(f"{question} Lists for users", problem, model.version, record, None, None)
+    yield from _labels(problem, [item])
 
 
-def _labels(value: Any) -> dict[str, Any]:
-    label = {
-        "type": "object",
-        "properties": {"value": {}, "id": {"type": "string"}, "entity": {"type": ["string", "number"]}}
-        | {name: {"type": "string", "description": "A day or a time"} for name in ("at", "known_at")},
-        "required": ["value"],
-    }
-    either = {"anyOf": [label, {"type": "array", "items": label}]}
-    example = {"label": {"value": {"id": EXAMPLE_ID, "value": value}}}
-    return _operation("Labels of earlier predictions", "labels", either, example, _counts({"matched": 1, "pending": 0}))
+def _labels(problem: str, value: Any) -> Iterator[Operation]:
+    example: Examples = {"label": {"value": {"id": EXAMPLE_ID, "value": value}}}
+    counts = {"matched": 1, "pending": 0, "duplicate": 0, "changed": 0, "rejected": []}
+    for path in (f"/v1/labels/{problem}", "/v1/labels"):
+        yield Operation(
+            path, "labels", "Labels of earlier predictions", "labels", ref("LabelCounts"), "post", problem,
+            one_or_more(ref("Label")), example, counts, rejects=True,
+        )  # fmt: skip
 
 
-def _server_paths() -> dict[str, Any]:
-    found = {
-        "/health": {"get": _operation("Whether the server runs", "server", None, {}, _success({"status": "alive"}))},
-        "/ready": {"get": _operation("Which versions serve", "server", None, {}, _success({}))},
-        "/v2": {"get": _operation("The server", "V2", None, {}, _success({}))},
-        "/v2/health/live": {"get": _operation("Whether the server runs", "V2", None, {}, _success({}))},
-        "/v2/health/ready": {"get": _operation("Whether models serve", "V2", None, {}, _success({}))},
-    }
-    for path, about, type_ in (
-        ("/metrics", "Metrics in Prometheus text format", "text/plain"),
-        ("/docs", "This description as a page", "text/html"),
-        ("/openapi.json", "This description", "application/json"),
+def _server_operations() -> Iterator[Operation]:
+    runs, health = "Whether the server runs", ref("Health")
+    yield Operation("/health", "health", runs, "server", health, example_response={"status": "alive"})
+    yield Operation("/ping", "ping", f"{runs}, as MLflow's client asks", "MLflow", health)
+    yield Operation("/ready", "ready", "Which versions serve", "server", ref("Readiness"))
+    yield Operation("/v2", "server_metadata", "The server", "V2", ref("ServerMetadata"))
+    yield Operation("/v2/health/live", "server_live", runs, "V2", health)
+    yield Operation("/v2/health/ready", "server_ready", "Whether models serve", "V2", ref("Readiness"))
+    for path, name, about, type_ in (
+        ("/version", "version", "Evergreen's version, as MLflow's client asks for it", "text/plain"),
+        ("/metrics", "metrics", "Metrics in Prometheus text format", "text/plain"),
+        ("/docs", "docs", "This description as a page", "text/html"),
     ):
-        response = {"description": about, "content": {type_: {}}}
-        found[path] = {"get": {"summary": about, "tags": ["server"], "responses": {"200": response, "default": ERROR}}}
-    return found
-
-
-def _operation(
-    summary: str, tag: str, schema: Mapping[str, Any] | None, examples: Mapping[str, Any], responses: dict[str, Any]
-) -> dict[str, Any]:
-    found: dict[str, Any] = {"summary": summary, "tags": [tag], "responses": {**responses, "default": ERROR}}
-    if schema is not None:
-        content: dict[str, Any] = {"schema": schema}
-        if examples:
-            content["examples"] = dict(examples)
-        found["requestBody"] = {"required": True, "content": {"application/json": content}}
-    return found
-
-
-def _success(example: Any) -> dict[str, Any]:
-    content: dict[str, Any] = {"schema": {"type": "object"}}
-    if example:
-        content["example"] = example
-    return {"200": {"description": "Success", "content": {"application/json": content}}}
-
-
-def _counts(example: Any) -> dict[str, Any]:
-    rejected = {"description": "All were rejected", "content": {"application/json": {"schema": _REJECTED_SCHEMA}}}
-    return {**_success(example), "422": rejected}
-
-
-def _example_row(model: RowModel) -> dict[str, Any]:
-    return dict(model.example[0]) if model.example else {}
-
-
-def _rules(feature: Feature) -> dict[str, str]:
-    return {"description": "; ".join(each.text for each in feature.rules)} if feature.rules else {}
+        tag = "MLflow" if name == "version" else "server"
+        yield Operation(path, name, about, tag, STRING, types={type_: STRING})
+    yield Operation("/openapi.json", "openapi", "This description", "server", {"type": "object"})

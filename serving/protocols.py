@@ -4,6 +4,7 @@ Each protocol (this one, mlflow_protocol, open_inference_protocol) turns a body 
 predictions into a body. All are pure functions.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,20 @@ from typing import Any
 import orjson
 
 Row = Mapping[str, Any]
+NAN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|NaN', re.DOTALL)
+"""A string of JSON, or a NaN outside strings."""
 
 
 class MalformedRequestError(Exception):
     """A body that does not follow the protocol; status 400."""
+
+
+class UnsupportedTypeError(Exception):
+    """A content type or encoding that the path does not read; status 415."""
+
+
+class BodyTooLargeError(Exception):
+    """Status 413."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +50,13 @@ def parse(body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise MalformedRequestError(f"invalid JSON: {error}; write null for a missing value") from None
+
+
+def parse_with_nan(body: bytes) -> Any:
+    """JSON as pandas, NumPy and C++ write it: NaN is null. Raises MalformedRequestError for invalid JSON."""
+    if b"NaN" in body:
+        body = NAN.sub(lambda found: b"null" if found[0] == b"NaN" else found[0], body)
+    return parse(body)
 
 
 def plain_rows(given: Any) -> Sequence[Row]:

@@ -6,7 +6,7 @@ The problem may be left out of paths that end in /NAME if serve.default_problem,
     POST /invocations, /v1/models/NAME[/versions/V]/invocations    MLflow's scoring protocol
     GET  /v2[/health/live|ready], /v2/models/NAME[/versions/V][/ready]; POST .../infer    Open Inference Protocol V2
     POST /v1/recommend/NAME, /v1/events/NAME, /v1/labels/NAME
-    GET  /health, /ready, /metrics, /openapi.json, /docs
+    GET  /health, /ready, /ping, /version, /metrics, /openapi.json, /docs
 """
 
 import re
@@ -87,6 +87,7 @@ def build(
     add("GET", ["/health", "/v2/health/live", "/ping"], Route("health", None, status.health, public=True))
     add("GET", ["/ready", "/v2/health/ready"], Route("ready", None, status.ready, public=True))
     add("GET", ["/v2"], Route("v2", "predict", status.server))
+    add("GET", ["/version"], Route("server", None, status.server_version))
     add("GET", ["/metrics"], Route("metrics", "admin", status.metrics))
     add("GET", ["/openapi.json"], Route("openapi", None, status.openapi))
     add("GET", ["/docs"], Route("docs", None, status.docs))

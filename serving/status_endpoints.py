@@ -21,6 +21,8 @@ PAGE_HEADERS = tuple(
 )
 NOT_SERVING = "the deployed version cannot serve; see evergreen status and the server's log"
 """The reason may hold paths: it goes to the log, not to clients."""
+EXTENSIONS = ["binary_tensor_data", "classification"]
+"""Of the Open Inference Protocol."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,11 @@ class StatusEndpoints:
 
     async def server(self, request: HttpRequest) -> HttpResponse:
         """GET /v2."""
-        return json_response({"name": "evergreen", "version": _version(), "extensions": ["binary_tensor_data"]})
+        return json_response({"name": "evergreen", "version": _version(), "extensions": EXTENSIONS})
+
+    async def server_version(self, request: HttpRequest) -> HttpResponse:
+        """GET /version, as MLflow's client asks."""
+        return HttpResponse(200, _version().encode(), ((b"content-type", b"text/plain; charset=utf-8"), *SECURITY))
 
     async def metrics(self, request: HttpRequest) -> HttpResponse:
         """GET /metrics."""

@@ -1,4 +1,4 @@
-"""Numbers and dates that a request gives as text, read as the contract of the problem's table reads them in a file."""
+"""Numbers, dates, true and false that a request gives as text, read as the contract of the problem's table reads a file's."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,20 +11,24 @@ from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.data.conversion import convert_rows
 from evergreen.tasks.data.snapshot import contract
 
-READ = ("integer", "number", "date", "datetime")
+READ = ("integer", "number", "date", "datetime", "boolean")
 
 
-def readers(params: Params, problem: str, layout: Layout) -> Mapping[str, Callable[[str], Any]]:
-    """Feature -> what reads its texts and raises ValueError for one that does not fit. Empty if features come from events."""
+def source(params: Params, problem: str, layout: Layout) -> Source | None:
+    """The contract of the table whose columns are the features; None if they come from events."""
     features = params.section(problem).features
-    if features.by_cutoff is not False:
+    return contract(params, features.table, layout) if features.by_cutoff is False else None
+
+
+def readers(source: Source | None) -> Mapping[str, Callable[[str], Any]]:
+    """Column -> what reads its texts and raises ValueError for one that does not fit."""
+    if source is None:
         return {}
-    source = contract(params, features.table, layout)
     return {name: partial(_read, source, name) for name, kind in source.types.items() if kind in READ}
 
 
 def _read(source: Source, name: str, value: str) -> float | int | str | None:
-    """A number, a date in ISO 8601, or None for a missing value."""
+    """A number, true or false, a date in ISO 8601, or None for a missing value."""
     read = convert_rows(source, pl.DataFrame({name: [value]}), {name: source.types[name]})
     if name in read.lost and read.lost[name].item():
         raise ValueError(value)

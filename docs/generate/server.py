@@ -18,7 +18,8 @@ ROWS, LISTS = "coupons", "basket"
 def application() -> Any:
     """The server application over two example versions: one that predicts rows, and one that recommends lists."""
     from evergreen.serving.app import App
-    from evergreen.serving.loaded_model import Feature, ListModel, RowModel
+    from evergreen.serving.feature import Feature
+    from evergreen.serving.loaded_model import ListModel, RowModel
     from evergreen.serving.metrics import Metrics
     from evergreen.serving.prediction_service import PredictionService
     from evergreen.serving.serving_set import ServingSet

@@ -217,8 +217,8 @@ def application(layout: Layout, params: Params, host: str, status: Path | None =
         log.warning("%d predictions were lost so far: served by processes that were killed before they spooled them", lost)
 
     def load_model(problem: str, version: int) -> LoadedModel:
-        readers = text_values.readers(params, problem, layout)
-        return model_loading.load(params, layout, registry, events, problem, version, readers)
+        source = text_values.source(params, problem, layout)
+        return model_loading.load(params, layout, registry, events, problem, version, text_values.readers(source), source)
 
     watcher = DeploymentWatcher(params, registry, settings.rollouts(layout), load_model, ledger)
     watcher.start()

@@ -27,7 +27,10 @@ class Serve(Section):
     max_rows: Annotated[int, Field(ge=1)] = 1000
     """Largest number of rows per request."""
     max_body_kb: Annotated[int, Field(ge=1)] = 4096
-    """Largest request body, in KiB."""
+    """Largest request body, in KiB, before and after decompression."""
+    unknown_columns: Literal["ignore", "refuse"] = "ignore"
+    """Columns of POST /invocations that the model does not read. ignore: they are named under ignored_columns in the response.
+    refuse: the response is 422, as it always is on the other paths."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 10.0
     """Timeout of a request; the response is then 503."""
     rate_limit_per_second: Annotated[float, Field(ge=0)] = 0.0

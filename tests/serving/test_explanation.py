@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from evergreen.serving.explanation import contributions
-from evergreen.serving.loaded_model import Feature, RowModel
+from evergreen.serving.feature import Feature
+from evergreen.serving.loaded_model import RowModel
 from tests.tasks.explanation.test_shapley import exact, pairs
 
 NAMES = ("a", "b", "c", "d")

@@ -5,9 +5,7 @@ import json
 import os
 import socket
 import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ import httpx
 import hypothesis
 import pytest
 import schemathesis
-import uvicorn
 from mlflow.utils.file_utils import local_file_uri_to_path
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -26,15 +23,13 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from evergreen.flows import settings
-from evergreen.flows.operations.http_server import application
 from evergreen.serving import model_loading
 from evergreen.serving.access_control import SECURITY_HEADERS
-from evergreen.serving.app import App
 from evergreen.tasks.config import loading
 from evergreen.tasks.core.errors import ModelError
-from evergreen.tasks.core.paths import Layout
 from tests import ROOT, projects
 from tests.projects import Deployed
+from tests.serving.live import Live, serving
 
 LIMITS = "serve: {max_body_kb: 64, max_rows: 20, timeout_seconds: 2.0}\n"
 CONFORMS = [
@@ -62,48 +57,11 @@ POSTS = {
 }
 
 
-@dataclass
-class Live:
-    """A server in this process, on its own port."""
-
-    app: App
-    layout: Layout
-    port: int
-    client: httpx.Client
-
-    def raw(self, request: bytes) -> bytes:
-        """All that comes back until the server closes or pauses for a second."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as link:
-            link.sendall(request)
-            link.settimeout(1.0)
-            found = b""
-            try:
-                while part := link.recv(65536):
-                    found += part
-            except TimeoutError:
-                pass
-            except ConnectionResetError:
-                pass
-            return found
-
-
 @pytest.fixture(scope="module")
 def live(deployed: Deployed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [each for each in os.environ if each.startswith("EVERGREEN_")]:
-            patch.delenv(name)
-        layout = deployed(tmp_path_factory.mktemp("fuzz") / "shop", ("dear", "recommend"), LIMITS)
-        app, watcher = application(layout, loading.load(layout.params), "127.0.0.1")
-        server = uvicorn.Server(uvicorn.Config(app, http="httptools", ws="none", lifespan="on", log_config=None))
-        bound = socket.create_server(("127.0.0.1", 0))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
-        thread.start()
-        port = bound.getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            yield Live(app, layout, port, client)
-        server.should_exit = True
-        thread.join(30)
-        watcher.stop()
+    layout = deployed(tmp_path_factory.mktemp("fuzz") / "shop", ("dear", "recommend"), LIMITS)
+    with serving(layout) as found:
+        yield found
 
 
 @pytest.mark.slow
@@ -170,6 +128,24 @@ HOSTILE = {
     "frames": b'{"dataframe_split": {"columns": ["size", "size"], "data": [[1]]}}',
     "ragged": b'{"inputs": {"size": [1, 2], "colour": ["red"], "built": 3}}',
     "gzip": gzip.compress(json.dumps(ROW).encode()),
+    "bomb": gzip.compress(bytes(100_000_000)),
+    "half a stream": gzip.compress(json.dumps(ROW).encode() * 100)[:-9],
+    "bomb in rows": gzip.compress(b'{"dataframe_records": [' + b"{}," * 10_000_000 + b"{}]}"),
+    "NaN everywhere": b'{"dataframe_split": {"columns": ["size", "colour"], "data": [[NaN, NaN]]}, "params": NaN}',
+    "NaN in a key": b'{"inputs": {NaN: [1]}}',
+    "epochs": b'{"instances": [[1e400, 1e300, -1e300], [1, 99999999999999999999, 99999999999999999999]]}',
+    "huge integers": b'{"inputs": [{"name": "size", "shape": [2], "datatype": "INT8", "data": [99999999999999999999, 1]}]}',
+    "class counts": b'{"inputs": [{"name": "size", "shape": [0], "datatype": "FP64", "data": []}], '
+    b'"outputs": [{"name": "prediction", "parameters": {"classification": 18446744073709551615}}]}',
+    "params": b'{"instances": [], "params": [1]}',
+    "empty frame": b'{"dataframe_split": {"columns": [], "data": []}}',
+    "columns that are no names": b'{"dataframe_split": {"columns": [1, null, ["size"]], "data": [[1, 2, 3]]}}',
+    "columns and no rows": b'{"dataframe_split": {"columns": ["a"], "data": {"a": 1}}}',
+    "csv": b"size,colour,built\n1,red,1999-05-05\n",
+    "csv of one quote": b'size,colour\n"',
+    "csv with NUL": b"size,colour,built\n1,\x00,\x00\n",
+    "csv of commas": b"," * 50_000,
+    "csv of rows": b"size\n" * 10_000,
 }
 
 
@@ -189,7 +165,14 @@ def test_a_valid_request_succeeds(live, path):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_an_invalid_body_is_an_error_of_one_line(live, name):
     for path in POSTS:
-        for headers in ({}, {"content-type": "application/json", "content-encoding": "gzip"}):
+        for headers in (
+            {},
+            {"content-type": "application/json", "content-encoding": "gzip"},
+            {"content-type": "text/csv"},
+            {"content-type": "text/csv; charset=utf-8; header", "content-encoding": "deflate"},
+            {"content-type": ";;;charset=latin;=", "content-encoding": "gzip, br"},
+            {"content-type": "application/octet-stream", "inference-header-content-length": "7"},
+        ):
             reply = live.client.post(path, content=HOSTILE[name], headers=headers)
             found = proper(reply)
             assert reply.status_code == 200 or isinstance(found.get("error", found.get("rejected")), str | list | int), found

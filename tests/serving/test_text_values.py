@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from evergreen.serving import text_values
-from evergreen.serving.loaded_model import Feature, RowModel
+from evergreen.serving import missing_values, text_values
+from evergreen.serving.feature import Feature
+from evergreen.serving.loaded_model import RowModel
 from evergreen.serving.metrics import Metrics
 from evergreen.tasks.config import loading
 from evergreen.tasks.core.errors import RequestError
@@ -17,12 +18,13 @@ from evergreen.tasks.data.snapshot import facts_file
 SOURCE = {
     "csv": "t.csv",
     "separator": ";",
-    "types": {"price": "number", "paid": "date", "colour": "text"},
+    "types": {"price": "number", "paid": "date", "colour": "text", "new": "boolean"},
     "number_formats": {"price": "1.234,5 €"},
     "date_formats": {"paid": "%d.%m.%y"},
     "null_values": ["unknown"],
+    "missing": {"price": ["-9"], "colour": ["none"]},
 }
-COLUMNS = {"price": "number", "paid": "date", "colour": "category", "rooms": "number"}
+COLUMNS = {"price": "number", "paid": "date", "colour": "category", "rooms": "number", "new": "category"}
 
 
 @pytest.fixture
@@ -33,14 +35,18 @@ def model(tmp_path: Path) -> RowModel:
     known = loading.load(tmp_path / "params.yaml")
     layout = Layout(tmp_path)
     write_json(facts_file(layout), {"tables": {"t": {"contract": {"types": {"rooms": "integer", "price": "number"}}}}})
-    readers = text_values.readers(known, "homes", layout)
-    kinds: dict[str, Any] = {"price": "number", "paid": "date", "colour": "text", "rooms": "number"}
-    levels = {"colour": frozenset({"red", "7", "False"})}
-    features = [Feature(name, kind, (), readers.get(name), levels.get(name, frozenset())) for name, kind in kinds.items()]
+    source = text_values.source(known, "homes", layout)
+    readers = text_values.readers(source)
+    kinds: dict[str, Any] = {"price": "number", "paid": "date", "colour": "text", "rooms": "number", "new": "text"}
+    levels = {"colour": frozenset({"red", "7", "False", "none"}), "new": frozenset({"true", "false"})}
+    features = [
+        Feature(name, kind, (), readers.get(name), levels.get(name, frozenset()), missing_values.of_column(source, name, kind))
+        for name, kind in kinds.items()
+    ]
     return RowModel("homes", 1, "regression", features, [], lambda rows: [{"prediction": row["price"]} for row in rows])
 
 
-ROW = {"price": 1.5, "paid": "2024-01-31", "colour": "red", "rooms": 3}
+ROW = {"price": 1.5, "paid": "2024-01-31", "colour": "red", "rooms": 3, "new": "true"}
 
 
 @pytest.mark.parametrize(
@@ -53,6 +59,16 @@ ROW = {"price": 1.5, "paid": "2024-01-31", "colour": "red", "rooms": 3}
         ("rooms", "3.0", 3),
         ("rooms", "3", 3),
         ("colour", "blue", "blue"),
+        ("colour", "", None),
+        ("colour", " unknown ", None),
+        ("colour", "none", "none"),
+        ("price", "", None),
+        ("price", -9, None),
+        ("price", -9.5, -9.5),
+        ("paid", "", None),
+        ("new", "Yes", "true"),
+        ("new", False, "false"),
+        ("new", "", None),
         ("colour", False, "False"),
         ("colour", True, True),
     ],

@@ -14,7 +14,8 @@ import pytest
 from evergreen.monitoring.ledger.predictions import Ledger
 from evergreen.monitoring.ledger.spool import Spool, drain
 from evergreen.serving.batching import MicroBatcher
-from evergreen.serving.loaded_model import Feature, RowModel
+from evergreen.serving.feature import Feature
+from evergreen.serving.loaded_model import RowModel
 from evergreen.serving.metrics import Metrics
 from evergreen.serving.prediction_service import PredictionService
 from evergreen.serving.serving_set import ServingSet, StepCounts
