@@ -1,6 +1,7 @@
 # Image of Evergreen with every command. Mount the project (params.yaml, data, var) at /project; the code is in the image.
-# Nothing outside /project and /tmp is written.
-FROM python:3.11-slim AS packages
+# Nothing outside /project and /tmp is written. deploy/serving/Dockerfile is the small image, for serving alone.
+ARG BASE=python:3.11-slim
+FROM ${BASE} AS packages
 WORKDIR /build
 COPY requirements.lock .
 RUN python -m venv /venv \
@@ -16,7 +17,7 @@ COPY flows flows
 RUN VIRTUAL_ENV=/venv /venv/bin/uv pip install --no-cache --no-deps --no-build-isolation . \
  && /venv/bin/python -m compileall -q /venv/lib
 
-FROM python:3.11-slim
+FROM ${BASE}
 # git: lineage and DVC; libgomp1: LightGBM and scikit-learn
 # hadolint ignore=DL3008
 RUN apt-get update \

@@ -6,7 +6,7 @@ ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 
 ifneq ($(CURDIR),$(ROOT))
 
-install demo test check docs bench bench-recommend bench-automl bench-serve soak bench-monitor bench-statistics plots lock clean:
+install demo test check check-images docs bench bench-recommend bench-automl bench-serve soak bench-monitor bench-statistics plots lock clean:
 	@$(MAKE) --no-print-directory -C "$(ROOT)" $@
 
 else
@@ -23,6 +23,8 @@ export NO_MKDOCS_2_WARNING := 1   # a notice about another program
 
 LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --group dev --generate-hashes -q \
 	--custom-compile-command "make lock"
+LOCK_SERVING := uv pip compile --group serving --constraint requirements.lock --universal --python-version 3.11 --generate-hashes -q \
+	--no-annotate --custom-compile-command "make lock"
 COMPILED := prefect mlflow great_expectations sklearn scipy numpy pandas polars lightgbm optuna sqlalchemy pydantic fastapi dvc
 
 install: .venv/ready  ## the environment, pinned by requirements.lock with hashes
@@ -54,7 +56,10 @@ check: install  ## style, types, direction of imports, documentation, lock
 	mkdocs build --strict --quiet
 	@cp requirements.lock .venv/again.lock && $(LOCK) -o .venv/again.lock && diff -q requirements.lock .venv/again.lock >/dev/null \
 	  || { echo "requirements.lock does not follow from pyproject.toml; run make lock"; exit 1; }
-	@echo "requirements.lock follows from pyproject.toml"
+	@cp requirements-serving.lock .venv/again.lock && $(LOCK_SERVING) -o .venv/again.lock \
+	  && diff -q requirements-serving.lock .venv/again.lock >/dev/null \
+	  || { echo "requirements-serving.lock does not follow from pyproject.toml; run make lock"; exit 1; }
+	@echo "both locks follow from pyproject.toml"
 
 docs: install  ## the documentation site, at http://127.0.0.1:8000, built again on each change
 	@mkdocs serve
@@ -83,12 +88,16 @@ soak: install  ## ten minutes of mixed load on the server, while versions come a
 plots: install  ## .dvc/plots, the templates of dvc plots, from the specs of the page's charts
 	@python -m evergreen.monitoring.report.dvc_templates
 
-lock: install  ## requirements.lock from pyproject.toml
+lock: install  ## requirements.lock and requirements-serving.lock from pyproject.toml
 	$(LOCK) -o requirements.lock
+	$(LOCK_SERVING) -o requirements-serving.lock
+
+check-images: install  ## builds the images and a bundle's, and starts each as its own user; needs buildah and debootstrap; ten minutes
+	@CHECK_IMAGES=1 python -m pytest tests/deploy/test_images.py -n 0 -v
 
 clean:  ## all that runs have made; the environment and git's files stay
 	rm -rf data models reports var dvc_plots .dvc/cache .dvc/tmp dvc.lock
 
 endif
 
-.PHONY: install demo test check docs bench bench-recommend bench-automl bench-serve soak bench-monitor bench-statistics plots lock clean
+.PHONY: install demo test check check-images docs bench bench-recommend bench-automl bench-serve soak bench-monitor bench-statistics plots lock clean

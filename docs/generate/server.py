@@ -28,7 +28,7 @@ def application() -> Any:
     known = loading.load(ROOT / "params.yaml")
     sections = {ROWS: known.section("redeem"), LISTS: known.section("recommend")}
     known = known.model_copy(update={"problems": {ROWS: "classification", LISTS: "recommendation"}, "sections": sections})
-    features = [Feature("baskets_56d", "number"), Feature("spend_56d", "number"), Feature("income", "text")]
+    features = [Feature("baskets_56d", "number"), Feature("spend_56d", "number"), Feature("income", "text", levels=frozenset({"50-74K"}))]
     row = {"baskets_56d": 12, "spend_56d": 318.4, "income": "50-74K"}
     output = {"prediction": 0, "probability_0": 0.962, "probability_1": 0.038}
     rows = RowModel(
@@ -98,7 +98,7 @@ This page comes from the OpenAPI description of a server with two problems, `cou
 (recommendation).
 Your own server shows its problems, features and examples at `/docs`, and as OpenAPI at `/openapi.json`. NAME is a problem.
 
-A body is JSON, or a V2 binary tensor request. A server bound to an address other than this machine's own needs an API key:
+A body is JSON, a V2 binary tensor request, or CSV for MLflow's protocol; gzip or deflate may compress it. A server bound to an address other than this machine's own needs an API key:
 send `Authorization: Bearer KEY` or `X-API-Key: KEY`. See [API keys](../how-to/api-keys.md).
 
 ## Statuses
@@ -112,7 +112,7 @@ send `Authorization: Bearer KEY` or `X-API-Key: KEY`. See [API keys](../how-to/a
 | 404 | unknown address, problem or version | `error` |
 | 405 | the address takes another method | `error`, header `allow` |
 | 413 | the body is larger than `serve.max_body_kb` | `error` |
-| 415 | a V2 body with a `content-encoding` | `error` |
+| 415 | a `content-encoding` other than gzip and deflate; on `/invocations`, a content type other than JSON and CSV | `error` |
 | 422 | a value breaks a rule | `error`, `field`, `value`, `rule`, and `row` for one of several |
 | 422 | every event, or every label, of the request was rejected | as for 200 |
 | 429 | more requests than `serve.rate_limit_per_second` | `error`, header `retry-after` |

@@ -56,6 +56,30 @@ def probabilities(expected: list[dict[str, Any]]) -> list[float]:
     return [each["probability_yes"] for each in expected]
 
 
+@pytest.fixture(scope="module")
+def described(live: Live) -> dict[str, Any]:
+    return live.client.get("/openapi.json").json()
+
+
+@pytest.fixture(scope="module")
+def package(described: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The name of the generated package, which can be imported."""
+    folder = tmp_path_factory.mktemp("generated")
+    (folder / "openapi.json").write_text(json.dumps(described))
+    (folder / "config.yaml").write_text("post_hooks: []\n")
+    command = [str(Path(sys.executable).with_name("openapi-python-client")), "generate", "--path", "openapi.json"]
+    done = subprocess.run(
+        [*command, "--meta", "none", "--config", "config.yaml", "--output-path", "generated_shop_client"],
+        cwd=folder, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    warned = re.findall(r"^WARNING .*\n\n(.*)$", done.stdout + done.stderr, re.M)
+    assert set(warned) <= {"Unsupported content type text/csv"}  # of the two types of that body it takes JSON
+    sys.path.insert(0, str(folder))
+    yield "generated_shop_client"
+    sys.path.remove(str(folder))
+
+
 class TestMlflow:
     @pytest.fixture
     def client(self, live: Live) -> ScoringServerClient:
@@ -219,28 +243,6 @@ class TestTriton:
 
 
 class TestGenerated:
-    @pytest.fixture(scope="class")
-    def described(self, live: Live) -> dict[str, Any]:
-        return live.client.get("/openapi.json").json()
-
-    @pytest.fixture(scope="class")
-    def package(self, described: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-        """The name of the generated package, which can be imported."""
-        folder = tmp_path_factory.mktemp("generated")
-        (folder / "openapi.json").write_text(json.dumps(described))
-        (folder / "config.yaml").write_text("post_hooks: []\n")
-        command = [str(Path(sys.executable).with_name("openapi-python-client")), "generate", "--path", "openapi.json"]
-        done = subprocess.run(
-            [*command, "--meta", "none", "--config", "config.yaml", "--output-path", "generated_shop_client"],
-            cwd=folder, capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        warned = re.findall(r"^WARNING .*\n\n(.*)$", done.stdout + done.stderr, re.M)
-        assert set(warned) <= {"Unsupported content type text/csv"}  # of the two types of that body it takes JSON
-        sys.path.insert(0, str(folder))
-        yield "generated_shop_client"
-        sys.path.remove(str(folder))
-
     def test_operation_ids_are_unique_and_each_address_of_the_server_has_one(self, described: dict[str, Any], live: Live):
         ids = [each["operationId"] for methods in described["paths"].values() for each in methods.values()]
         assert len(ids) == len(set(ids))

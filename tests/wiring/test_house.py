@@ -115,13 +115,30 @@ def test_every_dependency_says_what_it_is_for():
         assert re.search(rf'^\s*"{re.escape(requirement)}",\s+# \w', text, re.M), requirement
 
 
-def test_the_lock_pins_by_hash_and_names_no_address():
-    lock = (ROOT / "requirements.lock").read_text()
+LOCKS = ("requirements.lock", "requirements-serving.lock")
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_pins_by_hash_and_names_no_address(name):
+    lock = (ROOT / name).read_text()
     assert "://" not in lock
     assert "index-url" not in lock
     blocks = re.split(r"\n(?=[a-z0-9])", lock)[1:]
-    assert len(blocks) > 100
+    assert len(blocks) > 50
     assert all("==" in block and "--hash=sha256:" in block for block in blocks)
+
+
+def test_the_serving_lock_has_versions_of_the_whole_lock_and_no_training_library():
+    whole, serving = (set(re.findall(r"^\S+==[^ ;\\]+", (ROOT / name).read_text(), re.M)) for name in LOCKS)
+    assert serving <= whole
+    assert not {each.partition("==")[0] for each in serving} & {
+        "scikit-learn",
+        "lightgbm",
+        "pandas",
+        "pyarrow",
+        "prefect",
+        "dvc",
+    }
 
 
 def test_every_test_file_is_collected():
