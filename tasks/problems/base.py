@@ -14,10 +14,11 @@ import numpy as np
 import polars as pl
 
 from evergreen.tasks.config.params import KindName, Range
-from evergreen.tasks.core.intervals import Scale
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from evergreen.tasks.core.intervals import Scale
 
 Config = Mapping[str, Any]
 """One point of the search: "model" names the model, the other keys are its hyper-parameters and pipeline choices."""
@@ -34,7 +35,7 @@ class Metric:
     name: str
     greater_is_better: bool = True
     format: str = ".3f"
-    scale: Scale = "linear"
+    scale: "Scale" = "linear"
     """Of its confidence interval."""
 
     def gain(self, candidate: float, other: float) -> float:
