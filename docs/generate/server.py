@@ -28,7 +28,8 @@ def application() -> Any:
     known = loading.load(ROOT / "params.yaml")
     sections = {ROWS: known.section("redeem"), LISTS: known.section("recommend")}
     known = known.model_copy(update={"problems": {ROWS: "classification", LISTS: "recommendation"}, "sections": sections})
-    features = [Feature("baskets_56d", "number"), Feature("spend_56d", "number"), Feature("income", "text", levels=frozenset({"50-74K"}))]
+    income = Feature("income", "text", levels=frozenset({"50-74K"}))
+    features = [Feature("baskets_56d", "number"), Feature("spend_56d", "number"), income]
     row = {"baskets_56d": 12, "spend_56d": 318.4, "income": "50-74K"}
     output = {"prediction": 0, "probability_0": 0.962, "probability_1": 0.038}
     rows = RowModel(
@@ -98,7 +99,8 @@ This page comes from the OpenAPI description of a server with two problems, `cou
 (recommendation).
 Your own server shows its problems, features and examples at `/docs`, and as OpenAPI at `/openapi.json`. NAME is a problem.
 
-A body is JSON, a V2 binary tensor request, or CSV for MLflow's protocol; gzip or deflate may compress it. A server bound to an address other than this machine's own needs an API key:
+A body is JSON, a V2 binary tensor request, or CSV for MLflow's protocol; gzip or deflate may compress it.
+A server bound to an address other than this machine's own needs an API key:
 send `Authorization: Bearer KEY` or `X-API-Key: KEY`. See [API keys](../how-to/api-keys.md).
 
 ## Statuses
