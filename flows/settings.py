@@ -1,10 +1,12 @@
 """Addresses, from the environment alone: EVERGREEN_MLFLOW_URI and its like. Without them everything lies under var/."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.paths import Layout
 
 if TYPE_CHECKING:
@@ -23,9 +25,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="EVERGREEN_", frozen=True, use_attribute_docstrings=True)
 
     mlflow_uri: str = ""
-    """Tracking and registry address of MLflow: sqlite:///FILE, or http://HOST:PORT of a server."""
+    """Tracking and registry address of MLflow: sqlite:///FILE, or http://HOST:PORT of a server. "": MLFLOW_TRACKING_URI."""
     artifacts: str = ""
-    """Where MLflow keeps files: a folder, or an address such as s3://BUCKET/PATH."""
+    """Where MLflow keeps files: a folder, or an address such as s3://BUCKET/PATH. A server keeps them itself."""
     webhook: str = ""
     """Address that takes a JSON message (its key `text` says all) on an alarm, a retraining or a failure; "": none."""
     notify_block: str = ""
@@ -38,12 +40,18 @@ class Settings(BaseSettings):
 def read(layout: Layout) -> Settings:
     """The settings of the environment; what it does not name lies under the project's var/."""
     found = Settings()
+    tracked = found.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     local = {
-        "mlflow_uri": f"sqlite:///{layout.var / 'mlflow.db'}",
-        "artifacts": str(layout.var / "artifacts"),
+        "mlflow_uri": tracked or f"sqlite:///{layout.var / 'mlflow.db'}",
+        "artifacts": "" if is_server(tracked) else str(layout.var / "artifacts"),
         "database": f"sqlite:///{layout.var / 'evergreen.db'}",
     }
     return found.model_copy(update={name: value for name, value in local.items() if not getattr(found, name)})
+
+
+def is_server(uri: str) -> bool:
+    """Whether `uri` is that of an MLflow server, which keeps files itself and which projects share."""
+    return uri.startswith(("http://", "https://"))
 
 
 def has_registry(layout: Layout) -> bool:
@@ -57,7 +65,8 @@ def registry(layout: Layout) -> "Registry":
     from evergreen.tasks.release.model_registry import Registry
 
     found = read(layout)
-    return Registry(found.mlflow_uri, found.artifacts, layout.root)
+    project = load(layout.params).project.name if is_server(found.mlflow_uri) else ""
+    return Registry(found.mlflow_uri, found.artifacts, layout.root, project)
 
 
 def deployments(layout: Layout) -> "Deployments":

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from evergreen.tasks.release.promotion_gate import Verdict
+
+OPERATIONS = ("gate", "rollout", "schedule", "retrain", "monitor")
+"""Keys of a problem's section that change no model; the tag `params` has them."""
 
 
 @dataclass(frozen=True)
@@ -71,29 +75,62 @@ class Candidate:
         found = {**self.lineage, **commit, **own, **judged, "candidate": self.digest}
         return {key: str(value) for key, value in found.items() if value != ""}
 
+    @cached_property
+    def metric(self) -> str:
+        """The primary metric, in the characters that MLflow accepts."""
+        return _key(read_json(self.layout.report(self.problem) / "evaluation" / "evaluation.json")["primary"])
+
     def metrics(self) -> dict[str, float]:
-        """metrics.json flat: metric -> score, metric_low -> low and so on, without what is not a finite number."""
+        """metrics.json flat: metric -> score, metric_low -> low and so on, and the costs of each step: cpu_seconds.STEP and
+        peak_mb.STEP. Without what is not a finite number."""
         flat = {
             _key(name if part == "score" else f"{name}_{part}"): value
             for name, parts in read_json(self.layout.report(self.problem) / "metrics.json").items()
             for part, value in parts.items()
         }
+        for path in self._costs():
+            cost = read_json(path)
+            flat |= {f"{name}.{path.stem.partition('@')[0]}": cost[name] for name in ("cpu_seconds", "peak_mb")}
         return {name: float(value) for name, value in flat.items() if value is not None and math.isfinite(value)}
 
     def config(self) -> dict[str, str]:
-        """The chosen configuration under its own names, the problem's section of params.yaml under dotted ones."""
-        section = dict(_flat("", self.params.section(self.problem).model_dump(mode="json")))
-        found = {**section, **self.card["config"], "seed": self.params.project.seed}
+        """The chosen configuration under its own names, and under dotted ones the keys of the problem's section that
+        params.yaml sets and that a model can depend on."""
+        section = self.params.section(self.problem).model_dump(mode="json", exclude_unset=True, exclude=set(OPERATIONS))
+        found = {**dict(_flat("", section)), **self.card["config"], "seed": self.params.project.seed}
         return {_key(name): to_text(value) for name, value in found.items()}
+
+    def began(self) -> datetime | None:
+        """When the first of the problem's own steps that led to the model began; None where that was not recorded."""
+        started = [read_json(path).get("started") for path in self._costs() if path.stem.partition("@")[2]]
+        return min((datetime.fromisoformat(each) for each in started if each), default=None)
+
+    def datasets(self) -> list[tuple[str, str, str]]:
+        """Name, digest and path of the tables and of the features that the model learned from, as DVC recorded them."""
+        tables = {f"dvc.data/tables/{name}.parquet": name for name in self.params.section(self.problem).features.tables}
+        wanted = {**tables, f"dvc.data/features/{self.problem}": f"{self.problem} features"}
+        found = [(name, self.lineage.get(key, ""), key.removeprefix("dvc.")) for key, name in wanted.items()]
+        whole = self.lineage.get("dvc.data/tables", "")
+        return [(name, digest or whole, path) for name, digest, path in found if digest or whole]
+
+    def note(self) -> str:
+        """The model card as markdown; the question and the verdict where there is no card."""
+        card = self.layout.report(self.problem) / "explanation" / "card.md"
+        if card.exists():
+            return card.read_text()
+        return f"{self.params.section(self.problem).question}\n\n{self.verdict.reason}\n"
+
+    def _costs(self) -> list[Path]:
+        costs = sorted((self.layout.var / "costs").glob("*.json"))
+        return [path for path in costs if path.stem.partition("@")[2] in ("", self.problem)]
 
     def write_files(self, folder: Path) -> None:
         """Copy evaluation, metrics, plots, diagnosis, explanation and costs into `folder`; write lineage and verdict there."""
         report = self.layout.report(self.problem)
         kept = [report / "evaluation" / "evaluation.json", report / "metrics.json"]
         kept += [path for part in ("plots", "diagnosis", "explanation") for path in sorted((report / part).glob("*"))]
-        costs = sorted((self.layout.var / "costs").glob("*.json"))
         places = [(path, path.relative_to(report)) for path in kept]
-        places += [(path, Path("costs", path.name)) for path in costs if path.stem.partition("@")[2] in ("", self.problem)]
+        places += [(path, Path("costs", path.name)) for path in self._costs()]
         for path, place in places:
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             (folder / place).write_bytes(path.read_bytes())

@@ -11,9 +11,10 @@ a move by another tool.
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
@@ -163,7 +164,7 @@ class Deployments:
             champion = _champion(rows)
             if champion is None:
                 raise ModelError(f"{problem}: nothing is deployed to roll back; run evergreen train {problem}")
-            target = rollback_target([row for _, row in rows]) if to is None else to
+            target = rollback_target([row for _, row in rows], partial(_is_registered, registry, problem)) if to is None else to
             if target is None:
                 raise ModelError(
                     f"{problem}: v{champion} is champion and nothing was deployed before it; name a version with --to"
@@ -302,14 +303,22 @@ def make_decision(
     )
 
 
-def rollback_target(rows: Sequence[Deployment]) -> int | None:
-    """The champion that a rollback returns to: the previous one on a stack from which each rollback removes versions."""
+def rollback_target(rows: Sequence[Deployment], registered: Callable[[int], bool] = lambda _: True) -> int | None:
+    """The champion that a rollback returns to: the previous one on a stack from which each rollback removes versions.
+
+    `registered`: whether a version is still there.
+    """
     stack: list[int] = []
     for each in _moves(rows):
         if each.action == "rollback" and each.version in stack:
             del stack[stack.index(each.version) :]
         stack.append(each.version)
-    return stack[-2] if len(stack) > 1 else None
+    earlier = [each for each in stack[:-1] if registered(each)]
+    return earlier[-1] if earlier else None
+
+
+def _is_registered(registry: "Registry", problem: str, version: int) -> bool:
+    return registry.version(problem, version) is not None
 
 
 def _moves(rows: Sequence[Deployment]) -> list[Deployment]:

@@ -4,6 +4,7 @@ Everything goes through a client with explicit ids, never through MLflow's activ
 share a store.
 """
 
+import getpass
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdou
 
 import mlflow.artifacts
 import mlflow.models
-from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -69,10 +70,11 @@ class MlflowStore:
     """Runs, models and aliases at `uri` (sqlite:///FILE, or http://HOST:PORT of a server).
 
     `artifacts`: a folder or an address such as s3://BUCKET/PATH for the files of new problems; "" lets a server choose.
-    `root`: the project; an SQLite store in it records its files relative to it.
+    `root`: the project; an SQLite store in it records its files relative to it. `project`: its name, in a store that projects
+    share: a problem is registered as PROJECT.PROBLEM there.
     """
 
-    def __init__(self, uri: str, artifacts: str, root: Path) -> None:
+    def __init__(self, uri: str, artifacts: str, root: Path, project: str = "") -> None:
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # errors arrive as exceptions
         file = Path(uri.removeprefix("sqlite:///"))
@@ -80,6 +82,7 @@ class MlflowStore:
             log.info("mlflow: creating its database %s, once; this takes a few seconds", file.name)
         self.uri = uri
         self._artifacts = artifacts if "://" in artifacts or not artifacts else Path(artifacts).absolute().as_uri()
+        self._prefix = f"{project}." if project else ""
         self._locations = Locations.of(uri, artifacts, root)
         with self.errors():
             self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -107,9 +110,9 @@ class MlflowStore:
         """The version of that number or alias, or None."""
         try:
             if isinstance(which, str):
-                found = self._client.get_model_version_by_alias(problem, which)
+                found = self._client.get_model_version_by_alias(self._name(problem), which)
             else:
-                found = self._client.get_model_version(problem, str(which))
+                found = self._client.get_model_version(self._name(problem), str(which))
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST" or "not found" in str(error):
                 return None
@@ -118,26 +121,30 @@ class MlflowStore:
 
     def versions(self, problem: str, digest: str | None = None) -> list[Version]:
         """All versions, or those of the candidate with that digest, oldest first; none for a problem never registered."""
-        wanted = f"name = '{problem}'" + (f" and tags.candidate = '{digest}'" if digest else "")
+        wanted = f"name = '{self._name(problem)}'" + (f" and tags.candidate = '{digest}'" if digest else "")
         found = self._client.search_model_versions(wanted, max_results=10_000)
         aliases = self._aliases(problem) if found else {}
         return sorted((self._read(each, aliases) for each in found), key=lambda each: each.version)
 
     def set_alias(self, problem: str, alias: str, version: int) -> None:
-        self._client.set_registered_model_alias(problem, alias, str(version))
+        self._client.set_registered_model_alias(self._name(problem), alias, str(version))
 
     def drop_alias(self, problem: str, alias: str) -> None:
-        self._client.delete_registered_model_alias(problem, alias)
+        try:
+            self._client.delete_registered_model_alias(self._name(problem), alias)
+        except MlflowException as error:  # the registered model was deleted in the UI
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
 
     def update(self, version: Version, tags: Mapping[str, str], description: str) -> None:
         for key, value in tags.items():
             if version.tags.get(key) != value:
-                self._client.set_model_version_tag(version.problem, str(version.version), key, value)
-        self._client.update_model_version(version.problem, str(version.version), description)
+                self._client.set_model_version_tag(self._name(version.problem), str(version.version), key, value)
+        self._client.update_model_version(self._name(version.problem), str(version.version), description)
 
     def download(self, problem: str, version: int, name: str, folder: str) -> Path:
         """The file `name` of a version, laid into `folder`. Raises ModelError where it cannot be read."""
-        source = f"{self._resolve(self._client.get_model_version_download_uri(problem, str(version)))}/{name}"
+        source = f"{self._resolve(self._client.get_model_version_download_uri(self._name(problem), str(version)))}/{name}"
         try:
             return Path(mlflow.artifacts.download_artifacts(source, dst_path=folder, tracking_uri=self.uri))
         except (OSError, MlflowException) as error:
@@ -146,13 +153,32 @@ class MlflowStore:
 
     def folder(self, problem: str, version: int) -> Path | None:
         """The folder of a version's files; None where they are not in a folder of this machine."""
-        return local_path(self._resolve(self._client.get_model_version_download_uri(problem, str(version))))
+        return local_path(self._resolve(self._client.get_model_version_download_uri(self._name(problem), str(version))))
+
+    def _name(self, problem: str) -> str:
+        """Of the registered model."""
+        return f"{self._prefix}{problem}"
 
     # -- runs
 
     def begin_run(self, candidate: Candidate) -> str:
-        experiment = self._experiment(f"{candidate.params.project.name}/{candidate.problem}")
-        return self._client.create_run(experiment, run_name=candidate.name(), tags=owner()).info.run_id
+        """A run that began with the first step of the training. MLFLOW_EXPERIMENT_NAME names its experiment."""
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or f"{candidate.params.project.name}/{candidate.problem}"
+        began = candidate.began()
+        start = _milliseconds(began) if began else None
+        return self._client.create_run(
+            self._experiment(name), start, {**owner(), **_source(candidate)}, candidate.name()
+        ).info.run_id
+
+    def usable_run(self, version: Version, candidate: Candidate) -> tuple[str, bool]:
+        """The run of a version, restored if it was deleted; a new one where it is gone. And whether it is new."""
+        try:
+            info = self._client.get_run(version.run_id).info
+        except MlflowException:
+            return self.begin_run(candidate), True
+        if info.lifecycle_stage == "deleted":
+            self._client.restore_run(version.run_id)
+        return version.run_id, False
 
     @contextmanager
     def run(self, run_id: str) -> Iterator[None]:
@@ -176,10 +202,21 @@ class MlflowStore:
         for first in range(0, max(len(params), len(tags)), BATCH):
             part = slice(first, first + BATCH)
             self._client.log_batch(run_id, params=params[part], tags=tags[part])
+        self._client.set_tag(run_id, "mlflow.note.content", candidate.note())
         self._client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in candidate.metrics().items()])
         with tempfile.TemporaryDirectory() as folder:
             candidate.write_files(Path(folder))
             self._upload(folder, str(self._client.get_run(run_id).info.artifact_uri))
+
+    def log_datasets(self, run_id: str, candidate: Candidate) -> None:
+        """Name the tables and features that the model learned from, with the digests that DVC has."""
+        used = [InputTag("mlflow.data.context", "training")]
+        inputs = [
+            DatasetInput(Dataset(name, digest[:36], "local", json.dumps({"uri": path})), used)
+            for name, digest, path in candidate.datasets()
+        ]
+        if inputs:
+            self._client.log_inputs(run_id, inputs)
 
     def log_trials(self, run_id: str, candidate: Candidate) -> None:
         """Write one child run per trial of the search, with its own start and end."""
@@ -190,6 +227,8 @@ class MlflowStore:
             tags = parent | {"state": trial["state"], **({"reason": trial["reason"]} if trial["reason"] else {})}
             child = self._client.create_run(experiment, began, tags, f"trial {trial['number']}").info.run_id
             scores = {name: trial[name] for name in ("score", "std", "seconds") if trial[name] is not None}
+            if "score" in scores:
+                scores[candidate.metric] = scores["score"]
             self._client.log_batch(
                 child,
                 [Metric(name, value, ended, 0) for name, value in scores.items()],
@@ -213,7 +252,12 @@ class MlflowStore:
         """Publish a version with the files that `write` writes. It appears last, whole, with all of its tags."""
         problem, experiment = candidate.problem, self._client.get_run(run_id).info.experiment_id
         logged = self._client.create_logged_model(
-            experiment, name=problem, source_run_id=run_id, model_type=str(candidate.card["kind"])
+            experiment,
+            name=problem,
+            source_run_id=run_id,
+            params=candidate.config(),
+            tags={"project": candidate.params.project.name},
+            model_type=str(candidate.card["kind"]),
         )
         identity = mlflow.models.Model(
             artifact_path=logged.artifact_location, run_id=run_id, model_uuid=logged.model_id, model_id=logged.model_id
@@ -223,16 +267,21 @@ class MlflowStore:
             self._upload(str(Path(scratch) / "model"), logged.artifact_location)
         self._client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
         self._client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(key, value, now, 0, model_id=logged.model_id, run_id=run_id) for key, value in candidate.metrics().items()
+        ]
+        self._client.log_batch(run_id, metrics=metrics)
         self._ensure_registered(candidate)
         reason = candidate.verdict.reason
         self._client.create_model_version(
-            problem, logged.artifact_location, run_id, tags, description=reason, model_id=logged.model_id
+            self._name(problem), logged.artifact_location, run_id, tags, description=reason, model_id=logged.model_id
         )
 
     def _ensure_registered(self, candidate: Candidate) -> None:
         project, question = candidate.params.project.name, candidate.params.section(candidate.problem).question
         try:
-            self._client.create_registered_model(candidate.problem, tags={"project": project}, description=question)
+            self._client.create_registered_model(self._name(candidate.problem), tags={"project": project}, description=question)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -262,7 +311,7 @@ class MlflowStore:
     def _aliases(self, problem: str) -> dict[int, list[str]]:
         """Version -> its aliases, sorted."""
         found: dict[int, list[str]] = {}
-        for alias, version in sorted(self._client.get_registered_model(problem).aliases.items()):
+        for alias, version in sorted(self._client.get_registered_model(self._name(problem)).aliases.items()):
             found.setdefault(int(version), []).append(alias)
         return found
 
@@ -271,7 +320,7 @@ class MlflowStore:
         with suppress(MlflowException):  # its run may have been deleted for good
             metrics = dict(self._client.get_run(found.run_id or "").data.metrics)
         return Version(
-            problem=found.name,
+            problem=found.name.removeprefix(self._prefix),
             version=int(found.version),
             run_id=found.run_id or "",
             created=datetime.fromtimestamp((found.creation_timestamp or 0) / 1000, UTC),
@@ -296,6 +345,17 @@ def input_types(file: Path) -> dict[str, str]:
 
 def _without_password(uri: str) -> str:
     return re.sub(r"//([^:/@]+):[^@/]*@", r"//\1:***@", uri)
+
+
+def _source(candidate: Candidate) -> dict[str, str]:
+    """Tags of a run that MLflow's pages show as its user and its source."""
+    with suppress(OSError, KeyError, ImportError):  # a user without a name, as in a container
+        return {
+            "mlflow.user": getpass.getuser(),
+            "mlflow.source.name": f"evergreen train {candidate.problem}",
+            "mlflow.source.type": "LOCAL",
+        }
+    return {"mlflow.source.name": f"evergreen train {candidate.problem}", "mlflow.source.type": "LOCAL"}
 
 
 def _milliseconds(moment: datetime) -> int:

@@ -10,6 +10,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,12 +47,13 @@ class Registry:
 
     `artifacts`: a folder or an address such as s3://BUCKET/PATH for the files of new problems; "" lets a server choose.
     `root`: the project, which may be moved: an SQLite store in it records its files relative to it.
+    `project`: its name, where projects share the registry: a problem is the registered model PROJECT.PROBLEM there.
     Raises ModelError, in one line, where MLflow refuses or cannot be reached, and StorageError where files cannot be written.
     """
 
-    def __init__(self, uri: str, artifacts: str, root: Path) -> None:
+    def __init__(self, uri: str, artifacts: str, root: Path, project: str = "") -> None:
         with _LOCK:
-            self._store = MlflowStore(uri, artifacts, root)
+            self._store = MlflowStore(uri, artifacts, root, project)
 
     def register(self, params: Params, problem: str, layout: Layout, verdict: "Verdict", lineage: Mapping[str, str]) -> Version:
         """Register the trained model of `problem` with its evidence and the gate's verdict, as `challenger`.
@@ -69,10 +71,11 @@ class Registry:
         with _LOCK, self._store.errors():
             known = self._store.versions(problem, candidate.digest)
             found = next((each for each in known if self.damage(problem, each.version) is None), None)
-            run_id = found.run_id if found else self._store.begin_run(candidate)
-            with self._store.run(run_id):
+            run_id, new = self._store.usable_run(found, candidate) if found else (self._store.begin_run(candidate), True)
+            with self._store.run(run_id) if new else nullcontext():  # a run that ended keeps its duration
                 self._store.log(run_id, candidate)
                 if found is None:
+                    self._store.log_datasets(run_id, candidate)
                     self._store.log_trials(run_id, candidate)
                     self._publish(run_id, candidate, model)
                 else:
@@ -102,9 +105,11 @@ class Registry:
     def damage(self, problem: str, version: int) -> str | None:
         """Why the files of a version in a folder of this machine cannot be used; None if they can.
 
-        A file server is not asked: it may be away for a moment. Raises ModelError for an unknown version.
+        A file server is not asked: it may be away for a moment.
         """
-        found = self.require(problem, version)
+        found = self.version(problem, version)
+        if found is None:
+            return "it is not in the registry; somebody may have deleted it there"
         with self._store.errors():
             folder = self._store.folder(problem, version)
         if folder is None:

@@ -155,7 +155,8 @@ def artefact(shop: Own, version: Version) -> Path:
 def test_the_first_version_is_challenger_and_carries_numbers_lineage_and_verdict(shared: Shared):
     _, _, version = shared
     assert (version.problem, version.version, version.aliases) == ("redeem", 1, ("challenger",))
-    assert version.metrics == {"roc_auc": 0.9, "roc_auc_low": 0.8, "hits_10": 0.5}
+    scores = {"roc_auc": 0.9, "roc_auc_low": 0.8, "hits_10": 0.5}
+    assert version.metrics == {**scores, "cpu_seconds.train": 1.0, "peak_mb.train": 10.0}
     tags = version.tags
     assert (tags["git.commit"], tags["dvc.data/features/redeem"], tags["cutoff"]) == ("c0ffee", "f00d", "2017-12-03")
     assert (tags["model"], tags["kind"], tags["metric"]) == ("logistic", "classification", "roc_auc")
@@ -412,3 +413,68 @@ def test_threads_register_side_by_side(own: Own):
 def test_an_address_nobody_answers_is_one_line_without_its_password(tmp_path: Path):
     with pytest.raises(ModelError, match=r"MLflow at nosuch://me:\*\*\*@host/db: .*Check the address"):
         Registry("nosuch://me:secret@host/db", str(tmp_path), tmp_path)
+
+
+def test_a_run_deleted_in_the_ui_comes_back_when_its_model_is_registered_again(own: Own):
+    registry, layout = own
+    first = registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE)
+    client_of(own).delete_run(first.run_id)
+    again = registry.register(KNOWN, "redeem", layout, verdict(promote=False), LINEAGE)
+    assert (again.version, again.run_id) == (first.version, first.run_id)
+    assert client_of(own).get_run(first.run_id).info.lifecycle_stage == "active"
+
+
+def test_a_version_deleted_in_the_ui_is_registered_again_and_rollbacks_pass_it(own: Own):
+    registry, layout = own
+    deployments = Deployments(f"sqlite:///{layout.var / 'evergreen.db'}")
+    for change in ({}, {"dvc.data/features/redeem": "beef"}, {"dvc.data/features/redeem": "cafe"}):
+        made = registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE | change)
+        deployments.deploy(registry, "redeem", made.version, verdict(), "flow")
+    client_of(own).delete_model_version("redeem", "2")
+    assert registry.damage("redeem", 2) == "it is not in the registry; somebody may have deleted it there"
+    assert deployments.rollback(registry, "redeem", None, "ann", "complaints").version == 1
+    again = registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE | {"dvc.data/features/redeem": "beef"})
+    assert again.version == 4
+
+
+def test_a_registered_model_deleted_in_the_ui_starts_anew(own: Own):
+    registry, layout = own
+    registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE)
+    client_of(own).delete_registered_model("redeem")
+    registry.drop_alias("redeem", "challenger")
+    assert registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE).version == 1
+
+
+def test_the_run_has_its_source_datasets_note_and_true_times(own: Own):
+    registry, layout = own
+    write_json(layout.cost("tune", "redeem"), {"cpu_seconds": 3.5, "peak_mb": 9.0, "started": BEGAN.isoformat()})
+    version = registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE)
+    run = client_of(own).get_run(version.run_id)
+    assert run.info.start_time == BEGAN.timestamp() * 1000
+    assert run.data.tags["mlflow.source.name"] == "evergreen train redeem"
+    assert run.data.tags["mlflow.source.git.commit"] == "c0ffee"
+    assert run.data.tags["mlflow.note.content"].endswith("promoted: better by far\n")
+    assert run.data.metrics["cpu_seconds.tune"] == 3.5
+    assert [(each.dataset.name, each.dataset.digest) for each in run.inputs.dataset_inputs] == [("redeem features", "f00d")]
+    ended = run.info.end_time
+    registry.register(KNOWN, "redeem", layout, verdict(promote=False), LINEAGE)
+    assert client_of(own).get_run(version.run_id).info.end_time == ended
+
+
+def test_models_and_trials_are_comparable_by_the_same_metric(own: Own):
+    registry, layout = own
+    version = registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE)
+    client = client_of(own)
+    run = client.get_run(version.run_id)
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    assert {each.key: each.value for each in model.metrics}["roc_auc"] == 0.9
+    assert model.params["model"] == "logistic"
+    children = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+    assert [each.data.metrics["roc_auc"] for each in children if each.info.status == "FINISHED"] == [0.8]
+
+
+def test_params_are_those_that_were_set_and_that_a_model_depends_on(shared: Shared):
+    params = client_of(shared).get_run(shared[2].run_id).data.params
+    assert not [name for name in params if name.startswith(("gate.", "rollout.", "schedule.", "retrain.", "monitor."))]
+    assert params["tune.n_trials"] == str(KNOWN.section("redeem").tune.n_trials)
+    assert "tune.workers" not in params, "a default that nobody set"
