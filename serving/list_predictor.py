@@ -40,6 +40,7 @@ class ListPredictor:
         """One list per user of the request: id, version, variant, and what ListModel.recommend gives."""
         serving = self._versions.serving_set(problem)
         users = list(request.users) or [None]
+        self._check_size(request.k)
         self._check_users(users)
         ids = [self._writer.new_id() for _ in users]
         entities = [None if each is None else entity_key(each) for each in users]
@@ -62,6 +63,10 @@ class ListPredictor:
                 self._background.start(self._probe(serving, request))
         await self._writer.until_durable()
         return found
+
+    def _check_size(self, k: int | None) -> None:
+        if k is not None and k > self._policy.max_k:
+            raise RequestError("k", f"at most {self._policy.max_k} items per list (serve.max_k)", k)
 
     def _check_users(self, users: Sequence[Any]) -> None:
         if len(users) > self._policy.max_rows:

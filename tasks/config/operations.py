@@ -25,7 +25,9 @@ class Serve(Section):
     batch_wait_ms: Annotated[float, Field(ge=0)] = 1.0
     """Longest wait for a micro-batch to fill, in milliseconds. A single row does not wait."""
     max_rows: Annotated[int, Field(ge=1)] = 1000
-    """Largest number of rows per request."""
+    """Largest number of rows, users, labels or events per request."""
+    max_k: Annotated[int, Field(ge=1)] = 1000
+    """Largest length of a recommendation list that a request may ask for."""
     max_body_kb: Annotated[int, Field(ge=1)] = 4096
     """Largest request body, in KiB, before and after decompression."""
     unknown_columns: Literal["ignore", "refuse"] = "ignore"
