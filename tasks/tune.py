@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import polars as pl
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Params, Problem, Section, Tune
 from evergreen.tasks.core.paths import HELD_OUT, Layout, locking, writing
-from evergreen.tasks.problems.base import Finishing, Kind
+from evergreen.tasks.problems.base import Finishing, Kind, Paired
 from evergreen.tasks.search import time_budget
+from evergreen.tasks.search.ladder import Rung, build_ladder
 from evergreen.tasks.search.nested_validation import estimate_optimism, inner_searches, run_inner_search, share_time
 from evergreen.tasks.search.optuna_study import run_search
 from evergreen.tasks.search.out_of_fold import OutOfFoldPredictions, predict_out_of_fold
@@ -65,12 +67,13 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
     trials = run_search(share_time(search, len(inner), 0), journal, workers)
     trials += probes_as_trials(search, trials)
     winners = {outer: run_inner_search(each, journal, workers) for outer, each in inner.items()}
-    best = select_trial(search, trials)
-    nested = estimate_optimism(search, evaluator, best, winners) if winners else None
     predictions = OutOfFoldPredictions(journal.with_suffix(""))
+    ladder = build_ladder(trials, list(search.space), search.metric, predictions.load) if search.units else []
+    best = select_trial(search, trials, ladder)
+    nested = estimate_optimism(search, evaluator, best, winners) if winners else None
     finishes = isinstance(kind, Finishing) and kind.finishes(section)
     held_out = predict_out_of_fold(search, best.config, trials, predictions) if finishes else None
-    result = _write(layout.tuning(problem), search, trials, best, nested, held_out)
+    result = _write(layout.tuning(problem), search, trials, best, nested, held_out, ladder)
     journal.unlink()
     predictions.clear()
     return result
@@ -84,6 +87,9 @@ def _specify(params: Params, problem: str, layout: Layout, kind: Kind) -> tuple[
     clock = time_budget.clock(params, problem, layout, "tune")
     key = fingerprint(params, problem, layout)
     journal = layout.var / "tuning" / f"{problem}-{key}.log"
+    units = partial(kind.unit_values, metric=metric.name) if isinstance(kind, Paired) else None
+    if units is not None:  # every training judges the whole ladder
+        tune = tune.model_copy(update={"n_trials": max(tune.n_trials, len(space))})
     evaluator = Evaluator(
         kind=params.kind(problem),
         folder=_sampled_features(layout.features(problem), section, tune, seed, journal),
@@ -92,7 +98,7 @@ def _specify(params: Params, problem: str, layout: Layout, kind: Kind) -> tuple[
         seed=seed,
         key=key,
         max_rows=None if section.features.by_cutoff else tune.max_rows,
-        keep_predictions=tune.method == "staged",
+        keep_predictions=tune.method == "staged" or units is not None,
     )
     search = Search(
         name=problem,
@@ -104,6 +110,7 @@ def _specify(params: Params, problem: str, layout: Layout, kind: Kind) -> tuple[
         evaluate=evaluator,
         stages=stages_of(kind, section) if tune.method == "staged" else {},
         score=lambda frame: float(kind.score(frame, section)[metric.name]),
+        units=units,
         clock=clock,
     )
     return evaluator, replace(search, warm_starts=warm_starts(search)), journal
@@ -136,8 +143,9 @@ def _write(
     best: FinishedTrial,
     nested: dict[str, Any] | None,
     held_out: pl.DataFrame | None,
+    ladder: Sequence[Rung],
 ) -> Result:
-    summary = summarise(search, trials, best, nested)
+    summary = summarise(search, trials, best, nested, ladder)
     with writing(folder) as scratch:
         scratch.mkdir()
         (scratch / "best.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")

@@ -99,6 +99,9 @@ class Search:
     """CPU seconds of that gain."""
     nested: tuple[str, str] | None = None
     """Score of the nested cross-validation, and by how much the tuned one flatters itself."""
+    ladder: list[tuple[str, str, str, str, str, bool]] = field(default_factory=list)
+    """Model from simple to complex, score, interval, how far the best is ahead with its standard error, number judged, whether
+    it was chosen."""
 
 
 @dataclass(frozen=True)
@@ -406,12 +409,24 @@ def _search(layout: Layout, name: str, evaluation: Mapping[str, Any] | None) -> 
             (model, formatting.number(score, places), counts.get(model, 0), model == best.get("model"))
             for model, score in models
         ],
+        ladder=[_rung(each, best.get("model"), places) for each in best.get("ladder") or []],
         chart=charts.attempt(
             "search", "The search", charts.search, scored, formatting.label(metric), greater, (evaluation or {}).get("baseline")
         )
         if scored.height > 1
         else None,
     )
+
+
+def _rung(each: Mapping[str, Any], chosen: Any, places: int) -> tuple[str, str, str, str, str, bool]:
+    within = f"{formatting.number(each['low'], places)} to {formatting.number(each['high'], places)}"
+    ahead = (
+        ""
+        if not each["behind"]
+        else f"{formatting.number(each['behind'], places)} ± {formatting.number(each['error'], places)}"
+    )
+    score = formatting.number(each["score"], places)
+    return each["model"], score, within, ahead, f"{each['units']:,}", each["model"] == chosen
 
 
 def _trials(path: Path) -> pl.DataFrame:

@@ -15,6 +15,7 @@ DATES_TEXTS = "evergreen.tasks.problems.tabular.date_text_encoders"
 CALIBRATION = "evergreen.tasks.problems.tabular.calibration"
 ENSEMBLE = "evergreen.tasks.problems.tabular.weighted_ensemble"
 RECOMMENDERS = "evergreen.tasks.problems.recommender.estimators"
+LINEAR_RUNGS = "evergreen.tasks.problems.recommender.linear_rungs"
 CANDIDATES = "evergreen.tasks.problems.recommender.candidate_generation"
 SOURCES = "evergreen.tasks.problems.recommender.candidate_sources"
 HISTORIES = "evergreen.tasks.problems.recommender.user_histories"
@@ -40,7 +41,13 @@ HOMES = {
     "BlendRegressor": ENSEMBLE,
     "FrequencyRecommender": RECOMMENDERS,
     "Recommender": RECOMMENDERS,
+    "FirstStage": RECOMMENDERS,
+    "RecentPopularity": RECOMMENDERS,
     "TwoStage": RECOMMENDERS,
+    "EaseRecommender": LINEAR_RUNGS,
+    "ItemKnnRecommender": LINEAR_RUNGS,
+    "OneSource": LINEAR_RUNGS,
+    "TifuKnnRecommender": LINEAR_RUNGS,
     "Learned": CANDIDATES,
     "Ease": SOURCES,
     "Factors": SOURCES,

@@ -297,9 +297,21 @@ class Interactions(FeatureSource):
     attributes: tuple[Attributes, ...] = ()
     """User attributes that scores can be sliced by, see evaluate.slices."""
     min_users: int = 5
-    """Items with fewer buyers are not in the catalogue. Labels may contain them."""
+    """Items with fewer buyers are not learned about; who bought one may find it in his list. Labels may contain them."""
     horizon_days: int = 28
     """Label horizon: purchases on days 1 to this after the cutoff. With `order`: horizon_orders times days_per_order."""
+    judge_by: Literal["calendar", "last_orders", "last_lines"] = "calendar"
+    """What models are judged by in training. calendar: the purchases of the days after a cutoff. last_orders, last_lines: the
+    last `held_out` orders or lines of each user, for a shop whose users come seldom or once; nothing of the future is learned.
+    """
+    held_out: Annotated[int, Field(ge=1)] = 1
+    """last_orders, last_lines: number of orders or lines per user."""
+
+    @model_validator(mode="after")
+    def orders_have_their_own_windows(self) -> "Interactions":
+        if self.order and self.judge_by != "calendar":
+            raise ValueError("with order, every user's last orders are the windows; leave judge_by out")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -37,8 +37,9 @@ class Sources(Section):
     """Candidate sources."""
     candidates: Annotated[int, Field(ge=10)] = 70
     """Candidates per user for the ranker: this many bought before and this many new ones."""
-    half_life_days: Options[Annotated[float, Field(gt=0)]] = (90.0,)
-    """Half-life of a purchase's weight, in days."""
+    half_life_days: Options[Annotated[float, Field(gt=0)]] | None = None
+    """Half-life of a purchase's weight, in days. null: chosen in each training on the newest windows it may see, in days or in
+    orders."""
     ease_penalty: Options[Annotated[float, Field(gt=0)]] = (150.0,)
     """EASE: ridge (L2) penalty."""
     user_neighbours: Options[Annotated[int, Field(ge=1)]] = (100,)
@@ -50,8 +51,8 @@ class Sources(Section):
     max_dense_users: Annotated[int, Field(ge=1)] = 10_000
     """Largest dense users x users matrix (10,000 users take 1.2 GB). With more users ALS replaces EASE, and TIFU-kNN searches
     this many users, sampled at random."""
-    popularity_days: Annotated[int, Field(ge=1)] = 56
-    """Popularity window: days up to the cutoff."""
+    popularity_days: Annotated[int, Field(ge=1)] | None = None
+    """Popularity window: days up to the cutoff. null: chosen as half_life_days; the baseline then counts 56 days."""
     ranker_windows: Annotated[int, Field(ge=1)] = 4
     """Number of cutoffs that the ranker is trained on, the newest with complete labels."""
     ranker_users: Annotated[int, Field(ge=1)] = 3000

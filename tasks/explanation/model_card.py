@@ -84,6 +84,10 @@ def _performance(evaluation: Mapping[str, Any], best: Mapping[str, Any]) -> Iter
         within = why if each["low"] is None else f" [{_number(each['low'])}, {_number(each['high'])}]"
         baseline = f"; baseline {evaluation['baseline']}: {_number(each['baseline'])}"
         yield f"{each['name']} {_number(each['score'])}{within}{f' on {rows}' if not place else ''}{baseline}."
+    for each in best.get("ladder") or []:
+        within = f"[{_number(each['low'])}, {_number(each['high'])}]"
+        chosen = ", chosen" if each["model"] == best["model"] else ""
+        yield f"Ladder: {each['model']} {best['metric']} {_number(each['score'])} {within} on {each['units']:,} users{chosen}."
     if (optimism := (best.get("nested") or {}).get("optimism")) is not None:
         yield f"The score of the search is too good by {_number(optimism)} {best['metric']} (tuned score minus nested score)."
 

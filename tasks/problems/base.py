@@ -211,3 +211,12 @@ class Finishing(Protocol):
     def finish(self, model: Model, held_out: pl.DataFrame, section: Any, seed: int) -> Model:
         """`model`, fitted, calibrated with `held_out`: out-of-fold rows of `predict` by models of the same configuration."""
         ...
+
+
+@runtime_checkable
+class Paired(Protocol):
+    """A kind whose models are compared unit by unit, such as user by user, so that a few windows tell them apart."""
+
+    def unit_values(self, predictions: pl.DataFrame, metric: str) -> pl.DataFrame:
+        """unit and value, one row per unit whose `metric` is defined. `predictions`: rows of `predict`."""
+        ...

@@ -354,7 +354,9 @@ def _run_batch(
     outcomes = workers.run(search.evaluate, [each.config for each in batch if known[each.position] is None], best_scores)
     for each in batch:
         outcome = known[each.position] or next(outcomes)
-        if search.stages and outcome.predictions is not None:
+        if search.units is not None and outcome.predictions is not None:
+            predictions.save(each.trial.number, [search.units(frame) for frame in outcome.predictions])
+        elif search.stages and outcome.predictions is not None:
             predictions.save(each.trial.number, outcome.predictions)
         _tell(study, search, each, outcome)
     _reserve_refit_time(study, search)

@@ -9,6 +9,7 @@ from evergreen.tasks.config.params import Tune
 from evergreen.tasks.problems.base import Metric
 from evergreen.tasks.search import ensemble
 from evergreen.tasks.search.ensemble import BLEND
+from evergreen.tasks.search.ladder import Rung, choose_rung, explain_rung
 from evergreen.tasks.search.specification import Search
 from evergreen.tasks.search.staged import STAGES, best_of
 from evergreen.tasks.search.time_budget import MAX_REFIT_SHARE
@@ -20,14 +21,18 @@ TIE_TOLERANCE = 1e-9
 """Scores this close are equal, and the simpler model wins."""
 
 
-def select_trial(search: Search, trials: Sequence[FinishedTrial]) -> FinishedTrial:
+def select_trial(search: Search, trials: Sequence[FinishedTrial], ladder: Sequence[Rung] = ()) -> FinishedTrial:
     """The winner under the rules of tune: `choose` among the trials within the limits of cost.
 
+    With a `ladder` and tune.choose = simplest: its simplest rung within one standard error of the best.
     Where no trial keeps to the limits: the baseline, or else `choose` among all complete trials.
     """
     complete = [each for each in trials if each.state == "complete"]
     kept = [each for each in complete if within_limits(each.cost, search.tune)]
     kept = [each for each in kept if _refit_fits_budget(each.cost, search)] or kept
+    allowed = {each.number: True for each in kept}
+    if search.tune.choose == "simplest" and (rung := choose_rung(ladder, allowed)):
+        return next(each for each in kept if each.number == rung.trial)
     if not kept:
         log.warning("%s: tune: no model keeps to tune.max_latency_ms, max_model_mb and max_train_seconds", search.name)
         kept = [each for each in complete if each.model == search.baseline] or complete
@@ -86,8 +91,11 @@ def _refit_fits_budget(cost: Cost, search: Search) -> bool:
     return estimate.refit(cost, rows) <= MAX_REFIT_SHARE * estimate.seconds
 
 
-def explain_choice(search: Search, trials: Sequence[FinishedTrial], best: FinishedTrial) -> str:
+def explain_choice(search: Search, trials: Sequence[FinishedTrial], best: FinishedTrial, ladder: Sequence[Rung] = ()) -> str:
     """Why `best` was selected, in one line."""
+    rung = next((each for each in ladder if each.trial == best.number), None)
+    if rung and search.tune.choose == "simplest" and rung.behind <= rung.error:
+        return explain_rung(ladder, rung, search.metric, search.baseline)
     top = best_of(trials, search.metric)
     if top is None or top.number == best.number or abs(top.score - best.score) <= TIE_TOLERANCE:
         return "the best score"

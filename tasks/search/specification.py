@@ -38,6 +38,8 @@ class Search:
     """Model -> its stage, for a staged search; with BLEND where the kind can blend."""
     score: Callable[[pl.DataFrame], float] | None = None
     """Score of blended predictions."""
+    units: Callable[[pl.DataFrame], pl.DataFrame] | None = None
+    """Predictions -> unit and value of the metric, where models are compared unit by unit; see search.ladder."""
     clock: Clock = field(default_factory=lambda: Clock(None))
     """The time of the search alone."""
     expected_seconds: Mapping[str, float] = field(default_factory=dict)
@@ -60,7 +62,7 @@ def resolve_settings(section: Problem) -> Tune:
     method = tune.method or ("staged" if plain else "tpe")
     resolved = {
         "method": method,
-        "choose": "simplest" if method == "staged" else "best",
+        "choose": "simplest" if method == "staged" or section.predicts == "lists" else "best",
         "batch_size": 4 if plain else 1,
         "prune": plain,
     }

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from evergreen.tasks.search.ladder import Rung
 from evergreen.tasks.search.selection import best_per_model, explain_choice, pareto_front, search_gain, within_limits
 from evergreen.tasks.search.specification import Search
 from evergreen.tasks.search.trials import Cost, FinishedTrial
@@ -16,7 +17,11 @@ COSTS = ("cpu_seconds", "peak_mb", "fit_seconds", "latency_ms", "model_mb")
 
 
 def summarise(
-    search: Search, trials: Sequence[FinishedTrial], best: FinishedTrial, nested: dict[str, Any] | None = None
+    search: Search,
+    trials: Sequence[FinishedTrial],
+    best: FinishedTrial,
+    nested: dict[str, Any] | None = None,
+    ladder: Sequence[Rung] = (),
 ) -> dict[str, Any]:
     """The content of best.json. `nested`: the result of nested cross-validation."""
     summary = {
@@ -29,10 +34,12 @@ def summarise(
         "trials": len(trials),
         "seconds": round(sum(each.seconds or 0 for each in trials), 3),
         "models": best_per_model(trials, list(search.space), search.metric),
-        "chosen": {"trial": best.number, "why": explain_choice(search, trials, best)},
+        "chosen": {"trial": best.number, "why": explain_choice(search, trials, best, ladder)},
         "search_gain": search_gain(search, trials, best),
         "cost": cost_as_json(best.cost),
     }
+    if ladder:
+        summary["ladder"] = [each.as_json() for each in ladder]
     if nested:
         summary["nested"] = nested
     if search.estimate:

@@ -8,7 +8,7 @@ something in the window (for `_novel`: something new to them), also those withou
 
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,21 @@ from evergreen.tasks.problems.base import Config, Fold, Part, Splits
 from evergreen.tasks.problems.recommendation.predictions import LISTS, RankedLists
 from evergreen.tasks.problems.recommender import dask_partitions, evaluation_tables, interactions
 from evergreen.tasks.problems.recommender.candidate_sources import SOURCES
-from evergreen.tasks.problems.recommender.estimators import MODELS, FrequencyRecommender, Ranked, Recommender, TwoStage
+from evergreen.tasks.problems.recommender.decay_choice import choose_decay, choose_popularity_days
+from evergreen.tasks.problems.recommender.estimators import FirstStage, FrequencyRecommender, Ranked, Recommender, TwoStage
 from evergreen.tasks.problems.recommender.interactions import InteractionData
 from evergreen.tasks.problems.recommender.list_builder import ListBuilder
 from evergreen.tasks.problems.recommender.list_request import Request
+from evergreen.tasks.problems.recommender.model_ladder import MODELS
 from evergreen.tasks.problems.recommender.ranker_features import USER
 from evergreen.tasks.problems.recommender.ranking_metrics import Items, of_lists, per_user
 from evergreen.tasks.problems.recommender.source_ablation import ablate
 from evergreen.tasks.problems.recommender.user_histories import codes, to_date, to_day
 
 log = logging.getLogger(__name__)
+
+CHOOSING_WINDOWS = 2
+"""Windows by which half-lives and the window of popularity are chosen."""
 
 
 class Recommendation(RankedLists):
@@ -49,27 +54,32 @@ class Recommendation(RankedLists):
         return interactions.load(folder, section.features)
 
     def cutoffs(self, data: InteractionData) -> list[date]:
-        """Every `horizon_days` days backwards from the newest day with complete targets, as long as as many days lie before."""
-        step, found = timedelta(days=data.horizon_days), []
-        cutoff = data.as_of - step
-        while cutoff - data.first >= step - timedelta(days=1):
-            found.append(cutoff)
-            cutoff -= step
-        return found[::-1]
+        """See evaluation_windows: by the calendar every `horizon_days` days, else days between which as many users end."""
+        return data.windows.cutoffs()
 
     def splits(self, data: InteractionData, section: Recommend) -> Splits:
-        return split.by_cutoff(self.cutoffs(data), data.horizon_days, section)
+        return split.by_cutoff(self.cutoffs(data), data.windows.gap, section)
 
     def begins(self, data: InteractionData, part: Part) -> date | None:
         return part if isinstance(part, date) else None
 
     def space(self, section: Recommend) -> dict[str, dict[str, Range]]:
+        """The ladder; a half-life and a window that are given are not chosen by `fit`."""
         given = section.pipeline
-        decay = {"half_life_days": Range(values=given.half_life_days)}
+        decay = {} if given.half_life_days is None else {"half_life_days": Range(values=given.half_life_days)}
         stages = {f"with_{name}": Range(values=getattr(given.sources, name)) for name in type(given.sources).model_fields}
-        stages |= {"ease_penalty": Range(values=given.ease_penalty), "user_neighbours": Range(values=given.user_neighbours)}
+        ease = {"ease_penalty": Range(values=given.ease_penalty)}
+        neighbours = {"user_neighbours": Range(values=given.user_neighbours)}
         ranker = {"leaves": Range(low=7, high=63, log=True, integer=True), "learning_rate": Range(low=0.02, high=0.2, log=True)}
-        return {"popularity": {}, "frequency": decay, "two_stage": {**decay, **stages, **ranker}}
+        return {
+            "popularity": {},
+            **({"recent_popularity": {}} if given.popularity_days is None else {}),
+            "frequency": decay,
+            "item_knn": decay,
+            "ease": {**decay, **ease},
+            "tifu_knn": {**decay, **neighbours},
+            "two_stage": {**decay, **stages, **ease, **neighbours, **ranker},
+        }
 
     def defaults(self, model: str, section: Recommend) -> Config:
         first = {name: each.values[0] for name, each in self.space(section)[model].items() if each.values}
@@ -78,19 +88,17 @@ class Recommendation(RankedLists):
     def fit(self, data: InteractionData, cutoffs: Sequence[date], config: Config, section: Recommend, seed: int) -> Recommender:
         """Learns from all lines up to the day on which the labels of `cutoffs` are complete: the newest plus the horizon.
 
-        Raises DataError where no item has enough users, or where no window gives the ranker a hit to learn from.
+        Raises DataError where no window gives the ranker a hit to learn from.
         """
         day = _known(data, cutoffs)
-        known = data.histories.until(day)
-        if not len(known.catalogue(section.features.min_users)):
-            raise DataError(
-                f"no item was bought by {section.features.min_users} users up to {to_date(day)}: nothing can be recommended. "
-                "Lower features.min_users, or give more history."
-            )
         model = _unfitted(config, section, seed)
-        if not isinstance(model, TwoStage):
+        _choose(model, data, cutoffs, section)
+        known = data.histories.until(day)
+        if not isinstance(model, FirstStage):
             return model.learn(known, day)
         learned = data.learned(day, model.settings)
+        if not isinstance(model, TwoStage):
+            return model.take(learned).read(known, day)
         windows = sorted(cutoffs)[-section.pipeline.ranker_windows :]
         examples = [data.examples(each, model.settings, section.pipeline.ranker_users, seed) for each in windows]
         if not any(label.any() for _, label in examples):
@@ -109,7 +117,7 @@ class Recommendation(RankedLists):
         """
         if (found := data.stored_predictions(model, cutoff)) is not None:
             return found
-        targets, reader = data.targets(cutoff), model.reading(data.histories.until(to_day(cutoff)), to_day(cutoff))
+        targets, reader = data.targets(cutoff), model.reading(data.before(cutoff), to_day(cutoff))
         ids = data.histories.users[targets.users]
         positions = codes(ids, reader.histories_.users)
         columns: dict[str, Any] = {"entity": ids, "visits": data.visits(targets.users, cutoff)}
@@ -126,6 +134,11 @@ class Recommendation(RankedLists):
             return dask_partitions.rank(reader, positions, k, list(LISTS.values()))
         scored = data.scored(model, cutoff)
         return [reader.rank(positions, k, novel, scored) for novel in LISTS.values()]
+
+    def unit_values(self, predictions: pl.DataFrame, metric: str) -> pl.DataFrame:
+        """unit (a user) and value; empty for a metric of the model as a whole, such as coverage."""
+        value = pl.col(metric).cast(pl.Float64) if metric in predictions.columns else pl.lit(None, pl.Float64)
+        return predictions.select(unit="entity", value=value).drop_nulls().drop_nans()
 
     def score_model(
         self, model: Recommender, data: InteractionData, fold: Fold, config: Config, section: Recommend, seed: int
@@ -198,20 +211,26 @@ class Recommendation(RankedLists):
 
 def _known(data: InteractionData, cutoffs: Sequence[date]) -> int:
     """The day on which the labels of `cutoffs` are complete."""
-    return to_day(max(cutoffs)) + data.horizon_days
+    return data.windows.end(max(cutoffs))
 
 
 def _unfitted(config: Config, section: Recommend, seed: int) -> Recommender:
-    given, columns = section.pipeline, section.features
-    shared = {"user": columns.user, "item": columns.item, "k": given.k}
-    shared |= {"min_users": columns.min_users, "popularity_days": given.popularity_days}
+    given, columns, kind = section.pipeline, section.features, MODELS[config["model"]]
+    fixed = {"user": columns.user, "item": columns.item, "min_users": columns.min_users, "seed": seed}
+    fixed |= {name: value for name, value in given.model_dump().items() if isinstance(value, int)}
+    names = kind._get_param_names()  # pyright: ignore[reportPrivateUsage]
     chosen = {name: value for name, value in config.items() if name != "model"}
-    kind = MODELS[config["model"]]
-    if kind is TwoStage:
-        names = ("candidates", "ranker_trees", "als_factors", "item_neighbours", "max_dense_users")
-        fixed = {name: getattr(given, name) for name in names}
-        return TwoStage(**shared, **fixed | chosen, seed=seed)
-    return FrequencyRecommender(**shared, **chosen) if kind is FrequencyRecommender else Recommender(**shared)
+    return kind(**{name: value for name, value in fixed.items() if name in names} | chosen)
+
+
+def _choose(model: Recommender, data: InteractionData, cutoffs: Sequence[date], section: Recommend) -> None:
+    """The half-life and the window of popularity that `section` leaves open, by the newest of `cutoffs`."""
+    newest, k = tuple(sorted(cutoffs)[-CHOOSING_WINDOWS:]), section.pipeline.k
+    if isinstance(model, FrequencyRecommender) and section.pipeline.half_life_days is None:
+        decay = data.once("decay", (newest, k), lambda: choose_decay(data.cases(newest), k))
+        model.half_life_days, model.half_life_orders = decay.days, decay.orders
+    if type(model) is not Recommender and section.pipeline.popularity_days is None:
+        model.popularity_days = data.once("window", (newest, k), lambda: choose_popularity_days(data.cases(newest), k))
 
 
 def _judged(

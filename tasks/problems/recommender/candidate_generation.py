@@ -4,20 +4,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from evergreen.model_types import stored_type
 from evergreen.tasks.problems.recommender import ranker_features
 from evergreen.tasks.problems.recommender.candidate_sources import (
     BLOCK,
     SOURCES,
+    Decay,
     Ease,
     Factors,
     ItemNeighbours,
     Segments,
     TifuKnn,
-    decay,
     favourites,
     popularity,
+    strongest,
 )
 from evergreen.tasks.problems.recommender.online_histories import OnlineHistories
 from evergreen.tasks.problems.recommender.user_histories import Histories, Sparse, codes, distinct, matrix
@@ -33,6 +35,8 @@ LATELY = 91
 """Days of purchases for segments and their popular items."""
 BASKETS = 182
 """Days of baskets for co-visitation."""
+STRONGEST = 100
+"""Most items of a user that item-kNN learns from, by decayed purchases: counts of pairs grow with the square."""
 SAMPLED = 8
 """Every n-th score of a user, from which a lower bound of the best is estimated."""
 
@@ -56,6 +60,12 @@ class Settings:
     als_factors: int = 64
     item_neighbours: int = 50
     max_dense_users: int = 10_000
+    half_life_orders: float | None = None
+
+    @property
+    def decay(self) -> Decay:
+        """Of purchases, in own purchases and in those of similar users."""
+        return Decay(self.half_life_days, self.half_life_orders)
 
 
 @dataclass(eq=False)
@@ -76,7 +86,11 @@ class Candidates:
 @stored_type
 @dataclass(eq=False)
 class Learned:
-    """What the first stage learned from the lines up to one day. A source that is off is None."""
+    """What the first stage learned from the lines up to one day. A source that is off is None.
+
+    Rare items, below `min_users` buyers, are in the catalogue: whoever bought one may buy it again, and popularity ranks
+    them. The other sources learned about `common` items only, and their columns are those.
+    """
 
     catalogue: np.ndarray
     """Sorted ids of the items that can be recommended."""
@@ -96,6 +110,10 @@ class Learned:
     """Sorted ids of the users that EASE learned from. None: those of `tifu_knn`."""
     groups: np.ndarray | None = None
     """As `category`, a column for each of features.groups."""
+    common: np.ndarray | None = None
+    """Sorted columns of the catalogue whose items have enough buyers to learn about. None: all."""
+    _columns: np.ndarray | None = field(default=None, init=False, repr=False)
+    """Of each column of the catalogue its place in `common`, -1 for none."""
     _ordered: np.ndarray | None = field(default=None, init=False, repr=False)
     """The catalogue by popularity: asked for with every list and the same every time."""
 
@@ -116,10 +134,11 @@ class Learned:
         With more users than settings.max_dense_users no users x users system is built: a factor model stands in for EASE, and
         TIFU-kNN looks for neighbours among so many users, drawn at random.
         """
-        catalogue = known.catalogue(settings.min_users)
+        catalogue = known.catalogue(1)
         place = np.searchsorted(known.items, catalogue)
         category = categories[place]
         groups = None if groups is None else groups[place]
+        learnable = known.catalogue(settings.min_users)
         found = cls(
             catalogue=catalogue,
             category=category,
@@ -127,27 +146,34 @@ class Learned:
             facts=ranker_features.of_items(known, catalogue, category, day, groups),
             users=known.users,
             groups=groups,
+            common=np.searchsorted(catalogue, learnable),
         )
-        counts, many = known.matrix(catalogue), len(known.users) > settings.max_dense_users
+        if len(learnable):
+            found._learn(known, learnable, day, settings, segment)
+        return found
+
+    def _learn(self, known: Histories, learnable: np.ndarray, day: int, settings: Settings, segment: np.ndarray | None) -> None:
+        """The sources that are on, each about the items `learnable`."""
+        counts, many = known.matrix(learnable), len(known.users) > settings.max_dense_users
         if settings.with_ease and not many:
-            found.ease = Ease.learn(counts.log1p(), settings.ease_penalty)
+            self.ease = Ease.learn(counts.log1p(), settings.ease_penalty)
         if settings.with_tifu_knn:
-            recent, some = decayed(known, catalogue, day, settings.half_life_days), np.arange(len(known.users))
+            recent, some = decayed(known, learnable, day, settings.decay), np.arange(len(known.users))
             if many:
                 some = np.sort(np.random.default_rng(day).permutation(some)[: settings.max_dense_users])
-            found.tifu_knn = TifuKnn(known.users[some], recent[some], settings.user_neighbours)
+            self.tifu_knn = TifuKnn(known.users[some], recent[some], settings.user_neighbours)
         if settings.with_item_knn:
-            found.item_knn = ItemNeighbours.learn(counts, settings.item_neighbours)
+            recent = decayed(known, learnable, day, settings.decay)
+            self.item_knn = ItemNeighbours.learn(strongest(recent, STRONGEST), settings.item_neighbours)
         if settings.with_co_visitation:
-            baskets = _baskets(known.between(day - BASKETS + 1, day), catalogue)
-            found.co_visitation = ItemNeighbours.learn(baskets, settings.item_neighbours)
+            baskets = _baskets(known.between(day - BASKETS + 1, day), learnable)
+            self.co_visitation = ItemNeighbours.learn(baskets, settings.item_neighbours)
         if settings.with_als or (settings.with_ease and many):
-            found.als = Factors.learn(counts.log1p(), settings.als_factors, seed=day)
+            self.als = Factors.learn(counts.log1p(), settings.als_factors, seed=day)
         if settings.with_segment_popularity:
-            lately = known.between(day - LATELY + 1, day).matrix(catalogue)
-            segment = favourites(lately, category) if segment is None else segment
-            found.segment_popularity = Segments.learn(known.users, segment, lately)
-        return found
+            lately = known.between(day - LATELY + 1, day).matrix(learnable)
+            segment = favourites(lately, self.category[self.common]) if segment is None else segment
+            self.segment_popularity = Segments.learn(known.users, segment, lately)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -160,64 +186,83 @@ class Learned:
     ) -> Candidates:
         """Up to settings.candidates bought and as many new items for each user; `positions`: in `histories.users`."""
         lines = ranker_features.Lines.of(histories, positions, self.catalogue, day)
-        counts, recent = lines.counts(), lines.decayed(settings.half_life_days)
-        ids, step = histories.users[positions], _step(len(self.catalogue))
-        if len(ids) <= step:
-            row, item, bought, scores = self._block(counts, recent, ids, 0, settings.candidates)
-        else:
-            parts = [
-                self._block(counts[i : i + step], recent[i : i + step], ids[i : i + step], i, settings.candidates)
-                for i in range(0, len(ids), step)
-            ]
-            row, item, bought, scores = (np.concatenate(each) for each in zip(*parts, strict=True))
+        row, item, bought, scores = self._pick(lines, histories.users[positions], settings)
         users = ranker_features.of_users(lines)
         facts = self._facts()
         gap = facts[:, ranker_features.ITEM.index("usual_gap")]
         pairs = ranker_features.of_pairs(
             lines, row, item, self.category, settings.half_life_days, users[:, 0], gap, self.groups
         )
-        table = np.column_stack([users[row], facts[item], pairs, scores, self._places(row, scores)])
+        table = np.column_stack([users[row], facts[item], pairs, scores, self.places(row, scores)])
         return Candidates(row, item, bought, table.astype(np.float32))
+
+    def score(
+        self, histories: Histories | OnlineHistories, positions: np.ndarray, day: int, settings: Settings
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """As `propose`, without features: row, item, bought, and pairs x SOURCES."""
+        lines = ranker_features.Lines.of(histories, positions, self.catalogue, day)
+        return self._pick(lines, histories.users[positions], settings)
+
+    def _pick(
+        self, lines: ranker_features.Lines, ids: np.ndarray, settings: Settings
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """row, item, bought and scores of the candidates of the users `ids`, block by block."""
+        counts, recent = lines.counts(), lines.decayed(settings.decay)
+        step = _step(len(self.catalogue) if self.common is None else len(self.common))
+        if len(ids) <= step:
+            return self._block(counts, recent, ids, 0, settings.candidates)
+        parts = [
+            self._block(counts[i : i + step], recent[i : i + step], ids[i : i + step], i, settings.candidates)
+            for i in range(0, len(ids), step)
+        ]
+        row, item, bought, scores = (np.concatenate(each) for each in zip(*parts, strict=True))
+        return row, item, bought, scores
 
     def _block(
         self, counts: Sparse, recent: Sparse, ids: np.ndarray, first: int, size: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """row (from `first` on), item, bought and the score of each source."""
-        scores, columns = self._scores(counts, recent, ids), counts.shape[1]
+        scores, columns, place = self._scores(counts, recent, ids), counts.shape[1], self._places_of_common()
         owner = np.repeat(np.arange(len(ids)), np.diff(counts.indptr))
-        own = owner * columns + counts.indices
-        parts = {name: share for name, share in BOUGHT.items() if name in scores} or {"rebuy": 1.0}
+        own, mine, known = owner * columns + counts.indices, place[counts.indices], place[counts.indices] >= 0
         picks = []
+        parts = {name: share for name, share in BOUGHT.items() if name in scores} or {"rebuy": 1.0}
         for name, share in parts.items():
-            value = scores[name][owner, counts.indices]
+            value = recent.data if name == "rebuy" else np.where(known, scores[name][owner, mine], 0)
             if name == "tifu_knn":
-                value = OWN * scores["rebuy"][owner, counts.indices] + (1 - OWN) * value
+                value = OWN * recent.data + (1 - OWN) * value
             by, rank = order(owner, value)
             picks.append(own[by[rank < round(size * share / sum(parts.values()))]])
-        parts = {name: share for name, share in NEW.items() if name in scores}
+        parts = {name: share for name, share in NEW.items() if name in scores or name == "popular"}
         for name, share in parts.items():
             count = round(size * share / sum(parts.values()))
             if name == "popular":
                 picks.append(self._popular(own, owner, len(ids), count))
                 continue
             new = np.array(scores[name], np.float32, order="C")
-            new.ravel()[own] = -np.inf
-            picks.append(best(new, count))
+            new[owner[known], mine[known]] = -np.inf
+            row, column = np.divmod(best(new, count), max(new.shape[1], 1))
+            picks.append(row * columns + (column if self.common is None else self.common[column]))
         pairs = distinct(np.concatenate(picks))
         row, item = np.divmod(pairs, max(columns, 1))
+        at, mine = codes(pairs, own), place[item]
         chosen = np.zeros((len(row), len(SOURCES)), np.float32)
+        chosen[at >= 0, SOURCES.index("rebuy")] = recent.data[at[at >= 0]]
+        chosen[:, SOURCES.index("popular")] = self.popular[item]
         for name, score in scores.items():
-            chosen[:, SOURCES.index(name)] = score[row, item]
-        return row + first, item, codes(pairs, own) >= 0, chosen
+            chosen[:, SOURCES.index(name)] = np.where(mine >= 0, score[row, mine], 0)
+        return row + first, item, at >= 0, chosen
 
     def _scores(self, counts: Sparse, recent: Sparse, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """Source -> users x catalogue, dense, for those that are on."""
-        found, logs = {"rebuy": recent.toarray()}, counts.log1p()
+        """Source -> users x common items, dense, for those that are learned and on."""
+        found: dict[str, np.ndarray] = {}
+        if self.common is not None and not len(self.common):
+            return found
+        logs, recent = self._narrow(counts).log1p(), self._narrow(recent)
         if self.ease is not None:
             found["ease"] = self.ease.score(logs, codes(ids, self._users()))
         if self.tifu_knn is not None:
             found["tifu_knn"] = self.tifu_knn.score(recent, ids)
-        found["popular"] = np.broadcast_to(self.popular, found["rebuy"].shape)
         if self.item_knn is not None:
             found["item_knn"] = self.item_knn.score(logs)
         if self.co_visitation is not None:
@@ -227,6 +272,22 @@ class Learned:
         if self.segment_popularity is not None:
             found["segment_popularity"] = self.segment_popularity.score(ids)
         return found
+
+    def _places_of_common(self) -> np.ndarray:
+        if self._columns is None:
+            self._columns = np.full(len(self.catalogue), -1)
+            common = slice(None) if self.common is None else self.common
+            self._columns[common] = np.arange(len(self._columns[common]))
+        return self._columns
+
+    def _narrow(self, rows: Sparse) -> Sparse:
+        """The columns of the common items alone."""
+        if self.common is None:
+            return rows
+        column = self._places_of_common()[rows.indices]
+        kept = column >= 0
+        starts = np.concatenate([[0], np.cumsum(kept)])[rows.indptr]
+        return sparse.csr_array((rows.data[kept], column[kept], starts), shape=(rows.shape[0], len(self.common)))
 
     def _popular(self, own: np.ndarray, owner: np.ndarray, users: int, count: int) -> np.ndarray:
         """row * columns + column of the `count` most popular items of each row without `own`."""
@@ -248,7 +309,7 @@ class Learned:
         more = len(ranker_features.ITEM) - self.facts.shape[1]
         return np.pad(self.facts, ((0, 0), (0, more))) if more else self.facts
 
-    def _places(self, row: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    def places(self, row: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Rank of each entry among those of its row, from 0, per column of `scores`; 0 for a source that is off."""
         places, on = np.zeros(scores.shape, np.float32), [SOURCES.index(name) for name in self.sources]
         if len(row) and row[0] == row[-1]:
@@ -279,9 +340,9 @@ def _baskets(histories: Histories, catalogue: np.ndarray) -> Sparse:
     return matrix(basket, histories.columns(catalogue)[histories.item], (len(known), len(catalogue)))
 
 
-def decayed(histories: Histories, catalogue: np.ndarray, day: int, half_life: float) -> Sparse:
+def decayed(histories: Histories, catalogue: np.ndarray, day: int, by: Decay) -> Sparse:
     """Users x catalogue: purchases, each counting less the longer ago it is."""
-    return histories.matrix(catalogue, decay(day - histories.day, half_life))
+    return histories.matrix(catalogue, by.weigh(histories.user, day - histories.day))
 
 
 def best(scores: np.ndarray, count: int) -> np.ndarray:

@@ -22,9 +22,36 @@ LONGEST = 1_000
 """Most entries of a row in counts of pairs, which grow with its square."""
 
 
+FAR = 100_000
+"""More days than any purchase is back."""
+
+
 def decay(days_ago: np.ndarray, half_life: float) -> np.ndarray:
     """Weight of a purchase: 1 today, one half after `half_life` days."""
     return 0.5 ** (days_ago / half_life)
+
+
+@dataclass(frozen=True)
+class Decay:
+    """How the weight of a purchase falls: by half each so many `days`, or each so many `orders` of its user since.
+
+    An order is a day with a purchase. With `orders`, `days` does not count.
+
+    >>> Decay(orders=2).weigh(np.array([0, 0, 0]), np.array([30, 9, 1])).round(2).tolist()
+    [0.5, 0.71, 1.0]
+    """
+
+    days: float = 90.0
+    orders: float | None = None
+
+    def weigh(self, user: np.ndarray, ago: np.ndarray) -> np.ndarray:
+        """Of each line: `user`, whole numbers, and whole days before now."""
+        if self.orders is None:
+            return decay(ago, self.days)
+        visit = user.astype(np.int64) * FAR + ago.astype(np.int64)
+        known = distinct(visit)
+        since = np.searchsorted(known, visit) - np.searchsorted(known, user.astype(np.int64) * FAR)
+        return 0.5 ** (since / self.orders)
 
 
 MOVED = 64
@@ -203,6 +230,14 @@ def _shortened(rows: Sparse) -> Sparse:
     kept = np.flatnonzero(np.diff(rows.indptr) <= LONGEST)
     found = rows[kept]
     return sparse.csr_array((np.ones(found.nnz, np.float32), found.indices, found.indptr), shape=found.shape)
+
+
+def strongest(rows: Sparse, most: int) -> Sparse:
+    """The `most` highest entries of each row, of equal ones the first."""
+    row = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
+    by = np.lexsort((-rows.data, row))
+    by = np.sort(by[np.arange(len(row)) - rows.indptr[row] < most])
+    return sparse.coo_array((rows.data[by], (row[by], rows.indices[by])), shape=rows.shape).tocsr()
 
 
 def _nearest(similarity: Sparse, first: int, count: int) -> Sparse:

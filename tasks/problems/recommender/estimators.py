@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator
 
 from evergreen.model_types import stored_type
 from evergreen.tasks.problems.recommender.candidate_generation import Candidates, Learned, Settings, order
-from evergreen.tasks.problems.recommender.candidate_sources import SOURCES, popularity
+from evergreen.tasks.problems.recommender.candidate_sources import SOURCES, Decay, popularity
 from evergreen.tasks.problems.recommender.online_histories import OnlineHistories, merged
 from evergreen.tasks.problems.recommender.ranker_features import FEATURES, Lines
 from evergreen.tasks.problems.recommender.user_histories import Histories, codes
@@ -65,7 +65,7 @@ class Recommender(BaseEstimator):
 
     def learn(self, known: Histories, day: int) -> "Recommender":
         """From the lines up to `day`, which it keeps as the histories it reads."""
-        self.catalogue_ = known.catalogue(self.min_users)
+        self.catalogue_ = known.catalogue(1)
         self.popular_ = popularity(known, self.catalogue_, day - self.popularity_days + 1, day)
         return self.read(known, day)
 
@@ -131,7 +131,7 @@ class Recommender(BaseEstimator):
 
     def _rank(self, positions: np.ndarray, k: int, novel: bool, scored: Scored | None) -> Ranked:
         """Lists for users with a history, possibly short: then what is popular is added."""
-        return _ranked(np.zeros(0, int), np.zeros(0, int), np.zeros(0), np.zeros(0, int), k)
+        return ranked(np.zeros(0, int), np.zeros(0, int), np.zeros(0), np.zeros(0, int), k)
 
     def _fill(self, lists: Ranked, positions: np.ndarray, k: int, novel: bool) -> Ranked:
         """Add what is popular where a list is shorter than `k`, below what is there."""
@@ -152,7 +152,7 @@ class Recommender(BaseEstimator):
             added.append((np.full(len(items), row), items, score, np.full(len(items), SOURCES.index("popular"))))
         parts = zip((lists.row, lists.item, lists.score, lists.source), *added, strict=True)
         row, item, score, source = (np.concatenate(each) for each in parts)
-        return _ranked(row, item, score, source, k)
+        return ranked(row, item, score, source, k)
 
     def _bought(self, rows: np.ndarray, positions: np.ndarray) -> dict[int, np.ndarray]:
         """Row -> the columns of the catalogue that the user at its position bought."""
@@ -172,8 +172,16 @@ class Recommender(BaseEstimator):
 
 
 @stored_type
+class RecentPopularity(Recommender):
+    """What most users bought in the last days, as many as did best on validation windows."""
+
+
+@stored_type
 class FrequencyRecommender(Recommender):
-    """What the user buys anyway: own purchases, each counting half after `half_life_days`; then what is popular."""
+    """What the user buys anyway, however rare: own purchases with decay; then what is popular.
+
+    A purchase counts half after `half_life_days`, or after `half_life_orders` further orders where that is given.
+    """
 
     def __init__(
         self,
@@ -184,22 +192,43 @@ class FrequencyRecommender(Recommender):
         min_users: int = 5,
         popularity_days: int = 56,
         half_life_days: float = 90.0,
+        half_life_orders: float | None = None,
     ) -> None:
         super().__init__(user, item, k, novel, min_users, popularity_days)
         self.half_life_days = half_life_days
+        self.half_life_orders = half_life_orders
 
     def _rank(self, positions: np.ndarray, k: int, novel: bool, scored: Scored | None) -> Ranked:
         if novel:
             return super()._rank(positions, k, novel, scored)
-        own = Lines.of(self.histories_, positions, self.catalogue_, self.day_).decayed(self.half_life_days).tocoo()
+        decay = Decay(self.half_life_days, getattr(self, "half_life_orders", None))
+        own = Lines.of(self.histories_, positions, self.catalogue_, self.day_).decayed(decay)
         tie = 1e-3 * self.popular_ / max(self.popular_.max(initial=0), 1)
-        by = np.lexsort((own.col, own.row))
-        row, item = own.row[by], own.col[by]
-        return _ranked(row, item, own.data[by] + tie[item], np.full(len(row), SOURCES.index("rebuy")), k)
+        row, item = np.repeat(np.arange(len(positions)), np.diff(own.indptr)), own.indices
+        return ranked(row, item, own.data + tie[item], np.full(len(row), SOURCES.index("rebuy")), k)
 
 
 @stored_type
-class TwoStage(Recommender):
+class FirstStage(FrequencyRecommender):
+    """What the first stage learned from the lines up to one day; it proposes candidates and leaves their order open."""
+
+    candidates: int
+    learned_: Learned
+
+    @property
+    def settings(self) -> Settings:
+        """An older model knows fewer of them."""
+        given = {name: getattr(self, name) for name in Settings.__dataclass_fields__ if hasattr(self, name)}
+        return Settings(**given)
+
+    def take(self, learned: Learned) -> Self:
+        """Answer with `learned` from now on."""
+        self.learned_, self.catalogue_, self.popular_ = learned, learned.catalogue, learned.popular
+        return self
+
+
+@stored_type
+class TwoStage(FirstStage):
     """Candidates of all sources, sorted by boosted trees.
 
     The ranker minimises the cross entropy between the ranking and the purchases of each list (XE-NDCG: Bruch 2021, in LightGBM)
@@ -231,10 +260,10 @@ class TwoStage(Recommender):
         als_factors: int = 64,
         item_neighbours: int = 50,
         max_dense_users: int = 10_000,
+        half_life_orders: float | None = None,
     ) -> None:
-        super().__init__(user, item, k, novel, min_users, popularity_days)
+        super().__init__(user, item, k, novel, min_users, popularity_days, half_life_days, half_life_orders)
         self.candidates = candidates
-        self.half_life_days = half_life_days
         self.ease_penalty = ease_penalty
         self.user_neighbours = user_neighbours
         self.ranker_trees = ranker_trees
@@ -251,18 +280,12 @@ class TwoStage(Recommender):
         self.item_neighbours = item_neighbours
         self.max_dense_users = max_dense_users
 
-    @property
-    def settings(self) -> Settings:
-        """An older model knows fewer of them."""
-        given = {name: getattr(self, name) for name in Settings.__dataclass_fields__ if hasattr(self, name)}
-        return Settings(**given)
-
     def learn_ranker(self, learned: Learned, examples: Sequence[tuple[Candidates, np.ndarray]]) -> "TwoStage":
         """`examples`: candidates of an earlier day, and whether each was bought in the days after it.
 
         Lists without a hit teach nothing and are left out.
         """
-        self.learned_, self.catalogue_, self.popular_ = learned, learned.catalogue, learned.popular
+        self.take(learned)
         parts = [(found, *each) for found, label in examples for each in _lists(found, label)]
         table = np.empty((sum(len(kept) for _, kept, _, _ in parts), len(FEATURES)), np.float32)
         last = 0
@@ -314,7 +337,8 @@ class TwoStage(Recommender):
         kept = ~found.bought if novel else np.ones(len(found.row), bool)
         table = found.features[kept]
         scores = self._scores(table) if scores is None else scores[kept]
-        return _ranked(found.row[kept], found.item[kept], scores, _sources(table, self.learned_.sources), k)
+        places = table[:, FEATURES.index(f"{SOURCES[0]}_place") :]
+        return ranked(found.row[kept], found.item[kept], scores, credited(places, found.bought[kept], self.learned_.sources), k)
 
     def order_by(self, candidates: Candidates) -> np.ndarray:
         """The ranker's score of each candidate; higher is better."""
@@ -350,10 +374,6 @@ class TwoStage(Recommender):
     """The columns that the trees of an older model ask for. None: all."""
 
 
-MODELS: dict[str, type[Recommender]] = {"popularity": Recommender, "frequency": FrequencyRecommender, "two_stage": TwoStage}
-"""Simple before complex."""
-
-
 def known_as(ids: np.ndarray, users: np.ndarray) -> np.ndarray:
     """Position of each asked id in `users`, -1 for an unknown one. Where ids are numbers, 7, 7.0 and "7" are the same user."""
     if ids.dtype.kind == users.dtype.kind == "i":
@@ -366,7 +386,7 @@ def known_as(ids: np.ndarray, users: np.ndarray) -> np.ndarray:
     return codes(asked.cast(pl.String).fill_null("").to_numpy().astype(str), users)
 
 
-def _ranked(row: np.ndarray, item: np.ndarray, score: np.ndarray, source: np.ndarray, k: int) -> Ranked:
+def ranked(row: np.ndarray, item: np.ndarray, score: np.ndarray, source: np.ndarray, k: int) -> Ranked:
     """The `k` best entries of each row, in order."""
     by, rank = order(row, score)
     by, rank = by[rank < k], rank[rank < k]
@@ -385,11 +405,10 @@ def _lists(candidates: Candidates, label: np.ndarray) -> list[tuple[np.ndarray, 
     return found
 
 
-def _sources(table: np.ndarray, on: Sequence[str]) -> np.ndarray:
-    """Who to credit for each candidate: own purchases for what was bought, else which source of `on` places it best."""
-    if not len(table):
-        return np.zeros(0, int)
-    places = table[:, FEATURES.index(f"{SOURCES[0]}_place") :][:, [SOURCES.index(name) for name in on if name != "rebuy"]]
-    rebuys = table[:, FEATURES.index("rebuy")] > 0
+def credited(places: np.ndarray, bought: np.ndarray, on: Sequence[str]) -> np.ndarray:
+    """Who to credit for each candidate: own purchases for what was bought, else which source of `on` places it best.
+
+    `places`: candidates x SOURCES, from 0.
+    """
     number = np.array([SOURCES.index(name) for name in on if name != "rebuy"])
-    return np.where(rebuys, 0, number[places.argmin(axis=1)])
+    return np.where(bought, 0, number[places[:, number].argmin(axis=1)]) if len(places) else np.zeros(0, int)

@@ -11,7 +11,7 @@ import polars as pl
 
 from evergreen.tasks.problems.recommender.candidate_generation import OWN, order
 from evergreen.tasks.problems.recommender.candidate_sources import SOURCES
-from evergreen.tasks.problems.recommender.estimators import Recommender, TwoStage
+from evergreen.tasks.problems.recommender.estimators import FirstStage, Recommender, TwoStage
 from evergreen.tasks.problems.recommender.interactions import MAX_SHARED_USERS, InteractionData
 from evergreen.tasks.problems.recommender.ranker_features import FEATURES
 from evergreen.tasks.problems.recommender.ranking_metrics import of_lists, per_user
@@ -44,7 +44,7 @@ def plots(
     """Plot name -> table; `predictions` and `baseline` are rows of `predict` over all test windows."""
     rows = {"model": predictions, "baseline": baseline}
     tables = {f"ndcg{suffix}_by_history": _by_history(rows, f"ndcg{suffix}") for suffix in LISTS}
-    on = model.learned_.sources if isinstance(model, TwoStage) else SOURCES
+    on = model.learned_.sources if isinstance(model, FirstStage) else SOURCES
     tables |= {f"sources{suffix}": _sources(predictions[f"sources{suffix}"], on) for suffix in LISTS}
     tables["catalogue"] = _catalogue(rows, model, data)
     tables["lists"] = _lists(rows, data)
@@ -214,7 +214,7 @@ def _short_histories(predictions: pl.DataFrame, model: Recommender, data: Intera
     """
     cutoff = predictions["cutoff"].max()
     assert isinstance(cutoff, date)
-    targets, known = data.targets(cutoff), data.histories.until_positions(to_day(cutoff))
+    targets, known = data.targets(cutoff), data.windows.before(cutoff)
     enough = np.flatnonzero(data.visits(targets.users, cutoff) > max(KNOWN))
     chosen = np.sort(np.random.default_rng(0).permutation(enough)[:SAMPLED_USERS])
     users, relevant = targets.users[chosen], targets.sizes(False)[chosen]

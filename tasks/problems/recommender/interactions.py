@@ -1,7 +1,7 @@
 """The data of a recommender: all purchases, what is true after a cutoff, and what was made of a cutoff before."""
 
 import logging
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
@@ -18,6 +18,8 @@ from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.core.suggestions import require
 from evergreen.tasks.problems.recommender import dask_partitions, item_catalogue, ranker_features
 from evergreen.tasks.problems.recommender.candidate_generation import LATELY, Candidates, Learned, Settings
+from evergreen.tasks.problems.recommender.decay_choice import Case
+from evergreen.tasks.problems.recommender.evaluation_windows import CalendarWindows, OwnWindows, Windows
 from evergreen.tasks.problems.recommender.ranking_metrics import Items
 from evergreen.tasks.problems.recommender.user_histories import Histories, codes, distinct, to_date, to_day
 
@@ -27,6 +29,8 @@ FURTHEST = 99_000
 """Most days back (271 years): older purchases, from damaged dates, count as bought then."""
 MAX_SHARED_USERS = 20_000
 """Most users whose candidates are stored and shared between models; for more, they are computed for each model."""
+CASES = 1_000
+"""Most users of a window by which half-lives are chosen."""
 KEPT = 6
 """Number of cutoffs whose results stay in memory (about 100 MB each for 2,000 users)."""
 
@@ -41,16 +45,17 @@ def build(
         require(getattr(section, name), schema.names(), f"features.{name}")
     when = _when(schema, time, section)
     sold = _select_events(events, tables, section)
-    read = sold.select(user=section.user, basket=section.basket, item=section.item, when=when).collect()
+    sequence = {"step": pl.col(str(time)).rank("ordinal")} if section.judge_by == "last_lines" else {}
+    read = sold.select(user=section.user, basket=section.basket, item=section.item, when=when, **sequence).collect()
     whole = read.drop_nulls()
     if whole.height < read.height:
         log.warning("%s: %s lines without user, basket, item or time are left out", section.table, read.height - whole.height)
-    dated = whole.select("user", "basket", "item", day=_day(section, whole["user"].n_unique(), as_of))
+    dated = whole.select("user", "basket", "item", *sequence, day=_day(section, whole["user"].n_unique(), as_of))
     lines = dated.filter(pl.col("day") <= as_of).with_columns(pl.col("day").clip(as_of - timedelta(days=FURTHEST)))
     if lines.is_empty():
         raise DataError(f"{section.table}: no purchase up to {as_of} is left. Look at features.exclude and features.where.")
     return {
-        "lines": Histories.of(lines).frame(),
+        "lines": Histories.of(lines).frame().with_columns(**{name: pl.int_range(pl.len()) for name in sequence}),
         "items": item_catalogue.items(tables, section),
         "places": item_catalogue.places(sold, section),
         "users": _users(tables, section),
@@ -143,6 +148,8 @@ def load(folder: Path, section: Interactions) -> "InteractionData":
         item_catalogue.whole(items),
         frames.get("places", item_catalogue.NOWHERE),
         np.column_stack(groups) if groups else None,
+        section.judge_by,
+        section.held_out,
     )
 
 
@@ -201,23 +208,35 @@ class InteractionData:
     """What item_catalogue.places makes: user, basket, place."""
     groups: np.ndarray | None = None
     """As `categories`, one column for each of features.groups."""
+    judge_by: str = "calendar"
+    """See features.judge_by."""
+    held_out: int = 1
     _kept: dict[str, dict[Hashable, Any]] = field(default_factory=dict)
     _predictions: WeakKeyDictionary[Any, dict[date, pl.DataFrame]] = field(default_factory=WeakKeyDictionary)
     _scores: WeakKeyDictionary[Any, dict[date, np.ndarray]] = field(default_factory=WeakKeyDictionary)
     _proposed: WeakKeyDictionary[Learned, dict[Hashable, Candidates]] = field(default_factory=WeakKeyDictionary)
+
+    def __post_init__(self) -> None:
+        if self.judge_by == "calendar":
+            self.windows: Windows = CalendarWindows(self.histories, self.as_of, self.horizon_days)
+        else:
+            self.windows = OwnWindows(self.histories, self.as_of, self.held_out, self.judge_by == "last_lines")
 
     @property
     def first(self) -> date:
         return to_date(self.histories.day[0])
 
     def targets(self, cutoff: date) -> Targets:
-        """What is bought in the days 1 to `horizon_days` after `cutoff`."""
-        return self._once("targets", cutoff, lambda: self._find_targets(cutoff))
+        """What `windows` judges by at `cutoff`."""
+        return self.once("targets", cutoff, lambda: self._find_targets(cutoff))
+
+    def before(self, cutoff: date) -> Histories:
+        """The histories that the lists of `cutoff` are made from: users and items without a line are gone."""
+        return self.once("before", cutoff, lambda: self.windows.before(cutoff).compact())
 
     def _find_targets(self, cutoff: date) -> Targets:
-        day, size = to_day(cutoff), len(self.histories.items)
-        after = self.histories.between(day + 1, day + self.horizon_days)
-        before = self.histories.until_positions(day)
+        size = len(self.histories.items)
+        after, before = self.windows.after(cutoff), self.windows.before(cutoff)
         users = distinct(after.user)
         bought = distinct(after.user.astype(np.int64) * size + after.item)
         known = distinct(before.user.astype(np.int64) * size + before.item)
@@ -226,13 +245,13 @@ class InteractionData:
 
     def items(self, cutoff: date) -> Items:
         """What is known of the items at `cutoff`."""
-        known = self.histories.until_positions(to_day(cutoff))
-        return self._once("items", cutoff, lambda: Items.of(known, self.categories))
+        known = self.windows.before(cutoff)
+        return self.once("items", cutoff, lambda: Items.of(known, self.categories))
 
     def users(self, users: np.ndarray, cutoff: date) -> np.ndarray:
         """users x features.USER at `cutoff`; `users`: positions."""
         none = np.zeros(0, self.histories.items.dtype)
-        return ranker_features.of_users(ranker_features.Lines.of(self.histories, users, none, to_day(cutoff)))
+        return ranker_features.of_users(ranker_features.Lines.of(self.windows.before(cutoff), users, none, to_day(cutoff)))
 
     def attributes_of(self, ids: np.ndarray) -> pl.DataFrame:
         """The attributes of the users `ids`, row by row; null where unknown."""
@@ -246,7 +265,7 @@ class InteractionData:
 
     def learned(self, day: int, settings: Settings) -> Learned:
         """The first stage, learned from the lines up to `day`."""
-        return self._once("learned", (day, settings), lambda: self._learn(day, settings))
+        return self.once("learned", (day, settings), lambda: self._learn(day, settings))
 
     def _learn(self, day: int, settings: Settings) -> Learned:
         known = self.histories.until(day)
@@ -271,7 +290,7 @@ class InteractionData:
         return found, kept[cutoff]
 
     def _propose(self, learned: Learned, cutoff: date, settings: Settings) -> Candidates:
-        known = self.histories.until(to_day(cutoff))
+        known = self.before(cutoff)
         users = self.targets(cutoff).users[self.known_rows(cutoff)]
         return dask_partitions.propose(
             learned, known, codes(self.histories.users[users], known.users), to_day(cutoff), settings
@@ -284,7 +303,7 @@ class InteractionData:
             learned = self.learned(to_day(cutoff), settings)
             return vars(self._propose(learned, cutoff, settings)) | {"catalogue": learned.catalogue}
 
-        found = dict(self._once("own", (cutoff, settings), lambda: step_cache.arrays(f"{cutoff} {settings}", make)))
+        found = dict(self.once("own", (cutoff, settings), lambda: step_cache.arrays(f"{cutoff} {settings}", make)))
         catalogue = found.pop("catalogue")
         return Candidates(**found), catalogue
 
@@ -305,7 +324,7 @@ class InteractionData:
 
     def labelled(self, learned: Learned, cutoff: date, settings: Settings, rows: np.ndarray) -> tuple[Candidates, np.ndarray]:
         """Candidates for `rows` of the targets of `cutoff`, which their own rows count, and whether each was bought."""
-        known = self.histories.until(to_day(cutoff))
+        known = self.before(cutoff)
         positions = codes(self.histories.users[self.targets(cutoff).users[rows]], known.users)
         found = dask_partitions.propose(learned, known, positions, to_day(cutoff), settings)
         return found, self._label(found, learned.catalogue, cutoff, rows)
@@ -316,7 +335,7 @@ class InteractionData:
 
     def known_rows(self, cutoff: date) -> np.ndarray:
         """The rows of the targets of `cutoff` whose user has a history; rows of `candidates` count these."""
-        seen = distinct(self.histories.until_positions(to_day(cutoff)).user)
+        seen = distinct(self.windows.before(cutoff).user)
         return np.flatnonzero(np.isin(self.targets(cutoff).users, seen))
 
     def stored_predictions(self, model: Any, cutoff: date) -> pl.DataFrame | None:
@@ -327,7 +346,21 @@ class InteractionData:
         self._predictions.setdefault(model, {})[cutoff] = predictions
         return predictions
 
-    def _once(self, what: str, key: Hashable, make: Callable[[], Any]) -> Any:
+    def cases(self, cutoffs: Sequence[date]) -> list[Case]:
+        """Of up to CASES users of each of `cutoffs` who have a history."""
+        found = []
+        for cutoff in cutoffs:
+            rows, targets = self.draw(cutoff, CASES, 0), self.targets(cutoff)
+            row, item = targets.entries(False)
+            at = codes(row, rows)
+            pairs = at[at >= 0] * targets.items + item[at >= 0]
+            day = to_day(cutoff)
+            if len(rows):
+                found.append(Case(self.windows.before(cutoff), targets.users[rows], day, pairs))
+        return found
+
+    def once(self, what: str, key: Hashable, make: Callable[[], Any]) -> Any:
+        """`make()`, computed once for each `key`; the last KEPT are kept."""
         kept = self._kept.setdefault(what, {})
         if key not in kept:
             while len(kept) >= KEPT:

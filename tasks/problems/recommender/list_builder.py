@@ -18,7 +18,7 @@ import polars as pl
 from evergreen.tasks.config.params import Recommend
 from evergreen.tasks.core.errors import DataError
 from evergreen.tasks.problems.recommender import item_explanations
-from evergreen.tasks.problems.recommender.estimators import Recommender, TwoStage
+from evergreen.tasks.problems.recommender.estimators import FirstStage, Recommender
 from evergreen.tasks.problems.recommender.interactions import InteractionData
 from evergreen.tasks.problems.recommender.item_catalogue import ItemCatalogue, Local
 from evergreen.tasks.problems.recommender.list_composition import (
@@ -67,7 +67,7 @@ class ListBuilder:
     def _at(
         cls, model: Recommender, data: InteractionData, section: Recommend, histories: Histories, day: int, learned: int
     ) -> "ListBuilder":
-        first = day - section.pipeline.popularity_days + 1
+        first = day - model.popularity_days + 1
         catalogue = ItemCatalogue.of(model.catalogue_, histories, data.items_table, first)
         if len(data.places):
             catalogue.local = Local.of(catalogue, histories.between(first, day).frame(), data.places)
@@ -174,7 +174,7 @@ class ListBuilder:
         )
         lists = [composer.compose(own, pools[row]) for row, own in enumerate(owns)]
         short = np.array([row for row in there if len(lists[row].item) < settings.k], np.int64)
-        if len(short) and isinstance(reader, TwoStage):
+        if len(short) and isinstance(reader, FirstStage):
             for first in range(0, len(short), BLOCK // DEEPER):
                 some = short[first : first + BLOCK // DEEPER]
                 deep = pools_of(reader.everything(positions[some], settings.novel, DEEPER), some, len(positions))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import sparse
 
-from evergreen.tasks.problems.recommender.candidate_sources import SOURCES, decay, popularity
+from evergreen.tasks.problems.recommender.candidate_sources import FAR, SOURCES, Decay, decay, popularity
 from evergreen.tasks.problems.recommender.online_histories import OnlineHistories
 from evergreen.tasks.problems.recommender.user_histories import Histories, Sparse, codes, distinct
 
@@ -38,8 +38,6 @@ FAST = 30.0
 """Half-life in days of purchases that hardly count when they are old."""
 PRIOR = 5
 """Prior weight in an item's rebuy share, in buyers."""
-FAR = 100_000
-"""More days than any purchase is back."""
 
 
 @dataclass(eq=False)
@@ -93,10 +91,10 @@ class Lines:
         first = row.astype(np.int64) * FAR
         return np.searchsorted(self.visits(), first + days.astype(np.int64)) - np.searchsorted(self.visits(), first)
 
-    def decayed(self, half_life: float) -> Sparse:
+    def decayed(self, by: Decay) -> Sparse:
         """Users x catalogue: purchases, each counting less the longer ago it is."""
-        ago, pairs = self.bought()[2:]
-        return self._matrix(pairs.sums(decay(ago.astype(np.int64), half_life)))
+        row, _, ago, pairs = self.bought()
+        return self._matrix(pairs.sums(by.weigh(row, ago.astype(np.int64))))
 
 
 def of_items(

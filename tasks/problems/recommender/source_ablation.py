@@ -6,7 +6,7 @@ therefore slightly below those of the full model; only their differences count.
 
 import copy
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import date
 
 import numpy as np
 import polars as pl
@@ -29,7 +29,7 @@ def ablate(model: TwoStage, data: InteractionData, cutoff: date, k: int, users: 
     gain: how much better NDCG is than that of all sources, on the same users, with its 95 % interval; below 0, the source
     that is left out was of use. Empty where there are too few windows to learn from.
     """
-    days = [cutoff - timedelta(days=data.horizon_days * back) for back in range(WINDOWS, 0, -1)]
+    days = [day for day in data.windows.cutoffs() if data.windows.end(day) <= to_day(cutoff)][-WINDOWS:]
     days = [day for day in days if day > data.first and len(data.known_rows(day))]
     if not days or not len(data.known_rows(cutoff)):
         return pl.DataFrame()

@@ -66,8 +66,12 @@ class Histories:
 
     @classmethod
     def of(cls, frame: pl.DataFrame) -> "Histories":
-        """From the columns user, basket, item and day (a date). A line given twice counts once, on its first day."""
-        lines = frame.sort("day", "user", "basket", "item").unique(
+        """From the columns user, basket, item and day (a date). A line given twice counts once, on its first day.
+
+        A column `step`, if there, orders the lines of a day.
+        """
+        steps = ["step"] if "step" in frame.columns else []
+        lines = frame.sort("day", *steps, "user", "basket", "item").unique(
             ["user", "basket", "item"], keep="first", maintain_order=True
         )
         user, item, basket = (to_ids(lines[name]) for name in ("user", "item", "basket"))
@@ -123,10 +127,13 @@ class Histories:
 
     def until(self, day: int) -> "Histories":
         """What was known at the end of `day`: later users and items are gone, and positions count those that are left."""
-        lines = self.until_positions(day)
-        users, user = _compact(lines.user, len(self.users))
-        items, item = _compact(lines.item, len(self.items))
-        return Histories(self.users[users], self.items[items], user, item, lines.basket, lines.day)
+        return self.until_positions(day).compact()
+
+    def compact(self) -> "Histories":
+        """Without users and items that have no line: positions count those that are left."""
+        users, user = _compact(self.user, len(self.users))
+        items, item = _compact(self.item, len(self.items))
+        return Histories(self.users[users], self.items[items], user, item, self.basket, self.day)
 
     def until_positions(self, day: int) -> "Histories":
         """The lines up to `day`; users and items keep their positions."""

@@ -311,10 +311,16 @@ def test_a_table_without_days_is_refused():
         KIND.build({"events": EVENTS}, {"events": None}, section(), date(2024, 1, 4))
 
 
-def test_a_catalogue_that_nothing_reaches_is_refused(world):
-    rare = world.section.model_copy(update={"features": world.section.features.model_copy(update={"min_users": 10_000})})
-    with pytest.raises(DataError, match=r"no item was bought by 10000 users up to .*Lower features\.min_users"):
-        world.kind.fit(world.data, world.fold.train, world.defaults("popularity"), rare, 0)
+def test_where_no_item_has_enough_buyers_own_purchases_and_popularity_still_make_the_lists(world):
+    features = world.section.features.model_copy(update={"min_users": 10_000})
+    rare = world.section.model_copy(update={"features": features})
+    for name in ("popularity", "frequency", "ease", "two_stage"):
+        usual = world.fit(world.defaults("frequency"))
+        model = world.kind.fit(world.data, world.fold.train, world.defaults(name), rare, 0)
+        lists = world.kind.predict(model, world.data, world.fold.test, rare)
+        assert lists["items"].list.len().to_list() == [10] * lists.height
+        if name != "popularity":
+            assert lists["ndcg"].mean() > world.primary(usual) - 0.03
 
 
 def test_cutoffs_do_not_overlap_and_leave_as_much_history_before_them(world):

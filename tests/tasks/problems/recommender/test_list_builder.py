@@ -248,7 +248,7 @@ def test_what_lies_in_the_basket_but_is_no_item_changes_nothing(shop):
 
 
 def test_a_stranger_gets_what_is_popular_where_he_is(shop, world):
-    first = to_date(shop.day - world.section.pipeline.popularity_days + 1)
+    first = to_date(shop.day - shop.model.popularity_days + 1)
     lines = world.frames["lines"].filter(pl.col("day") >= first)
     there = lines.join(world.frames["places"].filter(pl.col("place") == "303"), on=["user", "basket"])
     counts = dict(there.group_by("item").agg(pl.col("user").n_unique()).iter_rows())

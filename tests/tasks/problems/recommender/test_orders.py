@@ -17,6 +17,7 @@ from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.problems import splits
 from evergreen.tasks.problems.recommendation.kind import KIND
+from evergreen.tasks.problems.recommender.model_ladder import MODELS
 from tests import ordered_shop
 
 AS_OF = date(2024, 3, 31)
@@ -113,16 +114,18 @@ def test_the_test_windows_are_the_last_orders_of_every_customer(trained):
 
 
 @pytest.mark.slow
-def test_two_stages_are_clearly_better_than_popularity_and_than_own_frequency(trained):
+def test_the_chosen_model_is_clearly_better_than_popularity_and_than_own_frequency(trained):
     told = json.loads((trained.report("next") / "evaluation" / "evaluation.json").read_text())
     score = {each["name"]: each for each in told["metrics"]}
-    assert told["model"] == "two_stage"
     assert score["ndcg"]["score"] > score["ndcg"]["baseline"] + 0.2
     assert score["ndcg_novel"]["score"] > score["ndcg_novel"]["baseline"] + 0.1
-    trials = pl.read_parquet(trained.tuning("next") / "trials.parquet")
-    best = dict(trials.group_by("model").agg(pl.col("score").max()).iter_rows())
-    assert best["two_stage"] > best["frequency"] + 0.03
-    assert best["frequency"] > best["popularity"] + 0.1
+    best = json.loads((trained.tuning("next") / "best.json").read_text())
+    ladder = {each["model"]: each for each in best["ladder"]}
+    assert list(ladder) == list(MODELS)
+    assert {each["units"] for each in ladder.values()} == {200}
+    assert told["model"] == next(name for name, each in ladder.items() if each["behind"] <= each["error"])
+    assert ladder[told["model"]]["score"] > ladder["frequency"]["score"] + 0.03
+    assert ladder["frequency"]["score"] > ladder["popularity"]["score"] + 0.1
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from evergreen.tasks.problems.recommender.candidate_generation import best, decayed, order
-from evergreen.tasks.problems.recommender.candidate_sources import Ease, TifuKnn, popularity
+from evergreen.tasks.problems.recommender.candidate_sources import Decay, Ease, TifuKnn, popularity
 from evergreen.tasks.problems.recommender.online_histories import OnlineHistories
 from evergreen.tasks.problems.recommender.ranker_features import NEVER, PAIR, USER, Lines, of_pairs, of_users
 from evergreen.tasks.problems.recommender.ranking_metrics import per_user
@@ -109,7 +109,7 @@ def test_the_catalogue_needs_so_many_users_and_not_so_many_purchases():
 def test_purchases_count_half_after_the_half_life_and_popularity_counts_users():
     histories = Histories.of(LINES)
     catalogue = histories.catalogue(1)
-    weights = decayed(histories, catalogue, 39, 28.0).toarray()
+    weights = decayed(histories, catalogue, 39, Decay(28.0)).toarray()
     assert weights[0].tolist() == pytest.approx([1.5, 0.5, 0])
     assert popularity(histories, catalogue, 11, 39).tolist() == [1, 1, 0]
 
