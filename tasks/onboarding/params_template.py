@@ -30,6 +30,8 @@ SLACK = 0.5
 """Slack of numeric bounds, as a share of the observed range."""
 SMALL = 20_000
 """Smaller tables get five folds, so that each trains on more rows."""
+QUANTITIES = ("quantity", "qty", "units", "amount")
+"""Names of a column that counts what was bought."""
 BASKET_DAYS = 28
 """Horizon of a recommendation template, in days."""
 
@@ -125,16 +127,29 @@ def _outward(value: float, side: int) -> float:
 def section(name: str, found: InferredSchema, asked: InitOptions) -> Block:
     """The section of the problem."""
     features = _interactions(name, found, asked) if found.kind == "recommendation" else _features(name, found, asked)
-    rest = {"pipeline": {}, "tune": _tune(found), "train": {}, "evaluate": {"windows": 3}, "gate": {}}
+    lists = Block(show=Commented("discover", found.shape.repeats)) if found.shape and found.shape.discover else None
+    rest = {
+        "pipeline": {},
+        **({"lists": lists} if lists else {}),
+        "tune": _tune(found),
+        "train": {},
+        "evaluate": {"windows": 3},
+        "gate": {},
+    }
     return Block(question=_question(name, found, asked), features=features, **rest)
 
 
-def _tune(found: InferredSchema) -> dict[str, int]:
+def _tune(found: InferredSchema) -> dict[str, int | str]:
     """Few trials for a recommender, which is slow to fit; more folds for a small table."""
     if found.kind == "recommendation":
+<<<<<<< HEAD
         return {"n_trials": 4, "folds": 1}
     trials = {"n_trials": Tune.model_fields["n_trials"].default}
     return {**trials, "folds": 5} if found.target is not None and found.time is None and found.rows < SMALL else trials
+=======
+        return {"n_trials": 4, "folds": 1, **({"metric": "ndcg_novel"} if found.shape and found.shape.discover else {})}
+    return {"folds": 5} if found.target is not None and found.time is None and found.rows < SMALL else {}
+>>>>>>> 8fde191 (Fit the evaluation of recommenders to the shop)
 
 
 def _question(name: str, found: InferredSchema, asked: InitOptions) -> str:
@@ -180,7 +195,18 @@ def _interactions(name: str, found: InferredSchema, asked: InitOptions) -> Block
     if asked.order and not found.time:
         each = Commented("user", "orders are numbered per user; shop: one sequence for all")
         return Block(**said, order=asked.order, order_scope=each, horizon_orders=1)
-    return Block(**said, horizon_days=Commented(BASKET_DAYS, "label: purchases in this many days after the cutoff"))
+    if back := next((each.name for each in found.columns if _counts_returns(each)), None):
+        said["where"] = Commented(f'"{back}" >= 0', "a return is not a purchase")
+    said["horizon_days"] = Commented(BASKET_DAYS, "label: purchases in this many days after the cutoff")
+    if found.shape:
+        said["judge_by"] = Commented(found.shape.judge_by, found.shape.why)
+    return said
+
+
+def _counts_returns(column: Column) -> bool:
+    """Whether a column of quantities has negative ones."""
+    named = column.name.lower() in QUANTITIES
+    return named and isinstance(column.low, int | float) and column.low < 0
 
 
 # --- YAML

@@ -20,6 +20,7 @@ from evergreen.tasks.onboarding.column_inference import (
 )
 from evergreen.tasks.onboarding.entity_and_time import ROW_NAME, choose_roles
 from evergreen.tasks.onboarding.options import InitOptions
+from evergreen.tasks.onboarding.shop_shape import ShopShape, find_shape
 from evergreen.tasks.problems.base import NOT_SCORED
 from evergreen.tasks.problems.classification.scores import PREFIX
 from evergreen.tasks.problems.tabular.holdout_split import distinguishing
@@ -78,6 +79,8 @@ class InferredSchema:
     costs: Mapping[str, str] = field(default_factory=dict)
     """entity, time -> what the choice means for validation and features, and the option that says otherwise."""
     warnings: tuple[str, ...] = ()
+    shape: ShopShape | None = None
+    """Recommendation: what the purchases say about the shop; None for orders without dates."""
 
     def column(self, name: str | None) -> Column | None:
         return next((each for each in self.columns if each.name == name), None)
@@ -111,7 +114,7 @@ def infer_schema(table: pl.LazyFrame, asked: InitOptions, today: date) -> Inferr
     }
     sample = sample.select(list(columns))
     if asked.user or asked.item or asked.kind == "recommendation":
-        return _purchases(asked, columns, rows)
+        return _purchases(table, asked, columns, rows)
     return _cases(table, sample, asked, columns, rows, today)
 
 
@@ -126,7 +129,7 @@ def _sample(table: pl.LazyFrame, rows: int) -> pl.DataFrame:
 # --- recommendation
 
 
-def _purchases(asked: InitOptions, columns: dict[str, Column], rows: int) -> InferredSchema:
+def _purchases(table: pl.LazyFrame, asked: InitOptions, columns: dict[str, Column], rows: int) -> InferredSchema:
     """A recommendation problem."""
     if not asked.user or not asked.item:
         raise ParamsError("recommendation needs --user COL and --item COL")
@@ -158,7 +161,11 @@ def _purchases(asked: InitOptions, columns: dict[str, Column], rows: int) -> Inf
     named = ((getattr(asked, part), part) for part in ("user", "item", "basket", "order"))
     parts = {column: part for column, part in named if column}
     kept = tuple(each if each.name in (*parts, time) else replace(each, role=None) for each in columns.values())
-    return InferredSchema("recommendation", rows, kept, time=time, parts=parts, reasons=reasons, warnings=tuple(warnings))
+    shape = find_shape(table, asked.user, asked.item, asked.basket, time) if time else None
+    warnings += shape.notes if shape else ()
+    return InferredSchema(
+        "recommendation", rows, kept, time=time, parts=parts, reasons=reasons, warnings=tuple(warnings), shape=shape
+    )
 
 
 # --- one row per case
