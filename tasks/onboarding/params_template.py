@@ -142,14 +142,9 @@ def section(name: str, found: InferredSchema, asked: InitOptions) -> Block:
 def _tune(found: InferredSchema) -> dict[str, int | str]:
     """Few trials for a recommender, which is slow to fit; more folds for a small table."""
     if found.kind == "recommendation":
-<<<<<<< HEAD
-        return {"n_trials": 4, "folds": 1}
-    trials = {"n_trials": Tune.model_fields["n_trials"].default}
-    return {**trials, "folds": 5} if found.target is not None and found.time is None and found.rows < SMALL else trials
-=======
         return {"n_trials": 4, "folds": 1, **({"metric": "ndcg_novel"} if found.shape and found.shape.discover else {})}
-    return {"folds": 5} if found.target is not None and found.time is None and found.rows < SMALL else {}
->>>>>>> 8fde191 (Fit the evaluation of recommenders to the shop)
+    trials: dict[str, int | str] = {"n_trials": Tune.model_fields["n_trials"].default}
+    return {**trials, "folds": 5} if found.target is not None and found.time is None and found.rows < SMALL else trials
 
 
 def _question(name: str, found: InferredSchema, asked: InitOptions) -> str:

@@ -1,7 +1,8 @@
 """The shape of a shop, from its purchases: whom training can judge models by, and whether anybody buys an item again."""
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, timedelta
+from typing import Any
 
 import polars as pl
 
@@ -56,8 +57,8 @@ def _judge_by(lines: pl.DataFrame) -> tuple[str, str]:
 
 def _active(lines: pl.DataFrame, users: pl.DataFrame, back: int) -> int:
     """Users with a purchase in a window and one before it; the newest window is `back` = 0."""
-    newest = lines["day"].max()
-    end = newest - timedelta(days=WINDOW_DAYS * back)  # type: ignore[operator]
+    newest: Any = lines["day"].max()
+    end: date = newest - timedelta(days=WINDOW_DAYS * back)
     begin = end - timedelta(days=WINDOW_DAYS)
     inside = lines.filter((pl.col("day") > begin) & (pl.col("day") <= end)).select("user").unique()
     return inside.join(users.filter(pl.col("first") <= begin), on="user", how="semi").height
