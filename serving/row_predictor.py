@@ -71,7 +71,7 @@ class RowPredictor:
                 await self._writer.until_durable()
         self._parity.maybe_sample(model, parsed, output)
         if serving.candidate is not None:
-            self._answer_beside(serving, [row], [id_])
+            self._follow_up(serving, [row], [id_])
         return RowPrediction(id_, model.version, variant, output)
 
     async def predict_rows(
@@ -104,7 +104,7 @@ class RowPredictor:
                 reasons = await self._background.run(self._background.other, explanation.contributions, model, one)
             predictions.append(RowPrediction(id_, model.version, variant, output, reasons))
         if serving.candidate is not None and version is None and rows:
-            self._answer_beside(serving, rows, [id_ for id_, _, _ in chosen])
+            self._follow_up(serving, rows, [id_ for id_, _, _ in chosen])
         await self._writer.until_durable()
         return predictions
 
@@ -173,7 +173,7 @@ class RowPredictor:
             model.batcher = MicroBatcher(model.predict, policy.batch_rows, policy.batch_wait_ms / 1000, executor)
         return model.batcher
 
-    def _answer_beside(self, serving: "Serving", rows: Sequence[Row], ids: Sequence[str]) -> None:
+    def _follow_up(self, serving: "Serving", rows: Sequence[Row], ids: Sequence[str]) -> None:
         """What a rollout needs after the response to `rows`: the shadow's predictions, and a probe of the latencies."""
         if serving.shadow:
             for row, id_ in zip(rows, ids, strict=True):
