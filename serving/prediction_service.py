@@ -17,7 +17,7 @@ from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import RequestError
 
 if TYPE_CHECKING:
-    from evergreen.monitoring.ledger.label_matching import Label, LabelCounts
+    from evergreen.monitoring.ledger.label_matching import LabelCounts
     from evergreen.monitoring.ledger.predictions import Ledger
     from evergreen.monitoring.ledger.spool import Spool
 
@@ -61,13 +61,20 @@ class PredictionService:
             return await self.lists.predict_rows(problem, serving.champion, rows, version, explain)
         return await self._rows.predict_rows(problem, serving, rows, version, explain)
 
-    async def record_labels(self, problem: str, labels: "Sequence[Label]") -> "LabelCounts":
-        """Store labels of earlier predictions; once this returns they are durable."""
+    async def record_labels(self, problem: str, labels: Sequence[object]) -> "LabelCounts":
+        """Store labels of earlier predictions, as received; once this returns they are durable.
+
+        See monitoring.ledger.labels.write.
+        """
         if problem not in self.params.problems:
             raise NotFoundError(f"{problem[:64]}: unknown problem; there are {', '.join(self.params.problems)}")
         if self._ledger is None:
             raise ServiceUnavailableError("serve.ledger is false: there are no stored predictions to label")
-        return await self._background.run(self._background.database, self._ledger.add_labels, problem, labels)
+        from evergreen.monitoring.ledger import labels as ledger_labels
+        from evergreen.tasks import problems
+
+        kind = problems.predictions(self.params.kind(problem))
+        return await self._background.run(self._background.database, ledger_labels.write, self._ledger, problem, kind, labels)
 
     def start(self) -> None:
         """Start the periodic work, in the running event loop."""

@@ -57,6 +57,9 @@ def cohorts(
     why = {each.score.reason for each in found if each.score and each.score.reason}
     for reason in sorted(why):
         say(f"no score: {reason}")
+    for each in found:
+        if each.score and each.score.left_out:
+            say(f"{each.week}, v{each.version}: {each.score.left_out}")
 
 
 def _score(found: Any) -> str:

@@ -48,13 +48,12 @@ def labels(
     found = ledger_labels.label(settings.ledger(place), name, kind, section, read_all(data), columns)
     counts = {each: getattr(found, each) for each in ("matched", "pending", "duplicate", "changed")}
     if as_json:
-        print_json(
-            {"problem": name, **counts, "rejected": [{"row": each.index, "reason": each.reason} for each in found.rejected]}
-        )
-        return
-    for each in found.rejected[:SHOWN]:
-        say(f"row {each.index + 1}: {each.reason}")
-    print_table(
-        ("matched", "pending", "duplicate", "changed", "rejected"),
-        [[f"{n:,}" for n in (*counts.values(), len(found.rejected))]],
-    )
+        rejected = [{"row": each.index, "reason": each.reason} for each in found.rejected]
+        print_json({"problem": name, **counts, "rejected": rejected})
+    else:
+        for each in found.rejected[:SHOWN]:
+            say(f"row {each.index + 1}: {each.reason}")
+        row = [f"{n:,}" for n in (*counts.values(), len(found.rejected))]
+        print_table(("matched", "pending", "duplicate", "changed", "rejected"), [row])
+    if found.rejected and not any(counts.values()):
+        raise typer.Exit(1)

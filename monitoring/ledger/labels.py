@@ -1,14 +1,16 @@
 """Labels of predictions: uploaded in a file, or read from the project's data once the horizon has passed."""
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 
 from evergreen.monitoring.ledger.label_matching import Label, LabelCounts, RejectedLabel
 from evergreen.monitoring.ledger.predictions import Ledger
+from evergreen.monitoring.ledger.schema import EPOCH, to_utc
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Params, Problem
 from evergreen.tasks.core.errors import DataError, ParamsError
@@ -24,6 +26,11 @@ LABEL = ("label", "target", "truth", "value")
 TIME = ("cutoff", "at", "time")
 KNOWN = ("known_at",)
 """Usual column names in a file of labels, where neither params nor the caller names one."""
+OPTIONS = {"value": "label", "at": "time", "known_at": "known"}
+"""Field of a label -> field of Columns, where the name differs."""
+FIELDS = ("at", "entity", "id", "known_at", "value")
+CLOCK_DIFFERENCE = timedelta(days=1)
+"""So far ahead another clock may be."""
 
 
 def collect(params: Params, problem: str, layout: Layout, ledger: Ledger, as_of: date) -> int:
@@ -75,46 +82,38 @@ def label(
 ) -> LabelCounts:
     """Write the labels of a file: each row names its prediction by id, or by entity and time, and holds its label.
 
-    Invalid rows are rejected one by one, by their place from 0. Raises DataError where a needed column is missing, ParamsError
-    for a kind without labels.
+    See `write`. Raises DataError where a needed column is missing.
     """
-    if not isinstance(kind, Labelled):
-        raise ParamsError(f"{problem}: is a problem of {kind.name}, which has no labels; name another problem")
+    _require_labels(problem, kind)
     chosen = _choose(rows, section, columns)
-    found, places, rejected = list[Label](), list[int](), list[RejectedLabel]()
-    for place, row in enumerate(rows.select(pl.col(each).alias(name) for name, each in chosen.items()).iter_rows(named=True)):
-        try:
-            found.append(_parse(row, kind))
-            places.append(place)
-        except ValueError as error:
-            rejected.append(RejectedLabel(place, str(error)))
-    counts = ledger.add_labels(problem, found)
-    rejected += [RejectedLabel(places[each.index], each.reason) for each in counts.rejected]
-    return replace(counts, rejected=tuple(sorted(rejected, key=lambda each: each.index)))
+    return write(
+        ledger, problem, kind, rows.select(pl.col(each).alias(name) for name, each in chosen.items()).iter_rows(named=True)
+    )
 
 
 def _choose(rows: pl.DataFrame, section: Problem, asked: Columns) -> dict[str, str]:
     """label, id, entity, time and known -> the column of `rows`. Raises DataError where one is missing."""
     features, entity = section.features, section.features.entity
     usual = {
-        "label": (*LABEL, features.target_column),
+        "value": (*LABEL, features.target_column),
         "id": ID,
         "entity": (entity,),
-        "time": (*TIME, features.time_column),
-        "known": KNOWN,
+        "at": (*TIME, features.time_column),
+        "known_at": KNOWN,
     }
     found = dict[str, str]()
     for role, names in usual.items():
-        if (named := getattr(asked, role)) is not None:
+        option = OPTIONS.get(role, role)
+        if (named := getattr(asked, option)) is not None:
             if named not in rows.columns:
-                raise DataError(f"--{role} {named}: no such column{nearest(named, rows.columns)}")
+                raise DataError(f"--{option} {named}: no such column{nearest(named, rows.columns)}")
             found[role] = named
         elif there := [name for name in names if name in rows.columns]:
             found[role] = there[0]
     shown = ", ".join(rows.columns) or "(none)"
-    if "label" not in found:
-        raise DataError(f"columns {shown}: none is called {', '.join(filter(None, usual['label']))}; name it with --label")
-    if "id" not in found and not {"entity", "time"} <= found.keys():
+    if "value" not in found:
+        raise DataError(f"columns {shown}: none is called {', '.join(filter(None, usual['value']))}; name it with --label")
+    if "id" not in found and not {"entity", "at"} <= found.keys():
         raise DataError(
             f"columns {shown}: which prediction is a row about? It needs id, or {entity or 'an entity (--entity)'} and cutoff "
             "or at; name them with --id, or --entity and --time"
@@ -122,26 +121,117 @@ def _choose(rows: pl.DataFrame, section: Problem, asked: Columns) -> dict[str, s
     return found
 
 
-def _parse(row: Mapping[str, Any], kind: Labelled) -> Label:
-    """Raises ValueError with the reason for an invalid row."""
-    named = {name: _key(row.get(name)) for name in ("id", "entity")}
-    known = _moment("known_at", row.get("known"))
-    if known is not None and not isinstance(known, datetime):
-        known = datetime.combine(known, time.max)
-    return Label(kind.parse_label(row["label"]), **named, at=_moment("time", row.get("time")), known_at=known)
+# Of any source
 
 
-def _key(given: Any) -> str | None:
+def write(
+    ledger: Ledger, problem: str, kind: PredictionType, rows: Iterable[object], now: datetime | None = None
+) -> LabelCounts:
+    """Write labels as people and programs send them: over HTTP and from files alike.
+
+    `rows`: mappings with FIELDS: `value`, and `id` or `entity` and `at`; `known_at`: since when the label is known, None: now.
+    Days and times are dates or ISO 8601 texts. One that cannot be true is rejected by its place from 0, with the rule, and
+    hides no other. Raises ParamsError for a kind without labels.
+    """
+    labelled, now = _require_labels(problem, kind), now or datetime.now(UTC)
+    outputs = ledger.output_names(problem)
+    found, rejected = dict[int, Label](), dict[int, str]()
+    for place, row in enumerate(rows):
+        try:
+            found[place] = _parse(row, labelled, outputs, now)
+        except ValueError as error:
+            rejected[place] = str(error)
+    rejected |= _contradictions(found)
+    rejected |= _known_too_early(ledger, problem, {place: each for place, each in found.items() if place not in rejected})
+    places = [place for place in found if place not in rejected]
+    counts = ledger.add_labels(problem, [found[place] for place in places])
+    rejected |= {places[each.index]: each.reason for each in counts.rejected}
+    return replace(counts, rejected=tuple(RejectedLabel(place, rejected[place]) for place in sorted(rejected)))
+
+
+def _require_labels(problem: str, kind: PredictionType) -> Labelled:
+    if not isinstance(kind, Labelled):
+        raise ParamsError(f"{problem}: is a problem of {kind.name}, which has no labels; name another problem")
+    return kind
+
+
+def _parse(row: object, kind: Labelled, outputs: Collection[str], now: datetime) -> Label:
+    """Raises ValueError with the rule for an invalid row."""
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{row!s:.40}: is no label; a label is an object with {', '.join(FIELDS)}")
+    given = cast("Mapping[str, Any]", row)
+    for name in given:
+        if name not in FIELDS:
+            raise ValueError(f"{name:.40}: unknown field; a label has {', '.join(FIELDS)}")
+    id_, entity = (_key(name, given.get(name)) for name in ("id", "entity"))
+    at, known = (_moment(name, given.get(name), now) for name in ("at", "known_at"))
+    if id_ is None and (entity is None or at is None):
+        raise ValueError("names no prediction: it needs an id, or an entity and a time")
+    value = kind.parse_label(given.get("value"), outputs)
+    known_at = datetime.combine(known, time.max, UTC) if known is not None and not isinstance(known, datetime) else known
+    if at is not None and known_at is not None and known_at < _begin(at):
+        raise ValueError(f"known_at = {known}: lies before its prediction, of {at}")
+    return Label(value, id=id_, entity=entity, at=at, known_at=known_at)
+
+
+def _key(name: str, given: Any) -> str | None:
     """7 and 7.0 are the same one."""
+    if given is None or given == "":
+        return None
+    if isinstance(given, bool) or not isinstance(given, str | int | float) or given != given:
+        raise ValueError(f"{name} = {given!s:.40}: must be a text or a number")
     whole = isinstance(given, float) and given.is_integer()
-    return None if given is None else str(int(given) if whole else given).strip()
+    text = str(int(given) if whole else given).strip()
+    if "\0" in text or any("\ud800" <= mark <= "\udfff" for mark in text):
+        raise ValueError(f"{name} = {text!a:.40}: holds a NUL or half a character, which no database stores")
+    return text
 
 
-def _moment(name: str, given: Any) -> datetime | date | None:
-    if given is None or isinstance(given, date):
-        return given
-    text = str(given).strip()
-    try:
-        return date.fromisoformat(text) if len(text) == len("YYYY-MM-DD") else datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"{name} = {text:.40}: is neither a day (YYYY-MM-DD) nor a time (YYYY-MM-DDTHH:MM:SS)") from None
+def _moment(name: str, given: Any, now: datetime) -> datetime | date | None:
+    """A naive moment is UTC."""
+    if given is None or given == "":
+        return None
+    found = given
+    if not isinstance(given, date):
+        text = str(given).strip()
+        try:
+            found = date.fromisoformat(text) if len(text) == len("YYYY-MM-DD") else datetime.fromisoformat(text)
+        except ValueError:
+            rule = "is neither a day (YYYY-MM-DD) nor a time (YYYY-MM-DDTHH:MM:SS)"
+            raise ValueError(f"{name} = {text:.40}: {rule}") from None
+    if not EPOCH.year <= found.year <= now.year + 1 or _begin(found) > now + CLOCK_DIFFERENCE:
+        raise ValueError(f"{name} = {given!s:.40}: lies in the future or before {EPOCH.year}")
+    return found
+
+
+def _begin(moment: datetime | date) -> datetime:
+    return to_utc(moment) if isinstance(moment, datetime) else datetime.combine(moment, time.min, UTC)
+
+
+def _contradictions(found: Mapping[int, Label]) -> dict[int, str]:
+    """Labels of one batch for one prediction, of different values and known at the same time: nothing shows which is true."""
+    places = defaultdict[object, list[int]](list)
+    for place, each in found.items():
+        key = (each.id,) if each.id is not None else (each.entity, str(each.at))
+        places[key, each.known_at].append(place)
+    rejected = dict[int, str]()
+    for same in places.values():
+        if any(found[place].value != found[same[0]].value for place in same):
+            rule = "another label of this batch contradicts it; send one of them, or known_at with each"
+            rejected |= {place: f"value = {found[place].value!s:.40}: {rule}" for place in same}
+    return rejected
+
+
+def _known_too_early(ledger: Ledger, problem: str, found: Mapping[int, Label]) -> dict[int, str]:
+    """Labels by id that were known before the prediction was made."""
+    dated = {
+        place: (each.id, to_utc(each.known_at))
+        for place, each in found.items()
+        if each.id is not None and each.known_at is not None
+    }
+    made = ledger.made_at(problem, (id_ for id_, _ in dated.values()))
+    return {
+        place: f"known_at = {known}: lies before its prediction, of {made[id_]}"
+        for place, (id_, known) in dated.items()
+        if id_ in made and known < made[id_]
+    }

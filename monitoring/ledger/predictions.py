@@ -13,6 +13,7 @@ from datetime import date, datetime, timedelta
 from itertools import groupby
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
@@ -23,6 +24,7 @@ from evergreen.monitoring.ledger.label_matching import Label, LabelCounts
 from evergreen.monitoring.ledger.records import Estimate
 from evergreen.monitoring.ledger.schema import (
     BLOCKS,
+    EPOCH,
     INSERT_ARRAYS,
     MAX_KEY_LENGTH,
     METADATA,
@@ -45,6 +47,8 @@ VARIANTS: tuple[Variant, ...] = ("champion", "candidate", "shadow", "batch")
 BLOCK_ROWS = 50_000
 """Most rows of one block, and of one transaction."""
 READ_ATTEMPTS = 5
+NEWEST = 200
+"""Predictions whose outputs show what a problem predicts."""
 SCHEMA = {
     "id": pl.String, "version": pl.Int64, "variant": pl.String, "at": pl.Int64, "cutoff": pl.Int32, "entity": pl.String,
     "block": pl.Int64, "position": pl.Int64,
@@ -178,6 +182,30 @@ class Ledger:
         """Write the labels, all of them or none; invalid ones are rejected one by one."""
         with self._connect() as connection:
             return label_matching.add_labels(connection, problem, labels)
+
+    def made_at(self, problem: str, ids: Iterable[str]) -> dict[str, datetime]:
+        """When the predictions with these ids were made, or the end of their cutoff, if that is before; known ids only."""
+        columns = PREDICTIONS.c.id, PREDICTIONS.c.at, PREDICTIONS.c.day
+        found = dict[str, datetime]()
+        with self._connect() as connection:
+            for part in chunk(list(dict.fromkeys(ids)), ROWS_PER_STATEMENT):
+                query = sa.select(*columns).where(PREDICTIONS.c.problem == problem, PREDICTIONS.c.id.in_(part))
+                for id_, at, day in connection.execute(query):
+                    found[id_] = EPOCH + min(timedelta(microseconds=at), timedelta(days=day + 1))
+        return found
+
+    def output_names(self, problem: str) -> list[str]:
+        """Names of the outputs of the newest predictions, of all versions among them."""
+        query = sa.select(PREDICTIONS.c.version, PREDICTIONS.c.block, PREDICTIONS.c.position).where(
+            PREDICTIONS.c.problem == problem
+        )
+        with self._connect() as connection:
+            newest = connection.execute(query.order_by(PREDICTIONS.c.at.desc()).limit(NEWEST)).all()
+            one_each = {version: (block, position) for version, block, position in newest}
+            places = np.array(list(one_each.values()), dtype=np.int64).reshape(-1, 2)
+            with suppress(blocks.MissingBlockError):
+                return blocks.gather(connection, BLOCKS.c.outputs, places[:, 0], places[:, 1]).columns
+        return []
 
     def read(
         self,

@@ -63,6 +63,8 @@ class Estimate(Section):
     """Predictions that it covers."""
     reason: str | None = None
     """Why there is no score, such as a single class."""
+    left_out: str | None = None
+    """Labels that it leaves out because they cannot be read, with their predictions."""
 
 
 class Performance(Section):

@@ -9,7 +9,7 @@ from evergreen.monitoring.ledger.predictions import Predictions
 from evergreen.monitoring.ledger.records import Estimate, Performance
 from evergreen.monitoring.performance.estimated import estimated
 from evergreen.monitoring.performance.realised import realised
-from evergreen.monitoring.performance.scoring import MIN_ROWS, to_scorable
+from evergreen.monitoring.performance.scoring import MIN_ROWS, to_scorable, unreadable
 from evergreen.tasks.config.params import Problem
 from evergreen.tasks.problems.prediction_type import Labelled, PredictionType
 
@@ -46,7 +46,7 @@ def measure(
         metric=metric.name,
         greater_is_better=metric.greater_is_better,
         expected=expected,
-        realised=realised(kind, section, frames[newest], seed),
+        realised=realised(kind, section, frames[newest], seed, unreadable(kind, section, windows[newest][1])),
         realised_until=windows[newest][0] if _labelled_share(frames[newest]) else None,
         estimated=estimated(kind, section, frames[-1], earlier, seed),
         matured=_labelled_share(frames[-1]) if now.rows.height else 0.0,
@@ -82,7 +82,8 @@ class CohortScorer:
         earlier = self._earlier.setdefault(predicted.rows["version"][0], [])
         known = [each.filter(pl.col("label_at") <= until) for each in earlier]
         earlier[:] = [*earlier[1 - MAX_EARLIER :], frame]
-        found = realised(self._kind, self._section, frame, self._seed)
+        left_out = unreadable(self._kind, self._section, predicted)
+        found = realised(self._kind, self._section, frame, self._seed, left_out)
         return found, estimated(self._kind, self._section, frame, known, self._seed)
 
 

@@ -1,5 +1,6 @@
 """The score of predictions whose labels are known."""
 
+import logging
 import math
 
 import polars as pl
@@ -11,9 +12,20 @@ from evergreen.tasks.config.params import Problem
 from evergreen.tasks.core import bootstrap
 from evergreen.tasks.problems.prediction_type import Labelled
 
+log = logging.getLogger(__name__)
 
-def realised(kind: Labelled, section: Problem, frame: pl.DataFrame, seed: int = 0) -> Estimate:
-    """The score of those rows of `to_scorable` that have a label, with its bootstrap interval over entities."""
+
+def realised(kind: Labelled, section: Problem, frame: pl.DataFrame, seed: int = 0, left_out: str | None = None) -> Estimate:
+    """The score of those rows of `to_scorable` that have a label, with its bootstrap interval over entities.
+
+    `left_out`: labels among them that cannot be read.
+    """
+    if left_out:
+        log.warning("%s", left_out)
+    return _score(kind, section, frame, seed).model_copy(update={"left_out": left_out})
+
+
+def _score(kind: Labelled, section: Problem, frame: pl.DataFrame, seed: int) -> Estimate:
     if frame.is_empty():
         return NO_PREDICTIONS
     frame = frame.filter(pl.col("label").is_not_null())

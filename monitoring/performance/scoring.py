@@ -17,6 +17,8 @@ MIN_ROWS = 10
 DRAWS = 200
 MAX_ROWS = 10_000
 """Of more rows so many, whole entities, are resampled; intervals are then as wide as those of all rows would be."""
+SHOWN = 5
+"""Most predictions that are named."""
 NO_PREDICTIONS = Estimate(score=None, low=None, high=None, rows=0, reason="no predictions")
 
 
@@ -28,7 +30,22 @@ def to_scorable(kind: Labelled, section: Problem, predicted: Predictions) -> pl.
     """
     rows = predicted.rows.with_row_index("__row")
     nobody = pl.format("row {}", pl.col("__row"))
-    return kind.as_predicted(rows.with_columns(pl.coalesce(pl.col("entity").cast(pl.String), nobody).alias("entity")), section)
+    rows = rows.with_columns(pl.coalesce(pl.col("entity").cast(pl.String), nobody).alias("entity"), kind.readable(rows))
+    return kind.as_predicted(rows, section)
+
+
+def unreadable(kind: Labelled, section: Problem, predicted: Predictions) -> str | None:
+    """The labels that no score can use, such as a word for an amount, in one line; None: there are none."""
+    labelled = predicted.rows.filter(pl.col("label").is_not_null())
+    if labelled.is_empty():
+        return None
+    frame = to_scorable(kind, section, Predictions(labelled, pl.DataFrame()))
+    label = frame["label"] if frame.height == labelled.height else kind.readable(labelled)
+    ids = labelled.filter(label.is_null())["id"]
+    if ids.is_empty():
+        return None
+    named = ", ".join(ids.head(SHOWN)) + (", …" if len(ids) > SHOWN else "")
+    return f"{len(ids):,} of {labelled.height:,} labels are left out, for they are none of {kind.name} (predictions {named})"
 
 
 def unscored(rows: int, reason: str) -> Estimate:

@@ -24,7 +24,7 @@ def compared(
         return None
     if stands.strategy == "shadow":
         rows = _inherited(rows)
-    rows = rows.filter(pl.col("label").is_not_null())
+    rows = rows.with_columns(kind.readable(rows)).filter(pl.col("label").is_not_null())
     if rows.is_empty():
         return None
     kept = rows.select(

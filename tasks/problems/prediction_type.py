@@ -5,12 +5,14 @@ therefore imports Polars and NumPy only, and training libraries inside functions
 """
 
 import math
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import polars as pl
@@ -22,6 +24,8 @@ from evergreen.tasks.problems.base import Metric
 
 Context = Mapping[str, Any]
 """Facts of training that predictions are compared by, in JSON's types; each kind has its own."""
+WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")
+"""A whole number as it is written out again."""
 ENOUGH = 30
 """An estimate of a score learns from so many earlier rows with label, at least."""
 
@@ -109,14 +113,30 @@ class Labelled(PredictionType):
     no_estimate: str = ""
     """Why no score can be estimated before the labels are known; empty: it can."""
 
-    def parse_label(self, given: Any) -> Any:
-        """A label as this kind has it, from JSON's types or the text of a CSV file. Raises ValueError for what can be none."""
-        if given is None or given != given or given == "":
+    def parse_label(self, given: Any, outputs: Collection[str] = ()) -> Any:
+        """A label as this kind has it, from JSON's types or the text of a CSV file.
+
+        `outputs`: names of the outputs of predictions, which show the classes; empty: not known. Raises ValueError, with the
+        rule, for what can be none.
+        """
+        if given is None or (isinstance(given, float) and given != given) or (isinstance(given, str) and not given.strip()):
             raise ValueError("has no value")
-        return self._parse(given)
+        return self._parse(given, outputs)
 
     @abstractmethod
-    def _parse(self, given: Any) -> Any: ...
+    def _parse(self, given: Any, outputs: Collection[str]) -> Any: ...
+
+    def readable(self, rows: pl.DataFrame) -> pl.Series:
+        """The column `label` of rows of the ledger, each as `parse_label` gives it; null for one that it refuses.
+
+        A class that no version knows is read: every version missed it.
+        """
+        labels = rows["label"]
+        known = dict[Any, Any]()
+        for value in labels if labels.dtype.is_nested() else labels.unique(maintain_order=True):
+            with suppress(ValueError):
+                known[_hashable(value)] = self.parse_label(value)
+        return pl.Series("label", [known.get(_hashable(value)) for value in labels], strict=False)
 
     @abstractmethod
     def losses(self, rows: pl.DataFrame, labels: pl.Series, metric: str | None) -> np.ndarray:
@@ -181,11 +201,18 @@ def scan(path: Path) -> pl.LazyFrame:
     return pl.scan_parquet(path)
 
 
+def _hashable(value: Any) -> Any:
+    """A value of a column as a key."""
+    if isinstance(value, pl.Series):
+        return repr(value.to_list())
+    return repr(cast("object", value)) if isinstance(value, list | dict) else value
+
+
 def as_scalar(given: Any) -> Any:
     """Whole numbers in text become numbers, dates text; the rest stays."""
     if isinstance(given, date):
         return str(given)
-    if isinstance(given, str) and given.lstrip("-").isdigit() and str(int(given)) == given:
+    if isinstance(given, str) and WHOLE.fullmatch(given):
         return int(given)
     return given
 

@@ -211,8 +211,8 @@ def test_an_unknown_key_and_an_incomplete_row_are_rejected(row, field, client):
         ("POST", "/v1/recommend", b'{"k": 100000000}', 422, "at most 1000 items per list (serve.max_k)"),
         ("POST", "/v1/recommend", b'{"users": [' + b"7," * 1000 + b"7]}", 422, "at most 1000 per request (serve.max_rows)"),
         ("POST", "/v1/recommend", b'{"users": [[1]]}', 422, "users = "),
-        ("POST", "/v1/labels/dear", b'{"value": 1}', 422, "name the prediction by its id"),
-        ("POST", "/v1/labels/dear", b'{"value": 1, "id": "x", "at": "noon"}', 422, "must be a day or a time"),
+        ("POST", "/v1/labels/dear", b'{"value": 1}', 422, "names no prediction: it needs an id, or an entity and a time"),
+        ("POST", "/v1/labels/dear", b'{"value": 1, "id": "x", "at": "noon"}', 422, "at = noon: is neither a day"),
     ],
 )
 def test_an_error_is_one_line_of_json(method, path, body, status, text, client, shop):

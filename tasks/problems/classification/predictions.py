@@ -1,7 +1,7 @@
 """Predicted probabilities of classes, and how labels judge them."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,8 +41,21 @@ class ClassProbabilities(LabelledRows):
             return f"Is {columns['target']} {columns['positive_class']}?"
         return f"Which {columns['target']} is it?"
 
-    def _parse(self, given: Any) -> Any:
-        return as_scalar(given)
+    def _parse(self, given: Any, outputs: Collection[str]) -> Any:
+        """As the predictions spell the class, a number where it is one: 1, 1.0, "1" and true are the class 1."""
+        value = as_scalar(given)
+        if not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
+            raise ValueError(f"value = {given!s:.40}: is no class; a class is a text, a number, true or false")
+        classes = [name.removeprefix(PREFIX) for name in outputs if name.startswith(PREFIX)]
+        if not classes:
+            return value
+        name = _class_name(value)
+        spelt = next((each for each in classes if each == name), None) or next(
+            (each for each in classes if _same(each, value)), None
+        )
+        if spelt is None:
+            raise ValueError(f"value = {given!s:.40}: is none of the classes {', '.join(sorted(classes)[:10])}")
+        return as_scalar(spelt)
 
     def score(self, predictions: pl.DataFrame, section: Tabular) -> dict[str, float]:
         """All metrics; for more than two classes macro means, each class against the rest. NaN where one is not defined."""
@@ -121,6 +134,15 @@ def _class_name(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _same(known: str, value: Any) -> bool:
+    """Whether a class that training spelt as `known` is `value`: true and false in any case, numbers by value."""
+    if known in ("true", "false") or str(value).lower() in ("true", "false"):
+        spelling = {"true": "1", "false": "0"}
+        one, two = known.lower(), str(value).lower()
+        return one == two or one == spelling.get(two)
+    return _is_number(known) and _is_number(str(value)) and float(known) == float(value)
 
 
 def _is_number(text: str) -> bool:

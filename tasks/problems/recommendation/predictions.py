@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
@@ -53,12 +53,26 @@ class RankedLists(Labelled):
     def question(self, name: str, columns: Mapping[str, str | None]) -> str:
         return f"Which {columns['item']} will each {columns['user']} take next?"
 
-    def _parse(self, given: Any) -> list[Any]:
+    def _parse(self, given: Any, outputs: Collection[str]) -> list[Any]:
         """One item, several, or several as text of JSON."""
         if isinstance(given, str):
             with suppress(ValueError):
                 given = json.loads(given)
-        return list(given) if isinstance(given, list | tuple) else [given]
+        items = list(given) if isinstance(given, list | tuple | pl.Series) else [given]
+        for item in items:
+            if (
+                isinstance(item, bool)
+                or not isinstance(item, str | int | float)
+                or item in ("", math.inf, -math.inf)
+                or item != item
+            ):
+                raise ValueError(f"value = {given!s:.40}: is no list of items; an item is a text or a number")
+        return items
+
+    def readable(self, rows: pl.DataFrame) -> pl.Series:
+        labels = rows["label"]
+        flat = labels.dtype == pl.List(pl.String) or labels.dtype == pl.List(pl.Int64)
+        return labels if flat else super().readable(rows)
 
     def score(self, predictions: pl.DataFrame, section: Recommend) -> dict[str, float]:
         """Means over users. Coverage is about the model, not about users: see `Recommendation.score_model`."""

@@ -1,7 +1,7 @@
 """Predicted numbers, and how labels judge them."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,14 +33,21 @@ class Quantities(LabelledRows):
     def question(self, name: str, columns: Mapping[str, str | None]) -> str:
         return f"How much is {columns['target']}?"
 
-    def _parse(self, given: Any) -> Any:
+    def _parse(self, given: Any, outputs: Collection[str]) -> Any:
         try:
-            number = float(as_scalar(given))
-        except (TypeError, ValueError):
+            number = math.nan if isinstance(given, bool) else float(as_scalar(given))
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
-            raise ValueError(f"value = {given!s:.40}: is no number")
+            raise ValueError(f"value = {given!s:.40}: is no finite number")
         return number
+
+    def readable(self, rows: pl.DataFrame) -> pl.Series:
+        labels = rows["label"]
+        if not labels.dtype.is_numeric():
+            return super().readable(rows).cast(pl.Float64)
+        number = labels.cast(pl.Float64)
+        return number.set(number.is_infinite() | number.is_nan(), None)
 
     def score(self, predictions: pl.DataFrame, section: Tabular) -> dict[str, float]:
         """All metrics; NaN without rows, and R² also where the label does not vary."""

@@ -1,12 +1,17 @@
 """Labels from a file, and from the project's own data once a horizon has passed."""
 
 import json
+import math
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from evergreen.flows import settings
@@ -112,7 +117,7 @@ def test_rows_that_say_nothing_are_refused_by_their_place_and_stop_no_other(ledg
     assert told(ledger, rows) == {
         "matched": 1,
         "rejected": (
-            RejectedLabel(1, "time = yesterday: is neither a day (YYYY-MM-DD) nor a time (YYYY-MM-DDTHH:MM:SS)"),
+            RejectedLabel(1, "at = yesterday: is neither a day (YYYY-MM-DD) nor a time (YYYY-MM-DDTHH:MM:SS)"),
             RejectedLabel(2, needs),
             RejectedLabel(3, needs),
             RejectedLabel(4, "has no value"),
@@ -144,6 +149,132 @@ def test_a_file_without_the_columns_is_refused(ledger, rows, columns, says):
 def test_clustering_has_no_labels(ledger):
     with pytest.raises(ParamsError, match="churn: is a problem of clustering, which has no labels"):
         told(ledger, {"id": ["a"], "label": [1]}, kind="clustering")
+
+
+# Labels that cannot be true
+
+TODAY = datetime(2017, 12, 1, tzinfo=UTC)
+DAYS = "is neither a day (YYYY-MM-DD) nor a time (YYYY-MM-DDTHH:MM:SS)"
+FAR = "lies in the future or before 1970"
+NO_CLASS = "is no class; a class is a text, a number, true or false"
+NO_KEY = "holds a NUL or half a character, which no database stores"
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "reason"),
+    [
+        ("classification", {"value": "perhaps"}, "value = perhaps: is none of the classes no, yes"),
+        ("classification", {"value": 1}, "value = 1: is none of the classes no, yes"),
+        ("classification", {"value": ["yes"]}, f"value = ['yes']: {NO_CLASS}"),
+        ("classification", {"value": {"yes": 1}}, f"value = {{'yes': 1}}: {NO_CLASS}"),
+        ("regression", {"value": "much"}, "value = much: is no finite number"),
+        ("regression", {"value": True}, "value = True: is no finite number"),
+        ("regression", {"value": [1.0]}, "value = [1.0]: is no finite number"),
+        ("regression", {"value": math.inf}, "value = inf: is no finite number"),
+        ("regression", {"value": 10**400}, "is no finite number"),
+        ("recommendation", {"value": [["a"]]}, "value = [['a']]: is no list of items; an item is a text or a number"),
+        ("recommendation", {"value": {"a": 1}}, "value = {'a': 1}: is no list of items; an item is a text or a number"),
+        ("regression", {"value": " "}, "has no value"),
+        ("regression", {}, "has no value"),
+        ("regression", {"value": 1, "id": None}, "names no prediction: it needs an id, or an entity and a time"),
+        ("regression", {"value": 1, "id": ["a"]}, "id = ['a']: must be a text or a number"),
+        ("regression", {"value": 1, "id": True}, "id = True: must be a text or a number"),
+        ("regression", {"value": 1, "id": "a\0"}, f"id = 'a\\x00': {NO_KEY}"),
+        ("regression", {"value": 1, "id": "\ud800"}, f"id = '\\ud800': {NO_KEY}"),
+        ("regression", {"value": 1, "known_at": "soon"}, f"known_at = soon: {DAYS}"),
+        ("regression", {"value": 1, "known_at": "2017-02-30"}, f"known_at = 2017-02-30: {DAYS}"),
+        ("regression", {"value": 1, "known_at": "2018-01-01"}, f"known_at = 2018-01-01: {FAR}"),
+        ("regression", {"value": 1, "known_at": "9999-12-31T23:59:59-23:59"}, f"known_at = 9999-12-31T23:59:59-23:59: {FAR}"),
+        ("regression", {"value": 1, "known_at": "0001-01-01T00:00:00+14:00"}, f"known_at = 0001-01-01T00:00:00+14:00: {FAR}"),
+        ("regression", {"value": 1, "known_at": "2017-10-08"}, "lies before its prediction, of 2017-10-09 12:00:00+00:00"),
+        (
+            "regression",
+            {"value": 1, "id": None, "entity": "7", "at": "2017-10-09", "known_at": "2017-10-08T23:59:59+00:00"},
+            "known_at = 2017-10-08 23:59:59+00:00: lies before its prediction, of 2017-10-09",
+        ),
+        ("regression", {"value": 1, "truth": 2}, "truth: unknown field; a label has at, entity, id, known_at, value"),
+    ],
+)
+def test_a_label_that_cannot_be_true_is_rejected_with_the_rule_and_hides_no_other(ledger, kind, label, reason):
+    outputs = (
+        {"prediction": 1, "probability_yes": 0.5, "probability_no": 0.5} if kind == "classification" else {"prediction": 1}
+    )
+    ledger.append([prediction("a", outputs=outputs), prediction("b", outputs=outputs)])
+    good = {"classification": "yes", "regression": 2.5, "recommendation": ["7"]}[kind]
+    rows = [{"id": "b", "value": good}, {"id": "a", **label}, "no label", {"id": "c", "value": good}]
+    found = labels.write(ledger, "churn", problems.predictions(kind), rows, TODAY)
+    assert (found.matched, found.pending) == (1, 1)
+    assert [each.index for each in found.rejected] == [1, 2]
+    assert reason in found.rejected[0].reason
+    assert found.rejected[1].reason.startswith("no label: is no label; a label is an object with at, entity, id, ")
+    assert of(ledger) == {"a": None, "b": good}
+
+
+def test_labels_of_one_batch_that_contradict_are_all_rejected_unless_their_times_order_them(ledger):
+    ledger.append([prediction("a"), prediction("b"), prediction("c")])
+    rows = [
+        *({"id": "a", "value": value} for value in (1, 1, 0)),
+        *({"id": "b", "value": 1} for _ in range(2)),
+        *({"id": "c", "value": value, "known_at": f"2017-10-{day}"} for value, day in ((0, 20), (1, 21))),
+    ]
+    found = labels.write(ledger, "churn", problems.predictions("regression"), rows, TODAY)
+    assert [each.index for each in found.rejected] == [0, 1, 2]
+    assert found.rejected[0].reason == (
+        "value = 1.0: another label of this batch contradicts it; send one of them, or known_at with each"
+    )
+    assert of(ledger) == {"a": None, "b": 1, "c": 1}
+
+
+@pytest.mark.parametrize(
+    ("spelt", "sent", "stored"),
+    [
+        (("0", "1"), [1, 1.0, "1", "1.0", True, "true"], 1),
+        (("false", "true"), [True, "true", "True", "TRUE"], "true"),
+        (("no", "yes"), ["yes"], "yes"),
+        (("1.5", "2"), [1.5, "1.5"], "1.5"),
+        (("²", "a"), ["²"], "²"),
+    ],
+)
+def test_a_class_is_stored_as_predictions_spell_it_however_it_is_sent(ledger, spelt, sent, stored):
+    outputs = {"prediction": 1, **{f"probability_{each}": 0.5 for each in spelt}}
+    ledger.append(prediction(f"p{place}", outputs=outputs) for place in range(len(sent)))
+    rows = [{"id": f"p{place}", "value": value} for place, value in enumerate(sent)]
+    assert not labels.write(ledger, "churn", problems.predictions("classification"), rows, TODAY).rejected
+    assert set(of(ledger).values()) == {stored}
+
+
+VALUES = st.sampled_from(["1", "0", "2.5", "x", "", "nan", "1e400"])
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {"id": st.sampled_from(["a", "b", "7"]) | st.none(), "value": VALUES},
+            optional={
+                "at": st.sampled_from(["2017-10-09", "noon", "9999-12-31", "0001-01-01"]),
+                "known_at": st.sampled_from(["2017-10-01", "2017-11-01", "2018-06-01", "2017-11-01T07:00:00+02:00"]),
+                "entity": st.sampled_from(["7", "8", ""]),
+            },
+        ),
+        max_size=8,
+    )
+)
+@hypothesis_settings(max_examples=25, deadline=None)
+def test_a_file_and_a_request_accept_the_same(rows: list[dict[str, Any]]):
+    names = ("id", "value", "at", "known_at", "entity")
+    columns = {name: pl.Series([row.get(name) for row in rows], dtype=pl.String) for name in names}
+    kind, found = problems.predictions("regression"), []
+    for way in ("file", "request"):
+        with TemporaryDirectory() as folder:
+            own = Ledger(f"sqlite:///{folder}/own.db")
+            own.append([prediction("a", "7"), prediction("b", "8")])
+            if way == "file":
+                counts = labels.label(own, "churn", kind, PLAIN, pl.DataFrame(columns).rename({"entity": "customer"}))
+            else:
+                counts = labels.write(own, "churn", kind, rows)
+            found.append((counts, of(own)))
+            own._engine.dispose()
+    assert found[0] == found[1]
 
 
 # Of the project's own data
@@ -247,12 +378,12 @@ def test_labels_and_cohorts_by_command(world, monkeypatch, tmp_path):
     scored(ledger, "spend", list(range(40)), date(2017, 7, 2))
     rows = {"household_id": [*range(39), 99], "cutoff": ["2017-07-02"] * 39 + ["soon"], "label": [0.25] * 39 + [1.0]}
     pl.DataFrame(rows).write_csv(tmp_path / "late.csv")
-    given = ["labels", "spend", "--data", str(tmp_path / "late.csv"), "--root", str(world.folder)]
-    done = CliRunner().invoke(app, given)
+    words = ["labels", "spend", "--data", str(tmp_path / "late.csv"), "--root", str(world.folder)]
+    done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
-    assert "row 40: time = soon: is neither a day" in done.output
+    assert "row 40: at = soon: is neither a day" in done.output
     assert "39" in done.output
-    again = json.loads(CliRunner().invoke(app, [*given, "--json"]).stdout)
+    again = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert (again["duplicate"], again["rejected"][0]["row"]) == (39, 39)
     shown = ["cohorts", "spend", "--root", str(world.folder)]
     (cohort,) = json.loads(CliRunner().invoke(app, [*shown, "--json"]).stdout)["cohorts"]

@@ -287,3 +287,39 @@ def test_cohorts_are_foretold_by_earlier_ones_as_far_as_was_known_then():
     assert judge(unknown, NOON)[1].score == pytest.approx(judge(amounts(500, seed=2), NOON)[0].score, rel=0.2)
     other = judge(Predictions(late.rows.with_columns(version=pl.lit(9)), pl.DataFrame()), NOON)
     assert other[1].reason == "errors of 0 earlier predictions are known; an estimate needs 30"
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "readable"),
+    [
+        ("regression", [*map(float, range(1, 21)), "[1.5]", "much", "true"], 20),
+        ("classification", [*["0", "1"] * 10, "[1]", "perhaps", '{"a": 1}'], 20),
+    ],
+)
+def test_labels_that_cannot_be_read_are_left_out_counted_and_named_and_the_others_give_the_score(
+    kind: str, labels: list[Any], readable: int
+):
+    """As the ledger reads a week with labels of several types: as text."""
+    rows = len(labels)
+    chance = np.linspace(0.1, 0.9, rows)
+    answers = {"prediction": np.arange(1.0, rows + 1)} | (
+        {"probability_0": 1 - chance, "probability_1": chance} if kind == "classification" else {}
+    )
+    mixed = predicted(answers, [str(each) for each in labels])
+    alone = Predictions(mixed.rows.head(readable), pl.DataFrame())
+    found = measure(kind, [mixed]).realised
+    assert (found.score, found.rows) == (realised(kind, alone).score, readable)
+    assert found.left_out == f"3 of 23 labels are left out, for they are none of {kind} (predictions p20, p21, p22)"
+    assert measure(kind, [alone]).realised.left_out is None
+
+
+def test_lists_alone_as_labels_of_a_week_are_no_score_and_no_error():
+    found = measure("regression", [predicted({"prediction": [1.0] * 12}, [[1.0]] * 12)]).realised
+    assert found.score is None
+    assert found.left_out.startswith("12 of 12 labels are left out")
+
+
+def test_an_item_beside_lists_of_items_is_read():
+    kind = problems.predictions("recommendation")
+    rows = pl.DataFrame({"label": ['["a", "b"]', "c", None]})
+    assert kind.readable(rows).to_list() == [["a", "b"], ["c"], None]  # pyright: ignore[reportAttributeAccessIssue]
