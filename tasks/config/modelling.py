@@ -82,9 +82,9 @@ class Tune(Section):
     table, otherwise tpe."""
     choose: Literal["simplest", "best"] | None = None
     """How the winner is selected. simplest: the simplest model within one standard error of the best (of the paired differences
-    over the folds). best: the best score. null: simplest with staged, otherwise best."""
+    over the folds, of lists over the users). best: the best score. null: simplest with staged and for lists, otherwise best."""
     n_trials: Annotated[int, Field(ge=1)] = 20
-    """Number of configurations to try; each model's defaults come first."""
+    """Number of configurations to try; each model's defaults come first. Recommenders try all of these in any case."""
     timeout_seconds: float | None = None
     """No trial starts after this time. null: no limit."""
     budget_seconds: Annotated[float, Field(gt=0)] | None = None
