@@ -28,6 +28,8 @@ def examine(root: Path) -> list[Finding]:
     findings = [_python(), _libraries(), _git()]
     try:
         layout = find(root)
+        if not (access := state_checks.check_access(layout)).ok:
+            return [*findings, access]
         params = load(layout.params)
     except EvergreenError as error:
         return [*findings, Finding("project", False, str(error), "mend what the line says")]
@@ -137,7 +139,9 @@ def _reached(subject: str, address: str, ask: Callable[[], object]) -> Finding:
         ask()
     except Exception as error:  # noqa: BLE001  # whatever it is, the person must see it
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        return Finding(subject, False, f"{_without_password(address)}: {first}", "start it, or mend the EVERGREEN_ variables")
+        local = address.startswith("sqlite:///")
+        advice = "copy the file from a backup or the original" if local else "start it, or mend the EVERGREEN_ variables"
+        return Finding(subject, False, f"{_without_password(address)}: {first}", advice)
     return Finding(subject, True, f"{_without_password(address)} answers", "")
 
 

@@ -17,6 +17,7 @@ from evergreen.tasks.core.paths import Layout, truncated_parquet
 
 PARTS = ("data", "models", "reports", "var", ".dvc")
 """Folders of a project that hold its state."""
+FILES = ("params.yaml", "dvc.yaml", "dvc.lock")
 SHOWN = 3
 """Most paths that a finding names."""
 
@@ -89,6 +90,7 @@ def check_champion(layout: Layout, problem: str) -> Finding:
 
 
 def _state(layout: Layout) -> Iterator[Path]:
+    yield from (path for name in FILES if (path := layout.root / name).exists())
     for part in PARTS:
         top = layout.root / part
         if top.exists():

@@ -60,7 +60,8 @@ def _checked(path: Path, text: str) -> Params:
 
 
 def _unreadable(path: Path, error: Exception) -> ParamsError:
-    return ParamsError(f"{path}: cannot be read: {' '.join(str(error).split())}. It must be UTF-8 text.")
+    advice = "Allow this user to read it." if isinstance(error, PermissionError) else "It must be UTF-8 text."
+    return ParamsError(f"{path}: cannot be read: {' '.join(str(error).split())}. {advice}")
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:

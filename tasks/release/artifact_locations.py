@@ -52,13 +52,6 @@ class Locations:
         path = local_path(location)
         return location if path is None or path.is_absolute() else (self.root / path).as_uri()
 
-    def absolute(self) -> list[str]:
-        """Locations that a move of the project would break."""
-        if not self.database.is_file():
-            return []
-        with closing(sqlite3.connect(f"{self.database.as_uri()}?mode=ro", uri=True)) as link:
-            return [change[2] for change in self._changes(link)]
-
     def make_relative(self) -> int:
         """Rewrite the absolute locations of the project's files, those of an earlier place included. Returns their number.
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -67,9 +68,25 @@ def naming(root: Path, folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def homes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Project]:
-    """The folder in which a project was trained, scored and monitored, and the project where it is now."""
-    base = tmp_path_factory.mktemp("move")
+def homes() -> Iterator[tuple[Path, Project]]:
+    """The folder in which a project was trained, scored and monitored, and the project where it is now.
+
+    Not below pytest's folder, which other users cannot enter.
+    """
+    with tempfile.TemporaryDirectory(prefix="move-") as name:
+        yield move(Path(name))
+
+
+def stranger() -> int | None:
+    """Another user, where the tests run as root and that user can run this interpreter; None: the project keeps its user."""
+    if os.geteuid() != 0 or not shutil.which("setpriv"):
+        return None
+    asked = [*Project(Path("/"), STRANGER).before, str(BIN / "python"), "-c", "import os; print(os.__file__)"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return STRANGER if found.stdout.strip() == os.__file__ else None
+
+
+def move(base: Path) -> tuple[Path, Project]:
     old = Project(base / "my shop")
     old.root.mkdir()
     customers().write_csv(old.root / "churn.csv")
@@ -89,15 +106,10 @@ def homes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Project]:
     new = base / "another place" / "the shop"
     new.parent.mkdir()
     old.root.rename(new)
-    user = STRANGER if os.geteuid() == 0 and shutil.which("setpriv") else None
+    user = stranger()
     if user:
         for path in (base, new.parent, *new.rglob("*"), new):
             os.chown(path, user, user, follow_symlinks=False)
-        for parent in (base, base.parent, base.parent.parent):
-            parent.chmod(0o755)
-        open_to = subprocess.run([*Project(new, user).before, "test", "-w", str(new)], check=False).returncode == 0
-        if not open_to:
-            pytest.skip("another user cannot reach the folder of the tests")
     return old.root, Project(new, user)
 
 
@@ -152,5 +164,5 @@ def test_a_copy_is_a_project_of_its_own_and_so_is_one_behind_a_link(homes: tuple
     assert "evergreen train churn" in found
     moved.evergreen("score", "churn", "--data", "churn.csv", "--out", "again.csv")
     told = Project(tmp_path / "link").told("train")
-    assert told["problems"]["churn"]["done"] == ["gate", "register", "deploy"]
+    assert told["problems"]["churn"]["done"][-3:] == ["gate", "register", "deploy"]
     assert Project(tmp_path / "link").told("doctor")["champion churn"]["ok"]
