@@ -6,8 +6,9 @@ since 1970, and a frame may have columns that the model does not read.
 
 import csv
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from evergreen.serving.feature import Feature
@@ -36,19 +37,26 @@ def read_body(body: bytes, content_type: str, features: Mapping[str, Feature]) -
 
     Raises MalformedRequestError, and UnsupportedTypeError for a content type that is neither JSON nor CSV.
     """
-    type_, _, options = content_type.partition(";")
-    type_, charset = type_.strip().lower(), options.lower().partition("charset=")[2].strip(" \"'")
-    if charset not in ("", "utf-8", "utf8"):
-        raise UnsupportedTypeError(f"content-type {content_type[:80]}: the charset must be utf-8")
-    if type_ == CSV_TYPE:
+    if _is_csv(content_type):
         return read_csv(body, features), {}
-    if type_ not in JSON_TYPES:
-        raise UnsupportedTypeError(f"content-type {type_[:80]}: must be application/json or {CSV_TYPE}")
     given = parse_with_nan(body)
     params = given.get("params") if isinstance(given, Mapping) else None
     if params is not None and not isinstance(params, Mapping):
         raise MalformedRequestError("params: needs an object, such as {explain: true}")
     return read_rows(given, features), params or {}
+
+
+@lru_cache(maxsize=64)
+def _is_csv(content_type: str) -> bool:
+    """Whether a body is CSV; otherwise it is JSON. Raises UnsupportedTypeError if it is neither."""
+    type_, _, options = content_type.partition(";")
+    type_ = type_.strip().lower()
+    charset = options.lower().partition("charset=")[2].partition(";")[0].strip(" \"'")
+    if charset not in ("", "utf-8", "utf8"):
+        raise UnsupportedTypeError(f"content-type {content_type[:80]}: the charset must be utf-8")
+    if type_ != CSV_TYPE and type_ not in JSON_TYPES:
+        raise UnsupportedTypeError(f"content-type {type_[:80]}: must be application/json or {CSV_TYPE}")
+    return type_ == CSV_TYPE
 
 
 def read_rows(given: Any, features: Mapping[str, Feature]) -> Sequence[Row]:
@@ -94,8 +102,11 @@ def _dates(features: Mapping[str, Feature]) -> Sequence[Feature]:
 
 
 def _with_dates(row: Row, dates: Sequence[Feature]) -> Row:
-    changed = {each.name: _date(each, row[each.name]) for each in dates if each.name in row}
-    return {**row, **changed}
+    for each in dates:
+        value = row.get(each.name)
+        if value is not None and (type(value) is not str or value == "NaT"):
+            row = {**row, each.name: _date(each, value)}
+    return row
 
 
 def _date(feature: Feature, value: Any) -> Any:
@@ -153,11 +164,11 @@ def _cell(feature: Feature | None, cell: str) -> Any:
     return whole if whole in feature.levels else cell
 
 
-def drop_columns(rows: Sequence[Row], kept: Collection[str]) -> tuple[Sequence[Row], list[str]]:
+def drop_columns(rows: Sequence[Row], kept: Set[str]) -> tuple[Sequence[Row], list[str]]:
     """The rows without columns that are not in `kept`, and the names of those columns."""
-    dropped = list(dict.fromkeys(name for row in rows for name in row if name not in kept))
-    if not dropped:
+    if all(row.keys() <= kept for row in rows):
         return rows, []
+    dropped = list(dict.fromkeys(name for row in rows for name in row if name not in kept))
     return [{name: value for name, value in row.items() if name in kept} for row in rows], dropped
 
 

@@ -27,6 +27,11 @@ RANGES = {
     )
 }
 """Datatype of numbers -> its lowest and highest value."""
+NOTHING = frozenset[type]()
+FITTING = {
+    "FP64": frozenset({float, int, type(None)}), "BYTES": frozenset({str, type(None)}), "BOOL": frozenset({bool, type(None)}),
+}  # fmt: skip
+"""Datatype that holds every JSON value of these types."""
 PYTHON_MISSING = frozenset({"None", "nan", "NaN", "NaT", "<NA>"})
 """A missing text as Python clients write it: tritonclient sends str(value). A category of that name stays one."""
 MAX_DIMENSIONS = 8
@@ -53,12 +58,14 @@ def read_rows(given: Mapping[str, Any], rest: bytes, features: Mapping[str, Feat
 
 
 def _without_missing_words(row: Row, features: Mapping[str, Feature]) -> Row:
+    if PYTHON_MISSING.isdisjoint(row.values()):
+        return row
     missing = [
         name
         for name, value in row.items()
         if type(value) is str and value in PYTHON_MISSING and name in features and value not in features[name].levels
     ]
-    return {**row, **dict.fromkeys(missing)} if missing else row
+    return {**row, **dict.fromkeys(missing)}
 
 
 def _rows(given: Mapping[str, Any], rest: bytes, features: Sequence[str]) -> Sequence[Row]:
@@ -119,6 +126,8 @@ def _flat(data: Any, name: str, depth: int = 0) -> Iterable[Any]:
 
 def _check_values(name: str, datatype: str, values: Sequence[Any]) -> None:
     """Raises RequestError for a value in JSON that its datatype does not hold; null is missing in each."""
+    if FITTING.get(datatype, NOTHING).issuperset(map(type, values)):
+        return
     if datatype == "BYTES":
         fits, rule = (lambda value: type(value) is str), "must be texts"
     elif datatype == "BOOL":

@@ -44,7 +44,7 @@ class Operation:
 
 def describe(params: Params, champions: Mapping[str, LoadedModel | None], paths: Mapping[str, str]) -> dict[str, Any]:
     """The description of `paths`: path -> its problem ("": none). `champions`: problem -> the version that serves, if any."""
-    schemas, operations = dict(SHARED), list(_server_operations())
+    schemas, operations = dict(SHARED), list[Operation]()
     for problem, model in champions.items():
         question = params.section(problem).question
         if isinstance(model, RowModel):
@@ -54,7 +54,7 @@ def describe(params: Params, champions: Mapping[str, LoadedModel | None], paths:
             schemas |= openapi_schemas.of_lists(problem, model)
             operations += _list_operations(question, problem, model)
     found: dict[str, Any] = {}
-    for each in operations:
+    for each in (*operations, *_server_operations()):
         served = paths.get(each.path.replace("/versions/{version}", ""))
         if served == each.problem or (served is not None and not each.problem):
             found.setdefault(each.path, {})[each.method] = _as_json(each)

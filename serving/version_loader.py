@@ -60,6 +60,8 @@ class VersionLoader(Generic[M]):
             _check(found, serving)
         except Exception as error:  # whatever it is, this version cannot serve
             reason = str(error) if isinstance(error, EvergreenError) else f"{type(error).__name__}: {error}"
+            if isinstance(error, ModuleNotFoundError):
+                reason += ". The serving image has no training libraries: serve this problem with the other image"
             attempts = (failure.attempts if failure else 0) + (ATTEMPTS if found else 1)
             retry_at = time.monotonic() + RETRY_SECONDS * 2 ** min(attempts - 1, 5)
             self._failures[key] = _Failure(attempts, retry_at, reason)

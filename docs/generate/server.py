@@ -85,6 +85,8 @@ def http(described: Mapping[str, Any]) -> str:
             found = groups.setdefault(operation.get("tags", ["server"])[0], {})
             if text in found.values() and not path.startswith("/v2"):  # the same without the name of a problem
                 text = "As above, for the problem that `serve.default_problem` names, or for the only one that fits.\n"
+            if "{version}" in path:
+                text = "As above, for one of the loaded versions.\n"
             found.setdefault(heading, text)
     for tag, operations in groups.items():
         parts.append(f"\n## {TAGS.get(tag, tag)}\n")

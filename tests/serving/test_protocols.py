@@ -157,7 +157,7 @@ def test_a_number_that_the_contract_reads_as_a_date_is_no_count_of_milliseconds(
 def test_superfluous_columns_are_dropped_and_named():
     rows = [{"size": 1, "hue": 2}, {"size": 2, "name": 3}]
     assert mlflow_protocol.drop_columns(rows, {"size"}) == ([{"size": 1}, {"size": 2}], ["hue", "name"])
-    assert mlflow_protocol.drop_columns(ROWS, FEATURES) == (ROWS, [])
+    assert mlflow_protocol.drop_columns(ROWS, FEATURES.keys()) == (ROWS, [])
     assert mlflow_protocol.response([], ["hue"])["ignored_columns"] == ["hue"]
     assert "ignored_columns" not in mlflow_protocol.response([])
 
