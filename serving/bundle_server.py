@@ -47,6 +47,7 @@ class ModelInput:
     features: Mapping[str, str]
     example: tuple[Mapping[str, Any], ...]
     levels: Mapping[str, Sequence[str]]
+    background: tuple[Mapping[str, Any], ...]
 
 
 class BundleFiles:
@@ -63,7 +64,8 @@ class BundleFiles:
 
     def model_input(self, _problem: str, _version: int) -> ModelInput:
         manifest = self._manifest
-        return ModelInput(manifest["features"], tuple(manifest["example"]), manifest["levels"])
+        background = tuple(manifest.get("background", ()))
+        return ModelInput(manifest["features"], tuple(manifest["example"]), manifest["levels"], background)
 
     def load_compiled(self, _problem: str, _version: int) -> "Compiled | None":
         """None if the bundle holds the pipeline."""

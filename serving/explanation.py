@@ -1,7 +1,7 @@
 """The explanation of a single prediction, within the time of a request: the contribution of each column.
 
-The Shapley values of tasks.explanation.shapley, with the version's example rows as background rows. So the contributions and
-the mean prediction of the example rows sum to the prediction.
+The Shapley values of tasks.explanation.shapley, from the version's background rows. So the contributions and the mean
+prediction of the background rows sum to the prediction.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 
 from evergreen.serving.loaded_model import ParsedRow, RowModel
-from evergreen.tasks.explanation.shapley import rows_between, sample_walks, shapley_values, strongest_first
+from evergreen.tasks.explanation.shapley import Mixed, shapley_values, strongest_first
 
-Row = Mapping[str, Any]
-"""Column -> value."""
-ORDERS = 4
-"""Random orders of the columns for each background row; as many are reversed."""
-MAX_PREDICTIONS = 2_000
-"""Most predictions per explanation: fewer orders where there are many columns."""
+MAX_PREDICTIONS = 20_000
+"""Most predictions per explanation of a compiled model: fewer background rows where there are many columns."""
+MAX_PIPELINE_PREDICTIONS = 2_000
+"""The same of a pipeline, which predicts more slowly."""
 MAX_COLUMNS = 10
 """Columns that are named, the strongest first."""
 
@@ -28,46 +26,58 @@ def contributions(model: RowModel, parsed: ParsedRow) -> list[dict[str, Any]]:
     The explained number is the probability of the last class, or the predicted amount; for clusters, which have no order, 1 for
     this cluster and 0 for another.
     """
-    own = parsed.features
-    backgrounds = [model.parse(row).features for row in model.example] or [own]
-    names = [name for name in own if any(own[name] != each[name] for each in backgrounds)]
-    values, mean = _values(model, own, backgrounds, names)
+    own, backgrounds = parsed.features, model.background or [parsed]
+    names = [name for name in own if any(own[name] != each.features[name] for each in backgrounds)]
+    most = MAX_PREDICTIONS if model.compiled else MAX_PIPELINE_PREDICTIONS
+    explain = _mixed_encoded if model.compiled else _mixed_rows
+    found = shapley_values(explain(model, parsed, backgrounds, names), 1, len(backgrounds), len(names), most, seed=0)
+    values, mean = found.values[0, :, 0], float(found.base[0])
     order = [int(each) for each in strongest_first(values)]
-    found: list[dict[str, Any]] = [
+    strongest: list[dict[str, Any]] = [
         {"column": names[each], "value": own[names[each]], "contribution": float(values[each])} for each in order[:MAX_COLUMNS]
     ]
     rest = float(sum(values[each] for each in order[MAX_COLUMNS:]))
     return [
-        *found,
+        *strongest,
         {"column": None, "value": "all other columns", "contribution": rest},
-        {"column": None, "value": "mean prediction of the example rows", "contribution": mean},
+        {"column": None, "value": "mean prediction of the background rows", "contribution": mean},
     ]
 
 
-def _values(model: RowModel, own: Row, backgrounds: Sequence[Row], names: Sequence[str]) -> tuple[np.ndarray, float]:
-    """The contribution of each of `names`, and the mean prediction of `backgrounds`; all rows are predicted at once."""
-    orders = max(1, min(ORDERS, MAX_PREDICTIONS // (2 * max(1, len(names)) * len(backgrounds))))
-    walks = list(sample_walks(range(len(backgrounds)), len(names), orders, np.random.default_rng(0))) if names else []
+def _mixed_encoded(model: RowModel, parsed: ParsedRow, backgrounds: Sequence[ParsedRow], names: Sequence[str]) -> Mixed:
+    """Of a compiled model: encoded rows are mixed, without encoding any row again."""
+    compiled, own = model.compiled, parsed.point
+    assert compiled
+    assert own
+    prediction = model.predict([parsed])[0]["prediction"]
+    points = [each.point for each in backgrounds if each.point]
 
-    def take(row: Row, column: int) -> Row:
-        return {**row, names[column]: own[names[column]]}
+    def predict(taken: np.ndarray, _place: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return _explained(compiled.predict_mixed(own, points, names, taken, other), prediction)
 
-    paths = [rows_between(backgrounds[start], order, take) for start, order in walks]
-    predictions = _predict(model, [own, *backgrounds, *(row for path in paths for row in path)])
-    first, between = predictions[1 : 1 + len(backgrounds)], iter(predictions[1 + len(backgrounds) :])
-    along = [
-        (order, np.array([first[start], *(next(between) for _ in path), predictions[0]]))
-        for (start, order), path in zip(walks, paths, strict=True)
-    ]
-    return shapley_values(along) if along else np.zeros(0), float(first.mean())
+    return predict
 
 
-def _predict(model: RowModel, rows: Sequence[Row]) -> np.ndarray:
-    """The explained number of each row; the first one is the row that is explained."""
-    predictions = model.predict([model.parse(row) for row in rows])
-    probabilities = [name for name in predictions[0] if name != "prediction"]
+def _mixed_rows(model: RowModel, parsed: ParsedRow, backgrounds: Sequence[ParsedRow], names: Sequence[str]) -> Mixed:
+    """Of a pipeline."""
+    own, prediction = parsed.features, model.predict([parsed])[0]["prediction"]
+
+    def predict(taken: np.ndarray, _place: np.ndarray, other: np.ndarray) -> np.ndarray:
+        rows = []
+        for mine, at in zip(taken, other, strict=True):
+            theirs = {name: backgrounds[at].features[name] for name, one in zip(names, mine, strict=True) if not one}
+            rows.append(ParsedRow({**own, **theirs}, None, None, None))
+        outputs = model.predict(rows)
+        return _explained({name: np.array([each[name] for each in outputs]) for name in outputs[0]}, prediction)
+
+    return predict
+
+
+def _explained(outputs: Mapping[str, np.ndarray], prediction: Any) -> np.ndarray:
+    """The explained number of each row, as a column."""
+    probabilities = [name for name in outputs if name != "prediction"]
     if probabilities:
-        return np.array([each[probabilities[-1]] for each in predictions])
-    if isinstance(predictions[0]["prediction"], float):
-        return np.array([each["prediction"] for each in predictions])
-    return np.array([float(each["prediction"] == predictions[0]["prediction"]) for each in predictions])
+        return outputs[probabilities[-1]][:, None]
+    if isinstance(prediction, float):
+        return outputs["prediction"].astype(float)[:, None]
+    return (outputs["prediction"] == prediction).astype(float)[:, None]

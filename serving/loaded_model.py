@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cached_property
@@ -69,15 +70,18 @@ class RowModel(LoadedModel):
         entity: str | None = None,
         online_features: OnlineFeatures | None = None,
         load_pipeline: Callable[[], PredictRows] | None = None,
+        background: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """`model`: the compiled model or the pipeline. `load_pipeline`: loads the pipeline of a compiled model."""
+        """`model`: the compiled model or the pipeline. `load_pipeline`: loads the pipeline of a compiled model. `background`:
+        rows that contributions start from; without any, the example."""
         self.problem, self.version, self.kind = problem, version, kind
         self.features = {each.name: each for each in features}
         dates = [each.name for each in features if each.type == "date"]
         self.example = tuple(examples.without_missing(each, dates) for each in example)
-        """Rows of the training data, for the self-check and for explanations; never shown."""
+        """Rows of the training data, for the self-check; never shown."""
         self.request_example = examples.make_row(features)
         """A row that a client may send, made from the contract; None if no row was found that this version accepts."""
+        self._background = tuple(examples.without_missing(each, dates) for each in background) or self.example
         self.compiled = model if isinstance(model, Compiled) else None
         self.entity, self.online_features = entity, online_features
         self._pipeline = None if isinstance(model, Compiled) else model
@@ -142,6 +146,15 @@ class RowModel(LoadedModel):
                 _check_value(each, features[name])
         point = self.compiled.encode(features) if self.compiled else None
         return ParsedRow(features, entity, cutoff, point)
+
+    @cached_property
+    def background(self) -> list[ParsedRow]:
+        """Of the background rows those that the rules of today accept."""
+        found = []
+        for row in self._background:
+            with suppress(RequestError):
+                found.append(self.parse(row))
+        return found
 
     def unseen(self, row: ParsedRow) -> list[str]:
         """The categories whose value training never saw."""

@@ -63,6 +63,7 @@ def load(
     return RowModel(
         problem, version, kind, features, described.example, compiled or load_pipeline(),
         entity=section.features.entity, online_features=online_features, load_pipeline=load_pipeline,
+        background=described.background,
     )  # fmt: skip
 
 

@@ -98,6 +98,7 @@ def explain(
     (predict, outputs), columns = kind.outputs(model, MAX_CLASSES), importance["column"].to_list()
     log.info("%s: explain: contributions of columns to predictions", label)
     contributions = Contributions(predict, outputs, rows, columns, seed)
+    found["contributions_error"] = contributions.error
     found["mean_prediction"] = dict(zip(outputs, contributions.base.tolist(), strict=True))
     found["examples"] = explain_examples(rows, contributions)
     found["error_slices"] = find_error_slices(kind, model, many, section, columns, seed)

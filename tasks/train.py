@@ -14,7 +14,8 @@ import polars as pl
 
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Params, Problem, Section
-from evergreen.tasks.core.paths import HELD_OUT, JUDGED, LEVELS, MODEL, Layout, read_json, writing
+from evergreen.tasks.core.paths import BACKGROUND, HELD_OUT, JUDGED, LEVELS, MODEL, Layout, read_json, writing
+from evergreen.tasks.explanation.shapley import BACKGROUND_ROWS
 from evergreen.tasks.model_files import skops_models
 from evergreen.tasks.problems.base import Config, Data, Finishing, Fold, Kind, Model, RowKind, Splits
 from evergreen.tasks.search import time_budget
@@ -69,6 +70,7 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
         if model is not evaluated:
             skops_models.save(evaluated, scratch / JUDGED)
         (scratch / LEVELS).write_text(json.dumps(kind.levels(data) if isinstance(kind, RowKind) else {}) + "\n")
+        (scratch / BACKGROUND).write_text(background_rows(data, fold) + "\n" if isinstance(kind, RowKind) else "[]\n")
         text = json.dumps({"problem": problem, **card}, indent=2, default=str, allow_nan=False)
         (scratch / "model.json").write_text(text + "\n")
     return Result(model=str(folder / MODEL), card=str(folder / "model.json"), cutoff=str(fold.test), rows=rows)
@@ -173,6 +175,13 @@ def describe(kind: Kind, model: Model, data: Data, fold: Fold, rows: int, config
         "importance": {name: round(float(value), 6) for name, value in kind.importance(model).items()},
         "example": [{str(name): _plain(value) for name, value in row.items()} for row in example.to_dict("records")],
     }
+
+
+def background_rows(data: Data, fold: Fold) -> str:
+    """BACKGROUND_ROWS of the training rows, spread evenly over them, as JSON."""
+    features = data.at(fold.train).features
+    places = np.linspace(0, len(features) - 1, min(BACKGROUND_ROWS, len(features))).astype(int)
+    return features.iloc[places].to_json(orient="records", date_format="iso", double_precision=15)
 
 
 def _plain(value: Any) -> Any:

@@ -22,7 +22,7 @@ from evergreen.tasks.core.paths import Layout, write_json
 from evergreen.tasks.model_files import skops_models
 from evergreen.tasks.problems.base import RowKind
 from evergreen.tasks.release.promotion_gate import Verdict
-from evergreen.tasks.train import describe
+from evergreen.tasks.train import background_rows, describe
 from tests import store
 from tests.contracts import localised
 from tests.e2e.shop import WEEKS, Shop
@@ -111,6 +111,8 @@ def register(layout: Layout, problem: str, name: str, **changed: Any) -> int:
     skops_models.save(model, layout.model(problem) / "model.skops")
     write_json(layout.model(problem) / "model.json", json.loads(json.dumps({"problem": problem, **card}, default=str)))
     write_json(layout.model(problem) / "levels.json", kind.levels(data) if isinstance(kind, RowKind) else {})
+    if isinstance(kind, RowKind):
+        (layout.model(problem) / "background.json").write_text(background_rows(data, fold))
     trial = {"number": 0, "state": "complete", "model": name, "config": "{}", "score": 0.8, "std": None, "reason": ""}
     times = {"started": BEGAN, "ended": BEGAN + timedelta(seconds=30), "seconds": 30.0}
     layout.tuning(problem).mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from evergreen.flows.operations import backtest_data
 from evergreen.monitoring.report import time_series
 from evergreen.monitoring.retraining import backtest, policy
 from evergreen.monitoring.retraining.backtest import REFERENCE, Outcome, Recommendation
-from evergreen.monitoring.retraining.backtest_models import RESAMPLES, DiskCache
+from evergreen.monitoring.retraining.backtest_models import GROUPS, DiskCache
 from evergreen.monitoring.retraining.backtest_monitoring import CounterfactualWorld
 from evergreen.tasks import problems
 from evergreen.tasks.config.base import Section
@@ -46,7 +46,7 @@ class BacktestReport(Section):
     """Last day of the first window."""
     last: date
     step_days: int
-    resamples: int
+    groups: int
     outcomes: tuple[Outcome, ...]
     recommendation: Recommendation | None
     cost: str
@@ -84,7 +84,7 @@ def run(
             first=world.days[0],
             last=world.days[-1],
             step_days=params.section(problem).monitor.window_days,
-            resamples=RESAMPLES,
+            groups=GROUPS,
             outcomes=tuple(outcomes),
             recommendation=backtest.recommend(outcomes),
             cost=cost,

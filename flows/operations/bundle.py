@@ -99,6 +99,7 @@ def _write_model(folder: Path, registry: "Registry", version: "Version") -> bool
             "features": described.features,
             "levels": described.levels,
             "example": _without_nan(described.example),
+            "background": _without_nan(described.background),
             "tags": {name: version.tags[name] for name in tagged if name in version.tags},
         },
     )

@@ -2,8 +2,8 @@
 
 Labels are drawn as the model itself expects them, and the predictions are scored against each draw:
 
-    classification   a class by the predicted probabilities (confidence-based performance estimation), calibrated first by
-                     earlier labelled rows where that lowers their logarithmic loss
+    classification   a class by the predicted probabilities (confidence-based performance estimation), each draw with another
+                     calibration that earlier labelled rows allow
     regression       the prediction plus the error of an earlier labelled row whose prediction was about as high
     recommendation   none: a list says nothing of how likely its items are bought
 

@@ -20,14 +20,14 @@ from evergreen.monitoring.ledger.records import Decision, Estimate, Retraining, 
 from evergreen.monitoring.retraining.policy import decide
 from evergreen.tasks.config.base import Section
 from evergreen.tasks.config.operations import Retrain
-from evergreen.tasks.core import bootstrap
+from evergreen.tasks.core import intervals
 from evergreen.tasks.problems.base import Metric
 
 REFERENCE = "never"
 """Gains and the gain per CPU minute are relative to this policy."""
 
 Scores = np.ndarray
-"""A score, and then those of its resamples; the same place is the same resample in all arrays."""
+"""A score, and then those without each group of entities; the same place is the same group in all arrays."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Outcome(Section):
     gain: Estimate
     """Improvement over never retraining: positive is better."""
     deficit: Estimate
-    """How much worse than the best policy, in the same resamples: positive is worse."""
+    """How much worse than the best policy, on the same entities: positive is worse."""
     retrainings: int
     promoted: int
     cpu_minutes: float
@@ -243,10 +243,10 @@ def _mean(scores: Sequence[Scores]) -> Scores:
 
 
 def _with_interval(scores: Scores) -> tuple[float | None, float | None, float | None]:
-    """The score and the middle 95 % of its resamples."""
+    """The score and its 95 % interval."""
     if not len(scores) or not np.isfinite(scores[0]):
         return None, None, None
-    low, high = bootstrap.interval(scores[1:].tolist(), 0.95)
+    low, high, _ = intervals.interval(float(scores[0]), scores[1:].tolist(), 0.95)
     known = np.isfinite(low)
     return float(scores[0]), low if known else None, high if known else None
 

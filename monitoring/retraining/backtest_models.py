@@ -19,14 +19,14 @@ from evergreen.monitoring.retraining.backtest import Scores, TrainedModel
 from evergreen.monitoring.retraining.backtest_windows import PastWindows, TrainingSet
 from evergreen.tasks.config.operations import Retrain
 from evergreen.tasks.config.params import Tabular
-from evergreen.tasks.core import bootstrap
+from evergreen.tasks.core import intervals
 from evergreen.tasks.core.paths import JUDGED, MODEL, read_json, write_json, writing
 from evergreen.tasks.model_files import skops_models
 from evergreen.tasks.problems.base import Config, Metric, Model
 from evergreen.tasks.release import promotion_gate
 
-RESAMPLES = 200
-"""Of entities, for every interval of a backtest."""
+GROUPS = 200
+"""Most groups of entities, for every interval of a backtest."""
 FIRST = "first"
 
 
@@ -166,8 +166,8 @@ class CounterfactualModels:
         if training_set.test is None:
             return Estimate(score=None, low=None, high=None, rows=0, reason="no rows were left for the evaluation")
         rows = self.kind.predict(model, training_set.rows, training_set.test, self.section)
-        scores = self.resample(rows)[self.kind.metrics[0].name].to_numpy()
-        low, high = bootstrap.interval(scores[1:].tolist(), 0.95)
+        scores = self.score_without(rows)[self.kind.metrics[0].name].to_numpy()
+        low, high, _ = intervals.interval(scores[0], scores[1:].tolist(), 0.95, self.kind.metrics[0].scale)
         known = [float(each) if math.isfinite(each) else None for each in (scores[0], low, high)]
         return Estimate(score=known[0], low=known[1], high=known[2], rows=rows.height)
 
@@ -213,12 +213,12 @@ class CounterfactualModels:
         return self.score_window(model.name, day)[self.metric.name].to_numpy()
 
     def score_window(self, name: str, day: date) -> pl.DataFrame:
-        """Every metric of the model `name` in the window that ends on `day`: the score, then its resamples."""
-        return self.cache.frame(f"scores/{name}/{day}", lambda: self.resample(self._predict_window(name, day)))
+        """Every metric of the model `name` in the window that ends on `day`, as `score_without` has it."""
+        return self.cache.frame(f"scores_without/{name}/{day}", lambda: self.score_without(self._predict_window(name, day)))
 
-    def resample(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Every metric of predicted rows: the score, then RESAMPLES draws of entities, the same draws for any rows."""
-        drawn = bootstrap.draw([self.entities, rows], RESAMPLES, self.seed)
+    def score_without(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Every metric of predicted rows: the score, then those without each of GROUPS of entities, the same for any rows."""
+        drawn = intervals.leave_out([self.entities, rows], self.seed, GROUPS)
         found = [self.kind.score(rows, self.section), *(self.kind.score(each, self.section) for _, each in drawn)]
         return pl.DataFrame(found, schema=dict.fromkeys(found[0], pl.Float64))
 

@@ -18,7 +18,7 @@ from evergreen.monitoring.performance.measurement import measure
 from evergreen.monitoring.retraining.backtest import TrainedModel, to_moment
 from evergreen.monitoring.retraining.backtest_models import CounterfactualModels
 from evergreen.tasks.config.operations import Retrain
-from evergreen.tasks.core import bootstrap
+from evergreen.tasks.core import intervals
 from evergreen.tasks.core.paths import JUDGED
 from evergreen.tasks.problems.base import Model, Part
 from evergreen.tasks.problems.prediction_type import Labelled
@@ -138,7 +138,7 @@ class CounterfactualWorld(CounterfactualModels):
         if expected.score is not None or not mature:
             return expected
         scores = self.score_window(champion.name, mature[0])[self.kind.metrics[0].name].to_numpy()
-        low, high = bootstrap.interval(scores[1:].tolist(), 0.95)
+        low, high, _ = intervals.interval(scores[0], scores[1:].tolist(), 0.95, self.kind.metrics[0].scale)
         if not np.isfinite([scores[0], low, high]).all():
             return expected
         return Estimate(score=float(scores[0]), low=low, high=high, rows=self._count_labelled(mature[0]))

@@ -25,6 +25,8 @@ HELD_OUT = "held_out.parquet"
 """Out-of-fold predictions of the chosen configuration, for kinds that calibrate their models with them."""
 LEVELS = "levels.json"
 """Category -> its values in training."""
+BACKGROUND = "background.json"
+"""Training rows that the contributions of a served model start from."""
 COMPILED = "model.onnx"
 """The ONNX model, in the folder `compiled` of a registered version."""
 

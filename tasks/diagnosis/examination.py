@@ -11,7 +11,7 @@ import polars as pl
 
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Tabular
-from evergreen.tasks.core import bootstrap
+from evergreen.tasks.core import bootstrap, intervals
 from evergreen.tasks.problems.base import Config, Fold, Kind
 from evergreen.tasks.problems.tabular import row_subset
 from evergreen.tasks.problems.tabular.row_subset import ROWS
@@ -27,8 +27,8 @@ DECISION_SHARE = 0.6
 """Share of the time for the facts that decide the step; the rest is for validation curves, bias and variance."""
 CURVE_SHARES = (0.125, 0.25, 0.5)
 """Points of the learning curve below all rows."""
-RESAMPLES = 60
-"""Resamples of predictions for an interval."""
+GROUPS = 50
+"""Most groups of entities that are left out in turn for an interval."""
 CONFIDENCE = 0.95
 
 
@@ -160,13 +160,15 @@ class Examination:
             return None
 
     def skill_gain(self, fit: Fit, other: Fit) -> tuple[float, float, float]:
-        """How much more skill `other` has on the same rows, with the interval over resamples of entities."""
+        """How much more skill `other` has on the same rows, with the interval over entities."""
         count = len(fit.predictions)
         gains = []
-        for frames in bootstrap.draw([*fit.predictions, *other.predictions], RESAMPLES, self.seed):
+        for frames in intervals.leave_out([*fit.predictions, *other.predictions], self.seed, GROUPS):
             skills = [skill(self.kind.score(frame, self.section)) for frame in frames]
             gains.append(bootstrap.mean(skills[count:]) - bootstrap.mean(skills[:count]))
-        return other.skill - fit.skill, *bootstrap.interval(gains, CONFIDENCE)
+        gain = other.skill - fit.skill
+        low, high, _ = intervals.interval(gain, gains, CONFIDENCE)
+        return gain, low, high
 
 
 def _newest_folds(kind: Kind, data: Rows, section: Tabular) -> Sequence[Fold]:

@@ -15,9 +15,9 @@ import polars as pl
 
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Tabular
-from evergreen.tasks.core import bootstrap
+from evergreen.tasks.core import bootstrap, intervals
 from evergreen.tasks.diagnosis.bias_variance import decompose_error
-from evergreen.tasks.diagnosis.examination import CURVE_SHARES, RESAMPLES, Examination, Fit, skill
+from evergreen.tasks.diagnosis.examination import CURVE_SHARES, GROUPS, Examination, Fit, skill
 from evergreen.tasks.diagnosis.learning_curve import extrapolate, learning_curve_table
 from evergreen.tasks.diagnosis.noise_ceiling import estimate_ceiling
 from evergreen.tasks.diagnosis.recommendation import Facts, Rival, decide, suspects_of
@@ -115,12 +115,12 @@ def _facts(
 
 
 def _standard_error(examination: Examination, fit: Fit) -> float:
-    """Standard error of the mean skill over the folds, by resampling entities."""
-    drawn = [
+    """Standard error of the mean skill over the folds, by leaving entities out (jackknife)."""
+    without = [
         bootstrap.mean([skill(examination.kind.score(frame, examination.section)) for frame in frames])
-        for frames in bootstrap.draw(fit.predictions, RESAMPLES, examination.seed)
+        for frames in intervals.leave_out(fit.predictions, examination.seed, GROUPS)
     ]
-    return float(np.nanstd(drawn))
+    return math.sqrt(max(len(without) - 1, 0)) * float(np.nanstd(without))
 
 
 def _skill_without_suspects(examination: Examination, skills: list[tuple[str, float]], chosen: Fit) -> float | None:

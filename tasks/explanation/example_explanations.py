@@ -1,7 +1,7 @@
 """Contributions of columns to single predictions, and the three examples that the page explains in full."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,13 @@ import polars as pl
 
 from evergreen.tasks.explanation.column_values import MAX_COLUMNS, as_text
 from evergreen.tasks.explanation.model_outputs import Predict
-from evergreen.tasks.explanation.shapley import rows_between, sample_walks, shapley_values, strongest_first
+from evergreen.tasks.explanation.shapley import BACKGROUND_ROWS, Mixed, shapley_values, strongest_first
 from evergreen.tasks.problems.tabular import row_subset
 from evergreen.tasks.problems.tabular.tabular_kind import Rows
 
-EXPLAINED, ORDERS = 120, 2
-"""Rows that are explained; random orders of the columns for each, beside their reverses."""
-MAX_PREDICTIONS = 150_000
+EXPLAINED = 120
+"""Most rows that are explained."""
+MAX_PREDICTIONS = 200_000
 """Most rows that the contributions may ask the model for."""
 EXAMPLE_COLUMNS = 6
 """Columns of an example that are named."""
@@ -33,56 +33,36 @@ TITLES = ("the largest prediction", "the median prediction", "the smallest predi
 
 
 class Contributions:
-    """Shapley values of the predictions of some rows, which start from the mean prediction of all rows.
+    """Shapley values of the predictions of some rows, which start from the mean prediction of background rows.
 
     places: the explained rows, the three examples first; values: explained row x column x output; base: mean prediction per
-    output.
+    output; background: their places; error: the largest standard error of a value, relative to the largest contribution.
     """
 
     def __init__(self, predict: Predict, outputs: Sequence[str], rows: Rows, columns: Sequence[str], seed: int) -> None:
         self.outputs, self.columns, self.features = list(outputs), list(columns), rows.features
         self.predictions = predict(rows.features)
-        count = max(3, min(EXPLAINED, MAX_PREDICTIONS // (2 * ORDERS * (len(columns) + 1)), len(rows)))
+        background = self.background = self._background()
+        count = max(3, min(EXPLAINED, MAX_PREDICTIONS // (4 * len(background) * max(1, len(columns) - 1)), len(rows)))
         self.examples = self._examples()
         spread = row_subset.evenly(np.arange(len(rows)), count)
         self.places = self.examples + [each for each in spread if each not in self.examples]
-        self.base = self.predictions.mean(axis=0)
-        self.values = self._values(predict, np.random.default_rng(seed))
+        mixed = _mixed(predict, self.features.iloc[self.places], self.features.iloc[background], self.columns)
+        found = shapley_values(mixed, len(self.places), len(background), len(columns), MAX_PREDICTIONS, seed)
+        self.values = np.where(np.abs(found.values) > 1e-12, found.values, 0.0)
+        self.base = found.base
+        self.error = float(np.nanmax(found.error, initial=0.0) / max(np.abs(self.values).max(initial=0.0), 1e-12))
+
+    def _background(self) -> np.ndarray:
+        """Rows at even ranks of the first output, so that their mean prediction is about that of all rows."""
+        order = np.argsort(self.predictions[:, 0], kind="stable")
+        count = min(BACKGROUND_ROWS, len(order))
+        return order[((np.arange(count) + 0.5) * len(order) / count).astype(int)]
 
     def _examples(self) -> list[int]:
         """The rows with the largest, the median and the smallest prediction, each once."""
         order = np.argsort(self.predictions[:, 0], kind="stable")
         return list(dict.fromkeys(int(order[place]) for place in (-1, len(order) // 2, 0)))
-
-    def _values(self, predict: Predict, random: np.random.Generator) -> np.ndarray:
-        """Contributions that sum to prediction minus base.
-
-        The sampled background rows do not have quite the mean prediction of all rows. That remainder is shared among the
-        columns in proportion to the size of their contributions.
-        """
-        values = shapley_values(self._walks(predict, random)).transpose(1, 0, 2)
-        remainder = self.predictions[self.places] - self.base - values.sum(axis=1)
-        weight = np.abs(values) + 1e-12
-        values = values + remainder[:, None, :] * weight / weight.sum(axis=1, keepdims=True)
-        return np.where(np.abs(values) > 1e-12, values, 0.0)
-
-    def _walks(self, predict: Predict, random: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Order of the columns, and predictions (step x row x output); each explained row has its own background row."""
-        explained = self.features.iloc[self.places]
-
-        def take(row: pd.DataFrame, column: int) -> pd.DataFrame:
-            name, row = self.columns[column], row.copy(deep=False)
-            row[name] = explained[name].to_numpy()
-            return row
-
-        draws = (random.integers(0, len(self.features), len(self.places)) for _ in range(ORDERS))
-        for background, order in sample_walks(draws, len(self.columns), 1, random):
-            ends = self.predictions[background][None], self.predictions[self.places][None]
-            between = rows_between(self.features.iloc[background], order, take)
-            if between:
-                rows = pd.concat(between, ignore_index=True).astype(self.features.dtypes.to_dict())
-                ends = ends[0], predict(rows).reshape(len(between), len(self.places), -1), ends[1]
-            yield order, np.concatenate(ends)
 
     def table(self) -> pl.DataFrame:
         """output, column, row, contribution, value (text), place (0 to 1: rank of the value among those of its column)."""
@@ -113,6 +93,19 @@ class Contributions:
             {"column": self.columns[each], "value": as_text(row[self.columns[each]]), "contribution": float(values[each])}
             for each in strongest_first(values)
         ]
+
+
+def _mixed(predict: Predict, own: pd.DataFrame, background: pd.DataFrame, columns: Sequence[str]) -> Mixed:
+    """The predictions of rows that take some columns from `own` and the others from `background`."""
+    both = pd.concat([own, background], ignore_index=True)
+
+    def predict_mixed(taken: np.ndarray, place: np.ndarray, other: np.ndarray) -> np.ndarray:
+        rows = both.take(len(own) + other)
+        for column, name in enumerate(columns):
+            rows[name] = both[name].take(np.where(taken[:, column], place, len(own) + other)).array
+        return predict(rows.reset_index(drop=True))
+
+    return predict_mixed
 
 
 def _ranks(values: pd.Series) -> list[float | None]:

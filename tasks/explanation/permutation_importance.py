@@ -1,6 +1,6 @@
 """Permutation importance: how much worse the score gets when one column is shuffled among the rows.
 
-The interval is over shuffles and resamples of entities. Source: Breiman, Random forests, 2001.
+The interval is over entities. Source: Breiman, Random forests, 2001.
 """
 
 import math
@@ -10,14 +10,16 @@ import numpy as np
 import polars as pl
 
 from evergreen.tasks.config.params import Tabular
-from evergreen.tasks.core import bootstrap
+from evergreen.tasks.core import bootstrap, intervals
 from evergreen.tasks.explanation.column_values import MAX_COLUMNS
 from evergreen.tasks.problems.base import Model, RowKind
 from evergreen.tasks.problems.tabular import row_subset
 from evergreen.tasks.problems.tabular.row_subset import ROWS
 from evergreen.tasks.problems.tabular.tabular_kind import Rows
 
-SHUFFLES, RESAMPLES = 4, 60
+SHUFFLES = 4
+GROUPS = 30
+"""Most groups of entities that are left out in turn for an interval."""
 CONFIDENCE = 0.95
 
 
@@ -68,8 +70,6 @@ def _mean_loss(kind: RowKind, whole: pl.DataFrame, frames: Sequence[pl.DataFrame
 def _interval(
     kind: RowKind, whole: pl.DataFrame, frames: Sequence[pl.DataFrame], section: Tabular, seed: int
 ) -> tuple[float, float]:
-    """Over resamples of entities, which take turns with the shuffles."""
-    losses = []
-    for place, drawn in enumerate(bootstrap.draw([whole, *frames], RESAMPLES, seed)):
-        losses.append(kind.importance_loss(drawn[0], drawn[1 + place % len(frames)], section))
-    return bootstrap.interval(losses, CONFIDENCE)
+    """Over entities, whose rows are left out of all shuffles."""
+    without = [_mean_loss(kind, kept[0], kept[1:], section) for kept in intervals.leave_out([whole, *frames], seed, GROUPS)]
+    return intervals.interval(_mean_loss(kind, whole, frames, section), without, CONFIDENCE)[:2]

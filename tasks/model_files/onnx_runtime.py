@@ -164,6 +164,24 @@ class Compiled:
             for each in zip(*(part.tolist() for part in predicted.values()), strict=True)
         ]
 
+    def predict_mixed(
+        self, own: "EncodedRow", others: Sequence["EncodedRow"], names: Sequence[str], taken: np.ndarray, other: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """The predictions for mixtures of two encoded rows: `own`, and the one of `others` at the place `other`.
+
+        `taken`: mixture x name, whether that feature is the one of `own`; features outside `names` are those of `own`.
+        """
+        place = {name: each for each, name in enumerate(names)}
+        owners = np.array([place.get(name, len(names)) for name, _ in self._readers], dtype=int)
+        wide = np.column_stack([taken, np.ones(len(taken), bool)])
+        numbers = np.array([each.numbers for each in others], dtype=float).reshape(len(others), len(owners))
+        points = np.where(wide[:, owners], np.array(own.numbers, dtype=float), numbers[other])
+        words = [
+            [mine if one else others[at].words[text] for one, at in zip(wide[:, place.get(each.name, -1)], other, strict=True)]
+            for text, ((each, _), mine) in enumerate(zip(self._texts, own.words, strict=True))
+        ]
+        return self._predict(points, words)
+
     def predict_columns(self, columns: Mapping[str, Iterable[Any]] | Any, rows: int | None = None) -> dict[str, np.ndarray]:
         """The predictions for whole columns (a frame, or feature -> its values), named as by `predict_row`.
 

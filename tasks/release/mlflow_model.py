@@ -24,7 +24,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from evergreen import model_types
 from evergreen.tasks.config.data import ColumnType, Source
 from evergreen.tasks.config.params import Params
-from evergreen.tasks.core.paths import JUDGED, LEVELS, MODEL, Layout, sha256
+from evergreen.tasks.core.paths import BACKGROUND, JUDGED, LEVELS, MODEL, Layout, sha256
 from evergreen.tasks.data.snapshot import contract
 from evergreen.tasks.logged_model.frames import admit
 from evergreen.tasks.logged_model.manifest import MANIFEST, InputColumn, Manifest, Trained
@@ -80,6 +80,8 @@ def write(folder: Path, candidate: Candidate, model: Model, compiled: Attempt, i
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1, exclude_defaults=True) + "\n")
     shutil.move(scratch / MODEL, folder / MODEL)
     shutil.copyfile(made / LEVELS, folder / LEVELS)
+    if (made / BACKGROUND).exists():
+        shutil.copyfile(made / BACKGROUND, folder / BACKGROUND)
     tags = {"sha256": sha256(folder / MODEL), f"sha256.{MANIFEST}": sha256(folder / MANIFEST), **compiled.tags()}
     if (made / JUDGED).exists():
         shutil.copyfile(made / JUDGED, folder / JUDGED)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from evergreen.tasks.config.params import Params, Section
 from evergreen.tasks.core.errors import ModelError
-from evergreen.tasks.core.paths import COMPILED, JUDGED, LEVELS, MODEL, Layout, read_json, sha256
+from evergreen.tasks.core.paths import BACKGROUND, COMPILED, JUDGED, LEVELS, MODEL, Layout, read_json, sha256
 from evergreen.tasks.logged_model.manifest import MANIFEST
 from evergreen.tasks.problems.base import Model
 from evergreen.tasks.release.candidate import Candidate
@@ -40,6 +40,8 @@ class ModelInput(Section):
     """A few rows of features, as JSON has them."""
     levels: dict[str, list[str]]
     """Category -> its values in training."""
+    background: tuple[dict[str, Any], ...] = ()
+    """Training rows that contributions start from."""
 
 
 class Registry:
@@ -174,11 +176,20 @@ class Registry:
             example, levels, file = (self._store.download(problem, version, name, folder) for name in names)
             types, given = input_types(file), read_json(example)
             known = read_json(levels)
+            background = self._background(problem, version, folder)
         return ModelInput(
             features=types,
             example=tuple(dict(zip(given["columns"], row, strict=True)) for row in given["data"]),
             levels=known,
+            background=background,
         )
+
+    def _background(self, problem: str, version: int, folder: str) -> tuple[dict[str, Any], ...]:
+        """Empty for a version that was registered without."""
+        try:
+            return tuple(read_json(self._store.download(problem, version, BACKGROUND, folder)))
+        except ModelError:
+            return ()
 
     def set_alias(self, problem: str, alias: str, version: int) -> None:
         """Move `alias` to `version`. Raises ModelError for an unknown version."""

@@ -111,7 +111,8 @@ class Classification(ClassProbabilities, TabularKind):
             raise ParamsError(f"evaluate.threshold_for = {aim}: needs two classes; {section.question} has {len(names)}")
         inner = model.estimator_ if bound else model
         methods: Any = ("sigmoid", "isotonic") if method == "auto" else (method,)
-        found = calibration.helping(true_class, chances, methods, seed) if method != "none" else None
+        entity = held_out.filter(pl.col("label").is_not_null())["entity"].to_numpy()
+        found = calibration.helping(true_class, chances, entity, methods, seed) if method != "none" else None
         if found is not None:
             log.info("%s: its probabilities are calibrated: %s", section.question, found.method)
             inner, chances = calibration.Calibrated(inner, found.method, found.maps).fit(), found.apply(chances)

@@ -12,8 +12,9 @@ from evergreen.tasks.core import bootstrap
 from evergreen.tasks.core.columns import texts
 from evergreen.tasks.problems.base import Metric
 from evergreen.tasks.problems.classification import scores
+from evergreen.tasks.problems.classification.known_calibration import KnownCalibration, Window
 from evergreen.tasks.problems.classification.scores import PREFIX, arrays
-from evergreen.tasks.problems.prediction_type import ENOUGH, Context, SkillScale, as_scalar, category_labels, floats
+from evergreen.tasks.problems.prediction_type import Context, SkillScale, as_scalar, category_labels, floats
 from evergreen.tasks.problems.tabular.predictions import LabelledRows
 
 
@@ -97,18 +98,19 @@ class ClassProbabilities(LabelledRows):
     def draw_labels(
         self, predictions: pl.DataFrame, known: Sequence[pl.DataFrame], draws: int, seed: int
     ) -> Iterator[pl.DataFrame]:
-        """A class by the predicted probabilities (confidence-based performance estimation), calibrated first by `known` where
-        that lowers their logarithmic loss."""
+        """A class by the predicted probabilities (confidence-based performance estimation), each draw with another calibration
+        that `known` allows."""
         names = _probabilities(predictions)
-        chances = _calibrated(predictions.select(names).to_numpy(), names, known, seed)
-        bounds = np.cumsum(chances / chances.sum(axis=1, keepdims=True), axis=1)
+        chances = predictions.select(names).to_numpy()
+        calibration = KnownCalibration(_windows(names, known), len(names))
         text = predictions["label"].dtype == pl.String
         classes = pl.Series([name.removeprefix(PREFIX) for name in names])
         classes = classes if text else classes.cast(pl.Float64)
         random = np.random.default_rng(seed)
         rows = predictions.with_row_index("__row")
         for (part,) in bootstrap.draw([rows], draws, seed):
-            places = (random.random(part.height)[:, None] > bounds[part["__row"].to_numpy()][:, :-1]).sum(axis=1)
+            bounds = np.cumsum(calibration.draw(chances[part["__row"].to_numpy()], random), axis=1)
+            places = (random.random(part.height)[:, None] > bounds[:, :-1]).sum(axis=1)
             yield part.with_columns(classes[places].alias("label"))
 
     def comparable(self, rows: pl.DataFrame, features: pl.DataFrame | None, context: Context) -> pl.DataFrame:
@@ -164,17 +166,12 @@ def _threshold(rows: pl.DataFrame, names: Sequence[str], classes: Sequence[str])
     return min(1.0, float(np.nextafter(below, 2))) if isinstance(below, float) else None
 
 
-def _calibrated(chances: np.ndarray, names: Sequence[str], known: Sequence[pl.DataFrame], seed: int) -> np.ndarray:
-    """Probabilities after the calibration that `known` calls for; as they are where it calls for none."""
-    from evergreen.tasks.problems.tabular import calibration
-
-    rows = [
-        arrays(each.select("label", *names, "threshold")) for each in known if each.height and set(names) <= set(each.columns)
-    ]
-    if not rows:
-        return chances
-    true_class, earlier = np.concatenate([each[0] for each in rows]), np.concatenate([each[1] for each in rows])
-    if np.bincount(true_class[true_class >= 0], minlength=len(names)).min() < ENOUGH:
-        return chances
-    found = calibration.helping(true_class, earlier, ("sigmoid",), seed)
-    return found.apply(chances) if found else chances
+def _windows(names: Sequence[str], known: Sequence[pl.DataFrame]) -> list[Window]:
+    """Those of `known` that have these probabilities."""
+    found = []
+    for each in known:
+        rows = each.filter(pl.col("label").is_not_null()) if set(names) <= set(each.columns) else each.clear()
+        if rows.height:
+            true_class, chances, _ = arrays(rows.select("label", *names, "threshold"))
+            found.append(Window(true_class, chances, rows["entity"].to_numpy()))
+    return found

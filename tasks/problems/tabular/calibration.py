@@ -12,16 +12,18 @@ from scipy.special import expit, logit
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import KFold
 from sklearn.utils.validation import check_is_fitted
 
 from evergreen.model_types import stored_type
 from evergreen.tasks.config.params import Costs
+from evergreen.tasks.core import intervals
 
 Method = Literal["sigmoid", "isotonic"]
 FOLDS = 5
+CONFIDENCE = 0.95
+"""One-sided, that a calibration helps."""
 ISOTONIC = 1_000
-"""Steps are learned from so many rows, at least."""
+"""Steps are learned from so many entities, at least."""
 SMALLEST = 1e-6
 """Probabilities stay this far from 0 and 1."""
 
@@ -107,28 +109,40 @@ def _steps(positive: np.ndarray, chance: np.ndarray) -> list[np.ndarray]:
     return [fitted.X_thresholds_.astype(float), fitted.y_thresholds_.astype(float)]
 
 
-def helping(true_class: np.ndarray, chances: np.ndarray, methods: Sequence[Method], seed: int) -> Calibration | None:
-    """The calibration that lowers the logarithmic loss, judged on rows that it was not learned from; None where none does.
+def helping(
+    true_class: np.ndarray, chances: np.ndarray, entity: np.ndarray, methods: Sequence[Method], seed: int
+) -> Calibration | None:
+    """The calibration that lowers the logarithmic loss, judged on entities that it was not learned from; None where none does.
 
-    One that is more elaborate must be better by more than one standard error. `true_class`: its place, -1 for one
-    that the model does not know.
+    Its gain must be above 0 with CONFIDENCE, by entities: all rows of one, and all repeats of a row in repeated
+    cross-validation, count as one observation. One that is more elaborate must gain as surely on the simpler one.
+    `true_class`: its place, -1 for one that the model does not know. `entity`: of each row.
     """
     known = true_class >= 0
     true_class, chances = true_class[known], chances[known]
-    if len(true_class) < 2 * FOLDS:
+    names, code = np.unique(entity[known], return_inverse=True)
+    if len(names) < 2 * FOLDS:
         return None
+    fold = (np.random.default_rng(seed).permutation(len(names)) % FOLDS)[code]
     best, losses = None, _losses(true_class, chances)
     for method in methods:
-        if method == "isotonic" and len(true_class) < ISOTONIC:
+        if method == "isotonic" and len(names) < ISOTONIC:
             continue
         found = np.empty(len(true_class))
-        for learned, judged in KFold(FOLDS, shuffle=True, random_state=seed).split(true_class):
-            each = Calibration(method).fit(true_class[learned], chances[learned])
+        for place in range(FOLDS):
+            judged = fold == place
+            each = Calibration(method).fit(true_class[~judged], chances[~judged])
             found[judged] = _losses(true_class[judged], each.apply(chances[judged]))
-        gain = losses - found
-        if gain.mean() > gain.std() / np.sqrt(len(gain)):
+        if _surely_positive(losses - found, code):
             best, losses = method, found
     return Calibration(best).fit(true_class, chances) if best else None
+
+
+def _surely_positive(gain: np.ndarray, code: np.ndarray) -> bool:
+    """Whether the mean of `gain` is above 0, by entities: `code` is the number of each row's."""
+    sums, counts = np.bincount(code, gain), np.bincount(code)
+    without = (sums.sum() - sums) / (counts.sum() - counts)
+    return intervals.interval(float(gain.mean()), without.tolist(), 2 * CONFIDENCE - 1).low > 0
 
 
 def _losses(true_class: np.ndarray, chances: np.ndarray) -> np.ndarray:
