@@ -12,7 +12,7 @@ import numpy as np
 from evergreen.serving.loaded_model import ParsedRow, RowModel
 from evergreen.tasks.explanation.shapley import Mixed, shapley_values, strongest_first
 
-MAX_PREDICTIONS = 20_000
+MAX_PREDICTIONS = 6_000
 """Most predictions per explanation of a compiled model: fewer background rows where there are many columns."""
 MAX_PIPELINE_PREDICTIONS = 2_000
 """The same of a pipeline, which predicts more slowly."""
@@ -63,7 +63,7 @@ def _mixed_rows(model: RowModel, parsed: ParsedRow, backgrounds: Sequence[Parsed
     own, prediction = parsed.features, model.predict([parsed])[0]["prediction"]
 
     def predict(taken: np.ndarray, _place: np.ndarray, other: np.ndarray) -> np.ndarray:
-        rows = []
+        rows: list[ParsedRow] = []
         for mine, at in zip(taken, other, strict=True):
             theirs = {name: backgrounds[at].features[name] for name, one in zip(names, mine, strict=True) if not one}
             rows.append(ParsedRow({**own, **theirs}, None, None, None))

@@ -150,7 +150,7 @@ class RowModel(LoadedModel):
     @cached_property
     def background(self) -> list[ParsedRow]:
         """Of the background rows those that the rules of today accept."""
-        found = []
+        found: list[ParsedRow] = []
         for row in self._background:
             with suppress(RequestError):
                 found.append(self.parse(row))

@@ -15,7 +15,6 @@ import polars as pl
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Params, Problem, Section
 from evergreen.tasks.core.paths import BACKGROUND, HELD_OUT, JUDGED, LEVELS, MODEL, Layout, read_json, writing
-from evergreen.tasks.explanation.shapley import BACKGROUND_ROWS
 from evergreen.tasks.model_files import skops_models
 from evergreen.tasks.problems.base import Config, Data, Finishing, Fold, Kind, Model, RowKind, Splits
 from evergreen.tasks.search import time_budget
@@ -28,6 +27,8 @@ MIN_GROWTH = 2.0
 """With a time budget: the model is fitted again where there is time for this many times the rows."""
 MIN_FIT_SHARE = 0.05
 """Share of the time budget that a fit may always take."""
+BACKGROUND_ROWS = 100
+"""Training rows that the contributions of a served model start from."""
 
 
 class Result(Section):

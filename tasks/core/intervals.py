@@ -18,11 +18,10 @@ the coverage of each metric, by simulation.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
-from scipy import special
 
 Scale = Literal["linear", "positive", "share", "proportion", "explained"]
 """Of a score. linear: any number, and differences; positive: a loss; share: from 0 to 1, no plain proportion; proportion: the
@@ -108,9 +107,16 @@ def _studentised(middle: float, influence: np.ndarray, confidence: float, back: 
         return too_few("entities for an interval: one of them carries the score")
     error = math.sqrt(variance / (count - 1))
     skewness = tails * float((influence**3).mean() / variance**1.5) / math.sqrt(count)
-    quantile = float(special.stdtrit(freedom, (1 + confidence) / 2))
+    quantile = _quantile(freedom, confidence)
     low, high = (middle - error * _unskewed(each, skewness) for each in (quantile, -quantile))
     return Interval(float(back(low)), float(back(high)))
+
+
+def _quantile(freedom: float, confidence: float) -> float:
+    """Of Student's t, two-sided."""
+    from scipy import special  # pyright: ignore[reportMissingTypeStubs]  # here: servers import the scales of metrics, and not SciPy
+
+    return float(special.stdtrit(freedom, (1 + confidence) / 2))
 
 
 def _unskewed(quantile: float, skewness: float) -> float:
@@ -129,23 +135,39 @@ def _wilson(share: float, influence: np.ndarray, confidence: float) -> Interval:
     if concerned < MIN_ENTITIES:
         return too_few(f"entities that count in it for an interval: {concerned}")
     rows = share * (1 - share) / variance
-    square = float(special.stdtrit(concerned - 1, (1 + confidence) / 2)) ** 2
+    square = _quantile(concerned - 1, confidence) ** 2
     middle = (share + square / (2 * rows)) / (1 + square / rows)
     half = math.sqrt(square) / (1 + square / rows) * math.sqrt(share * (1 - share) / rows + square / (4 * rows**2))
     return Interval(middle - half, middle + half)
 
 
-Map = Callable[..., np.ndarray | float]
+Map = Callable[[Any], Any]
 
 
-def _same(value: float) -> float:
+def _same(value: Any) -> Any:
     return value
+
+
+def _angle(share: Any) -> Any:
+    return np.arcsin(np.sqrt(share))
+
+
+def _share_of(angle: Any) -> Any:
+    return np.sin(np.clip(angle, 0, np.pi / 2)) ** 2
+
+
+def _unexplained(explained: Any) -> Any:
+    return -np.log1p(-explained)
+
+
+def _explained(unexplained: Any) -> Any:
+    return -np.expm1(-unexplained)
 
 
 SCALES: dict[Scale, tuple[Map, Map]] = {
     "linear": (_same, _same),
     "positive": (np.log, np.exp),
-    "share": (lambda value: np.arcsin(np.sqrt(value)), lambda angle: np.sin(np.clip(angle, 0, np.pi / 2)) ** 2),
-    "explained": (lambda value: -np.log1p(-value), lambda value: -np.expm1(-value)),
+    "share": (_angle, _share_of),
+    "explained": (_unexplained, _explained),
 }
 """Scale of a score -> its map onto the scale of the interval, and the way back. Both rise."""

@@ -50,11 +50,11 @@ def shapley_values(predict: Mixed, rows: int, backgrounds: int, columns: int, mo
     own = predict(np.ones((rows, columns), bool), np.arange(rows), np.zeros(rows, int))
     first = predict(np.zeros((used, columns), bool), np.zeros(used, int), chosen)
     rounds: list[np.ndarray] = []
-    together = max(1, BATCH // steps)
+    at_once = max(1, BATCH // steps)
     while not rounds or (len(rounds) < MAX_ROUNDS and (len(rounds) + 1) * used * steps <= most):
         walks = [
-            _walk(predict, own, first[start : start + together], chosen[start : start + together], columns, random)
-            for start in range(0, used, together)
+            _walk(predict, own, first[start : start + at_once], chosen[start : start + at_once], columns, random)
+            for start in range(0, used, at_once)
         ]
         rounds.append(sum(walks[1:], walks[0]) / used)
         if len(rounds) > 1 and _is_stable(rounds):

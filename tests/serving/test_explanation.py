@@ -69,7 +69,7 @@ def compiled_and_pipeline() -> tuple[RowModel, RowModel, list[dict[str, Any]]]:
         ]
     ).fit(frame, target)
     features = [Feature("size", "number"), Feature("colour", "text"), Feature("day", "date")]
-    rows = json.loads(frame.to_json(orient="records", date_format="iso"))
+    rows = json.loads(str(frame.to_json(orient="records", date_format="iso")))
     compiled = Compiled(onnx_export.compile_model(model, frame))
 
     def predict(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -75,7 +75,7 @@ def _learn(windows: Sequence[Window], place: int) -> Line:
         value = np.logaddexp(0, scores).sum() - happened @ scores + off @ precision @ off / 2
         return float(value), design.T @ (_sigmoid(scores) - happened) + precision @ off
 
-    line = minimize(loss, start, jac=True, method="BFGS").x
+    line: np.ndarray = minimize(loss, start, jac=True, method="BFGS").x
     chance = _sigmoid(design @ line)
     curvature = (design * (chance * (1 - chance))[:, None]).T @ design + precision
     _, code = np.unique(np.concatenate([each.entity for each in windows]).astype(str), return_inverse=True)

@@ -168,7 +168,7 @@ def _threshold(rows: pl.DataFrame, names: Sequence[str], classes: Sequence[str])
 
 def _windows(names: Sequence[str], known: Sequence[pl.DataFrame]) -> list[Window]:
     """Those of `known` that have these probabilities."""
-    found = []
+    found: list[Window] = []
     for each in known:
         rows = each.filter(pl.col("label").is_not_null()) if set(names) <= set(each.columns) else each.clear()
         if rows.height:

@@ -69,6 +69,8 @@ def test_probabilities_of_trees_have_the_contributions_of_shap() -> None:
     model = LGBMClassifier(**SETTINGS).fit(features, y > 0)
     found = explained(lambda X: np.asarray(model.predict_proba(X))[:, 1:], features)
     independent = shap.maskers.Independent(background_of(found), max_samples=len(found.background))
-    explainer = shap.explainers.Exact(lambda X: model.predict_proba(pd.DataFrame(X, columns=COLUMNS))[:, 1], independent)
+    explainer = shap.explainers.Exact(
+        lambda X: np.asarray(model.predict_proba(pd.DataFrame(X, columns=COLUMNS)))[:, 1], independent
+    )
     theirs = explainer(features.iloc[found.places[:12]]).values
     assert correlations(found, theirs).min() > 0.99
