@@ -9,6 +9,7 @@ Sources: Huber (1967), Liang and Zeger (1986) for the covariance; DerSimonian an
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 
@@ -60,7 +61,7 @@ class KnownCalibration:
 
 
 def _learn(windows: Sequence[Window], place: int) -> Line:
-    from scipy.optimize import minimize
+    from scipy import optimize  # pyright: ignore[reportMissingTypeStubs]
 
     precision = np.diag(1 / PRIOR**2)
     if not windows:
@@ -75,7 +76,8 @@ def _learn(windows: Sequence[Window], place: int) -> Line:
         value = np.logaddexp(0, scores).sum() - happened @ scores + off @ precision @ off / 2
         return float(value), design.T @ (_sigmoid(scores) - happened) + precision @ off
 
-    line: np.ndarray = minimize(loss, start, jac=True, method="BFGS").x
+    minimize: Any = cast("Any", optimize).minimize
+    line = np.asarray(minimize(loss, start, jac=True, method="BFGS").x, dtype=float)
     chance = _sigmoid(design @ line)
     curvature = (design * (chance * (1 - chance))[:, None]).T @ design + precision
     _, code = np.unique(np.concatenate([each.entity for each in windows]).astype(str), return_inverse=True)
