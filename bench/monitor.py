@@ -18,6 +18,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from evergreen.tasks.config.operations import Monitor
 log = logging.getLogger("bench")
 
 RESULTS = Path(__file__).parent / "results"
+START, WEEKS = date(2024, 1, 1), 26
+"""Rows of the reference take turns in so many weeks."""
 SIZES = (50, 200, 1_000, 5_000, 50_000)
 REFERENCES = (1_000, 1_001, 20_000)
 """Rows of the reference: Evidently's rule changes between the first two."""
@@ -69,12 +72,14 @@ def columns(draw: np.random.Generator, rows: int) -> pl.DataFrame:
 
 
 def referring(frame: pl.DataFrame) -> Reference:
-    nobody = [pl.lit(None, pl.Int64).alias(ENTITY), pl.lit(None, pl.Date).alias(WEEK)]
-    return reference_data.of("bench", 1, "regression", {"features": frame.with_columns(nobody)})
+    week = pl.Series(WEEK, [START + timedelta(weeks=place % WEEKS) for place in range(frame.height)])
+    known = frame.with_columns(pl.lit(None, pl.Int64).alias(ENTITY), week)
+    return reference_data.of("bench", 1, "regression", {"features": known})
 
 
 def predicted(frame: pl.DataFrame) -> Predictions:
-    return Predictions(pl.DataFrame({"entity": pl.Series([None] * frame.height, dtype=pl.String)}), frame)
+    nobody = pl.Series([None] * frame.height, dtype=pl.String)
+    return Predictions(pl.DataFrame({"entity": nobody, "cutoff": [START + timedelta(weeks=WEEKS)] * frame.height}), frame)
 
 
 def flagged(was: pl.DataFrame, now: pl.DataFrame) -> list[str]:

@@ -71,6 +71,10 @@ def _evidence(decision: "Decision") -> None:
         print_table(("changed", "what", "alarm", "effect", "importance", "how"), cells)
     if window.drift.skipped:
         say(f"drift was not tested: {window.drift.skipped}")
+    if window.drift.unknown:
+        say(window.drift.unknown)
+    if window.drift.faults:
+        say("data faults: repair the data; a retraining would learn them, so they ask for none")
 
 
 def _retraining(last: "RetrainingRecord") -> None:

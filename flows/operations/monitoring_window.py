@@ -58,7 +58,7 @@ def measure_window(
     layout: Layout, params: Params, champion: "Version", ledger: "Ledger", until: datetime
 ) -> tuple[Window, "Predictions"]:
     """The window of a version that ends at `until`, and its predictions."""
-    from evergreen.monitoring.drift import detection
+    from evergreen.monitoring.drift import detection, past_windows, reference_data
 
     problem = champion.problem
     section = params.section(problem)
@@ -66,7 +66,11 @@ def measure_window(
     predictions = ledger.read(problem, since=since, until=until, version=champion.version, known_at=until)
     reference = load_reference(layout, params, champion)
     predictions = detection.completed(layout, reference, predictions)
-    drift = detection.compare(reference, predictions, section.monitor, params.project.seed)
+    folder = reference_data.place(layout, problem, champion.version)
+    past = past_windows.load(folder, until, section.monitor.window_days)
+    drift, seen = detection.examine(reference, predictions, section.monitor, params.project.seed, past)
+    if seen:
+        past_windows.save(seen, folder, until)
     window = Window(
         problem=problem,
         version=champion.version,

@@ -1,22 +1,36 @@
 """Drift of features, predictions and labels between a window of production and the reference data.
 
-Statistics are Evidently's. Thresholds come from draws without drift from the reference itself (drift.null_distribution), for
-all columns jointly (Benjamini and Hochberg, at the level at which a share false_alarm_rate of windows without drift raises an
-alarm).
+Three families of tests share the false alarms that are allowed. Data faults need no weeks (drift.data_faults). Drift of one
+window is judged by draws without drift (drift.null_distribution), slopes by all windows since training (drift.trends); both
+need to know how much weeks differ, and are not judged before. Within a family all columns are judged jointly (Benjamini and
+Hochberg).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
-from evergreen.monitoring.drift import comparable_columns, histograms, null_distribution
+from evergreen.monitoring.drift import (
+    column_tests,
+    comparable_columns,
+    data_faults,
+    histograms,
+    null_distribution,
+    repeats,
+    trends,
+    week_effects,
+)
+from evergreen.monitoring.drift.column_tests import Test
 from evergreen.monitoring.drift.comparable_columns import ITEMS
-from evergreen.monitoring.drift.histograms import Bins, Categories, Form, Histogram
-from evergreen.monitoring.drift.reference_data import Part, PartName, Reference, moments
+from evergreen.monitoring.drift.data_faults import Fault
+from evergreen.monitoring.drift.histograms import Form, Histogram, Numbers
+from evergreen.monitoring.drift.past_windows import PastWindow
+from evergreen.monitoring.drift.reference_data import Part, PartName, PastPart, Reference, moments, weeks
 from evergreen.monitoring.ledger.records import Aspect, Change, Drift
 from evergreen.tasks import problems
 from evergreen.tasks.config.operations import Monitor
@@ -28,47 +42,126 @@ if TYPE_CHECKING:
 
 CERTAIN = 1e-12
 """p of a change that only drift explains, such as a missing column."""
-TRIES = 20
-"""Coverage is the mean over so many draws of lists from the window."""
+OF_DRIFT, OF_SLOPES, OF_FAULTS = 0.5, 0.2, 0.3
+"""Each family's share of the false alarms that are allowed."""
+EPOCH = date(1970, 1, 1).toordinal() / 7
+"""1 January 1970, in weeks."""
+RANKS_PER_SD = 0.282
+"""Change of the mean rank of normal values that move by a standard deviation."""
 
 
-@dataclass(frozen=True)
-class Test:
-    """One statistic of one column, and its p in each draw without drift."""
+@dataclass(frozen=True, eq=False)
+class WindowPart:
+    """A part of the window beside the reference's."""
 
-    column: str
+    name: PartName
+    known: Part
+    frame: pl.DataFrame
+    weight: np.ndarray
+    """Of each row: rows of a cluster count once together (drift.repeats)."""
+    size: int
+    """Clusters."""
+    columns: dict[str, Histogram]
+    past: Sequence[PastPart]
     what: Aspect
-    statistic: str
-    value: float
-    p: float
-    effect: float
-    reason: str
-    drawn: np.ndarray = field(repr=False)
-    """Values of the statistic without drift."""
-    null: np.ndarray = field(repr=False)
-    """The p of each draw, by all statistics of this column."""
-    share: float = 1.0
-    """Of the p that this statistic alone must reach: half where another one is tried beside it."""
+
+    @property
+    def weeks(self) -> int:
+        """Weeks that are known."""
+        return len(self.known.times) + len(self.past)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether enough weeks are known to tell drift from a change between weeks."""
+        return self.weeks >= week_effects.FEWEST_WEEKS
 
 
-def compare(reference: Reference, predicted: "Predictions", policy: Monitor, seed: int) -> Drift:
-    """Changes from `reference` to `predicted`, alarms first; none with fewer than policy.min_rows rows."""
+def compare(
+    reference: Reference, predicted: "Predictions", policy: Monitor, seed: int, past: Sequence[PastWindow] = ()
+) -> Drift:
+    """The drift of `examine`."""
+    return examine(reference, predicted, policy, seed, past)[0]
+
+
+def examine(
+    reference: Reference, predicted: "Predictions", policy: Monitor, seed: int, past: Sequence[PastWindow] = ()
+) -> tuple[Drift, PastWindow | None]:
+    """Changes from `reference` to `predicted`, alarms first, and the window as one of the `past` for later ones.
+
+    `past`: windows of the same version, oldest first, that overlap neither with each other nor with this one. Nothing is tested
+    with fewer than policy.min_rows clusters of rows. A window without time is None.
+    """
+    parts = list(_parts(reference, predicted, policy, past))
     rows = predicted.rows.height
-    if rows < policy.min_rows:
-        why = f"{rows} predictions; min_rows = {policy.min_rows} are needed"
-        return Drift(changes=(), reference_rows=reference.rows, alarm=False, skipped=why)
-    entity = predicted.rows["entity"] if "entity" in predicted.rows.columns else None
-    tests, columns = [], []
-    for name, frame, there in sides(reference, predicted):
-        who = entity.filter(there) if entity is not None else None
-        if frame.height < policy.min_rows:
-            continue
-        tests += _tests(reference, name, frame, _size(frame, who), policy, seed)
-        if name == "features":
-            columns += _columns(reference, frame, policy)
-    changes = [*columns, *_judge(reference, tests, policy)]
+    if not parts:
+        clusters = int(np.round(_weights(reference, predicted, None).sum())) if rows else 0
+        counted = f"{rows} predictions" if clusters == rows else f"{rows} predictions of {clusters} callers or different rows"
+        why = f"{counted}; min_rows = {policy.min_rows} are needed"
+        return Drift(changes=(), reference_rows=reference.rows, alarm=False, skipped=why), None
+    newest = weeks(predicted.rows).max()
+    time = newest.toordinal() / 7 - EPOCH if isinstance(newest, date) else None
+    changes: list[Change] = []
+    for each in parts:
+        if each.name == "features":
+            changes += _columns(reference, each.frame, policy)
+    moving: dict[PartName, dict[str, str]] = {
+        each.name: trends.find_trends(each.known) if each.name == "features" else {} for each in parts
+    }
+    faults = list(_faults(reference, parts, policy))
+    changes += faults
+    changes += [_trend(name, why) for each in parts for name, why in moving[each.name].items() if name in each.columns]
+    if time is not None:
+        changes += _slopes(reference, parts, moving, time, policy)
+    changes += _drifts(reference, parts, moving, faults, time, policy, seed)
     changes.sort(key=lambda each: (not each.alarm, not each.significant, 1.0 if each.p is None else each.p, each.column))
-    return Drift(changes=tuple(changes), reference_rows=reference.rows, alarm=any(each.alarm for each in changes))
+    unknown = [each for each in parts if not each.is_known]
+    drift = Drift(
+        changes=tuple(changes),
+        reference_rows=reference.rows,
+        alarm=any(each.alarm for each in changes),
+        unknown=_too_short(unknown) if unknown else None,
+    )
+    return drift, None if time is None else _as_past(parts, changes, time)
+
+
+def _too_short(unknown: Sequence[WindowPart]) -> str:
+    named = ", ".join(f"{each.name} ({each.weeks} known)" for each in unknown)
+    return f"too short to know: drift is told from a change between weeks once {week_effects.FEWEST_WEEKS} are known: {named}"
+
+
+def _parts(reference: Reference, predicted: "Predictions", policy: Monitor, past: Sequence[PastWindow]) -> Iterator[WindowPart]:
+    """The parts of the window with enough clusters of rows."""
+    for name, frame, there in sides(reference, predicted):
+        weight = _weights(reference, predicted, there)
+        if weight.sum() < policy.min_rows - 1e-6:
+            continue
+        known = reference.parts[name]
+        columns = histograms.profile(frame, known.bins, weight)
+        before = [each[name] for each in past if name in each]
+        what = _what(name, reference.facts.kind)
+        yield WindowPart(name, known, frame, weight, round(weight.sum()), columns, before, what)
+
+
+def _weights(reference: Reference, predicted: "Predictions", there: pl.Series | None) -> np.ndarray:
+    """Of the rows of the window that are `there`."""
+    rows = predicted.rows if there is None else predicted.rows.filter(there)
+    if not rows.height:
+        return np.zeros(0)
+    entity = rows["entity"] if "entity" in rows.columns else None
+    features, chance = pl.DataFrame(), 1.0
+    if "features" in reference.parts:
+        part, roles = reference.parts["features"], reference.facts.roles
+        alike = [each for each in part.forms if roles.get(each) != "date" and each in predicted.features.columns]
+        chance = part.chance_of_copy(alike)
+        features = predicted.features.select(alike)
+        features = features if there is None else features.filter(there)
+    return repeats.weights(repeats.clusters(features, entity, chance, rows.height))
+
+
+def _as_past(parts: Sequence[WindowPart], changes: Sequence[Change], time: float) -> PastWindow:
+    changed = {each.column for each in changes if each.significant}
+    faulty = frozenset(each.column for each in changes if each.significant and each.fault)
+    return {each.name: PastPart(time, each.columns, frozenset(each.columns) - changed, faulty) for each in parts}
 
 
 def completed(layout: Layout, reference: Reference, predicted: "Predictions") -> "Predictions":
@@ -121,11 +214,12 @@ def sides(reference: Reference, predicted: "Predictions") -> list[tuple[PartName
     return found
 
 
-def _size(frame: pl.DataFrame, entity: pl.Series | None) -> int:
-    """Entities in the window; a row without entity counts as one."""
-    if entity is None:
-        return frame.height
-    return entity.drop_nulls().n_unique() + entity.null_count()
+def _what(part: PartName, kind: KindName) -> Aspect:
+    if part == "features":
+        return "feature"
+    if part == "labels":
+        return "label"
+    return problems.predictions(kind).aspect
 
 
 def _columns(reference: Reference, frame: pl.DataFrame, policy: Monitor) -> list[Change]:
@@ -147,6 +241,7 @@ def _columns(reference: Reference, frame: pl.DataFrame, policy: Monitor) -> list
                 significant=True,
                 alarm=not importance or importance.get(name, 0.0) >= policy.min_importance,
                 reason="the column is gone",
+                fault=True,
             )
             for name in gone
         ),
@@ -169,101 +264,131 @@ def _columns(reference: Reference, frame: pl.DataFrame, policy: Monitor) -> list
     ]
 
 
-def _tests(reference: Reference, part: PartName, frame: pl.DataFrame, size: int, policy: Monitor, seed: int) -> list[Test]:
-    side = reference.parts[part]
-    drawn = reference.drawn(part, size, policy.resamples, seed)
-    found = []
-    for name, now in histograms.profile(frame, side.bins).items():
-        bins, was = side.bins[name], side.profile[name]
-        values = {key: rows for (column, key), rows in drawn.items() if column == name}
-        found += _of_column(name, _what(part, reference.facts.kind), bins, was, now, values)
-    if ITEMS in frame.columns and ("coverage", "items") in drawn:
-        found.append(
-            _coverage(side, frame[ITEMS].drop_nulls(), null_distribution.rounded(size), drawn["coverage", "items"], seed)
+def _trend(name: str, why: str) -> Change:
+    return Change(
+        column=name,
+        aspect="trend",
+        statistic="none",
+        value=None,
+        threshold=None,
+        p=None,
+        effect=None,
+        significant=False,
+        alarm=False,
+        reason=f"{why} in training, so its values are not compared; a difference or an age that stays the same can be",
+    )
+
+
+def _faults(reference: Reference, parts: Sequence[WindowPart], policy: Monitor) -> Iterator[Change]:
+    """Data faults that are beyond chance."""
+    found: list[Fault] = []
+    for each in parts:
+        for name, now in each.columns.items():
+            found += data_faults.find(each.known, name, each.frame[name], each.weight, now)
+    sure, _ = null_distribution.discoveries([each.p for each in found], OF_FAULTS * policy.false_alarm_rate)
+    for fault, significant in zip(found, sure, strict=True):
+        if not significant:
+            continue
+        importance = _importance(reference, fault.column, fault.aspect)
+        why = [] if fault.share >= policy.min_fault else [f"fewer rows than min_fault {policy.min_fault:g}"]
+        why += _unimportant(importance, policy)
+        yield Change(
+            column=fault.column,
+            aspect=fault.aspect,
+            statistic="share",
+            value=fault.share,
+            threshold=None,
+            p=fault.p,
+            effect=fault.share,
+            importance=importance,
+            significant=True,
+            alarm=not why,
+            reason=_no_alarm(fault.reason, why),
+            fault=True,
         )
-    return found
 
 
-def _coverage(side: Part, lists: pl.Series, size: int, drawn: np.ndarray, seed: int) -> Test:
-    """How many items there are in as many lists as those of the draws; as a share of what is usual."""
-    random, count = np.random.default_rng(seed), min(side.lists(size), len(lists))
-    tries = [comparable_columns.coverage(lists, random.choice(len(lists), count, replace=False)) for _ in range(TRIES)]
-    usual, now = float(drawn.mean()), float(np.mean(tries))
-    far = np.abs(drawn - usual) / usual
-    value = abs(now - usual) / usual
-    p = null_distribution.p_values(far, np.array([value, *far]))
-    reason = f"{usual:.0f} items in {count} lists to {now:.0f}"
-    return Test("coverage", "ranking", "share", value, float(p[0]), value, reason, far, p[1:])
+def _slopes(
+    reference: Reference, parts: Sequence[WindowPart], moving: dict[PartName, dict[str, str]], time: float, policy: Monitor
+) -> Iterator[Change]:
+    """Columns of numbers that have changed little by little since training."""
+    found: list[tuple[WindowPart, str, trends.Slope]] = []
+    for each in parts:
+        for name, now in each.columns.items():
+            if isinstance(each.known.bins[name], Numbers) and name not in moving[each.name]:
+                slope = trends.find_slope(each.known, name, each.past, now, time)
+                found += [(each, name, slope)] if slope else []
+    sure, _ = null_distribution.discoveries([each.p for _, _, each in found], OF_SLOPES * policy.false_alarm_rate)
+    for (part, name, slope), significant in zip(found, sure, strict=True):
+        if not significant:
+            continue
+        effect = abs(slope.change) / RANKS_PER_SD
+        importance = _importance(reference, name, part.what)
+        why = [] if effect >= policy.min_effect else [f"smaller than min_effect {policy.min_effect:g}"]
+        why += _unimportant(importance, policy)
+        rises = "rises" if slope.per_week > 0 else "falls"
+        reason = f"{rises} by about {abs(slope.per_week) / RANKS_PER_SD:.2g} standard deviations a week"
+        yield Change(
+            column=name,
+            aspect=part.what,
+            statistic="slope",
+            value=slope.per_week,
+            threshold=None,
+            p=slope.p,
+            effect=effect,
+            importance=importance,
+            significant=True,
+            alarm=not why,
+            reason=_no_alarm(reason, why),
+        )
 
 
-def _what(part: PartName, kind: KindName) -> Aspect:
-    if part == "features":
-        return "feature"
-    if part == "labels":
-        return "label"
-    return problems.predictions(kind).aspect
+def _drifts(
+    reference: Reference,
+    parts: Sequence[WindowPart],
+    moving: dict[PartName, dict[str, str]],
+    faults: Sequence[Change],
+    time: float | None,
+    policy: Monitor,
+    seed: int,
+) -> Iterator[Change]:
+    """Drift of this window, of each part that knows enough weeks; the others' changes are told without a judgement."""
+    found = [(each, test) for each in parts for test in _tests(reference, each, moving[each.name], time, policy, seed)]
+    shown = {(each.column, each.aspect) for each in faults}
+    found = [(each, test) for each, test in found if (test.column, test.what) not in shown]
+    judged = [test for each, test in found if each.is_known]
+    rate = OF_DRIFT * policy.false_alarm_rate
+    at = null_distribution.level(np.stack([each.null for each in judged]), rate) if judged else rate
+    sure, cut = null_distribution.discoveries([each.p for each in judged], at)
+    significant = {id(test) for test, each in zip(judged, sure, strict=True) if each}
+    faulty = {each.column for each in faults if each.alarm and each.needs_repair}
+    for each, test in found:
+        open_question = None if each.is_known else f"{each.weeks} of {week_effects.FEWEST_WEEKS} weeks are known"
+        if test.column in faulty:
+            open_question = "see its data fault"
+        yield _change(reference, test, id(test) in significant, cut, policy, open_question)
 
 
-def _of_column(name: str, what: Aspect, bins: Bins, was: Histogram, now: Histogram, drawn: dict[str, np.ndarray]) -> list[Test]:
-    found = []
-    if was.present and now.present:
-        found.append(_values(name, what, bins, was, now, drawn))
-    if "unseen" in drawn and isinstance(bins, Categories) and now.present:
-        share = float(now.counts[-1] / now.rows)
-        reason = f"{share:.1%} of rows are of categories that training did not know"
-        found.append(_share(name, "unseen", share, reason, drawn["unseen"]))
-    if "missing" in drawn:
-        change = abs(now.missing - was.missing)
-        odd = f" ({now.odd:,} of them not finite numbers)" if now.odd else ""
-        reason = f"{now.missing:.1%} of rows are missing{odd}, {was.missing:.1%} in training"
-        found.append(_share(name, "missing", change, reason, drawn["missing"]))
-    return found
+def _tests(
+    reference: Reference, part: WindowPart, moving: dict[str, str], time: float | None, policy: Monitor, seed: int
+) -> Iterator[Test]:
+    drawn = reference.drawn(part.name, part.size, policy.resamples, seed, time, part.past)
+    for name, now in part.columns.items():
+        values = {key: rows for (column, key), rows in drawn.items() if column == name}
+        tests = column_tests.of_column(name, part.what, part.known.bins[name], part.known.profile[name], now, values)
+        yield from (each for each in tests if name not in moving or each.what == "missing")
+    if ITEMS in part.frame.columns and ("coverage", "items") in drawn:
+        lists, size = part.frame[ITEMS].drop_nulls(), null_distribution.rounded(part.size)
+        yield column_tests.of_coverage(part.known, lists, size, drawn["coverage", "items"], seed)
 
 
-def _share(name: str, what: Aspect, value: float, reason: str, drawn: np.ndarray) -> Test:
-    p = null_distribution.p_values(drawn, np.array([value, *drawn]))
-    return Test(name, what, "share", value, float(p[0]), value, reason, drawn, p[1:])
-
-
-def _values(name: str, what: Aspect, bins: Bins, was: Histogram, now: Histogram, drawn: dict[str, np.ndarray]) -> Test:
-    mine, other = (each.counts / each.present for each in (now, was))
-    if isinstance(bins, Categories):
-        value, effect = float(histograms.jensenshannon(mine, other)), float(histograms.variation(mine, other))
-        p = null_distribution.p_values(drawn["jensenshannon"], np.array([value, *drawn["jensenshannon"]]))
-        most = int(np.abs(mine - other).argmax())
-        reason = f"{bins.label(most)}: {other[most]:.1%} of rows to {mine[most]:.1%}"
-        return Test(name, what, "jensenshannon", value, float(p[0]), effect, reason, drawn["jensenshannon"], p[1:])
-    apart = float(histograms.kolmogorov(mine, other))
-    tried = {"ks": apart}
-    if "wasserstein" in drawn:
-        far = histograms.wasserstein(bins, mine, now.beyond / now.present, other, was.beyond / was.present)
-        tried["wasserstein"] = float(far)
-    p = {key: null_distribution.p_values(drawn[key], np.array([value, *drawn[key]])) for key, value in tried.items()}
-    best = min(tried, key=lambda key: p[key][0])
-    combined = np.minimum(len(tried) * np.min(list(p.values()), axis=0), 1.0)
-    reason = f"mean {bins.mean(was):.4g} to {bins.mean(now):.4g}"
-    effect = max(tried.values())
-    return Test(name, what, best, tried[best], float(combined[0]), effect, reason, drawn[best], combined[1:], 1 / len(tried))
-
-
-def _judge(reference: Reference, tests: Sequence[Test], policy: Monitor) -> list[Change]:
-    """All tests combined."""
-    if not tests:
-        return []
-    at = null_distribution.level(np.stack([each.null for each in tests]), policy.false_alarm_rate)
-    drifts, cut = null_distribution.discoveries([each.p for each in tests], at)
-    return [_change(reference, each, found, cut, policy) for each, found in zip(tests, drifts, strict=True)]
-
-
-def _change(reference: Reference, test: Test, drifts: bool, cut: float, policy: Monitor) -> Change:
-    known = reference.facts.importance
-    is_feature = test.what in ("feature", "missing", "unseen") and test.column in reference.facts.forms.get("features", {})
-    importance = known.get(test.column, 0.0) if known and is_feature else None
+def _change(reference: Reference, test: Test, drifts: bool, cut: float, policy: Monitor, open_question: str | None) -> Change:
+    importance = _importance(reference, test.column, test.what)
     large = test.effect >= policy.min_effect
-    matters = importance is None or importance >= policy.min_importance
     why = [] if large else [f"smaller than min_effect {policy.min_effect:g}"]
-    why += [] if matters else [f"the model hardly uses it ({importance:.1%} of its importance)"]
-    reason = test.reason if not drifts or not why else f"{test.reason}; no alarm: {', and '.join(why)}"
+    why += _unimportant(importance, policy)
+    why += [open_question] if open_question else []
+    told = drifts or (open_question is not None and test.p <= cut)
     return Change(
         column=test.column,
         aspect=test.what,
@@ -274,6 +399,22 @@ def _change(reference: Reference, test: Test, drifts: bool, cut: float, policy: 
         effect=test.effect,
         importance=importance,
         significant=drifts,
-        alarm=drifts and large and matters,
-        reason=reason,
+        alarm=drifts and not why,
+        reason=_no_alarm(test.reason, why) if told else test.reason,
     )
+
+
+def _importance(reference: Reference, column: str, aspect: Aspect) -> float | None:
+    known = reference.facts.importance
+    features = aspect not in ("prediction", "label", "ranking", "segments")
+    return known.get(column, 0.0) if known and features and column in reference.facts.forms.get("features", {}) else None
+
+
+def _unimportant(importance: float | None, policy: Monitor) -> list[str]:
+    if importance is None or importance >= policy.min_importance:
+        return []
+    return [f"the model hardly uses it ({importance:.1%} of its importance)"]
+
+
+def _no_alarm(reason: str, why: Sequence[str]) -> str:
+    return f"{reason}; no alarm: {', and '.join(why)}" if why else reason

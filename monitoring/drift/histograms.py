@@ -16,6 +16,8 @@ from evergreen.tasks.core.columns import numbers, texts
 
 BINS = 128
 """A column of numbers has so many edges at equal shares of the reference's rows, and as many at equal distances."""
+TAILS = np.array([0.0005, 0.001, 0.002, 0.0025, 0.003, 0.004, 0.005])
+"""Further edges at these shares of rows on either side."""
 ENOUGH = 100
 """Rows that a variance must rest on (rows / kurtosis): else a few values in the tail decide on the Wasserstein distance."""
 LEVELS = 200
@@ -49,24 +51,26 @@ class Codes:
 class Histogram:
     """One column of a window. Histograms of the same bins add up."""
 
-    rows: int
+    rows: float
+    """Sum of the weights of all rows: with repeated rows, the number of their clusters (see drift.repeats)."""
     odd: int
+    """Rows."""
     counts: np.ndarray
-    """Rows per bin."""
+    """Weight per bin."""
     beyond: np.ndarray
-    """Sum per bin of Codes.beyond."""
+    """Weighted sum per bin of Codes.beyond."""
 
     def __add__(self, other: "Histogram") -> "Histogram":
         return Histogram(self.rows + other.rows, self.odd + other.odd, self.counts + other.counts, self.beyond + other.beyond)
 
     @property
-    def present(self) -> int:
-        return int(self.counts.sum())
+    def present(self) -> float:
+        return float(self.counts.sum())
 
     @property
     def missing(self) -> float:
         """Share of rows without a value, 0 to 1."""
-        return 1 - self.present / self.rows if self.rows else 0.0
+        return max(0.0, 1 - self.present / self.rows) if self.rows else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +92,7 @@ class Numbers:
             return cls(np.zeros(1), SMALLEST_NORM, False)
         distinct = np.unique(known)
         if len(distinct) > 2 * BINS:
-            shares = np.quantile(known, np.linspace(0, 1, BINS), method="inverted_cdf")
+            shares = np.quantile(known, [*np.linspace(0, 1, BINS), *TAILS, *(1 - TAILS)], method="inverted_cdf")
             distinct = np.unique([*shares, *np.linspace(distinct[0], distinct[-1], BINS)])
         apart = np.square(known - known.mean())
         heavy = bool(np.square(apart.sum()) < ENOUGH * np.square(apart).sum())
@@ -110,8 +114,8 @@ class Numbers:
         bins = np.searchsorted(self.edges, found, side="left")
         return Codes(bins, found - self.edges[np.maximum(bins - 1, 0)], place, len(values), odd)
 
-    def histogram(self, values: pl.Series) -> Histogram:
-        return _count(self.code(values), self.bins)
+    def histogram(self, values: pl.Series, weight: np.ndarray | None = None) -> Histogram:
+        return _count(self.code(values), self.bins, weight)
 
     def mean(self, histogram: Histogram) -> float:
         """Of the values; NaN where there are none."""
@@ -128,15 +132,19 @@ class Categories:
     complete: bool
     """Whether these are all; else nothing is unseen."""
     single: frozenset[str] = frozenset()
-    """Categories that one entity alone has: as likely as these is one that was never seen (Good and Turing)."""
+    """Categories that one entity or one week alone has: as likely as these is one that was never seen (Good and Turing)."""
     form: Form = "category"
 
     @classmethod
-    def of(cls, values: pl.Series, entity: np.ndarray) -> "Categories":
-        found = pl.DataFrame({"name": texts(values), "entity": entity}).drop_nulls("name")
-        sizes = found.group_by("name").agg(pl.len().alias("rows"), pl.col("entity").n_unique().alias("entities"))
+    def of(cls, values: pl.Series, entity: np.ndarray, week: np.ndarray | None = None) -> "Categories":
+        weeks = np.zeros(len(entity)) if week is None else week
+        found = pl.DataFrame({"name": texts(values), "entity": entity, "week": weeks}).drop_nulls("name")
+        sizes = found.group_by("name").agg(
+            pl.len().alias("rows"), pl.col("entity").n_unique().alias("entities"), pl.col("week").n_unique().alias("weeks")
+        )
         sizes = sizes.sort(["rows", "name"], descending=[True, False])
-        single = sizes.filter(pl.col("entities") == 1)["name"].to_list()
+        weekly = found["week"].n_unique() > 1
+        single = sizes.filter((pl.col("entities") == 1) | (pl.lit(weekly) & (pl.col("weeks") == 1)))["name"].to_list()
         return cls(tuple(sizes["name"].head(KNOWN)), sizes.height <= KNOWN, frozenset(single))
 
     @property
@@ -159,8 +167,8 @@ class Categories:
         bins = rows.join(known, on="name", how="left", maintain_order="left")["bin"].fill_null(lost).to_numpy()
         return Codes(bins, np.zeros(len(bins)), rows["row"].to_numpy().astype(np.int64), len(values))
 
-    def histogram(self, values: pl.Series) -> Histogram:
-        return _count(self.code(values), self.bins)
+    def histogram(self, values: pl.Series, weight: np.ndarray | None = None) -> Histogram:
+        return _count(self.code(values), self.bins, weight)
 
     def label(self, place: int) -> str:
         """Name of bin `place`."""
@@ -171,15 +179,20 @@ _KNOWN = {"name": pl.String, "bin": pl.Int64}
 Bins = Numbers | Categories
 
 
-def _count(codes: Codes, bins: int) -> Histogram:
-    counts = np.bincount(codes.bin, minlength=bins).astype(float)
-    beyond = np.bincount(codes.bin, codes.beyond, minlength=bins)
-    return Histogram(codes.rows, codes.odd, counts, beyond)
+def _count(codes: Codes, bins: int, weight: np.ndarray | None) -> Histogram:
+    own = np.ones(codes.rows) if weight is None else weight
+    there = own[codes.place]
+    counts = np.bincount(codes.bin, there, minlength=bins)
+    beyond = np.bincount(codes.bin, codes.beyond * there, minlength=bins)
+    return Histogram(float(own.sum()), codes.odd, counts, beyond)
 
 
-def profile(frame: pl.DataFrame, bins: Mapping[str, Bins]) -> dict[str, Histogram]:
-    """Column -> histogram, of the columns of `bins` that are in `frame`: one pass, linear in rows."""
-    return {name: each.histogram(frame[name]) for name, each in bins.items() if name in frame.columns}
+def profile(frame: pl.DataFrame, bins: Mapping[str, Bins], weight: np.ndarray | None = None) -> dict[str, Histogram]:
+    """Column -> histogram, of the columns of `bins` that are in `frame`: one pass, linear in rows.
+
+    `weight`: of each row; None: 1.
+    """
+    return {name: each.histogram(frame[name], weight) for name, each in bins.items() if name in frame.columns}
 
 
 def wasserstein(

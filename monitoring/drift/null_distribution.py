@@ -1,20 +1,19 @@
 """Null distributions of the drift statistics: a window and a reference drawn from the reference itself.
 
-Both are drawn by entity, with all of its rows (of one week, for a window), since the rows of one entity resemble each other.
-Weeks differ without drift too: to the window of each draw is added how one week of the reference lies apart from the others,
-less what of that is noise, and stretched as Student's t is, since a few weeks say little about how far the next one may lie.
+Both are drawn by entity, since the rows of one entity resemble each other. Weeks differ without drift too: to the window of
+each draw is added a difference as between the weeks that are known, with the variance and autocorrelation of
+drift.week_effects.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.sparse import csr_matrix
-from scipy.stats import chi2
 
-from evergreen.monitoring.drift import histograms
-from evergreen.monitoring.drift.histograms import Bins, Categories, Codes, Numbers
+from evergreen.monitoring.drift import histograms, week_effects
+from evergreen.monitoring.drift.histograms import Bins, Categories, Codes, Histogram, Numbers
 
 STEP = 2 ** (1 / 4)
 """Sizes of windows are rounded down to a power of this: thresholds are then up to a tenth too high, never too low."""
@@ -22,12 +21,14 @@ NOISY = 24
 """Draws that tell how much of the difference between weeks is noise."""
 TAIL = 0.1
 """Share of the draws that the tail is fitted to."""
+HEAVIEST = 0.5
+"""Shape of the heaviest tail."""
+USUAL_SHAPE, USUAL_DRAWS = 0.12, 60
+"""Shape of the tail of Student's t with eight degrees of freedom, which counts as much as so many draws."""
 LIGHT = 1e-6
 """A tail of a smaller shape is exponential."""
-SURE = 0.05
-"""The difference between weeks is taken as large as it is with a chance of this: a few weeks may be alike by chance."""
 HALF = 0.5
-"""Prior count of missing or unseen rows, so that a first one is not impossible."""
+"""Prior count of missing rows, so that a first one is not impossible."""
 
 
 def rounded(size: int) -> int:
@@ -41,35 +42,53 @@ class Weights:
 
     window: np.ndarray
     reference: np.ndarray
-    week: np.ndarray | None
-    """Week of each row, 0 to K - 1; None where there are fewer than two."""
-    chosen: np.ndarray
-    """Of each draw, the week that its window lies apart like."""
-    stretch: np.ndarray
-    """Of each draw, by how much."""
+    week: np.ndarray
+    """Week of each row, 0 to K - 1."""
+    times: np.ndarray
+    """Of each week, in weeks."""
+    share: np.ndarray
+    """Of each row, its share of its entity in its week."""
     extra: np.ndarray
-    """Of each draw, share of rows that are missing or unseen for the first time."""
+    """Of each draw, share of rows that are missing for the first time."""
+    random: np.random.Generator = field(repr=False)
+    past: Sequence[float] = ()
+    """Times of windows in production, in weeks."""
+    now: float = math.inf
+    """Time of the window, in weeks."""
+
+    @property
+    def weeks(self) -> int:
+        """Weeks that are known, of the reference and of production."""
+        return len(self.times) + len(self.past)
 
 
-def weights(entity: np.ndarray, week: np.ndarray | None, size: int, draws: int, seed: int) -> Weights:
-    """For rows of `entity` (codes) in `week` (codes); `size`: entities in a window."""
+def weights(entity: np.ndarray, week: np.ndarray, times: np.ndarray, size: int, draws: int, seed: int) -> Weights:
+    """For rows of `entity` (codes) in `week` (codes) at `times`; `size`: clusters in a window.
+
+    Each entity counts once a week.
+    """
     random = np.random.default_rng([seed, size])
     people = int(entity.max()) + 1
-    block = entity if week is None else np.unique(entity * (int(week.max()) + 1) + week, return_inverse=True)[1]
-    blocks = int(block.max()) + 1
-    reference = _times(random, people, people, draws)[:, entity].T
-    window = _times(random, blocks, size, draws)[:, block].T
-    weeks = 1 if week is None else int(week.max()) + 1
-    stretch = np.sqrt((1 + 1 / weeks) * (weeks - 1) / random.chisquare(max(weeks - 1, 1), draws))
+    block, share = blocks(entity, week)
+    total = int(block.max()) + 1
+    reference = _times(random, people, people, draws)[:, entity].T * share[:, None]
+    window = _times(random, total, size, draws)[:, block].T * share[:, None]
     extra = random.poisson(size * random.gamma(HALF, 1, draws) / people) / size
     return Weights(
         window=np.ascontiguousarray(window),
         reference=np.ascontiguousarray(reference),
-        week=week if weeks > 1 else None,
-        chosen=random.integers(0, weeks, draws),
-        stretch=stretch,
+        week=week,
+        times=times,
+        share=share,
         extra=extra,
+        random=random,
     )
+
+
+def blocks(entity: np.ndarray, week: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Code of each row's entity in its week, and the row's share of it."""
+    block = np.unique(entity * (int(week.max(initial=0)) + 1) + week, return_inverse=True)[1]
+    return block, (1 / np.bincount(block)[block]).astype(np.float32) if len(block) else np.ones(0, dtype=np.float32)
 
 
 def _times(random: np.random.Generator, things: int, size: int, draws: int) -> np.ndarray:
@@ -79,22 +98,23 @@ def _times(random: np.random.Generator, things: int, size: int, draws: int) -> n
     return np.stack([np.bincount(random.integers(0, things, size), minlength=things) for _ in range(draws)]).astype(np.float32)
 
 
-def statistics(bins: Bins, codes: Codes, by: Weights) -> dict[str, np.ndarray]:
-    """Statistic -> its value in each draw, for one column. missing and unseen: differences of shares."""
+def statistics(bins: Bins, codes: Codes, by: Weights, past: Sequence[Histogram] = ()) -> dict[str, np.ndarray]:
+    """Statistic -> its value in each draw, for one column. missing: difference of shares.
+
+    `past`: the column in the windows of by.past.
+    """
     found = {}
-    if isinstance(bins, Numbers):
-        win, ref = _drawn(codes, bins.bins, by, cumulative=True)
-        if win is not None and ref is not None:
+    is_number = isinstance(bins, Numbers)
+    drawn = _drawn(codes, bins.bins, by, past, is_number) if len(codes.bin) else None
+    if drawn is not None:
+        win, ref = drawn
+        if isinstance(bins, Categories):
+            found["jensenshannon"] = histograms.jensenshannon(win[0], ref[0])
+        else:
             if not bins.heavy:
                 found["wasserstein"] = histograms.wasserstein(bins, win[0], win[1], ref[0], ref[1])
             found["ks"] = histograms.kolmogorov(win[0], ref[0])
-    else:
-        win, ref = _drawn(codes, bins.bins, by)
-        if win is not None and ref is not None:
-            found["jensenshannon"] = histograms.jensenshannon(win[0], ref[0])
-        if bins.complete:
-            found["unseen"] = _unseen(bins, codes, by)
-    found["missing"] = _missing(codes, by)
+    found["missing"] = _missing(codes, by, past)
     return found
 
 
@@ -102,18 +122,15 @@ Shares = tuple[np.ndarray, np.ndarray]
 """Rows per bin and sums of Codes.beyond, both per row: draws x bins."""
 
 
-def _drawn(codes: Codes, bins: int, by: Weights, cumulative: bool = False) -> tuple[Shares | None, Shares | None]:
-    """Of window and reference in each draw; None where the reference has no values."""
-    if not len(codes.bin):
-        return None, None
+def _drawn(codes: Codes, bins: int, by: Weights, past: Sequence[Histogram], is_number: bool) -> tuple[Shares, Shares]:
+    """Of window and reference in each draw."""
     count = csr_matrix((np.ones(len(codes.bin), np.float32), (codes.bin, codes.place)), (bins, codes.rows))
     beyond = csr_matrix((codes.beyond.astype(np.float32), (codes.bin, codes.place)), (bins, codes.rows))
     win, ref = (_per_row((count @ rows).T.astype(float), (beyond @ rows).T.astype(float)) for rows in (by.window, by.reference))
-    if by.week is not None:
-        apart, share = _apart(codes, bins, by, by.week, cumulative)
-        far = (share * by.stretch)[:, None]
-        win = win[0] + far * apart[0][by.chosen], win[1] + far * apart[1][by.chosen]
-        if not cumulative:
+    if by.weeks >= week_effects.FEWEST_WEEKS:
+        far = _displacements(codes, bins, by, past, is_number)
+        win = win[0] + far[0], win[1] + far[1]
+        if not is_number:
             kept = np.maximum(win[0], 0)
             win = kept / np.maximum(kept.sum(axis=1, keepdims=True), 1e-12), win[1]
     return win, ref
@@ -124,58 +141,75 @@ def _per_row(counts: np.ndarray, beyond: np.ndarray) -> Shares:
     return counts / rows, beyond / rows
 
 
-def _apart(codes: Codes, bins: int, by: Weights, week: np.ndarray, cumulative: bool) -> tuple[Shares, float]:
-    """How each week lies apart from the others (weeks x bins), and how much of that is more than noise, 0 to 1."""
-    weeks = int(week.max()) + 1
-    place = week[codes.place] * bins + codes.bin
-    counts = np.bincount(place, minlength=weeks * bins).reshape(weeks, bins).astype(float)
-    beyond = np.bincount(place, codes.beyond, minlength=weeks * bins).reshape(weeks, bins)
-    apart = _from_others(counts, beyond)
+def _displacements(codes: Codes, bins: int, by: Weights, past: Sequence[Histogram], is_number: bool) -> Shares:
+    """How far a week without drift lies apart from the reference in each draw.
+
+    Random sums of the differences between weeks, whose size is drawn from the posterior along the main one of them.
+    """
+    weeks, draws = len(by.times), by.window.shape[1]
+    place = by.week[codes.place] * bins + codes.bin
+    share = by.share[codes.place]
+    counts = np.bincount(place, share, minlength=weeks * bins).reshape(weeks, bins)
+    beyond = np.bincount(place, codes.beyond * share, minlength=weeks * bins).reshape(weeks, bins)
+    size = counts.sum(axis=1) / counts.sum()
+    known = _per_row(
+        np.vstack([counts, *(each.counts[None] for each in past)]), np.vstack([beyond, *(each.beyond[None] for each in past)])
+    )
+    there = np.concatenate([counts.sum(axis=1) > 0, [each.present > 0 for each in past]]).astype(bool)
+    times = np.concatenate([by.times, by.past])
+    centre = [each[there].mean(axis=0) for each in known]
+    apart = [each[there] - middle for each, middle in zip(known, centre, strict=True)]
+    profile = np.cumsum(apart[0], axis=1) if is_number else apart[0]
+    axis = np.linalg.svd(profile, full_matrices=False)[2][0]
+    y = profile @ axis
+    spread = float(np.square(y).mean())
+    if there.sum() < 2 or spread <= 0:
+        return np.zeros((draws, bins)), np.zeros((draws, bins))
     every = csr_matrix((np.ones(len(place), np.float32), (place, codes.place)), (weeks * bins, codes.rows))
     drawn = (every @ by.reference[:, :NOISY]).T.astype(float).reshape(-1, weeks, bins)
-    noisy = np.stack([_from_others(each, each)[0] for each in drawn]) - apart[0]
-    energy, noise = (
-        float(np.square(np.cumsum(each, axis=-1) if cumulative else each).sum(axis=-1).mean()) for each in (apart[0], noisy)
-    )
-    most = energy * (weeks - 1) / float(chi2.ppf(SURE, weeks - 1))
-    return apart, math.sqrt(min(max(most - noise, 0.0) / energy, 1.0)) if energy > 0 else 0.0
+    shares = _per_row(drawn, drawn)[0]
+    profiles = np.cumsum(shares, axis=-1) if is_number else shares
+    later = [_sampling_variance(each, axis, is_number) for each in past]
+    noise = _main_noise(profiles) * np.concatenate([(profiles @ axis).var(axis=0), later])[there]
+    found = week_effects.posterior(y, noise, times[there])
+    chosen = found.draw(by.random, draws)
+    apart_by = {phi: week_effects.apart(by.times, size, by.now, phi) for phi in week_effects.PHIS}
+    far = np.sqrt(found.variance[chosen] * np.array([apart_by[phi] for phi in found.phi[chosen]]) / spread / len(y))
+    mixed = by.random.normal(size=(draws, len(y))) * far[:, None]
+    return mixed @ apart[0], mixed @ apart[1]
 
 
-def _from_others(counts: np.ndarray, beyond: np.ndarray) -> Shares:
-    """Shares of each week less those of all others; zeros for a week without values."""
-    mine = _per_row(counts, beyond)
-    rest = _per_row(counts.sum(axis=0) - counts, beyond.sum(axis=0) - beyond)
-    there = (counts.sum(axis=1, keepdims=True) > 0) & (counts.sum() > counts.sum(axis=1, keepdims=True))
-    return np.where(there, mine[0] - rest[0], 0.0), np.where(there, mine[1] - rest[1], 0.0)
+def _main_noise(profiles: np.ndarray) -> float:
+    """How much larger noise is along the direction in which it is largest by chance than along a fixed one; 1 for one week.
+
+    `profiles`: draws x weeks x bins. The main direction of the differences between weeks is chosen as the largest too.
+    """
+    if profiles.shape[1] < 2:
+        return 1.0
+    noise = profiles - profiles.mean(axis=0)
+    noise = noise - noise.mean(axis=1, keepdims=True)
+    fixed = np.linalg.svd(noise.reshape(-1, noise.shape[2]), full_matrices=False)[2][0]
+    usual = float(np.square(noise @ fixed).sum(axis=1).mean())
+    largest = float(np.linalg.eigvalsh(noise @ noise.transpose(0, 2, 1))[:, -1].mean())
+    return max(largest / usual, 1.0) if usual > 0 else 1.0
 
 
-def _missing(codes: Codes, by: Weights) -> np.ndarray:
+def _sampling_variance(window: Histogram, axis: np.ndarray, is_number: bool) -> float:
+    """Of a window's shares along `axis`."""
+    share = window.counts / max(window.present, 1e-12)
+    score = np.cumsum(axis[::-1])[::-1] if is_number else axis
+    return float(share @ np.square(score) - np.square(share @ score)) / max(window.present, 1)
+
+
+def _missing(codes: Codes, by: Weights, past: Sequence[Histogram]) -> np.ndarray:
+    """How far the share of missing rows lies apart in each draw."""
     missing = np.ones(codes.rows, dtype=np.int64)
     missing[codes.place] = 0
-    return _share(missing, by)
-
-
-def _unseen(bins: Categories, codes: Codes, by: Weights) -> np.ndarray:
-    """Share of rows whose category one entity alone has: as often a new one comes."""
-    own = np.array([name in bins.single for name in bins.names[: bins.own]] + [False, False])
-    if bins.own < len(bins.names):
-        own[bins.own] = bins.names[bins.own] in bins.single
-    single = np.zeros(codes.rows, dtype=np.int64)
-    single[codes.place] = own[codes.bin]
-    if not single.any():
+    before = [Histogram(each.rows, 0, np.array([each.present, each.rows - each.present]), np.zeros(2)) for each in past]
+    if not missing.any() and not any(each.counts[1] > 0 for each in before):
         return by.extra
-    rows = by.window.sum(axis=0)
-    return (single.astype(np.float32) @ by.window) / np.maximum(rows, 1) + by.extra
-
-
-def _share(marked: np.ndarray, by: Weights) -> np.ndarray:
-    """How far the share of marked rows lies apart in each draw."""
-    if not marked.any():
-        return by.extra
-    codes = Codes(marked, np.zeros(len(marked)), np.arange(len(marked)), len(marked))
-    win, ref = _drawn(codes, 2, by)
-    assert win is not None
-    assert ref is not None
+    marked = Codes(missing, np.zeros(codes.rows), np.arange(codes.rows), codes.rows)
+    win, ref = _drawn(marked, 2, by, before, False)
     return histograms.variation(win[0], ref[0]) + by.extra
 
 
@@ -206,14 +240,16 @@ def threshold(drawn: np.ndarray, p: float) -> float:
 def _tail(ordered: np.ndarray) -> tuple[float, float, float, float]:
     """Start, scale and shape of the generalised Pareto distribution that the outer TAIL of the draws follow, and their share.
 
-    By probability-weighted moments (Hosking and Wallis); never with an end, which no draws can know of.
+    By probability-weighted moments (Hosking and Wallis), drawn to USUAL_SHAPE, since few draws say little of the shape; never
+    with an end, which no draws can know of.
     """
     most = max(1, int(TAIL * len(ordered)))
     start = float(ordered[-most - 1])
     excess = ordered[-most:] - start
     mean = float(excess.mean())
     weighted = float((excess * (1 - (np.arange(1, most + 1) - 0.35) / most)).mean())
-    shape = min(max(2 - mean / (mean - 2 * weighted), 0.0), 0.9) if mean > 2 * weighted else 0.9
+    found = min(max(2 - mean / (mean - 2 * weighted), 0.0), HEAVIEST) if mean > 2 * weighted else HEAVIEST
+    shape = (most * found + USUAL_DRAWS * USUAL_SHAPE) / (most + USUAL_DRAWS)
     share = (most + 1) / (len(ordered) + 1)
     return (start, mean * (1 - shape), shape, share) if mean > 0 else (start, 1e-9, 0.0, share)
 

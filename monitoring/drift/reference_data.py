@@ -6,8 +6,9 @@ Each row has its week (the cutoff, or the week of its time), so that differences
 
 import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -15,7 +16,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import polars as pl
 
-from evergreen.monitoring.drift import comparable_columns, histograms, null_distribution
+from evergreen.monitoring.drift import comparable_columns, histograms, null_distribution, repeats
 from evergreen.monitoring.drift.comparable_columns import ITEMS
 from evergreen.monitoring.drift.histograms import Bins, Categories, Codes, Form, Histogram, Numbers
 from evergreen.monitoring.ledger.predictions import Predictions
@@ -35,6 +36,12 @@ FEWEST_IN_WEEK = 10
 """Fewest rows of a week that counts as a week of its own."""
 LISTS = 300
 """Most lists that coverage is computed from, since it grows with their number."""
+MANY_WEEKS = 12
+"""With so many weeks the reference alone shows how much weeks differ, and windows of production are not needed for it."""
+LAGS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 36, 52, math.inf)
+"""Weeks since training, rounded up."""
+LONG_AGO = -10_000.0
+"""Time of a reference whose weeks are not known: related to no other week."""
 PartName = Literal["features", "predictions", "labels"]
 PARTS: tuple[PartName, ...] = ("features", "predictions", "labels")
 Draws = dict[tuple[str, str], np.ndarray]
@@ -59,52 +66,91 @@ class Part:
         return np.unique(codes, return_inverse=True)[1]
 
     @cached_property
-    def week(self) -> np.ndarray | None:
-        """Code of each row's week; None where fewer than two are known. Rows of a small week, or of none, are with the next."""
+    def _weeks(self) -> pl.Series:
+        """The known weeks with enough rows, ascending."""
         sizes = self.rows[WEEK].drop_nulls().value_counts().filter(pl.col("count") >= FEWEST_IN_WEEK)
-        if sizes.height < 2:
-            return None
-        ordered = sizes[WEEK].sort()
-        place = ordered.search_sorted(self.rows[WEEK].fill_null(ordered[0]), side="left")
-        return np.minimum(place.to_numpy().astype(np.int64), len(ordered) - 1)
+        return sizes[WEEK].sort()
+
+    @cached_property
+    def week(self) -> np.ndarray:
+        """Code of each row's week. Rows of a small week, or of none, are with the next; all are 0 where no week is known."""
+        if len(self._weeks) < 2:
+            return np.zeros(self.rows.height, dtype=np.int64)
+        place = self._weeks.search_sorted(self.rows[WEEK].fill_null(self._weeks[0]), side="left")
+        return np.minimum(place.to_numpy().astype(np.int64), len(self._weeks) - 1)
+
+    @cached_property
+    def times(self) -> np.ndarray:
+        """Of each week, in weeks since 1970; far in the past where it is not known."""
+        if not len(self._weeks):
+            return np.array([LONG_AGO])
+        return self._weeks.cast(pl.Date).to_physical().to_numpy() / 7
+
+    @cached_property
+    def weight(self) -> np.ndarray:
+        """Of each row: each entity counts once in a week."""
+        return null_distribution.blocks(self.entity, self.week)[1].astype(float)
+
+    def chance_of_copy(self, columns: Sequence[str]) -> float:
+        """See repeats.chance_of_copy."""
+        return repeats.chance_of_copy(self.rows.select(columns), self.entity)
 
     @cached_property
     def bins(self) -> dict[str, Bins]:
         return {
-            name: Numbers.of(self.rows[name]) if form == "number" else Categories.of(self.rows[name], self.entity)
+            name: Numbers.of(self.rows[name]) if form == "number" else Categories.of(self.rows[name], self.entity, self.week)
             for name, form in self.forms.items()
         }
 
     @cached_property
     def profile(self) -> dict[str, Histogram]:
-        return histograms.profile(self.rows, self.bins)
+        return histograms.profile(self.rows, self.bins, self.weight)
 
-    def draw(self, size: int, draws: int, seed: int) -> Draws:
-        """Each statistic of each column in windows of `size` entities without drift."""
+    @cached_property
+    def weekly(self) -> dict[str, list[Histogram]]:
+        """Column -> its histogram in each week."""
+        marked = [self.week == each for each in range(len(self.times))]
+        weeks = [histograms.profile(self.rows.filter(each), self.bins, self.weight[each]) for each in marked]
+        return {name: [each[name] for each in weeks] for name in self.bins}
+
+    def lag(self, time: float | None) -> float:
+        """Weeks from the last week to `time`, rounded up to one of LAGS; infinite where either is unknown."""
+        if time is None or self.times[0] < 0:
+            return math.inf
+        return next(each for each in LAGS if time - self.times[-1] <= each)
+
+    def draw(self, size: int, draws: int, seed: int, lag: float = math.inf, past: Sequence["PastPart"] = ()) -> Draws:
+        """Each statistic of each column in windows of `size` clusters, `lag` weeks after the last one, without drift.
+
+        `past`: this part in windows of production, whose differences count like those between weeks.
+        """
         if not self.rows.height:
             return {}
-        by = null_distribution.weights(self.entity, self.week, size, draws, seed)
-        found = {}
-        for name, bins in self.bins.items():
+        found: Draws = {}
+        base = null_distribution.weights(self.entity, self.week, self.times, size, draws, seed)
+        for place, (name, bins) in enumerate(self.bins.items()):
+            usable = [each for each in past if name in each.calm]
+            by = replace(
+                base,
+                past=[each.time for each in usable],
+                now=self.times[-1] + lag,
+                random=np.random.default_rng([seed, size, place]),
+            )
             codes: Codes = bins.code(self.rows[name])
-            found |= {(name, statistic): values for statistic, values in null_distribution.statistics(bins, codes, by).items()}
+            drawn = null_distribution.statistics(bins, codes, by, [each.columns[name] for each in usable])
+            found |= {(name, statistic): values for statistic, values in drawn.items()}
         if ITEMS in self.rows.columns:
             found["coverage", "items"] = self._cover(size, draws, seed)
         return found
 
     def lists(self, size: int) -> int:
         """How many lists coverage is counted over, in windows of `size`: no more than half of the smallest week."""
-        fewest = self.rows.height if self.week is None else int(np.bincount(self.week).min())
-        return max(1, min(LISTS, size, fewest // 2))
+        return max(1, min(LISTS, size, int(np.bincount(self.week).min()) // 2))
 
     def _cover(self, size: int, draws: int, seed: int) -> np.ndarray:
         """Items in so many lists of one week, none of them twice."""
         random, count = np.random.default_rng([seed, size, 1]), self.lists(size)
-        weeks = (
-            [np.arange(self.rows.height)]
-            if self.week is None
-            else [np.flatnonzero(self.week == each) for each in range(int(self.week.max()) + 1)]
-        )
+        weeks = [np.flatnonzero(self.week == each) for each in range(len(self.times))]
         lists = self.rows[ITEMS]
         return np.array(
             [
@@ -112,6 +158,18 @@ class Part:
                 for _ in range(draws)
             ]
         )
+
+
+@dataclass(frozen=True, eq=False)
+class PastPart:
+    """A part in a past window of production."""
+
+    time: float
+    """Of its end, in weeks since 1970."""
+    columns: Mapping[str, Histogram]
+    calm: frozenset[str]
+    """Columns without drift and without fault."""
+    faulty: frozenset[str]
 
 
 class Facts(Section):
@@ -135,7 +193,7 @@ class Reference:
     parts: Mapping[PartName, Part]
     folder: Path | None = None
     """Where it is stored; None: not stored, and null draws stay in memory."""
-    _drawn: dict[tuple[PartName, int, int, int], Draws] = field(default_factory=dict)
+    _drawn: dict[tuple[Any, ...], Draws] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -145,13 +203,28 @@ class Reference:
             else max((each.rows.height for each in self.parts.values()), default=0)
         )
 
-    def drawn(self, name: PartName, size: int, draws: int, seed: int) -> Draws:
-        """Each statistic of a part in windows of about `size` entities (see null.rounded) without drift; drawn once."""
-        size = null_distribution.rounded(size)
-        key = (name, size, draws, seed)
+    def drawn(
+        self,
+        name: PartName,
+        size: int,
+        draws: int,
+        seed: int,
+        time: float | None = None,
+        past: Sequence[PastPart] = (),
+    ) -> Draws:
+        """Each statistic of a part in windows of about `size` clusters (see null_distribution.rounded) without drift.
+
+        `time`: of the window, in weeks since 1970. Drawn once; again with other `past` windows, which count where the reference
+        knows fewer than MANY_WEEKS weeks.
+        """
+        size, part = null_distribution.rounded(size), self.parts[name]
+        lag = part.lag(time)
+        if past and len(part.times) < MANY_WEEKS:
+            return part.draw(size, draws, seed, lag, past)
+        key = (name, size, draws, seed, lag)
         if key not in self._drawn:
-            path = self.folder / "null" / f"{name}-{size}-{draws}-{seed}.npz" if self.folder else None
-            self._drawn[key] = _read_or_make(path, lambda: self.parts[name].draw(size, draws, seed))
+            path = self.folder / "null" / f"{name}-{size}-{draws}-{seed}-{lag:g}.npz" if self.folder else None
+            self._drawn[key] = _read_or_make(path, lambda: part.draw(size, draws, seed, lag))
         return self._drawn[key]
 
     def save(self, folder: Path) -> "Reference":
@@ -278,17 +351,20 @@ def moments(rows: pl.DataFrame) -> pl.Series | None:
 
 
 def _with_entity_and_week(rows: pl.DataFrame, compared: pl.DataFrame) -> pl.DataFrame:
-    """`compared` with ENTITY and WEEK of `rows`: the cutoff, else the Monday of the week of `at`."""
+    """`compared` with ENTITY and WEEK of `rows`."""
     if not compared.width:
         return pl.DataFrame()
     entity = rows["entity"] if "entity" in rows.columns else pl.Series([None] * rows.height, dtype=pl.String)
+    return compared.select(entity.alias(ENTITY), weeks(rows).alias(WEEK), pl.all())
+
+
+def weeks(rows: pl.DataFrame) -> pl.Series:
+    """Week of each row: the cutoff, else the Monday of the week of `at`; null where neither is known."""
     if "cutoff" in rows.columns and rows["cutoff"].null_count() < rows.height:
-        week = rows["cutoff"].cast(pl.Date)
-    elif "at" in rows.columns:
-        week = rows["at"].cast(pl.Date).dt.truncate("1w")
-    else:
-        week = pl.Series([None] * rows.height, dtype=pl.Date)
-    return compared.select(entity.alias(ENTITY), week.alias(WEEK), pl.all())
+        return rows["cutoff"].cast(pl.Date)
+    if "at" in rows.columns:
+        return rows["at"].cast(pl.Date).dt.truncate("1w")
+    return pl.Series([None] * rows.height, dtype=pl.Date)
 
 
 def build(

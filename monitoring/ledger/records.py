@@ -8,7 +8,9 @@ from typing import Literal
 
 from evergreen.tasks.config.base import Section
 
-Aspect = Literal["feature", "missing", "unseen", "prediction", "label", "ranking", "segments"]
+Aspect = Literal[
+    "feature", "missing", "unseen", "filled", "range", "moved", "trend", "prediction", "label", "ranking", "segments"
+]
 
 
 class Change(Section):
@@ -17,7 +19,9 @@ class Change(Section):
     column: str
     """A feature, or what else is compared, such as prediction, label, popularity, coverage, repeats or share of group 2."""
     aspect: Aspect
-    """feature: its values. missing, unseen: its share of missing values, of categories absent from the training data."""
+    """feature: its values. missing, unseen: its share of missing values, of categories absent from the training data.
+    filled: one value in many rows. range: some values in other units. moved: most values far outside. trend: a column that
+    moves with time by nature."""
     statistic: str
     """Evidently's name, such as wasserstein or jensenshannon; share for a difference of shares."""
     value: float | None
@@ -36,6 +40,13 @@ class Change(Section):
     """Whether it is significant, large enough, and about something important."""
     reason: str
     """The change with its values, or the reason why it raises no alarm."""
+    fault: bool = False
+    """A fault of the data rather than drift: it is found without knowing how much weeks differ."""
+
+    @property
+    def needs_repair(self) -> bool:
+        """Whether a retraining would learn a fault. New categories, and a column that moved as a whole, may be real."""
+        return self.fault and self.aspect not in ("unseen", "moved")
 
 
 class Drift(Section):
@@ -45,12 +56,24 @@ class Drift(Section):
     alarm: bool
     skipped: str | None = None
     """Why this window was not tested, such as too few rows."""
+    unknown: str | None = None
+    """Why drift could not be judged, though data faults were: too few weeks are known."""
     report: str | None = None
     """Path of the Evidently report, relative to the project."""
 
     @property
     def alarms(self) -> tuple[Change, ...]:
         return tuple(each for each in self.changes if each.alarm)
+
+    @property
+    def faults(self) -> tuple[Change, ...]:
+        """Alarms that ask for a repair of the data."""
+        return tuple(each for each in self.alarms if each.needs_repair)
+
+    @property
+    def drifts(self) -> tuple[Change, ...]:
+        """Alarms that a retraining can answer: all but `faults`."""
+        return tuple(each for each in self.alarms if not each.needs_repair)
 
 
 class Estimate(Section):

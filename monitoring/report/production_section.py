@@ -202,6 +202,10 @@ def _retrained(begun: "RetrainingRecord") -> Event:
 WHAT = {
     "missing": "missing values",
     "unseen": "unseen categories",
+    "filled": "one value in many rows",
+    "range": "other units in some rows",
+    "moved": "most values far outside",
+    "trend": "a trend with time",
     "prediction": "the predictions",
     "label": "the labels",
     "ranking": "the lists",
@@ -213,9 +217,12 @@ def _drift(run: Decision) -> DriftSummary:
     drift = run.window.drift
     drifting = [each for each in drift.changes if each.significant]
     features = formatting.counted(len(drift.changes), "test")
+    faults = f" Data faults to repair: {formatting.counted(len(drift.faults), 'alarm')}." if drift.faults else ""
+    unknown = f" {drift.unknown[0].upper()}{drift.unknown[1:]}." if drift.unknown else ""
     sentence = drift.skipped or (
         f"{len(drift.alarms)} of {features} raise an alarm and {len(drifting) - len(drift.alarms)} more differ without "
         f"effect, against {formatting.counted(drift.reference_rows, 'row')} that version {run.window.version} learned from."
+        f"{faults}{unknown}"
     )
     shown = [_changed(each) for each in drift.changes[:SHOWN_CHANGES]]
     report = f"{run.problem}/drift/{run.at.date()}.html"

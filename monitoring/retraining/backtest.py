@@ -169,7 +169,7 @@ def run_policy(world: Counterfactual, policy: Retrain, ahead: int) -> PolicyRun:
 def _is_alarmed(policy: Retrain, window: Window) -> bool:
     loss = window.performance.degradation() if window.performance else None
     dropped = policy.on_performance_drop is not None and loss is not None and loss[1] > policy.on_performance_drop
-    return dropped or (policy.on_drift and window.drift.alarm)
+    return dropped or (policy.on_drift and bool(window.drift.drifts))
 
 
 def _is_false_alarm(world: Counterfactual, run: PolicyRun, days: Sequence[date], day: date) -> bool | None:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from evergreen.monitoring.drift import detection, reference_data
+from evergreen.monitoring.drift import detection, past_windows, reference_data
+from evergreen.monitoring.drift.past_windows import PastWindow
 from evergreen.monitoring.drift.reference_data import Reference
 from evergreen.monitoring.ledger.predictions import Predictions
 from evergreen.monitoring.ledger.records import Drift, Estimate, Performance, Window
@@ -36,6 +37,7 @@ class CounterfactualWorld(CounterfactualModels):
 
     predicted: dict[tuple[str, date, bool], Predictions] = field(default_factory=dict)
     references: dict[str, Reference] = field(default_factory=dict)
+    examined: dict[tuple[str, date], tuple[Drift, PastWindow | None]] = field(default_factory=dict)
 
     def monitor(self, champion: TrainedModel, version: int, day: date, policy: Retrain) -> Window:
         rows, part = self.past.window(day)
@@ -73,10 +75,19 @@ class CounterfactualWorld(CounterfactualModels):
 
     def _drift(self, champion: TrainedModel, version: int, day: date) -> Drift:
         def compute() -> dict[str, Any]:
-            window, monitor = self._predict(champion, version, day, labelled=False), self.section.monitor
-            return detection.compare(self._reference(champion, version), window, monitor, self.seed).model_dump(mode="json")
+            return self._examine(champion, version, day)[0].model_dump(mode="json")
 
         return Drift.model_validate(self.cache.json(f"{self._folder_of_runs}/drift/{champion.name}/{day}", compute))
+
+    def _examine(self, champion: TrainedModel, version: int, day: date) -> tuple[Drift, PastWindow | None]:
+        """As a monitoring run does, after those of the windows before that the champion served."""
+        if (champion.name, day) not in self.examined:
+            served = [each for each in self.days if champion.day < each < day][-past_windows.MOST :]
+            past = [seen for each in served if (seen := self._examine(champion, version, each)[1])]
+            window, monitor = self._predict(champion, version, day, labelled=False), self.section.monitor
+            reference = self._reference(champion, version)
+            self.examined[champion.name, day] = detection.examine(reference, window, monitor, self.seed, past)
+        return self.examined[champion.name, day]
 
     def _reference(self, champion: TrainedModel, version: int) -> Reference:
         """As a training leaves it: the training data, and predictions of test rows, where there are such."""
@@ -168,7 +179,7 @@ class CounterfactualWorld(CounterfactualModels):
                 "id": [f"{day}/{place}" for place in range(count)],
                 "version": pl.Series([version] * count, dtype=pl.Int64),
                 "variant": ["batch"] * count,
-                "at": pl.Series([to_moment(day)] * count, dtype=TIMESTAMP),
+                "at": _moments(chosen.time, day, count),
                 "cutoff": cutoff,
                 "entity": chosen.entity.cast(pl.String),
                 **(self.kind.predict_rows(model, chosen.features) if model is not None else {}),
@@ -177,3 +188,11 @@ class CounterfactualWorld(CounterfactualModels):
             }
         )
         return Predictions(frame, pl.from_pandas(chosen.features, nan_to_null=True))
+
+
+def _moments(time: pl.Series | None, day: date, count: int) -> pl.Series:
+    """Of each row its own time, as in the ledger; else the end of `day`."""
+    end = pl.Series([to_moment(day)] * count, dtype=TIMESTAMP)
+    if time is None:
+        return end
+    return time.cast(pl.Datetime("us")).dt.replace_time_zone("UTC").fill_null(end)

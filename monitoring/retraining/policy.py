@@ -6,17 +6,20 @@ that is a second early, or an hour early with daylight saving, is still a week a
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from math import comb
 from typing import Literal
 
 from evergreen.monitoring.ledger.records import Decision, Performance, Retraining, Window
-from evergreen.tasks.config.operations import Retrain
+from evergreen.tasks.config.operations import Monitor, Retrain
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.core.suggestions import nearest
 
 Trigger = Literal["age", "drift", "performance", "labels"]
 BUDGET_DAYS = 30
 """Period of max_cpu_minutes."""
+DAYS_OF_YEAR = 365.25
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NAMED_CHANGES = 3
 """Drifting columns that are named in a reason."""
 
@@ -129,7 +132,7 @@ def _evaluate(
     if policy.on_performance_drop is not None:
         yield _count_alarms("performance", policy, _performance(policy.on_performance_drop, windows), past, since)
     if policy.on_drift:
-        yield _count_alarms("drift", policy, [_drift(each) for each in windows], past, since)
+        yield _count_alarms("drift", policy, _drift(windows), past, since)
     if policy.on_labels is not None:
         yield _count_labels(policy.on_labels, windows, since)
     if policy.every_days is not None:
@@ -168,12 +171,46 @@ def _longest_row(evidence: Sequence[Evidence]) -> int:
     return longest
 
 
-def _drift(window: Window) -> Evidence:
+def _drift(windows: Sequence[Window]) -> list[Evidence]:
+    """One for each window that overlaps with no earlier one of these: the first run of each period as long as a window.
+
+    Daily runs of weekly windows share six sevenths of their rows, and are no further evidence.
+    """
+    found: list[Evidence] = []
+    period: int | None = None
+    for window in windows:
+        mine = _period(window)
+        if mine != period and (not found or window.since >= found[-1].known):
+            found.append(_evidence_of_drift(window))
+            period = mine
+    return found
+
+
+def _period(window: Window) -> int:
+    """Number of the period in which the window ends; periods are as long as a window."""
+    return (window.until.astimezone(UTC) - EPOCH) // (window.until - window.since)
+
+
+def _evidence_of_drift(window: Window) -> Evidence:
+    """Data faults are no drift: a retraining would learn them."""
     drift = window.drift
-    columns = ", ".join(f"{each.column}: {each.reason}" for each in drift.alarms[:NAMED_CHANGES])
-    more = f" and {len(drift.alarms) - NAMED_CHANGES} more" if len(drift.alarms) > NAMED_CHANGES else ""
-    text = f"{columns}{more}" if drift.alarm else (drift.skipped or "none in the latest")
-    return Evidence(window.until, drift.alarm, drift.skipped is not None, text)
+    columns = ", ".join(f"{each.column}: {each.reason}" for each in drift.drifts[:NAMED_CHANGES])
+    more = f" and {len(drift.drifts) - NAMED_CHANGES} more" if len(drift.drifts) > NAMED_CHANGES else ""
+    faults = ", ".join(f"{each.column}: {each.reason}" for each in drift.faults[:NAMED_CHANGES])
+    none = f"data faults to repair: {faults}" if faults else drift.skipped or drift.unknown or "none in the latest"
+    text = f"{columns}{more}" if drift.drifts else none
+    return Evidence(window.until, bool(drift.drifts), drift.skipped is not None or drift.unknown is not None, text)
+
+
+def count_calm_requests(policy: Retrain, monitor: Monitor) -> float:
+    """Retrainings a year that on_drift asks for without drift, at most, where the windows of a year are independent.
+
+    >>> round(count_calm_requests(Retrain(alarms=2, of_last=3), Monitor()), 2)
+    0.25
+    """
+    rate, others = monitor.false_alarm_rate, policy.of_last - 1
+    enough = sum(comb(others, k) * rate**k * (1 - rate) ** (others - k) for k in range(policy.alarms - 1, others + 1))
+    return DAYS_OF_YEAR / monitor.window_days * rate * enough
 
 
 def _performance(limit: float, windows: Sequence[Window]) -> list[Evidence]:

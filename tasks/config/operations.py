@@ -100,6 +100,8 @@ class Monitor(Section):
     min_effect: Annotated[float, Field(ge=0)] = 0.05
     """Smallest change that raises an alarm: in standard deviations of a number, in share of rows of a category. Smaller changes
     are only reported."""
+    min_fault: Annotated[float, Field(ge=0, le=1)] = 0.005
+    """Smallest share of rows with a data fault that raises an alarm: missing, unknown category, one value, far outside."""
     min_importance: Annotated[float, Field(ge=0, le=1)] = 0.02
     """Lowest share of feature importance that raises an alarm. Less important features are only reported."""
     reference_rows: Annotated[int, Field(ge=100)] = 20_000

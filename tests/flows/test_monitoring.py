@@ -94,7 +94,7 @@ def mill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Layou
         draw = np.random.default_rng(0)
         features = rows(2000, draw).with_columns(
             pl.Series(reference_data.ENTITY, [str(each) for each in range(2000)]),
-            pl.lit(None, pl.Date).alias(reference_data.WEEK),
+            pl.Series(reference_data.WEEK, [DAY - timedelta(weeks=1 + each % 20) for each in range(2000)]),
         )
         made = reference_data.of("late", 1, "classification", {"features": features}, importance={"size": 0.7, "shop": 0.3})
         made.save(reference_data.place(layout, "late", 1))

@@ -140,6 +140,8 @@ class Rows:
     """Of a plain table."""
     roles: Mapping[str, Role] = field(default_factory=dict)
     """Of the features of a plain table."""
+    time: pl.Series | None = None
+    """Of each row of a plain table; None where no column holds it."""
 
     def at(self, parts: Iterable[Part], labelled: bool = False) -> "Rows":
         """The rows at cutoffs, or of the parts of a plain table; only those with a target if `labelled`."""
@@ -147,7 +149,8 @@ class Rows:
         mask = mask & self.target.is_not_null() if labelled else mask
         cutoff = self.cutoff.filter(mask) if self.cutoff is not None else None
         entity, target, features = self.entity.filter(mask), self.target.filter(mask), self.features.loc[mask.to_numpy()]
-        return replace(self, entity=entity, target=target, features=features, cutoff=cutoff, parts=None)
+        time = self.time.filter(mask) if self.time is not None else None
+        return replace(self, entity=entity, target=target, features=features, cutoff=cutoff, parts=None, time=time)
 
     def _mask(self, parts: Sequence[Part]) -> pl.Series:
         if self.parts is not None:
@@ -207,6 +210,7 @@ class TabularKind(RowPredictions):
                 features,
                 parts=parts,
                 roles=section.features.columns,
+                time=frame[holdout_split.TIME] if section.features.time else None,
             )
         entity = section.features.entity
         named = [name for name in frame.columns if name not in (entity, "cutoff", "target")]

@@ -10,7 +10,7 @@ import pytest
 
 from evergreen.flows.operations import backtest as operation
 from evergreen.flows.operations import backtest_data
-from evergreen.monitoring.ledger.records import Drift, Window
+from evergreen.monitoring.ledger.records import Change, Drift, Window
 from evergreen.monitoring.retraining import backtest, backtest_models
 from evergreen.monitoring.retraining.backtest import TrainedModel, to_moment
 from evergreen.monitoring.retraining.backtest_windows import TableWindows, windows
@@ -25,6 +25,11 @@ from evergreen.tasks.problems.base import Metric
 from tests import store
 
 AUC = Metric("roc_auc")
+
+ALARM = Change(
+    column="x", aspect="feature", statistic="ks", value=0.5, threshold=0.1, p=0.0, effect=0.5, significant=True, alarm=True,
+    reason="moved",
+)  # fmt: skip
 
 
 class World:
@@ -48,7 +53,8 @@ class World:
 
     def monitor(self, champion, version, day, policy):
         self.monitored.append(day)
-        drift = Drift(changes=(), reference_rows=100, alarm=day in self.alarms)
+        alarm = day in self.alarms
+        drift = Drift(changes=(ALARM,) if alarm else (), reference_rows=100, alarm=alarm)
         since, until = to_moment(day - timedelta(days=7)), to_moment(day)
         return Window(
             problem="p", version=version, since=since, until=until, rows=50, new_labels=500, drift=drift, performance=None

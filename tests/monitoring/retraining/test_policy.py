@@ -264,3 +264,22 @@ def test_named_policies_follow_their_names() -> None:
     assert triggers == {
         "never": None, "weekly": "age", "monthly": "age", "drift": "drift", "performance": "performance", "labels": "labels",
     }  # fmt: skip
+
+
+def test_daily_runs_of_weekly_windows_count_each_seven_days_once():
+    daily = [window(at, alarm=14 <= at < 21) for at in range(7, 21)]
+    found = after(daily, on_drift=True, alarms=2, of_last=3)
+    assert not found.retrain  # seven runs with an alarm share their rows
+    twice = [window(at, alarm=14 <= at < 28) for at in range(7, 28)]
+    assert after(twice, on_drift=True, alarms=2, of_last=3).retrain
+
+
+def test_a_data_fault_asks_for_no_retraining_and_new_categories_do():
+    def faulty(aspect: str) -> Window:
+        change = ALARM.model_copy(update={"fault": True, "aspect": aspect})
+        week = window(7)
+        return week.model_copy(update={"drift": Drift(changes=(change,), reference_rows=1000, alarm=True)})
+
+    found = after([faulty("filled")], on_drift=True)
+    assert (found.retrain, "data faults to repair" in found.reason) == (False, True)
+    assert after([faulty("unseen")], on_drift=True).retrain
