@@ -65,7 +65,8 @@ def _mixed_rows(model: RowModel, parsed: ParsedRow, backgrounds: Sequence[Parsed
     def predict(taken: np.ndarray, _place: np.ndarray, other: np.ndarray) -> np.ndarray:
         rows: list[ParsedRow] = []
         for mine, at in zip(taken, other, strict=True):
-            theirs = {name: backgrounds[at].features[name] for name, one in zip(names, mine, strict=True) if not one}
+            features = backgrounds[int(at)].features
+            theirs = {name: features[name] for name, one in zip(names, mine, strict=True) if not one}
             rows.append(ParsedRow({**own, **theirs}, None, None, None))
         outputs = model.predict(rows)
         return _explained({name: np.array([each[name] for each in outputs]) for name in outputs[0]}, prediction)
