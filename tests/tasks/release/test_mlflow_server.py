@@ -61,10 +61,10 @@ def rename(layout: Layout, name: str) -> None:
 def test_two_projects_share_a_server_and_no_registered_model_and_another_machine_opens_both(
     deployed: Deployed, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     monkeypatch.delenv("EVERGREEN_MLFLOW_URI", raising=False)
-    for name in ("north", "south"):
-        layout = deployed(tmp_path / name, ("dear",))
+    layouts = {name: deployed(tmp_path / name, ("dear",)) for name in ("north", "south")}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    for name, layout in layouts.items():
         rename(layout, name)
         assert settings.read(layout).artifacts == ""
         projects.register(layout, "dear", "logistic", C=0.5 if name == "north" else 2.0)
@@ -87,9 +87,9 @@ def test_two_projects_share_a_server_and_no_registered_model_and_another_machine
 def test_the_variable_of_mlflow_names_the_experiment(
     deployed: Deployed, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    layout = deployed(tmp_path / "shop", ("dear",))
     monkeypatch.setenv("EVERGREEN_MLFLOW_URI", server)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "houses")
-    layout = deployed(tmp_path / "shop", ("dear",))
     rename(layout, "east")
     projects.register(layout, "dear", "logistic", C=0.7)
     client = mlflow.MlflowClient(server)
