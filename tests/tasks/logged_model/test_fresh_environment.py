@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from evergreen.flows import settings
@@ -54,10 +55,11 @@ def test_a_compiled_model_answers_with_the_packages_that_it_lists(deployed: Depl
     listed = {line.partition("==")[0] for line in (model / "requirements.txt").read_text().splitlines()}
     assert listed == {"mlflow", "numpy", "onnxruntime", "pandas", "polars", "pydantic"}
     python = environment_of(model, tmp_path / "environment")
-    assert json.loads(run(python, tmp_path, "-c", PREDICT, str(model), ROWS)) == ["no", "no"]
+    expected = mlflow.pyfunc.load_model(str(model)).predict(json.loads(ROWS)).tolist()
+    assert json.loads(run(python, tmp_path, "-c", PREDICT, str(model), ROWS)) == expected
     (tmp_path / "rows.csv").write_text("size,colour,built\n100,red,1990-05-01\n,,1990-05-01\n")
     command = ["-m", "mlflow", "models", "predict", "-m", str(model), "--env-manager", "local", "-i", "rows.csv", "-t", "csv"]
-    assert json.loads(run(python, tmp_path, *command).strip().splitlines()[-1]) == {"predictions": ["no", "no"]}
+    assert json.loads(run(python, tmp_path, *command).strip().splitlines()[-1]) == {"predictions": expected}
     run(python, tmp_path, "-m", "mlflow", "models", "generate-dockerfile", "-m", str(model), "-d", "image")
     assert (tmp_path / "image" / "model_dir").is_dir()
 
