@@ -191,7 +191,8 @@ def _median(count: RequestCounts) -> float | None:
     below = numbers.cumsum()
     if not below[-1]:
         return None
-    return EDGES[min(int(np.searchsorted(below, below[-1] / 2)), len(EDGES) - 1)]
+    middle = float(below[-1]) / 2
+    return EDGES[min(sum(each < middle for each in below.tolist()), len(EDGES) - 1)]
 
 
 def compare_losses(losses: Losses, alpha: float) -> Test:
@@ -200,7 +201,7 @@ def compare_losses(losses: Losses, alpha: float) -> Test:
     found, weights = excesses(losses)
     evidence = bets.total(bets.grow(found))
     rows = (len(sides[0]), len(sides[1]))
-    means = [float(side.mean()) if len(side) else None for side in sides]
+    means = [sum(side.tolist()) / len(side) if len(side) else None for side in sides]
     return _test("quality", means, 0.0, rows, evidence, alpha, float(found @ weights) > 0)
 
 
