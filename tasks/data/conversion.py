@@ -145,7 +145,7 @@ def value(source: Source, column: str, now: pl.DataType, kind: ColumnType) -> pl
     if kind == "date" and isinstance(now, pl.Datetime):
         return pl.when(made.cast(now) == given).then(made)
     if kind == "boolean" and now.is_numeric():
-        return pl.when(given.is_in([0, 1])).then(made)
+        return pl.when(given.cast(pl.Float64).is_in([0.0, 1.0])).then(made)
     if kind in ("date", "datetime") and not now.is_temporal():
         forms = _date_formats(source, column)
         moment = (
