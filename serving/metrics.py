@@ -18,7 +18,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds of the latency buckets."""
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
 """Upper bounds of the batch size buckets."""
@@ -95,9 +95,7 @@ class Metrics:
 
     def text(self, gauges: Iterable[Metric] = ()) -> bytes:
         """The counts of all workers, dead ones included, and `gauges`, in Prometheus text format."""
-        registry = CollectorRegistry()
-        registry.register(_Collector([*_families(list(self._all_workers())), *gauges]))  # pyright: ignore[reportArgumentType]
-        return generate_latest(registry)
+        return text([*_families(list(self._all_workers())), *gauges])
 
     def _as_json(self) -> dict[str, list[list[Any]]]:
         """Attribute -> [*key, number or numbers] for each key."""
@@ -119,6 +117,21 @@ class _Collector:
 
     def collect(self) -> Iterable[Metric]:
         return self._families
+
+
+def text(families: Iterable[Metric]) -> bytes:
+    """`families` in Prometheus text format."""
+    registry = CollectorRegistry()
+    registry.register(_Collector(list(families)))  # pyright: ignore[reportArgumentType]
+    return generate_latest(registry)
+
+
+def counter(name: str, about: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], float]]) -> Metric:
+    """`values`: label values and number of each series. `name` ends in _total."""
+    found = CounterMetricFamily(name, about, labels=labels)
+    for key, value in values:
+        found.add_metric(key, value)
+    return found
 
 
 def gauge(name: str, about: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], float]]) -> Metric:

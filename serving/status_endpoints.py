@@ -7,7 +7,7 @@ from typing import Any
 
 from evergreen.serving import docs_page, openapi
 from evergreen.serving.http_messages import SECURITY, HttpRequest, HttpResponse, json_response
-from evergreen.serving.metrics import CONTENT_TYPE, gauge
+from evergreen.serving.metrics import CONTENT_TYPE, counter, gauge
 from evergreen.serving.prediction_service import PredictionService
 
 PAGE_HEADERS = tuple(
@@ -87,6 +87,9 @@ class StatusEndpoints:
             for problem in self._service.params.problems
             for model, variant in self._versions.loaded(problem)
         ]
+        answering = {problem for (problem, _, variant), _ in loaded if variant == "champion"}
+        deployed = answering | set(self._versions.watcher.errors)
+        champions = [((problem,), float(problem in answering)) for problem in sorted(deployed)]
         shares = []
         for problem in self._service.params.problems:
             serving = self._versions.watcher.serving_set(problem)
@@ -94,11 +97,18 @@ class StatusEndpoints:
             shares.append(((problem,), share))
         spool = self._spool_state()
         gauges = [
+            gauge("evergreen_build_info", "Version of Evergreen.", ["version"], [((_version(),), 1.0)]),
             gauge("evergreen_model_info", "Versions that serve.", ("problem", "version", "variant"), loaded),
-            gauge("evergreen_rollout_share", "Share of the traffic that the candidate serves.", ["problem"], shares),
+            gauge(
+                "evergreen_champion_serving",
+                "1 if the champion, or the one before, answers; 0 if none loads.",
+                ["problem"],
+                champions,
+            ),
+            gauge("evergreen_rollout_traffic_ratio", "Share of the traffic that the candidate serves.", ["problem"], shares),
             gauge("evergreen_ledger_lag_bytes", "Spooled predictions not yet in the ledger.", [], [((), spool.lag_bytes)]),
-            gauge("evergreen_predictions_lost", "Predictions served but never spooled.", [], [((), spool.lost)]),
-            gauge("evergreen_predictions_refused", "Predictions that the ledger refused.", [], [((), spool.refused)]),
+            counter("evergreen_predictions_lost_total", "Predictions served but never spooled.", [], [((), spool.lost)]),
+            counter("evergreen_predictions_refused_total", "Predictions that the ledger refused.", [], [((), spool.refused)]),
             gauge("evergreen_requests_in_flight", "Open requests of this worker.", [], [((), float(self._in_flight()))]),
         ]
         return HttpResponse(200, self._service.metrics.text(gauges), ((b"content-type", CONTENT_TYPE.encode()), *SECURITY))

@@ -192,7 +192,8 @@ scope `admin`.
 
 {served}
 
-`deploy/grafana/serving.json` is a dashboard over these series. `deploy/prometheus/prometheus.yaml` scrapes them.
+`deploy/prometheus/prometheus.yaml` scrapes these series and those of monitoring.
+`deploy/prometheus/alerts.yaml` has alert rules, and `deploy/grafana/evergreen.json` a dashboard over all of them.
 
 ## Monitoring, `var/metrics.prom`
 
@@ -206,12 +207,9 @@ See the [runbook](../runbook.md) for what to do when one of them rises.
 
 
 def monitored() -> list[tuple[str, str, str, str]]:
-    from evergreen.flows.operations.prometheus_textfile import GAUGES
+    from evergreen.flows.operations.prometheus_textfile import FAMILIES
 
-    return [
-        (name, "gauge", "problem, metric, of" if name == "evergreen_score" else "problem", about)
-        for name, about in GAUGES.items()
-    ]
+    return [(name, kind, ", ".join(("problem", *labels)), about) for name, (kind, labels, about) in FAMILIES.items()]
 
 
 def _series(rows: Sequence[tuple[str, str, str, str]]) -> str:

@@ -1,36 +1,47 @@
 """The image, compose, Kubernetes and the dashboard match the code."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
 
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from evergreen.serving.metrics import Metrics, gauge
+from evergreen.flows.operations.prometheus_textfile import FAMILIES
+from evergreen.serving.metrics import Metrics, counter, gauge
 from tests import ROOT
 
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
 MANIFESTS = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "deploy" / "kubernetes").glob("*.yaml")}
+PROMETHEUS = ROOT / "deploy" / "prometheus"
+ALERTS = yaml.safe_load((PROMETHEUS / "alerts.yaml").read_text())
 ROUTES, STATUS = ((ROOT / "serving" / name).read_text() for name in ("routes.py", "status_endpoints.py"))
 IMAGES = (ROOT / "Dockerfile", ROOT / "deploy" / "serving" / "Dockerfile")
 
 
 def exposed() -> set[str]:
-    """Names of all series of /metrics: the counts of Metrics, and the gauges of StatusEndpoints."""
+    """Names of all series: the counts of Metrics, the gauges and counters of StatusEndpoints, and those of var/metrics.prom."""
     counts = Metrics()
     counts.count_request("predict", "redeem", 200, 0.01)
     counts.count_batch("redeem", 3)
     counts.count_parity("redeem", mismatch=True)
     counts.rows["redeem", 1, "champion"] += 1
     counts.failures["redeem", 1, "champion"] += 1
-    gauges = [gauge(name, "", [], [((), 0.0)]) for name in re.findall(r'"(evergreen_\w+)"', STATUS)]
-    families = text_string_to_metric_families(counts.text(gauges).decode())
+    counts.unseen["redeem", "shop"] += 1
+    made = {"gauge": gauge, "counter": counter}
+    states = [
+        made[kind](name, "", [], [((), 0.0)]) for kind, name in re.findall(r'(gauge|counter)\(\s*"(evergreen_\w+)"', STATUS)
+    ]
+    states += [made[kind](name, "", [], [((), 0.0)]) for name, (kind, _, _) in FAMILIES.items()]
+    families = text_string_to_metric_families(counts.text(states).decode())
     return {sample.name for family in families for sample in family.samples}
 
 
-def test_the_dashboard_shows_exactly_the_series_that_the_server_exposes():
-    board, known = json.loads((ROOT / "deploy" / "grafana" / "serving.json").read_text()), exposed()
+def test_the_dashboard_shows_exactly_the_series_of_the_server_and_of_monitoring():
+    board, known = json.loads((ROOT / "deploy" / "grafana" / "evergreen.json").read_text()), exposed()
     asked = {
         name
         for panel in board["panels"]
@@ -42,6 +53,100 @@ def test_the_dashboard_shows_exactly_the_series_that_the_server_exposes():
     assert asked <= known
     stems = {re.sub(r"_(total|bucket|sum|count|created)$", "", name) for name in known}
     assert stems == {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in asked}
+    assert (
+        len({panel["title"] for panel in board["panels"]})
+        == len({panel["id"] for panel in board["panels"]})
+        == len(board["panels"])
+    )
+
+
+def test_names_of_series_follow_the_conventions():
+    """A counter ends in _total, and a time, size or share bears its unit, as prometheus.io/docs/practices/naming says."""
+    for name in exposed():
+        assert re.fullmatch(r"evergreen(_[a-z]+)+", name), name
+        assert not re.search(r"_(share|ms|minutes|kb|percent)$", name), name
+        assert not re.search(r"_time(stamp)?$", name), name
+    assert {name for name in exposed() if name.endswith("_info")} == {"evergreen_build_info", "evergreen_model_info"}
+
+
+def test_the_alert_rules_name_series_that_exist_and_prometheus_reads_the_rules():
+    rules = [rule for group in ALERTS["groups"] for rule in group["rules"]]
+    for rule in rules:
+        names = set(re.findall(r"evergreen_\w+", rule["expr"]))
+        assert names <= exposed(), rule["alert"]
+        assert names or rule["alert"] == "EvergreenDown"
+    assert yaml.safe_load((PROMETHEUS / "prometheus.yaml").read_text())["rule_files"] == ["alerts.yaml"]
+    runbook = (ROOT / "docs" / "runbook.md").read_text()
+    assert [rule["alert"] for rule in rules if f"`{rule['alert']}`" not in runbook] == []
+
+
+PROBLEM = '{problem="redeem"}'
+FIRING = {
+    "EvergreenDown": {'up{job="evergreen"}': "0x60"},
+    "EvergreenNoChampion": {f"evergreen_champion_serving{PROBLEM}": "0x60"},
+    "EvergreenRequestsFail": {
+        'evergreen_requests_total{problem="redeem",status="200"}': "0+90x60",
+        'evergreen_requests_total{problem="redeem",status="503"}': "0+10x60",
+    },
+    "EvergreenPredictionsFail": {f"evergreen_prediction_failures_total{PROBLEM}": "0+1x60"},
+    "EvergreenParityMismatch": {f"evergreen_parity_mismatches_total{PROBLEM}": "0+1x60"},
+    "EvergreenLedgerLags": {"evergreen_ledger_lag_bytes": "1+1000x60"},
+    "EvergreenPredictionsLost": {"evergreen_predictions_lost_total": "0+1x60"},
+    "EvergreenDrift": {f"evergreen_drift_alarm{PROBLEM}": "1x60"},
+    "EvergreenPerformanceBelowBound": {f"evergreen_score_drop_low{PROBLEM}": "0.01x60"},
+    "EvergreenRetrainingFailed": {f"evergreen_retraining_failed{PROBLEM}": "1x60"},
+    "EvergreenRetrainingWaits": {
+        f"evergreen_retrain{PROBLEM}": "1x2000",
+        f"evergreen_retrainings_unfinished{PROBLEM}": "0x2000",
+    },
+    "EvergreenRolloutWaits": {'evergreen_rollout_step_timestamp_seconds{problem="redeem",state="paused"}': "1x2000"},
+    "EvergreenMonitoringStopped": {f"evergreen_window_end_timestamp_seconds{PROBLEM}": "-200000x2000"},
+}
+"""Alert -> series with which it fires, a value a minute."""
+CALM = {
+    'up{job="evergreen"}': "1x2000",
+    f"evergreen_champion_serving{PROBLEM}": "1x2000",
+    'evergreen_requests_total{problem="redeem",status="200"}': "0+90x2000",
+    f"evergreen_prediction_failures_total{PROBLEM}": "3x2000",
+    "evergreen_ledger_lag_bytes": "500 0 300 0 500 0 0 0 400 0 0 0 0 200 0 0",
+    f"evergreen_drift_alarm{PROBLEM}": "0x2000",
+    f"evergreen_score_drop_low{PROBLEM}": "-0.02x2000",
+    f"evergreen_retraining_failed{PROBLEM}": "0x2000",
+    f"evergreen_retrain{PROBLEM}": "0x2000",
+    'evergreen_rollout_step_timestamp_seconds{problem="redeem",state="running"}': "1x2000",
+    f"evergreen_window_end_timestamp_seconds{PROBLEM}": "0x2000",
+}
+
+
+def test_each_alert_fires_on_its_fault_and_none_on_a_calm_day(tmp_path):
+    if not (promtool := shutil.which("promtool")):
+        if os.environ.get("CI") == "true":
+            pytest.fail("promtool is not installed; on CI it must be")
+        pytest.skip("promtool is not installed (package prometheus)")
+    rules = [rule["alert"] for group in ALERTS["groups"] for rule in group["rules"]]
+    assert sorted(FIRING) == sorted(rules)
+
+    def quiet(series, alert, minutes):
+        return {
+            "interval": "1m",
+            "input_series": [{"series": name, "values": values} for name, values in series.items()],
+            "alert_rule_test": [{"alertname": alert, "eval_time": f"{minutes}m", "exp_alerts": []}],
+        }
+
+    calm = [quiet(CALM, alert, 1500) for alert in rules]
+    done = check_rules(promtool, tmp_path, calm)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for alert, series in FIRING.items():
+        minutes = 1600 if any(values.endswith("2000") for values in series.values()) else 45
+        done = check_rules(promtool, tmp_path, [quiet({**CALM, **series}, alert, minutes)])
+        assert done.returncode == 1, f"{alert} does not fire"
+        assert f"alertname: {alert}" in done.stdout + done.stderr
+
+
+def check_rules(promtool, folder, cases):
+    whole = {"rule_files": [str(PROMETHEUS / "alerts.yaml")], "evaluation_interval": "1m", "tests": cases}
+    (folder / "alerts.yaml").write_text(yaml.safe_dump(whole))
+    return subprocess.run([promtool, "test", "rules", str(folder / "alerts.yaml")], capture_output=True, text=True, check=False)
 
 
 def test_no_password_of_compose_has_a_default():
