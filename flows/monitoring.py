@@ -10,7 +10,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow
-from prefect.states import Failed
+from prefect.states import Completed, Failed
 
 from evergreen.flows import current_project, retraining, settings
 from evergreen.flows.operations import (
@@ -22,7 +22,7 @@ from evergreen.flows.operations import (
     rollouts,
     status,
 )
-from evergreen.flows.prefect_runtime import prefect_events
+from evergreen.flows.prefect_runtime import artifacts, cancellation, prefect_events, runs
 from evergreen.flows.retraining import Train, request_for
 from evergreen.monitoring.ledger.decisions import DecisionLog, RetrainingRecord, end_of_day, is_to_come
 from evergreen.monitoring.ledger.records import Decision, Estimate, Performance
@@ -277,13 +277,21 @@ def refresh_features(layout: Layout, problems: Sequence[str], as_of: date | None
         branches.build_features(problem)
 
 
-@flow(name="monitoring", on_failure=[retraining.notify_crash], on_crashed=[retraining.notify_crash])
+@flow(name="monitoring", flow_run_name=runs.name, on_failure=[retraining.notify_crash], on_crashed=[retraining.notify_crash])
 def monitoring(root: str, problems: list[str] | None = None, as_of: str | None = None) -> Any:
     """The flow. It fails after all problems were monitored, with one line per problem that failed."""
     layout = current_project.of(root)
-    named = list(problems or load(layout.params).problems)
+    params = load(layout.params)
+    named = list(problems or params.problems)
+    runs.begin(params, named)
+    cancellation.record(layout, named)
     day = date.fromisoformat(as_of) if as_of else None
     actions = Actions(refresh_features, prefect_events.emit, retraining.run_training)
     results = run(layout, named, day, actions)
-    failed = [each.error for each in results if each.error]
-    return Failed(message="\n".join(failed), data=results) if failed else results
+    for each in results:
+        if each.decision:
+            artifacts.publish_decision(layout, each.decision)
+    if failed := [each.error for each in results if each.error]:
+        return Failed(message="\n".join(failed), data=results)
+    lines = [f"{each.problem}: {each.decision.reason if each.decision else '; '.join(each.notes)}" for each in results]
+    return Completed(message="\n".join(lines), data=results)

@@ -1,8 +1,8 @@
 """The retraining flow: an event, a schedule or a person -> a challenger on the data known now -> the gate -> a rollout.
 
 Each retraining is claimed in the database before its first step, by the id of the monitoring run that decided it: the same
-event twice trains once. A killed retraining stays claimed and unfinished; the next monitor or retraining completes it. Until
-the gate has decided, the champion serves as before.
+event twice trains once. A killed retraining stays claimed and unfinished; the next monitor or retraining completes it. One that
+was cancelled is finished. Until the gate has decided, the champion serves as before.
 """
 
 import logging
@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from prefect import flow
+from prefect.states import Cancelled, Completed
 
-from evergreen.flows import current_project, settings
+from evergreen.flows import current_project, settings, steps
 from evergreen.flows.operations import notifications, params_edit, status
+from evergreen.flows.prefect_runtime import cancellation, runs, stale_runs
 from evergreen.monitoring.ledger.decisions import DecisionLog, RetrainingRecord, end_of_day, run_id
 from evergreen.monitoring.ledger.records import Decision
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params
-from evergreen.tasks.core.errors import LockedError, StepError
+from evergreen.tasks.core.errors import EvergreenError, LockedError, StepError
 from evergreen.tasks.core.paths import Layout, locking, read_json
 from evergreen.tasks.data.snapshot import contract_notes
 
@@ -44,7 +46,7 @@ Train = Callable[[Layout, str, bool, str], "Outcome"]
 
 @dataclass(frozen=True)
 class RetrainRequest:
-    """`id`, `at`: of the monitoring run that decided it; None: a person's request, now."""
+    """`id`, `at`: of the monitoring run that decided it; None: a person's request, now. `run`: Prefect's id of its run."""
 
     problem: str
     reason: str
@@ -54,18 +56,19 @@ class RetrainRequest:
     at: datetime | None = None
     as_of: date | None = None
     """The new project.as_of, where params.yaml sets one."""
+    run: str | None = None
 
 
 def request_for(params: Params, decision: Decision) -> RetrainRequest:
     """The retraining that a decision requests."""
-    id = run_id(params.project.name, decision.problem, decision.at)
+    id = run_id(params.project.key, decision.problem, decision.at)
     day = decision.at.date() if params.project.as_of else None
     reason, trigger = decision.reason.removeprefix("retrain: "), decision.trigger or "age"
     return RetrainRequest(decision.problem, reason, f"policy ({trigger})", trigger, id, decision.at, day)
 
 
 def run(layout: Layout, request: RetrainRequest, train: Train) -> RetrainingRecord:
-    """Retrain, or complete what an earlier call started; a finished retraining is returned as recorded.
+    """Retrain, or complete what an earlier call started; a finished or cancelled retraining is returned as recorded.
 
     Raises LockedError if another training runs for longer than `LOCK_TIMEOUT_SECONDS`, ParamsError for an unknown problem, and
     StepError, after the failure was recorded, if the training failed.
@@ -80,12 +83,29 @@ def run(layout: Layout, request: RetrainRequest, train: Train) -> RetrainingReco
         if state == "unfinished":
             log.warning("%s: completing the retraining started at %s", record.problem, f"{record.started:%Y-%m-%d %H:%M}")
         prepare(layout, record)
-        outcome = train(layout, record.problem, not _ingested_since(layout, record.started), record.by)
+        outcome = _train(layout, record, train)
+        cancelled = decisions.retraining(record.id)
+        if outcome.error and cancelled and cancelled.cancelled:
+            steps.resume()
+            log.warning("%s: %s", record.problem, cancelled.outcome)
+            return cancelled
         done = _finished(layout, record, outcome)
         decisions.finish(done)
     if outcome.error:
         raise StepError(outcome.error)
     return done
+
+
+def _train(layout: Layout, record: RetrainingRecord, train: Train) -> "Outcome":
+    """The outcome of the training; its steps end if the retraining is cancelled. Raises what a shared step raises otherwise."""
+    with cancellation.watching(layout, record.id, steps.end_all):
+        try:
+            return train(layout, record.problem, not _ingested_since(layout, record.started), record.by)
+        except EvergreenError as error:
+            found = settings.decision_log(layout).retraining(record.id)
+            if found is None or not found.cancelled:
+                raise
+            return status.Outcome(record.problem, error=str(error))
 
 
 def complete(layout: Layout, problems: list[str], train: Train) -> list[RetrainingRecord]:
@@ -141,7 +161,7 @@ def _to_claim(layout: Layout, decisions: DecisionLog, request: RetrainRequest) -
         return unfinished[0]
     as_of = load(layout.params).project.as_of
     return RetrainingRecord(
-        id=request.id or str(uuid4()),
+        id=request.id or request.run or str(uuid4()),
         problem=request.problem,
         at=request.at or (end_of_day(as_of) if as_of else datetime.now(UTC)),
         as_of=request.as_of,
@@ -227,26 +247,33 @@ def _cpu_minutes(layout: Layout, record: RetrainingRecord) -> float:
 
 
 def run_training(layout: Layout, problem: str, refresh: bool, by: str) -> "Outcome":
-    """The training flow, on the server that PREFECT_API_URL names."""
+    """The work of the training flow in the run that calls it, on the server that PREFECT_API_URL names."""
     from evergreen.flows import training
     from evergreen.flows.prefect_runtime.server import Server
 
-    server = Server(os.environ["PREFECT_API_URL"], layout.var / "prefect" / "server.log")
-    return training.run(layout, [problem], server, refresh=refresh, deploy=True, by=by)[0]
+    training.mark_crashed(layout, Server(os.environ["PREFECT_API_URL"], layout.var / "prefect" / "server.log"))
+    outcome = training.train(layout, [problem], refresh=refresh, deploy=True, by=by)[0]
+    stale_runs.forget(layout)
+    return outcome
 
 
 def notify_crash(flow: Any, flow_run: Any, state: Any) -> None:
     """Prefect's hook for a failed or killed run of a deployment."""
     given = flow_run.parameters
-    root, problem = given.get("root"), given.get("problem") or ", ".join(given.get("problems") or ())
+    root, subject = given.get("root"), given.get("problem") or ", ".join(given.get("problems") or ())
     if root:
         message = " ".join(str(state.message or state.name).split())
-        notifications.send(
-            current_project.of(root), f"{flow.name} {problem}: {state.name.lower()}", message, {"problem": problem}
-        )
+        at = f"{flow.name} {subject}: {state.name.lower()}"
+        notifications.send(current_project.of(root), at, message, {"problem": subject})
 
 
-@flow(name="retraining", flow_run_name="retraining {problem}", on_failure=[notify_crash], on_crashed=[notify_crash])
+@flow(
+    name="retraining",
+    flow_run_name=runs.name,
+    on_failure=[notify_crash],
+    on_crashed=[notify_crash],
+    on_cancellation=[cancellation.note],
+)
 def retraining(
     root: str,
     problem: str,
@@ -254,14 +281,22 @@ def retraining(
     decision: dict[str, Any] | None = None,
     by: str = "schedule",
     trigger: str = "schedule",
-) -> dict[str, Any]:
-    """The flow, started by a person, a schedule, or an automation that responds to the event of a decision.
+) -> Any:
+    """The flow, started by a person, a schedule, or an automation that responds to the event of a decision. Its state reads
+    Refused if the gate refused the challenger, and Cancelled if somebody cancelled it.
 
     `decision`: id, at, as_of and trigger of the monitoring run that decided it; None: no run did.
     """
-    request = RetrainRequest(problem, reason, by, trigger)
+    layout = current_project.of(root)
+    runs.begin(load(layout.params), [problem])
+    cancellation.record(layout, [problem])
+    request = RetrainRequest(problem, reason, by, trigger, run=runs.first_attempt())
     if decision:
         at, as_of = datetime.fromisoformat(decision["at"]), decision.get("as_of")
         day, trigger = date.fromisoformat(as_of) if as_of else None, decision["trigger"]
         request = RetrainRequest(problem, reason, f"policy ({trigger})", trigger, decision["id"], at, day)
-    return run(current_project.of(root), request, run_training).model_dump(mode="json")
+    done = run(layout, request, run_training)
+    found, message = done.model_dump(mode="json"), f"{f'v{done.version}: ' if done.version else ''}{done.outcome}"
+    if done.cancelled:
+        return Cancelled(message=message, data=found)
+    return Completed(name="Refused" if done.promoted is False else None, message=message, data=found)

@@ -7,6 +7,7 @@ from prefect import flow
 
 from evergreen.flows import current_project, monitoring, retraining
 from evergreen.flows.operations import batch_scoring, scheduled_scoring
+from evergreen.flows.prefect_runtime import runs
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.errors import LockedError
 from evergreen.tasks.core.paths import locking
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @flow(
     name="scoring",
-    flow_run_name="scoring {problem}",
+    flow_run_name=runs.name,
     on_failure=[retraining.notify_crash],
     on_crashed=[retraining.notify_crash],
 )
@@ -26,6 +27,7 @@ def scoring(root: str, problem: str) -> dict[str, Any]:
     A problem made from events gets its features rebuilt first, unless params fix the day or a training runs.
     """
     layout = current_project.of(root)
+    runs.begin(load(layout.params), [problem])
     params = load(layout.params)
     section = params.section(problem)
     if section.features.by_cutoff is False:

@@ -16,7 +16,7 @@ from prefect import flow
 
 from evergreen.flows import monitoring, retraining, settings, training
 from evergreen.flows.operations import backtest_data, params_edit, simulation_state
-from evergreen.flows.prefect_runtime import stale_runs
+from evergreen.flows.prefect_runtime import runs, stale_runs
 from evergreen.flows.prefect_runtime.server import Server
 from evergreen.monitoring.ledger.decisions import DecisionLog, end_of_day
 from evergreen.monitoring.ledger.records import Decision
@@ -41,9 +41,10 @@ def run(layout: Layout, problems: Sequence[str], server: Server, by: str) -> Non
         stale_runs.deliver()
 
 
-@flow(name="simulation")
+@flow(name="simulation", flow_run_name=runs.name)
 def simulation(root: str, problems: list[str], by: str) -> None:
     layout = Layout(Path(root))
+    runs.begin(load(layout.params), problems)
     original = back_up_params(layout)
     end = load(original).project.as_of
     assert end is not None

@@ -22,6 +22,7 @@ from prefect.cache_policies import NO_CACHE
 from evergreen.flows import child_process, fork_server, settings
 from evergreen.flows.fork_server import Fork
 from evergreen.flows.operations import status
+from evergreen.flows.prefect_runtime import artifacts
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import EvergreenError, StepError, UnavailableError
@@ -82,9 +83,11 @@ def work(step: str, root: str, problem: str | None = None) -> dict[str, Any]:
     arguments = [step, *([problem] if problem else []), "--root", root]
     with at(step, problem), tempfile.TemporaryFile("w+") as result, log_file.open("w") as copy:
         process = fork_server.start(PROGRAM, *arguments, cwd=layout.root, stdout=result)
-        last = _follow(process, copy, _timeout(step))
+        progress = artifacts.Progress(layout, step, problem)
+        last = _follow(process, copy, _timeout(step), progress)
         if process.returncode:
             raise _why(process.returncode, last, step, problem, log_file)
+        progress.finish()
         result.seek(0)
         return json.loads(result.read())
 
@@ -93,8 +96,8 @@ def _timeout(step: str) -> int:
     return TIMEOUT_SECONDS.get(step, OTHERWISE_SECONDS)
 
 
-def _follow(process: subprocess.Popen[str] | Fork, copy: IO[str], timeout_seconds: float) -> str:
-    """Log each line of the process until it ends; the last one is returned."""
+def _follow(process: subprocess.Popen[str] | Fork, copy: IO[str], timeout_seconds: float, progress: artifacts.Progress) -> str:
+    """Log each line of the process until it ends, and show its progress; the last one is returned."""
     last, clock = "", threading.Timer(timeout_seconds, child_process.end, [process, signal.SIGTERM])
     clock.start()
     _running.add(process)
@@ -106,6 +109,7 @@ def _follow(process: subprocess.Popen[str] | Fork, copy: IO[str], timeout_second
                 last = line.strip()
                 broken = broken or last.startswith(("error: ", "Traceback "))  # `_why` reports it; the log file holds it all
                 log.log(logging.DEBUG if broken else logging.INFO, "%s", last, extra={"event": "line"})
+                progress.follow(last)
         process.wait()
     finally:
         clock.cancel()
@@ -143,6 +147,11 @@ def end_all() -> None:
         child_process.end(process)
 
 
+def resume() -> None:
+    """Allow steps again after `end_all`, once the work that was stopped has ended."""
+    _interrupted.clear()
+
+
 def judge(root: str, problem: str) -> dict[str, Any]:
     """The gate's verdict on the newest model of a problem, beside its champion or, where there is none, its baseline."""
     from evergreen.tasks.release import promotion_gate as gates
@@ -162,8 +171,9 @@ def judge(root: str, problem: str) -> dict[str, Any]:
         return gates.run(load(layout.params), problem, layout, champion, version, seen).model_dump()
 
 
-def enter(root: str, problem: str, verdict: dict[str, Any]) -> int:
-    """Register the newest model with the verdict on it and where it comes from. Returns its version."""
+def enter(root: str, problem: str, verdict: dict[str, Any]) -> dict[str, int]:
+    """Register the newest model with the verdict on it and where it comes from. Returns its `version`, in a dict: Prefect draws
+    the order of tasks by results that it can tell apart."""
     from evergreen.tasks.release.lineage import lineage
     from evergreen.tasks.release.promotion_gate import Verdict
 
@@ -177,7 +187,7 @@ def enter(root: str, problem: str, verdict: dict[str, Any]) -> int:
         )
         log.info("version %d", found.version, extra={"event": "line"})
         refer(params, problem, layout, found.version)
-        return found.version
+        return {"version": found.version}
 
 
 def refer(params: Params, problem: str, layout: Layout, version: int) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 
 from prefect import flow
 from prefect.context import FlowRunContext
-from prefect.states import Failed
+from prefect.states import Completed, Failed
 
 from evergreen.flows import current_project, steps
 from evergreen.flows.operations import status
 from evergreen.flows.operations.status import Outcome
-from evergreen.flows.prefect_runtime import stale_runs
+from evergreen.flows.prefect_runtime import artifacts, runs, stale_runs
 from evergreen.flows.prefect_runtime.server import Server
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.errors import EvergreenError
@@ -38,9 +38,7 @@ def run(layout: Layout, problems: Sequence[str], server: Server, *, refresh: boo
     `refresh` reads the sources again though no param of them changed. Raises the error of a shared step; errors of single
     problems are in their outcomes.
     """
-    server.wait()
-    for name in stale_runs.mark_crashed(layout):
-        log.warning("the run %s was killed; it is now marked as crashed", name)
+    mark_crashed(layout, server)
     try:
         with current_project.calling(layout) as root:
             state = training(root, list(problems), refresh, deploy, by, return_state=True)
@@ -53,10 +51,30 @@ def run(layout: Layout, problems: Sequence[str], server: Server, *, refresh: boo
     return outcomes
 
 
-@flow(name="training", log_prints=False)
+def mark_crashed(layout: Layout, server: Server) -> None:
+    """Wait for the server, then set the runs of killed processes to Crashed."""
+    server.wait()
+    for name in stale_runs.mark_crashed(layout):
+        log.warning("the run %s was killed; it is now marked as crashed", name)
+
+
+@flow(name="training", flow_run_name=runs.name, log_prints=False)
 def training(root: str, problems: list[str], refresh: bool, deploy: bool, by: str) -> Any:
-    """The flow. It fails, after all branches ended, with one line per branch that failed."""
+    """The flow. It fails, after all branches ended, with one line per branch that failed. If every challenger was refused, its
+    state reads Refused."""
     layout = current_project.of(root)
+    runs.begin(load(layout.params), problems)
+    outcomes = train(layout, problems, refresh=refresh, deploy=deploy, by=by)
+    failed = [each.error for each in outcomes if each.error]
+    if failed:
+        return Failed(message="\n".join(failed), data=outcomes)
+    message = "\n".join(f"{each.problem}: {each.verdict or each.status}" for each in outcomes)
+    refused = {each.action for each in outcomes if each.action} == {"refuse"}
+    return Completed(name="Refused" if refused else None, message=message, data=outcomes)
+
+
+def train(layout: Layout, problems: Sequence[str], *, refresh: bool, deploy: bool, by: str) -> list[Outcome]:
+    """The work of the flow, in the run that calls it: shared steps, branches, page."""
     context = FlowRunContext.get()
     if context and context.flow_run:
         stale_runs.note(layout, context.flow_run.id)
@@ -64,11 +82,10 @@ def training(root: str, problems: list[str], refresh: bool, deploy: bool, by: st
     branch.run_shared_steps()
     outcomes = _side_by_side(branch.train, problems)
     try:
-        steps.page(str(layout.root))
+        steps.page.with_options(task_run_name="page")(str(layout.root), wait_for=branch.ends())
     except Exception as error:  # noqa: BLE001  # what was trained stands, and is told
         log.error("the page: %s: %s. The models are there; evergreen report draws it again", type(error).__name__, error)
-    failed = [each.error for each in outcomes if each.error]
-    return Failed(message="\n".join(failed), data=outcomes) if failed else outcomes
+    return outcomes
 
 
 def _side_by_side(work: Callable[[str], Outcome], problems: Sequence[str]) -> list[Outcome]:
@@ -91,6 +108,8 @@ class Branches:
         self.refresh, self.deploy, self.by, self.advise = refresh, deploy, by, advise
         pipeline_file.name_sources(layout, load(layout.params))
         self.stages = Stages(layout)
+        self._last: dict[str | None, Any] = {}
+        """Problem, or None for the shared steps -> the result of its newest step, after which the next one begins."""
 
     def run_shared_steps(self) -> None:
         """The steps before the branches. Raises what they raise."""
@@ -109,7 +128,7 @@ class Branches:
                 if name in steps.ADVICE and not self.advise:
                     continue
                 outcome.done += self._advise(name, task, problem) if name in steps.ADVICE else self._step(name, task, problem)
-            outcome.done += self._promote(problem)
+            outcome.done += self._promote(problem, outcome)
         except EvergreenError as error:
             outcome.error = str(error)
         except Exception as error:  # one branch's bug must not stop the others
@@ -135,22 +154,41 @@ class Branches:
         if fresh and not (self.refresh and name == "ingest"):
             steps.unchanged(name, problem)
             return []
-        task.with_options(task_run_name=f"{name} {problem or ''}".strip())(name, self.root, problem)
+        done = task.with_options(task_run_name=f"{name} {problem or ''}".strip())
+        self._last[problem] = done(name, self.root, problem, wait_for=self._before(problem))
         with steps.WORLD:
             self.stages.commit(stage)
         return [name]
 
-    def _promote(self, problem: str) -> list[str]:
+    def ends(self) -> list[Any]:
+        """The results of the last steps of all branches, after which the page is drawn."""
+        return list(self._last.values())
+
+    def _before(self, problem: str | None) -> list[Any]:
+        """The result of the step before the next one of `problem`, by which Prefect draws the order."""
+        found = self._last.get(problem) or self._last.get(None)
+        return [found] if found else []
+
+    def _promote(self, problem: str, outcome: Outcome) -> list[str]:
         """Judge, register and deploy what `evaluate` left, or what of this an earlier run did not come to."""
         with steps.WORLD:
             version, decided = status.standing(self.layout, problem)
+        registered: dict[str, int] = {"version": version} if version else {}
         if version and (decided or not self.deploy):
             return []
         steps.check()
-        verdict = steps.gate.with_options(task_run_name=f"gate {problem}")(self.root, problem)
+        verdict = steps.gate.with_options(task_run_name=f"gate {problem}")(
+            self.root, problem, wait_for=self._before(problem)
+        )  # fmt: skip
         if not version:
-            version = steps.register.with_options(task_run_name=f"register {problem}")(self.root, problem, verdict)
+            registered = steps.register.with_options(task_run_name=f"register {problem}")(self.root, problem, verdict)
+            version = registered["version"]
         if not self.deploy:
             return ["gate", "register"]
-        steps.deploy.with_options(task_run_name=f"deploy {problem}")(self.root, problem, version, verdict, self.by)
+        action = steps.deploy.with_options(task_run_name=f"deploy {problem}")(
+            self.root, problem, version, verdict, self.by, wait_for=[registered]
+        )
+        self._last[problem] = registered
+        outcome.action, outcome.verdict = action, verdict["reason"]
+        artifacts.publish_verdict(self.layout, problem, version, verdict, action)
         return ["gate", "register", "deploy"]

@@ -61,7 +61,7 @@ def _planned(known: "Params", as_json: bool) -> None:
     from evergreen.flows.prefect_runtime import deployments as schedules
 
     schedules.check(known)
-    planned = schedules.plan(known, ".")
+    planned = schedules.plan(known)
     if as_json:
         print_json([vars(each) for each in planned])
         return

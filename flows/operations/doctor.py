@@ -40,7 +40,7 @@ def examine(root: Path) -> list[Finding]:
         _disk(layout),
         *_folders(layout),
         _store(layout),
-        _prefect(),
+        _prefect(layout),
         _mlflow(layout),
         _deployments(layout),
         *state_checks.examine(layout, params),
@@ -116,12 +116,20 @@ def _store(layout: Layout) -> Finding:
         )
 
 
-def _prefect() -> Finding:
+def _prefect(layout: Layout) -> Finding:
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         return Finding("prefect", True, "each run starts its own server", "")
-    ok = server.healthy(url)
-    return Finding("prefect", ok, f"{url} {'answers' if ok else 'is silent'}", "start that server, or unset PREFECT_API_URL")
+    if not server.healthy(url):
+        return Finding("prefect", False, f"{url} is silent", "start that server, or unset PREFECT_API_URL")
+    from evergreen.flows.prefect_runtime import deployments
+
+    if other := deployments.other_folder(layout, load(layout.params)):
+        advice = (
+            "if this folder was moved, run evergreen schedule; if it is another project, set another project.id in params.yaml"
+        )
+        return Finding("prefect", False, f"{url}: the deployments of this project are those of {other}", advice)
+    return Finding("prefect", True, f"{url} answers", "")
 
 
 def _mlflow(layout: Layout) -> Finding:

@@ -1,5 +1,7 @@
 """`evergreen init`: a table becomes a problem of this project, or of a new one. Nothing is written before all is known."""
 
+import secrets
+import string
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +40,7 @@ BEGIN = """\
 
 project:
   name: {name}
+  id: {id}
   seed: 0
 
 problems:
@@ -186,8 +189,13 @@ def _record(layout: Layout, name: str, kind: KindName) -> None:
 
 def _text(layout: Layout, new: bool, parts: Sequence[params_template.Insertion]) -> str:
     """params.yaml with the new problem."""
-    begin = BEGIN.format(name=params_template.scalar(layout.root.name or "project"))
+    begin = BEGIN.format(name=params_template.scalar(layout.root.name or "project"), id=_draw_id())
     return params_template.insert(begin if new else layout.params.read_bytes().decode("utf8"), parts)
+
+
+def _draw_id() -> str:
+    """Eight letters: no reader of YAML takes them for a number."""
+    return "".join(secrets.choice(string.ascii_lowercase) for _ in range(8))
 
 
 def _prove(name: str, text: str, written: pl.LazyFrame, folder: Path) -> None:

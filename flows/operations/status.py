@@ -31,6 +31,10 @@ class Outcome:
     done: list[str] = field(default_factory=list)
     """The steps that ran, in order; the others had nothing to do."""
     error: str | None = None
+    action: str | None = None
+    """deploy, begin (a rollout) or refuse: what the verdict led to; None: there was no challenger to decide on."""
+    verdict: str | None = None
+    """The gate's reason."""
 
     @property
     def status(self) -> Literal["failed", "unchanged", "done"]:

@@ -4,8 +4,9 @@
     PREFECT_API_URL   deployments of a work pool on that server, which a worker runs, here or elsewhere; an automation answers
                       the event of a decision by a retraining
 
-Whatever is made is made once: names say whose it is, and the same call again changes what differs. Of several runs that were
-missed one is caught up.
+`register` and `prefect deploy` with the file of `as_yaml` make the same deployments and automations: names and tags bear the
+project's key, no path is stored, and each project has a queue of its own. The same call again changes what differs. Of several
+runs that were missed one is caught up.
 """
 
 import asyncio
@@ -13,14 +14,15 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evergreen.flows.current_project import HERE, VARIABLE
+from evergreen.flows.current_project import HERE, KEY, VARIABLE
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.operations import INPUT_NEEDED
 from evergreen.tasks.config.params import Params
@@ -49,7 +51,7 @@ class Planned:
     """One deployment."""
 
     name: str
-    """PROJECT.PROBLEM; with the flow's name before it, the deployment."""
+    """PROJECT.PROBLEM or PROJECT-ID.PROBLEM; with the flow's name before it, the deployment."""
     flow: str
     """Its flow: monitoring, retraining or scoring."""
     entrypoint: str
@@ -64,27 +66,32 @@ class Planned:
 
 def resource(params: Params, problem: str) -> str:
     """Resource id of the events of a problem."""
-    return f"evergreen.problem.{_allowed(params.project.name)}.{problem}"
+    return f"evergreen.problem.{_allowed(params.project.key)}.{problem}"
 
 
-def plan(params: Params, root: str) -> list[Planned]:
+def queue(params: Params) -> str:
+    """The work queue of the project, and its name in those of deployments: PROJECT or PROJECT-ID."""
+    return _allowed("-".join(part for part in (params.project.name, params.project.id) if part))
+
+
+def plan(params: Params) -> list[Planned]:
     """What params schedule. A retraining of each problem is always there: an automation, or a person, may run it."""
-    return [each for problem in params.problems for each in _planned(params, problem, root)]
+    return [each for problem in params.problems for each in _planned(params, problem)]
 
 
-def _planned(params: Params, problem: str, root: str) -> Iterator[Planned]:
-    name, schedule = f"{_allowed(params.project.name)}.{problem}", params.section(problem).schedule
-    retrain = {"root": root, "problem": problem, "reason": "scheduled"}
+def _planned(params: Params, problem: str) -> Iterator[Planned]:
+    name, schedule = f"{queue(params)}.{problem}", params.section(problem).schedule
+    retrain = {"root": HERE, "problem": problem, "reason": "scheduled"}
     yield Planned(
         name, "retraining", "evergreen.flows.retraining.retraining", problem, retrain, schedule.train, schedule.timezone, True
     )
     if schedule.score:
-        score = {"root": root, "problem": problem}
+        score = {"root": HERE, "problem": problem}
         yield Planned(
             name, "scoring", "evergreen.flows.scoring.scoring", problem, score, schedule.score, schedule.timezone, False
         )
     if schedule.monitor:
-        watch = {"root": root, "problems": [problem]}
+        watch = {"root": HERE, "problems": [problem]}
         yield Planned(
             name,
             "monitoring",
@@ -119,7 +126,7 @@ def check(params: Params) -> None:
                     raise ParamsError(
                         f"params.yaml: {problem}.schedule.{key} = {cron}: {str(error).splitlines()[-1].strip()}"
                     ) from None
-    if not any(each.cron for each in plan(params, ".")):
+    if not any(each.cron for each in plan(params)):
         raise ParamsError(
             "params.yaml: no problem has a schedule; say when, such as "
             f'{next(iter(params.problems))}.schedule: {{monitor: "0 6 * * *", timezone: Europe/Paris}}'
@@ -129,32 +136,67 @@ def check(params: Params) -> None:
 def register(layout: Layout, params: Params, pool: str | None) -> "dict[Planned, UUID]":
     """Make the deployments on the server that PREFECT_API_URL names, and remove those that params no longer plan.
 
-    `pool`: a work pool, made where it is not there, and automations with it; None: this process runs them itself.
+    `pool`: a work pool, made where it is not there, and automations with it; None: this process runs them itself. Raises
+    ParamsError, before anything changes, where another folder's project has the same name and none has an id.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
 
     made = {}
     with get_client(sync_client=True) as client:
-        if pool and not any(each.name == pool for each in client.read_work_pools()):
-            client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
-        wanted = plan(params, str(layout.root) if pool else HERE)
-        for each in wanted:
-            made[each] = deployment(each, params, pool).apply()
-        for found in _ours(client, params):
+        known = _ours(client, params)
+        if pool:
+            _check_folder(layout, params, known)
+            if not any(each.name == pool for each in client.read_work_pools()):
+                client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+        for each in plan(params):
+            paused = _remove_automations(client, params, each.problem) if each.flow == "retraining" else False
+            made[each] = deployment(each, params, pool, layout, paused).apply()
+        for found in known:
             if found.id not in made.values():
                 client.delete_deployment(found.id)
-        if pool:
-            for each in wanted:
-                if each.flow == "retraining":
-                    _automate(client, params, each, made[each])
     return made
 
 
-def deployment(each: Planned, params: Params, pool: str | None = None) -> Any:
-    """As Prefect takes it."""
+def folder(layout: Layout) -> str:
+    """The folder of a project, as the description of its deployments names it."""
+    return f"{socket.gethostname()}:{layout.root}"
+
+
+def other_folder(layout: Layout, params: Params) -> str | None:
+    """The folder that made the deployments of this project's key on the server; None: this one, or none."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        return next(_other_folders(layout, _ours(client, params)), None)
+
+
+def _other_folders(layout: Layout, known: Iterable[Any]) -> Iterator[str]:
+    """Those of the machine's and the project's folders in descriptions that are not this one's."""
+    for each in known:
+        named = (each.description or "").partition(FROM)[2].strip()
+        if named and named != folder(layout):
+            yield named
+
+
+def _check_folder(layout: Layout, params: Params, known: Iterable[Any]) -> None:
+    if not (other := next(_other_folders(layout, known), None)):
+        return
+    if not params.project.id:
+        raise ParamsError(
+            f"params.yaml: project.name = {params.project.name}: the server's deployments of this name are those of {other}. "
+            "If this is another project, set project.id, such as id: north. If the folder was moved, delete them in Prefect."
+        )
+    log.warning("the deployments of this project were those of %s: it was moved, or it is a copy with the same id", other)
+
+
+def deployment(
+    each: Planned, params: Params, pool: str | None = None, layout: Layout | None = None, paused: bool = False
+) -> Any:
+    """As Prefect takes it. `paused`: its automation does not act."""
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.client.schemas.schedules import CronSchedule
+    from prefect.events import DeploymentEventTrigger
     from prefect.types.entrypoint import EntrypointType
 
     module, _, flow = each.entrypoint.rpartition(".")
@@ -164,22 +206,38 @@ def deployment(each: Planned, params: Params, pool: str | None = None) -> Any:
         each.name,
         schedules=[CronSchedule(cron=each.cron, timezone=each.zone)] if each.cron else [],
         parameters=each.parameters,
-        tags=[tag(params)],
+        tags=tags(params, each.problem),
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=collision),
         work_pool_name=pool,
-        job_variables={"env": environment()} if pool else None,  # without working_dir a run gets an empty temporary one
+        work_queue_name=queue(params) if pool else None,
+        description=_describe(each, params) + (f" {FROM} {folder(layout)}" if layout else ""),
+        job_variables={"env": environment(params)} if pool else None,  # without working_dir a run gets an empty temporary one
+        triggers=[DeploymentEventTrigger(**{**one, "enabled": not paused}) for one in triggers(each, params)] if pool else [],
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
 
 
-def environment() -> dict[str, str]:
+FROM = "Registered from"
+"""Before the folder in the description of a deployment."""
+
+
+def _describe(each: Planned, params: Params) -> str:
+    return f"Evergreen: {each.flow} of {each.problem}, project {params.project.name}."
+
+
+def environment(params: Params) -> dict[str, str]:
     """Environment of a run, added to the worker's own. PYTHONSAFEPATH keeps the working directory off sys.path."""
-    return {"PREFECT_LOGGING_EXTRA_LOGGERS": "evergreen", "PYTHONSAFEPATH": "1"}
+    return {KEY: params.project.key, "PYTHONSAFEPATH": "1", "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore"}
 
 
 def tag(params: Params) -> str:
     """Tag of all deployments of a project."""
-    return f"evergreen:{params.project.name}"
+    return f"evergreen:{params.project.key}"
+
+
+def tags(params: Params, problem: str) -> list[str]:
+    """Tags of a deployment and of its runs."""
+    return [tag(params), f"project:{params.project.name}", f"problem:{problem}"]
 
 
 def _ours(client: "SyncPrefectClient", params: Params) -> list[Any]:
@@ -193,7 +251,7 @@ def _ours(client: "SyncPrefectClient", params: Params) -> list[Any]:
 
 
 def automation_name(params: Params, problem: str) -> str:
-    return f"evergreen: retrain {_allowed(params.project.name)}.{problem}"
+    return f"evergreen: retrain {queue(params)}.{problem}"
 
 
 def has_automation(params: Params, problem: str) -> bool:
@@ -204,46 +262,42 @@ def has_automation(params: Params, problem: str) -> bool:
         return any(each.enabled for each in client.read_automations_by_name(automation_name(params, problem)))
 
 
-def _automate(client: "SyncPrefectClient", params: Params, each: Planned, id: "UUID") -> None:
-    """One automation for a problem that retrains by itself; none for another."""
-    from prefect.events.actions import RunDeployment
-    from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-
-    name = automation_name(params, each.problem)
-    there = client.read_automations_by_name(name)
-    wanted = params.section(each.problem).retrain.mode == "automatic"
-    for one in there[1:] if wanted else there:
+def _remove_automations(client: "SyncPrefectClient", params: Params, problem: str) -> bool:
+    """Remove the automations of a problem, to be made again. Returns whether somebody had paused them."""
+    there = client.read_automations_by_name(automation_name(params, problem))
+    for one in there:
         client.delete_automation(one.id)
-    if not wanted:
-        return
+    return bool(there) and not any(each.enabled for each in there)
+
+
+def triggers(each: Planned, params: Params) -> list[dict[str, Any]]:
+    """As prefect.yaml writes them: one for the retraining of a problem that retrains by itself; none for others."""
+    if each.flow != "retraining" or params.section(each.problem).retrain.mode != "automatic":
+        return []
 
     def from_event(text: str, json_: bool = False) -> dict[str, Any]:
         template = {"__prefect_kind": "jinja", "template": f"{{{{ {text} }}}}"}
         return {"__prefect_kind": "json", "value": template} if json_ else template
 
-    arguments: dict[str, Any] = {
+    parameters = {
         "problem": from_event("event.payload.problem"),
         "reason": from_event("event.payload.reason"),
         "decision": from_event("event.payload.monitoring_run | tojson", True),
     }
-    action: Any = RunDeployment(source="selected", deployment_id=id, parameters=arguments, job_variables=None)
-    core = AutomationCore(
-        name=name,
-        description="Answers Evergreen's decision to retrain; the same decision twice retrains once.",
-        enabled=True,
-        trigger=EventTrigger(
-            expect={"evergreen.decision"},
-            match={"prefect.resource.id": resource(params, each.problem), "evergreen.retrain": "automatic"},  # pyright: ignore
-            posture=Posture.Reactive,
-            threshold=1,
-            within=timedelta(0),
-        ),
-        actions=[action],
-    )
-    if there:
-        client.update_automation(there[0].id, core)
-    else:
-        client.create_automation(core)
+    return [
+        {
+            "type": "event",
+            "name": automation_name(params, each.problem),
+            "description": "Answers Evergreen's decision to retrain; the same decision twice retrains once.",
+            "enabled": True,
+            "expect": ["evergreen.decision"],
+            "match": {"prefect.resource.id": resource(params, each.problem), "evergreen.retrain": "automatic"},
+            "posture": "Reactive",
+            "threshold": 1,
+            "within": 0,
+            "parameters": parameters,
+        }
+    ]
 
 
 # What was missed
@@ -309,19 +363,19 @@ def _missed(client: "SyncPrefectClient", each: Planned, id: "UUID", now: datetim
 
 
 def work(layout: Layout, params: Params, pool: str | None) -> None:
-    """Run what is due until SIGINT or SIGTERM. `pool`: as its worker; None: as the process that serves the deployments."""
-    os.environ["PYTHONSAFEPATH"] = "1"
+    """Run what is due until SIGINT or SIGTERM. `pool`: as its worker for the project's queue; None: as the process that serves
+    the deployments."""
+    os.environ.update({"PYTHONSAFEPATH": "1", VARIABLE: str(layout.root)})
     if pool:
         from prefect.workers.process import ProcessWorker
 
-        asyncio.run(ProcessWorker(work_pool_name=pool, limit=AT_ONCE).start())
+        asyncio.run(ProcessWorker(work_pool_name=pool, work_queues=[queue(params)], limit=AT_ONCE).start())
         return
     from prefect import serve
 
     layout.var.mkdir(exist_ok=True)
-    os.environ[VARIABLE] = str(layout.root)
     os.chdir(layout.var)  # Prefect puts it first on sys.path: modules beside params.yaml must not be importable
-    deployments = [deployment(each, params) for each in plan(params, HERE)]
+    deployments = [deployment(each, params) for each in plan(params)]
     serve(*deployments, limit=AT_ONCE, pause_on_shutdown=False, print_starting_message=False)
 
 
@@ -335,25 +389,27 @@ def as_yaml(params: Params) -> str:
     from ruamel.yaml import YAML
 
     deployments = []
-    for each in plan(params, "."):
+    for each in plan(params):
         schedules = [{"cron": each.cron, "timezone": each.zone, "active": True}] if each.cron else []
         limit = {"limit": 1, "collision_strategy": "ENQUEUE" if each.waits else "CANCEL_NEW"}
         deployments.append(
             {
                 "name": each.name,
+                "description": _describe(each, params),
                 "entrypoint": each.entrypoint,
-                "tags": [tag(params)],
+                "tags": tags(params, each.problem),
                 "parameters": dict(each.parameters),
                 "schedules": schedules,
                 "concurrency_limit": limit,
-                "work_pool": {"name": POOL, "job_variables": {"env": environment()}},
+                "work_pool": {
+                    "name": POOL,
+                    "work_queue_name": queue(params),
+                    "job_variables": {"env": environment(params)},
+                },
+                **({"triggers": found} if (found := triggers(each, params)) else {}),
             }
         )
-    whole = {
-        "name": params.project.name,
-        "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": "{{ $EVERGREEN_ROOT }}"}}],
-        "deployments": deployments,
-    }
+    whole = {"name": params.project.name, "pull": [], "deployments": deployments}
     text, yaml = StringIO(), YAML()
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.width = 127
@@ -362,8 +418,7 @@ def as_yaml(params: Params) -> str:
 
 
 HEAD = """\
-# Written by `evergreen schedule --write` from params.yaml, which says when. For `prefect --no-prompt deploy --all`, with the
-# folder of this file in EVERGREEN_ROOT and a work pool of the type process: prefect work-pool create evergreen --type process
+# Written by `evergreen schedule --write` from params.yaml, which says when. docs/how-to/prefect-server.md deploys from it.
 """
 
 

@@ -17,7 +17,7 @@ def emit(layout: Layout, params: Params, decision: Decision) -> bool:
     """Send the events of a decision; returns whether an automation on the server responds to them by retraining."""
     from prefect.events import emit_event
 
-    problem, id = decision.problem, run_id(params.project.name, decision.problem, decision.at)
+    problem, id = decision.problem, run_id(params.project.key, decision.problem, decision.at)
     resource = {
         "prefect.resource.id": deployments.resource(params, problem),
         "prefect.resource.name": problem,
@@ -29,6 +29,6 @@ def emit(layout: Layout, params: Params, decision: Decision) -> bool:
     payload = {**summarize(decision), "reason": request.reason, "monitoring_run": run}
     emit_event("evergreen.decision", resource, payload=payload, id=UUID(id))
     if decision.window.drift.alarm:
-        drift_id = run_id(params.project.name, f"{problem}.drift", decision.at)
+        drift_id = run_id(params.project.key, f"{problem}.drift", decision.at)
         emit_event("evergreen.drift", resource, payload=payload, id=UUID(drift_id))
     return deployments.has_automation(params, problem)

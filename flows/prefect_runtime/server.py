@@ -71,7 +71,7 @@ def running(layout: Layout, say: Callable[[str], None], scheduling: bool = False
     home = layout.var / "prefect"
     for name, value in {**ENVIRONMENT, "PREFECT_HOME": str(home)}.items():
         os.environ.setdefault(name, value)
-    named = os.environ.get("PREFECT_API_URL") or _already(home)
+    named = address(layout)
     if named:
         yield _use(Server(named, home / "server.log"))
         return
@@ -98,6 +98,11 @@ def healthy(url: str) -> bool:
 def _use(server: Server) -> Server:
     os.environ["PREFECT_API_URL"] = server.url
     return server
+
+
+def address(layout: Layout) -> str | None:
+    """The address of a server that PREFECT_API_URL names, or that another command of this project runs now."""
+    return os.environ.get("PREFECT_API_URL") or _already(layout.var / "prefect")
 
 
 def _already(home: Path) -> str | None:

@@ -48,6 +48,8 @@ RETRAININGS = sa.Table(
 )
 NAMESPACE = UUID("6c1d5e52-9a0e-4b0e-8f4f-2f6a4f9a7c11")
 """Of the ids of monitoring runs."""
+CANCELLED = "cancelled by"
+"""How the outcome of a cancelled retraining begins."""
 WRITE_ATTEMPTS = 5
 """To write a run that another monitor writes at the same moment."""
 
@@ -72,7 +74,11 @@ class RetrainingRecord(Section):
     promoted: bool | None = None
     cpu_minutes: float | None = None
     outcome: str | None = None
-    """The gate's reason, or why there is no challenger."""
+    """The gate's reason, why there is no challenger, or who cancelled it."""
+
+    @property
+    def cancelled(self) -> bool:
+        return (self.outcome or "").startswith(CANCELLED)
 
     def summary(self) -> Retraining:
         return Retraining(at=self.at, trigger=self.trigger, cpu_minutes=self.cpu_minutes, promoted=self.promoted)
@@ -166,6 +172,18 @@ class DecisionLog:
         row = done.model_dump(exclude={"id"})
         with self._connect() as connection:
             connection.execute(sa.update(RETRAININGS).where(RETRAININGS.c.id == done.id).values(**row))
+
+    def cancel(self, record: RetrainingRecord, by: str) -> bool:
+        """Record that a retraining, claimed or not yet, was cancelled. Returns whether that is new: a finished one stays."""
+        ended = {"ended": datetime.now(UTC), "outcome": f"{CANCELLED} {by}"}
+        try:
+            with self._connect(IntegrityError) as connection:
+                connection.execute(sa.insert(RETRAININGS).values(**{**record.model_dump(), **ended}))
+            return True
+        except IntegrityError:
+            with self._connect() as connection:
+                open_ = sa.and_(RETRAININGS.c.id == record.id, RETRAININGS.c.ended.is_(None))
+                return connection.execute(sa.update(RETRAININGS).where(open_).values(**ended)).rowcount == 1
 
     def retraining(self, id: str) -> RetrainingRecord | None:
         with self._connect() as connection:

@@ -86,11 +86,19 @@ class Project(Section):
 
     name: str
     """Project name, on the report page and in the registry."""
+    id: Annotated[str, Field(pattern=r"^[a-z0-9]{0,32}$")] = ""
+    """Distinguishes the project from others of the same name on a shared server; `evergreen init` draws it. A clone or copy of
+    the project has the same id. "": the name alone."""
     seed: int = 0
     """Seed of all random draws. The same seed and data give the same models."""
     as_of: date | None = None
     """Last known day (inclusive, local time): later rows are left out. null: the newest day in the data; if no table has a time
     column, the day on which it was read."""
+
+    @property
+    def key(self) -> str:
+        """The project on a shared server: what does not change when its folder is moved or, with an id, its name changes."""
+        return self.id or self.name
 
 
 FORMS: dict[str, type[Section]] = {"events": Features, "table": Table}

@@ -190,6 +190,14 @@ class MlflowStore:
             raise
         self._client.set_terminated(run_id, "FINISHED")
 
+    def run_page(self, run_id: str) -> str:
+        """Where a person reads a run: its address on a server, or the command that shows the file's runs."""
+        if not self.uri.startswith("http"):
+            return f"`{run_id}`, shown by `mlflow ui --backend-store-uri {_without_password(self.uri)}`"
+        with self.errors():
+            experiment = self._client.get_run(run_id).info.experiment_id
+        return f"{_without_password(self.uri)}/#/experiments/{experiment}/runs/{run_id}"
+
     def log(self, run_id: str, candidate: Candidate) -> None:
         """Write tags, metrics, params and files to the run; what is there already is replaced.
 

@@ -1,7 +1,8 @@
-"""The loop against a real Prefect server: drift, report, event, automation, retraining, gate, deployment."""
+"""The loop against a real Prefect server: drift, event, automation, retraining, gate, deployment, and what its UI shows."""
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -101,6 +102,90 @@ def inject(shop: Shop) -> None:
     changed.write_parquet(path) if path.suffix == ".parquet" else changed.write_csv(path)
 
 
+def described(url: str) -> dict[str, dict[str, Any]]:
+    """Id -> what a deployment is, but for the folder that registered it."""
+    keys = ("name", "entrypoint", "tags", "parameters", "job_variables", "pull_steps", "work_queue_name", "concurrency_options")
+    found = {}
+    for each in ask(url, "/deployments/filter", {}):
+        times = [(one["schedule"]["cron"], one["schedule"]["timezone"], one["active"]) for one in each["schedules"]]
+        found[each["id"]] = {**{key: each[key] or [] for key in keys}, "times": times}
+    return found
+
+
+def acting(url: str) -> list[Any]:
+    """What the automations respond to, and how."""
+    keys = ("expect", "match", "posture", "threshold", "within")
+    return [
+        (each["name"], each["enabled"], {key: each["trigger"][key] for key in keys}, each["actions"])
+        for each in ask(url, "/automations/filter", {})
+    ]
+
+
+def with_twin_of_the_same_name(layout: Layout, tmp_path: Path, url: str) -> None:
+    """Register another project whose name is the same: refused without an id, beside the first with one."""
+    twin = Shop(projects.copy(layout, tmp_path / "twin" / "my shop").root)
+    count = len(described(url))
+    shop_folder = f"those of .*:{layout.root}"
+    shop = Shop(layout.root)
+    shop.run(EVERGREEN, "schedule", "--no-work")  # prefect deploy knows no folder
+    told = twin.run(EVERGREEN, "schedule", "--no-work", code=1).stderr
+    assert re.search(rf"project.name = small store: the server's deployments of this name are {shop_folder}", told)
+    text = (twin.root / "params.yaml").read_text()
+    (twin.root / "params.yaml").write_text(text.replace("name: small store", "name: small store, id: twin", 1))
+    twin.run(EVERGREEN, "schedule", "--no-work")
+    names = [each["name"] for each in described(url).values()]
+    assert sorted(names) == ["small store-twin.spend"] * count + ["small store.spend"] * count
+
+
+def check_run_page(url: str, run: dict[str, Any], done: dict[str, Any]) -> None:
+    """What a person sees of a retraining in Prefect's UI."""
+    assert run["name"] == f"small store spend: retraining {DAY}"
+    assert set(run["tags"]) == {"evergreen:small store", "project:small store", "problem:spend", f"day:{DAY}"}
+    ended = wait_for(lambda: (found := ask(url, f"/flow_runs/{run['id']}"))["state"]["type"] == "COMPLETED" and found, str)
+    state = ended["state"]
+    assert (state["name"], state["message"]) == ("Completed" if done["promoted"] else "Refused", f"v2: {done['outcome']}")
+    mine = {"any_": [run["id"]]}
+    logs = ask(url, "/logs/filter", {"logs": {"flow_run_id": mine}, "limit": 200})
+    assert {"spend: trial 3 of 3", "spend: train: ", "ingest: as of "} <= {
+        start
+        for start in ("spend: trial 3 of 3", "spend: train: ", "ingest: as of ")
+        for each in logs
+        if start in each["message"]
+    }
+    tasks = {each["id"]: each for each in ask(url, "/task_runs/filter", {"task_runs": {"flow_run_id": mine}})}
+    before = {
+        each["name"]: {tasks[one["id"]]["name"] for inputs in each["task_inputs"].values() for one in inputs if "id" in one}
+        for each in tasks.values()
+    }
+    assert before["evaluate spend"] == {"train spend"}
+    assert before["deploy spend"] == {"gate spend", "register spend"}
+    assert before["page"] >= {"register spend"}
+    artifacts = {each["key"]: each for each in ask(url, "/artifacts/filter", {"artifacts": {"flow_run_id": mine}})}
+    table = json.loads(artifacts["small-store-spend-verdict"]["data"])
+    assert table[0]["metric"] == "rmse, judged"
+    assert done["outcome"] in artifacts["small-store-spend-verdict"]["description"]
+    assert "index.html" in artifacts["small-store-spend-links"]["data"]
+    assert artifacts["small-store-spend-tune"]["data"] == 100
+    (decision,) = ask(url, "/artifacts/filter", {"artifacts": {"key": {"like_": "small-store-spend-decision"}}})[:1]
+    assert "| prediction | prediction | **alarm** |" in decision["data"]
+
+
+def cancel_the_next_retraining(shop: Shop, url: str, layout: Layout) -> None:
+    """A retraining is cancelled in the UI while it works; no monitoring run takes it up again."""
+    named = {"deployments": {"name": {"any_": ["small store.spend"]}}, "flows": {"name": {"any_": ["retraining"]}}}
+    (deployment,) = ask(url, "/deployments/filter", named)
+    run = ask(url, f"/deployments/{deployment['id']}/create_flow_run", {"parameters": {"reason": "by hand"}})
+    decisions = settings.decision_log(layout)
+    (claimed,) = wait_for(lambda: decisions.unfinished(["spend"]), str)
+    assert claimed.id == run["id"]
+    ask(url, f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
+    wait_for(lambda: ask(url, f"/flow_runs/{run['id']}")["state"]["type"] == "CANCELLED", str)
+    shop.run(EVERGREEN, "monitor", "spend", "--as-of", str(DAY), "--json")
+    told = json.loads(shop.run(EVERGREEN, "why", "spend", "--json").stdout)["retraining"]
+    assert (told["id"], told["outcome"]) == (run["id"], "cancelled by somebody in Prefect")
+    assert decisions.unfinished(["spend"]) == []
+
+
 def test_drift_is_reported_answered_by_an_automation_and_ends_in_a_judged_challenger(
     tmp_path: Path, trained: Layout, server: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,11 +200,18 @@ def test_drift_is_reported_answered_by_an_automation_and_ends_in_a_judged_challe
 
     marker = hostile_modules.plant(shop.root)
     shop.run(EVERGREEN, "schedule", "--no-work")
-    first = {each["id"]: each["name"] for each in ask(url, "/deployments/filter", {})}
+    first = described(url)
+    assert sorted(each["name"] for each in first.values()) == ["small store.spend", "small store.spend"]
+    assert [each["name"] for each in ask(url, "/automations/filter", {})] == ["evergreen: retrain small store.spend"]
+    automations = acting(url)
+    shop.run(EVERGREEN, "schedule", "--write")
+    (tmp_path / "empty").mkdir()
+    deploy = (str(BIN / "prefect"), "--no-prompt", "deploy", "--all", "--prefect-file", str(shop.root / "prefect.yaml"))
+    Shop(tmp_path / "empty").run(*deploy)
+    assert (described(url), acting(url)) == (first, automations)
+    with_twin_of_the_same_name(layout, tmp_path, url)
     shop.run(EVERGREEN, "schedule", "--no-work")
-    assert {each["id"]: each["name"] for each in ask(url, "/deployments/filter", {})} == first
-    assert sorted(first.values()) == ["small store.spend", "small store.spend"]
-    assert len(ask(url, "/automations/filter", {})) == 1
+    assert {id: each for id, each in described(url).items() if id in first} == first
 
     with (tmp_path / "worker.log").open("w") as log:
         worker = subprocess.Popen([EVERGREEN, "schedule"], cwd=shop.root, env=ENVIRONMENT, stdout=log, stderr=log)
@@ -145,8 +237,9 @@ def test_drift_is_reported_answered_by_an_automation_and_ends_in_a_judged_challe
         events = ask(url, "/events/filter", {"filter": {"event": {"prefix": ["evergreen."]}}})["events"]
         assert {each["event"] for each in events} == {"evergreen.decision", "evergreen.drift"}
         runs = ask(url, "/flow_runs/filter", {"flows": {"name": {"any_": ["retraining"]}}})
-        automated = [each for each in runs if each["created_by"] and each["created_by"]["type"] == "AUTOMATION"]
-        assert automated
+        (automated,) = [each for each in runs if each["created_by"] and each["created_by"]["type"] == "AUTOMATION"]
+        check_run_page(url, automated, done)
+        cancel_the_next_retraining(shop, url, layout)
         assert len(json.loads(shop.run("evergreen", "history", "spend", "--json").stdout)["decisions"]) == 2
         assert hostile_modules.imported(marker) == []
     finally:

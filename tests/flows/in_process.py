@@ -24,7 +24,7 @@ class Plain:
     def with_options(self, task_run_name: str) -> "Plain":
         return self
 
-    def __call__(self, *given: Any) -> Any:
+    def __call__(self, *given: Any, wait_for: object = None) -> Any:
         self.watch("before", self.name)
         found = self.work(*given)
         self.watch.ran.append(self.name)

@@ -1,6 +1,7 @@
 """A retraining on the small store: killed at each step, request for twice, refused, and what it learns from."""
 
 import json
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from evergreen.flows import retraining, settings, steps
 from evergreen.flows.operations.status import Outcome
+from evergreen.flows.prefect_runtime import cancellation
 from evergreen.flows.retraining import RetrainRequest
 from evergreen.monitoring.ledger.decisions import RetrainingRecord, end_of_day
 from evergreen.tasks.config.loading import load
@@ -19,6 +21,7 @@ from evergreen.tasks.core.paths import Layout, locking, read_json, write_json
 from evergreen.tasks.data.snapshot import facts_file
 from evergreen.tasks.release.promotion_gate import Verdict
 from tests import projects
+from tests.e2e.shop import Shop
 from tests.flows import in_process
 from tests.flows.in_process import Plain, Watch, train
 from tests.kills import KilledError
@@ -199,3 +202,50 @@ def _record() -> RetrainingRecord:
         id="one", problem="spend", at=end_of_day(DAY), as_of=DAY, trigger="drift", reason="r", by="b",
         started=datetime.now(UTC) - timedelta(seconds=1),
     )  # fmt: skip
+
+
+def test_a_retraining_that_is_cancelled_while_it_works_stops_and_stays_cancelled(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cancellation, "POLL_SECONDS", 0.02)
+    decisions, stopped = settings.decision_log(layout), threading.Event()
+    monkeypatch.setattr(steps, "end_all", stopped.set)
+
+    def work(*_: Any) -> Outcome:
+        (claimed,) = decisions.unfinished(["spend"])
+        decisions.cancel(claimed, "ann")
+        assert stopped.wait(60)
+        return Outcome("spend", error="spend: tune: stopped")
+
+    done = retraining.run(layout, request(), work)
+    assert (done.outcome, done.promoted, done.version) == ("cancelled by ann", None, None)
+    assert retraining.complete(layout, ["spend"], work) == []
+    assert retraining.run(layout, request(), work) == done
+
+
+def test_a_retraining_that_is_done_before_its_cancellation_arrives_keeps_its_result(layout: Layout) -> None:
+    decisions = settings.decision_log(layout)
+
+    def work(*_: Any) -> Outcome:
+        decisions.cancel(decisions.unfinished(["spend"])[0], "ann")
+        return Outcome("spend")
+
+    done = retraining.run(layout, request(), work)
+    assert done.outcome == "no challenger: nothing is new since v1 was trained"
+    assert decisions.retrainings("spend") == [done]
+
+
+def test_cancel_ends_a_killed_retraining_and_refuses_where_there_is_none(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decisions = settings.decision_log(layout)
+    decisions.claim(retraining._to_claim(layout, decisions, request()))
+    shop = Shop(layout.root)
+    told = shop.run("evergreen", "retrain", "spend", "--cancel").stderr
+    assert "spend: cancelled: the retraining of" in told
+    assert json.loads(shop.run("evergreen", "why", "spend", "--json").stdout)["retraining"]["outcome"].startswith(
+        "cancelled by "
+    )
+    told = shop.run("evergreen", "retrain", "spend", "--cancel", code=1).stderr
+    assert "spend: nothing to cancel: no retraining runs, waits or was left unfinished" in told
+    assert "--reason: missing; say why, for the history" in shop.run("evergreen", "retrain", "spend", code=1).stderr

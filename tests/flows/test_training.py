@@ -168,7 +168,7 @@ class Step:
     def with_options(self, task_run_name: str) -> "Step":
         return Step(task_run_name, self.answer, self.ran)
 
-    def __call__(self, *given: Any) -> Any:
+    def __call__(self, *given: Any, wait_for: object = None) -> Any:
         self.ran.append(self.name)
         return self.answer(*given) if callable(self.answer) else self.answer
 
@@ -178,7 +178,7 @@ def branches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
     def build(fresh: set[str], standing: tuple = (None, False), train: Any = None, **options: bool):
         ran: list[str] = []
         for name in ("gate", "register", "deploy"):
-            monkeypatch.setattr(steps, name, Step(name, {"gate": {}, "register": 3}.get(name), ran))
+            monkeypatch.setattr(steps, name, Step(name, {"gate": {}, "register": {"version": 3}}.get(name), ran))
         monkeypatch.setattr(steps, "SHARED", {name: Step(name, None, ran) for name in steps.SHARED})
         monkeypatch.setattr(steps, "OWN", {name: Step(name, train if name == "train" else None, ran) for name in steps.OWN})
         monkeypatch.setattr(status, "standing", lambda layout, problem: standing)

@@ -125,3 +125,17 @@ def _together(work: Callable[[], None], count: int) -> None:
         each.start()
     for each in threads:
         each.join()
+
+
+def test_a_cancelled_retraining_is_finished_claimed_or_not_and_a_finished_one_stays(address: str) -> None:
+    log = DecisionLog(address)
+    log.claim(record("claimed"))
+    assert (log.cancel(record("claimed"), "ann"), log.cancel(record("never begun"), "ann")) == (True, True)
+    assert log.unfinished(["redeem"]) == []
+    state, found = log.claim(record("never begun"))
+    assert (state, found.cancelled, found.outcome) == ("done", True, "cancelled by ann")
+    assert found.ended is not None
+    log.claim(record("done"))
+    log.finish(record("done").model_copy(update={"ended": datetime.now(UTC), "outcome": "promoted: better"}))
+    assert log.cancel(record("done"), "ann") is False
+    assert [each.outcome for each in log.retrainings("redeem") if each.id == "done"] == ["promoted: better"]
