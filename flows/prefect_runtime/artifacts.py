@@ -141,7 +141,7 @@ class Progress:
 
     def __init__(self, layout: Layout, step: str, problem: str | None) -> None:
         self.layout, self.step, self.problem = layout, step, problem
-        self._id: UUID | None = None
+        self.artifact: UUID | None = None
         self._next = 0.0
 
     def follow(self, line: str) -> None:
@@ -152,18 +152,18 @@ class Progress:
 
     def finish(self) -> None:
         """Set the artifact to 100 %, if the step made one."""
-        if self._id:
+        if self.artifact:
             _show(self, 100.0)
 
 
 @_for_people
 def _show(progress: Progress, percent: float) -> None:
-    if progress._id is None:
+    if progress.artifact is None:
         where = progress.problem or "all"
         made = artifacts.create_progress_artifact(
             percent, key=key(load(progress.layout.params), where, progress.step), description=f"{progress.step} of {where}"
         )
-        progress._id = made if isinstance(made, UUID) else None
+        progress.artifact = made if isinstance(made, UUID) else None
     else:
         with suppress(ValueError):  # the artifact was deleted in the UI
-            artifacts.update_progress_artifact(progress._id, percent)
+            artifacts.update_progress_artifact(progress.artifact, percent)

@@ -6,7 +6,7 @@ next monitoring run or retraining, which asks the server.
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
@@ -47,8 +47,8 @@ LIMIT = 100
 
 def to_record(run: FlowRun) -> RetrainingRecord:
     """The retraining that a run of the flow `retraining` stands for. A run that no decision asked for has its own id."""
-    given = run.parameters
-    decision = given.get("decision") or {}
+    given: dict[str, Any] = run.parameters
+    decision: dict[str, Any] = given.get("decision") or {}
     trigger = decision.get("trigger") or given.get("trigger") or "schedule"
     started = run.start_time or run.created or datetime.now(UTC)
     as_of = decision.get("as_of")
@@ -109,7 +109,7 @@ def note(flow: Any, flow_run: FlowRun, state: Any) -> None:
 
 
 @contextmanager
-def watching(layout: Layout, id: str, stop: Callable[[], None]) -> Iterator[None]:
+def watching(layout: Layout, id: str, stop: Callable[[], None]) -> Generator[None, None, None]:
     """During the block, call `stop` once if the retraining `id` is cancelled, in the decision log or as a run of Prefect."""
     context, done = FlowRunContext.get(), threading.Event()
     run = context.flow_run.id if context and context.flow_run else None

@@ -60,5 +60,5 @@ def name() -> str:
 
 
 def _day(given: dict[str, Any]) -> str:
-    decision = given.get("decision") or {}
+    decision: dict[str, Any] = given.get("decision") or {}
     return str(given.get("as_of") or decision.get("as_of") or decision.get("at", "")[:10] or date.today())

@@ -265,10 +265,10 @@ def test_the_prometheus_text_names_the_problem_and_the_alarm(mill: Callable[...,
     serve(layout, 400, shift=1.0)
     world.monitor(layout)
     text = (layout.var / "metrics.prom").read_text()
-    assert 'evergreen_drift_alarm{problem="late"} 1\n' in text
+    assert 'evergreen_drift_alarm{problem="late"} 1.0\n' in text
     (end,) = [line for line in text.splitlines() if line.startswith('evergreen_window_end_timestamp_seconds{problem="late"}')]
     assert float(end.split()[1]) == end_of_day(DAY).timestamp()
-    assert 'evergreen_score{problem="late",metric="roc_auc",of="expected"} 0.8\n' in text
+    assert 'evergreen_score{metric="roc_auc",of="expected",problem="late"} 0.8\n' in text
     helped = [line.split()[2] for line in text.splitlines() if line.startswith("# HELP")]
     assert sorted(helped) == sorted(set(helped))
 

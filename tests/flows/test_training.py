@@ -178,10 +178,14 @@ def branches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
     def build(fresh: set[str], standing: tuple = (None, False), train: Any = None, **options: bool):
         ran: list[str] = []
         for name in ("gate", "register", "deploy"):
-            monkeypatch.setattr(steps, name, Step(name, {"gate": {}, "register": {"version": 3}}.get(name), ran))
+            monkeypatch.setattr(
+                steps, name, Step(name, {"gate": {"reason": "better"}, "register": {"version": 3}}.get(name), ran)
+            )
         monkeypatch.setattr(steps, "SHARED", {name: Step(name, None, ran) for name in steps.SHARED})
         monkeypatch.setattr(steps, "OWN", {name: Step(name, train if name == "train" else None, ran) for name in steps.OWN})
         monkeypatch.setattr(status, "standing", lambda layout, problem: standing)
+        monkeypatch.setattr(training, "load", lambda path: None)
+        monkeypatch.setattr(training.pipeline_file, "name_sources", lambda *_: None)
         monkeypatch.setattr(training, "Stages", lambda layout: Recorder(fresh))
         return training.Branches(Layout(tmp_path), **{"refresh": False, "deploy": True, **options}, by="ada"), ran
 
