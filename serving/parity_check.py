@@ -4,6 +4,7 @@ import logging
 import math
 import random
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,11 +22,18 @@ MAX_ROWS = 64
 """Most rows of one version per comparison."""
 
 
+def _has_pipelines() -> bool:
+    """Whether scikit-learn is installed."""
+    with suppress(ImportError):
+        return find_spec("sklearn") is not None
+    return False
+
+
 class ParityCheck:
     """`share`: probability that a prediction of a compiled model is sampled. None is where scikit-learn is not installed."""
 
     def __init__(self, share: float, metrics: Metrics, background: BackgroundWork) -> None:
-        self._share, self._metrics, self._background = share if find_spec("sklearn") else 0.0, metrics, background
+        self._share, self._metrics, self._background = share if _has_pipelines() else 0.0, metrics, background
         self._sampled: list[tuple[RowModel, ParsedRow, Mapping[str, Any]]] = []
 
     def maybe_sample(self, model: RowModel, row: ParsedRow, output: Mapping[str, Any]) -> None:

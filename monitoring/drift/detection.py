@@ -151,9 +151,9 @@ def _weights(reference: Reference, predicted: "Predictions", there: pl.Series | 
     features, chance = pl.DataFrame(), 1.0
     if "features" in reference.parts:
         part, roles = reference.parts["features"], reference.facts.roles
-        alike = [each for each in part.forms if roles.get(each) != "date" and each in predicted.features.columns]
-        chance = part.chance_of_copy(alike)
-        features = predicted.features.select(alike)
+        comparable = [each for each in part.forms if roles.get(each) != "date" and each in predicted.features.columns]
+        chance = part.chance_of_copy(comparable)
+        features = predicted.features.select(comparable)
         features = features if there is None else features.filter(there)
     return repeats.weights(repeats.clusters(features, entity, chance, rows.height))
 

@@ -206,7 +206,10 @@ def set_up(layout: Layout) -> list[str]:
 
 
 def _lost_source(change: Any) -> bool:
-    return isinstance(change, dict) and set(change.get("changed deps", {}).values()) == {"deleted"} and len(change) == 1
+    if not isinstance(change, dict) or len(change) != 1:
+        return False
+    found = list(change.get("changed deps", {}).values())
+    return bool(found) and all(each == "deleted" for each in found)
 
 
 def _name(address: str) -> str:
