@@ -65,7 +65,7 @@ def registry(layout: Layout) -> "Registry":
     from evergreen.tasks.release.model_registry import Registry
 
     found = read(layout)
-    project = load(layout.params).project.name if is_server(found.mlflow_uri) else ""
+    project = load(layout.params).project.shared_name if is_server(found.mlflow_uri) else ""
     return Registry(found.mlflow_uri, found.artifacts, layout.root, project)
 
 

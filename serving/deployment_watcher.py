@@ -72,6 +72,7 @@ class DeploymentWatcher(Generic[M]):
         self._counts = RolloutCounts(rollouts, self.server)
         self._handled: dict[str, int] = {}
         self._to_preload: dict[str, int] = {}
+        self._unjudged: dict[str, str] = {}
         self._due: dict[str, float] = {}
         self._database_down = False
         self._updating = threading.Lock()
@@ -222,7 +223,13 @@ class DeploymentWatcher(Generic[M]):
         for problem in list(self.active_rollouts):
             ledger = self._ledger if self._is_due(f"quality {problem}", QUALITY_SECONDS) else None
             began = time.monotonic()
-            advance(self._params, self._registry, self._rollouts, problem, ledger)
+            try:
+                advance(self._params, self._registry, self._rollouts, problem, ledger)
+                self._unjudged.pop(problem, None)
+            except EvergreenError as error:  # of one problem: the others go on
+                if self._unjudged.get(problem) != str(error):
+                    log.warning("%s: the rollout cannot be judged now: %s", problem, error)
+                self._unjudged[problem] = str(error)
             if ledger:
                 spent = time.monotonic() - began
                 self._due[f"quality {problem}"] = time.monotonic() + max(QUALITY_SECONDS, QUALITY_COST * spent)

@@ -100,6 +100,11 @@ class Project(Section):
         """The project on a shared server: what does not change when its folder is moved or, with an id, its name changes."""
         return self.id or self.name
 
+    @property
+    def shared_name(self) -> str:
+        """The name with the id, for people on a shared server."""
+        return f"{self.name}-{self.id}" if self.id else self.name
+
 
 FORMS: dict[str, type[Section]] = {"events": Features, "table": Table}
 """Tag -> form of the features of a tabular problem."""

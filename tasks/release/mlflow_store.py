@@ -71,7 +71,7 @@ class MlflowStore:
 
     `artifacts`: a folder or an address such as s3://BUCKET/PATH for the files of new problems; "" lets a server choose.
     `root`: the project; an SQLite store in it records its files relative to it. `project`: its name, in a store that projects
-    share: a problem is registered as PROJECT.PROBLEM there.
+    share, with its id: a problem is registered as PROJECT.PROBLEM there.
     """
 
     def __init__(self, uri: str, artifacts: str, root: Path, project: str = "") -> None:

@@ -336,6 +336,28 @@ def test_an_unavailable_database_leaves_the_serving_sets_as_they_are(
     assert versions(watcher) == (1, 2)
 
 
+def test_a_rollout_that_cannot_be_judged_is_told_once_and_stops_no_other(
+    rollouts: Rollouts, names: Names, models: Models, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    enter(rollouts, names, 2)
+    watcher = updated(rollouts, names, models)
+    watcher.active_rollouts["spend"] = watcher.active_rollouts["redeem"]
+    judged = list[str]()
+
+    def advance(params: object, registry: object, rollouts: object, problem: str, ledger: object) -> None:
+        judged.append(problem)
+        if problem == "redeem":
+            raise ProjectError("no labels can be read")
+
+    monkeypatch.setattr(deployment_watcher, "advance", advance)
+    for _ in range(3):
+        watcher._judge()
+    assert judged == ["redeem", "spend"] * 3
+    assert [each.message for each in caplog.records if "judged" in each.message] == [
+        "redeem: the rollout cannot be judged now: no labels can be read"
+    ]
+
+
 def test_an_alias_that_another_tool_moved_changes_nothing_and_goes_back(
     rollouts: Rollouts, names: Names, models: Models, monkeypatch: pytest.MonkeyPatch
 ):

@@ -13,7 +13,6 @@ import httpx
 import hypothesis
 import pytest
 import schemathesis
-from mlflow.utils.file_utils import local_file_uri_to_path
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -374,9 +373,10 @@ def test_a_version_with_a_changed_file_is_never_loaded(live):
     registry, known = settings.registry(live.layout), loading.load(live.layout.params)
     load = lambda: model_loading.load(known, live.layout, registry, settings.events(live.layout), "dear", version)  # noqa: E731
     load().self_check()
-    source = local_file_uri_to_path(registry._store._client.get_model_version_download_uri("dear", str(version)))
+    source = registry._store.folder("dear", version)
+    assert source
     for file in ("compiled/model.onnx", "model.skops"):
-        place = Path(source) / file
+        place = source / file
         content = place.read_bytes()
         place.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         with pytest.raises(ModelError, match="is not the file that was registered"):
