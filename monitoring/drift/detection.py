@@ -44,6 +44,8 @@ CERTAIN = 1e-12
 """p of a change that only drift explains, such as a missing column."""
 OF_DRIFT, OF_SLOPES, OF_FAULTS = 0.5, 0.2, 0.3
 """Each family's share of the false alarms that are allowed."""
+OF_THE_RANGE = ("moved", "range")
+"""Faults that are about where the values lie."""
 EPOCH = date(1970, 1, 1).toordinal() / 7
 """1 January 1970, in weeks."""
 RANKS_PER_SD = 0.282
@@ -107,7 +109,7 @@ def examine(
     moving: dict[PartName, dict[str, str]] = {
         each.name: trends.find_trends(each.known) if each.name == "features" else {} for each in parts
     }
-    faults = list(_faults(reference, parts, policy))
+    faults = list(_faults(reference, parts, moving, policy))
     changes += faults
     changes += [_trend(name, why) for each in parts for name, why in moving[each.name].items() if name in each.columns]
     if time is not None:
@@ -279,12 +281,15 @@ def _trend(name: str, why: str) -> Change:
     )
 
 
-def _faults(reference: Reference, parts: Sequence[WindowPart], policy: Monitor) -> Iterator[Change]:
-    """Data faults that are beyond chance."""
+def _faults(
+    reference: Reference, parts: Sequence[WindowPart], moving: dict[PartName, dict[str, str]], policy: Monitor
+) -> Iterator[Change]:
+    """Data faults that are beyond chance. A column that moves by nature leaves the values of training without a fault."""
     found: list[Fault] = []
     for each in parts:
         for name, now in each.columns.items():
-            found += data_faults.find(each.known, name, each.frame[name], each.weight, now)
+            faults = data_faults.find(each.known, name, each.frame[name], each.weight, now)
+            found += [fault for fault in faults if name not in moving[each.name] or fault.aspect not in OF_THE_RANGE]
     sure, _ = null_distribution.discoveries([each.p for each in found], OF_FAULTS * policy.false_alarm_rate)
     for fault, significant in zip(found, sure, strict=True):
         if not significant:

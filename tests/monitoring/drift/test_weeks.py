@@ -72,11 +72,12 @@ def window(values: np.ndarray, week: int) -> Predictions:
     return Predictions(pl.DataFrame(about), pl.DataFrame({"x": values}))
 
 
-def test_a_trend_is_told_and_not_compared():
+@pytest.mark.parametrize("later", [1, 50])
+def test_a_trend_is_told_and_not_compared_however_far_it_has_gone(later: int):
     draw = np.random.default_rng(2)
     rising = dated(np.concatenate([draw.normal(0.3 * week, 1, 200) for week in range(8)]), 8, 200)
     reference = of("p", 1, "regression", {"features": rising.rows})
-    drift = detection.compare(reference, window(draw.normal(0.3 * 9, 1, 400), 9), POLICY, 0)
+    drift = detection.compare(reference, window(draw.normal(0.3 * (8 + later), 1, 400), 8 + later), POLICY, 0)
     assert not drift.alarm
     assert [(each.column, each.aspect) for each in drift.changes if each.aspect == "trend"] == [("x", "trend")]
 
