@@ -73,7 +73,7 @@ def publish_verdict(layout: Layout, problem: str, version: int, verdict: dict[st
     )
     run = settings.registry(layout).run_page(problem, version)
     lines = [
-        f"- Report page: [{layout.page}]({layout.page.as_uri()})",
+        f"- Report page: `{layout.page.relative_to(layout.root)}` in the project's folder",
         f"- MLflow run: {f'[v{version}]({run})' if run.startswith('http') else run}",
     ]
     artifacts.create_markdown_artifact(

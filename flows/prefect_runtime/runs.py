@@ -1,11 +1,13 @@
 """What a run of a flow shows on a Prefect server: its name, tags and log."""
 
 import logging
+import sys
 from datetime import date
 from typing import Any
 
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
+from prefect.exceptions import MissingContextError
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 
@@ -36,8 +38,16 @@ def _send_log() -> None:
     logger = logging.getLogger(LOGGER)
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
-    if not any(isinstance(each, APILogHandler) for each in logger.handlers):
-        logger.addHandler(APILogHandler())
+    if not any(isinstance(each, RunLog) for each in logger.handlers):
+        logger.addHandler(RunLog())
+
+
+class RunLog(APILogHandler):
+    """Lines that are logged outside a run go nowhere, without a word."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # of logging.Handler
+        if not isinstance(sys.exc_info()[1], MissingContextError):
+            super().handleError(record)
 
 
 def first_attempt() -> str | None:

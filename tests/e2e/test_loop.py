@@ -98,7 +98,7 @@ def inject(shop: Shop) -> None:
     rows = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path)
     times = rows["transaction_timestamp"].cast(pl.String).str.slice(0, 10)
     value = pl.col("sales_value")
-    changed = rows.with_columns(pl.when(pl.Series(times > str(BEFORE))).then(value * 8).otherwise(value).alias("sales_value"))
+    changed = rows.with_columns(pl.when(pl.Series(times > str(BEFORE))).then(value * 40).otherwise(value).alias("sales_value"))
     changed.write_parquet(path) if path.suffix == ".parquet" else changed.write_csv(path)
 
 

@@ -205,7 +205,7 @@ def test_a_row_that_fails_spoils_no_other_row_of_its_batch(aside):
 
 def test_a_worker_reports_the_counts_of_all_workers_and_of_dead_ones(tmp_path):
     (tmp_path / "999999.json").write_text(
-        '{"requests": [["predict", "dear", 200, 5]], "seconds": [["predict", "dear", [5' + ", 0" * 13 + ", 0.1]]]}"
+        '{"requests": [["predict", "dear", 200, 5]], "seconds": [["predict", "dear", [5' + ", 0" * 14 + ", 0.1]]]}"
     )
     metrics = Metrics(tmp_path)
     metrics.count_request("predict", "dear", 200, 0.003)

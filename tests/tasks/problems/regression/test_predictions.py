@@ -35,7 +35,7 @@ def test_a_label_is_a_number(given, value):
 
 @pytest.mark.parametrize("given", ["much", float("inf"), [1]])
 def test_what_is_no_number_is_no_label(given):
-    with pytest.raises(ValueError, match=r"^value = .*: is no number$"):
+    with pytest.raises(ValueError, match=r"^value = .*: is no finite number$"):
         PREDICTIONS.parse_label(given)
 
 
