@@ -14,7 +14,7 @@ from pathlib import Path
 import polars as pl
 from prefect import flow
 
-from evergreen.flows import monitoring, retraining, settings, training
+from evergreen.flows import current_project, monitoring, retraining, settings, training
 from evergreen.flows.operations import backtest_data, params_edit, simulation_state
 from evergreen.flows.prefect_runtime import runs, stale_runs
 from evergreen.flows.prefect_runtime.server import Server
@@ -36,14 +36,15 @@ def run(layout: Layout, problems: Sequence[str], server: Server, by: str) -> Non
     server.wait()
     stale_runs.mark_crashed(layout)
     try:
-        simulation(str(layout.root), list(problems), by)
+        with current_project.calling(layout) as root:
+            simulation(root, list(problems), by)
     finally:
         stale_runs.deliver()
 
 
 @flow(name="simulation", flow_run_name=runs.name)
 def simulation(root: str, problems: list[str], by: str) -> None:
-    layout = Layout(Path(root))
+    layout = current_project.of(root)
     runs.begin(load(layout.params), problems)
     original = back_up_params(layout)
     end = load(original).project.as_of

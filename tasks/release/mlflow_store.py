@@ -80,7 +80,7 @@ class MlflowStore:
         file = Path(uri.removeprefix("sqlite:///"))
         if uri.startswith("sqlite:///") and not file.exists():
             log.info("mlflow: creating its database %s, once; this takes a few seconds", file.name)
-        self.uri = uri
+        self.uri, self._root = uri, root.absolute()
         self._artifacts = artifacts if "://" in artifacts or not artifacts else Path(artifacts).absolute().as_uri()
         self._prefix = f"{project}." if project else ""
         self._locations = Locations.of(uri, artifacts, root)
@@ -193,10 +193,16 @@ class MlflowStore:
     def run_page(self, run_id: str) -> str:
         """Where a person reads a run: its address on a server, or the command that shows the file's runs."""
         if not self.uri.startswith("http"):
-            return f"`{run_id}`, shown by `mlflow ui --backend-store-uri {_without_password(self.uri)}`"
+            return f"`{run_id}`, shown by `mlflow ui --backend-store-uri {self._uri_for_people()}`"
         with self.errors():
             experiment = self._client.get_run(run_id).info.experiment_id
         return f"{_without_password(self.uri)}/#/experiments/{experiment}/runs/{run_id}"
+
+    def _uri_for_people(self) -> str:
+        """The address; of a file in the project relative to it."""
+        file = Path(self.uri.removeprefix("sqlite:///"))
+        inside = self.uri.startswith("sqlite:///") and file.is_relative_to(self._root)
+        return f"sqlite:///{file.relative_to(self._root)}" if inside else _without_password(self.uri)
 
     def log(self, run_id: str, candidate: Candidate) -> None:
         """Write tags, metrics, params and files to the run; what is there already is replaced.

@@ -167,7 +167,7 @@ def check_run_page(url: str, run: dict[str, Any], done: dict[str, Any]) -> None:
     assert "index.html" in artifacts["small-store-spend-links"]["data"]
     assert artifacts["small-store-spend-tune"]["data"] == 100
     (decision,) = ask(url, "/artifacts/filter", {"artifacts": {"key": {"like_": "small-store-spend-decision"}}})[:1]
-    assert "| prediction | prediction | **alarm** |" in decision["data"]
+    assert "| prediction | moved | **alarm** |" in decision["data"]
 
 
 def cancel_the_next_retraining(shop: Shop, url: str, layout: Layout) -> None:
