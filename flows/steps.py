@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from prefect import Task
 from prefect.cache_policies import NO_CACHE
@@ -27,6 +27,9 @@ from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import EvergreenError, StepError, UnavailableError
 from evergreen.tasks.core.paths import Layout
+
+if TYPE_CHECKING:
+    from evergreen.tasks.release.model_registry import Registry
 
 log = logging.getLogger(__name__)
 
@@ -186,8 +189,21 @@ def enter(root: str, problem: str, verdict: dict[str, Any]) -> dict[str, int]:
             params, problem, layout, Verdict.model_validate(verdict), {**origin, "digest": status.digest(origin, problem)}
         )
         log.info("version %d", found.version, extra={"event": "line"})
+        _log_figures(registry, problem, layout, found.version)
         refer(params, problem, layout, found.version)
         return {"version": found.version}
+
+
+def _log_figures(registry: "Registry", problem: str, layout: Layout, version: int) -> None:
+    """Show the charts of the report page in the run of the version, too; where that fails the version stands."""
+    from evergreen.monitoring.report import charts
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            charts.save(layout.report(problem) / "plots", Path(folder))
+            registry.log_figures(problem, version, Path(folder))
+    except Exception as error:  # noqa: BLE001  # they are on the page
+        log.warning("%s: no figures in the run of v%d: %s", problem, version, " ".join(str(error).split()))
 
 
 def refer(params: Params, problem: str, layout: Layout, version: int) -> None:

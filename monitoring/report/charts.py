@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from typing import Any, TypeVar
 
 import polars as pl
@@ -66,6 +67,16 @@ def _draw(name: str, table: pl.DataFrame) -> Chart:
         return _generic(name, table)
     shown = _thinned(table.select(sorted(vega.columns(spec))), plot.rows)
     return Chart(name, plot.title, plot.caption, vega.render(plot.title, spec, shown, plot.height))
+
+
+def save(plots: Path, folder: Path) -> None:
+    """Draw the tables of `plots` into `folder`, an SVG file each; those without a plot of their own are left out."""
+    for path in sorted(plots.glob("*.csv")):
+        table = pl.read_csv(path, infer_schema_length=None)
+        plot = PLOTS.get(path.stem)
+        if plot and (spec := plot.of(table)) is not None:
+            shown = _thinned(table.select(sorted(vega.columns(spec))), plot.rows)
+            vega.save(folder / f"{path.stem}.svg", spec, shown, plot.height)
 
 
 def order(name: str) -> int:

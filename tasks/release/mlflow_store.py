@@ -222,6 +222,10 @@ class MlflowStore:
             candidate.write_files(Path(folder))
             self._upload(folder, str(self._client.get_run(run_id).info.artifact_uri))
 
+    def log_figures(self, run_id: str, folder: Path) -> None:
+        """Copy the files in `folder` to the folder figures of the run's files."""
+        self._upload(str(folder), f"{self._client.get_run(run_id).info.artifact_uri}/figures")
+
     def log_datasets(self, run_id: str, candidate: Candidate) -> None:
         """Name the tables and features that the model learned from, with the digests that DVC has."""
         used = [InputTag("mlflow.data.context", "training")]

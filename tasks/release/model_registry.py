@@ -87,6 +87,12 @@ class Registry:
                 self._store.set_alias(problem, "challenger", made.version)
             return self.require(problem, made.version)
 
+    def log_figures(self, problem: str, version: int, folder: Path) -> None:
+        """Copy the pictures in `folder` to the run of a version. Raises ModelError for an unknown version."""
+        run_id = self.require(problem, version).run_id
+        with self._store.errors():
+            self._store.log_figures(run_id, folder)
+
     def version(self, problem: str, which: int | str) -> Version | None:
         """The version of that number or alias, or None."""
         with self._store.errors():

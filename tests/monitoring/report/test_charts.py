@@ -21,6 +21,20 @@ from tests.monitoring.report.tree import Tree
 DVC_PLOTS = ROOT / ".dvc" / "plots"
 TABLES = {name: table for kind in SECTIONS for name, table in plot_tables(kind).items()}
 CURVE = lines(number("x"), number("y"))
+CURVE_TABLE = pl.DataFrame({"x": [1, 2], "y": [1, 2]})
+
+
+def test_the_tables_of_a_step_are_drawn_into_files_and_unknown_ones_left_out(tmp_path: Path):
+    plots, folder = tmp_path / "plots", tmp_path / "figures"
+    plots.mkdir()
+    folder.mkdir()
+    known = plot_tables("classification")
+    for name, table in known.items():
+        table.write_csv(plots / f"{name}.csv")
+    CURVE_TABLE.write_csv(plots / "unheard_of.csv")
+    charts.save(plots, folder)
+    assert {path.stem for path in folder.iterdir()} == {name for name in known if name in PLOTS}
+    assert all(path.read_text().startswith("<svg") for path in folder.iterdir())
 
 
 def drawn(*names: str) -> str:

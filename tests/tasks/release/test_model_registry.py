@@ -478,3 +478,12 @@ def test_params_are_those_that_were_set_and_that_a_model_depends_on(shared: Shar
     assert not [name for name in params if name.startswith(("gate.", "rollout.", "schedule.", "retrain.", "monitor."))]
     assert params["tune.n_trials"] == str(KNOWN.section("redeem").tune.n_trials)
     assert "tune.workers" not in params, "a default that nobody set"
+
+
+def test_figures_lie_in_the_run_of_their_version(shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(shared[1].root)
+    (tmp_path / "roc.svg").write_text("<svg/>")
+    shared[0].log_figures(shared[2].problem, shared[2].version, tmp_path)
+    assert [each.path for each in client_of(shared).list_artifacts(shared[2].run_id, "figures")] == ["figures/roc.svg"]
+    with pytest.raises(ModelError, match="no such version is registered"):
+        shared[0].log_figures(shared[2].problem, 99, tmp_path)
