@@ -138,7 +138,7 @@ def _most_frequent(bins: Numbers, place: int, values: np.ndarray, weight: np.nda
 def _filled(part: Part, name: str, label: str, marked: float, rows: float, same: float, codes: Codes) -> Fault:
     """One value in `marked` of `rows`, and in `same` rows of the reference, whose values are `codes`.
 
-    A column with one value a week fills each window by nature, so that the largest share in a week of training counts too.
+    A column may have one value in a week by nature, so that the largest share in any week of training counts too.
     """
     total = part.profile[name].present
     largest = max(same, _largest_of_week(part, codes) * total)
@@ -149,13 +149,13 @@ def _filled(part: Part, name: str, label: str, marked: float, rows: float, same:
 
 
 def _largest_of_week(part: Part, codes: Codes) -> float:
-    """Share of the most frequent value of a week, in the mean of the weeks; 0 where one week is known or all values differ."""
+    """The largest share that one value has in a week; 0 where one week is known or all values differ."""
     if len(part.times) < 2 or not len(codes.bin):
         return 0.0
     width = int(codes.bin.max()) + 1
     counts = np.bincount(part.week[codes.place] * width + codes.bin, minlength=len(part.times) * width)
     weekly = counts.reshape(len(part.times), width)
-    return float(((weekly.max(axis=1) - 1) / np.maximum(weekly.sum(axis=1) - 1, 1)).clip(0).mean())
+    return float(((weekly.max(axis=1) - 1) / np.maximum(weekly.sum(axis=1) - 1, 1)).clip(0).max())
 
 
 def _moved(name: str, was: Histogram, now: Histogram) -> Fault:

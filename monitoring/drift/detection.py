@@ -44,7 +44,9 @@ CERTAIN = 1e-12
 """p of a change that only drift explains, such as a missing column."""
 OF_DRIFT, OF_SLOPES, OF_FAULTS = 0.5, 0.2, 0.3
 """Each family's share of the false alarms that are allowed."""
-OF_THE_RANGE = ("moved", "range")
+OF_UNITS = ("range",)
+"""Faults of units: only what is measured has one; predictions and labels follow."""
+OF_THE_RANGE = ("moved", *OF_UNITS)
 """Faults that are about where the values lie."""
 EPOCH = date(1970, 1, 1).toordinal() / 7
 """1 January 1970, in weeks."""
@@ -284,12 +286,16 @@ def _trend(name: str, why: str) -> Change:
 def _faults(
     reference: Reference, parts: Sequence[WindowPart], moving: dict[PartName, dict[str, str]], policy: Monitor
 ) -> Iterator[Change]:
-    """Data faults that are beyond chance. A column that moves by nature leaves the values of training without a fault."""
+    """Data faults that are beyond chance.
+
+    A column that moves by nature leaves the values of training without a fault.
+    """
     found: list[Fault] = []
     for each in parts:
         for name, now in each.columns.items():
             faults = data_faults.find(each.known, name, each.frame[name], each.weight, now)
-            found += [fault for fault in faults if name not in moving[each.name] or fault.aspect not in OF_THE_RANGE]
+            meaningless = OF_THE_RANGE if name in moving[each.name] else () if each.name == "features" else OF_UNITS
+            found += [fault for fault in faults if fault.aspect not in meaningless]
     sure, _ = null_distribution.discoveries([each.p for each in found], OF_FAULTS * policy.false_alarm_rate)
     for fault, significant in zip(found, sure, strict=True):
         if not significant:
