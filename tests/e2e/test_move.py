@@ -18,7 +18,7 @@ from tests.e2e.shop import BIN, ENVIRONMENT
 from tests.e2e.test_dvc import SMALL, customers
 
 pytestmark = pytest.mark.slow
-STRANGER = 65534
+ANOTHER_USER = 65534
 """User and group that the moved project belongs to, where the tests run as root."""
 STATE = ("params.yaml", "dvc.yaml", "dvc.lock", ".dvc", "data", "models", "reports", "var")
 
@@ -77,13 +77,13 @@ def homes() -> Iterator[tuple[Path, Project]]:
         yield move(Path(name))
 
 
-def stranger() -> int | None:
+def another_user() -> int | None:
     """Another user, where the tests run as root and that user can run this interpreter; None: the project keeps its user."""
     if os.geteuid() != 0 or not shutil.which("setpriv"):
         return None
-    asked = [*Project(Path("/"), STRANGER).before, str(BIN / "python"), "-c", "import os; print(os.__file__)"]
+    asked = [*Project(Path("/"), ANOTHER_USER).before, str(BIN / "python"), "-c", "import os; print(os.__file__)"]
     found = subprocess.run(asked, capture_output=True, text=True, check=False)
-    return STRANGER if found.stdout.strip() == os.__file__ else None
+    return ANOTHER_USER if found.stdout.strip() == os.__file__ else None
 
 
 def move(base: Path) -> tuple[Path, Project]:
@@ -106,7 +106,7 @@ def move(base: Path) -> tuple[Path, Project]:
     new = base / "another place" / "the shop"
     new.parent.mkdir()
     old.root.rename(new)
-    user = stranger()
+    user = another_user()
     if user:
         for path in (base, new.parent, *new.rglob("*"), new):
             os.chown(path, user, user, follow_symlinks=False)
