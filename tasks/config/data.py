@@ -7,6 +7,15 @@ from pydantic import Field, model_validator
 from evergreen.tasks.config.base import Section
 
 ColumnType = Literal["integer", "number", "text", "boolean", "date", "datetime"]
+NOUNS: dict[ColumnType, str] = {
+    "integer": "a whole number",
+    "number": "a finite number",
+    "boolean": "true or false",
+    "date": "a date",
+    "datetime": "a date or time",
+    "text": "a text",
+}
+"""What a value of each type is, for messages."""
 FILES = ("csv", "parquet", "jsonl", "excel")
 SOURCES = ("store", *FILES, "sql")
 """Keys of a source, one of which it has."""

@@ -10,20 +10,12 @@ import pandas as pd
 import polars as pl
 from pandas.api import types as kinds
 
-from evergreen.tasks.config.data import ColumnType, Source
+from evergreen.tasks.config.data import NOUNS, ColumnType, Source
 from evergreen.tasks.core.errors import DataError
 from evergreen.tasks.data.conversion import convert_rows
 from evergreen.tasks.logged_model.manifest import InputColumn, Manifest
 from evergreen.tasks.model_files.onnx_runtime import text
 
-NOUNS: Mapping[ColumnType, str] = {
-    "integer": "a whole number",
-    "number": "a finite number",
-    "boolean": "true or false",
-    "date": "a date",
-    "datetime": "a date or time",
-    "text": "a text",
-}
 NULLS = {"number": (pl.Float64, np.nan), "date": (pl.Datetime("us"), None), "text": (pl.String, None)}
 
 

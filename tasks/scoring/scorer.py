@@ -10,7 +10,7 @@ import polars as pl
 from pandas.api.types import is_numeric_dtype
 
 from evergreen.tasks import problems
-from evergreen.tasks.config.data import ColumnType
+from evergreen.tasks.config.data import NOUNS, ColumnType
 from evergreen.tasks.config.params import Params, Source, Table
 from evergreen.tasks.core.errors import ModelError
 from evergreen.tasks.core.paths import Layout
@@ -22,14 +22,6 @@ if TYPE_CHECKING:
     from evergreen.tasks.model_files.onnx_runtime import Compiled
 
 TYPE_OF_ROLE: Mapping[str, ColumnType] = {"number": "number", "category": "text", "text": "text", "date": "datetime"}
-NOUNS: Mapping[ColumnType, str] = {
-    "integer": "a whole number",
-    "number": "a finite number",
-    "boolean": "true or false",
-    "date": "a date",
-    "datetime": "a date or time",
-    "text": "a text",
-}
 CUTOFF = "cutoff"
 """Column of the last day that the features of a row cover."""
 LEDGER_CUTOFF = "_cutoff"
