@@ -16,13 +16,14 @@ from prefect.context import FlowRunContext
 from prefect.states import Completed, Failed
 
 from evergreen.flows import current_project, steps
-from evergreen.flows.operations import status
+from evergreen.flows.operations import event_snapshots, status
 from evergreen.flows.operations.status import Outcome
 from evergreen.flows.prefect_runtime import artifacts, runs, stale_runs
 from evergreen.flows.prefect_runtime.server import Server
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.errors import EvergreenError
 from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.data import snapshot
 from evergreen.tasks.release import pipeline_file
 from evergreen.tasks.release.lineage import Stages
 
@@ -113,6 +114,9 @@ class Branches:
 
     def run_shared_steps(self) -> None:
         """The steps before the branches. Raises what they raise."""
+        params = load(self.layout.params)
+        event_snapshots.update(self.layout, params)
+        self.refresh = self.refresh or snapshot.sources_changed(params, self.layout)
         for name, task in steps.SHARED.items():
             self._step(name, task, None)
 

@@ -134,6 +134,14 @@ class EventLog:
             newest, near = connection.execute(query).one()
         return newest or position[0], near
 
+    def received(self, problem: str) -> pl.DataFrame:
+        """All events, one row each: user, basket, item, day, place."""
+        columns = {**SCHEMA, "place": pl.String}
+        query = sa.select(*(EVENTS.c[name] for name in columns)).where(EVENTS.c.problem == problem)
+        with self._transaction() as connection:
+            rows = connection.execute(query).all()
+        return pl.DataFrame([tuple(row) for row in rows], schema=columns, orient="row")
+
     def rejected(self, problem: str) -> list[RejectedEvent]:
         """All rejected events, oldest first."""
         query = sa.select(REJECTED.c.event, REJECTED.c.reason).where(REJECTED.c.problem == problem).order_by(REJECTED.c.number)

@@ -8,8 +8,10 @@ import polars as pl
 from evergreen.tasks.config.params import Params, Section
 from evergreen.tasks.core.errors import DataError, ParamsError, SourceError
 from evergreen.tasks.core.paths import Layout, writing
+from evergreen.tasks.data import received_events
 from evergreen.tasks.data.snapshot import resolve_as_of
 from evergreen.tasks.problems import kind
+from evergreen.tasks.problems.recommender.received_purchases import RECEIVED
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +35,11 @@ def run(params: Params, problem: str, layout: Layout) -> Result:
     section, as_of = params.section(problem), resolve_as_of(params, layout)
     tables = {name: _scan(layout, name) for name in section.features.tables}
     log.info("%s: features as of %s from %s", problem, as_of, ", ".join(tables))
+    times = {name: params.ingest[name].time for name in tables}
+    if (received := layout.table(received_events.table_name(problem))).is_file():
+        tables[RECEIVED] = pl.scan_parquet(received)
     try:
-        frames = kind(params.kind(problem)).build(tables, {name: params.ingest[name].time for name in tables}, section, as_of)
+        frames = kind(params.kind(problem)).build(tables, times, section, as_of)
     except ParamsError as error:
         place = f"{problem}." if str(error).startswith("features") else ""
         raise ParamsError(f"{layout.params.name}: {place}{error}") from error

@@ -1,4 +1,5 @@
-"""The ingest stage: sources -> data/raw, one Parquet file per table, in local time, with the rows known at `as_of`.
+"""The ingest stage: sources -> data/raw, one Parquet file per table, in local time, with the rows known at `as_of`; beside them
+the purchases that the server received (see data.received_events).
 
 The folder is replaced as a whole or not at all. The same input gives the same bytes (for a query: the same rows in the same
 order).
@@ -14,6 +15,7 @@ import polars as pl
 from evergreen.tasks.config.params import Params, Section, Source
 from evergreen.tasks.core.errors import DataError
 from evergreen.tasks.core.paths import Layout, write_json, writing
+from evergreen.tasks.data import received_events
 from evergreen.tasks.data.conversion import CONTRACT, type_of
 from evergreen.tasks.data.readers import ROW_GROUP, Read, describe, read_table
 from evergreen.tasks.data.snapshot import choose_as_of, facts_file, file_stats, file_stats_file, raw_folder
@@ -50,7 +52,10 @@ def run(params: Params, problem: str | None, layout: Layout) -> Ingested:
         as_of = choose_as_of(params.project.as_of, newest)
         facts = {name: _write(name, table, params.ingest[name], as_of, new) for name, table in tables.items()}
         _check_rows_left(params, facts, as_of)
-        write_json(new / facts_file(layout).name, {"as_of": as_of.isoformat(), "tables": facts})
+        events = received_events.copy(received_events.snapshots(params, layout), new, params.project.as_of)
+        for name, count in events.items():
+            log.info("ingest: %s: %s purchases that the server received", name, f"{count:,}")
+        write_json(new / facts_file(layout).name, {"as_of": as_of.isoformat(), "tables": facts, "events": events})
     write_json(file_stats_file(layout), stats)
     return Ingested(
         folder=str(folder.relative_to(layout.root)),

@@ -15,6 +15,7 @@ import polars as pl
 from evergreen.tasks.config.params import Params, Rules, Section
 from evergreen.tasks.core.errors import DataError, ParamsError, ProjectError
 from evergreen.tasks.core.paths import Layout, write_json, writing
+from evergreen.tasks.data import received_events
 from evergreen.tasks.data.great_expectations import check_expectations, render_pages, run_expectations, silence
 from evergreen.tasks.data.rules import ROW, Outcome, add_rule_columns, check_builtin_rules, failed_rules
 
@@ -78,6 +79,7 @@ def run(params: Params, problem: str | None, layout: Layout) -> Validated:
             checked.quarantined.write_parquet(bad / f"{name}.parquet")
             _log_counts(name, checked)
             done[name] = Checked(checked.kept.clear(), checked.quarantined.clear(), *_without_rows(checked))
+        received_events.copy(received_events.raw(params, layout), good)
         _write_report(layout.validation, params, done)
         problems = [each for name in params.ingest for each in done[name].problems]
         if problems:

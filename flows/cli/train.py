@@ -61,6 +61,7 @@ def run(
     deploy: bool = True,
 ) -> None:
     """Train `names`, or all problems, and print the result. Raises typer.Exit where a branch failed."""
+    from evergreen.flows.operations import event_snapshots
     from evergreen.flows.operations import status as results
     from evergreen.tasks.core.paths import locking
     from evergreen.tasks.data import snapshot
@@ -77,6 +78,7 @@ def run(
             _set_as_of(place, as_of)
         if seconds:
             _set_seconds(place, problems, seconds)
+        event_snapshots.update(place, params)
         refresh = refresh or snapshot.sources_changed(params, place)
         if not refresh and results.nothing_to_do(place, problems, deploy):
             outcomes = [results.Outcome(problem) for problem in problems]

@@ -50,6 +50,10 @@ class Layout:
         """State that is neither data nor result: databases, spools, locks, costs."""
         return self.root / "var"
 
+    def events(self, problem: str) -> Path:
+        """The purchases that the server received for a recommender; see tasks.data.received_events."""
+        return self.root / "data" / "events" / f"{problem}.parquet"
+
     def raw(self, table: str) -> Path:
         return self.root / "data" / "raw" / f"{table}.parquet"
 

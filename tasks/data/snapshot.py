@@ -8,6 +8,7 @@ from typing import Any
 from evergreen.tasks.config.params import Params, Source
 from evergreen.tasks.core.errors import DataError, ProjectError, SourceError
 from evergreen.tasks.core.paths import Layout, read_json
+from evergreen.tasks.data import received_events
 from evergreen.tasks.data.readers import source_files
 
 log = logging.getLogger(__name__)
@@ -32,13 +33,14 @@ def file_stats_file(layout: Layout) -> Path:
 
 
 def file_stats(params: Params, layout: Layout) -> FileStats:
-    """The state of all local source files. Raises SourceError for a missing file."""
-    found: FileStats = {}
-    for name, source in params.ingest.items():
-        if source.files is not None:
-            files = [(path, path.stat()) for path in source_files(name, *source.files, layout.root)]
-            found[name] = [[layout.relative(path), stat.st_size, stat.st_mtime_ns] for path, stat in files]
-    return found
+    """The state of all local source files, snapshots of received events included. Raises SourceError for a missing file."""
+    local = {name: source.files for name, source in params.ingest.items() if source.files is not None}
+    files = {name: source_files(name, *each, layout.root) for name, each in local.items()}
+    files |= {name: [path] for name, path in received_events.snapshots(params, layout).items()}
+    stats = {name: [(path, path.stat()) for path in paths] for name, paths in files.items()}
+    return {
+        name: [[layout.relative(path), stat.st_size, stat.st_mtime_ns] for path, stat in each] for name, each in stats.items()
+    }
 
 
 def sources_changed(params: Params, layout: Layout) -> bool:

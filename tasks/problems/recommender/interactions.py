@@ -16,7 +16,7 @@ from evergreen.tasks.config.params import Interactions
 from evergreen.tasks.core import step_cache
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.core.suggestions import require
-from evergreen.tasks.problems.recommender import dask_partitions, item_catalogue, ranker_features
+from evergreen.tasks.problems.recommender import dask_partitions, item_catalogue, ranker_features, received_purchases
 from evergreen.tasks.problems.recommender.candidate_generation import LATELY, Candidates, Learned, Settings
 from evergreen.tasks.problems.recommender.decay_choice import Case
 from evergreen.tasks.problems.recommender.evaluation_windows import CalendarWindows, OwnWindows, Windows
@@ -51,13 +51,14 @@ def build(
     if whole.height < read.height:
         log.warning("%s: %s lines without user, basket, item or time are left out", section.table, read.height - whole.height)
     dated = whole.select("user", "basket", "item", *sequence, day=_day(section, whole["user"].n_unique(), as_of))
-    lines = dated.filter(pl.col("day") <= as_of).with_columns(pl.col("day").clip(as_of - timedelta(days=FURTHEST)))
+    known, as_of = received_purchases.add(dated.filter(pl.col("day") <= as_of), tables, section, as_of)
+    lines = known.with_columns(pl.col("day").clip(as_of - timedelta(days=FURTHEST)))
     if lines.is_empty():
         raise DataError(f"{section.table}: no purchase up to {as_of} is left. Look at features.exclude and features.where.")
     return {
         "lines": Histories.of(lines).frame().with_columns(**{name: pl.int_range(pl.len()) for name in sequence}),
         "items": item_catalogue.items(tables, section),
-        "places": item_catalogue.places(sold, section),
+        "places": received_purchases.places(tables, item_catalogue.places(sold, section)),
         "users": _users(tables, section),
         "known": pl.DataFrame({"as_of": [as_of]}),
     }
@@ -113,9 +114,7 @@ def _select_events(events: pl.LazyFrame, tables: Mapping[str, pl.LazyFrame], sec
     items = tables[section.items]
     for column in section.exclude:
         require(column, items.collect_schema().names(), "features.exclude")
-    bad = [pl.col(column).cast(pl.String).is_in(list(values)) for column, values in section.exclude.items()]
-    kept = items.filter(~pl.any_horizontal(bad).fill_null(False)).select(section.item)
-    return events.join(kept, on=section.item, how="semi")
+    return events.join(item_catalogue.allowed(items, section), on=section.item, how="semi")
 
 
 def _users(tables: Mapping[str, pl.LazyFrame], section: Interactions) -> pl.DataFrame:

@@ -42,6 +42,12 @@ def places(lines: pl.LazyFrame, section: Interactions) -> pl.DataFrame:
     return chosen.unique(["user", "basket"], keep="first", maintain_order=True).collect()
 
 
+def allowed(items: pl.LazyFrame, section: Interactions) -> pl.LazyFrame:
+    """The ids of the items that features.exclude leaves."""
+    bad = [pl.col(column).cast(pl.String).is_in(list(values)) for column, values in section.exclude.items()]
+    return items.filter(~pl.any_horizontal(bad).fill_null(False)).select(section.item)
+
+
 def whole(found: pl.DataFrame) -> pl.DataFrame:
     """`found` with all the columns of `items`, empty where it was made before they were."""
     missing = [pl.lit(None, kind).alias(name) for name, kind in NONE.schema.items() if name not in found.columns]
