@@ -6,7 +6,7 @@ ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 
 ifneq ($(CURDIR),$(ROOT))
 
-install demo test check check-images docs bench bench-recommend bench-automl bench-serve soak bench-monitor bench-statistics plots lock clean:
+install demo test check check-images docs bench bench-recommend bench-automl bench-serve bench-ledger soak bench-monitor bench-statistics plots lock clean:
 	@$(MAKE) --no-print-directory -C "$(ROOT)" $@
 
 else
@@ -82,6 +82,9 @@ bench-automl: install  ## Evergreen beside FLAML and AutoGluon, on public tables
 bench-serve: install  ## the server beside MLflow's, BentoML and MLServer on the same model, after make demo, or with PROJECT=FOLDER; about ten minutes, needs wrk
 	@python -m bench.serve $(if $(PROJECT),--project "$(PROJECT)")
 
+bench-ledger: install  ## a ledger of 5 million predictions: a day's monitoring, cohorts, retention, waits of other writers; a quarter of an hour
+	@python -m bench.ledger
+
 soak: install  ## ten minutes of mixed load on the server, while versions come and go and a worker is killed
 	@python -m bench.soak
 
@@ -100,4 +103,4 @@ clean:  ## all that runs have made; the environment and git's files stay
 
 endif
 
-.PHONY: install demo test check check-images docs bench bench-recommend bench-automl bench-serve soak bench-monitor bench-statistics plots lock clean
+.PHONY: install demo test check check-images docs bench bench-recommend bench-automl bench-serve bench-ledger soak bench-monitor bench-statistics plots lock clean

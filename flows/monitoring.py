@@ -169,7 +169,7 @@ def monitor_problem(layout: Layout, decisions: DecisionLog, as_of: date | None, 
     decision = decisions.record(decide(section.retrain, decisions.windows_with(window), past, trained, until))
     result.decision = decision
     result.changed = earlier is None or _alarms(earlier.decision) != _alarms(decision)
-    retention.compact_predictions(params, problem, ledger, day)
+    retention.keep_ledger(params, problem, ledger, day)
     if section.monitor.evidently_report and not window.drift.skipped:
         _write_report(layout, params, champion, predictions, decision, result)
 

@@ -16,11 +16,17 @@ from evergreen.flows.cli.common import (
     say,
 )
 
+MOST_ROWS = 100_000
+"""Predictions of changed cohorts that are scored at once, without --refresh."""
+
 
 def cohorts(
     name: Name,
     weeks: Annotated[int, typer.Option(min=1, help="How many of the newest weeks that have predictions.")] = 12,
     version: Version = None,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="Score what changed since the last monitoring run, however much.")
+    ] = False,
     *,
     root: Path,
     as_json: bool,
@@ -34,7 +40,9 @@ def cohorts(
     params = read_params(place)
     kind, section = problems.predictions(params.kind(name)), params.section(name)
     judge = cohort_scorer(kind, section, params.project.seed)
-    found = [each for each in settings.ledger(place).cohorts(name, judge) if version in (None, each.version)]
+    most = None if refresh else MOST_ROWS
+    found = settings.ledger(place).cohorts(name, judge, most_rows=most)
+    found = [each for each in found if version in (None, each.version)]
     shown = sorted({each.week for each in found})[-weeks:]
     found = [each for each in found if each.week in shown]
     if as_json:
@@ -54,6 +62,10 @@ def cohorts(
     ]
     metric = kind.metrics[0].name
     print_table(("week of", "version", "predictions", "matured", metric, "estimated", "estimation error"), cells)
+    if changed := [each for each in found if each.changed]:
+        say(
+            f"{len(changed)} of them changed since they were scored; the next monitoring run scores them, or --refresh does now"
+        )
     why = {each.score.reason for each in found if each.score and each.score.reason}
     for reason in sorted(why):
         say(f"no score: {reason}")
@@ -70,5 +82,5 @@ def _score(found: Any) -> str:
 
 def _as_json(cohort: Any) -> dict[str, Any]:
     scores = {name: each and each.model_dump() for name, each in (("score", cohort.score), ("estimated", cohort.estimated))}
-    counts = {each: getattr(cohort, each) for each in ("week", "version", "predictions", "matured")}
+    counts = {each: getattr(cohort, each) for each in ("week", "version", "predictions", "matured", "changed")}
     return {**counts, **scores, "estimation_error": cohort.estimation_error}

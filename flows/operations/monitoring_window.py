@@ -28,7 +28,8 @@ def choose_day(params: Params, ledger: "Ledger", problem: str) -> date:
     as_of, today = params.project.as_of, datetime.now(UTC).date()
     if as_of is None or as_of >= today:
         return as_of or today
-    return today if ledger.read(problem, since=end_of_day(as_of), features=False).rows.height else as_of
+    latest = ledger.latest(problem)
+    return today if latest is not None and latest > end_of_day(as_of) else as_of
 
 
 def trained_until(champion: "Version") -> datetime:
@@ -46,7 +47,7 @@ def score_if_unserved(layout: Layout, params: Params, ledger: "Ledger", champion
     if not section.features.by_cutoff:
         return
     since = until - timedelta(days=section.monitor.window_days)
-    found = ledger.read(problem, since=since, until=until, version=champion.version, features=False).rows
+    found = ledger.read(problem, since=since, until=until, version=champion.version, features=False, labels=False).rows
     served = found.filter(pl.col("variant") != "batch").height
     if served or found.filter(pl.col("at") > until - timedelta(days=1)).height:
         return
@@ -151,5 +152,4 @@ def count_new_labels(layout: Layout, params: Params, champion: "Version", ledger
         counted = kind.count_labels(layout.features(champion.problem), section, date.fromisoformat(last), until.date())
         if counted is not None:
             return counted
-    rows = ledger.read(champion.problem, since=trained_until(champion), until=until, features=False, known_at=until).rows
-    return rows["label"].count() if "label" in rows.columns else 0
+    return ledger.count_labelled(champion.problem, trained_until(champion), until, known_at=until)

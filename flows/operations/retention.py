@@ -17,13 +17,16 @@ KEPT_REPORTS = 12
 """Evidently reports kept per problem, 4 MB each."""
 
 
-def compact_predictions(params: Params, problem: str, ledger: "Ledger", day: date) -> None:
-    """Delete the predictions that are older than monitor.retention_days at `day`; their scored cohorts stay."""
+def keep_ledger(params: Params, problem: str, ledger: "Ledger", day: date) -> None:
+    """The upkeep of a day: old blocks are merged, cohorts that changed are scored, and predictions that are older than
+    monitor.retention_days at `day` are deleted; their cohorts stay."""
     from evergreen.monitoring.performance.measurement import cohort_scorer
 
     section = params.section(problem)
     scorer = cohort_scorer(problems.predictions(params.kind(problem)), section, params.project.seed)
     days = section.monitor.retention_days
+    ledger.tidy(problem, day)
+    ledger.cohorts(problem, scorer)
     if deleted := ledger.compact(problem, day - timedelta(days=days), scorer):
         log.info("%s: %s predictions older than %d days were deleted; their cohorts stay", problem, f"{deleted:,}", days)
 

@@ -1,4 +1,4 @@
-"""Blocks: the outputs or features of the predictions that were written together, packed column by column.
+"""Blocks: predictions of one version and day, packed column by column: `head`, `outputs` and `features`.
 
 A block of few rows is compressed JSON, a larger one is a parquet file: a parquet file of a few wide rows is mostly metadata.
 """
@@ -6,6 +6,7 @@ A block of few rows is compressed JSON, a larger one is a parquet file: a parque
 import json
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date, datetime
 from io import BytesIO
 from itertools import groupby
@@ -16,7 +17,7 @@ import orjson
 import polars as pl
 import sqlalchemy as sa
 
-from evergreen.monitoring.ledger.schema import BLOCKS, ROWS_PER_STATEMENT, chunk
+from evergreen.monitoring.ledger.schema import BLOCK_LABELS, BLOCKS, DAY_MICROS
 
 PARQUET_ROWS = 64
 """Blocks with fewer rows are JSON."""
@@ -24,8 +25,29 @@ HEIGHT = "__height"
 """The only column of a block without columns: it keeps the number of rows."""
 
 
-class MissingBlockError(Exception):
-    """A block was removed while it was read."""
+HEAD: dict[str, Any] = {"id": pl.String, "variant": pl.String, "at": pl.Int64, "cutoff": pl.Int32, "entity": pl.String}
+"""Columns of `head`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Predictions of some blocks, oldest first; one row per prediction in each frame."""
+
+    head: pl.DataFrame
+    """block, position (in its block), version, day (the cutoff, else the day of `at`), and HEAD."""
+    outputs: pl.DataFrame
+    features: pl.DataFrame
+    """Without columns where they were not read."""
+    labels: dict[int, tuple[int, bytes | None]]
+    """Block -> number of the newest label among its packed labels, and those."""
+
+    def where(self, condition: pl.Expr) -> "Blocks":
+        """The predictions that meet a condition on `head`, oldest first."""
+        rows = self.head.with_row_index("__row").filter(condition).sort("at", "block", "position")
+        if rows.is_empty():
+            return Blocks(rows.drop("__row"), pl.DataFrame(), pl.DataFrame(), {})
+        outputs, features = (each[rows["__row"]] if each.width else each for each in (self.outputs, self.features))
+        return Blocks(rows.drop("__row"), outputs, features, {each: self.labels[each] for each in rows["block"].unique()})
 
 
 def pack_frame(frame: pl.DataFrame, names: Sequence[str]) -> bytes:
@@ -38,6 +60,11 @@ def pack_frame(frame: pl.DataFrame, names: Sequence[str]) -> bytes:
     buffer = BytesIO()
     frame.write_parquet(buffer, compression="zstd", statistics=False)
     return buffer.getvalue()
+
+
+def pack_whole(frame: pl.DataFrame, height: int) -> bytes:
+    """All columns of a frame of `height` rows; it may have none."""
+    return pack_frame(frame, frame.columns) if frame.width else pack_columns({}, height)
 
 
 def pack_columns(columns: Mapping[str, Sequence[Any]], height: int) -> bytes:
@@ -53,28 +80,44 @@ def to_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def gather(connection: sa.Connection, column: sa.Column[Any], block: np.ndarray, position: np.ndarray) -> pl.DataFrame:
-    """One row per entry of `block` and `position`, from the packed frames in `column`.
+def read(
+    connection: sa.Connection, where: Sequence[sa.ColumnElement[bool]], outputs: bool = True, features: bool = True
+) -> Blocks:
+    """The blocks that meet the conditions, from one statement: a block that is merged meanwhile is seen once."""
+    wanted = [BLOCKS.c.head, *([BLOCKS.c.outputs] if outputs else []), *([BLOCKS.c.features] if features else [])]
+    query = sa.select(BLOCKS.c.number, BLOCKS.c.version, BLOCK_LABELS.c.upto, BLOCK_LABELS.c.labels, *wanted)
+    query = query.outerjoin(BLOCK_LABELS, BLOCK_LABELS.c.block == BLOCKS.c.number).where(*where)
+    rows = connection.execute(query.order_by(BLOCKS.c.first, BLOCKS.c.number)).all()
+    head, sizes = unpack([row.head for row in rows])
+    return Blocks(
+        _complete(head, [row.number for row in rows], [row.version for row in rows], sizes),
+        unpack([row.outputs for row in rows])[0] if outputs else pl.DataFrame(),
+        unpack([row.features for row in rows])[0] if features else pl.DataFrame(),
+        {row.number: (row.upto or 0, row.labels) for row in rows},
+    )
 
-    Raises MissingBlockError where a block is not there.
-    """
-    numbers, read = np.unique(block), list[int]()
+
+def _complete(head: pl.DataFrame, numbers: Sequence[int], versions: Sequence[int], sizes: Sequence[int]) -> pl.DataFrame:
+    head = head.select(pl.col(name).cast(dtype) for name, dtype in HEAD.items()) if sizes else pl.DataFrame(schema=HEAD)
+    return head.with_columns(
+        pl.Series("block", np.repeat(numbers, sizes), dtype=pl.Int64),
+        pl.Series("version", np.repeat(versions, sizes), dtype=pl.Int64),
+        pl.Series("position", np.concatenate([np.arange(size) for size in sizes] or [[]]), dtype=pl.Int64),
+        day=pl.coalesce(pl.col("cutoff"), (pl.col("at") // DAY_MICROS).cast(pl.Int32)),
+    )
+
+
+def unpack(packed: Sequence[bytes]) -> tuple[pl.DataFrame, list[int]]:
+    """The rows of all packed frames, in their order, and the number of rows of each."""
     frames, sizes = list[pl.DataFrame](), list[int]()
-    for part in chunk(numbers.tolist(), ROWS_PER_STATEMENT):
-        query = sa.select(BLOCKS.c.number, column).where(BLOCKS.c.number.in_(part)).order_by(BLOCKS.c.number)
-        for is_json, rows in groupby(connection.execute(query), key=lambda row: _is_json(row[1])):
-            found, packed = zip(*rows, strict=True)
-            unpacked = (_unpack_json if is_json else _unpack_parquet)(packed)
-            read += found
-            frames += unpacked[0]
-            sizes += unpacked[1]
-    if read != numbers.tolist():
-        raise MissingBlockError
+    for is_json, run in groupby(packed, key=_is_json):
+        found = (_unpack_json if is_json else _unpack_parquet)(list(run))
+        frames += found[0]
+        sizes += found[1]
     if not frames:
-        return pl.DataFrame()
-    starts = np.cumsum([0, *sizes[:-1]])
+        return pl.DataFrame(), []
     whole = frames[0] if len(frames) == 1 else pl.concat(frames, how="diagonal_relaxed")
-    return whole[starts[np.searchsorted(numbers, block)] + position].drop(HEIGHT, strict=False)
+    return whole.drop(HEIGHT, strict=False), sizes
 
 
 def _is_json(packed: bytes) -> bool:

@@ -3,11 +3,12 @@
 A label refers to its prediction by id, or by entity and time. A moment matches the predictions for that entity in that second.
 A day matches the predictions with that cutoff or, for rows without a cutoff, those made on that day (UTC). Labels and
 predictions are joined when they are read, so either may arrive first, and one label may match predictions of several versions.
-Of several labels the one with the latest `known_at` counts; the others stay on record.
+Of several labels the one with the latest `known_at` counts; the others stay on record. The labels of old blocks are packed
+beside them; rows of `labels` that are newer are joined as they are.
 """
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
@@ -17,11 +18,11 @@ import orjson
 import polars as pl
 import sqlalchemy as sa
 
-from evergreen.monitoring.ledger.blocks import as_series
+from evergreen.monitoring.ledger.blocks import Blocks, as_series, pack_frame, unpack
 from evergreen.monitoring.ledger.schema import (
+    IDS,
     LABELS,
     MAX_KEY_LENGTH,
-    PREDICTIONS,
     ROWS_PER_STATEMENT,
     as_timestamp,
     chunk,
@@ -29,13 +30,6 @@ from evergreen.monitoring.ledger.schema import (
     to_days,
     to_micros,
 )
-
-MATCHES = (
-    LABELS.c.id == PREDICTIONS.c.id,
-    sa.and_(LABELS.c.entity == PREDICTIONS.c.entity, LABELS.c.day == PREDICTIONS.c.day),
-    sa.and_(LABELS.c.entity == PREDICTIONS.c.entity, LABELS.c.second == PREDICTIONS.c.at // 1_000_000),
-)
-"""The three ways in which a label matches a prediction."""
 
 Key = tuple[str | None, str | None, int | None, int | None]
 """What a label refers to: id, entity, day, second."""
@@ -103,18 +97,21 @@ def lock_labels(connection: sa.Connection, problem: str) -> None:
 
 
 def _insert(connection: sa.Connection, problem: str, part: Sequence[dict[str, Any]], counts: dict[str, int]) -> None:
-    known, matches = _newest_labels(connection, problem, part), _match(connection, problem, part)
+    known, matched = _newest_labels(connection, problem, part), _match(connection, problem, part)
     new = []
     for row in part:
-        before = known.get(_key(row))
+        key = _key(row)
+        before = known.get(key)
         if before is not None and before[1] == row["value"]:
             counts["duplicate"] += 1
             continue
         if before is not None and not row.pop("dated"):  # a correction counts even where the clock went back
             row["known_at"] = max(row["known_at"], before[0])
-        counts["changed" if before else "matched" if matches(row) else "pending"] += 1
+        counts["changed" if before else "matched" if key in matched else "pending"] += 1
         if before is None or row["known_at"] >= before[0]:
-            known[_key(row)] = (row["known_at"], row["value"])
+            known[key] = (row["known_at"], row["value"])
+        if row["id"] is not None:
+            row["day"] = matched.get(key)
         new.append({name: row[name] for name in LABELS.c.keys() if name != "number"})  # noqa: SIM118  # not a dict
     if new:
         connection.execute(sa.insert(LABELS), new)
@@ -136,19 +133,22 @@ def _to_row(label: Label, now: datetime) -> dict[str, Any]:
     for name in ("id", "entity"):
         if len(getattr(label, name) or "") > MAX_KEY_LENGTH:
             raise ValueError(f"{name} = {getattr(label, name)[:20]}…: is longer than {MAX_KEY_LENGTH} characters")
-    by_id, is_moment = label.id is not None, isinstance(label.at, datetime)
+    by_id = label.id is not None
+    second = to_micros(label.at) // 1_000_000 if not by_id and isinstance(label.at, datetime) else None
     return {
         "id": label.id,
         "entity": None if by_id else label.entity,
-        "day": None if by_id or is_moment else to_days(label.at),
-        "second": to_micros(label.at) // 1_000_000 if not by_id and isinstance(label.at, datetime) else None,
+        "day": None if by_id else to_days(label.at) if second is None else second // 86_400,
+        "second": second,
         "value": text,
         "known_at": to_micros(label.known_at or now),
     }
 
 
 def _key(row: Any) -> Key:
-    return row["id"], row["entity"], row["day"], row["second"]
+    if row["id"] is not None:
+        return row["id"], None, None, None
+    return None, row["entity"], row["day"] if row["second"] is None else None, row["second"]
 
 
 def _newest_labels(connection: sa.Connection, problem: str, part: Sequence[dict[str, Any]]) -> dict[Key, tuple[int, str]]:
@@ -161,49 +161,113 @@ def _newest_labels(connection: sa.Connection, problem: str, part: Sequence[dict[
     return newest
 
 
-def _match(connection: sa.Connection, problem: str, part: Sequence[dict[str, Any]]) -> Callable[[dict[str, Any]], bool]:
-    """Whether a row of `part` has a prediction in the ledger."""
-    keys = set[Key]()
+def _match(connection: sa.Connection, problem: str, part: Sequence[dict[str, Any]]) -> dict[Key, int]:
+    """The keys of predictions in the ledger for the ids and entities of `part`, and their days."""
+    keys = dict[Key, int]()
     for name in ("id", "entity"):
-        query = sa.select(PREDICTIONS.c.id, PREDICTIONS.c.entity, PREDICTIONS.c.day, PREDICTIONS.c.at).where(
-            PREDICTIONS.c.problem == problem, PREDICTIONS.c[name].in_({row[name] for row in part} - {None})
+        query = sa.select(IDS.c.id, IDS.c.entity, IDS.c.day, IDS.c.at).where(
+            IDS.c.problem == problem, IDS.c[name].in_({row[name] for row in part} - {None})
         )
         for id_, entity, day, at in connection.execute(query):
-            keys |= {(id_, None, None, None), (None, entity, day, None), (None, entity, None, at // 1_000_000)}
-    return lambda row: _key(row) in keys
+            keys |= {(id_, None, None, None): day, (None, entity, day, None): day, (None, entity, None, at // 1_000_000): day}
+    return keys
 
 
-def read_labels(
-    connection: sa.Connection, where: Sequence[sa.ColumnElement[bool]], known_at: datetime | None, rows_per_part: int
-) -> pl.DataFrame:
-    """block, position, label and label_at of the predictions `where` that have a label; the one known last.
+# Read
+
+SCHEMA = {
+    "id": pl.String, "entity": pl.String, "day": pl.Int32, "second": pl.Int64, "value": pl.String, "known_at": pl.Int64,
+    "number": pl.Int64,
+}  # fmt: skip
+PACKED = {"position": pl.Int64, "value": pl.String, "known_at": pl.Int64, "number": pl.Int64}
+"""Columns of the packed labels of a block."""
+MATCHED = {"block": pl.Int64, **PACKED}
+NO_LABELS = pl.DataFrame(schema=MATCHED)
+
+
+def find_labels(connection: sa.Connection, problem: str, found: Blocks) -> pl.DataFrame:
+    """The labels of `found`, as MATCHED: one row per prediction and label, all that are on record."""
+    upto = {block: number for block, (number, _) in found.labels.items()}
+    packed = [(block, labels) for block, (_, labels) in found.labels.items() if labels]
+    columns, sizes = unpack([labels for _, labels in packed])
+    kept = columns.select(pl.col(name).cast(dtype) for name, dtype in PACKED.items()) if sizes else pl.DataFrame(schema=PACKED)
+    owner = pl.Series("block", np.repeat([block for block, _ in packed], sizes), dtype=pl.Int64)
+    kept = kept.with_columns(owner).select(list(MATCHED))
+    if found.head.is_empty():
+        return kept
+    head = found.head.select(
+        "block", "position", "id", "entity", "day", second=pl.col("at") // 1_000_000,
+        upto=pl.col("block").replace_strict(upto, return_dtype=pl.Int64),
+    )  # fmt: skip
+    newer = _newer_labels(connection, problem, head)
+    by_day, by_second = pl.col("second").is_null(), pl.col("second").is_not_null()
+    columns = [*MATCHED, "upto"]
+    joined = [
+        head.join(newer.filter(pl.col("id").is_not_null()), on="id").select(columns),
+        head.join(newer.filter(pl.col("id").is_null(), by_day), on=["entity", "day"]).select(columns),
+        head.join(newer.filter(pl.col("id").is_null(), by_second), on=["entity", "second"]).select(columns),
+    ]
+    return pl.concat([kept, *(each.filter(pl.col("number") > pl.col("upto")).drop("upto") for each in joined)])
+
+
+def _newer_labels(connection: sa.Connection, problem: str, head: pl.DataFrame) -> pl.DataFrame:
+    """The labels of the days of `head`, and those by id without a prediction so far, beyond what is packed."""
+    days = pl.concat(
+        [head.select("day", "upto"), head.select((pl.col("second") // 86_400).cast(pl.Int32).alias("day"), "upto")]
+    )
+    beyond = days.group_by("day").agg(pl.col("upto").min()).group_by("upto").agg("day")
+    query = sa.select(*(LABELS.c[name] for name in SCHEMA)).where(LABELS.c.problem == problem)
+    frames = [fetch(connection, query.where(LABELS.c.day.is_(None), LABELS.c.number > head["upto"].min()), SCHEMA)]
+    for upto, some in beyond.iter_rows():
+        for part in chunk(some, ROWS_PER_STATEMENT):
+            frames.append(fetch(connection, query.where(LABELS.c.day.in_(part), LABELS.c.number > upto), SCHEMA))
+    return pl.concat(frames)
+
+
+def choose_labels(labels: pl.DataFrame, known_at: datetime | None) -> pl.DataFrame:
+    """block, position, label and label_at of `find_labels`: of each prediction the one known last.
 
     `known_at`: only labels that were known by then.
     """
-    schema = {"block": pl.Int64, "position": pl.Int64, "value": pl.String, "known_at": pl.Int64, "number": pl.Int64}
-    frames = []
-    for match in MATCHES:
-        query = sa.select(PREDICTIONS.c.block, PREDICTIONS.c.position, LABELS.c.value, LABELS.c.known_at, LABELS.c.number)
-        query = query.where(*where, LABELS.c.problem == PREDICTIONS.c.problem, match)
-        query = query.where(LABELS.c.known_at <= to_micros(known_at)) if known_at else query
-        frames.append(fetch(connection, query, schema, rows_per_part))
-    frame = pl.concat(frames).sort("known_at", "number").unique(["block", "position"], keep="last", maintain_order=True)
+    frame = labels.filter(pl.col("known_at") <= to_micros(known_at)) if known_at else labels
+    frame = frame.sort("known_at", "number").unique(["block", "position"], keep="last", maintain_order=True)
     label = as_series("label", orjson.loads(f"[{','.join(frame['value'])}]"))
     return frame.select("block", "position", label, as_timestamp("known_at").alias("label_at"))
 
 
-def select_unlabelled(problem: str, until: date, recheck_after: date) -> sa.Select[Any]:
-    """entity and day of predictions up to `until`: those without a label for that day, and all those after `recheck_after`."""
-    labelled = sa.and_(LABELS.c.problem == PREDICTIONS.c.problem, MATCHES[1])
-    query = sa.select(PREDICTIONS.c.entity, PREDICTIONS.c.day).distinct()
-    query = query.where(PREDICTIONS.c.problem == problem, PREDICTIONS.c.entity.is_not(None))
-    query = query.where(PREDICTIONS.c.day <= to_days(until))
-    query = query.where(sa.or_(PREDICTIONS.c.day > to_days(recheck_after), ~sa.exists().where(labelled)))
-    return query.order_by(PREDICTIONS.c.day, PREDICTIONS.c.entity)
+def pack_labels(labels: pl.DataFrame) -> bytes:
+    """The labels of one block, of `find_labels`."""
+    return pack_frame(labels.sort("number"), list(PACKED))
 
 
-def delete_unmatched(connection: sa.Connection, problem: str, before: int) -> None:
-    """Delete the labels of `problem` known before `before` (microseconds) that match no prediction any more."""
-    same_problem = PREDICTIONS.c.problem == problem
-    matched = sa.or_(*(sa.exists().where(same_problem, match) for match in MATCHES))
-    connection.execute(sa.delete(LABELS).where(LABELS.c.problem == problem, LABELS.c.known_at < before, ~matched))
+def newest_numbers(connection: sa.Connection, problem: str, days: Iterable[int]) -> dict[int, int]:
+    """The number of the newest label of each day; 0: it has none."""
+    query = sa.select(sa.func.max(LABELS.c.number)).where(LABELS.c.problem == problem, LABELS.c.day == sa.bindparam("d"))
+    return {day: connection.execute(query, {"d": day}).scalar() or 0 for day in set(days)}
+
+
+# Keep
+
+
+def find_days(connection: sa.Connection, problem: str, limit: int) -> list[dict[str, int]]:
+    """Up to `limit` labels by id whose prediction arrived after them: `label` (its number) and `found` (the day)."""
+    same = sa.and_(IDS.c.problem == LABELS.c.problem, IDS.c.id == LABELS.c.id)
+    query = sa.select(LABELS.c.number, IDS.c.day).join(IDS, same)
+    query = query.where(LABELS.c.problem == problem, LABELS.c.day.is_(None), LABELS.c.id.is_not(None))
+    return [{"label": number, "found": day} for number, day in connection.execute(query.limit(limit))]
+
+
+def set_days(connection: sa.Connection, found: Sequence[dict[str, int]]) -> None:
+    """Write the days of `find_days`."""
+    query = sa.update(LABELS).where(LABELS.c.number == sa.bindparam("label")).values(day=sa.bindparam("found"))
+    connection.execute(query, list(found))
+
+
+def delete_labels(connection: sa.Connection, problem: str, before: int, first_day: int | None, limit: int) -> int:
+    """Delete up to `limit` labels that were known before `before` (microseconds) and refer to a day before `first_day` (None:
+    to any), or to no prediction. Returns how many."""
+    gone = LABELS.c.day.is_(None) if first_day is None else sa.or_(LABELS.c.day.is_(None), LABELS.c.day < first_day)
+    if first_day is None:
+        gone = sa.true()
+    old = sa.select(LABELS.c.number).where(LABELS.c.problem == problem, gone, LABELS.c.known_at < before).limit(limit)
+    return connection.execute(sa.delete(LABELS).where(LABELS.c.number.in_(old))).rowcount

@@ -1,121 +1,72 @@
 """The ledger: every prediction and every label that arrived, each recorded once, in a database.
 
-A row of `predictions` holds entity, time and version. Outputs and features lie in one row of `prediction_blocks` for all rows
-that were written together (ledger.blocks), so a week of wide rows is read quickly and takes little space. Labels are joined
-when predictions are read (ledger.label_matching).
+Predictions of one version and day are stored column by column in blocks (ledger.blocks), so that a window is read without
+looking at any other day. Beside them stands an index of ids and entities, by which labels are recognised. Labels are joined
+when predictions are read (ledger.label_matching). What grows is kept in order by ledger.upkeep.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import date, datetime, timedelta
+from functools import lru_cache
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import polars as pl
 import sqlalchemy as sa
-from sqlalchemy.dialects import sqlite
 
-from evergreen.monitoring.ledger import blocks, cohorts, label_matching
-from evergreen.monitoring.ledger.cohorts import Cohort, midnight, monday
+from evergreen.monitoring.ledger import blocks, cohorts, label_matching, migration, scored_cohorts, upkeep
+from evergreen.monitoring.ledger.blocks import Blocks
+from evergreen.monitoring.ledger.cohorts import Cohort, Week, monday
 from evergreen.monitoring.ledger.label_matching import Label, LabelCounts
-from evergreen.monitoring.ledger.records import Estimate
+from evergreen.monitoring.ledger.prediction_rows import VARIANTS, Prediction, Predictions, Variant
 from evergreen.monitoring.ledger.schema import (
+    BLOCK_LABELS,
     BLOCKS,
+    DAY_MICROS,
     EPOCH,
-    INSERT_ARRAYS,
+    IDS,
     MAX_KEY_LENGTH,
     METADATA,
-    PREDICTIONS,
     ROWS_PER_STATEMENT,
     as_timestamp,
     chunk,
-    fetch,
     to_days,
     to_micros,
     to_utc,
 )
+from evergreen.monitoring.ledger.scored_cohorts import Scorer
+from evergreen.monitoring.ledger.writing import write_block
 from evergreen.tasks.core import database
-from evergreen.tasks.core.errors import ProjectError
 
-Variant = Literal["champion", "candidate", "shadow", "batch"]
-"""The role of the version: champion, candidate in a rollout, candidate in shadow mode (never returned), or batch scoring."""
-
-VARIANTS: tuple[Variant, ...] = ("champion", "candidate", "shadow", "batch")
 BLOCK_ROWS = 50_000
 """Most rows of one block, and of one transaction."""
-READ_ATTEMPTS = 5
-NEWEST = 200
-"""Predictions whose outputs show what a problem predicts."""
-SCHEMA = {
-    "id": pl.String, "version": pl.Int64, "variant": pl.String, "at": pl.Int64, "cutoff": pl.Int32, "entity": pl.String,
-    "block": pl.Int64, "position": pl.Int64,
-}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """One prediction."""
-
-    id: str
-    problem: str
-    version: int
-    variant: Variant
-    at: datetime
-    """UTC."""
-    entity: str | None
-    cutoff: date | None
-    """Last day that its features cover; None for rows of a plain table."""
-    features: Mapping[str, Any]
-    outputs: Mapping[str, Any]
-    """`prediction`, and further outputs such as `probability_<class>`; for a list `items` and `scores`."""
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """Predictions, oldest first, with their labels."""
-
-    rows: pl.DataFrame
-    """id, version, variant, at, cutoff, entity, the outputs (prediction, probability_<class>, …), label and label_at; the last
-    two are null for predictions without a label."""
-    features: pl.DataFrame
-    """The same rows, one column per feature; no columns where features were not read."""
-
-
-Scorer = Callable[[Predictions, datetime], tuple[Estimate, Estimate]]
-"""Predictions of one version in one week, and its end -> realised and estimated score. Weeks come in order."""
+NEWEST_BLOCKS = 20
+"""Blocks whose outputs show what a problem predicts."""
+ROWS = ("id", "version", "variant", "at", "cutoff", "entity")
 
 
 class Ledger:
     """Predictions and labels in tables at the SQLAlchemy `address`; missing tables, or the folder of an SQLite file, are
-    created.
+    created. Tables of an earlier Evergreen are moved into the present ones, which takes some minutes for millions of rows.
 
     Raises ProjectError where the database cannot be used.
     """
 
     def __init__(self, address: str) -> None:
         self._engine = database.connect(address, "predictions", METADATA)
+        migration.move(self._engine)
 
     def append(self, predictions: Iterable[Prediction]) -> int:
         """Write all of them or none; a known id changes nothing. Returns the number of new predictions."""
         new = 0
-        ordered = sorted(predictions, key=lambda each: (each.problem, each.version))
-        with self._connect() as connection:
-            for (problem, _), group in groupby(ordered, key=lambda each: (each.problem, each.version)):
+        stamped = [(each.problem, each.version, to_micros(each.at), each) for each in predictions]
+        stamped.sort(key=lambda row: row[:2])
+        with self.connect() as connection:
+            for (problem, version, _), group in groupby(stamped, key=lambda row: (row[0], row[1], row[2] // DAY_MICROS)):
                 for part in chunk(list(group), BLOCK_ROWS):
-                    rows = [
-                        {
-                            "problem": problem, "id": each.id, "version": each.version, "variant": each.variant,
-                            "at": to_micros(each.at), "cutoff": to_days(each.cutoff), "day": _day(each.at, each.cutoff),
-                            "entity": each.entity, "position": position,
-                        }
-                        for position, each in enumerate(part)
-                    ]  # fmt: skip
-                    outputs = blocks.pack_columns(blocks.to_columns([each.outputs for each in part]), len(part))
-                    features = blocks.pack_columns(blocks.to_columns([each.features for each in part]), len(part))
-                    new += self._write_block(connection, rows, outputs, features)
+                    new += _write_part(connection, problem, version, part)
         return new
 
     def append_frame(
@@ -139,8 +90,6 @@ class Ledger:
         are written in parts; after a kill the same call writes the rest.
         """
         new, seen = 0, dict[str, int]()
-        common = {"problem": problem, "version": version, "variant": variant, "at": to_micros(at)}
-        common |= {"cutoff": to_days(cutoff), "day": _day(at, cutoff)}
         prefix = f"v{version}.{cutoff or f'{to_utc(at):%Y%m%dT%H%M%S.%f}'}{'' if variant == 'batch' else f'.{variant}'}."
         for part in frame.iter_slices(BLOCK_ROWS):
             entities = part[key].cast(pl.String).to_list() if key else [None] * part.height
@@ -151,61 +100,52 @@ class Ledger:
             else:
                 columns = [*([key] if key else []), *features, *outputs]
                 ids = [f"{prefix}{name}" for name in _hash_rows(part, columns, seen)]
-            rows = [
-                {**common, "id": name, "entity": entity, "position": position}
-                for position, (name, entity) in enumerate(zip(ids, entities, strict=True))
-            ]
-            with self._connect() as connection:
-                packed = blocks.pack_frame(part, outputs), blocks.pack_frame(part, features)
-                new += self._write_block(connection, rows, *packed)
-        return new
+            size = part.height
+            head = {
+                "id": ids, "variant": [variant] * size, "at": [to_micros(at)] * size, "cutoff": [to_days(cutoff)] * size,
+                "entity": entities,
+            }  # fmt: skip
 
-    def _write_block(self, connection: sa.Connection, rows: list[dict[str, Any]], outputs: bytes, features: bytes) -> int:
-        """One block and its rows; no block where no row is new."""
-        inserted = connection.execute(sa.insert(BLOCKS).values(outputs=outputs, features=features))
-        assert inserted.inserted_primary_key is not None
-        block = inserted.inserted_primary_key[0]
-        new = self._insert(connection, [{**row, "block": block} for row in rows])
-        if not new:
-            connection.execute(sa.delete(BLOCKS).where(BLOCKS.c.number == block))
-        return new
+            def pack(places: Sequence[int], part: pl.DataFrame = part) -> tuple[bytes, bytes]:
+                kept = part if len(places) == part.height else part[list(places)]
+                return blocks.pack_frame(kept, outputs), blocks.pack_frame(kept, features)
 
-    def _insert(self, connection: sa.Connection, rows: list[dict[str, Any]]) -> int:
-        """Write the rows with new ids; returns how many."""
-        rows.sort(key=lambda row: row["id"])  # the same order for all writers: no deadlock
-        if self._engine.dialect.name == "sqlite":
-            return connection.execute(sqlite.insert(PREDICTIONS).on_conflict_do_nothing(), rows).rowcount
-        arrays = {name: [row[name] for row in rows] for name in PREDICTIONS.c.keys()}  # noqa: SIM118  # not a dict
-        return connection.execute(INSERT_ARRAYS, arrays).rowcount
+            with self.connect() as connection:
+                new += write_block(connection, problem, version, head, pack)
+        return new
 
     def add_labels(self, problem: str, labels: Sequence[Label]) -> LabelCounts:
         """Write the labels, all of them or none; invalid ones are rejected one by one."""
-        with self._connect() as connection:
+        with self.connect() as connection:
             return label_matching.add_labels(connection, problem, labels)
 
     def made_at(self, problem: str, ids: Iterable[str]) -> dict[str, datetime]:
         """When the predictions with these ids were made, or the end of their cutoff, if that is before; known ids only."""
-        columns = PREDICTIONS.c.id, PREDICTIONS.c.at, PREDICTIONS.c.day
+        columns = IDS.c.id, IDS.c.at, IDS.c.day
         found = dict[str, datetime]()
-        with self._connect() as connection:
+        with self.connect() as connection:
             for part in chunk(list(dict.fromkeys(ids)), ROWS_PER_STATEMENT):
-                query = sa.select(*columns).where(PREDICTIONS.c.problem == problem, PREDICTIONS.c.id.in_(part))
+                query = sa.select(*columns).where(IDS.c.problem == problem, IDS.c.id.in_(part))
                 for id_, at, day in connection.execute(query):
                     found[id_] = EPOCH + min(timedelta(microseconds=at), timedelta(days=day + 1))
         return found
 
     def output_names(self, problem: str) -> list[str]:
         """Names of the outputs of the newest predictions, of all versions among them."""
-        query = sa.select(PREDICTIONS.c.version, PREDICTIONS.c.block, PREDICTIONS.c.position).where(
-            PREDICTIONS.c.problem == problem
-        )
-        with self._connect() as connection:
-            newest = connection.execute(query.order_by(PREDICTIONS.c.at.desc()).limit(NEWEST)).all()
-            one_each = {version: (block, position) for version, block, position in newest}
-            places = np.array(list(one_each.values()), dtype=np.int64).reshape(-1, 2)
-            with suppress(blocks.MissingBlockError):
-                return blocks.gather(connection, BLOCKS.c.outputs, places[:, 0], places[:, 1]).columns
-        return []
+        query = sa.select(BLOCKS.c.version, BLOCKS.c.outputs).where(BLOCKS.c.problem == problem)
+        query = query.order_by(BLOCKS.c.date.desc(), BLOCKS.c.number.desc()).limit(NEWEST_BLOCKS)
+        with self.connect() as connection:
+            newest = connection.execute(query).all()
+        one_each: dict[int, bytes] = {row.version: row.outputs for row in reversed(newest)}
+        return blocks.unpack(list(one_each.values()))[0].columns
+
+    def latest(self, problem: str) -> datetime | None:
+        """When the newest prediction was made; None: there is none."""
+        newest = sa.select(BLOCKS.c.last).where(BLOCKS.c.problem == problem)
+        newest_day = sa.select(sa.func.max(BLOCKS.c.date)).where(BLOCKS.c.problem == problem).scalar_subquery()
+        with self.connect() as connection:
+            found = connection.execute(newest.where(BLOCKS.c.date == newest_day).order_by(BLOCKS.c.last.desc())).scalar()
+        return None if found is None else EPOCH + timedelta(microseconds=found)
 
     def read(
         self,
@@ -216,111 +156,145 @@ class Ledger:
         version: int | None = None,
         variants: Sequence[Variant] = ("champion", "candidate", "batch"),
         features: bool = True,
+        labels: bool = True,
         known_at: datetime | None = None,
     ) -> Predictions:
         """Predictions after `since` (exclusive) up to `until` (inclusive), of `version` or any, in the roles `variants`.
 
-        `known_at`: only labels known by then. `features`: also read the features.
+        `features`, `labels`: also read those. `known_at`: only labels known by then.
         """
-        where = _conditions(problem, since, until, version, variants)
-        for _ in range(READ_ATTEMPTS):
-            with suppress(blocks.MissingBlockError):  # compacted meanwhile: read what is left
-                return self._read(where, features, known_at)
-        raise ProjectError(f"{problem}: predictions are being compacted; read them again when that is over")
-
-    def _read(self, where: Sequence[sa.ColumnElement[bool]], features: bool, known_at: datetime | None) -> Predictions:
-        with self._connect() as connection:
-            query = sa.select(*(PREDICTIONS.c[name] for name in SCHEMA)).where(*where)
-            query = query.order_by(PREDICTIONS.c.at, PREDICTIONS.c.block, PREDICTIONS.c.position)
-            rows = fetch(connection, query, SCHEMA, BLOCK_ROWS)
-            block, position = rows["block"].to_numpy(), rows["position"].to_numpy()
-            outputs = blocks.gather(connection, BLOCKS.c.outputs, block, position)
-            inputs = blocks.gather(connection, BLOCKS.c.features, block, position) if features else pl.DataFrame()
-            labels = label_matching.read_labels(connection, where, known_at, BLOCK_ROWS)
+        with self.connect() as connection:
+            found = self.find_blocks(connection, problem, since, until, version, variants, features=features)
+            joined = label_matching.find_labels(connection, problem, found) if labels else label_matching.NO_LABELS
+        chosen = label_matching.choose_labels(joined, known_at)
+        rows = found.head.select("block", "position", *ROWS)
         rows = rows.with_columns(as_timestamp("at"), pl.col("cutoff").cast(pl.Date))
-        rows = rows.hstack(outputs.select(pl.exclude([*SCHEMA, "label", "label_at"])).get_columns())
-        rows = rows.join(labels, on=["block", "position"], how="left", maintain_order="left").drop("block", "position")
-        return Predictions(rows, inputs)
+        rows = rows.hstack(found.outputs.select(pl.exclude([*rows.columns, "label", "label_at"])).get_columns())
+        rows = rows.join(chosen, on=["block", "position"], how="left", maintain_order="left").drop("block", "position")
+        return Predictions(rows, found.features)
 
-    def cohorts(self, problem: str, scorer: Scorer | None = None, since: date | None = None) -> list[Cohort]:
-        """Per week and version: the number of predictions, how many have a label, and their scores by `scorer`.
+    def find_blocks(
+        self,
+        connection: sa.Connection,
+        problem: str,
+        since: datetime | None,
+        until: datetime | None,
+        version: int | None = None,
+        variants: Sequence[Variant] = VARIANTS,
+        *,
+        outputs: bool = True,
+        features: bool = True,
+    ) -> Blocks:
+        """The predictions that `read` would return, with their places in the ledger."""
+        where: list[sa.ColumnElement[bool]] = [BLOCKS.c.problem == problem]
+        rows = pl.col("variant").is_in(variants)
+        if since:
+            begin = to_micros(since)
+            where += [BLOCKS.c.date >= begin // DAY_MICROS, BLOCKS.c.last > begin]
+            rows &= pl.col("at") > begin
+        if until:
+            end = to_micros(until)
+            where += [BLOCKS.c.date <= end // DAY_MICROS, BLOCKS.c.first <= end]
+            rows &= pl.col("at") <= end
+        where += [BLOCKS.c.version == version] if version is not None else []
+        return blocks.read(connection, where, outputs, features).where(rows)
 
-        `since`: from the week of that day on. Cohorts of deleted predictions are returned as stored.
+    def count_labelled(self, problem: str, since: datetime, until: datetime, known_at: datetime) -> int:
+        """Predictions after `since` up to `until` with a label known at `known_at`; shadow mode left out."""
+
+        def count(version: int, since: datetime, until: datetime) -> int:
+            variants: tuple[Variant, ...] = ("champion", "candidate", "batch")
+            with self.connect() as connection:
+                found = self.find_blocks(connection, problem, since, until, version, variants, outputs=False, features=False)
+                labels = label_matching.find_labels(connection, problem, found)
+            return label_matching.choose_labels(labels, known_at).height
+
+        return scored_cohorts.count_labelled(self.connect, count, problem, since, until, known_at)
+
+    def cohorts(
+        self, problem: str, scorer: Scorer | None = None, since: date | None = None, most_rows: int | None = None
+    ) -> list[Cohort]:
+        """Per week and version: the number of predictions, how many have a label, and their scores.
+
+        `scorer`: scores and stores those that changed; None: scores are as they were stored last, None where they never were.
+        `most_rows`: changed cohorts of more predictions together stay as they were stored. `since`: from the week of that day
+        on. Cohorts of deleted predictions are returned as stored.
         """
-        first = monday(since) if since else date.min
-        with self._connect() as connection:
-            kept = [each for each in cohorts.read_stored(connection, problem) if each.week >= first]
-        stored = {(each.week, each.version): each for each in kept}
-        found = {(each.week, each.version): each for each in self._score_cohorts(problem, scorer, since=since and first)}
-        both = {key: cohorts.merge(stored[key], found[key]) for key in stored.keys() & found.keys()}
-        return [each for _, each in sorted({**stored, **found, **both}.items(), key=lambda pair: pair[0])]
+        first = monday(since) if since else None
+        with self.connect() as connection:
+            deleted = [each for each in cohorts.read_deleted(connection, problem) if first is None or each.week >= first]
+        found = {(each.week, each.version): each for each in deleted}
+        for each in self._refresh(problem, scorer, since=first, most_rows=most_rows):
+            key = each.week, each.version
+            found[key] = cohorts.merge(found[key], each) if key in found else each
+        return [found[key] for key in sorted(found)]
 
-    def _score_cohorts(
-        self, problem: str, scorer: Scorer | None, *, since: date | None = None, before: date | None = None
-    ) -> Iterator[Cohort]:
-        """Cohorts of the predictions in the ledger, oldest first; `since`, `before`: Mondays."""
-        with self._connect() as connection:
-            counts = cohorts.count_weeks(connection, problem, since, before)
-        for week, version, count in counts:
-            begin, end = (midnight(week + timedelta(days=days)) - timedelta(microseconds=1) for days in (0, 7))
-            found = self.read(problem, since=begin, until=end, version=version, variants=VARIANTS, features=False)
-            matured = found.rows.height - found.rows["label"].null_count()
-            scores = scorer(found, end) if scorer else (None, None)
-            yield Cohort(week, version, count, matured, *scores)
+    def _refresh(self, problem: str, scorer: Scorer | None, **limits: Any) -> list[Cohort]:
+        @lru_cache(maxsize=scored_cohorts.MAX_EARLIER + 1)
+        def read(week: Week) -> Predictions:
+            begin, end = week.bounds
+            begin -= timedelta(microseconds=1)
+            return self.read(problem, since=begin, until=end, version=week.version, variants=VARIANTS, features=False)
+
+        return scored_cohorts.refresh(self.connect, read, problem, scorer, **limits)
 
     def compact(self, problem: str, before: date, scorer: Scorer | None = None) -> int:
         """Delete the predictions of the weeks that ended before the day `before`, and their labels; their cohorts stay, with
         their scores by `scorer`. Returns the number of deleted predictions.
+
+        Other writers wait at most as long as one small piece of it takes.
         """
         first_kept = monday(before)
-        end = to_micros(midnight(first_kept))
-        old = sa.and_(PREDICTIONS.c.problem == problem, PREDICTIONS.c.at < end)
-        for _ in range(READ_ATTEMPTS):
-            found = list(self._score_cohorts(problem, scorer, before=first_kept))
-            if not found:
-                return 0
-            with self._connect() as connection:
-                label_matching.lock_labels(connection, problem)
-                count = connection.execute(sa.select(sa.func.count()).select_from(PREDICTIONS).where(old)).scalar_one()
-                if count != sum(each.predictions for each in found):
-                    continue  # another process compacts too, or late predictions arrived: count again
-                cohorts.store(connection, problem, found)
-                numbers = connection.execute(sa.select(PREDICTIONS.c.block).where(old).distinct()).scalars().all()
-                connection.execute(sa.delete(PREDICTIONS).where(old))
-                for part in chunk(numbers, ROWS_PER_STATEMENT):
-                    empty = ~sa.exists().where(PREDICTIONS.c.block == BLOCKS.c.number)
-                    connection.execute(sa.delete(BLOCKS).where(BLOCKS.c.number.in_(part), empty))
-                label_matching.delete_unmatched(connection, problem, end)
-                return count
-        return 0
+        scored = self._refresh(problem, scorer, before=first_kept)
+        deleted = sum(upkeep.delete_week(self.connect, problem, each) for each in scored)
+        if deleted:
+            upkeep.delete_labels(self.connect, problem, first_kept)
+            upkeep.give_space_back(self._engine)
+        return deleted
+
+    def tidy(self, problem: str, before: date) -> None:
+        """Merge the small blocks of the days before `before`, and pack their labels beside them: then they are read fast."""
+        upkeep.tidy(self.connect, problem, before)
 
     def unlabelled(self, problem: str, until: date, recheck_after: date) -> pl.DataFrame:
         """entity and day (the cutoff, else the day of the prediction) of predictions up to the day `until`, each pair once:
-        those without a label for that day, and all those after `recheck_after`."""
-        with self._connect() as connection:
-            rows = connection.execute(label_matching.select_unlabelled(problem, until, recheck_after)).all()
-        return pl.DataFrame(rows, schema={"entity": pl.String, "day": pl.Int32}, orient="row").cast({"day": pl.Date})
+        those without a label, and all those after `recheck_after`."""
+        last, recheck = to_days(until), to_days(recheck_after)
+        frames = [pl.DataFrame(schema={"entity": pl.String, "day": pl.Int32})]
+        with self.connect() as connection:
+            open_ = sa.or_(BLOCK_LABELS.c.complete.is_not(True), BLOCKS.c.last_day > recheck)
+            for week in cohorts.count_weeks(connection, problem):
+                where = [BLOCKS.c.problem == problem, BLOCKS.c.version == week.version, BLOCKS.c.first_day <= last, open_]
+                where += [BLOCKS.c.date.between(*week.dates)]
+                found = blocks.read(connection, where, outputs=False, features=False)
+                found = found.where(pl.col("entity").is_not_null() & (pl.col("day") <= last))
+                known = label_matching.find_labels(connection, problem, found).select("block", "position")
+                missing = found.head.join(known, on=["block", "position"], how="anti")
+                frames += [each.select("entity", "day") for each in (missing, found.head.filter(pl.col("day") > recheck))]
+        return pl.concat(frames).unique().sort("day", "entity").cast({"day": pl.Date})
 
-    def _connect(self) -> AbstractContextManager[sa.Connection]:
+    def connect(self) -> AbstractContextManager[sa.Connection]:
         """A transaction; raises ProjectError, in one line, where the database refuses."""
         return database.transaction(self._engine, "predictions")
 
 
-def _conditions(
-    problem: str, since: datetime | None, until: datetime | None, version: int | None, variants: Sequence[Variant]
-) -> list[sa.ColumnElement[bool]]:
-    where: list[sa.ColumnElement[bool]] = [PREDICTIONS.c.problem == problem, PREDICTIONS.c.variant.in_(variants)]
-    where += [PREDICTIONS.c.at > to_micros(since)] if since else []
-    where += [PREDICTIONS.c.at <= to_micros(until)] if until else []
-    where += [PREDICTIONS.c.version == version] if version is not None else []
-    return where
+def _write_part(connection: sa.Connection, problem: str, version: int, part: Sequence[tuple[str, int, int, Prediction]]) -> int:
+    """One block of predictions that were made on one day."""
+    found = [each for _, _, _, each in part]
+    head = {
+        "id": [each.id for each in found],
+        "variant": [each.variant for each in found],
+        "at": [at for _, _, at, _ in part],
+        "cutoff": [to_days(each.cutoff) for each in found],
+        "entity": [each.entity for each in found],
+    }
 
+    def pack(places: Sequence[int]) -> tuple[bytes, bytes]:
+        outputs = blocks.to_columns([found[place].outputs for place in places])
+        features = blocks.to_columns([found[place].features for place in places])
+        return blocks.pack_columns(outputs, len(places)), blocks.pack_columns(features, len(places))
 
-def _day(at: datetime, cutoff: date | None) -> int:
-    """Days since 1970 of the cutoff, else of `at`."""
-    day = to_days(cutoff or to_utc(at).date())
-    assert day is not None
-    return day
+    return write_block(connection, problem, version, head, pack)
 
 
 def _hash_rows(part: pl.DataFrame, names: Sequence[str], seen: dict[str, int]) -> Iterator[str]:

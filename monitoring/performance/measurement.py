@@ -13,8 +13,6 @@ from evergreen.monitoring.performance.scoring import MIN_ROWS, to_scorable, unre
 from evergreen.tasks.config.params import Problem
 from evergreen.tasks.problems.prediction_type import Labelled, PredictionType
 
-MAX_EARLIER = 8
-"""Most cohorts before one that an estimate learns from."""
 MATURE = 0.8
 """The labels of a window are known where its labelled share is at least this, times that of the window with the largest."""
 
@@ -70,21 +68,20 @@ def _labelled_share(frame: pl.DataFrame) -> float:
 
 
 class CohortScorer:
-    """Scores cohorts one after the other, as the ledger asks for them."""
+    """Scores cohorts of one problem for the ledger."""
 
     def __init__(self, kind: Labelled, section: Problem, seed: int = 0) -> None:
         self._kind, self._section, self._seed = kind, section, seed
-        self._earlier: dict[int, list[pl.DataFrame]] = {}
 
-    def __call__(self, predicted: Predictions, until: datetime) -> tuple[Estimate, Estimate]:
-        """Realised, and as estimated from earlier cohorts of the version by the labels that were known at `until`."""
-        frame = to_scorable(self._kind, self._section, predicted)
-        earlier = self._earlier.setdefault(predicted.rows["version"][0], [])
-        known = [each.filter(pl.col("label_at") <= until) for each in earlier]
-        earlier[:] = [*earlier[1 - MAX_EARLIER :], frame]
-        left_out = unreadable(self._kind, self._section, predicted)
-        found = realised(self._kind, self._section, frame, self._seed, left_out)
-        return found, estimated(self._kind, self._section, frame, known, self._seed)
+    def realised(self, found: Predictions) -> Estimate:
+        left_out = unreadable(self._kind, self._section, found)
+        return realised(self._kind, self._section, to_scorable(self._kind, self._section, found), self._seed, left_out)
+
+    def estimated(self, found: Predictions, until: datetime, earlier: Sequence[Predictions]) -> Estimate:
+        """From earlier cohorts of the version, by the labels that were known at `until`."""
+        frames = [to_scorable(self._kind, self._section, each) for each in (*earlier, found)]
+        known = [each.filter(pl.col("label_at") <= until) for each in frames[:-1]]
+        return estimated(self._kind, self._section, frames[-1], known, self._seed)
 
 
 def cohort_scorer(kind: PredictionType, section: Problem, seed: int = 0) -> CohortScorer | None:

@@ -62,8 +62,8 @@ def _make(engine: sa.Engine, tables: sa.MetaData) -> None:
 
 
 def _prepare(link: Any, _record: Any) -> None:
-    """SQLite: concurrent readers, a wait for other writers, and durability after power loss."""
-    for setting in ("busy_timeout = 30000", "journal_mode = WAL", "synchronous = FULL"):
+    """SQLite: concurrent readers, a wait for other writers, durability after power loss; a new file can give space back."""
+    for setting in ("busy_timeout = 30000", "auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = FULL"):
         link.execute(f"PRAGMA {setting}")
 
 

@@ -369,7 +369,7 @@ class TestProcesses:
         ids.append(server.client.post("/v1/predict", json=HOUSE).json()["id"])
         assert server.stop() == 0
         with sqlite3.connect(small.var / "evergreen.db") as link:
-            assert set(ids) <= {id_ for (id_,) in link.execute("select id from predictions")}
+            assert set(ids) <= {id_ for (id_,) in link.execute("select id from prediction_ids")}
 
     def test_open_requests_finish_when_the_server_stops(self, small):
         server = Server(small)
@@ -384,7 +384,7 @@ class TestProcesses:
         ids = {one["id"] for response in answers for one in response.json()["predictions"]}
         assert len(ids) == 1000 * len(answers)
         with sqlite3.connect(small.var / "evergreen.db") as link:
-            assert ids <= {id_ for (id_,) in link.execute("select id from predictions")}
+            assert ids <= {id_ for (id_,) in link.execute("select id from prediction_ids")}
 
     def test_a_port_in_use_and_a_public_address_without_keys_are_errors_of_one_line(self, small, server):
         port = server.url.rpartition(":")[2]

@@ -76,7 +76,7 @@ def test_the_server_its_worker_and_the_drainer_import_nothing_of_the_project(sho
     assert server.client.get("/docs").status_code == 200
     with sqlite3.connect(shop.var / "evergreen.db") as link:
         end = time.monotonic() + 60
-        while not link.execute("select 1 from predictions where id = ?", (id_,)).fetchone():
+        while not link.execute("select 1 from prediction_ids where id = ?", (id_,)).fetchone():
             assert time.monotonic() < end, server.lines
             time.sleep(0.1)
     assert server.stop() == 0

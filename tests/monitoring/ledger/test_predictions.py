@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -228,10 +229,19 @@ def test_days_without_a_label_and_the_newest_days_are_looked_up_again(ledger):
     assert found.rows() == [("7", DAY + timedelta(days=2)), ("7", DAY + timedelta(days=3))]
 
 
-def score(found: ledgers.Predictions, until: datetime) -> tuple[Estimate, Estimate]:
-    known = found.rows["label"].drop_nulls()
-    mean = float(known.mean()) if len(known) else None  # pyright: ignore[reportArgumentType]
-    return Estimate(score=mean, low=None, high=None, rows=len(known)), Estimate(score=0.5, low=0.25, high=0.75, rows=1)
+class Score:
+    """The share of labels that are 1, and an estimate that never changes."""
+
+    def realised(self, found: ledgers.Predictions) -> Estimate:
+        known = found.rows["label"].drop_nulls()
+        mean = float(known.mean()) if len(known) else None  # pyright: ignore[reportArgumentType]
+        return Estimate(score=mean, low=None, high=None, rows=len(known))
+
+    def estimated(self, found: ledgers.Predictions, until: datetime, earlier: Sequence[ledgers.Predictions]) -> Estimate:
+        return Estimate(score=0.5, low=0.25, high=0.75, rows=1)
+
+
+score = Score()
 
 
 def weeks(ledger: Ledger) -> None:

@@ -278,15 +278,18 @@ def test_lists_are_scored_by_what_was_bought_and_never_foretold():
     assert estimating.estimated(kind, asked, rows).reason == "lists do not say how likely their items are bought"
 
 
-def test_cohorts_are_foretold_by_earlier_ones_as_far_as_was_known_then():
+def test_cohorts_are_estimated_from_earlier_ones_by_labels_known_then():
     judge = measurement.cohort_scorer(problems.predictions("regression"), section())
     assert judge
     late = amounts(500, seed=1)
     unknown = Predictions(late.rows.with_columns(label_at=pl.lit(NOON + 2 * WEEK)), pl.DataFrame())
-    assert judge(amounts(500), NOON)[1].score is None
-    assert judge(unknown, NOON)[1].score == pytest.approx(judge(amounts(500, seed=2), NOON)[0].score, rel=0.2)
-    other = judge(Predictions(late.rows.with_columns(version=pl.lit(9)), pl.DataFrame()), NOON)
-    assert other[1].reason == "errors of 0 earlier predictions are known; an estimate needs 30"
+    assert (
+        judge.estimated(amounts(500), NOON, [unknown]).reason
+        == "errors of 0 earlier predictions are known; an estimate needs 30"
+    )
+    assert judge.estimated(unknown, NOON, [amounts(500)]).score == pytest.approx(
+        judge.realised(amounts(500, seed=2)).score, rel=0.2
+    )
 
 
 @pytest.mark.parametrize(
