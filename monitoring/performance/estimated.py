@@ -27,7 +27,7 @@ def estimated(
     kind: Labelled, section: Problem, frame: pl.DataFrame, known: Sequence[pl.DataFrame] = (), seed: int = 0
 ) -> Estimate:
     """What the score of rows of `to_scorable` will be, from the predictions alone. `known`: earlier rows; those with a label
-    are learned from."""
+    are learned from, of each frame at most about MAX_ROWS."""
     rows = frame.height
     if kind.no_estimate:
         return unscored(rows, kind.no_estimate)
@@ -36,7 +36,8 @@ def estimated(
     if rows < MIN_ROWS:
         return unscored(rows, f"{rows} predictions; a score needs {MIN_ROWS}")
     some, narrower = scoring.subsample(frame, seed)
-    drawn = kind.draw_labels(some, [each.filter(pl.col("label").is_not_null()) for each in known], DRAWS, seed)
+    learned = [scoring.subsample(each.filter(pl.col("label").is_not_null()), seed)[0] for each in known]
+    drawn = kind.draw_labels(some, learned, DRAWS, seed)
     if isinstance(drawn, str):
         return unscored(rows, drawn)
     scores = np.array([kind.primary_score(part, section) for part in drawn])

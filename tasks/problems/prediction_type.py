@@ -132,11 +132,16 @@ class Labelled(PredictionType):
         A class that no version knows is read: every version missed it.
         """
         labels = rows["label"]
+        values = labels if labels.dtype.is_nested() else labels.unique(maintain_order=True)
         known = dict[Any, Any]()
-        for value in labels if labels.dtype.is_nested() else labels.unique(maintain_order=True):
+        for value in values:
             with suppress(ValueError):
                 known[_hashable(value)] = self.parse_label(value)
-        return pl.Series("label", [known.get(_hashable(value)) for value in labels], strict=False)
+        found = pl.Series("label", [known.get(_hashable(value)) for value in values], strict=False)
+        if labels.dtype.is_nested():
+            return found
+        each = pl.DataFrame({"sent": values, "label": found})
+        return labels.to_frame("sent").join(each, on="sent", how="left", maintain_order="left", nulls_equal=True)["label"]
 
     @abstractmethod
     def losses(self, rows: pl.DataFrame, labels: pl.Series, metric: str | None) -> np.ndarray:
