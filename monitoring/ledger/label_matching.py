@@ -166,11 +166,20 @@ def _match(connection: sa.Connection, problem: str, part: Sequence[dict[str, Any
     keys = dict[Key, int]()
     for name in ("id", "entity"):
         query = sa.select(IDS.c.id, IDS.c.entity, IDS.c.day, IDS.c.at).where(
-            IDS.c.problem == problem, IDS.c[name].in_({row[name] for row in part} - {None})
+            is_of(connection, problem), IDS.c[name].in_({row[name] for row in part} - {None})
         )
         for id_, entity, day, at in connection.execute(query):
             keys |= {(id_, None, None, None): day, (None, entity, day, None): day, (None, entity, None, at // 1_000_000): day}
     return keys
+
+
+def is_of(connection: sa.Connection, problem: str) -> sa.ColumnElement[bool]:
+    """The rows of IDS of a problem, so that an id or an entity is looked up in each period."""
+    ends = [
+        sa.select(end(IDS.c.period)).where(IDS.c.problem == problem).scalar_subquery() for end in (sa.func.min, sa.func.max)
+    ]
+    first, last = connection.execute(sa.select(*ends)).one()
+    return sa.and_(IDS.c.problem == problem, IDS.c.period.in_([] if first is None else range(first, last + 1)))
 
 
 # Read
@@ -251,8 +260,7 @@ def newest_numbers(connection: sa.Connection, problem: str, days: Iterable[int])
 
 def find_days(connection: sa.Connection, problem: str, limit: int) -> list[dict[str, int]]:
     """Up to `limit` labels by id whose prediction arrived after them: `label` (its number) and `found` (the day)."""
-    same = sa.and_(IDS.c.problem == LABELS.c.problem, IDS.c.id == LABELS.c.id)
-    query = sa.select(LABELS.c.number, IDS.c.day).join(IDS, same)
+    query = sa.select(LABELS.c.number, IDS.c.day).join(IDS, IDS.c.id == LABELS.c.id).where(is_of(connection, problem))
     query = query.where(LABELS.c.problem == problem, LABELS.c.day.is_(None), LABELS.c.id.is_not(None))
     return [{"label": number, "found": day} for number, day in connection.execute(query.limit(limit))]
 
@@ -263,11 +271,9 @@ def set_days(connection: sa.Connection, found: Sequence[dict[str, int]]) -> None
     connection.execute(query, list(found))
 
 
-def delete_labels(connection: sa.Connection, problem: str, before: int, first_day: int | None, limit: int) -> int:
-    """Delete up to `limit` labels that were known before `before` (microseconds) and refer to a day before `first_day` (None:
-    to any), or to no prediction. Returns how many."""
-    gone = LABELS.c.day.is_(None) if first_day is None else sa.or_(LABELS.c.day.is_(None), LABELS.c.day < first_day)
-    if first_day is None:
-        gone = sa.true()
-    old = sa.select(LABELS.c.number).where(LABELS.c.problem == problem, gone, LABELS.c.known_at < before).limit(limit)
-    return connection.execute(sa.delete(LABELS).where(LABELS.c.number.in_(old))).rowcount
+def find_unmatched(connection: sa.Connection, problem: str, before: int, first_day: int | None, limit: int) -> Sequence[int]:
+    """Numbers of up to `limit` labels that were known before `before` (microseconds) and refer to a day before `first_day`
+    (None: to any), or to no prediction."""
+    gone = sa.true() if first_day is None else sa.or_(LABELS.c.day.is_(None), LABELS.c.day < first_day)
+    old = sa.select(LABELS.c.number).where(LABELS.c.problem == problem, gone, LABELS.c.known_at < before)
+    return connection.execute(old.limit(limit)).scalars().all()

@@ -125,7 +125,7 @@ class Ledger:
         found = dict[str, datetime]()
         with self.connect() as connection:
             for part in chunk(list(dict.fromkeys(ids)), ROWS_PER_STATEMENT):
-                query = sa.select(*columns).where(IDS.c.problem == problem, IDS.c.id.in_(part))
+                query = sa.select(*columns).where(label_matching.is_of(connection, problem), IDS.c.id.in_(part))
                 for id_, at, day in connection.execute(query):
                     found[id_] = EPOCH + min(timedelta(microseconds=at), timedelta(days=day + 1))
         return found

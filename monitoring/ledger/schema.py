@@ -17,14 +17,18 @@ IDS = sa.Table(
     "prediction_ids",
     METADATA,
     sa.Column("problem", sa.String(64), primary_key=True),
+    sa.Column("period", sa.Integer, primary_key=True),
     sa.Column("id", sa.String(255), primary_key=True),
     sa.Column("at", sa.BigInteger, nullable=False),
     sa.Column("day", sa.Integer, nullable=False),  # the cutoff, else the day of `at`: labels refer to it
     sa.Column("entity", sa.String(255)),
     sa.Column("block", sa.BigInteger, nullable=False),  # in which it was written
-    sa.Index("prediction_ids_by_entity", "problem", "entity"),
+    sa.Index("prediction_ids_by_entity", "problem", "period", "entity"),
+    sqlite_with_rowid=False,
 )
-"""Each prediction once: what makes it unique, and what a label may refer to."""
+"""Each prediction once: what makes it unique, and what a label may refer to. An id is unique in a period of PERIOD_DAYS days:
+then new and old predictions each lie close together, and are written and deleted without touching the whole index."""
+PERIOD_DAYS = 32
 BLOCKS = sa.Table(
     "prediction_columns",
     METADATA,

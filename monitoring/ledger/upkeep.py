@@ -14,14 +14,14 @@ import sqlalchemy as sa
 
 from evergreen.monitoring.ledger import blocks, cohorts, label_matching
 from evergreen.monitoring.ledger.cohorts import Cohort, midnight
-from evergreen.monitoring.ledger.schema import BLOCK_LABELS, BLOCKS, IDS, LABELS, ROWS_PER_STATEMENT, chunk, to_days, to_micros
+from evergreen.monitoring.ledger.schema import BLOCK_LABELS, BLOCKS, IDS, LABELS, PERIOD_DAYS, chunk, to_days, to_micros
 from evergreen.monitoring.ledger.writing import describe
 
 MERGED_ROWS = 20_000
 """Most rows of a block that others are merged into."""
 MERGED_BLOCKS = 500
 """Most blocks that are merged in one transaction."""
-ROWS_PER_PIECE = 1_000
+ROWS_PER_PIECE = 500
 """Predictions or labels that are deleted in one transaction."""
 PAGES_PER_PIECE = 1_000
 """Pages of an SQLite file that are given back at once."""
@@ -148,12 +148,12 @@ def _delete_block(connect: Connect, problem: str, number: int, cohort: Cohort) -
     with connect() as connection:
         found = blocks.read(connection, [same], outputs=False, features=False)
         matured = label_matching.find_labels(connection, problem, found)["position"].n_unique()
-    for part in chunk(found.head["id"].to_list(), ROWS_PER_PIECE):
-        with connect() as connection:
-            begin_writing(connection)
-            for table in (IDS, LABELS):
-                for some in chunk(part, ROWS_PER_STATEMENT):
-                    connection.execute(sa.delete(table).where(table.c.problem == problem, table.c.id.in_(some)))
+    for (period,), rows in found.head.sort("id").group_by(pl.col("day") // PERIOD_DAYS):
+        for part in chunk(rows["id"].to_list(), ROWS_PER_PIECE):
+            with connect() as connection:
+                begin_writing(connection)
+                connection.execute(sa.delete(IDS).where(IDS.c.problem == problem, IDS.c.period == period, IDS.c.id.in_(part)))
+                connection.execute(sa.delete(LABELS).where(LABELS.c.problem == problem, LABELS.c.id.in_(part)))
     with connect() as connection:
         label_matching.lock_labels(connection, problem)
         if not connection.execute(sa.delete(BLOCKS).where(same)).rowcount:
@@ -169,11 +169,15 @@ def delete_labels(connect: Connect, problem: str, before: date) -> None:
     with connect() as connection:
         cohorts.remove_stored(connection, problem, before)
         first_day = connection.execute(sa.select(sa.func.min(BLOCKS.c.first_day)).where(BLOCKS.c.problem == problem)).scalar()
-    end, more = to_micros(midnight(before)), True
-    while more:
+    end = to_micros(midnight(before))
+    while True:
+        with connect() as connection:
+            old = label_matching.find_unmatched(connection, problem, end, first_day, ROWS_PER_PIECE)
+        if not old:
+            return
         with connect() as connection:
             begin_writing(connection)
-            more = label_matching.delete_labels(connection, problem, end, first_day, ROWS_PER_PIECE) > 0
+            connection.execute(sa.delete(LABELS).where(LABELS.c.number.in_(old)))
 
 
 def give_space_back(engine: sa.Engine) -> None:

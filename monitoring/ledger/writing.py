@@ -12,6 +12,7 @@ from evergreen.monitoring.ledger.schema import (
     DAY_MICROS,
     IDS,
     INSERT_ARRAYS,
+    PERIOD_DAYS,
     ROWS_PER_STATEMENT,
     chunk,
 )
@@ -36,7 +37,7 @@ def write_block(connection: sa.Connection, problem: str, version: int, head: Hea
     if not new:
         connection.execute(sa.delete(BLOCKS).where(same))
     elif new < len(places):
-        places = _find_new(connection, problem, head["id"], number)
+        places = _find_new(connection, problem, head, number)
         connection.execute(sa.update(BLOCKS).where(same).values(**_columns(head, pack, places)))
     return new
 
@@ -63,9 +64,11 @@ def days_of(head: Head) -> list[int]:
 
 def _insert_ids(connection: sa.Connection, problem: str, head: Head, block: int) -> int:
     """Write the new ids; returns how many."""
-    rows = sorted(zip(head["id"], head["at"], days_of(head), head["entity"], strict=True), key=lambda row: row[0])
+    days = days_of(head)
+    periods = [day // PERIOD_DAYS for day in days]
     # the same order for all writers: no deadlock
-    names = "id", "at", "day", "entity"
+    rows = sorted(zip(periods, head["id"], head["at"], days, head["entity"], strict=True), key=lambda row: row[:2])
+    names = "period", "id", "at", "day", "entity"
     if connection.dialect.name == "sqlite":
         values = [{"problem": problem, "block": block, **dict(zip(names, row, strict=True))} for row in rows]
         return connection.execute(sqlite.insert(IDS).on_conflict_do_nothing(), values).rowcount
@@ -75,11 +78,13 @@ def _insert_ids(connection: sa.Connection, problem: str, head: Head, block: int)
     ).rowcount
 
 
-def _find_new(connection: sa.Connection, problem: str, ids: Sequence[str], block: int) -> list[int]:
+def _find_new(connection: sa.Connection, problem: str, head: Head, block: int) -> list[int]:
     """The places of the ids that this block has brought; of an id that it has twice, the first."""
-    new = set[str]()
+    ids, periods = head["id"], [day // PERIOD_DAYS for day in days_of(head)]
+    first = {key: place for place, key in reversed(list(enumerate(zip(periods, ids, strict=True))))}
+    new = set[tuple[int, str]]()
     for part in chunk(list(dict.fromkeys(ids)), ROWS_PER_STATEMENT):
-        query = sa.select(IDS.c.id).where(IDS.c.problem == problem, IDS.c.id.in_(part), IDS.c.block == block)
-        new.update(connection.execute(query).scalars())
-    first = {id_: place for place, id_ in reversed(list(enumerate(ids)))}
-    return sorted(first[id_] for id_ in new)
+        query = sa.select(IDS.c.period, IDS.c.id).where(IDS.c.problem == problem, IDS.c.period.in_(set(periods)))
+        found = connection.execute(query.where(IDS.c.id.in_(part), IDS.c.block == block))
+        new.update((period, id_) for period, id_ in found)
+    return sorted(first[key] for key in new)
