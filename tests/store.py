@@ -310,7 +310,7 @@ recommend:
     exclude: {department: [FUEL, MISCELLANEOUS, COUPON]}
     min_users: 5
     horizon_days: 28
-  pipeline: {k: 10, candidates: 40, user_neighbours: 20, ranker_windows: 2, ranker_trees: 100}
+  pipeline: {k: 10, candidates: 40, user_neighbours: 20, ranker_windows: 2, ranker_trees: 60}
   train: {}
   tune: {method: tpe, n_trials: 2, folds: 1}
   evaluate: {windows: WINDOWS, resamples: 50}

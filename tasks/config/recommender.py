@@ -57,8 +57,11 @@ class Sources(Section):
     """Number of cutoffs that the ranker is trained on, the newest with complete labels."""
     ranker_users: Annotated[int, Field(ge=1)] = 3000
     """Users per cutoff, sampled at random, that the ranker is trained on."""
-    ranker_trees: Annotated[int, Field(ge=1)] = 150
+    ranker_trees: Annotated[int, Field(ge=1)] = 90
     """Number of trees of the ranker."""
+    ranker_rows: Annotated[int, Field(ge=1)] = 600_000
+    """About the largest number of candidates that the ranker is trained on. Of more, some that were not bought are left out, at
+    random."""
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -83,7 +83,7 @@ class Recommendation(RankedLists):
 
     def defaults(self, model: str, section: Recommend) -> Config:
         first = {name: each.values[0] for name, each in self.space(section)[model].items() if each.values}
-        return {"model": model, **first, **({"leaves": 31, "learning_rate": 0.05} if model == "two_stage" else {})}
+        return {"model": model, **first, **({"leaves": 31, "learning_rate": 0.08} if model == "two_stage" else {})}
 
     def fit(self, data: InteractionData, cutoffs: Sequence[date], config: Config, section: Recommend, seed: int) -> Recommender:
         """Learns from all lines up to the day on which the labels of `cutoffs` are complete: the newest plus the horizon.

@@ -247,9 +247,9 @@ class TwoStage(FirstStage):
         half_life_days: float = 90.0,
         ease_penalty: float = 150.0,
         user_neighbours: int = 100,
-        ranker_trees: int = 150,
+        ranker_trees: int = 90,
         leaves: int = 31,
-        learning_rate: float = 0.05,
+        learning_rate: float = 0.08,
         seed: int = 0,
         with_tifu_knn: bool = True,
         with_ease: bool = True,
@@ -261,6 +261,7 @@ class TwoStage(FirstStage):
         item_neighbours: int = 50,
         max_dense_users: int = 10_000,
         half_life_orders: float | None = None,
+        ranker_rows: int = 600_000,
     ) -> None:
         super().__init__(user, item, k, novel, min_users, popularity_days, half_life_days, half_life_orders)
         self.candidates = candidates
@@ -279,14 +280,18 @@ class TwoStage(FirstStage):
         self.als_factors = als_factors
         self.item_neighbours = item_neighbours
         self.max_dense_users = max_dense_users
+        self.ranker_rows = ranker_rows
 
     def learn_ranker(self, learned: Learned, examples: Sequence[tuple[Candidates, np.ndarray]]) -> "TwoStage":
         """`examples`: candidates of an earlier day, and whether each was bought in the days after it.
 
-        Lists without a hit teach nothing and are left out.
+        Lists without a hit teach nothing and are left out. Above `ranker_rows`, some of what was not bought is left out.
         """
         self.take(learned)
-        parts = [(found, *each) for found, label in examples for each in _lists(found, label)]
+        lists = [(found, each) for found, label in examples for each in _lists(found, label)]
+        most = _negatives([each for _, each in lists], self.ranker_rows)
+        draw = np.random.default_rng(self.seed)
+        parts = [(found, *_thinned(each, most, draw)) for found, each in lists]
         table = np.empty((sum(len(kept) for _, kept, _, _ in parts), len(FEATURES)), np.float32)
         last = 0
         for found, kept, _, _ in parts:  # one by one: all side by side would take the memory twice
@@ -393,8 +398,12 @@ def ranked(row: np.ndarray, item: np.ndarray, score: np.ndarray, source: np.ndar
     return Ranked(row[by], rank, item[by], score[by], source[by])
 
 
-def _lists(candidates: Candidates, label: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Places, labels and sizes of the lists of everything and of the lists of new items."""
+Examples = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Places and labels of candidates, list after list, and the sizes of the lists."""
+
+
+def _lists(candidates: Candidates, label: np.ndarray) -> list[Examples]:
+    """The lists of everything, and the lists of new items."""
     found = []
     for kept in (np.ones(len(label), bool), ~candidates.bought):
         hits = np.bincount(candidates.row[kept], label[kept], minlength=candidates.row.max(initial=0) + 1)
@@ -403,6 +412,22 @@ def _lists(candidates: Candidates, label: np.ndarray) -> list[tuple[np.ndarray, 
         sizes = sizes[sizes > 0]
         found.append((np.flatnonzero(kept), label[kept], sizes))
     return found
+
+
+def _negatives(lists: Sequence[Examples], rows: int) -> int:
+    """How many candidates that were not bought each list may keep, so that all have about `rows`; at least one."""
+    found, hits, count = (sum(each) for each in zip(*((len(y), int(y.sum()), len(size)) for _, y, size in lists), strict=True))
+    return found if found <= rows else max((rows - hits) // count, 1)
+
+
+def _thinned(lists: Examples, most: int, draw: np.random.Generator) -> Examples:
+    """The same lists with all that was bought, and `most` candidates that were not, drawn at random."""
+    place, label, sizes = lists
+    row = np.repeat(np.arange(len(sizes)), sizes)
+    by, rank = order(row, np.where(label, 1.0, draw.random(len(label))))
+    hits = np.bincount(row, label)
+    kept = np.sort(by[rank < hits[row[by]] + most])
+    return place[kept], label[kept], np.bincount(row[kept])
 
 
 def credited(places: np.ndarray, bought: np.ndarray, on: Sequence[str]) -> np.ndarray:

@@ -50,11 +50,12 @@ class TestRecommendation(Contract):
         assert sum(found.values()) == pytest.approx(1)
         assert world.kind.importance(fitted["popularity"]) == {}
 
-    def test_each_model_is_better_than_the_simpler_one_on_planted_answers(self, world, fitted):
+    def test_own_frequency_beats_popularity_and_the_ranker_finds_new_items_besides(self, world, fitted):
+        """What households buy again is a count, planted: no ranker can do better there, but for the luck of 240 households."""
         scores = {name: world.kind.score(world.predict(model), world.section) for name, model in fitted.items()}
         assert scores["frequency"]["ndcg"] > scores["popularity"]["ndcg"] + 0.2
-        assert scores["two_stage"]["ndcg"] > scores["frequency"]["ndcg"]
-        assert scores["two_stage"]["ndcg_novel"] > scores["popularity"]["ndcg_novel"] + 0.05
+        assert scores["two_stage"]["ndcg"] > scores["frequency"]["ndcg"] - 0.01
+        assert scores["two_stage"]["ndcg_novel"] > scores["frequency"]["ndcg_novel"] + 0.1
 
     def test_new_items_are_of_the_households_colour(self, world, fitted):
         rows = world.predict(fitted["two_stage"]).select("entity", pl.col("items_novel").list.head(5)).explode("items_novel")
