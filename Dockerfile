@@ -7,7 +7,7 @@ COPY requirements.lock .
 RUN python -m venv /venv \
  && awk '/^uv==/ {on = 1} on {print} on && !/\\$/ {exit}' requirements.lock > uv.lock \
  && /venv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r uv.lock \
- && VIRTUAL_ENV=/venv /venv/bin/uv pip install --no-cache --require-hashes -r requirements.lock
+ && VIRTUAL_ENV=/venv /venv/bin/uv pip sync --no-cache --require-hashes requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
 COPY tasks tasks

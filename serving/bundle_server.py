@@ -48,6 +48,7 @@ class ModelInput:
     example: tuple[Mapping[str, Any], ...]
     levels: Mapping[str, Sequence[str]]
     background: tuple[Mapping[str, Any], ...]
+    optional: tuple[str, ...]
 
 
 class BundleFiles:
@@ -65,7 +66,8 @@ class BundleFiles:
     def model_input(self, _problem: str, _version: int) -> ModelInput:
         manifest = self._manifest
         background = tuple(manifest.get("background", ()))
-        return ModelInput(manifest["features"], tuple(manifest["example"]), manifest["levels"], background)
+        optional = tuple(manifest.get("optional", ()))
+        return ModelInput(manifest["features"], tuple(manifest["example"]), manifest["levels"], background, optional)
 
     def load_compiled(self, _problem: str, _version: int) -> "Compiled | None":
         """None if the bundle holds the pipeline."""

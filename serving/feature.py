@@ -20,3 +20,5 @@ class Feature:
     """Of a category: its values in training. Empty: not known."""
     missing: frozenset[Any] = frozenset()
     """Texts, and of a number numbers, that the table it was trained on reads as missing. A level is never missing."""
+    required: bool = True
+    """False: a row without its key has a missing value, as rows of the training data had."""

@@ -103,9 +103,11 @@ class RowModel(LoadedModel):
         self._read_plain = self.compiled.encode_plain if self.compiled and fast else None
 
     def parse(self, row: Mapping[str, Any]) -> ParsedRow:
-        """A row of features as JSON values, optionally with the entity's key and the cutoff; or the entity's key alone.
+        """A row of features as JSON values, optionally with the entity's key and the cutoff; or the entity's key alone. An
+        optional feature without a key is missing.
 
-        Raises RequestError for an unknown or missing column, and for a value of a wrong type or outside its rules.
+        Raises RequestError for an unknown column, for required ones without a key, and
+        for a value of a wrong type or outside its rules.
         """
         if self._read_plain and (point := self._read_plain(row)):
             extra = len(row) - self._width
@@ -136,12 +138,10 @@ class RowModel(LoadedModel):
         if entity is not None and self.online_features and len(row) == 1:
             features, cutoff = self.online_features.lookup(entity)
         else:
-            features = row if len(row) == self._width else {name: row[name] for name in self.features if name in row}
             self._reject_unknown(row)
+            features = row if row.keys() == self.features.keys() else self._complete(row)
             for name, each in self.features.items():
-                if name not in row:
-                    raise RequestError(name, self._missing_rule())
-                if (value := _converted(each, row[name])) is not row[name]:
+                if (value := _converted(each, features[name])) is not features[name]:
                     features = {**features, name: value}
                 _check_value(each, features[name])
         point = self.compiled.encode(features) if self.compiled else None
@@ -213,9 +213,18 @@ class RowModel(LoadedModel):
             if name not in self.keys:
                 raise RequestError(name, f"unknown column of {self.problem}{nearest(name, self.keys)}", row[name])
 
-    def _missing_rule(self) -> str:
-        alternative = f", or give {self.entity} alone" if self.online_features else ""
-        return f"is missing from the row; write null for a missing value{alternative}"
+    def _complete(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The features alone, with None for optional ones that the row lacks.
+
+        Raises RequestError, naming them, for required ones that it lacks, and for a row without any feature.
+        """
+        absent = [name for name in self.features if name not in row]
+        lacking = absent if len(absent) == self._width else [name for name in absent if self.features[name].required]
+        if lacking:
+            more = f", and so {'is' if len(lacking) == 2 else 'are'} {', '.join(lacking[1:])}" if lacking[1:] else ""
+            alternative = f", or give {self.entity} alone" if self.online_features else ""
+            raise RequestError(lacking[0], f"is missing from the row{more}; write null for a missing value{alternative}")
+        return {name: row.get(name) for name in self.features}
 
 
 class ListModel(LoadedModel):

@@ -52,7 +52,7 @@ def load(
     features = [
         Feature(
             name, type_, rules.get(name, ()), readers.get(name), frozenset(described.levels.get(name, ())),
-            missing_values.of_column(source, name, type_),
+            missing_values.of_column(source, name, type_), name not in described.optional,
         )
         for name, type_ in types.items()
     ]  # fmt: skip

@@ -263,7 +263,8 @@ def _to_binary(datatype: str, values: Sequence[Any]) -> bytes:
 def metadata(
     problem: str, versions: Sequence[int], features: Mapping[str, Feature], output: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """`output`: an example, for the datatypes. The output `prediction` of a classifier names the classes in its parameters."""
+    """`output`: an example, for the datatypes. The output `prediction` of a classifier names the classes in its parameters, and
+    an input that a request may leave out says so in its own."""
     outputs = [{"name": name, "datatype": _datatype([value]), "shape": [-1]} for name, value in output.items()]
     classes = [name.removeprefix(PROBABILITY_PREFIX) for name in output if name.startswith(PROBABILITY_PREFIX)]
     if classes:
@@ -272,6 +273,11 @@ def metadata(
         "name": problem,
         "versions": [str(each) for each in versions],
         "platform": "evergreen",
-        "inputs": [{"name": each.name, "datatype": DATATYPES[each.type], "shape": [-1]} for each in features.values()],
+        "inputs": [_input(each) for each in features.values()],
         "outputs": outputs,
     }
+
+
+def _input(feature: Feature) -> dict[str, Any]:
+    found = {"name": feature.name, "datatype": DATATYPES[feature.type], "shape": [-1]}
+    return found if feature.required else {**found, "parameters": {"optional": True}}

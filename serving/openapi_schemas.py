@@ -180,6 +180,7 @@ SHARED: Mapping[str, Schema] = {
 def of_rows(problem: str, model: RowModel) -> dict[str, Schema]:
     """The schemas of a problem that predicts rows: what it takes, and what it returns."""
     columns = {name: _column(each) for name, each in model.features.items()}
+    required = [name for name, each in model.features.items() if each.required]
     keys: dict[str, Schema] = {}
     if model.entity and model.entity not in columns:
         keys[model.entity] = {"type": [*ID, "null"], "description": "The entity that the row is about."}
@@ -188,11 +189,11 @@ def of_rows(problem: str, model: RowModel) -> dict[str, Schema]:
     row, frame, prediction = named(problem, "Row"), named(problem, "Frame"), named(problem, "Prediction")
     outputs = {name: _output(value) for name, value in model.example_output.items()}
     found = {
-        row: closed(list(columns), {**columns, **keys}),
+        row: closed(required, {**columns, **keys}),
         named(problem, "Rows"): closed(["rows"], {"rows": array(row_schema(problem, model)), "explain": {"type": "boolean"}}),
         prediction: opened([*_MADE, *outputs], {**_MADE, **outputs, "explanation": array(ref("Contribution"))}),
         named(problem, "Predictions"): opened(["predictions"], {"predictions": array(ref(prediction))}),
-        named(problem, "Record"): opened(list(columns), {**columns, **keys}),
+        named(problem, "Record"): opened(required, {**columns, **keys}),
         frame: _frame(array(ref(named(problem, "Record")))),
         named(problem, "FramePredictions"): _frame_predictions(outputs),
     }

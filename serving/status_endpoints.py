@@ -82,11 +82,14 @@ class StatusEndpoints:
 
     async def metrics(self, request: HttpRequest) -> HttpResponse:
         """GET /metrics."""
-        loaded = [
-            ((problem, str(model.version), variant), 1.0)
+        answerable = [
+            (problem, model.version, variant)
             for problem in self._service.params.problems
             for model, variant in self._versions.loaded(problem)
         ]
+        for key in answerable:  # at 0 before the first failure: a rate does not see that a series begins at 1
+            self._service.metrics.failures[key] += 0
+        loaded = [((problem, str(version), variant), 1.0) for problem, version, variant in answerable]
         answering = {problem for (problem, _, variant), _ in loaded if variant == "champion"}
         deployed = answering | set(self._versions.watcher.errors)
         champions = [((problem,), float(problem in answering)) for problem in sorted(deployed)]

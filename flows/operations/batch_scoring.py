@@ -100,8 +100,10 @@ def _scorer(layout: Layout, params: Params, problem: str, version: int | None, l
     params, moved = _moved(layout, params, problem, lists, anybody)
     model, chosen = champion(layout, problem, version)
     lists_alone = params.section(problem).predicts == "lists"  # they come from live histories
-    compiled = None if lists_alone else settings.registry(layout).load_compiled(problem, chosen)
-    return Scorer(params, problem, layout, model, chosen, compiled, moved)
+    registry = settings.registry(layout)
+    compiled = None if lists_alone else registry.load_compiled(problem, chosen)
+    optional = () if lists_alone else registry.model_input(problem, chosen).optional
+    return Scorer(params, problem, layout, model, chosen, compiled, optional, moved)
 
 
 def _recorder(layout: Layout, problem: str, version: int) -> batch.Record:

@@ -100,6 +100,7 @@ def _write_model(folder: Path, registry: "Registry", version: "Version") -> bool
             "levels": described.levels,
             "example": _without_nan(described.example),
             "background": _without_nan(described.background),
+            "optional": described.optional,
             "tags": {name: version.tags[name] for name in tagged if name in version.tags},
         },
     )

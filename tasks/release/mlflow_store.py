@@ -348,17 +348,20 @@ class MlflowStore:
         )
 
 
-def input_types(file: Path) -> dict[str, str]:
-    """Column -> its type in training, as MLflow names it; none for a recommender. `file`: the manifest of a version, or its
-    MLmodel where it has none.
+def input_columns(file: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Column -> its type in training, as MLflow names it, and the optional columns; none for a recommender. `file`: the
+    manifest of a version, or its MLmodel where it has none.
 
     Read as YAML: MLflow's own reader imports pandas, which a server of compiled models works without.
     """
     if file.name == MANIFEST:
         columns = Manifest.model_validate_json(file.read_text()).columns
-        return {name: MLFLOW_TYPES[column.trained] for name, column in columns.items()}
+        optional = tuple(name for name, column in columns.items() if not column.required)
+        return {name: MLFLOW_TYPES[column.trained] for name, column in columns.items()}, optional
     signature = YAML(typ="safe").load(file).get("signature")
-    return {str(each["name"]): str(each["type"]) for each in json.loads(signature["inputs"])} if signature else {}
+    inputs = json.loads(signature["inputs"]) if signature else []
+    optional = tuple(str(each["name"]) for each in inputs if each.get("required") is False)
+    return {str(each["name"]): str(each["type"]) for each in inputs}, optional
 
 
 def _without_password(uri: str) -> str:

@@ -20,7 +20,7 @@ from evergreen.tasks.core.paths import BACKGROUND, COMPILED, JUDGED, LEVELS, MOD
 from evergreen.tasks.logged_model.manifest import MANIFEST
 from evergreen.tasks.problems.base import Model
 from evergreen.tasks.release.candidate import Candidate
-from evergreen.tasks.release.mlflow_store import MlflowStore, Version, input_types
+from evergreen.tasks.release.mlflow_store import MlflowStore, Version, input_columns
 
 if TYPE_CHECKING:
     from evergreen.tasks.model_files.onnx_runtime import Compiled
@@ -42,6 +42,8 @@ class ModelInput(Section):
     """Category -> its values in training."""
     background: tuple[dict[str, Any], ...] = ()
     """Training rows that contributions start from."""
+    optional: tuple[str, ...] = ()
+    """Features that a row may lack: training had rows without them."""
 
 
 class Registry:
@@ -180,7 +182,7 @@ class Registry:
         with tempfile.TemporaryDirectory() as folder, self._store.errors():
             names = ("input_example.json", LEVELS, described)
             example, levels, file = (self._store.download(problem, version, name, folder) for name in names)
-            types, given = input_types(file), read_json(example)
+            (types, optional), given = input_columns(file), read_json(example)
             known = read_json(levels)
             background = self._background(problem, version, folder)
         return ModelInput(
@@ -188,6 +190,7 @@ class Registry:
             example=tuple(dict(zip(given["columns"], row, strict=True)) for row in given["data"]),
             levels=known,
             background=background,
+            optional=optional,
         )
 
     def _background(self, problem: str, version: int, folder: str) -> tuple[dict[str, Any], ...]:

@@ -51,6 +51,8 @@ class Result(Section):
     """Rows without a prediction; the column `not_scored` has the reasons."""
     unseen: dict[str, int]
     """Feature -> rows with a category that training never saw."""
+    absent: tuple[str, ...] = ()
+    """Optional features that the file has no column for: each counts as missing in every row."""
     out: str
     cutoff: date | None = None
     """Last day that the newest features cover; None for a file."""
@@ -177,12 +179,17 @@ class _Job:
         for found, what in ((unseen, UNSEEN), (replaced, REPLACED)):
             for name, count in found.items():
                 log.warning("%s: %s: %s of %s rows have %s", self.scorer.problem, name, f"{count:,}", f"{rows:,}", what)
+        absent = dict.fromkeys(name for each in counts for name in each["absent"])
+        for name in absent:
+            log.warning("%s: %s: %s has no such column; its value counts as missing in all %s rows",
+                        self.scorer.problem, name, self.data.name, f"{rows:,}")  # fmt: skip
         return Result(
             problem=self.scorer.problem,
             version=self.scorer.version,
             rows=rows,
             not_scored=refused,
             unseen=unseen,
+            absent=tuple(absent),
             out=str(self.out),
             logged=logged,
             resumed=resumed,
@@ -305,7 +312,7 @@ def _count(rows: pl.DataFrame, scored: Scored) -> dict[str, Any]:
     found = scored.rows
     reasons = found[NOT_SCORED].drop_nulls() if NOT_SCORED in found.columns else pl.Series(dtype=pl.String)
     first = reasons[0] if len(reasons) else None
-    more = {"unseen": dict(scored.unseen), "replaced": dict(scored.replaced)}
+    more = {"unseen": dict(scored.unseen), "replaced": dict(scored.replaced), "absent": scored.absent}
     return {"rows": rows.height, "not_scored": len(reasons), "first": first, **more}
 
 

@@ -54,6 +54,8 @@ class Scored:
     """Feature -> rows with a category that the training data lack."""
     replaced: Mapping[str, int]
     """Feature -> rows with a common string for a missing value that the contract does not list."""
+    absent: tuple[str, ...] = ()
+    """Optional features that the source has no column for: each is missing in every row."""
 
 
 def _as_built(data: Data) -> Data:
@@ -71,6 +73,8 @@ class Scorer:
     version: int
     compiled: "Compiled | None" = None
     """The compiled model, which predicts in place of `model`; registration has compared the two."""
+    optional: tuple[str, ...] = ()
+    """Features that a source may lack: training had rows without them."""
     update: Callable[[Data], Data] = _as_built
     """Brings the features up to date, for instance with purchases that came in since they were built."""
 
@@ -146,7 +150,8 @@ class Scorer:
 
     def _score_rows(self, kind: RowKind, data: Any, rows: pl.DataFrame) -> Scored:
         read = convert_rows(self.contract, rows, self.types)
-        table = read.frame.with_columns(self._flags(rows))
+        absent = self._absent(data, rows)
+        table = read.frame.with_columns(self._flags(rows)).with_columns(pl.lit(None).alias(name) for name in absent)
         features, why = kind.find_features(data, table, self.section)
         for name, lost in read.lost.items():
             for row in lost.arg_true() if name in features else ():
@@ -155,7 +160,14 @@ class Scorer:
         scored = kind.predict_found(predict, features, why, rows)
         unseen = {name: int(_unseen(features[name], levels).sum()) for name, levels in self.levels.items()}
         ledger_rows = partial(self._ledger_rows, data, table, features, scored)
-        return Scored(scored, ledger_rows, {name: count for name, count in unseen.items() if count}, read.replaced)
+        return Scored(scored, ledger_rows, {name: count for name, count in unseen.items() if count}, read.replaced, absent)
+
+    def _absent(self, data: Any, rows: pl.DataFrame) -> tuple[str, ...]:
+        """The optional features without a column in `rows`; none where features are looked up by the entity, or all lack."""
+        by_key = data.cutoff is not None and self.section.features.entity in rows.columns
+        if by_key or not any(name in rows.columns for name in data.features):
+            return ()
+        return tuple(name for name in data.features if name in self.optional and name not in rows.columns)
 
     def _flags(self, rows: pl.DataFrame) -> list[pl.Series]:
         """Columns of true and false in `rows` that are categories in training, as training spells them."""

@@ -152,7 +152,8 @@ def without(row: dict[str, Any], name: str) -> dict[str, Any]:
     [
         (HOUSE | {"hue": "red"}, "hue", "'red'", "unknown column of dear"),
         (without(HOUSE, "size") | {"sise": 3}, "sise", "3", "did you mean size?"),
-        (without(HOUSE, "colour"), "colour", None, "is missing from the row"),
+        (without(HOUSE, "built"), "built", None, "is missing from the row; write null"),
+        ({}, "size", None, "is missing from the row, and so are colour, built; write null"),
         (HOUSE | {"size": "100"}, "size", "'100'", "must be a finite number, or null"),
         (HOUSE | {"size": [1]}, "size", "[1]", "must be a finite number, or null"),
         (HOUSE | {"colour": {"a": 1}}, "colour", "{'a': 1}", "must be a text, or null"),
@@ -170,6 +171,20 @@ def test_an_invalid_row_is_rejected_with_field_value_and_rule(row, field, value,
         assert (body["field"], body["value"]) == (field, value)
         assert rule in body["rule"]
     assert several.json()["row"] == 1
+
+
+@pytest.mark.parametrize("absent", [("size",), ("colour",), ("size", "colour")], ids=" ".join)
+def test_an_optional_column_that_a_row_lacks_is_missing(absent, client, shop):
+    """One that training had rows without, as the description says; the ledger keeps it as missing."""
+    given = {name: value for name, value in HOUSE.items() if name not in absent}
+    same = client.post("/v1/predict/dear", json=HOUSE | dict.fromkeys(absent)).json()
+    for body in (given, {"rows": [given]}):
+        found = client.post("/v1/predict/dear", json=body)
+        assert found.status_code == 200, found.text
+        one = found.json().get("predictions", [found.json()])[0]
+        assert one["probability_yes"] == same["probability_yes"]
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    assert schemas["DearRow"]["required"] == schemas["DearRecord"]["required"] == ["built"]
 
 
 def test_rules_that_only_warn_and_unseen_categories_reject_nothing(client, shop):

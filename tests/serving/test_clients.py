@@ -142,6 +142,18 @@ class TestMlflow:
         assert found["ignored_params"] == ["temperature"]
         assert "explanations" not in client.invoke(FRAME, params={"explain": False})
 
+    @pytest.mark.parametrize("csv", [False, True], ids=["json", "csv"])
+    def test_an_optional_column_may_be_left_out(self, csv: bool, client: ScoringServerClient, live: Live):
+        """One that training had rows without; every value of it is missing then."""
+        same, less = client.invoke(FRAME.assign(colour=None)), FRAME.drop(columns="colour")
+        headers = {"Content-Type": "text/csv"}
+        found: Any = (
+            requests.post(f"{live.url}/invocations", data=less.to_csv(index=False), headers=headers, timeout=30).json()
+            if csv
+            else client.invoke(less)
+        )
+        assert found["probability_yes"] == pytest.approx(same["probability_yes"], abs=1e-12)
+
     def test_an_empty_frame_has_no_predictions(self, client: ScoringServerClient, live: Live):
         assert client.invoke(FRAME.head(0))["predictions"] == []
         text = FRAME.head(0).to_csv(index=False)
@@ -151,7 +163,7 @@ class TestMlflow:
     @pytest.mark.parametrize(
         ("frame", "reason"),
         [
-            (FRAME.drop(columns="size"), "400|422.*size: is missing from the row"),
+            (FRAME.drop(columns=["size", "built"]), "422.*built: is missing from the row"),
             (FRAME.assign(size="big"), "422.*size = 'big': must be a finite number"),
             (FRAME.assign(built=1e300), "422.*built = 1e.300: must be a date"),
             (pd.DataFrame([[1, 2]], columns=["size", "size"]), "400.*duplicate column"),
@@ -225,10 +237,19 @@ class TestTriton:
             assert (name, place) == (best, str(["no", "yes"].index(best)))
             assert float(probability) == pytest.approx(each[f"probability_{best}"], abs=1e-6)
 
+    def test_an_input_that_the_metadata_call_optional_may_be_left_out(self, client: triton.InferenceServerClient, live: Live):
+        inputs = client.get_model_metadata("dear")["inputs"]
+        optional = [each["name"] for each in inputs if each.get("parameters", {}).get("optional")]
+        assert optional == ["size", "colour"]
+        nulls = [row | dict.fromkeys(optional) for row in ROWS]
+        found = client.infer("dear", self.tensors(True)[-1:]).as_numpy("probability_yes")
+        same = live.client.post("/v1/predict/dear", json=nulls).json()["predictions"]
+        assert found == pytest.approx(probabilities(same), abs=1e-12)
+
     def test_what_does_not_fit_is_an_error_with_the_reason(self, client: triton.InferenceServerClient, live: Live):
         tensors = self.tensors(True)
-        with pytest.raises(InferenceServerException, match="size: is missing from the row"):
-            client.infer("dear", tensors[1:])
+        with pytest.raises(InferenceServerException, match="built: is missing from the row"):
+            client.infer("dear", tensors[:-1])
         with pytest.raises(InferenceServerException, match="outputs = 'odds': must be among prediction"):
             client.infer("dear", tensors, outputs=[triton.InferRequestedOutput("odds")])
         with pytest.raises(InferenceServerException, match="unknown: unknown problem"):
@@ -279,8 +300,9 @@ class TestGenerated:
         found = function(client=client, body=models.DearRow(size=-3.0, colour="red", built="1990-05-01"))
         assert isinstance(found, models.Error)
         assert (found.field, found.value, found.rule) == ("size", "-3.0", "must be above 0")
-        with pytest.raises(TypeError, match="colour"):
-            models.DearRow(size=3.0)  # the features are required
+        with pytest.raises(TypeError, match="'built'"):
+            models.DearRow(size=3.0)  # the features are required, but those that training had rows without
+        assert function(client=client, body=models.DearRow(built="1990-05-01")).prediction in ("yes", "no")
 
 
 def imported(package: str, operation: dict[str, Any]) -> Any:

@@ -456,7 +456,8 @@ def _find_features(data: Rows, asked: pl.DataFrame, entity: str | None) -> tuple
         return _select_entities(data, asked[entity])
     either = f"{entity}, or " if data.cutoff is not None else ""
     raise DataError(
-        f"columns {', '.join(asked.columns) or '(none)'}: needs {either}every feature; {len(missing)} are missing "
+        f"columns {', '.join(asked.columns) or '(none)'}: needs {either}every feature; {len(missing)} "
+        f"{'is' if len(missing) == 1 else 'are'} missing "
         f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''})"
     )
 

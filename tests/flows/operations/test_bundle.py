@@ -126,6 +126,7 @@ def test_a_bundle_is_complete_predicts_like_the_project_and_has_no_installed_pac
     found = bundle.run(layout, load(layout.params), "dear", tmp_path / "bundle", None)
     assert (found.compiled, found.version, found.rows) == (True, 1, bundle.EXAMPLES)
     assert found.difference <= bundle.TOLERANCE
+    assert bundle_server.BundleFiles(tmp_path / "bundle").model_input("dear", 1).optional == ("size", "colour")
     lines = (tmp_path / "bundle" / "requirements.txt").read_text()
     assert "onnxruntime==" in lines
     assert ("--require-hashes" in (tmp_path / "bundle" / "Dockerfile").read_text()) == layout.lock.is_file()

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evergreen.flows import settings as addresses
+from evergreen.flows.operations import batch_scoring
 from evergreen.tasks.config import loading
 from evergreen.tasks.core.errors import DataError, EvergreenError, ModelError, ParamsError, SourceError
 from evergreen.tasks.core.paths import Layout
@@ -21,6 +23,7 @@ from evergreen.tasks.scoring import batch, chunks
 from evergreen.tasks.scoring.scorer import LedgerFrame, Scorer
 from tests import contracts
 from tests.contracts import World
+from tests.projects import Deployed
 
 
 def read(path: Path) -> pl.DataFrame:
@@ -299,3 +302,38 @@ def test_chunks_of_a_csv_file_hold_its_rows_with_any_quoting(rows, size):
         parts = chunks.open_file(place, Path(folder), rows=size)
         assert pl.concat([parts.read(span) for span in parts.spans]).equals(chunks.read_all(place))
         assert len(parts.spans) >= -(-len(rows) // size)
+
+
+# -- files without optional columns
+
+
+@pytest.fixture(scope="module")
+def dear(deployed: Deployed, tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    return deployed(tmp_path_factory.mktemp("optional") / "shop", ("dear",))
+
+
+def score(layout: Layout, frame: pl.DataFrame) -> tuple[batch.Result, pl.DataFrame]:
+    data, out = layout.root / "asked.parquet", layout.root / "scored.parquet"
+    frame.write_parquet(data)
+    return batch_scoring.run(layout, loading.load(layout.params), "dear", data, out, None), pl.read_parquet(out)
+
+
+@pytest.mark.slow
+def test_an_optional_column_that_a_file_lacks_is_missing_in_every_row_and_named(dear, caplog):
+    houses = pl.read_parquet(dear.root / "data-in" / "houses.parquet").select("size", "colour", "built")
+    result, found = score(dear, houses.drop("size", "colour"))
+    assert (result.absent, result.not_scored) == (("size", "colour"), 0)
+    assert "size: asked.parquet has no such column; its value counts as missing in all 300 rows" in caplog.text
+    empty, same = score(dear, houses.with_columns(size=pl.lit(None, pl.Float64), colour=pl.lit(None, pl.String)))
+    assert (empty.absent, same.columns) == ((), ["size", "colour", *found.columns])
+    assert found["probability_yes"].to_list() == same["probability_yes"].to_list()
+    kept = addresses.ledger(dear).read("dear").features
+    assert set(kept.columns) == {"size", "colour", "built"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("columns", "missing"), [(["size", "colour"], "1 is missing .built."), ([], "3 are missing")])
+def test_a_required_column_that_a_file_lacks_is_an_error_by_name(columns, missing, dear):
+    houses = pl.read_parquet(dear.root / "data-in" / "houses.parquet").select(*columns, "note")
+    with pytest.raises(DataError, match=missing):
+        score(dear, houses)
