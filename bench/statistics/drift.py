@@ -27,7 +27,7 @@ LEVELS = np.array([f"level {place:02}" for place in range(50)])
 SHARES = np.cumsum(1 / np.arange(1, 51)) / (1 / np.arange(1, 51)).sum()
 COUNTS = poisson.cdf(np.arange(8), 0.3)
 COLUMNS = 20
-CALM_RUNS, POWER_RUNS, SLOPE_RUNS = 300, 60, 40
+CALM_RUNS, POWER_RUNS, SLOPE_RUNS = 200, 60, 40
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ class Test:
     null: np.ndarray = field(repr=False)
     """The p of each draw, by all statistics of this column."""
     share: float = 1.0
-    """Of the p that this statistic alone must reach: half where another one is tried beside it."""
+    """Of the p that this statistic alone must reach: down to half where another one is tried beside it."""
 
 
 def of_coverage(side: Part, lists: pl.Series, size: int, drawn: np.ndarray, seed: int) -> Test:
@@ -81,7 +81,9 @@ def _values(name: str, what: Aspect, bins: Bins, was: Histogram, now: Histogram,
         tried["wasserstein"] = float(far)
     p = {key: null_distribution.p_values(drawn[key], np.array([value, *drawn[key]])) for key, value in tried.items()}
     best = min(tried, key=lambda key: p[key][0])
-    combined = np.minimum(len(tried) * np.min(list(p.values()), axis=0), 1.0)
+    every = np.stack(list(p.values()))
+    count = null_distribution.tried(every[:, 1:])
+    combined = np.minimum(count * every.min(axis=0), 1.0)
     reason = f"mean {bins.mean(was):.4g} to {bins.mean(now):.4g}"
     effect = max(tried.values())
-    return Test(name, what, best, tried[best], float(combined[0]), effect, reason, drawn[best], combined[1:], 1 / len(tried))
+    return Test(name, what, best, tried[best], float(combined[0]), effect, reason, drawn[best], combined[1:], 1 / count)

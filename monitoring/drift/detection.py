@@ -325,10 +325,9 @@ def _slopes(
     """Columns of numbers that have changed little by little since training."""
     found: list[tuple[WindowPart, str, trends.Slope]] = []
     for each in parts:
-        for name, now in each.columns.items():
-            if isinstance(each.known.bins[name], Numbers) and name not in moving[each.name]:
-                slope = trends.find_slope(each.known, name, each.past, now, time)
-                found += [(each, name, slope)] if slope else []
+        names = [name for name in each.columns if isinstance(each.known.bins[name], Numbers) and name not in moving[each.name]]
+        slopes = trends.find_slopes(each.known, names, each.past, each.columns, time)
+        found += [(each, name, slope) for name, slope in slopes.items()]
     sure, _ = null_distribution.discoveries([each.p for _, _, each in found], OF_SLOPES * policy.false_alarm_rate)
     for (part, name, slope), significant in zip(found, sure, strict=True):
         if not significant:

@@ -1,34 +1,34 @@
 """Null distributions of the drift statistics: a window and a reference drawn from the reference itself.
 
 Both are drawn by entity, since the rows of one entity resemble each other. Weeks differ without drift too: to the window of
-each draw is added a difference as between the weeks that are known, with the variance and autocorrelation of
-drift.week_effects.
+each draw is added a difference as between the weeks that are known (drift.week_differences).
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from evergreen.monitoring.drift import histograms, week_effects
-from evergreen.monitoring.drift.histograms import Bins, Categories, Codes, Histogram, Numbers
+from evergreen.monitoring.drift import histograms
+from evergreen.monitoring.drift.histograms import Bins, Categories, Codes, Numbers
 
 STEP = 2 ** (1 / 4)
 """Sizes of windows are rounded down to a power of this: thresholds are then up to a tenth too high, never too low."""
-NOISY = 24
-"""Draws that tell how much of the difference between weeks is noise."""
 TAIL = 0.1
 """Share of the draws that the tail is fitted to."""
-HEAVIEST = 0.5
+HEAVIEST = 0.8
 """Shape of the heaviest tail."""
-USUAL_SHAPE, USUAL_DRAWS = 0.12, 60
-"""Shape of the tail of Student's t with eight degrees of freedom, which counts as much as so many draws."""
+USUAL_SHAPE, USUAL_DRAWS = 0.2, 40
+"""Shape of the tail of the square of Student's t with ten degrees of freedom, which counts as much as so many draws."""
 LIGHT = 1e-6
 """A tail of a smaller shape is exponential."""
 HALF = 0.5
 """Prior count of missing rows, so that a first one is not impossible."""
+
+Shares = tuple[np.ndarray, np.ndarray]
+"""Rows per bin and sums of Codes.beyond, both per row: draws x bins."""
 
 
 def rounded(size: int) -> int:
@@ -50,16 +50,6 @@ class Weights:
     """Of each row, its share of its entity in its week."""
     extra: np.ndarray
     """Of each draw, share of rows that are missing for the first time."""
-    random: np.random.Generator = field(repr=False)
-    past: Sequence[float] = ()
-    """Times of windows in production, in weeks."""
-    now: float = math.inf
-    """Time of the window, in weeks."""
-
-    @property
-    def weeks(self) -> int:
-        """Weeks that are known, of the reference and of production."""
-        return len(self.times) + len(self.past)
 
 
 def weights(entity: np.ndarray, week: np.ndarray, times: np.ndarray, size: int, draws: int, seed: int) -> Weights:
@@ -81,7 +71,6 @@ def weights(entity: np.ndarray, week: np.ndarray, times: np.ndarray, size: int, 
         times=times,
         share=share,
         extra=extra,
-        random=random,
     )
 
 
@@ -98,130 +87,73 @@ def _times(random: np.random.Generator, things: int, size: int, draws: int) -> n
     return np.stack([np.bincount(random.integers(0, things, size), minlength=things) for _ in range(draws)]).astype(np.float32)
 
 
-def statistics(bins: Bins, codes: Codes, by: Weights, past: Sequence[Histogram] = ()) -> dict[str, np.ndarray]:
+def statistics(
+    bins: Bins, codes: Codes, by: Weights, moved: Shares | None, moved_missing: Shares | None
+) -> dict[str, np.ndarray]:
     """Statistic -> its value in each draw, for one column. missing: difference of shares.
 
-    `past`: the column in the windows of by.past.
+    `moved`: how far the week of each draw lies apart, `moved_missing` in missing rows (see week_differences); None: nowhere.
     """
     found = {}
-    is_number = isinstance(bins, Numbers)
-    drawn = _drawn(codes, bins.bins, by, past, is_number) if len(codes.bin) else None
-    if drawn is not None:
-        win, ref = drawn
+    if len(codes.bin):
+        is_number = isinstance(bins, Numbers)
+        win, ref = _drawn(codes, bins.bins, by, moved, is_number)
         if isinstance(bins, Categories):
             found["jensenshannon"] = histograms.jensenshannon(win[0], ref[0])
         else:
             if not bins.heavy:
                 found["wasserstein"] = histograms.wasserstein(bins, win[0], win[1], ref[0], ref[1])
             found["ks"] = histograms.kolmogorov(win[0], ref[0])
-    found["missing"] = _missing(codes, by, past)
+    found["missing"] = _missing(codes, by, moved_missing)
     return found
 
 
-Shares = tuple[np.ndarray, np.ndarray]
-"""Rows per bin and sums of Codes.beyond, both per row: draws x bins."""
-
-
-def _drawn(codes: Codes, bins: int, by: Weights, past: Sequence[Histogram], is_number: bool) -> tuple[Shares, Shares]:
+def _drawn(codes: Codes, bins: int, by: Weights, moved: Shares | None, is_number: bool) -> tuple[Shares, Shares]:
     """Of window and reference in each draw."""
     count = csr_matrix((np.ones(len(codes.bin), np.float32), (codes.bin, codes.place)), (bins, codes.rows))
     beyond = csr_matrix((codes.beyond.astype(np.float32), (codes.bin, codes.place)), (bins, codes.rows))
-    win, ref = (_per_row((count @ rows).T.astype(float), (beyond @ rows).T.astype(float)) for rows in (by.window, by.reference))
-    if by.weeks >= week_effects.FEWEST_WEEKS:
-        far = _displacements(codes, bins, by, past, is_number)
-        win = win[0] + far[0], win[1] + far[1]
+    win, ref = (per_row((count @ rows).T.astype(float), (beyond @ rows).T.astype(float)) for rows in (by.window, by.reference))
+    if moved is not None:
+        win = win[0] + moved[0], win[1] + moved[1]
         if not is_number:
             kept = np.maximum(win[0], 0)
             win = kept / np.maximum(kept.sum(axis=1, keepdims=True), 1e-12), win[1]
     return win, ref
 
 
-def _per_row(counts: np.ndarray, beyond: np.ndarray) -> Shares:
+def per_row(counts: np.ndarray, beyond: np.ndarray) -> Shares:
+    """Counts per bin and sums of Codes.beyond, along the last axis, as shares of all rows."""
     rows = np.maximum(counts.sum(axis=-1, keepdims=True), 1e-12)
     return counts / rows, beyond / rows
 
 
-def _displacements(codes: Codes, bins: int, by: Weights, past: Sequence[Histogram], is_number: bool) -> Shares:
-    """How far a week without drift lies apart from the reference in each draw.
-
-    Random sums of the differences between weeks, whose size is drawn from the posterior along the main one of them.
-    """
-    weeks, draws = len(by.times), by.window.shape[1]
-    place = by.week[codes.place] * bins + codes.bin
-    share = by.share[codes.place]
-    counts = np.bincount(place, share, minlength=weeks * bins).reshape(weeks, bins)
-    beyond = np.bincount(place, codes.beyond * share, minlength=weeks * bins).reshape(weeks, bins)
-    size = counts.sum(axis=1) / counts.sum()
-    known = _per_row(
-        np.vstack([counts, *(each.counts[None] for each in past)]), np.vstack([beyond, *(each.beyond[None] for each in past)])
-    )
-    there = np.concatenate([counts.sum(axis=1) > 0, [each.present > 0 for each in past]]).astype(bool)
-    times = np.concatenate([by.times, by.past])
-    centre = [each[there].mean(axis=0) for each in known]
-    apart = [each[there] - middle for each, middle in zip(known, centre, strict=True)]
-    profile = np.cumsum(apart[0], axis=1) if is_number else apart[0]
-    axis = np.linalg.svd(profile, full_matrices=False)[2][0]
-    y = profile @ axis
-    spread = float(np.square(y).mean())
-    if there.sum() < 2 or spread <= 0:
-        return np.zeros((draws, bins)), np.zeros((draws, bins))
-    every = csr_matrix((np.ones(len(place), np.float32), (place, codes.place)), (weeks * bins, codes.rows))
-    drawn = (every @ by.reference[:, :NOISY]).T.astype(float).reshape(-1, weeks, bins)
-    shares = _per_row(drawn, drawn)[0]
-    profiles = np.cumsum(shares, axis=-1) if is_number else shares
-    later = [_sampling_variance(each, axis, is_number) for each in past]
-    noise = _main_noise(profiles) * np.concatenate([(profiles @ axis).var(axis=0), later])[there]
-    found = week_effects.posterior(y, noise, times[there])
-    chosen = found.draw(by.random, draws)
-    apart_by = {phi: week_effects.apart(by.times, size, by.now, phi) for phi in week_effects.PHIS}
-    far = np.sqrt(found.variance[chosen] * np.array([apart_by[phi] for phi in found.phi[chosen]]) / spread / len(y))
-    mixed = by.random.normal(size=(draws, len(y))) * far[:, None]
-    return mixed @ apart[0], mixed @ apart[1]
-
-
-def _main_noise(profiles: np.ndarray) -> float:
-    """How much larger noise is along the direction in which it is largest by chance than along a fixed one; 1 for one week.
-
-    `profiles`: draws x weeks x bins. The main direction of the differences between weeks is chosen as the largest too.
-    """
-    if profiles.shape[1] < 2:
-        return 1.0
-    noise = profiles - profiles.mean(axis=0)
-    noise = noise - noise.mean(axis=1, keepdims=True)
-    fixed = np.linalg.svd(noise.reshape(-1, noise.shape[2]), full_matrices=False)[2][0]
-    usual = float(np.square(noise @ fixed).sum(axis=1).mean())
-    largest = float(np.linalg.eigvalsh(noise @ noise.transpose(0, 2, 1))[:, -1].mean())
-    return max(largest / usual, 1.0) if usual > 0 else 1.0
-
-
-def _sampling_variance(window: Histogram, axis: np.ndarray, is_number: bool) -> float:
-    """Of a window's shares along `axis`."""
-    share = window.counts / max(window.present, 1e-12)
-    score = np.cumsum(axis[::-1])[::-1] if is_number else axis
-    return float(share @ np.square(score) - np.square(share @ score)) / max(window.present, 1)
-
-
-def _missing(codes: Codes, by: Weights, past: Sequence[Histogram]) -> np.ndarray:
-    """How far the share of missing rows lies apart in each draw."""
+def missing_codes(codes: Codes) -> Codes:
+    """Each row in bin 1 where its value is missing, else in bin 0."""
     missing = np.ones(codes.rows, dtype=np.int64)
     missing[codes.place] = 0
-    before = [Histogram(each.rows, 0, np.array([each.present, each.rows - each.present]), np.zeros(2)) for each in past]
-    if not missing.any() and not any(each.counts[1] > 0 for each in before):
+    return Codes(missing, np.zeros(codes.rows), np.arange(codes.rows), codes.rows)
+
+
+def _missing(codes: Codes, by: Weights, moved: Shares | None) -> np.ndarray:
+    """How far the share of missing rows lies apart in each draw."""
+    if len(codes.bin) == codes.rows and moved is None:
         return by.extra
-    marked = Codes(missing, np.zeros(codes.rows), np.arange(codes.rows), codes.rows)
-    win, ref = _drawn(marked, 2, by, before, False)
+    win, ref = _drawn(missing_codes(codes), 2, by, moved, False)
     return histograms.variation(win[0], ref[0]) + by.extra
 
 
 def p_values(drawn: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """Share of draws without drift that come as far as `observed`; beyond nearly all of them by a fitted tail (see _tail)."""
+    """Share of draws without drift that come as far as `observed`; beyond nearly all of them by a fitted tail (see _tail).
+
+    Both at least 0: distances.
+    """
     ordered = np.sort(drawn)
     count = len(ordered)
     above = count - np.searchsorted(ordered, observed - 1e-12, side="left")
     p = np.minimum((above + 1) / (count + 1), 1.0)
-    start, scale, shape, share = _tail(ordered)
+    start, scale, shape, share = _tail(np.square(ordered))
     with np.errstate(over="ignore"):
-        excess = np.maximum(observed - start, 0) / scale
+        excess = np.maximum(np.square(observed) - start, 0) / scale
         beyond = share * (np.exp(-excess) if shape < LIGHT else (1 + shape * excess) ** (-1 / shape))
     return np.where(observed > ordered[-2], np.clip(beyond, 1e-12, p), p)
 
@@ -232,16 +164,22 @@ def threshold(drawn: np.ndarray, p: float) -> float:
     count = len(ordered)
     if p > 2 / (count + 1):
         return float(ordered[min(count - 1, max(0, math.ceil(count - p * (count + 1))))])
-    start, scale, shape, share = _tail(ordered)
+    start, scale, shape, share = _tail(np.square(ordered))
     rarer = share / max(p, 1e-12)
-    return start + scale * (math.log(rarer) if shape < LIGHT else (rarer**shape - 1) / shape)
+    return math.sqrt(start + scale * (math.log(rarer) if shape < LIGHT else (rarer**shape - 1) / shape))
+
+
+def tried(p: np.ndarray) -> float:
+    """How many independent tests those of one column are worth: at most all of them (tests x draws without drift)."""
+    return float(np.clip((p.min(axis=0) <= TAIL).mean() / TAIL, 1, len(p)))
 
 
 def _tail(ordered: np.ndarray) -> tuple[float, float, float, float]:
-    """Start, scale and shape of the generalised Pareto distribution that the outer TAIL of the draws follow, and their share.
+    """Start, scale and shape of the generalised Pareto distribution that the outer TAIL of the squared draws follow, and
+    their share.
 
-    By probability-weighted moments (Hosking and Wallis), drawn to USUAL_SHAPE, since few draws say little of the shape; never
-    with an end, which no draws can know of.
+    Squares, since distances of large samples are lengths of normal vectors. By probability-weighted moments (Hosking and
+    Wallis), drawn to USUAL_SHAPE, since few draws say little of the shape; never with an end, which no draws can know of.
     """
     most = max(1, int(TAIL * len(ordered)))
     start = float(ordered[-most - 1])

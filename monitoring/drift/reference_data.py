@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,9 +16,10 @@ from typing import Any, Literal, cast
 import numpy as np
 import polars as pl
 
-from evergreen.monitoring.drift import comparable_columns, histograms, null_distribution, repeats
+from evergreen.monitoring.drift import comparable_columns, histograms, null_distribution, repeats, week_differences
 from evergreen.monitoring.drift.comparable_columns import ITEMS
-from evergreen.monitoring.drift.histograms import Bins, Categories, Codes, Form, Histogram, Numbers
+from evergreen.monitoring.drift.histograms import Bins, Categories, Form, Histogram, Numbers
+from evergreen.monitoring.drift.week_differences import MISSING, VALUES
 from evergreen.monitoring.ledger.predictions import Predictions
 from evergreen.tasks import problems
 from evergreen.tasks.config.base import Section
@@ -126,18 +127,12 @@ class Part:
         """
         if not self.rows.height:
             return {}
+        by = null_distribution.weights(self.entity, self.week, self.times, size, draws, seed)
+        codes = {name: bins.code(self.rows[name]) for name, bins in self.bins.items()}
+        moved = week_differences.draw(self.bins, codes, by, past, self.times[-1] + lag, seed)
         found: Draws = {}
-        base = null_distribution.weights(self.entity, self.week, self.times, size, draws, seed)
-        for place, (name, bins) in enumerate(self.bins.items()):
-            usable = [each for each in past if name in each.calm]
-            by = replace(
-                base,
-                past=[each.time for each in usable],
-                now=self.times[-1] + lag,
-                random=np.random.default_rng([seed, size, place]),
-            )
-            codes: Codes = bins.code(self.rows[name])
-            drawn = null_distribution.statistics(bins, codes, by, [each.columns[name] for each in usable])
+        for name, bins in self.bins.items():
+            drawn = null_distribution.statistics(bins, codes[name], by, moved.get((name, VALUES)), moved.get((name, MISSING)))
             found |= {(name, statistic): values for statistic, values in drawn.items()}
         if ITEMS in self.rows.columns:
             found["coverage", "items"] = self._cover(size, draws, seed)

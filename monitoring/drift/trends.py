@@ -3,7 +3,7 @@
 Both look at the mean rank of a column's values in each week, among the values of the reference.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ import polars as pl
 from evergreen.monitoring.drift import week_effects
 from evergreen.monitoring.drift.histograms import Histogram, Numbers
 from evergreen.monitoring.drift.reference_data import ENTITY, WEEK, Part, PastPart
+from evergreen.monitoring.drift.week_effects import Series
 from evergreen.tasks.core.columns import numbers
 
 FEWEST_TREND_WEEKS = 5
@@ -92,11 +93,23 @@ def _of_weeks(part: Part, name: str) -> str | None:
     return f"{'rises' if steps[0] > 0 else 'falls'} from week to week"
 
 
-def find_slope(part: Part, name: str, past: Sequence[PastPart], now: Histogram, time: float) -> Slope | None:
-    """The change of a column per week since training; None where too few weeks are known.
+def find_slopes(
+    part: Part, names: Sequence[str], past: Sequence[PastPart], now: Mapping[str, Histogram], time: float
+) -> dict[str, Slope]:
+    """The change of columns per week since training; without those where too few weeks are known.
 
     `past`: oldest first; `now`: the window that ends at `time`, in weeks since 1970.
     """
+    series = {name: found for name in names if (found := _series(part, name, past, now[name], time))}
+    slopes = {}
+    for (name, each), posterior in zip(series.items(), week_effects.pool(list(series.values())), strict=True):
+        slope, p = week_effects.slope_p(each, posterior)
+        slopes[name] = Slope(slope, slope * float(each.design[-1, 1]), p)
+    return slopes
+
+
+def _series(part: Part, name: str, past: Sequence[PastPart], now: Histogram, time: float) -> Series | None:
+    """Mean ranks of a column, and the weeks since training as their ramp."""
     usable = [each for each in past if name in each.columns and name not in each.faulty and each.columns[name].present]
     dated = part.times[0] > 0
     weeks = list(zip(part.times, part.weekly[name], strict=True)) if dated else []
@@ -106,5 +119,5 @@ def find_slope(part: Part, name: str, past: Sequence[PastPart], now: Histogram, 
     times = np.array([*(at for at, _ in weeks), *(each.time for each in usable), time])
     y, noise = mean_ranks([*(each for _, each in weeks), *(each.columns[name] for each in usable), now], part.profile[name])
     begin = weeks[-1][0] if weeks else times[0]
-    slope, p = week_effects.slope_p(y, noise, times, np.maximum(times - begin, 0))
-    return Slope(slope, slope * (time - begin), p)
+    present = np.array([*(each.present for _, each in weeks), *(each.columns[name].present for each in usable), now.present])
+    return Series(y, noise, times, float((noise * present).mean()), np.maximum(times - begin, 0))

@@ -74,13 +74,13 @@ def test_at_most_a_few_of_many_undrifted_windows_raise_an_alarm(rows):
     assert alarms <= 5  # of 30 with a chance of 0.05 each: more than that in 1 of 300
 
 
-def test_a_shift_of_0_3_standard_deviations_is_seen_in_20000_rows_and_nothing_else_is():
+def test_a_shift_of_0_08_standard_deviations_is_seen_in_20000_rows_and_nothing_else_is():
     draw = np.random.default_rng(5)
     known = referring(features(draw, 20_000))
-    now = features(draw, 20_000).with_columns(pl.col("number 3") + 0.3)
+    now = features(draw, 20_000).with_columns(pl.col("number 3") + 0.08)
     found = detection.compare(known, window(now), POLICY, 0)
     assert [each.column for each in found.alarms] == ["number 3"]
-    assert of(found, "number 3").effect == pytest.approx(0.3, abs=0.03)
+    assert of(found, "number 3").effect == pytest.approx(0.08, abs=0.02)
 
 
 def test_a_category_of_50_levels_is_silent_in_200_rows_and_speaks_where_half_of_them_change(usual):
@@ -109,7 +109,7 @@ def test_a_drift_that_the_model_hardly_uses_is_told_and_raises_no_alarm():
 def test_a_sure_but_tiny_change_is_told_and_raises_no_alarm():
     draw = np.random.default_rng(8)
     known = referring(pl.DataFrame({"x": draw.normal(size=20_000)}))
-    found = detection.compare(known, window(pl.DataFrame({"x": draw.normal(0.15, 1, 50_000)})), Monitor(min_effect=0.2), 0)
+    found = detection.compare(known, window(pl.DataFrame({"x": draw.normal(0.08, 1, 50_000)})), Monitor(min_effect=0.2), 0)
     assert of(found, "x").significant
     assert not found.alarm
     assert "min_effect 0.2" in of(found, "x").reason

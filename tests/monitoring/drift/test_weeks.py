@@ -9,6 +9,7 @@ import pytest
 from evergreen.monitoring.drift import detection, past_windows, trends, week_effects
 from evergreen.monitoring.drift.histograms import Histogram
 from evergreen.monitoring.drift.reference_data import ENTITY, WEEK, Part, PastPart, of
+from evergreen.monitoring.drift.week_effects import Series
 from evergreen.monitoring.ledger.predictions import Predictions
 from evergreen.tasks.config.operations import Monitor
 
@@ -18,7 +19,7 @@ START = date(2024, 1, 1)
 
 def width(times: np.ndarray, y: np.ndarray, noise: float) -> float:
     """Median standard deviation of the next week's effect less the mean of the weeks."""
-    found = week_effects.posterior(y, np.full(len(y), noise), times)
+    (found,) = week_effects.pool([Series(y, np.full(len(y), noise), times, 1.0)])
     share = np.full(len(y), 1 / len(y))
     far = [v * week_effects.apart(times, share, times[-1] + 1, phi) for phi, v in zip(found.phi, found.variance, strict=True)]
     order = np.argsort(far)
@@ -34,6 +35,26 @@ def test_the_next_week_is_expected_as_far_as_weeks_lay_apart_and_farther_where_t
     assert width(times, 0.1 * apart, 0.01) < 0.12  # noise explains it
 
 
+def sd(found: week_effects.Posterior) -> float:
+    """Of week effects, root mean square."""
+    return float(np.sqrt(found.probability @ found.variance))
+
+
+def test_calm_columns_make_a_calm_column_surer_and_hide_none_that_differs():
+    draw, times = np.random.default_rng(1), np.arange(10.0)
+    calm = [Series(0.05 * draw.normal(size=10), np.full(10, 0.0025), times, 1.0) for _ in range(20)]
+    moving = Series(0.5 * draw.normal(size=10), np.full(10, 0.0025), times, 1.0)
+    alone, together = week_effects.pool(calm[:1]), week_effects.pool([*calm, moving])
+    assert sd(together[0]) < 0.5 * sd(alone[0])
+    assert 0.3 < sd(together[-1]) < 1.0
+
+
+def test_copies_of_a_column_know_no_more_than_it():
+    draw, times = np.random.default_rng(2), np.arange(10.0)
+    one = Series(0.05 * draw.normal(size=10), np.full(10, 0.0025), times, 1.0)
+    assert sd(week_effects.pool([one] * 20)[0]) > 0.6 * sd(week_effects.pool([one])[0])
+
+
 @pytest.mark.parametrize("phi", [0.0, 0.9])
 def test_few_series_without_slope_have_a_small_p_of_one(phi):
     times = np.arange(20.0)
@@ -43,8 +64,8 @@ def test_few_series_without_slope_have_a_small_p_of_one(phi):
         effects = np.zeros(20)
         for week in range(20):
             effects[week] = (phi * effects[week - 1] if week else 0.0) + draw.normal() * (1 - phi**2) ** 0.5
-        p = week_effects.slope_p(effects, np.full(20, 0.01), times, np.maximum(times - 11, 0))[1]
-        small += p < 0.05
+        series = Series(effects, np.full(20, 0.01), times, 1.0, np.maximum(times - 11, 0))
+        small += week_effects.slope_p(series, week_effects.pool([series])[0])[1] < 0.05
     assert small <= 9  # of 60 with a chance of 0.05: more in 1 of 1,000
 
 
@@ -91,7 +112,7 @@ def test_a_slope_is_found_by_all_windows_together():
     for week in range(1, 9):
         now: Histogram = bins.histogram(pl.Series(draw.normal(0.05 * week, 1, 400)))
         time = float(known.times[-1] + week)
-        slopes.append(trends.find_slope(known, "x", seen, now, time))
+        slopes.append(trends.find_slopes(known, ["x"], seen, {"x": now}, time).get("x"))
         seen.append(PastPart(time, {"x": now}, frozenset(["x"]), frozenset()))
     assert slopes[:3] == [None, None, None]
     last = slopes[-1]
