@@ -139,6 +139,11 @@ class Ledger:
         one_each: dict[int, bytes] = {row.version: row.outputs for row in reversed(newest)}
         return blocks.unpack(list(one_each.values()))[0].columns
 
+    def versions(self, problem: str) -> set[int]:
+        """The versions that have predictions."""
+        with self.connect() as connection:
+            return {each.version for each in cohorts.count_weeks(connection, problem)}
+
     def latest(self, problem: str) -> datetime | None:
         """When the newest prediction was made; None: there is none."""
         newest = sa.select(BLOCKS.c.last).where(BLOCKS.c.problem == problem)
@@ -255,6 +260,11 @@ class Ledger:
     def tidy(self, problem: str, before: date) -> None:
         """Merge the small blocks of the days before `before`, and pack their labels beside them: then they are read fast."""
         upkeep.tidy(self.connect, problem, before)
+
+    def shrink(self) -> int:
+        """SQLite: give the space of deleted rows back; returns the number of bytes. A file of an earlier version is rewritten
+        once, and other writers wait so long."""
+        return upkeep.shrink(self._engine)
 
     def unlabelled(self, problem: str, until: date, recheck_after: date) -> pl.DataFrame:
         """entity and day (the cutoff, else the day of the prediction) of predictions up to the day `until`, each pair once:

@@ -189,3 +189,21 @@ def give_space_back(engine: sa.Engine) -> None:
             cursor.execute(f"PRAGMA incremental_vacuum({PAGES_PER_PIECE})").fetchall()  # a page per row that is fetched
             if cursor.execute("PRAGMA freelist_count").fetchone()[0] == free:
                 return  # a file of an earlier version: it keeps no list of such pages
+
+
+def shrink(engine: sa.Engine) -> int:
+    """See Ledger.shrink."""
+    if engine.dialect.name != "sqlite":
+        return 0
+    with closing(engine.raw_connection()) as connection, closing(connection.cursor()) as cursor:
+
+        def pages() -> int:
+            return cursor.execute("PRAGMA page_count").fetchone()[0]
+
+        before = pages()
+        if cursor.execute("PRAGMA auto_vacuum").fetchone()[0] == 0:
+            cursor.execute("VACUUM")  # each connection asks for INCREMENTAL, which begins with this
+        else:
+            give_space_back(engine)
+        cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        return (before - pages()) * cursor.execute("PRAGMA page_size").fetchone()[0]

@@ -5,12 +5,13 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +32,8 @@ PATIENCE = 60.0
 """Seconds to wait for another `dvc` before giving up. DVC itself gives up after three."""
 CHANGED_FILES = 20
 """Most changed files that lineage names."""
+DIGEST = re.compile(r"\b[0-9a-f]{32}(?:\.dir)?")
+"""A hash of DVC."""
 NOTHING_RECORDED = b"schema: '2.0'\nstages: {}\n"
 """dvc.lock before the first stage is recorded."""
 _ONE_AT_A_TIME = threading.RLock()
@@ -164,6 +167,30 @@ def restore(layout: Layout, digest: str, place: Path) -> bool:
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place / name)
     return True
+
+
+def unreferenced(layout: Layout, recorded: Collection[str]) -> Iterator[Path]:
+    """The files in DVC's cache that belong to none of the hashes in `recorded`, in dvc.lock or in dvc.lock of any commit.
+
+    Nothing where the project has no DVC, or keeps its cache elsewhere: others may use that too.
+    """
+    cache = layout.root / ".dvc" / "cache" / "files" / "md5"
+    if not cache.is_dir():
+        return
+    lock = layout.root / "dvc.lock"
+    locks = [lock.read_text() if lock.exists() else "", *_committed_locks(layout.root)]
+    used = {*recorded, *(digest for each in locks for digest in DIGEST.findall(each))}
+    for digest in [each for each in used if each.endswith(".dir")]:
+        listed = cache / digest[:2] / digest[2:]
+        used |= {each["md5"] for each in read_json(listed)} if listed.is_file() else set()
+    for path in sorted(cache.glob("*/*")):
+        if path.parent.name + path.name not in used:
+            yield path
+
+
+def _committed_locks(root: Path) -> Iterator[str]:
+    for commit in _ask_git(root, "log", "--all", "--format=%H", "--", "dvc.lock").split():
+        yield _ask_git(root, "show", f"{commit}:./dvc.lock", allowed=(0, 128))  # 128: that commit removed it
 
 
 def archive(layout: Layout, commit: str, place: Path) -> bool:
