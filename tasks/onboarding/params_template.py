@@ -32,8 +32,6 @@ SMALL = 20_000
 """Smaller tables get five folds, so that each trains on more rows."""
 QUANTITIES = ("quantity", "qty", "units", "amount")
 """Names of a column that counts what was bought."""
-BASKET_DAYS = 28
-"""Horizon of a recommendation template, in days."""
 
 
 class Commented(NamedTuple):
@@ -133,7 +131,7 @@ def section(name: str, found: InferredSchema, asked: InitOptions) -> Block:
         **({"lists": lists} if lists else {}),
         "tune": _tune(found),
         "train": {},
-        "evaluate": {"windows": 3},
+        "evaluate": {"windows": found.windows},
         "gate": {},
     }
     return Block(question=_question(name, found, asked), features=features, **rest)
@@ -192,8 +190,8 @@ def _interactions(name: str, found: InferredSchema, asked: InitOptions) -> Block
         return Block(**said, order=asked.order, order_scope=each, horizon_orders=1)
     if back := next((each.name for each in found.columns if _counts_returns(each)), None):
         said["where"] = Commented(f'"{back}" >= 0', "a return is not a purchase")
-    said["horizon_days"] = Commented(BASKET_DAYS, "label: purchases in this many days after the cutoff")
     if found.shape:
+        said["horizon_days"] = Commented(found.shape.horizon_days, "label: purchases in this many days after the cutoff")
         said["judge_by"] = Commented(found.shape.judge_by, found.shape.why)
     return said
 

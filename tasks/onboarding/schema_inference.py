@@ -20,7 +20,7 @@ from evergreen.tasks.onboarding.column_inference import (
 )
 from evergreen.tasks.onboarding.entity_and_time import ROW_NAME, choose_roles
 from evergreen.tasks.onboarding.options import InitOptions
-from evergreen.tasks.onboarding.shop_shape import ShopShape, find_shape
+from evergreen.tasks.onboarding.shop_shape import ShopShape, count_windows, find_shape
 from evergreen.tasks.problems.base import NOT_SCORED
 from evergreen.tasks.problems.classification.scores import PREFIX
 from evergreen.tasks.problems.tabular.holdout_split import distinguishing
@@ -81,6 +81,8 @@ class InferredSchema:
     warnings: tuple[str, ...] = ()
     shape: ShopShape | None = None
     """Recommendation: what the purchases say about the shop; None for orders without dates."""
+    windows: int = 3
+    """evaluate.windows of the template."""
 
     def column(self, name: str | None) -> Column | None:
         return next((each for each in self.columns if each.name == name), None)
@@ -163,9 +165,16 @@ def _purchases(table: pl.LazyFrame, asked: InitOptions, columns: dict[str, Colum
     kept = tuple(each if each.name in (*parts, time) else replace(each, role=None) for each in columns.values())
     shape = find_shape(table, asked.user, asked.item, asked.basket, time) if time else None
     warnings += shape.notes if shape else ()
+    windows = shape.windows if shape else _order_windows(table, asked.user, str(asked.order))
     return InferredSchema(
-        "recommendation", rows, kept, time=time, parts=parts, reasons=reasons, warnings=tuple(warnings), shape=shape
-    )
+        "recommendation", rows, kept, time=time, parts=parts, reasons=reasons, warnings=tuple(warnings), shape=shape,
+        windows=windows,
+    )  # fmt: skip
+
+
+def _order_windows(table: pl.LazyFrame, user: str, order: str) -> int:
+    per_user = table.drop_nulls([user, order]).group_by(user).agg(orders=pl.col(order).n_unique())
+    return count_windows(int(per_user.select(pl.col("orders").max()).collect().item() or 0))
 
 
 # --- one row per case

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from evergreen.tasks.config.params import Recommend
+from evergreen.tasks.config.params import Evaluate, Recommend, Tune
 from evergreen.tasks.onboarding.shop_shape import find_shape
 from evergreen.tasks.problems.recommendation.kind import KIND
 from evergreen.tasks.problems.recommender.evaluation_windows import OwnWindows
@@ -102,6 +102,24 @@ def test_a_shop_of_regulars_is_judged_by_the_calendar_and_one_of_rare_visits_by_
     found = find_shape(table(seldom).lazy(), "who", "what", "till", "at")
     assert found.judge_by == "last_orders"
     assert "60 have two orders or more" in found.why
+
+
+@pytest.mark.parametrize(("days", "plan"), [(168, (28, 3)), (150, (28, 2)), (100, (14, 3)), (60, (7, 3)), (30, (7, 1))])
+def test_a_short_history_gets_shorter_or_fewer_windows_that_training_accepts(days, plan, tmp_path):
+    lines = [
+        (f"u{user}", f"b{user} {day}", f"i{user % 7}", float(day)) for user in range(30) for day in range(user % 3, days, 3)
+    ]
+    end = (FIRST + timedelta(days=days - 1)).date()
+    rows = table(lines)
+    shape = find_shape(rows.lazy(), "who", "what", "till", "at")
+    assert (shape.horizon_days, shape.windows) == plan
+    assert shape.notes == (
+        () if plan == (28, 3) else (f"the history is short: {plan[1]} windows of {plan[0]} days judge models, not 3 of 28",)
+    )
+    known = section(horizon_days=plan[0]).model_copy(update={"evaluate": Evaluate(windows=plan[1]), "tune": Tune(folds=1)})
+    for name, frame in KIND.build({"lines": rows.lazy()}, {"lines": "at"}, known, end).items():
+        frame.write_parquet(tmp_path / f"{name}.parquet")
+    assert len(KIND.splits(KIND.load(tmp_path, known), known).tests) == plan[1]
 
 
 def test_nothing_after_a_cutoff_is_learned_and_every_user_is_judged_once_by_what_came_last(tmp_path):
