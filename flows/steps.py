@@ -174,9 +174,33 @@ def judge(root: str, problem: str) -> dict[str, Any]:
         return gates.run(load(layout.params), problem, layout, champion, version, seen).model_dump()
 
 
-def enter(root: str, problem: str, verdict: dict[str, Any]) -> dict[str, int]:
-    """Register the newest model with the verdict on it and where it comes from. Returns its `version`, in a dict: Prefect draws
-    the order of tasks by results that it can tell apart."""
+def open_run(root: str, problem: str) -> str | None:
+    """MLflow's run of a training that begins, and an end for those whose process is gone. None where MLflow refuses: the
+    registration makes the run then."""
+    layout = Layout(Path(root))
+    try:
+        with WORLD:
+            registry = settings.registry(layout)
+            registry.mark_stale_runs_killed()
+            return registry.open_run(load(layout.params), problem)
+    except EvergreenError as error:
+        log.warning("%s: no run in MLflow while it trains: %s", problem, error)
+        return None
+
+
+def close_run(root: str, run_id: str, failed: bool) -> None:
+    """End the run of a training that registered nothing; where MLflow refuses, the next training does."""
+    status = ("KILLED" if _interrupted.is_set() else "FAILED") if failed else None
+    try:
+        with WORLD:
+            settings.registry(Layout(Path(root))).close_run(run_id, status)
+    except EvergreenError as error:
+        log.warning("MLflow's run %s stays open: %s", run_id, error)
+
+
+def enter(root: str, problem: str, verdict: dict[str, Any], opened: str | None = None) -> dict[str, int]:
+    """Register the newest model with the verdict on it and where it comes from. `opened`: see open_run. Returns its
+    `version`, in a dict: Prefect draws the order of tasks by results that it can tell apart."""
     from evergreen.tasks.release.lineage import lineage
     from evergreen.tasks.release.promotion_gate import Verdict
 
@@ -186,7 +210,12 @@ def enter(root: str, problem: str, verdict: dict[str, Any]) -> dict[str, int]:
         params = load(layout.params)
         origin = lineage(layout, params, problem)
         found = registry.register(
-            params, problem, layout, Verdict.model_validate(verdict), {**origin, "digest": status.digest(origin, problem)}
+            params,
+            problem,
+            layout,
+            Verdict.model_validate(verdict),
+            {**origin, "digest": status.digest(origin, problem)},
+            opened,
         )
         log.info("version %d", found.version, extra={"event": "line"})
         _log_figures(registry, problem, layout, found.version)
@@ -275,5 +304,7 @@ OWN = {
     "explain": explain,
 }
 """Once per problem."""
+FITTING = ("tune", "train")
+"""Steps that make a new model; MLflow shows a run as RUNNING from the first of them on."""
 ADVICE = ("diagnose", "explain")
 """Steps that only people read."""

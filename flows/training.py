@@ -111,6 +111,8 @@ class Branches:
         self.stages = Stages(layout)
         self._last: dict[str | None, Any] = {}
         """Problem, or None for the shared steps -> the result of its newest step, after which the next one begins."""
+        self._runs: dict[str, str | None] = {}
+        """Problem -> MLflow's run of its training, once that has begun."""
 
     def run_shared_steps(self) -> None:
         """The steps before the branches. Raises what they raise."""
@@ -138,6 +140,8 @@ class Branches:
         except Exception as error:  # one branch's bug must not stop the others
             log.debug("%s", problem, exc_info=error)
             outcome.error = f"{problem}: {type(error).__name__}: {error}"
+        if run_id := self._runs.pop(problem, None):
+            steps.close_run(self.root, run_id, outcome.error is not None)
         return outcome
 
     def _advise(self, name: str, task: Any, problem: str) -> list[str]:
@@ -158,6 +162,8 @@ class Branches:
         if fresh and not (self.refresh and name == "ingest"):
             steps.unchanged(name, problem)
             return []
+        if problem and name in steps.FITTING and problem not in self._runs:
+            self._runs[problem] = steps.open_run(self.root, problem)
         done = task.with_options(task_run_name=f"{name} {problem or ''}".strip())
         self._last[problem] = done(name, self.root, problem, wait_for=self._before(problem))
         with steps.WORLD:
@@ -185,7 +191,9 @@ class Branches:
             self.root, problem, wait_for=self._before(problem)
         )  # fmt: skip
         if not version:
-            registered = steps.register.with_options(task_run_name=f"register {problem}")(self.root, problem, verdict)
+            registered = steps.register.with_options(task_run_name=f"register {problem}")(
+                self.root, problem, verdict, self._runs.get(problem)
+            )  # fmt: skip
             version = registered["version"]
         if not self.deploy:
             return ["gate", "register"]

@@ -30,7 +30,7 @@ from mlflow.tracking import MlflowClient
 from ruamel.yaml import YAML
 from sqlalchemy.exc import SQLAlchemyError
 
-from evergreen.tasks.config.params import Section
+from evergreen.tasks.config.params import Params, Section
 from evergreen.tasks.core.errors import ModelError, StorageError
 from evergreen.tasks.logged_model.manifest import MANIFEST, Manifest, Trained
 from evergreen.tasks.release.artifact_locations import Locations, local_path
@@ -162,13 +162,39 @@ class MlflowStore:
     # -- runs
 
     def begin_run(self, candidate: Candidate) -> str:
-        """A run that began with the first step of the training. MLFLOW_EXPERIMENT_NAME names its experiment."""
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or f"{candidate.params.project.name}/{candidate.problem}"
+        """A run that began with the first step of the training, for a model that was trained without `open_run`."""
         began = candidate.began()
         start = _milliseconds(began) if began else None
-        return self._client.create_run(
-            self._experiment(name), start, {**owner(), **_source(candidate)}, candidate.name()
-        ).info.run_id
+        return self._create_run(candidate.params, candidate.problem, candidate.name(), start)
+
+    def open_run(self, params: Params, problem: str) -> str:
+        """A run that begins now and is RUNNING until its training ends."""
+        return self._create_run(params, problem, f"training {problem}", None)
+
+    def _create_run(self, params: Params, problem: str, name: str, start: int | None) -> str:
+        """MLFLOW_EXPERIMENT_NAME names its experiment."""
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or f"{params.project.name}/{problem}"
+        tags = {**owner(), **_source(problem)}
+        return self._client.create_run(self._experiment(experiment), start, tags, name).info.run_id
+
+    def name_run(self, run_id: str, candidate: Candidate) -> None:
+        self._client.update_run(run_id, name=candidate.name())
+
+    def is_running(self, run_id: str) -> bool:
+        """False also for a run that was deleted."""
+        try:
+            info = self._client.get_run(run_id).info
+        except MlflowException:
+            return False
+        return info.status == "RUNNING" and info.lifecycle_stage == "active"
+
+    def end_run(self, run_id: str, status: str) -> None:
+        self._client.set_terminated(run_id, status)
+
+    def discard_run(self, run_id: str) -> None:
+        """Delete the run of a training that made nothing new."""
+        self._client.set_terminated(run_id, "FINISHED")
+        self._client.delete_run(run_id)
 
     def usable_run(self, version: Version, candidate: Candidate) -> tuple[str, bool]:
         """The run of a version, restored if it was deleted; a new one where it is gone. And whether it is new."""
@@ -368,15 +394,15 @@ def _without_password(uri: str) -> str:
     return re.sub(r"//([^:/@]+):[^@/]*@", r"//\1:***@", uri)
 
 
-def _source(candidate: Candidate) -> dict[str, str]:
+def _source(problem: str) -> dict[str, str]:
     """Tags of a run that MLflow's pages show as its user and its source."""
     with suppress(OSError, KeyError, ImportError):  # a user without a name, as in a container
         return {
             "mlflow.user": getpass.getuser(),
-            "mlflow.source.name": f"evergreen train {candidate.problem}",
+            "mlflow.source.name": f"evergreen train {problem}",
             "mlflow.source.type": "LOCAL",
         }
-    return {"mlflow.source.name": f"evergreen train {candidate.problem}", "mlflow.source.type": "LOCAL"}
+    return {"mlflow.source.name": f"evergreen train {problem}", "mlflow.source.type": "LOCAL"}
 
 
 def _milliseconds(moment: datetime) -> int:

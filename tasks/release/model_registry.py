@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from evergreen.tasks.config.params import Params, Section
 from evergreen.tasks.core.errors import ModelError
@@ -59,12 +59,36 @@ class Registry:
         with _LOCK:
             self._store = MlflowStore(uri, artifacts, root, project)
 
-    def register(self, params: Params, problem: str, layout: Layout, verdict: "Verdict", lineage: Mapping[str, str]) -> Version:
+    def open_run(self, params: Params, problem: str) -> str:
+        """The id of a run that is RUNNING while the problem trains; `register` or `close_run` ends it."""
+        with _LOCK, self._store.errors():
+            return self._store.open_run(params, problem)
+
+    def close_run(self, run_id: str, status: Literal["FAILED", "KILLED"] | None) -> None:
+        """End an open run; None deletes it, since its training made nothing new. One that has ended stays as it is."""
+        with _LOCK, self._store.errors():
+            if not self._store.is_running(run_id):
+                return
+            if status:
+                self._store.end_run(run_id, status)
+            else:
+                self._store.discard_run(run_id)
+
+    def register(
+        self,
+        params: Params,
+        problem: str,
+        layout: Layout,
+        verdict: "Verdict",
+        lineage: Mapping[str, str],
+        opened: str | None = None,
+    ) -> Version:
         """Register the trained model of `problem` with its evidence and the gate's verdict, as `challenger`.
 
         Idempotent: the same model on the same features is the same version, and its evidence is updated; a version with lost
         or changed files is registered again under a new number. A killed
         registration leaves a whole version or none. The champion stays champion and does not become challenger.
+        `opened`: the run of `open_run`; it becomes that of a new version, and is deleted where the version is known.
         Raises ModelError for a model that holds a type outside skops_models.TRUSTED, StepError where a step did not run before.
         """
         from evergreen.tasks.model_files import skops_models
@@ -75,7 +99,7 @@ class Registry:
         with _LOCK, self._store.errors():
             known = self._store.versions(problem, candidate.digest)
             found = next((each for each in known if self.damage(problem, each.version) is None), None)
-            run_id, new = self._store.usable_run(found, candidate) if found else (self._store.begin_run(candidate), True)
+            run_id, new = self._store.usable_run(found, candidate) if found else (self._opened(opened, candidate), True)
             with self._store.run(run_id) if new else nullcontext():  # a run that ended keeps its duration
                 self._store.log(run_id, candidate)
                 if found is None:
@@ -84,6 +108,8 @@ class Registry:
                     self._publish(run_id, candidate, model)
                 else:
                     self._store.update(found, candidate.tags(), verdict.reason)
+            if opened and run_id != opened:
+                self.close_run(opened, None)
             made = found or self._store.versions(problem, candidate.digest)[-1]
             if "champion" not in made.aliases:
                 self._store.set_alias(problem, "challenger", made.version)
@@ -222,6 +248,13 @@ class Registry:
         if stale:
             log.info("mlflow: marked %d runs as killed, since their processes are gone", len(stale))
         return stale
+
+    def _opened(self, run_id: str | None, candidate: Candidate) -> str:
+        """The open run under the name of the candidate; a new one where it has ended, as before a second attempt."""
+        if run_id is None or not self._store.is_running(run_id):
+            return self._store.begin_run(candidate)
+        self._store.name_run(run_id, candidate)
+        return run_id
 
     def _publish(self, run_id: str, candidate: Candidate, model: Model) -> None:
         from evergreen.tasks.model_files.onnx_export import attempt

@@ -174,7 +174,15 @@ class Step:
 
 
 @pytest.fixture
-def branches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[training.Branches, list[str]]]:
+def ended() -> list[tuple[str, bool]]:
+    """MLflow's runs that were closed, and whether their training failed."""
+    return []
+
+
+@pytest.fixture
+def branches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: list[tuple[str, bool]]
+) -> Callable[..., tuple[training.Branches, list[str]]]:
     def build(fresh: set[str], standing: tuple = (None, False), train: Any = None, **options: bool):
         ran: list[str] = []
         for name in ("gate", "register", "deploy"):
@@ -184,9 +192,11 @@ def branches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
         monkeypatch.setattr(steps, "SHARED", {name: Step(name, None, ran) for name in steps.SHARED})
         monkeypatch.setattr(steps, "OWN", {name: Step(name, train if name == "train" else None, ran) for name in steps.OWN})
         monkeypatch.setattr(status, "standing", lambda layout, problem: standing)
-        monkeypatch.setattr(training, "load", lambda path: None)
+        monkeypatch.setattr(training, "load", lambda path: SimpleNamespace(problems={}))
         monkeypatch.setattr(training.pipeline_file, "name_sources", lambda *_: None)
         monkeypatch.setattr(training, "Stages", lambda layout: Recorder(fresh))
+        monkeypatch.setattr(steps, "open_run", lambda root, problem: f"run of {problem}")
+        monkeypatch.setattr(steps, "close_run", lambda root, run, failed: ended.append((run, failed)))
         return training.Branches(Layout(tmp_path), **{"refresh": False, "deploy": True, **options}, by="ada"), ran
 
     return build
@@ -252,6 +262,23 @@ def test_a_branch_that_fails_stops_itself_and_no_other(branches: Callable):
     assert outcomes[0].error == "redeem: train: too few rows"
     assert "evaluate redeem" not in ran
     assert "train@redeem" not in branch.stages.committed
+
+
+@pytest.mark.parametrize(
+    ("fresh", "train", "closed"),
+    [
+        (FRESH, None, []),
+        (FRESH - {"explain@redeem"}, None, []),
+        (FRESH - {"train@redeem"}, None, [("run of redeem", False)]),
+        (set(), lambda *given: 1 / 0, [("run of redeem", True)]),
+    ],
+    ids=["all is fresh", "no new model", "a model", "a failure"],
+)
+def test_a_training_opens_a_run_before_it_fits_a_model_and_closes_it(
+    fresh: set[str], train: Any, closed: list, branches: Callable, ended: list
+):
+    branches(fresh, train=train)[0].train("redeem")
+    assert ended == closed
 
 
 def test_a_bug_in_one_branch_is_told_with_its_problem(branches: Callable):

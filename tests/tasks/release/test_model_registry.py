@@ -364,6 +364,40 @@ def test_a_run_that_was_killed_leaves_no_version_and_is_swept_and_made_again(own
     assert registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE).version == before + 1
 
 
+def test_a_run_is_running_while_its_training_lasts(own: Own):
+    client, (registry, layout) = client_of(own), own
+    opened = registry.open_run(KNOWN, "redeem")
+    info = client.get_run(opened).info
+    assert (info.status, info.end_time) == ("RUNNING", None)
+    version = registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE, opened)
+    assert version.run_id == opened
+    found = client.get_run(opened)
+    assert (found.info.status, found.info.run_name) == (
+        "FINISHED",
+        Candidate(KNOWN, "redeem", layout, verdict(), LINEAGE).name(),
+    )
+    assert found.info.end_time
+    registry.close_run(opened, "FAILED")
+    assert client.get_run(opened).info.status == "FINISHED"
+
+
+def test_a_training_that_makes_a_known_model_leaves_no_run(own: Own):
+    client, (registry, layout) = client_of(own), own
+    first = registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE)
+    opened = registry.open_run(KNOWN, "redeem")
+    assert registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE, opened).run_id == first.run_id
+    assert client.get_run(opened).info.lifecycle_stage == "deleted"
+
+
+@pytest.mark.parametrize("status", ["FAILED", "KILLED"])
+def test_a_training_that_ends_early_ends_its_run_and_a_second_attempt_has_its_own(own: Own, status: Any):
+    client, (registry, layout) = client_of(own), own
+    opened = registry.open_run(KNOWN, "redeem")
+    registry.close_run(opened, status)
+    assert client.get_run(opened).info.status == status
+    assert registry.register(KNOWN, "redeem", layout, verdict(), LINEAGE, opened).run_id != opened
+
+
 def test_a_run_of_a_living_process_is_left_alone(own: Own):
     client = client_of(own)
     registry, layout = own
