@@ -34,6 +34,8 @@ MIN_FREEDOM = 2.5
 """Fewest degrees of freedom: with less, one entity alone carries the score."""
 HEAVY_TAILS = 1.5
 """Of losses, factor on the skewness, because a sample shows too little of that of heavy tails. Chosen by simulation."""
+HALF_SEEN = 0.5
+"""Of R², factor on the degrees of freedom, for the same reason: tails are in errors and labels. Chosen by simulation."""
 TOO_FEW = "too few"
 """First words of the reason for an interval that is not given."""
 
@@ -89,7 +91,8 @@ def interval(score: float, without: Sequence[float], confidence: float, scale: S
         middle, influence = float(onto(score)), _influence(np.asarray(onto(values)))
     if not math.isfinite(middle) or not np.isfinite(influence).all():
         return too_few("rows that differ for an interval")
-    return _studentised(middle, influence, confidence, back, HEAVY_TAILS if scale == "positive" else 1.0)
+    tails, seen = HEAVY_TAILS if scale == "positive" else 1.0, HALF_SEEN if scale == "explained" else 1.0
+    return _studentised(middle, influence, confidence, back, tails, seen)
 
 
 def _influence(values: np.ndarray) -> np.ndarray:
@@ -97,13 +100,13 @@ def _influence(values: np.ndarray) -> np.ndarray:
     return (len(values) - 1) * (values.mean() - values)
 
 
-def _studentised(middle: float, influence: np.ndarray, confidence: float, back: "Map", tails: float) -> Interval:
+def _studentised(middle: float, influence: np.ndarray, confidence: float, back: "Map", tails: float, seen: float) -> Interval:
     count, squares = len(influence), influence**2
     variance = squares.mean()
     if variance <= 1e-20 * max(1.0, middle**2):
         return Interval(middle, middle) if back is _same else too_few("rows that differ for an interval")
-    freedom = min(count - 1.0, 2 * count / max((squares**2).mean() / variance**2 - 1, 1e-9))
-    if freedom < MIN_FREEDOM:
+    freedom = seen * min(count - 1.0, 2 * count / max((squares**2).mean() / variance**2 - 1, 1e-9))
+    if freedom < seen * MIN_FREEDOM:
         return too_few("entities for an interval: one of them carries the score")
     error = math.sqrt(variance / (count - 1))
     skewness = tails * float((influence**3).mean() / variance**1.5) / math.sqrt(count)
@@ -127,15 +130,20 @@ def _unskewed(quantile: float, skewness: float) -> float:
 
 
 def _wilson(share: float, influence: np.ndarray, confidence: float) -> Interval:
-    """Rows: as many as would give a share of independent rows this variance. Only entities that count in it are counted."""
-    count, concerned = len(influence), int(np.count_nonzero(np.abs(influence) > 1e-12))
+    """Rows: as many as would give a share of independent rows this variance. Only entities that count in it are counted.
+
+    Where each entity is one row, the share alone gives the variance, and the quantile is the normal one.
+    """
+    inside = influence[np.abs(influence) > 1e-12]
+    count, concerned = len(influence), len(inside)
     variance = float((influence**2).mean()) / (count - 1)
     if not 0 < share < 1 or variance <= 1e-20:
         return too_few("rows that differ for an interval")
     if concerned < MIN_ENTITIES:
         return too_few(f"entities that count in it for an interval: {concerned}")
     rows = share * (1 - share) / variance
-    square = _quantile(concerned - 1, confidence) ** 2
+    single = len(np.unique(inside.round(9))) <= 2
+    square = _quantile(math.inf if single else concerned - 1.0, confidence) ** 2
     middle = (share + square / (2 * rows)) / (1 + square / rows)
     half = math.sqrt(square) / (1 + square / rows) * math.sqrt(share * (1 - share) / rows + square / (4 * rows**2))
     return Interval(middle - half, middle + half)
