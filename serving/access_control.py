@@ -17,7 +17,7 @@ from typing import Protocol
 import orjson
 
 from evergreen.serving.keys import HashedKey, Keys, Scope, key_id
-from evergreen.serving.rate_limit import RateLimiter
+from evergreen.serving.rate_limit import RateLimiter, rate_limit_key
 from evergreen.tasks.config.operations import Serve
 from evergreen.tasks.core.errors import ProjectError
 
@@ -101,9 +101,13 @@ class AccessControl:
             self._log(denial, client, path)
         return denial
 
+    def caller(self, headers: Headers, client: str) -> str:
+        """The id of the key of an admitted request; without keys the address of its client."""
+        return key_id(_secret(headers) or "") if self.requires_key else rate_limit_key(client)
+
     def _check_key(self, scope: Scope | None, headers: Headers, client: str) -> tuple[str, Denial | None]:
         """The id of the key (the client's address without a valid one), and the denial."""
-        secret = headers.get("x-api-key") or _bearer_token(headers.get("authorization"))
+        secret = _secret(headers)
         if secret is None:
             return client, _unauthorized("needs an API key: send Authorization: Bearer KEY, or X-API-Key: KEY")
         hashed = self._active.get(key_id(secret))
@@ -152,6 +156,10 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _secret(headers: Headers) -> str | None:
+    return headers.get("x-api-key") or _bearer_token(headers.get("authorization"))
 
 
 def _bearer_token(header: str | None) -> str | None:

@@ -4,14 +4,17 @@ import asyncio
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from evergreen.serving import routes
+from evergreen.serving.fair_queue import CALLER
 from evergreen.serving.http_messages import (
     JSON_TYPE,
     SECURITY,
+    BodyBudget,
     ClientDisconnectedError,
     HeaderLookup,
     HttpRequest,
@@ -24,7 +27,7 @@ from evergreen.serving.http_messages import (
 from evergreen.serving.label_endpoints import LabelEndpoints
 from evergreen.serving.prediction_endpoints import PredictionEndpoints
 from evergreen.serving.prediction_service import PredictionService
-from evergreen.serving.protocols import BodyTooLargeError, MalformedRequestError, UnsupportedTypeError
+from evergreen.serving.protocols import BodiesTooLargeError, BodyTooLargeError, MalformedRequestError, UnsupportedTypeError
 from evergreen.serving.recommendation_endpoints import RecommendationEndpoints
 from evergreen.serving.serving_versions import NotFoundError, ServiceUnavailableError
 from evergreen.serving.status_endpoints import SpoolState, StatusEndpoints
@@ -51,7 +54,9 @@ class App:
         spool_state: Callable[[], SpoolState] = SpoolState,
     ) -> None:
         self.service, self._access, self._params = service, access, service.params
-        self._max_bytes = self._params.serve.max_body_kb * 1024
+        self._bodies = BodyBudget(self._params.serve.max_body_kb * 1024)
+        self._open_requests: Counter[str] = Counter()
+        """Caller -> requests in progress."""
         self._metrics = service.metrics
         self._in_flight: dict[asyncio.Task[Any], float] = {}
         self._overdue: set[asyncio.Task[Any]] = set()
@@ -85,13 +90,14 @@ class App:
                 response = found
             else:
                 route, request = found
-                response = self._denied(route, scope) or await route.endpoint(request)
+                response = self._denied(route, scope) or await self._answer(route, request)
         except asyncio.CancelledError:
-            if task not in self._overdue:
-                raise
             task.uncancel()
-            limit = self._params.serve.timeout_seconds
-            response = error_response(503, f"timeout after {limit:g} s (serve.timeout_seconds); try again", RETRY_LATER)
+            if task in self._overdue:
+                limit = self._params.serve.timeout_seconds
+                response = error_response(503, f"timeout after {limit:g} s (serve.timeout_seconds); try again", RETRY_LATER)
+            else:  # its client left
+                response = None
         except ClientDisconnectedError:
             response = None
         except Exception as error:  # noqa: BLE001 - every error gets a response
@@ -108,6 +114,28 @@ class App:
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await send({"type": "http.response.body", "body": response.body})
 
+    async def _answer(self, route: routes.Route, request: HttpRequest) -> HttpResponse:
+        """The response of the endpoint, unless its caller has too many open requests."""
+        if route.public:
+            return await route.endpoint(request)
+        caller, limit = self._caller(request.scope), self._params.serve.max_open_requests
+        if self._open_requests[caller] >= limit:
+            line = f"more than {limit} open requests (serve.max_open_requests); wait for some of them"
+            return error_response(429, line, RETRY_LATER)
+        self._open_requests[caller] += 1
+        CALLER.set(caller)
+        try:
+            return await route.endpoint(request)
+        finally:
+            request.release()
+            self._open_requests[caller] -= 1
+            if not self._open_requests[caller]:
+                del self._open_requests[caller]
+
+    def _caller(self, scope: Mapping[str, Any]) -> str:
+        client = (scope.get("client") or ("",))[0]
+        return client if self._access is None else self._access.caller(HeaderLookup(scope["headers"]), client)
+
     def _route(self, scope: Mapping[str, Any], receive: Receive) -> tuple[routes.Route, HttpRequest] | HttpResponse:
         path, version = scope["path"], None
         methods = self.routes.get(path)
@@ -121,7 +149,7 @@ class App:
         if route is None:
             allowed = ", ".join(methods)
             return error_response(405, f"{method[:16]}: this path allows {allowed}", (b"allow", allowed.encode()))
-        return route, HttpRequest(scope, receive, route.problem, version, self._max_bytes)
+        return route, HttpRequest(scope, receive, route.problem, version, self._bodies)
 
     def _not_found(self, path: str) -> HttpResponse:
         named = re.match(r"^/v[12]/(?:models|predict|recommend|events|labels)/([^/]{1,64})", path)
@@ -148,6 +176,9 @@ class App:
         if isinstance(error, BodyTooLargeError):
             limit = self._params.serve.max_body_kb
             return error_response(413, f"the body is larger than {limit} KiB (serve.max_body_kb)", (b"connection", b"close"))
+        if isinstance(error, BodiesTooLargeError):
+            line = "the bodies of all open requests are too large; try again"
+            return error_response(503, line, RETRY_LATER, (b"connection", b"close"))
         if isinstance(error, NotFoundError):
             return error_response(404, str(error))
         if isinstance(error, DataError | ParamsError):

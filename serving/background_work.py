@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from evergreen.serving.fair_queue import FairQueue
 from evergreen.tasks.core.errors import EvergreenError
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,8 @@ class BackgroundWork:
     def __init__(self) -> None:
         self.models = ThreadPoolExecutor(1, "model")
         """Pipelines: one batch at a time."""
-        self.lists = ThreadPoolExecutor(1, "lists")
+        self._lists = ThreadPoolExecutor(1, "lists")
+        self.lists = FairQueue(self._lists)
         self.other = ThreadPoolExecutor(2, "other")
         """Large requests, explanations, comparisons."""
         self.database = ThreadPoolExecutor(4, "database")
@@ -46,7 +48,7 @@ class BackgroundWork:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def close(self) -> None:
-        for pool in (self.models, self.lists, self.other, self.database, self.disk):
+        for pool in (self.models, self._lists, self.other, self.database, self.disk):
             pool.shutdown(wait=False, cancel_futures=True)
 
 

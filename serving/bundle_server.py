@@ -134,8 +134,10 @@ def serve(folder: Path, host: str, port: int, state: Path) -> None:
     """Serve until SIGTERM or SIGINT; open requests finish."""
     import uvicorn
 
+    from evergreen.serving import http_protocol
+
     app = application(folder, host, state)
-    uvicorn.run(app, host=host, port=port, ws="none", lifespan="on", access_log=False, server_header=False, proxy_headers=False)
+    uvicorn.Server(http_protocol.configure(app, load(Layout(folder).params).serve, host=host, port=port)).run()
 
 
 def main() -> None:

@@ -11,13 +11,33 @@ from evergreen.serving import protocols
 from evergreen.serving.access_control import SECURITY_HEADERS
 from evergreen.serving.compression import decompress
 from evergreen.serving.json_depth import MAX_DEPTH, too_deep
-from evergreen.serving.protocols import BodyTooLargeError, MalformedRequestError
+from evergreen.serving.protocols import BodiesTooLargeError, BodyTooLargeError, MalformedRequestError
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 JSON_TYPE = (b"content-type", b"application/json")
 SECURITY = tuple((name.encode(), value.encode()) for name, value in SECURITY_HEADERS)
 JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+
+
+BODIES = 16
+"""So many bodies of the largest size may be in memory at once, in pieces or whole."""
+
+
+class BodyBudget:
+    """Bytes of the bodies that open requests hold. Bodies that arrive in one piece are small and do not count."""
+
+    def __init__(self, max_body: int) -> None:
+        self.max_body, self._left = max_body, BODIES * max_body
+
+    def take(self, size: int) -> None:
+        """Raises BodiesTooLargeError if too much is held."""
+        if size > self._left:
+            raise BodiesTooLargeError
+        self._left -= size
+
+    def give_back(self, size: int) -> None:
+        self._left += size
 
 
 class ClientDisconnectedError(Exception):
@@ -27,10 +47,13 @@ class ClientDisconnectedError(Exception):
 class HttpRequest:
     """`problem` and `version` are those of the path; the body is read on demand."""
 
-    __slots__ = ("_max_bytes", "_receive", "problem", "scope", "version")
+    __slots__ = ("_budget", "_max_bytes", "_receive", "held", "problem", "scope", "version")
 
-    def __init__(self, scope: Mapping[str, Any], receive: Receive, problem: str, version: int | None, max_bytes: int) -> None:
-        self.scope, self._receive, self.problem, self.version, self._max_bytes = scope, receive, problem, version, max_bytes
+    def __init__(
+        self, scope: Mapping[str, Any], receive: Receive, problem: str, version: int | None, budget: BodyBudget
+    ) -> None:
+        self.scope, self._receive, self.problem, self.version, self._budget = scope, receive, problem, version, budget
+        self._max_bytes, self.held = budget.max_body, 0
 
     def header(self, name: bytes) -> bytes | None:
         """`name` in lower case."""
@@ -56,17 +79,28 @@ class HttpRequest:
                 raise BodyTooLargeError
             return part
         parts, size = [part], len(part)
+        self._hold(size)
         while message["type"] == "http.request" and message.get("more_body"):
             if size > self._max_bytes:
                 raise BodyTooLargeError
             message = await self._receive()
             parts.append(message.get("body", b""))
             size += len(parts[-1])
+            self._hold(len(parts[-1]))
         if message["type"] != "http.request":
             raise ClientDisconnectedError
         if size > self._max_bytes:
             raise BodyTooLargeError
         return b"".join(parts)
+
+    def _hold(self, size: int) -> None:
+        self._budget.take(size)
+        self.held += size
+
+    def release(self) -> None:
+        """Count the body no more: the request has ended."""
+        self._budget.give_back(self.held)
+        self.held = 0
 
     async def json(self) -> Any:
         """The parsed body. Raises MalformedRequestError for invalid or too deeply nested JSON."""

@@ -1,11 +1,10 @@
 """Recommendation lists over HTTP: version chosen per user, cached, written to the spool, shadowed; and purchase events."""
 
-import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from evergreen.serving.background_work import BackgroundWork
 from evergreen.serving.loaded_model import ListModel, LoadedModel, entity_key
@@ -13,27 +12,31 @@ from evergreen.serving.metrics import Metrics
 from evergreen.serving.prediction_writer import PredictionWriter
 from evergreen.serving.protocols import RowPrediction
 from evergreen.serving.serving_versions import NotFoundError, ServiceUnavailableError, ServingVersions
-from evergreen.tasks.config.operations import Serve
+from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import EvergreenError, RequestError
 from evergreen.tasks.release.rollout_state import SHADOW_SUFFIX
 
 if TYPE_CHECKING:
-    from evergreen.serving.recommender_service import EventCounts
+    from evergreen.serving.event_log import Withdrawal
+    from evergreen.serving.recommender_service import EventCounts, OnlineRecommender
     from evergreen.serving.serving_set import ServingSet, Variant
     from evergreen.tasks.problems.recommender.list_request import Request
 
     Serving = ServingSet[LoadedModel]
 
 log = logging.getLogger(__name__)
+USERS_PER_TURN = 16
+"""Lists that are made in one go: then it is the next caller's turn."""
+T = TypeVar("T")
 
 
 class ListPredictor:
     """Recommends with the versions that serve."""
 
     def __init__(
-        self, policy: Serve, versions: ServingVersions, writer: PredictionWriter, metrics: Metrics, background: BackgroundWork
+        self, params: Params, versions: ServingVersions, writer: PredictionWriter, metrics: Metrics, background: BackgroundWork
     ) -> None:
-        self._policy, self._versions, self._writer = policy, versions, writer
+        self._params, self._policy, self._versions, self._writer = params, params.serve, versions, writer
         self._metrics, self._background = metrics, background
 
     async def recommend(self, problem: str, request: "Request", version: int | None = None) -> list[dict[str, Any]]:
@@ -41,7 +44,7 @@ class ListPredictor:
         serving = self._versions.serving_set(problem)
         users = list(request.users) or [None]
         self._check_size(request.k)
-        self._check_users(users)
+        self._check_users(users, request.k or self._k(problem))
         ids = [self._writer.new_id() for _ in users]
         entities = [None if each is None else entity_key(each) for each in users]
         if version is not None:
@@ -68,9 +71,16 @@ class ListPredictor:
         if k is not None and k > self._policy.max_k:
             raise RequestError("k", f"at most {self._policy.max_k} items per list (serve.max_k)", k)
 
-    def _check_users(self, users: Sequence[Any]) -> None:
+    def _k(self, problem: str) -> int:
+        """The length of a list that asks for none."""
+        section = self._params.section(problem)
+        return section.pipeline.k if section.predicts == "lists" else 1
+
+    def _check_users(self, users: Sequence[Any], k: int) -> None:
         if len(users) > self._policy.max_rows:
             raise RequestError("users", f"at most {self._policy.max_rows} per request (serve.max_rows)", len(users))
+        if len(users) * k > self._policy.max_items:
+            raise RequestError("users", f"users times k: at most {self._policy.max_items} (serve.max_items)", len(users) * k)
         for user in users:
             if user is not None and not isinstance(user, str | int | float):
                 raise RequestError("users", "must be user ids: texts or numbers", user)
@@ -84,7 +94,7 @@ class ListPredictor:
         try:
             lists = model.cached(request)
             if lists is None:
-                lists = await self._background.run(self._background.lists, model.recommend, request)
+                lists = await self._in_turns(model, request)
         except EvergreenError:
             raise  # the request is invalid
         except Exception as error:
@@ -98,19 +108,27 @@ class ListPredictor:
         self._metrics.rows[model.problem, model.version, variant] += len(lists)
         return lists, model, variant
 
+    async def _in_turns(self, model: ListModel, request: "Request") -> list[dict[str, Any]]:
+        """The lists of a request, some users at a time."""
+        users, found = request.users, list[dict[str, Any]]()
+        for first in range(0, max(1, len(users)), USERS_PER_TURN):
+            part = request.model_copy(update={"users": users[first : first + USERS_PER_TURN]})
+            found += await self._background.lists.run(model.recommend, part)
+        return found
+
     async def _probe(self, serving: "Serving", request: "Request") -> None:
         """Time both versions on the same request, without their caches."""
         pair = serving.champion, serving.candidate
         calls = [partial(each.recommender.build, request) for each in pair if isinstance(each, ListModel)]
         with suppress(Exception):  # a request that fails is counted where it is answered
-            await self._background.run(self._background.lists, serving.counts.probes.measure, *calls)
+            await self._background.lists.run(serving.counts.probes.measure, *calls)
 
     async def _shadow(self, serving: "Serving", request: "Request", entities: Sequence[str | None], ids: Sequence[str]) -> None:
         model = serving.candidate
         assert isinstance(model, ListModel)
         failed = True
         try:
-            lists = await self._background.run(self._background.lists, model.recommend, request)
+            lists = await self._in_turns(model, request)
             failed = False
             for id_, entity, one in zip(ids, entities, lists, strict=True):
                 self._writer.write_list(id_ + SHADOW_SUFFIX, model, "shadow", entity, request, one)
@@ -143,13 +161,20 @@ class ListPredictor:
 
     async def record_events(self, problem: str, events: Sequence[Mapping[str, Any]]) -> "EventCounts":
         """Store purchase events; once this returns they are durable, and the next list of each version uses them."""
+        return await self._change_events(problem, lambda recommender: recommender.record_events(events))
+
+    async def withdraw_events(self, problem: str, ids: Sequence[str]) -> "Withdrawal":
+        """Withdraw purchase events by id; once this returns, the next list of each version is as if they had never been."""
+        return await self._change_events(problem, lambda recommender: recommender.withdraw_events(ids))
+
+    async def _change_events(self, problem: str, change: "Callable[[OnlineRecommender], T]") -> T:
         serving = self._versions.serving_set(problem)
         champion = serving.champion
         if not isinstance(champion, ListModel):
             raise NotFoundError(f"{problem}: is not a recommendation problem and takes no events")
         database = self._background.database
-        counts = await self._background.run(database, champion.recommender.record_events, events)
+        found = await self._background.run(database, change, champion.recommender)
         if isinstance(serving.candidate, ListModel):
             await self._background.run(database, serving.candidate.recommender.refresh)
-        asyncio.get_running_loop().run_in_executor(self._background.lists, champion.recommender.refill_cache)
-        return counts
+        self._background.start(self._background.lists.run(champion.recommender.refill_cache))
+        return found

@@ -38,7 +38,7 @@ class PredictionService:
         self._writer = PredictionWriter(spool, params.serve.durable, self._background)
         self._parity = ParityCheck(params.serve.parity_share, metrics, self._background)
         self._rows = RowPredictor(params.serve, self.versions, self._writer, self._parity, metrics, self._background)
-        self.lists = ListPredictor(params.serve, self.versions, self._writer, metrics, self._background)
+        self.lists = ListPredictor(params, self.versions, self._writer, metrics, self._background)
 
     def predict_one(self, problem: str, row: Mapping[str, Any], received: Any = None) -> Awaitable[RowPrediction]:
         """See RowPredictor.predict_one."""

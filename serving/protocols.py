@@ -28,6 +28,10 @@ class BodyTooLargeError(Exception):
     """Status 413."""
 
 
+class BodiesTooLargeError(Exception):
+    """The bodies of all open requests together; status 503."""
+
+
 @dataclass(frozen=True, slots=True)
 class RowPrediction:
     """The prediction for one row, with its id and the version that made it."""

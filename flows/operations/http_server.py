@@ -42,7 +42,6 @@ START_SECONDS = 300.0
 """Longest time until the first worker has loaded its models."""
 SWITCH_SECONDS = 0.0005
 """Longest time that a thread holds the interpreter while the event loop waits."""
-KEEP_ALIVE_SECONDS = 75
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -236,6 +235,8 @@ def work(layout: Layout, host: str, fd: int, status: Path) -> None:
     """Serve on the socket `fd` until SIGTERM."""
     import uvicorn
 
+    from evergreen.serving import http_protocol
+
     params = load(layout.params)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the supervisor decides when to stop
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -244,11 +245,9 @@ def work(layout: Layout, host: str, fd: int, status: Path) -> None:
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn handles it, and raises it again once it has stopped
     gc.collect()
     gc.freeze()  # what is loaded now stays: the collector need not scan it again
-    config = uvicorn.Config(
-        app, loop="uvloop", http="httptools", ws="none", lifespan="on", interface="asgi3", log_config=None, access_log=False,
-        server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(params.serve.timeout_seconds) + 1,
-    )  # fmt: skip
+    config = http_protocol.configure(
+        app, params.serve, loop="uvloop", log_config=None, timeout_graceful_shutdown=int(params.serve.timeout_seconds) + 1
+    )
     (status / f"{os.getpid()}.ready").touch()
     try:
         uvicorn.Server(config).run(sockets=[socket.socket(fileno=fd)])

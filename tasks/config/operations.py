@@ -28,8 +28,18 @@ class Serve(Section):
     """Largest number of rows, users, labels or events per request."""
     max_k: Annotated[int, Field(ge=1)] = 1000
     """Largest length of a recommendation list that a request may ask for."""
+    max_items: Annotated[int, Field(ge=1)] = 50_000
+    """Largest number of items in all lists of a request together: users times k."""
     max_body_kb: Annotated[int, Field(ge=1)] = 4096
     """Largest request body, in KiB, before and after decompression."""
+    max_head_kb: Annotated[int, Field(ge=1)] = 16
+    """Largest head of a request (address and headers), in KiB; the response is then 431."""
+    head_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """Longest time from a connection, or from the first byte of its next request, until the head is complete, in seconds."""
+    max_connections_per_client: Annotated[int, Field(ge=1)] = 512
+    """Open connections of one client address, per worker. The one idle longest gives way to a new one."""
+    max_open_requests: Annotated[int, Field(ge=1)] = 256
+    """Open requests of one API key, or of one client address without keys, per worker; the response is then 429."""
     unknown_columns: Literal["ignore", "refuse"] = "ignore"
     """Columns of POST /invocations that the model does not read. ignore: they are named under ignored_columns in the response.
     refuse: the response is 422, as it always is on the other paths."""

@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 
 from evergreen.flows.operations.http_server import application
+from evergreen.serving import http_protocol
 from evergreen.serving.app import App
 from evergreen.tasks.config import loading
 from evergreen.tasks.core.paths import Layout
@@ -52,8 +53,9 @@ def serving(layout: Layout) -> Iterator[Live]:
     with pytest.MonkeyPatch.context() as patch:
         for name in [each for each in os.environ if each.startswith("EVERGREEN_")]:
             patch.delenv(name)
-        app, watcher = application(layout, loading.load(layout.params), "127.0.0.1")
-        server = uvicorn.Server(uvicorn.Config(app, http="httptools", ws="none", lifespan="on", log_config=None))
+        params = loading.load(layout.params)
+        app, watcher = application(layout, params, "127.0.0.1")
+        server = uvicorn.Server(http_protocol.configure(app, params.serve, log_config=None))
         bound = socket.create_server(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()

@@ -1,0 +1,235 @@
+"""HTTP connections with limits: size and time of a head, connections of one client and of all, clients that do not read.
+
+uvicorn's own protocol limits none of these (docs/decisions/uvicorn.md). One worker shares one `ConnectionLimits`. A connection
+without a request in progress is *idle*: where a limit is reached, the one that is idle longest gives way to the new one, so
+connections that send nothing keep nobody out.
+"""
+
+import asyncio
+import resource
+from collections import Counter
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from evergreen.serving.access_control import SECURITY_HEADERS
+from evergreen.serving.rate_limit import rate_limit_key
+from evergreen.tasks.config.operations import Serve
+
+MAX_HEADERS = 100
+MAX_PIPELINED = 100
+"""Requests of one connection that wait for the one in progress."""
+STALLED_SECONDS = 30.0
+"""A client that takes none of a waiting response for this long is cut off."""
+SWEEP_SECONDS = 1.0
+SPARE_FILES = 128
+"""File descriptors that connections leave to models, databases and the spool."""
+FILES = 65_536
+"""A worker raises its limit of open files to this, where the system allows."""
+KEEP_ALIVE_SECONDS = 75
+HEADERS = b"".join(f"{name}: {value}\r\n".encode() for name, value in SECURITY_HEADERS)
+
+
+class HeadError(Exception):
+    """A head beyond the limits. It ends the parsing."""
+
+
+class ConnectionLimits:
+    """The connections of one worker."""
+
+    def __init__(self, policy: Serve) -> None:
+        self.max_head, self.head_seconds = policy.max_head_kb * 1024, policy.head_seconds
+        self.max_per_client, self.max_total = policy.max_connections_per_client, _file_limit() - SPARE_FILES
+        self.connections = dict[LimitedProtocol, None]()
+        self.idle = dict[LimitedProtocol, None]()
+        """Without a request in progress, longest first."""
+        self.dropped: Counter[str] = Counter()
+        """Reason -> connections that were closed for it."""
+        self._by_client: Counter[str] = Counter()
+        self._sweep: asyncio.TimerHandle | None = None
+
+    def admit(self, made: "LimitedProtocol") -> bool:
+        """Register a connection; False, and it is refused, where none is idle that could give way to it."""
+        if self._by_client[made.caller] >= self.max_per_client:
+            oldest = next((each for each in self.idle if each.caller == made.caller), None)
+        elif len(self.connections) >= self.max_total:
+            oldest = next(iter(self.idle), None)
+        else:
+            oldest = made
+        if oldest is None:
+            self.dropped["refused"] += 1
+            return False
+        if oldest is not made:
+            oldest.drop("gave_way")
+        self.connections[made] = self.idle[made] = None
+        self._by_client[made.caller] += 1
+        if self._sweep is None:
+            self._sweep = made.loop.call_later(SWEEP_SECONDS, self.sweep, made.loop)
+        return True
+
+    def forget(self, lost: "LimitedProtocol") -> None:
+        self.idle.pop(lost, None)
+        if lost in self.connections:
+            del self.connections[lost]
+            self._by_client[lost.caller] -= 1
+            if not self._by_client[lost.caller]:
+                del self._by_client[lost.caller]
+
+    def sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Close connections whose head is overdue, and those of clients that do not read."""
+        self._sweep = loop.call_later(SWEEP_SECONDS, self.sweep, loop) if self.connections else None
+        now = loop.time()
+        for each in list(self.connections):
+            each.check(now)
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection. A request whose client has left is cancelled."""
+
+    def __init__(self, limits: ConnectionLimits, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._limits, self.caller = limits, ""
+        self._head_due: float | None = None
+        """When the head must be complete, in the loop's time; None: none has begun, or it is."""
+        self._outside = self._head = 0
+        """Bytes of the present message that are not its body: received, and in complete lines."""
+        self._unsent, self._unsent_since = 0, 0.0
+        self._unread = False
+        """Whether the present message is not complete."""
+        self._fault: tuple[int, str] | None = None
+        """Status and reason of a refusal."""
+        self._task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().connection_made(transport)
+        self.caller = rate_limit_key(self.client[0] if self.client else "")
+        self._head_due = self.loop.time() + self._limits.head_seconds
+        if not self._limits.admit(self):
+            self._refuse(503, "too many connections; try again")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._limits.forget(self)
+        if self._task and self.cycle and not self.cycle.response_complete:
+            self._task.cancel()
+        self.pipeline.clear()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if self._head_due is None and self in self._limits.idle:
+            self._head_due = self.loop.time() + self._limits.head_seconds
+        self._outside += len(data)
+        super().data_received(data)
+        if self._outside > self._limits.max_head and not self.transport.is_closing():
+            self._refuse(431, self._too_large())
+
+    def on_message_begin(self) -> None:
+        self._head, self._unread = 0, True
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._fail(429, f"more than {MAX_PIPELINED} requests wait on this connection")
+        self._head_due = None
+        self._limits.idle.pop(self, None)
+        super().on_headers_complete()
+
+    def on_chunk_header(self) -> None:
+        """A chunk of a body begins: each may have extensions, and the last one trailers."""
+        self._outside = 0
+
+    def on_body(self, body: bytes) -> None:
+        self._outside -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._outside, self._unread, self._head_due = 0, False, None
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        if self._unread:  # what is left of the request is thrown away, for so long
+            self._head_due = self.loop.time() + self._limits.head_seconds
+        super().on_response_complete()
+        if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
+            self._limits.idle[self] = None
+
+    def send_400_response(self, msg: str) -> None:
+        """Called by uvicorn for a request that cannot be parsed."""
+        self._refuse(*(self._fault or (400, "invalid HTTP")))
+
+    def drop(self, reason: str) -> None:
+        """Close the connection without an answer."""
+        self._limits.dropped[reason] += 1
+        self._limits.forget(self)
+        self.transport.abort()
+
+    def check(self, now: float) -> None:
+        """Close the connection if its head is overdue, or if its client stopped reading."""
+        unsent = self.transport.get_write_buffer_size()
+        if not unsent or unsent < self._unsent or not self._unsent:
+            self._unsent_since = now
+        self._unsent = unsent
+        if unsent and now - self._unsent_since > STALLED_SECONDS:
+            self.drop("not_reading")
+        elif self._head_due is not None and now > self._head_due and not self.transport.is_closing():
+            if self._outside:
+                self._limits.dropped["slow_head"] += 1
+                self._refuse(408, f"the request's head took longer than {self._limits.head_seconds:g} s (serve.head_seconds)")
+            else:
+                self.drop("silent")
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._task = self.loop.create_task(cycle.run_asgi(app))
+        self._task.add_done_callback(self.tasks.discard)
+        self.tasks.add(self._task)
+
+    def _count(self, number: int) -> None:
+        self._head += number
+        if self._head > self._limits.max_head:
+            self._fail(431, self._too_large())
+        if len(self.headers) >= MAX_HEADERS:
+            self._fail(431, f"more than {MAX_HEADERS} headers")
+
+    def _fail(self, status: int, line: str) -> None:
+        """End the parsing: uvicorn then calls `send_400_response`."""
+        self._fault = status, line
+        raise HeadError(line)
+
+    def _too_large(self) -> str:
+        return f"the request's head is larger than {self._limits.max_head // 1024} KiB (serve.max_head_kb)"
+
+    def _refuse(self, status: int, line: str) -> None:
+        """Answer in the place of the application, unless it is answering, and close."""
+        if not self.cycle or self.cycle.response_complete:
+            body = b'{"error":"%s"}' % line.encode()
+            head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+            self.transport.write(STATUS_LINE[status] + HEADERS + head + body)
+        self.transport.close()
+
+
+def configure(app: Any, policy: Serve, **options: Any) -> uvicorn.Config:
+    """uvicorn's configuration of a worker. Raises the limit of open files."""
+    with suppress(ValueError, OSError):
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES if hard == resource.RLIM_INFINITY else min(hard, FILES), hard))
+    common = {
+        "ws": "none", "lifespan": "on", "interface": "asgi3", "access_log": False, "server_header": False,
+        "proxy_headers": False, "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+    }  # fmt: skip
+    return uvicorn.Config(app, http=partial(LimitedProtocol, ConnectionLimits(policy)), **{**common, **options})  # pyright: ignore[reportArgumentType]
+
+
+def _file_limit() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
