@@ -1,11 +1,15 @@
-"""Purchase events received since the tables were read, in a database. Each event is stored once.
+"""Purchase events received since the tables were read, in a database. Each event is stored once, until it is withdrawn.
 
 Rejected events are stored with their reason. Histories survive a restart because every process reads this log.
+
+Readers skip no event, whatever commits late. On PostgreSQL a reader's position is a snapshot: it reads the rows whose
+transaction was not visible in it (https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-PG-SNAPSHOT). SQLite
+has one writer at a time, so its transactions commit in the order of their numbers.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from typing import Any
@@ -31,7 +35,10 @@ EVENTS = sa.Table(
     sa.Column("quantity", sa.Float, nullable=False),
     sa.Column("place", sa.String(255)),
     sa.Column("recorded", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("changed", sa.BigInteger, nullable=False, server_default="0"),  # the last transaction that wrote the row
+    sa.Column("withdrawn", sa.DateTime(timezone=True)),
     sa.UniqueConstraint("problem", "id"),
+    sa.Index("events_by_change", "problem", "changed"),
 )
 REJECTED = sa.Table(
     "rejected_events",
@@ -46,13 +53,19 @@ STATEMENT_ROWS = 500
 """Rows per statement: databases limit the number of bound values."""
 ATTEMPTS = 20
 """Attempts to insert when concurrent writers insert the same events."""
-OVERLAP = 1_000
-"""A reader reads this many numbers again: of two concurrent writers, the one with the later number may commit first."""
 SCHEMA = {"user": pl.String, "basket": pl.String, "item": pl.String, "day": pl.Date}
 
-Position = tuple[int, int]
-"""Progress of a reader: the highest number read, and the count of events within OVERLAP before it."""
-START: Position = (0, 0)
+START = ""
+"""The position of a reader that has read nothing."""
+UNSEEN = sa.text(
+    "changed >= CAST(CAST(pg_snapshot_xmin(CAST(:position AS pg_snapshot)) AS text) AS bigint) "
+    "AND NOT pg_visible_in_snapshot(CAST(CAST(changed AS text) AS xid8), CAST(:position AS pg_snapshot))"
+)
+"""Rows of transactions that committed after the snapshot `position`."""
+TRANSACTION = sa.text("SELECT CAST(CAST(pg_current_xact_id() AS text) AS bigint)")
+SNAPSHOT = sa.text(
+    "SELECT CAST(pg_current_snapshot() AS text), CAST(CAST(pg_snapshot_xmax(pg_current_snapshot()) AS text) AS bigint)"
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,28 @@ class Event:
     day: date
     quantity: float
     place: str | None
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What happened to the events of a problem since a reader's position."""
+
+    lines: pl.DataFrame
+    """One row per new event: user, basket, item, day."""
+    withdrawn: bool
+    """Events were withdrawn: a reader that may have them begins again at START, which leaves them out."""
+    position: str
+    """Where the reader is now."""
+
+
+@dataclass(frozen=True)
+class Withdrawal:
+    """The outcome of a withdrawal, by the ids that it named."""
+
+    withdrawn: int
+    duplicate: int
+    """Withdrawn before."""
+    unknown: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -85,6 +120,10 @@ class EventLog:
 
     def __init__(self, address: str) -> None:
         self._engine = database.connect(address, "events", METADATA)
+        self._serial = self._engine.dialect.name != "postgresql"
+        """Whether transactions commit in the order of their numbers."""
+        if not self._serial:
+            self._forget_other_server()
 
     def append(self, problem: str, events: Sequence[Event], rejected: Sequence[RejectedEvent] = ()) -> list[Event]:
         """Insert all or none. Returns the events that were new; of two with the same id the first wins."""
@@ -100,39 +139,69 @@ class EventLog:
 
     def _append(self, problem: str, events: Sequence[Event], rejected: Sequence[RejectedEvent]) -> list[Event]:
         common = {"problem": problem, "recorded": datetime.now(UTC)}
-        with self._transaction() as connection:
+        with self._writing(problem) as (connection, number):
             known = set[str]()
             for part in _parts([event.id for event in events]):
                 query = sa.select(EVENTS.c.id).where(EVENTS.c.problem == problem, EVENTS.c.id.in_(part))
                 known |= set(connection.execute(query).scalars())
             new = [event for event in events if event.id not in known]
             ordered = sorted(new, key=lambda event: event.id)  # one lock order for all writers: no deadlock
-            for part in _parts([{**asdict(event), **common} for event in ordered]):
+            for part in _parts([{**asdict(event), **common, "changed": number} for event in ordered]):
                 connection.execute(sa.insert(EVENTS), part)
             rows = [{"event": json.dumps(dict(each.event), default=str), "reason": each.reason, **common} for each in rejected]
             for part in _parts(rows):
                 connection.execute(sa.insert(REJECTED), part)
         return new
 
-    def since(self, problem: str, position: Position = START) -> tuple[pl.DataFrame, Position]:
-        """Events after `position`, one row per event (user, basket, item, day), and the new position.
+    def withdraw(self, problem: str, ids: Sequence[str]) -> Withdrawal:
+        """Withdraw events by id: every reader then is as if they had never been, also where one is sent again with its id."""
+        wanted, found = list(dict.fromkeys(ids)), dict[str, bool]()
+        with self._writing(problem) as (connection, number):
+            for part in _parts(sorted(wanted)):
+                query = sa.select(EVENTS.c.id, EVENTS.c.withdrawn).where(EVENTS.c.problem == problem, EVENTS.c.id.in_(part))
+                found |= {id_: at is None for id_, at in connection.execute(query.order_by(EVENTS.c.id).with_for_update())}
+            for part in _parts([id_ for id_, live in found.items() if live]):
+                change = sa.update(EVENTS).where(EVENTS.c.problem == problem, EVENTS.c.id.in_(part))
+                connection.execute(change.values(withdrawn=datetime.now(UTC), changed=number))
+        live = sum(found.values())
+        return Withdrawal(live, len(found) - live, tuple(each for each in wanted if each not in found))
 
-        The frame may repeat up to OVERLAP earlier events; readers skip those they know.
-        """
-        columns = [EVENTS.c[name] for name in SCHEMA]
-        query = sa.select(EVENTS.c.number, *columns).where(*_after(problem, position)).order_by("number")
+    def since(self, problem: str, position: str = START) -> Changes:
+        """What transactions changed that committed after `position`. One cheap query where none did."""
+        query = sa.select(EVENTS.c.withdrawn, *(EVENTS.c[name] for name in SCHEMA))
+        query = query.where(EVENTS.c.problem == problem).order_by(EVENTS.c.number)
         with self._transaction() as connection:
-            rows = connection.execute(query).all()
-        newest = max(position[0], rows[-1][0]) if rows else position[0]
-        near = sum(row[0] > newest - OVERLAP for row in rows)
-        return pl.DataFrame([tuple(row[1:]) for row in rows], schema=SCHEMA, orient="row"), (newest, near)
+            now, restarted = self._locate(connection, problem, position)
+            if restarted or position == START:
+                unseen = EVENTS.c.withdrawn.is_(None)
+            else:
+                unseen = EVENTS.c.changed > int(position) if self._serial else UNSEEN.bindparams(position=position)
+            rows = connection.execute(query.where(unseen)).all()
+        new = [row for row in rows if row.withdrawn is None]
+        lines = pl.DataFrame([tuple(row[1:]) for row in new], schema=SCHEMA, orient="row")
+        return Changes(lines, restarted or len(new) < len(rows), now)
 
-    def position(self, problem: str, position: Position = START) -> Position:
-        """The position that `since` would return: it differs from `position` if there are new events. One cheap query."""
-        query = sa.select(sa.func.max(EVENTS.c.number), sa.func.count()).where(*_after(problem, position))
+    def _locate(self, connection: sa.Connection, problem: str, position: str) -> tuple[str, bool]:
+        """The present position, and whether the database is an older one than `position` saw: restored from a backup."""
+        if self._serial:
+            newest = _newest(connection, problem)
+            return str(newest), position != START and newest < int(position)
+        connection.execute(sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))  # one snapshot for both statements
+        snapshot, end = connection.execute(SNAPSHOT).one()
+        return snapshot, position != START and end < int(position.split(":")[1])
+
+    def _forget_other_server(self) -> None:
+        """Mark the rows that a dump brought from another server as old: the numbers of its transactions mean nothing here."""
         with self._transaction() as connection:
-            newest, near = connection.execute(query).one()
-        return newest or position[0], near
+            _, end = connection.execute(SNAPSHOT).one()
+            if connection.execute(sa.select(EVENTS.c.id).where(EVENTS.c.changed >= end).limit(1)).first():
+                connection.execute(sa.update(EVENTS).where(EVENTS.c.changed >= end).values(changed=0))
+
+    def fingerprint(self, problem: str) -> str:
+        """A text that changes with each change of the events, and with nothing else."""
+        query = sa.select(sa.func.count(), sa.func.max(EVENTS.c.number), sa.func.count(EVENTS.c.withdrawn))
+        with self._transaction() as connection:
+            return " ".join(map(str, connection.execute(query.where(EVENTS.c.problem == problem)).one()))
 
     def received(self, problem: str) -> pl.DataFrame:
         """All events, one row each: user, basket, item, day, place."""
@@ -148,12 +217,23 @@ class EventLog:
         with self._transaction() as connection:
             return [RejectedEvent(json.loads(event), reason) for event, reason in connection.execute(query)]
 
+    @contextmanager
+    def _writing(self, problem: str) -> Iterator[tuple[sa.Connection, int]]:
+        """A transaction that writes, and its number."""
+        with self._transaction() as connection:
+            if self._serial:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                yield connection, 1 + _newest(connection, problem)
+            else:
+                yield connection, connection.execute(TRANSACTION).scalar_one()
+
     def _transaction(self) -> AbstractContextManager[sa.Connection]:
         return database.transaction(self._engine, "events", (IntegrityError,))
 
 
-def _after(problem: str, position: Position) -> list[sa.ColumnElement[bool]]:
-    return [EVENTS.c.problem == problem, EVENTS.c.number > position[0] - OVERLAP]
+def _newest(connection: sa.Connection, problem: str) -> int:
+    """The highest number of a transaction that wrote an event of `problem`."""
+    return connection.execute(sa.select(sa.func.max(EVENTS.c.changed)).where(EVENTS.c.problem == problem)).scalar() or 0
 
 
 def _parts(rows: list[Any]) -> Iterator[list[Any]]:

@@ -12,6 +12,7 @@ import polars as pl
 
 from evergreen.serving.event_log import Event, RejectedEvent
 from evergreen.tasks.config.params import Params
+from evergreen.tasks.core.errors import DataError
 from evergreen.tasks.problems.recommender.interactions import InteractionData
 from evergreen.tasks.problems.recommender.online_histories import as_id
 from evergreen.tasks.problems.recommender.user_histories import codes, to_ids
@@ -19,6 +20,8 @@ from evergreen.tasks.problems.recommender.user_histories import codes, to_ids
 CLOCK_SKEW = timedelta(minutes=5)
 """An event may be this far in the future: clocks differ."""
 MAX_ID_LENGTH = 255
+FIRST_DAY = date(1970, 1, 2)
+"""No event is older where the tables have no purchase: a time of 0 is a fault of the sender."""
 
 
 class EventValidator:
@@ -36,6 +39,7 @@ class EventValidator:
         self._today = params.project.as_of or (data.as_of if self._features.order else None)
         columns = {"user": self._features.user, "item": self._features.item, "basket": self._features.basket}
         columns |= {"time": self._source.time, "place": self._features.place, "id": "event_id", "quantity": "quantity"}
+        self._first = _first_day(data)
         self._names = {key: (key, name) for key, name in columns.items() if name}
 
     def validate(
@@ -59,6 +63,8 @@ class EventValidator:
         for name, text in (("basket", basket), ("id", event), ("place", str(value.get("place") or ""))):
             if len(text) > MAX_ID_LENGTH:
                 raise _InvalidEventError(f"{name} = {text[:20]}…: is longer than {MAX_ID_LENGTH} characters")
+            if not _is_storable(text):
+                raise _InvalidEventError(f"{name} = {text[:40]!r}: {STORABLE}")
         place = value.get("place")
         return Event(
             event, str(user), str(item), basket, day, _quantity(value["quantity"]), None if place is None else str(place)
@@ -85,7 +91,7 @@ class EventValidator:
 
     def _id(self, name: str, value: Any, known: np.ndarray) -> Any:
         found = as_id(value, known) if len(known) else value
-        if found is None or len(str(found)) > MAX_ID_LENGTH:
+        if found is None or len(str(found)) > MAX_ID_LENGTH or not _is_storable(str(found)):
             example = known[0] if len(known) else "text"
             raise _InvalidEventError(f"{name} = {str(value)[:40]}: is not a valid id; ids look like {example}")
         return found
@@ -103,21 +109,43 @@ class EventValidator:
         if value is None:
             return self._today or now.astimezone(local or UTC).date()
         name = str(self._source.time or "time")
-        moment = _moment(value, name)
+        day, late = self._read_day(_moment(value, name), now, local)
+        if late:
+            raise _InvalidEventError(f"{name} = {value}: is in the future")
+        if day < self._first:
+            raise _InvalidEventError(f"{name} = {value}: is before {self._first}, the first day of the purchases in the tables")
+        return day
+
+    def _read_day(self, moment: "date | datetime", now: datetime, local: ZoneInfo | None) -> tuple[date, bool]:
+        """The local day, and whether the moment lies in the future."""
         if not isinstance(moment, datetime):
-            if moment > (now + CLOCK_SKEW).astimezone(local or UTC).date():
-                raise _InvalidEventError(f"{name} = {value}: is in the future")
-            return moment
+            return moment, moment > (now + CLOCK_SKEW).astimezone(local or UTC).date()
         if moment.tzinfo is None:
             stored = ZoneInfo(self._source.stored_timezone) if self._source.stored_timezone else local
             moment = moment.replace(tzinfo=stored or UTC)
-        if moment > now + CLOCK_SKEW:
-            raise _InvalidEventError(f"{name} = {value}: is in the future")
-        return moment.astimezone(local or moment.tzinfo).date()
+        try:
+            return moment.astimezone(local or moment.tzinfo).date(), moment > now + CLOCK_SKEW
+        except OverflowError:  # at an edge of the calendar
+            return moment.date(), moment.year > now.year
 
 
-class _InvalidEventError(Exception):
+def _first_day(data: InteractionData) -> date:
+    days = data.histories.day
+    return date.fromordinal(date(1970, 1, 1).toordinal() + int(days.min())) if len(days) else FIRST_DAY
+
+
+class _InvalidEventError(DataError):
     """Becomes a RejectedEvent in this file."""
+
+
+STORABLE = "holds NUL or half a character, which a database cannot store"
+
+
+def _is_storable(text: str) -> bool:
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def _moment(value: Any, name: str) -> date | datetime:

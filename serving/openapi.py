@@ -218,6 +218,11 @@ def _list_operations(question: str, problem: str, model: ListModel) -> Iterator[
             path, "events", "Purchase events; idempotent by id", "lists", ref("EventCounts"), "post", problem, either, event,
             counts, rejects=True,
         )  # fmt: skip
+    ids: Examples = {"ids": {"value": {"ids": ["till-7-000123"]}}}
+    yield Operation(
+        f"/v1/events/{problem}/withdraw", "withdraw", "Withdraw events: lists are as if they had never been", "lists",
+        ref("Withdrawal"), "post", problem, ref("Withdraw"), ids, {"withdrawn": 1, "duplicate": 0, "unknown": []}, rejects=True,
+    )  # fmt: skip
     record: Examples = {"records": {"value": {"dataframe_records": [{model.user: user}]}}}
     yield from _invocations(f"{question} Lists for users", problem, model.version, record, None, None)
     yield from _labels(problem, [item])

@@ -101,6 +101,10 @@ SHARED: Mapping[str, Schema] = {
         {"accepted": INTEGER, "duplicate": INTEGER, "rejected": array(ref("RejectedEvent"))},
     ),
     "RejectedEvent": opened(["event", "reason"], {"event": {"type": "object"}, "reason": STRING}),
+    "Withdraw": closed(["ids"], {"ids": {**STRINGS, "minItems": 1}}),
+    "Withdrawal": opened(
+        ["withdrawn", "duplicate", "unknown"], {"withdrawn": INTEGER, "duplicate": INTEGER, "unknown": STRINGS}
+    ),
     "Split": opened(["columns", "data"], {"columns": STRINGS, "data": array(array(ANY))}),
     "ServerMetadata": opened(["name", "version", "extensions"], {"name": STRING, "version": STRING, "extensions": STRINGS}),
     "ModelMetadata": opened(

@@ -1,5 +1,7 @@
 """Endpoints of recommenders: lists and purchase events."""
 
+from dataclasses import asdict
+
 from evergreen.serving.http_messages import HttpRequest, HttpResponse, json_response
 from evergreen.serving.prediction_service import PredictionService
 from evergreen.serving.protocols import MalformedRequestError
@@ -34,3 +36,18 @@ class RecommendationEndpoints:
         all_rejected = rejected and not counts.accepted and not counts.duplicate
         found = {"accepted": counts.accepted, "duplicate": counts.duplicate, "rejected": rejected}
         return json_response(found, 422 if all_rejected else 200)
+
+    async def withdraw(self, request: HttpRequest) -> HttpResponse:
+        """POST /v1/events/NAME/withdraw. Status 422 if every id is unknown."""
+        given = await request.json()
+        ids = given.get("ids") if isinstance(given, dict) and set(given) == {"ids"} else None
+        if not isinstance(ids, list) or not ids:
+            raise MalformedRequestError('needs {"ids": [...]}, the ids of events')
+        limit = self._service.params.serve.max_rows
+        if len(ids) > limit:
+            raise RequestError("ids", f"at most {limit} per request (serve.max_rows)", len(ids))
+        for each in ids:
+            if not isinstance(each, str):
+                raise RequestError("ids", "must be texts, the ids of events", each)
+        found = await self._service.lists.withdraw_events(request.problem, ids)
+        return json_response(asdict(found), 422 if len(found.unknown) == len(set(ids)) else 200)

@@ -5,14 +5,14 @@ The HTTP service and the command line use it. Safe to use from several threads.
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import polars as pl
 
-from evergreen.serving.event_log import OVERLAP, SCHEMA, START, EventLog, RejectedEvent
+from evergreen.serving.event_log import START, EventLog, RejectedEvent, Withdrawal
 from evergreen.serving.event_validation import EventValidator
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Params, Recommend
@@ -31,8 +31,6 @@ CACHED_REQUESTS = 8
 """Different requests cached per user."""
 REFILL_QUEUE = 1_000
 """Largest number of evicted requests that wait to be cached again."""
-RECENT_LINES = 2 * OVERLAP
-"""Newest event lines that are remembered, to skip those that the log repeats."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +63,15 @@ def record(
     params: Params, problem: str, data: InteractionData, log: EventLog, given: Iterable[Mapping[str, Any]]
 ) -> EventCounts:
     """Write events to the log, for every reader; event_validation describes an event."""
-    return _record(EventValidator(params, problem, data), problem, log, given, None)[0]
+    return _record(EventValidator(params, problem, data), problem, log, given, None)
 
 
 def _record(
     validator: EventValidator, problem: str, log: EventLog, given: Iterable[Mapping[str, Any]], now: datetime | None
-) -> tuple[EventCounts, pl.DataFrame]:
-    """The outcome, and the new lines."""
+) -> EventCounts:
     events, rejected = validator.validate(given, now)
-    new = log.append(problem, events, rejected)
-    rows = [(each.user, each.basket, each.item, each.day) for each in new]
-    lines = pl.DataFrame(rows, schema=SCHEMA, orient="row")
-    return EventCounts(len(new), len(events) - len(new), tuple(rejected)), lines
+    new = len(log.append(problem, events, rejected))
+    return EventCounts(new, len(events) - new, tuple(rejected))
 
 
 class OnlineRecommender:
@@ -100,7 +95,7 @@ class OnlineRecommender:
         self._position, self._stock_read, self._updating = START, self._stock_time(), threading.Lock()
         self._cache: dict[str, dict[Request, RecommendedLists]] = {}
         self._evicted = deque[Request](maxlen=REFILL_QUEUE)
-        self._recent: dict[tuple[Any, ...], None] = {}
+        self._without_events = self._builder
         self.refresh()
 
     def recommend(self, request: Request) -> RecommendedLists:
@@ -151,32 +146,40 @@ class OnlineRecommender:
 
         event_validation describes an event. A rejected event is stored with its reason and stops no other.
         """
-        counts, lines = _record(self._validator, self.problem, self._log, given, now)
-        if len(lines):
-            with self._updating:
-                self._add(lines)
+        counts = _record(self._validator, self.problem, self._log, given, now)
+        if counts.accepted:
+            self.refresh()
         return counts
+
+    def withdraw_events(self, ids: Sequence[str]) -> Withdrawal:
+        """Withdraw events by id: the next list is as if they had never been. One that is sent again stays withdrawn."""
+        found = self._log.withdraw(self.problem, ids)
+        self.refresh()
+        return found
 
     def refresh(self) -> None:
         """Read the events and the stock table that other processes wrote since the last call."""
         with self._updating:
-            if self._log.position(self.problem, self._position) != self._position:
-                lines, self._position = self._log.since(self.problem, self._position)
-                self._add(lines)
+            changes = self._log.since(self.problem, self._position)
+            if changes.withdrawn:
+                changes = self._log.since(self.problem)
+                self._builder = self._without_events
+                self._cache.clear()
+            self._add(changes.lines)
+            self._position = changes.position
             if (written := self._stock_time()) != self._stock_read:
                 table = pl.scan_parquet(self._layout.table(str(self._section.features.stock_table)))
-                self._builder = self._builder.restocked(item_catalogue.stock(table, self._section.features))
+                stock = item_catalogue.stock(table, self._section.features)
+                self._builder, self._without_events = self._builder.restocked(stock), self._without_events.restocked(stock)
                 self._stock_read = written
                 self._cache.clear()
 
     def _add(self, lines: pl.DataFrame) -> None:
-        """Add new lines to the histories; the log repeats its newest ones."""
-        new = [line for line in lines.iter_rows() if line not in self._recent]
-        if new:
-            self._builder = self._builder.observe(pl.DataFrame(new, schema=SCHEMA, orient="row"))
-        for line in new:
-            self._evicted.extend(self._cache.pop(line[0], ()))
-        self._recent = dict.fromkeys([*self._recent, *new][-RECENT_LINES:])
+        """Add lines to the histories, and drop the cached lists of their users."""
+        if lines.height:
+            self._builder = self._builder.observe(lines)
+        for user in lines["user"].unique():
+            self._evicted.extend(self._cache.pop(user, ()))
 
     def _stock_time(self) -> int:
         """Modification time of the stock table in nanoseconds; 0 without one."""

@@ -6,6 +6,7 @@ The problem may be left out of paths that end in /NAME if serve.default_problem,
     POST /invocations, /v1/models/NAME[/versions/V]/invocations    MLflow's scoring protocol
     GET  /v2[/health/live|ready], /v2/models/NAME[/versions/V][/ready]; POST .../infer    Open Inference Protocol V2
     POST /v1/recommend/NAME, /v1/events/NAME, /v1/labels/NAME
+    POST /v1/events/NAME/withdraw
     GET  /health, /ready, /ping, /version, /metrics, /openapi.json, /docs
 """
 
@@ -82,6 +83,8 @@ def build(
             events = Route("events", "events", recommendations.events, problem)
             add("POST", with_default("/v1/recommend", problem, for_lists), recommend)
             add("POST", with_default("/v1/events", problem, for_lists), events)
+            withdraw = Route("withdraw", "events", recommendations.withdraw, problem)
+            add("POST", [f"/v1/events/{problem}/withdraw"], withdraw)
     if "/v1/labels" not in found:
         add("POST", ["/v1/labels"], Route("labels", "labels", labels.labels))
     add("GET", ["/health", "/v2/health/live", "/ping"], Route("health", None, status.health, public=True))

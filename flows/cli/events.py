@@ -1,11 +1,14 @@
 """`evergreen events`: new purchases for a recommender."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from evergreen.flows.cli.common import Name, find, print_json, print_table, read_params, say
+from evergreen.tasks.core.errors import DataError, ParamsError
+from evergreen.tasks.core.paths import Layout
 
 SHOWN = 10
 """Number of rejected events that are printed."""
@@ -13,15 +16,21 @@ SHOWN = 10
 
 def events(
     name: Name,
-    data: Annotated[Path, typer.Option(help="csv or parquet: purchases, one line of a basket per row.")],
+    data: Annotated[Path | None, typer.Option(help="csv or parquet: purchases, one line of a basket per row.")] = None,
+    withdraw: Annotated[list[str] | None, typer.Option(help="Id of an event to withdraw. Repeatable.")] = None,
     *,
     root: Path,
     as_json: bool,
 ) -> None:
-    """Upload purchases for a recommender; every later list uses them. Rejected events carry the reason."""
+    """Upload purchases for a recommender, or withdraw them by id; every later list follows. Rejected ones carry the reason."""
     from evergreen.flows.operations import recommend
 
     place = find(root)
+    if data is None or withdraw:
+        if data or not withdraw:
+            raise ParamsError("evergreen events: needs either --data FILE or --withdraw ID")
+        _withdraw(place, name, withdraw, as_json)
+        return
     found = recommend.record_events(place, read_params(place), name, data)
     rejected = [{"event": dict(each.event), "reason": each.reason} for each in found.rejected]
     if as_json:
@@ -35,3 +44,17 @@ def events(
         say(f"rejected: {each.reason}")
     if len(rejected) > SHOWN:
         say(f"and {len(rejected) - SHOWN:,} more; --json shows all")
+
+
+def _withdraw(place: Layout, name: str, ids: list[str], as_json: bool) -> None:
+    from evergreen.flows.operations import recommend
+
+    found = recommend.withdraw_events(place, read_params(place), name, ids)
+    if as_json:
+        print_json({"problem": name, **asdict(found)})
+    else:
+        counts = (found.withdrawn, found.duplicate, len(found.unknown))
+        print_table(("problem", "withdrawn", "duplicate", "unknown"), [(name, *(f"{each:,}" for each in counts))])
+    if found.unknown:
+        more = f" and {len(found.unknown) - SHOWN:,} more" if len(found.unknown) > SHOWN else ""
+        raise DataError(f"{name}: no event has the id {', '.join(found.unknown[:SHOWN])}{more}; the others are withdrawn")

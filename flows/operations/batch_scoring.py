@@ -66,7 +66,7 @@ def file_scorer(
     """What scores a file into another, as `run` does; it loads the model once for several files."""
     made = _scorer(layout, params, problem, version, lists)
     record = _recorder(layout, problem, made.version) if ledger else None
-    context = f"{lists.as_of} {settings.events(layout).position(problem) if made.section.predicts == 'lists' else ''}"
+    context = f"{lists.as_of} {settings.events(layout).fingerprint(problem) if made.section.predicts == 'lists' else ''}"
     return partial(batch.run, made, record=record, context=context, say=say)
 
 
@@ -148,7 +148,7 @@ def _moved(layout: Layout, params: Params, problem: str, lists: Lists, anybody: 
     wanted: dict[str, Any] = {"explain": lists.explain or section.lists.explain}
     wanted |= {"show": "discover"} if lists.novel else {}
     changed = section.model_copy(update={"pipeline": pipeline, "lists": section.lists.model_copy(update=wanted)})
-    newer = settings.events(layout).since(problem)[0]
+    newer = settings.events(layout).since(problem).lines
     return (
         params.model_copy(update={"sections": {**params.sections, problem: changed}}),
         partial(list_builder.moved, newer=newer, as_of=lists.as_of),

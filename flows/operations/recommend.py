@@ -1,6 +1,6 @@
 """Recommendations and purchase events for the command line."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import polars as pl
 from evergreen.flows import settings
 from evergreen.flows.operations import batch_scoring
 from evergreen.serving import recommender_service
+from evergreen.serving.event_log import Withdrawal
 from evergreen.serving.recommender_service import EventCounts, OnlineRecommender
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.paths import Layout
@@ -49,3 +50,9 @@ def record_events(layout: Layout, params: Params, problem: str, data: Path) -> E
     return recommender_service.record(
         params, problem, recommender_service.load(params, problem, layout), settings.events(layout), given.iter_rows(named=True)
     )
+
+
+def withdraw_events(layout: Layout, params: Params, problem: str, ids: Sequence[str]) -> Withdrawal:
+    """Withdraw purchase events by id; servers follow within a second or two."""
+    recommender_service.section(params, problem)
+    return settings.events(layout).withdraw(problem, ids)

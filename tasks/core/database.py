@@ -22,7 +22,7 @@ TIMEOUTS = {
 
 
 def connect(address: str, of: str, tables: sa.MetaData) -> sa.Engine:
-    """The database at the SQLAlchemy `address`; creates missing tables, and the folder of an SQLite file.
+    """The database at the SQLAlchemy `address`; creates missing tables and columns, and the folder of an SQLite file.
 
     `of`: its content, for errors. Raises ProjectError if it cannot be used.
     """
@@ -51,14 +51,32 @@ def _timeouts(url: sa.URL) -> dict[str, int]:
 
 
 def _make(engine: sa.Engine, tables: sa.MetaData) -> None:
-    """Create missing tables and indexes; retry, because other processes may create some of them at the same time."""
+    """Create what is missing; retry, because other processes may create some of it at the same time."""
     for left in reversed(range(1 + sum(1 + len(each.indexes) for each in tables.tables.values()))):
         try:
             tables.create_all(engine)
+            for each in tables.tables.values():
+                _add_columns(engine, each)
             return
         except SQLAlchemyError:
             if not left:
                 raise
+
+
+def _add_columns(engine: sa.Engine, table: sa.Table) -> None:
+    """Add the columns that an earlier version did not know: they are nullable, or have a default on the server."""
+    there = {each["name"] for each in sa.inspect(engine).get_columns(table.name)}
+    missing = [each for each in table.columns if each.name not in there]
+    if not missing:
+        return
+    with engine.begin() as link:
+        for column in missing:
+            described = sa.schema.CreateColumn(column).compile(dialect=engine.dialect)
+            link.execute(
+                sa.text(f"ALTER TABLE {engine.dialect.identifier_preparer.format_table(table)} ADD COLUMN {described}")
+            )
+        for index in table.indexes:
+            index.create(link, checkfirst=True)
 
 
 def _prepare(link: Any, _record: Any) -> None:

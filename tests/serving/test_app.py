@@ -288,6 +288,12 @@ def test_a_purchase_is_accepted_once_and_changes_the_next_list(client):
     after = client.post("/v1/recommend", json=wish).json()["lists"][0]
     assert item not in [each["item"] for each in after["items"]]
     assert after["id"] != first["id"]
+    gone = client.post("/v1/events/recommend/withdraw", json={"ids": ["till-1"]})
+    assert gone.json() == {"withdrawn": 1, "duplicate": 0, "unknown": []}
+    assert client.post("/v1/recommend", json=wish).json()["lists"][0]["items"][0]["item"] == item
+    assert client.post("/v1/events", json=event).json()["duplicate"] == 1
+    for ids in (["nobody's"], [], "till-1", [1]):
+        assert client.post("/v1/events/recommend/withdraw", json={"ids": ids}).status_code in (400, 422)
     rejected = client.post("/v1/events", json={"user": 5, "item": "no such thing"})
     assert (rejected.status_code, rejected.json()["accepted"]) == (422, 0)
 

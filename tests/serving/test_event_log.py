@@ -11,19 +11,22 @@ import polars as pl
 import pytest
 import sqlalchemy as sa
 
+from evergreen.flows import settings
+from evergreen.flows.cli import events as events_command
 from evergreen.flows.operations import batch_scoring, recommend
 from evergreen.serving import event_log, recommender_service
 from evergreen.serving.event_log import Event, EventLog, RejectedEvent
 from evergreen.serving.event_validation import EventValidator
 from evergreen.serving.recommender_service import OnlineRecommender
 from evergreen.tasks.config import loading, params
-from evergreen.tasks.core.errors import ModelError, ParamsError, ProjectError
+from evergreen.tasks.core.errors import DataError, ModelError, ParamsError, ProjectError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.problems.recommender.list_request import Request
 from tests.contracts import World, build, write
 
 NOW = datetime(2017, 8, 1, 12, tzinfo=UTC)
 LAST = date(2017, 7, 23)
+TOO_OLD = "is before 2017-01-01, the first day of the purchases in the tables"
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +72,8 @@ def test_an_event_is_stored_once_and_survives_a_restart(address):
     assert log.append("recommend", [event(2), event(3)], [RejectedEvent({"user": 7}, "because")]) == [event(3)]
     assert log.append("other", [event(1)]) == [event(1)]
     again = EventLog(address)
-    found, _ = again.since("recommend")
-    assert found.rows() == [("7", "b1", item, LAST) for item in ("1003", "1004", "1003")]
+    found = again.since("recommend")
+    assert found.lines.rows() == [("7", "b1", item, LAST) for item in ("1003", "1004", "1003")]
     assert again.rejected("recommend") == [RejectedEvent({"user": 7}, "because")]
     assert again.rejected("other") == []
 
@@ -93,24 +96,117 @@ def test_concurrent_writers_of_the_same_events_store_each_once(address):
     for each in writers:
         each.join()
     assert sum(counted) == 300
-    assert EventLog(address).since("recommend")[0].height == 300
+    assert EventLog(address).since("recommend").lines.height == 300
 
 
-def test_a_reader_resumes_at_its_position_and_sees_events_that_commit_late(log, monkeypatch):
-    monkeypatch.setattr(event_log, "OVERLAP", 3)
-    assert log.position("recommend") == event_log.START
-    log.append("recommend", [event(number) for number in range(10)])
-    _, position = log.since("recommend")
-    assert log.position("recommend", position) == position
-    with log._transaction() as connection:  # a writer with an earlier number that commits later
-        connection.execute(sa.update(event_log.EVENTS).where(event_log.EVENTS.c.number == 9).values(problem="other"))
-    _, position = log.since("recommend")
-    with log._transaction() as connection:
-        late = sa.update(event_log.EVENTS).where(event_log.EVENTS.c.number == 9)
-        connection.execute(late.values(problem="recommend", item="9"))
-    assert log.position("recommend", position) != position
-    assert "9" in log.since("recommend", position)[0]["item"].to_list()
-    assert log.since("recommend", position)[0].height == 3
+def read(log: EventLog, position: str) -> tuple[list[str], str]:
+    """The baskets of new lines, and where the reader is then."""
+    found = log.since("recommend", position)
+    assert not found.withdrawn
+    return found.lines["basket"].to_list(), found.position
+
+
+def test_a_reader_resumes_at_its_position(address):
+    log = EventLog(address)
+    assert read(log, event_log.START)[0] == []
+    log.append("recommend", [event(1, basket="b1"), event(2, basket="b2")])
+    found, position = read(log, event_log.START)
+    assert found == ["b1", "b2"]
+    log.append("other", [event(3, basket="b3")])
+    assert read(log, position)[0] == []
+    EventLog(address).append("recommend", [event(4, basket="b4")])
+    assert read(log, position)[0] == ["b4"]
+
+
+@pytest.mark.postgres
+def test_events_that_commit_late_reach_each_reader_once_however_many_come_between(postgres):
+    """Transactions that began first and end last, one withdrawn by a rollback; readers look between all commits."""
+    log, engine = EventLog(postgres), sa.create_engine(postgres)
+    slow = [engine.connect() for _ in range(3)]
+    for place, each in enumerate(slow):
+        each.execute(event_log.TRANSACTION)
+        rows = [
+            vars(event(number, basket=f"slow{place}")) for number in range(10_000 * (place + 1), 10_000 * (place + 1) + 700)
+        ]
+        changed = each.execute(event_log.TRANSACTION).scalar()
+        each.execute(
+            sa.insert(event_log.EVENTS), [{**row, "problem": "recommend", "recorded": NOW, "changed": changed} for row in rows]
+        )
+    seen, position = list[str](), event_log.START
+
+    def look() -> None:
+        nonlocal position
+        found, position = read(log, position)
+        seen.extend(found)
+
+    for part in range(4):
+        log.append("recommend", [event(number, basket="fast") for number in range(part * 2000, part * 2000 + 2000)])
+        look()
+        if part < 2:
+            slow[1 - part].commit()
+            look()
+    slow[2].rollback()
+    look()
+    counts = {basket: seen.count(basket) for basket in set(seen)}
+    assert counts == {"fast": 8000, "slow0": 700, "slow1": 700}
+    assert log.since("recommend", position).lines.height == 0
+    for each in slow:
+        each.close()
+    event_log.METADATA.drop_all(engine)
+
+
+def test_a_withdrawn_event_stays_withdrawn_when_it_is_sent_again(address):
+    log, other = EventLog(address), EventLog(address)
+    log.append("recommend", [event(1, basket="b1"), event(2, basket="b2")])
+    position, fingerprint = other.since("recommend").position, other.fingerprint("recommend")
+    log.append("other", [event(1)])
+    assert other.fingerprint("recommend") == fingerprint
+    assert log.withdraw("recommend", ["e1", "e9", "e1"]) == event_log.Withdrawal(1, 0, ("e9",))
+    assert log.withdraw("recommend", ["e1"]) == event_log.Withdrawal(0, 1, ())
+    assert log.withdraw("other", ["e2"]) == event_log.Withdrawal(0, 0, ("e2",))
+    found = other.since("recommend", position)
+    assert found.withdrawn
+    assert other.fingerprint("recommend") != fingerprint
+    assert other.since("recommend").lines["basket"].to_list() == ["b2"]
+    assert not other.since("recommend", found.position).withdrawn
+    assert log.append("recommend", [event(1)]) == []
+    assert other.since("recommend").lines["basket"].to_list() == ["b2"]
+
+
+def test_a_reader_of_a_restored_database_begins_again(address, postgres):
+    log = EventLog(address)
+    log.append("recommend", [event(1)])
+    ahead = "900000:900000:" if address == postgres else "900"
+    found = log.since("recommend", ahead)
+    assert (found.withdrawn, found.lines.height) == (True, 1)
+
+
+@pytest.mark.postgres
+def test_events_of_a_dump_of_another_server_are_read_once(postgres):
+    engine = sa.create_engine(postgres)
+    EventLog(postgres).append("recommend", [event(1)])
+    with engine.begin() as link:
+        link.execute(sa.update(event_log.EVENTS).values(changed=2**40))
+    log = EventLog(postgres)
+    found, position = read(log, event_log.START)
+    assert found == ["b1"]
+    assert read(log, position)[0] == []
+    event_log.METADATA.drop_all(engine)
+
+
+def test_a_table_of_an_earlier_version_gets_its_columns(address):
+    engine = sa.create_engine(address)
+    EventLog(address).append("recommend", [event(1)])
+    with engine.begin() as link:
+        link.execute(sa.text("DROP INDEX events_by_change"))
+        for column in ("changed", "withdrawn"):
+            link.execute(sa.text(f"ALTER TABLE events DROP COLUMN {column}"))
+    log = EventLog(address)
+    found, position = read(log, event_log.START)
+    log.append("recommend", [event(2, basket="b2")])
+    assert (found, read(log, position)[0]) == (["b1"], ["b2"])
+    assert log.withdraw("recommend", ["e1"]).withdrawn == 1
+    assert sa.inspect(engine).has_index("events", "events_by_change")
 
 
 @pytest.mark.parametrize("address", ["nonsense", "nosuch://x/y"])
@@ -140,6 +236,14 @@ def test_a_database_that_cannot_be_created_is_named(tmp_path):
         ({"time": "2017-08-01T12:06:00+00:00"}, "transaction_timestamp = 2017-08-01T12:06:00+00:00: is in the future"),
         ({"time": "2017-08-02"}, "transaction_timestamp = 2017-08-02: is in the future"),
         ({"time": "yesterday"}, "transaction_timestamp = yesterday: is neither a day (YYYY-MM-DD) nor a time"),
+        ({"time": "0001-01-01"}, f"transaction_timestamp = 0001-01-01: {TOO_OLD}"),
+        ({"time": "0001-01-01T00:00:00+14:00"}, f"transaction_timestamp = 0001-01-01T00:00:00+14:00: {TOO_OLD}"),
+        ({"time": "1970-01-01T00:00:00"}, f"transaction_timestamp = 1970-01-01T00:00:00: {TOO_OLD}"),
+        ({"time": "9999-12-31T23:59:59-14:00"}, "transaction_timestamp = 9999-12-31T23:59:59-14:00: is in the future"),
+        ({"time": "9999-12-31"}, "transaction_timestamp = 9999-12-31: is in the future"),
+        ({"basket": "a\0b"}, "basket = 'a\\x00b': holds NUL or half a character, which a database cannot store"),
+        ({"id": "\ud800"}, "id = '\\ud800': holds NUL or half a character, which a database cannot store"),
+        ({"user": "a\0"}, "household_id = a\\x00: is not a valid id; ids look like 1"),
         ({"basket": "b" * 300}, "basket = bbbbbbbbbbbbbbbbbbbb…: is longer than 255 characters"),
     ],
 )
@@ -185,6 +289,24 @@ def test_a_purchase_changes_the_next_list_in_every_process_and_after_a_restart(s
     assert bought_before(there, 6) == bought_before(here, 6) == bought_before(start(), 6)
     assert here.record_events(sent, NOW).duplicate == 2
     assert bought_before(here, 6) == bought_before(there, 6)
+
+
+def test_a_withdrawn_purchase_is_as_if_it_had_never_been_in_every_process(start):
+    here, there = start(), start()
+    before = bought_before(here, 6)
+    never = sorted(set(here._builder.model.catalogue_.tolist()) - set(before))[:2]
+    sent = [{"id": f"w{item}", "user": 6, "item": item, "basket": "b9", "time": "2017-07-25"} for item in never]
+    here.record_events(sent, NOW)
+    there.refresh()
+    assert here.withdraw_events([f"w{never[0]}"]).withdrawn == 1
+    there.refresh()
+    for each in (here, there, start()):
+        assert set(bought_before(each, 6)) == {*before, never[1]}
+    assert here.record_events(sent, NOW).duplicate == 2
+    assert here.withdraw_events([f"w{never[1]}"]).withdrawn == 1
+    there.refresh()
+    for each in (here, there, start()):
+        assert bought_before(each, 6) == before
 
 
 def test_a_list_is_cached_until_its_user_buys_and_equals_a_fresh_list(start, world):
@@ -287,6 +409,19 @@ def test_a_scored_file_uses_events_and_leaves_them_out_as_of_an_earlier_day(depl
     assert "lists as of 2017-04-02 know of what came later" in caplog.messages[0]
     novel = scored(deployed, known, tmp_path, [6], k=96, novel=True)
     assert set(novel["product_id"]) == set(range(1000, 1096)) - before - {never}
+
+
+def test_the_command_withdraws_by_id_and_names_what_is_unknown(deployed, known, tmp_path, capsys):
+    (tmp_path / "sold.csv").write_text(f"user,item,basket,time,id\n6,1003,b1,{LAST},e1\n6,1004,b1,{LAST},e2\n")
+    root = deployed.root
+    events_command.events("recommend", tmp_path / "sold.csv", root=root, as_json=False)
+    events_command.events("recommend", withdraw=["e1", "e2"], root=root, as_json=True)
+    assert '"withdrawn": 2' in capsys.readouterr().out
+    with pytest.raises(DataError, match="recommend: no event has the id e9; the others are withdrawn"):
+        events_command.events("recommend", withdraw=["e1", "e9"], root=root, as_json=False)
+    with pytest.raises(ParamsError, match="needs either --data FILE or --withdraw ID"):
+        events_command.events("recommend", tmp_path / "sold.csv", ["e1"], root=root, as_json=False)
+    assert settings.events(deployed).since("recommend").lines.height == 0
 
 
 def test_a_file_without_users_gives_an_empty_file_with_the_same_columns(deployed, known, tmp_path):
