@@ -204,9 +204,10 @@ class EventLog:
             return " ".join(map(str, connection.execute(query.where(EVENTS.c.problem == problem)).one()))
 
     def received(self, problem: str) -> pl.DataFrame:
-        """All events, one row each: user, basket, item, day, place."""
+        """All events that are not withdrawn, one row each: user, basket, item, day, place."""
         columns = {**SCHEMA, "place": pl.String}
-        query = sa.select(*(EVENTS.c[name] for name in columns)).where(EVENTS.c.problem == problem)
+        query = sa.select(*(EVENTS.c[name] for name in columns))
+        query = query.where(EVENTS.c.problem == problem, EVENTS.c.withdrawn.is_(None))
         with self._transaction() as connection:
             rows = connection.execute(query).all()
         return pl.DataFrame([tuple(row) for row in rows], schema=columns, orient="row")

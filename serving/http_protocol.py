@@ -25,7 +25,7 @@ MAX_PIPELINED = 100
 STALLED_SECONDS = 30.0
 """A client that takes none of a waiting response for this long is cut off."""
 SWEEP_SECONDS = 1.0
-SPARE_FILES = 128
+OTHER_FILES = 128
 """File descriptors that connections leave to models, databases and the spool."""
 FILES = 65_536
 """A worker raises its limit of open files to this, where the system allows."""
@@ -42,7 +42,7 @@ class ConnectionLimits:
 
     def __init__(self, policy: Serve) -> None:
         self.max_head, self.head_seconds = policy.max_head_kb * 1024, policy.head_seconds
-        self.max_per_client, self.max_total = policy.max_connections_per_client, _file_limit() - SPARE_FILES
+        self.max_per_client, self.max_total = policy.max_connections_per_client, _file_limit() - OTHER_FILES
         self.connections = dict[LimitedProtocol, None]()
         self.idle = dict[LimitedProtocol, None]()
         """Without a request in progress, longest first."""

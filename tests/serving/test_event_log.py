@@ -167,7 +167,7 @@ def test_a_withdrawn_event_stays_withdrawn_when_it_is_sent_again(address):
     found = other.since("recommend", position)
     assert found.withdrawn
     assert other.fingerprint("recommend") != fingerprint
-    assert other.since("recommend").lines["basket"].to_list() == ["b2"]
+    assert other.since("recommend").lines["basket"].to_list() == ["b2"] == other.received("recommend")["basket"].to_list()
     assert not other.since("recommend", found.position).withdrawn
     assert log.append("recommend", [event(1)]) == []
     assert other.since("recommend").lines["basket"].to_list() == ["b2"]

@@ -52,6 +52,7 @@ POSTS = {
     },
     "/v1/recommend/recommend": {"users": [7], "k": 3},
     "/v1/events/recommend": {"id": "e1", "user": 7, "item": 1003},
+    "/v1/events/recommend/withdraw": {"ids": ["e1"]},
     "/v1/labels/dear": {"entity": "7", "at": "2017-05-05", "value": 1},
 }
 
