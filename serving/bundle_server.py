@@ -26,6 +26,7 @@ from evergreen.serving.prediction_service import PredictionService
 from evergreen.serving.serving_set import ServingSet
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params
+from evergreen.tasks.core import log_limits
 from evergreen.tasks.core.errors import EvergreenError, ModelError
 from evergreen.tasks.core.paths import Layout
 
@@ -152,7 +153,7 @@ def main() -> None:
         "--predict", type=Path, metavar="FILE", help="predict the rows of a JSON file, print the result and exit"
     )
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    log_limits.configure(logging.INFO, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     state = options.state or options.folder
     try:
         if options.add_key:

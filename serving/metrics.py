@@ -87,11 +87,12 @@ class Metrics:
         self.parity_mismatches[problem,] += mismatch
 
     def save(self) -> None:
-        """Atomically write the counts for the other workers."""
+        """Atomically write the counts for the other workers. On a full disk the file of before stays."""
         if self._file:
             scratch = self._file.with_suffix(".new")
-            scratch.write_bytes(orjson.dumps(self._as_json()))
-            scratch.replace(self._file)
+            with suppress(OSError):
+                scratch.write_bytes(orjson.dumps(self._as_json()))
+                scratch.replace(self._file)
 
     def text(self, gauges: Iterable[Metric] = ()) -> bytes:
         """The counts of all workers, dead ones included, and `gauges`, in Prometheus text format."""

@@ -73,6 +73,7 @@ SHARED: Mapping[str, Schema] = {
         ["ready", "problems"],
         {
             "ready": {"type": "boolean"},
+            "journal": STRING,
             "problems": {
                 "type": "object",
                 "additionalProperties": {"type": "object", "additionalProperties": INTEGER},

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -21,6 +22,7 @@ PAGE_HEADERS = tuple(
 )
 NOT_SERVING = "the deployed version cannot serve; see evergreen status and the server's log"
 """The reason may hold paths: it goes to the log, not to clients."""
+NOT_WRITTEN = "predictions wait in memory: the disk takes none"
 EXTENSIONS = ["binary_tensor_data", "classification"]
 """Of the Open Inference Protocol."""
 
@@ -35,6 +37,10 @@ class SpoolState:
     """Returned to clients and never written."""
     refused: float = 0.0
     """Set aside, since the ledger cannot hold them."""
+    waiting: float = 0.0
+    """In this worker's memory."""
+    failing_since: datetime | None = None
+    """Since when the disk takes none; None: it does."""
 
 
 class StatusEndpoints:
@@ -59,7 +65,7 @@ class StatusEndpoints:
         """GET /ready: 503 if no version serves at all, or the server is stopping.
 
         `decisions_read_at`: when this worker last read who serves. While the database does not answer it grows old, and the
-        loaded versions keep serving.
+        loaded versions keep serving. `journal`: predictions are answered and wait in memory, for lack of space.
         """
         versions = {
             problem: {variant: model.version for model, variant in self._versions.loaded(problem)}
@@ -70,7 +76,9 @@ class StatusEndpoints:
         failing, read_at = watcher.errors, watcher.read_at
         errors = {"errors": dict.fromkeys(failing, NOT_SERVING)} if failing else {}
         heard = {"decisions_read_at": read_at.isoformat(timespec="seconds")} if read_at else {}
-        return json_response({"ready": is_ready, "problems": versions, **heard, **errors}, 200 if is_ready else 503)
+        since = self._spool_state().failing_since
+        journal = {"journal": f"{NOT_WRITTEN} since {since.isoformat(timespec='seconds')}"} if since else {}
+        return json_response({"ready": is_ready, "problems": versions, **heard, **journal, **errors}, 200 if is_ready else 503)
 
     async def server(self, request: HttpRequest) -> HttpResponse:
         """GET /v2."""
@@ -112,6 +120,13 @@ class StatusEndpoints:
             gauge("evergreen_ledger_lag_bytes", "Spooled predictions not yet in the ledger.", [], [((), spool.lag_bytes)]),
             counter("evergreen_predictions_lost_total", "Predictions served but never spooled.", [], [((), spool.lost)]),
             counter("evergreen_predictions_refused_total", "Predictions that the ledger refused.", [], [((), spool.refused)]),
+            gauge(
+                "evergreen_journal_writable",
+                "1 if this worker can write predictions to disk.",
+                [],
+                [((), float(spool.failing_since is None))],
+            ),
+            gauge("evergreen_predictions_waiting", "Predictions in this worker's memory.", [], [((), spool.waiting)]),
             gauge("evergreen_requests_in_flight", "Open requests of this worker.", [], [((), float(self._in_flight()))]),
         ]
         return HttpResponse(200, self._service.metrics.text(gauges), ((b"content-type", CONTENT_TYPE.encode()), *SECURITY))

@@ -83,11 +83,11 @@ def me() -> str:
     return "unknown"
 
 
-def as_day(text: str | None) -> date | None:
+def as_day(text: str | None, option: str = "--as-of") -> date | None:
     try:
         return date.fromisoformat(text) if text else None
     except ValueError:
-        raise ParamsError(f"--as-of {text}: not a day; write it as YYYY-MM-DD") from None
+        raise ParamsError(f"{option} {text}: not a day; write it as YYYY-MM-DD") from None
 
 
 def as_object(option: str, text: str) -> dict[str, Any]:

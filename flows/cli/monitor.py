@@ -5,7 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from evergreen.flows.cli.common import Names, as_day, find, print_json, print_table, read_params, say
+from evergreen.flows.cli.common import Names, as_day, find, me, print_json, print_table, read_params, say
+from evergreen.tasks.core.errors import ParamsError
+from evergreen.tasks.core.paths import Layout
 
 
 def monitor(
@@ -13,6 +15,10 @@ def monitor(
     as_of: Annotated[
         str | None, typer.Option("--as-of", help="Evaluate the end of that day (YYYY-MM-DD).", show_default="today")
     ] = None,
+    withdraw: Annotated[
+        str | None, typer.Option(help="Withdraw the run of that day (YYYY-MM-DD): it counts no more. Needs --reason.")
+    ] = None,
+    reason: Annotated[str | None, typer.Option(help="Why the run is withdrawn.")] = None,
     *,
     root: Path,
     as_json: bool,
@@ -25,6 +31,9 @@ def monitor(
     problems = list(dict.fromkeys(names or known.problems))
     for name in problems:
         known.section(name)
+    if withdraw is not None:
+        _withdraw(place, problems, withdraw, reason, as_json)
+        return
 
     def start() -> Any:
         from evergreen.flows import current_project
@@ -36,6 +45,21 @@ def monitor(
     interrupted = "stopped. The same command runs again and completes a retraining that began."
     found = progress.run_flow(place, problems, start, interrupted)
     _report(found, as_json)
+
+
+def _withdraw(place: Layout, problems: list[str], day: str, reason: str | None, as_json: bool) -> None:
+    from evergreen.flows import settings
+    from evergreen.monitoring.ledger.decisions import end_of_day
+
+    when = as_day(day, "--withdraw")
+    if not reason or when is None:
+        raise ParamsError("evergreen monitor --withdraw DAY: needs --reason TEXT, which the record keeps")
+    for problem in problems:
+        settings.decision_log(place).withdraw(problem, end_of_day(when), me(), reason)
+        if not as_json:
+            say(f"{problem}: the monitoring run of {when} counts no more")
+    if as_json:
+        print_json({"withdrawn": str(when), "problems": problems})
 
 
 def _report(found: "list[Any]", as_json: bool) -> None:

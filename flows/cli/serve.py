@@ -20,10 +20,11 @@ def serve(
     import logging
 
     from evergreen.flows.operations.http_server import Supervisor
+    from evergreen.tasks.core import log_limits
 
     place = find(root)
     params = read_params(place)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_limits.configure(logging.INFO, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     supervisor = Supervisor(place, params, host, port, workers or params.serve.workers)
     supervisor.run((lambda url: print_json({"url": url})) if as_json else _tell)
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from evergreen.flows import child_process, settings
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params
+from evergreen.tasks.core import log_limits
 from evergreen.tasks.core.errors import ProjectError, StepError
 from evergreen.tasks.core.paths import Layout
 
@@ -226,7 +227,8 @@ def application(layout: Layout, params: Params, host: str, status: Path | None =
     service = PredictionService(params, watcher, spool, ledger, Metrics(status))
 
     def spool_state() -> SpoolState:
-        return SpoolState(spools.backlog_bytes(folder), spool.lost() if spool else 0, refused_rows.count(folder))
+        backlog, refused = spools.backlog_bytes(folder), refused_rows.count(folder)
+        return SpoolState(backlog, spool.lost(), refused, spool.waiting, spool.failing_since) if spool else SpoolState(backlog)
 
     return App(service, access, spool_state), watcher
 
@@ -248,7 +250,10 @@ def work(layout: Layout, host: str, fd: int, status: Path) -> None:
     config = http_protocol.configure(
         app, params.serve, loop="uvloop", log_config=None, timeout_graceful_shutdown=int(params.serve.timeout_seconds) + 1
     )
-    (status / f"{os.getpid()}.ready").touch()
+    try:
+        (status / f"{os.getpid()}.ready").touch()
+    except OSError as error:
+        log.error("the disk takes no file: %s; this worker serves all the same", error)
     try:
         uvicorn.Server(config).run(sockets=[socket.socket(fileno=fd)])
     finally:
@@ -262,7 +267,7 @@ def _main() -> None:
     parser.add_argument("--host")
     parser.add_argument("--status", type=Path)
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    log_limits.configure(logging.INFO, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in ("uvicorn.error", "alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     work(Layout(options.root), options.host, options.fd, options.status)

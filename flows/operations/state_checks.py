@@ -3,6 +3,7 @@
 import os
 import shlex
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -37,6 +38,7 @@ def examine(layout: Layout, params: Params) -> Iterator[Finding]:
         return
     databases = check_databases(layout)
     yield databases
+    yield check_journal(layout)
     yield check_outputs(layout)
     if databases.ok:
         for problem in params.problems:
@@ -56,6 +58,25 @@ def check_databases(layout: Layout) -> Finding:
     damaged = [layout.relative(path) for path in sorted(layout.var.rglob("*.db")) if not _whole(path)]
     copy = f"cp -a ORIGINAL/{damaged[0]} {shlex.quote(str(layout.root / damaged[0]))}" if damaged else ""
     return Finding("databases", not damaged, _listed(damaged, "is damaged", "whole"), f"stop what runs here, then {copy}")
+
+
+def check_journal(layout: Layout) -> Finding:
+    """Whether servers can write predictions, and what they lost or set aside."""
+    from evergreen.monitoring.ledger import refused_rows
+
+    folder = settings.spool_folder(layout)
+    if not folder.is_dir():
+        return Finding("journal", True, "no server has run", "")
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+            file.flush()
+    except OSError as error:
+        advice = "free space or allow writing there: servers answer, and keep predictions in memory meanwhile"
+        return Finding("journal", False, f"{folder}: {error.strerror}", advice)
+    if refused := refused_rows.count(folder):
+        return Finding("journal", False, f"{refused:,} predictions were refused", f"read {folder / refused_rows.FILE}")
+    return Finding("journal", True, "writable", "")
 
 
 def check_outputs(layout: Layout) -> Finding:

@@ -1,8 +1,9 @@
 """The decision log: what every monitoring run measured and decided, and the retrainings that followed, each recorded once.
 
 A monitoring run is identified by its problem and the end of its window: the same run again overwrites its row, unless it
-decided to retrain; then the row stays. A retraining is identified by an id that is claimed before any work: the same event
-twice runs once, and a retraining that a kill left unfinished is found by the next caller.
+decided to retrain; then the row stays. A run that was withdrawn counts for nothing, until the same run is made again. A
+retraining is identified by an id that is claimed before any work: the same event twice runs once, and a retraining that a kill
+left unfinished is found by the next caller.
 """
 
 import json
@@ -18,6 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from evergreen.monitoring.ledger.records import Decision, Retraining, Window
 from evergreen.tasks.config.base import Section
 from evergreen.tasks.core import database
+from evergreen.tasks.core.errors import ParamsError
 
 METADATA = sa.MetaData()
 RUNS = sa.Table(
@@ -28,6 +30,7 @@ RUNS = sa.Table(
     sa.Column("retrain", sa.Boolean, nullable=False),
     sa.Column("decision", sa.Text, nullable=False),
     sa.Column("recorded", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("withdrawn", sa.Text),  # who withdrew it, and why
 )
 RETRAININGS = sa.Table(
     "retrainings",
@@ -119,12 +122,14 @@ class DecisionLog:
     def record(self, decision: Decision) -> Decision:
         """Write the decision of a run. Returns what is recorded: an earlier decision of the same run if that was to retrain."""
         key = {"problem": decision.problem, "until": decision.at.astimezone(UTC)}
-        row = {"retrain": decision.retrain, "decision": decision.model_dump_json(), "recorded": datetime.now(UTC)}
+        row: dict[str, Any] = {"retrain": decision.retrain, "decision": decision.model_dump_json(), "withdrawn": None}
+        row["recorded"] = datetime.now(UTC)
         same = sa.and_(RUNS.c.problem == key["problem"], RUNS.c.until == key["until"])
         for attempt in range(WRITE_ATTEMPTS):
             try:
                 with self._connect(IntegrityError) as connection:
-                    if connection.execute(sa.update(RUNS).where(same, sa.not_(RUNS.c.retrain)).values(**row)).rowcount == 0:
+                    free = sa.or_(sa.not_(RUNS.c.retrain), RUNS.c.withdrawn.is_not(None))
+                    if connection.execute(sa.update(RUNS).where(same, free).values(**row)).rowcount == 0:
                         recorded = connection.execute(sa.select(RUNS.c.decision).where(same)).scalar()
                         if recorded is not None:
                             return Decision.model_validate_json(recorded)
@@ -137,13 +142,23 @@ class DecisionLog:
 
     def runs(self, problem: str, last: int = 100) -> list[MonitoringRun]:
         """The `last` monitoring runs of a problem, by the end of their windows, oldest first."""
-        query = sa.select(RUNS).where(RUNS.c.problem == problem).order_by(RUNS.c.until.desc()).limit(last)
+        valid = sa.and_(RUNS.c.problem == problem, RUNS.c.withdrawn.is_(None))
+        query = sa.select(RUNS).where(valid).order_by(RUNS.c.until.desc()).limit(last)
         with self._connect() as connection:
             rows = list(connection.execute(query).mappings())
         return [
             MonitoringRun(decision=Decision.model_validate_json(row["decision"]), recorded=_to_utc(row["recorded"]))
             for row in reversed(rows)
         ]
+
+    def withdraw(self, problem: str, until: datetime, by: str, reason: str) -> None:
+        """Withdraw a monitoring run, as if it had never been: one of a wrong clock, say. Raises ParamsError without one."""
+        same = sa.and_(RUNS.c.problem == problem, RUNS.c.until == until.astimezone(UTC), RUNS.c.withdrawn.is_(None))
+        with self._connect() as connection:
+            found = connection.execute(sa.update(RUNS).where(same).values(withdrawn=f"{by}: {reason}")).rowcount
+        if not found:
+            days = ", ".join(str(each.decision.at.date()) for each in self.runs(problem, 5)) or "none"
+            raise ParamsError(f"{problem}: no monitoring run of {until.date()} counts; the newest are of: {days}")
 
     def windows_with(self, window: Window) -> list[Window]:
         """The windows of the other runs of its problem, oldest first, and `window` as the last.

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from evergreen.monitoring.ledger import refused_rows
+from evergreen.tasks.core import log_limits
 from evergreen.tasks.core.errors import EvergreenError, StorageError
 from evergreen.tasks.core.paths import shortage
 
@@ -37,7 +38,7 @@ SEGMENT_BYTES = 16 * 2**20
 """A writer starts its next segment beyond this size."""
 LINES_PER_APPEND = 5_000
 """Lines that go into the ledger together."""
-MAX_WAITING = 200_000
+MAX_WAITING = 50_000
 """Most predictions that wait in memory while the disk is full; further ones are dropped and counted."""
 OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
 RETURNED, WRITTEN, END = range(3)
@@ -47,7 +48,8 @@ RETURNED, WRITTEN, END = range(3)
 class Spool:
     """The writer of one process, in `folder`. `durable`: `flush` returns after an fsync.
 
-    `put` and `flush` may be called from several threads. Raises StorageError where nothing can be written.
+    `put` and `flush` may be called from several threads. Where the disk is full, predictions wait in memory (MAX_WAITING of
+    them; further ones are dropped and counted), and each `flush` tries again.
     """
 
     def __init__(self, folder: Path, durable: bool = False) -> None:
@@ -56,14 +58,30 @@ class Spool:
         self._waiting: list[tuple[Any, ...]] = []
         self._put_lock, self._flush_lock = threading.Lock(), threading.Lock()
         self._number, self._dropped, self._closed = 0, 0, False
+        self._lost, self._end, self._put_before = 0, 0, 0
+        self._counter: _Counter | None = None
+        self._file: int | None = None
+        self.failing_since: datetime | None = None
+        """Since when nothing can be written, UTC; None: it can."""
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder, "settle"):
-                self._lost = _settle(folder)
-            self._counter = _Counter(folder / f"{self._name}.count", create=True)
-            self._file = self._start_segment()
+            self._open()
         except OSError as error:
-            raise _no_space(folder, error) from error
+            self.failing_since = datetime.now(UTC)
+            log.error("predictions wait in memory: %s", _no_space(folder, error))
+
+    def _open(self) -> int:
+        """The file of the present segment; made on the first call that finds space."""
+        if self._counter is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with _locked(self._folder, "settle"):
+                self._lost = _settle(self._folder)
+            counter = _Counter(self._folder / f"{self._name}.count", create=True)
+            with self._put_lock:
+                counter.numbers[RETURNED] = self._put_before
+                self._counter = counter
+        if self._file is None:
+            self._file = self._start_segment()
+        return self._file
 
     def put(
         self,
@@ -83,7 +101,15 @@ class Spool:
                 self._dropped += 1
                 return
             self._waiting.append((id, problem, version, variant, at.timestamp(), entity, cutoff, features, outputs))
-            self._counter.numbers[RETURNED] += 1
+            if self._counter:
+                self._counter.numbers[RETURNED] += 1
+            else:
+                self._put_before += 1
+
+    @property
+    def waiting(self) -> int:
+        """Predictions in memory that are not written yet."""
+        return len(self._waiting)
 
     def flush(self) -> int:
         """Write all queued predictions; returns the number of lines. Those that cannot be written stay queued.
@@ -96,11 +122,16 @@ class Spool:
             if not rows:
                 return 0
             try:
-                self._write(_to_lines(self._folder, rows))
+                self._write(self._open(), _to_lines(self._folder, rows))
             except OSError as error:
                 with self._put_lock:
                     self._waiting = rows + self._waiting
+                self.failing_since = self.failing_since or datetime.now(UTC)
                 raise _no_space(self._folder, error) from error
+            if self.failing_since:
+                log.warning("predictions are written again; the disk refused them since %s", self.failing_since)
+                self.failing_since = None
+            assert self._counter
             self._counter.numbers[WRITTEN] += len(rows)
             self._counter.numbers[END] = self._end
             if self._end >= SEGMENT_BYTES:
@@ -120,8 +151,10 @@ class Spool:
             self.flush()
         finally:
             self._closed = True
-            os.close(self._file)
-            self._counter.close()
+            if self._file is not None:
+                os.close(self._file)
+            if self._counter:
+                self._counter.close()
 
     def _start_segment(self) -> int:
         self._number += 1
@@ -132,21 +165,23 @@ class Spool:
         return file
 
     def _rotate(self) -> None:
+        assert self._counter
+        assert self._file is not None
         old, self._file = self._file, self._start_segment()
         self._counter.numbers[END] = 0
         os.close(old)
 
-    def _write(self, lines: bytes) -> None:
+    def _write(self, file: int, lines: bytes) -> None:
         """All of `lines` or, for readers of the segment, none."""
         done = 0
         try:
             while done < len(lines):
-                done += os.pwrite(self._file, lines[done:], self._end + done)
+                done += os.pwrite(file, lines[done:], self._end + done)
             if self._durable:
-                os.fsync(self._file)
+                os.fsync(file)
         except OSError:
             with suppress(OSError):
-                os.ftruncate(self._file, self._end)
+                os.ftruncate(file, self._end)
             raise
         self._end += len(lines)
 
@@ -307,9 +342,14 @@ def _create_locked(path: Path, content: bytes = b"") -> int:
     """A new file, locked by this process before it appears under its name."""
     scratch = path.with_suffix(".born")
     file = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    fcntl.flock(file, fcntl.LOCK_EX)
-    os.pwrite(file, content, 0)
-    scratch.replace(path)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        os.pwrite(file, content, 0)
+        scratch.replace(path)
+    except OSError:  # no space: the next attempt needs the name
+        os.close(file)
+        scratch.unlink(missing_ok=True)
+        raise
     return file
 
 
@@ -374,5 +414,5 @@ def main(folder: Path, address: str, every_seconds: float = 0.5) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s")
+    log_limits.configure(logging.WARNING, "%(message)s")
     main(Path(sys.argv[1]), os.environ["EVERGREEN_DATABASE"])

@@ -11,7 +11,7 @@ import pytest
 from evergreen.flows.operations import bundle, bundle_contents
 from evergreen.serving import bundle_server, status_endpoints
 from evergreen.serving.bundle_server import MANIFEST, MODEL, BundleFiles
-from evergreen.serving.http_messages import HttpRequest
+from evergreen.serving.http_messages import BodyBudget, HttpRequest
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.errors import ModelError, ProjectError
 from evergreen.tasks.core.paths import Layout
@@ -133,7 +133,7 @@ def test_a_bundle_is_complete_predicts_like_the_project_and_has_no_installed_pac
     assert not any(f"\n{name}==" in lines for name in HEAVY)
     monkeypatch.setattr(status_endpoints, "version", not_installed)
     app = bundle_server.application(tmp_path / "bundle", "127.0.0.1", tmp_path / "bundle")
-    response = asyncio.run(app.routes["/v2"]["GET"].endpoint(HttpRequest({}, None, "", None, 0)))
+    response = asyncio.run(app.routes["/v2"]["GET"].endpoint(HttpRequest({}, None, "", None, BodyBudget(0))))
     assert json.loads(response.body)["version"] == ""
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from evergreen.monitoring.ledger.decisions import DecisionLog, RetrainingRecord, end_of_day, run_id, summarize
 from evergreen.monitoring.ledger.records import Decision
-from evergreen.tasks.core.errors import ProjectError
+from evergreen.tasks.core.errors import ParamsError, ProjectError
 from tests.monitoring.retraining.test_policy import window
 
 
@@ -56,6 +56,18 @@ def test_a_run_that_a_wrong_clock_dated_in_the_future_holds_nothing_up(address: 
     future = decided(14).model_copy(update={"at": datetime.now(UTC) + timedelta(days=400)})
     log.record(future)
     assert [each.until.day for each in log.windows_with(window(21))] == [8, 22]
+
+
+def test_a_withdrawn_run_counts_for_nothing_until_it_is_made_again(address: str) -> None:
+    log = DecisionLog(address)
+    log.record(decided(7))
+    wrong = log.record(decided(14, retrain=True, reason="retrain: drift"))
+    log.withdraw("redeem", wrong.at, "me", "the clock was wrong")
+    assert [each.until.day for each in log.windows_with(window(21))] == [8, 22]
+    with pytest.raises(ParamsError, match=r"redeem: no monitoring run of .* counts; the newest are of: "):
+        log.withdraw("redeem", wrong.at, "me", "again")
+    assert log.record(decided(14, reason="calm")).reason == "calm"
+    assert [each.until.day for each in log.windows_with(window(21))] == [8, 15, 22]
 
 
 def test_two_monitors_at_once_leave_one_row_per_run(address: str) -> None:

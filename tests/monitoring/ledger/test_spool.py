@@ -279,10 +279,39 @@ def test_predictions_beyond_the_queue_limit_are_dropped_and_counted(folder, monk
     assert spool.flush() == 3
 
 
-def test_an_impossible_folder_is_named_in_the_error(tmp_path):
+def test_a_server_that_starts_on_a_full_disk_keeps_predictions_and_writes_them_once_there_is_space(folder, ledger, monkeypatch):
+    calls = iter(range(100))
+    write = os.pwrite
+
+    def full(file: int, data: bytes, place: int) -> int:
+        if next(calls) < 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(file, data, place)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    spool = Spool(folder)
+    assert spool.failing_since is not None
+    put(spool, 1, 2)
+    for _ in range(3):
+        with pytest.raises(StorageError, match="No space left on device"):
+            spool.flush()
+    assert (spool.waiting, spool.lost()) == (2, 0)
+    put(spool, 3)
+    assert spool.flush() == 3
+    assert (spool.failing_since, spool.waiting) == (None, 0)
+    spool.close()
+    assert drain(folder, ledger) == 3
+    assert ids(ledger) == ["p1", "p2", "p3"]
+    assert Spool(folder).lost() == 0
+
+
+def test_an_impossible_folder_is_named_in_the_log_and_stops_no_server(tmp_path, caplog):
     (tmp_path / "file").write_text("")
+    spool = Spool(tmp_path / "file" / "spool", durable=True)
+    assert "file/spool: Not a directory" in caplog.text
+    put(spool, 1)
     with pytest.raises(StorageError, match=r"file/spool: Not a directory"):
-        Spool(tmp_path / "file" / "spool")
+        spool.flush()
 
 
 def test_durable_lines_are_synced_before_flush_returns(folder, monkeypatch):
