@@ -162,7 +162,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._unread:  # what is left of the request is thrown away, for so long
             self._head_due = self.loop.time() + self._limits.head_seconds
         super().on_response_complete()
-        if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
+        if not self.transport.is_closing() and self.cycle.response_complete:
             self._limits.idle[self] = None
 
     def send_400_response(self, msg: str) -> None:
