@@ -91,7 +91,7 @@ def test_a_line_with_an_impossible_time_is_set_aside(tmp_path: Path, moment: Any
     ledger, spool = Ledger(f"sqlite:///{tmp_path / 'evergreen.db'}"), Spool(tmp_path / "spool")
     put(spool, 1)
     line = json.dumps(["bad", "redeem", 1, "champion", moment, "ann", None, {}, {"prediction": 1}]).encode() + b"\n"
-    spool._write(line)
+    spool._write(spool._open(), line)
     put(spool, 2)
     spool.close()
     assert drain(tmp_path / "spool", ledger) == 2
