@@ -10,13 +10,13 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import orjson
 
-from evergreen.serving.keys import HashedKey, Keys, Scope, key_id
+from evergreen.serving.keys import HashedKey, Key, Keys, Scope, key_id
 from evergreen.serving.rate_limit import RateLimiter, rate_limit_key
 from evergreen.tasks.config.operations import Serve
 from evergreen.tasks.core.errors import ProjectError
@@ -88,13 +88,16 @@ class AccessControl:
     def stop(self) -> None:
         self._stopped.set()
 
-    def check(self, scope: Scope | None, headers: Headers, client: str, path: str) -> Denial | None:
-        """None: admitted. `scope`: needed by the route (None: any active key); `client`: its address; `path`: for the log."""
+    def check(self, scope: Scope | None, headers: Headers, client: str, path: str, problem: str | None = None) -> Denial | None:
+        """None: admitted. `scope`: needed by the route (None: any active key); `client`: its address; `path`: for the log.
+
+        `problem`: that of the request ("": one that the path does not name); None: the route has none.
+        """
         if not self.requires_key:
             denial = self._check_local(headers)
             caller = client
         else:
-            caller, denial = self._check_key(scope, headers, client)
+            caller, denial = self._check_key(scope, problem, headers, client)
         if self._rate is not None and (seconds := self._rate.wait(caller if denial is None else client)):
             denial = _denial(429, "too many requests; serve.rate_limit_per_second is the limit", ("retry-after", f"{seconds}"))
         if denial is not None:
@@ -105,18 +108,36 @@ class AccessControl:
         """The id of the key of an admitted request; without keys the address of its client."""
         return key_id(_secret(headers) or "") if self.requires_key else rate_limit_key(client)
 
-    def _check_key(self, scope: Scope | None, headers: Headers, client: str) -> tuple[str, Denial | None]:
-        """The id of the key (the client's address without a valid one), and the denial."""
-        secret = _secret(headers)
-        if secret is None:
-            return client, _unauthorized("needs an API key: send Authorization: Bearer KEY, or X-API-Key: KEY")
+    def check_problem(self, headers: Headers, problem: str) -> Denial | None:
+        """The denial of an admitted request whose body names `problem`; None: its key allows it."""
+        key = self._key(headers) if self.requires_key else None
+        return None if key is None or key.allows(problem) else _other_problem(key)
+
+    def visible(self, headers: Headers, problems: Iterable[str]) -> list[str]:
+        """Those of `problems` that a request may learn of; without a valid key, where one is required, none."""
+        if not self.requires_key:
+            return [*problems]
+        key = self._key(headers)
+        return [each for each in problems if key.allows(each)] if key else []
+
+    def _key(self, headers: Headers) -> Key | None:
+        """The valid key of a request."""
+        secret = _secret(headers) or ""
         hashed = self._active.get(key_id(secret))
-        if hashed is None or not hashed.matches(secret):
+        return hashed.key if hashed is not None and hashed.matches(secret) else None
+
+    def _check_key(self, scope: Scope | None, problem: str | None, headers: Headers, client: str) -> tuple[str, Denial | None]:
+        """The id of the key (the client's address without a valid one), and the denial."""
+        if _secret(headers) is None:
+            return client, _unauthorized("needs an API key: send Authorization: Bearer KEY, or X-API-Key: KEY")
+        key = self._key(headers)
+        if key is None:
             return client, _unauthorized("the API key is unknown or revoked")
-        scopes = hashed.key.scopes
-        if scope is not None and scope not in scopes and "admin" not in scopes:
-            return hashed.key.id, _denial(403, f"the API key {hashed.key.name} lacks the scope {scope}")
-        return hashed.key.id, None
+        if scope is not None and scope not in key.scopes and "admin" not in key.scopes:
+            return key.id, _denial(403, f"the API key {key.name} lacks the scope {scope}")
+        if problem is not None and not key.allows(problem):
+            return key.id, _other_problem(key)
+        return key.id, None
 
     def _check_local(self, headers: Headers) -> Denial | None:
         """Admits programs of this machine and pages of this server only."""
@@ -170,6 +191,12 @@ def _bearer_token(header: str | None) -> str | None:
 
 def _unauthorized(line: str) -> Denial:
     return _denial(401, line, ("www-authenticate", "Bearer"))
+
+
+def _other_problem(key: Key) -> Denial:
+    """The same for a problem that exists and one that does not."""
+    bound = ", ".join(sorted(key.problems))
+    return _denial(403, f"the API key {key.name} is for {bound} alone; name such a problem in the path, or take another key")
 
 
 def _denial(status: int, line: str, *headers: tuple[str, str]) -> Denial:

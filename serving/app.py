@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, MutableMapping
@@ -61,12 +60,13 @@ class App:
         self._in_flight: dict[asyncio.Task[Any], float] = {}
         self._overdue: set[asyncio.Task[Any]] = set()
         self._timeouts: asyncio.Task[None] | None = None
-        self._status = StatusEndpoints(service, self._problems_of_paths, spool_state, lambda: len(self._in_flight))
+        in_flight = self._in_flight
+        self._status = StatusEndpoints(service, self._problems_of_paths, spool_state, lambda: len(in_flight), self._visible)
         self.routes = routes.build(
             self._params,
             PredictionEndpoints(service),
             RecommendationEndpoints(service),
-            LabelEndpoints(service),
+            LabelEndpoints(service, self._denied_problem),
             self._status,
         )
 
@@ -87,7 +87,7 @@ class App:
         try:
             found = self._route(scope, receive)
             if isinstance(found, HttpResponse):
-                response = found
+                response = self._denied(None, scope) or found
             else:
                 route, request = found
                 response = self._denied(route, scope) or await self._answer(route, request)
@@ -152,17 +152,33 @@ class App:
         return route, HttpRequest(scope, receive, route.problem, version, self._bodies)
 
     def _not_found(self, path: str) -> HttpResponse:
-        named = re.match(r"^/v[12]/(?:models|predict|recommend|events|labels)/([^/]{1,64})", path)
+        named = routes.NAMED.match(path)
         if named and named[1] not in self._params.problems:
             return error_response(404, f"{named[1]}: unknown problem")
         return error_response(404, "unknown path; GET /docs lists the paths")
 
-    def _denied(self, route: routes.Route, scope: Mapping[str, Any]) -> HttpResponse | None:
-        if self._access is None or route.public:
+    def _denied(self, route: routes.Route | None, scope: Mapping[str, Any]) -> HttpResponse | None:
+        """`route`: None if the server has no such path or method, which a key may not find out about other problems."""
+        if self._access is None or (route is not None and route.public):
             return None
+        if route is None:
+            named = routes.NAMED.match(scope["path"])
+            needed, problem = None, named[1] if named else ""
+        else:
+            needed, problem = route.scope, None if route.in_body else route.problem or None
         client = scope.get("client")
-        denial = self._access.check(route.scope, HeaderLookup(scope["headers"]), client[0] if client else "", scope["path"])
+        headers = HeaderLookup(scope["headers"])
+        denial = self._access.check(needed, headers, client[0] if client else "", scope["path"], problem)
         return None if denial is None else _denial_response(denial)
+
+    def _denied_problem(self, request: HttpRequest, problem: str) -> HttpResponse | None:
+        denial = self._access.check_problem(HeaderLookup(request.scope["headers"]), problem) if self._access else None
+        return None if denial is None else _denial_response(denial)
+
+    def _visible(self, request: HttpRequest) -> list[str]:
+        """The problems that a request may learn of."""
+        known = self._params.problems
+        return [*known] if self._access is None else self._access.visible(HeaderLookup(request.scope["headers"]), known)
 
     def _error(self, error: Exception) -> HttpResponse:
         """The response to an error. Errors of the server itself go to the log, and their text to nobody."""

@@ -1,4 +1,6 @@
-"""API keys: who may do what with a server. A secret is shown once, when it is created; only a hash is stored.
+"""API keys: who may do what with a server, for which problems.
+
+A secret is shown once, when it is created; only a hash is stored.
 
 A secret is `eg_ID_RANDOM`. ID, which is not secret, finds the row; RANDOM is 256 bits from the system's random source. The
 row holds a keyed hash (BLAKE2b, with a random key per row). A slow password hash would add nothing: slowness helps if there
@@ -36,6 +38,7 @@ TABLE = sa.Table(
     sa.Column("digest", sa.LargeBinary(32), nullable=False),
     sa.Column("created", sa.DateTime(timezone=True), nullable=False),
     sa.Column("revoked", sa.DateTime(timezone=True)),
+    sa.Column("problems", sa.Text),  # NULL: all
 )
 IS_ACTIVE = TABLE.c.revoked.is_(None)
 sa.Index("one_active_key_per_name", TABLE.c.name, unique=True, sqlite_where=IS_ACTIVE, postgresql_where=IS_ACTIVE)
@@ -57,6 +60,11 @@ class Key:
     """UTC."""
     revoked: datetime | None
     """UTC; None while the key is active."""
+    problems: frozenset[str] = frozenset()
+    """Those that it is bound to; empty: all problems, later ones too."""
+
+    def allows(self, problem: str) -> bool:
+        return not self.problems or problem in self.problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +86,30 @@ class Keys:
     def __init__(self, address: str) -> None:
         self._engine = database.connect(address, "keys", TABLE.metadata)
 
-    def add(self, name: str, scopes: Iterable[str]) -> str:
-        """Create a key. Returns its secret, which cannot be read again. Raises ParamsError for an invalid name or scope."""
+    def add(self, name: str, scopes: Iterable[str], problems: Iterable[str] = ()) -> str:
+        """Create a key, bound to `problems` if there are any. Returns its secret, which cannot be read again.
+
+        Raises ParamsError for an invalid name or scope, and for the scope admin of a bound key.
+        """
         if not re.fullmatch(NAME, name):
             raise ParamsError(f"{name!r}: is not a valid key name; use a letter, then letters, digits, _ and -; 64 at most")
         wanted = sorted({_scope(each) for each in scopes}, key=SCOPES.index)
         if not wanted:
             raise ParamsError(f"{name}: a key needs a scope; name at least one of {', '.join(SCOPES)}")
+        bound = sorted(set(problems))
+        if bound and "admin" in wanted:
+            rule = "admin covers all problems, so a key that is bound to some cannot have it"
+            raise ParamsError(f"{name}: {rule}; leave out --problem, or take --scope predict, events or labels")
         id, salt = secrets.token_hex(6), secrets.token_bytes(BYTES)
         secret = f"{PREFIX}{id}_{secrets.token_urlsafe(BYTES)}"
-        row = {"id": id, "name": name, "scopes": json.dumps(wanted), "salt": salt, "digest": _digest(secret, salt)}
+        row = {
+            "id": id,
+            "name": name,
+            "scopes": json.dumps(wanted),
+            "problems": json.dumps(bound) if bound else None,
+            "salt": salt,
+            "digest": _digest(secret, salt),
+        }
         try:
             with database.transaction(self._engine, "keys", through=(IntegrityError,)) as connection:
                 connection.execute(sa.insert(TABLE).values(**row, created=datetime.now(UTC)))
@@ -141,7 +163,8 @@ def _scope(text: str) -> Scope:
 
 def _key(row: Any) -> Key:
     revoked = _utc(row.revoked) if row.revoked else None
-    return Key(row.id, row.name, frozenset(json.loads(row.scopes)), _utc(row.created), revoked)
+    problems = frozenset(json.loads(row.problems or "[]"))
+    return Key(row.id, row.name, frozenset(json.loads(row.scopes)), _utc(row.created), revoked, problems)
 
 
 def _utc(moment: datetime) -> datetime:

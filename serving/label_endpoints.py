@@ -1,5 +1,6 @@
 """Endpoint for labels: what the outcome of earlier predictions was."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 
 from evergreen.serving.http_messages import HttpRequest, HttpResponse, json_response
@@ -9,8 +10,10 @@ from evergreen.tasks.core.errors import RequestError
 
 
 class LabelEndpoints:
-    def __init__(self, service: PredictionService) -> None:
-        self._service = service
+    """`denied`: the response to a request whose key does not allow a problem; None: it does."""
+
+    def __init__(self, service: PredictionService, denied: Callable[[HttpRequest, str], HttpResponse | None]) -> None:
+        self._service, self._denied = service, denied
 
     async def labels(self, request: HttpRequest) -> HttpResponse:
         """POST /v1/labels. Invalid labels are rejected one by one; status 422, with the first reason, if every label is."""
@@ -19,6 +22,8 @@ class LabelEndpoints:
         if isinstance(given, dict) and isinstance(given.get("problem"), str):
             problem = given["problem"]
             given = {name: value for name, value in given.items() if name != "problem"}
+        if denial := self._denied(request, problem):
+            return denial
         if not problem:
             raise RequestError("problem", "is missing: name it in the path (/v1/labels/NAME) or as problem")
         if isinstance(given, dict):

@@ -25,6 +25,7 @@ from evergreen.tasks.config.params import Params
 if TYPE_CHECKING:
     from evergreen.serving.keys import Scope
 
+NAMED = re.compile(r"^/v[12]/(?:models|predict|recommend|events|labels)/([^/]{1,64})")
 VERSIONED = re.compile(r"^(/v[12]/models/[^/]+)/versions/(\d{1,9})(/[a-z]+)?$")
 Endpoint = Callable[[HttpRequest], Awaitable[HttpResponse]]
 
@@ -37,6 +38,8 @@ class Route:
     """Scope that a key needs; None: any key."""
     endpoint: Endpoint
     problem: str = ""
+    in_body: bool = False
+    """Whether the body may name the problem: its endpoint checks the key."""
     public: bool = False
     """Needs no key."""
 
@@ -71,13 +74,12 @@ def build(
     for problem in kinds:
         predict = Route("predict", "predict", predictions.predict, problem)
         invocations = Route("invocations", "predict", predictions.invocations, problem)
-        label = Route("labels", "labels", labels.labels, problem)
         add("POST", with_default("/v1/predict", problem, for_rows), predict)
         add("POST", [f"/v1/models/{problem}/invocations", *(["/invocations"] if problem == for_rows else [])], invocations)
         add("GET", [f"/v2/models/{problem}"], Route("v2", "predict", predictions.metadata, problem))
         add("GET", [f"/v2/models/{problem}/ready"], Route("v2", "predict", predictions.model_ready, problem))
         add("POST", [f"/v2/models/{problem}/infer"], Route("infer", "predict", predictions.infer, problem))
-        add("POST", with_default("/v1/labels", problem, for_labels), label)
+        add("POST", [f"/v1/labels/{problem}"], Route("labels", "labels", labels.labels, problem))
         if predicts[problem] == "lists":
             recommend = Route("recommend", "predict", recommendations.recommend, problem)
             events = Route("events", "events", recommendations.events, problem)
@@ -85,8 +87,7 @@ def build(
             add("POST", with_default("/v1/events", problem, for_lists), events)
             withdraw = Route("withdraw", "events", recommendations.withdraw, problem)
             add("POST", [f"/v1/events/{problem}/withdraw"], withdraw)
-    if "/v1/labels" not in found:
-        add("POST", ["/v1/labels"], Route("labels", "labels", labels.labels))
+    add("POST", ["/v1/labels"], Route("labels", "labels", labels.labels, for_labels or "", in_body=True))
     add("GET", ["/health", "/v2/health/live", "/ping"], Route("health", None, status.health, public=True))
     add("GET", ["/ready", "/v2/health/ready"], Route("ready", None, status.ready, public=True))
     add("GET", ["/v2"], Route("v2", "predict", status.server))

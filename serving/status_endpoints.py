@@ -1,6 +1,6 @@
 """Endpoints about the server itself: health, readiness, metrics, description."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -44,7 +44,10 @@ class SpoolState:
 
 
 class StatusEndpoints:
-    """`paths`: path -> its problem ("": none). `spool_state`, `in_flight`: as they are now."""
+    """`paths`: path -> its problem ("": none). `spool_state`, `in_flight`: as they are now.
+
+    `visible`: the problems that a request may learn of.
+    """
 
     def __init__(
         self,
@@ -52,9 +55,10 @@ class StatusEndpoints:
         paths: Callable[[], Mapping[str, str]],
         spool_state: Callable[[], "SpoolState"],
         in_flight: Callable[[], int],
+        visible: Callable[[HttpRequest], Sequence[str]],
     ) -> None:
         self._service, self._versions, self._paths = service, service.versions, paths
-        self._spool_state, self._in_flight = spool_state, in_flight
+        self._spool_state, self._in_flight, self._visible = spool_state, in_flight, visible
         self.stopping = False
 
     async def health(self, request: HttpRequest) -> HttpResponse:
@@ -66,14 +70,14 @@ class StatusEndpoints:
 
         `decisions_read_at`: when this worker last read who serves. While the database does not answer it grows old, and the
         loaded versions keep serving. `journal`: predictions are answered and wait in memory, for lack of space.
+        `problems` and `errors` hold what the caller's key allows: without a key, where one is required, nothing.
         """
-        versions = {
-            problem: {variant: model.version for model, variant in self._versions.loaded(problem)}
-            for problem in self._service.params.problems
-        }
-        is_ready = any(versions.values()) and not self.stopping
+        loaded = {problem: self._versions.loaded(problem) for problem in self._service.params.problems}
+        is_ready = any(loaded.values()) and not self.stopping
+        seen = self._visible(request)
+        versions = {problem: {variant: model.version for model, variant in loaded[problem]} for problem in seen}
         watcher = self._versions.watcher
-        failing, read_at = watcher.errors, watcher.read_at
+        failing, read_at = [each for each in watcher.errors if each in versions], watcher.read_at
         errors = {"errors": dict.fromkeys(failing, NOT_SERVING)} if failing else {}
         heard = {"decisions_read_at": read_at.isoformat(timespec="seconds")} if read_at else {}
         since = self._spool_state().failing_since
@@ -133,16 +137,16 @@ class StatusEndpoints:
 
     async def openapi(self, request: HttpRequest) -> HttpResponse:
         """GET /openapi.json."""
-        return json_response(self._description())
+        return json_response(self._description(request))
 
     async def docs(self, request: HttpRequest) -> HttpResponse:
         """GET /docs."""
-        page = docs_page.render(self._description()).encode()
+        page = docs_page.render(self._description(request)).encode()
         return HttpResponse(200, page, ((b"content-type", b"text/html; charset=utf-8"), *PAGE_HEADERS))
 
-    def _description(self) -> dict[str, Any]:
+    def _description(self, request: HttpRequest) -> dict[str, Any]:
         champions = {}
-        for problem in self._service.params.problems:
+        for problem in self._visible(request):
             serving = self._versions.watcher.serving_set(problem)
             champions[problem] = serving.champion if serving else None
         return openapi.describe(self._service.params, champions, self._paths())

@@ -112,7 +112,7 @@ send `Authorization: Bearer KEY` or `X-API-Key: KEY`. See [API keys](../how-to/a
 | 200 | the request succeeded | the result |
 | 400 | the body is not valid JSON, or not the shape of its protocol | `error` |
 | 401 | a key is needed, unknown or revoked | `error` |
-| 403 | the key lacks the scope; or, without keys, the `Host` or `Origin` is not this machine's | `error` |
+| 403 | the key lacks the scope or is for other problems; without keys, `Host` or `Origin` is another machine's | `error` |
 | 404 | unknown address, problem or version | `error` |
 | 405 | the address takes another method | `error`, header `allow` |
 | 413 | the body is larger than `serve.max_body_kb` | `error` |

@@ -16,6 +16,9 @@ keys = typer.Typer(help="API keys of the server: add, list, revoke.", no_args_is
 def add(
     name: Annotated[str, typer.Argument(help="Name of the user of the key.")],
     scope: Annotated[list[str], typer.Option(help="predict, events, labels or admin (all of them); may be given again.")],
+    problem: Annotated[
+        list[str] | None, typer.Option(help="A problem that the key is for; may be given again. None: all problems.")
+    ] = None,
     *,
     root: Path,
     as_json: bool,
@@ -23,9 +26,16 @@ def add(
     """Make a key. Its secret is printed once and never stored."""
     from evergreen.flows import settings
 
-    secret = settings.keys(find(root)).add(name, scope)
+    layout, problems = find(root), sorted(set(problem or ()))
+    if problems:
+        from evergreen.tasks.config.loading import load
+
+        params = load(layout.params)
+        for each in problems:
+            params.section(each)
+    secret = settings.keys(layout).add(name, scope, problems)
     if as_json:
-        print_json({"name": name, "scopes": sorted(set(scope)), "secret": secret})
+        print_json({"name": name, "scopes": sorted(set(scope)), "problems": problems, "secret": secret})
     else:
         typer.echo(secret)
         say("Shown only once. Send it as Authorization: Bearer KEY.")
@@ -40,10 +50,16 @@ def list_(*, root: Path, as_json: bool) -> None:
         print_json({"keys": [_shown(key) for key in found]})
         return
     cells = [
-        (key.name, ", ".join(sorted(key.scopes)), short(key.created), short(key.revoked) if key.revoked else "")
+        (
+            key.name,
+            ", ".join(sorted(key.scopes)),
+            ", ".join(sorted(key.problems)) or "all",
+            short(key.created),
+            short(key.revoked) if key.revoked else "",
+        )
         for key in found
     ]
-    print_table(("name", "scopes", "made (UTC)", "revoked"), cells)
+    print_table(("name", "scopes", "problems", "made (UTC)", "revoked"), cells)
 
 
 def revoke(
@@ -63,7 +79,13 @@ def revoke(
 
 
 def _shown(key: "Key") -> dict[str, Any]:
-    return {"name": key.name, "scopes": sorted(key.scopes), "created": key.created, "revoked": key.revoked}
+    return {
+        "name": key.name,
+        "scopes": sorted(key.scopes),
+        "problems": sorted(key.problems),
+        "created": key.created,
+        "revoked": key.revoked,
+    }
 
 
 for _name, _command in (("add", add), ("list", list_), ("revoke", revoke)):
