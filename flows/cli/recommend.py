@@ -31,7 +31,7 @@ def recommend(
     diversity: Annotated[float | None, typer.Option(help="From 0 to 1.")] = None,
     explore: Annotated[float | None, typer.Option(help="Share of the list for exploration.")] = None,
     rules: Annotated[
-        str, typer.Option(help='JSON, such as {"max_per_category": 2}; the keys are those of answers.rules.')
+        str, typer.Option(help='JSON, such as {"max_per_category": 2}; the keys are those of lists.rules.')
     ] = "{}",
     as_of: AsOf = None,
     version: Version = None,

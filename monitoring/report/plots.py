@@ -285,7 +285,7 @@ RECOMMENDATION = {
     ),
     "diversity": _curve(
         "What diversity costs",
-        "Lists of the last window with answers.diversity from 0 to 1: how mixed they get, and how good they stay.",
+        "Lists of the last window with lists.diversity from 0 to 1: how mixed they get, and how good they stay.",
         lines(
             percent("diversity", "pairs of different categories in a list"),
             number("ndcg", "NDCG", zero=True),

@@ -33,7 +33,7 @@ BUYERS = {0: "none", 4: "1 to 4", 19: "5 to 19", 99: "20 to 99", 499: "100 to 49
 SAMPLED_USERS = 300
 """Users, drawn at random, whose histories are cut short to see what a short one is worth."""
 DIALS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
-"""Settings of answers.diversity to look at."""
+"""Settings of lists.diversity to look at."""
 KNOWN = (0, 1, 2, 5, 10)
 """Visits that are left of a history that is cut short."""
 
@@ -242,7 +242,7 @@ def _visits(known: Histories, users: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _diversity(predictions: pl.DataFrame, model: TwoStage, data: InteractionData, k: int) -> pl.DataFrame:
-    """series, dial, ndcg, low, high, diversity: what answers.diversity costs, on the last window, for the same drawn users."""
+    """series, dial, ndcg, low, high, diversity: what lists.diversity costs, on the last window, for the same drawn users."""
     cutoff = predictions["cutoff"].max()
     assert isinstance(cutoff, date)
     rows, targets, found = data.draw(cutoff, SAMPLED_USERS, 0), data.targets(cutoff), []
