@@ -26,7 +26,7 @@ from evergreen.flows.prefect_runtime import artifacts
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import EvergreenError, StepError, UnavailableError
-from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.core.paths import Layout, make_folder
 
 if TYPE_CHECKING:
     from evergreen.tasks.release.model_registry import Registry
@@ -82,7 +82,7 @@ def work(step: str, root: str, problem: str | None = None) -> dict[str, Any]:
     """
     layout = Layout(Path(root))
     log_file = layout.var / "logs" / f"{step}@{problem or 'all'}.log"
-    log_file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(log_file.parent)
     arguments = [step, *([problem] if problem else []), "--root", root]
     with at(step, problem), tempfile.TemporaryFile("w+") as result, log_file.open("w") as copy:
         process = fork_server.start(PROGRAM, *arguments, cwd=layout.root, stdout=result)

@@ -25,7 +25,7 @@ from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core import log_limits
 from evergreen.tasks.core.errors import ProjectError, StepError
-from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.core.paths import Layout, make_folder
 
 if TYPE_CHECKING:
     from evergreen.serving.app import App
@@ -78,7 +78,7 @@ class Supervisor:
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, self._request_stop)
         _remove_stale(self._status.parent)
-        self._status.mkdir(parents=True)
+        make_folder(self._status)
         try:
             self._workers = [self._start_worker() for _ in range(self._count)]
             if self._params.serve.ledger:

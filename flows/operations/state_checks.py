@@ -36,6 +36,7 @@ def examine(layout: Layout, params: Params) -> Iterator[Finding]:
     yield access
     if not access.ok:
         return
+    yield check_privacy(layout)
     databases = check_databases(layout)
     yield databases
     yield check_journal(layout)
@@ -51,6 +52,26 @@ def check_access(layout: Layout) -> Finding:
     user = f"{os.geteuid()}:{os.getegid()}"
     advice = f"sudo chown -R {user} {shlex.quote(str(layout.root))}"
     return Finding("access", not refused, _listed(refused, "is not open to this user", "all state"), advice)
+
+
+def check_privacy(layout: Layout) -> Finding:
+    """Whether other users of the machine can read keys, predictions and labels."""
+    opened = [each for each in _private(layout) if each.stat().st_mode & 0o007]
+    command = f"chmod go= {' '.join(shlex.quote(str(each)) for each in opened)}"
+    return Finding(
+        "privacy", not opened, _listed([*map(str, opened)], "is open to other users", "closed to other users"), command
+    )
+
+
+def _private(layout: Layout) -> Iterator[Path]:
+    """The folder of the state, and the SQLite files that lie outside of it."""
+    if layout.var.exists():
+        yield layout.var
+    found = settings.read(layout)
+    for address in (found.database, found.mlflow_uri):
+        path = Path(address.removeprefix("sqlite:///"))
+        if address.startswith("sqlite:///") and path.exists() and not path.is_relative_to(layout.var):
+            yield from path.parent.glob(f"{path.name}*")
 
 
 def check_databases(layout: Layout) -> Finding:

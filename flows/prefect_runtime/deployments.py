@@ -27,7 +27,7 @@ from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.operations import INPUT_NEEDED
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import ParamsError
-from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.core.paths import Layout, make_folder
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -373,7 +373,7 @@ def work(layout: Layout, params: Params, pool: str | None) -> None:
         return
     from prefect import serve
 
-    layout.var.mkdir(exist_ok=True)
+    make_folder(layout.var)
     os.chdir(layout.var)  # Prefect puts it first on sys.path: modules beside params.yaml must not be importable
     deployments = [deployment(each, params) for each in plan(params)]
     serve(*deployments, limit=AT_ONCE, pause_on_shutdown=False, print_starting_message=False)

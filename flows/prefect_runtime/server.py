@@ -17,7 +17,7 @@ from urllib.request import ProxyHandler, build_opener
 
 from evergreen.flows import child_process
 from evergreen.tasks.core.errors import ProjectError, StepError
-from evergreen.tasks.core.paths import Layout, read_json, write_json
+from evergreen.tasks.core.paths import Layout, make_folder, read_json, write_json
 
 PATIENCE_SECONDS = 180
 """A first start makes the database, which takes a minute on a busy machine."""
@@ -114,7 +114,7 @@ def _already(home: Path) -> str | None:
 
 
 def _start(home: Path, scheduling: bool) -> Server:
-    home.mkdir(parents=True, exist_ok=True)
+    make_folder(home)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

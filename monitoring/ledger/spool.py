@@ -27,7 +27,7 @@ import orjson
 from evergreen.monitoring.ledger import refused_rows
 from evergreen.tasks.core import log_limits
 from evergreen.tasks.core.errors import EvergreenError, StorageError
-from evergreen.tasks.core.paths import shortage
+from evergreen.tasks.core.paths import make_folder, shortage
 
 if TYPE_CHECKING:
     from evergreen.monitoring.ledger.predictions import Ledger, Prediction, Variant
@@ -72,7 +72,7 @@ class Spool:
     def _open(self) -> int:
         """The file of the present segment; made on the first call that finds space."""
         if self._counter is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
             with _locked(self._folder, "settle"):
                 self._lost = _settle(self._folder)
             counter = _Counter(self._folder / f"{self._name}.count", create=True)

@@ -1,5 +1,6 @@
 """Open the project's databases, run transactions, and report failures in one line."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import sqlalchemy.event
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 
 from evergreen.tasks.core.errors import ProjectError, RefusedValueError
+from evergreen.tasks.core.paths import make_folder
 
 TIMEOUTS = {
     "connect_timeout": 10,
@@ -34,11 +36,19 @@ def connect(address: str, of: str, tables: sa.MetaData) -> sa.Engine:
     try:
         if engine.dialect.name == "sqlite":
             sqlalchemy.event.listen(engine, "connect", _prepare)
-            Path(engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
+            make_file(url.database or "")
         _make(engine, tables)
     except (SQLAlchemyError, OSError) as error:
         raise unusable(engine, of, error) from error
     return engine
+
+
+def make_file(name: str) -> None:
+    """Make the SQLite file `name`, closed to other users if it is new; SQLite gives its log files the same mode."""
+    path = Path(name)
+    make_folder(path.parent)
+    if name not in ("", ":memory:") and not name.startswith("file:") and not path.exists():
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
 
 
 def _timeouts(url: sa.URL) -> dict[str, int]:

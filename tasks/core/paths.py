@@ -30,6 +30,9 @@ BACKGROUND = "background.json"
 COMPILED = "model.onnx"
 """The ONNX model, in the folder `compiled` of a registered version."""
 
+STATE = "var"
+"""Folder of a project that only its user may enter: keys, predictions, labels and logs lie there."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -48,7 +51,7 @@ class Layout:
     @property
     def var(self) -> Path:
         """State that is neither data nor result: databases, spools, locks, costs."""
-        return self.root / "var"
+        return self.root / STATE
 
     def events(self, problem: str) -> Path:
         """The purchases that the server received for a recommender; see tasks.data.received_events."""
@@ -111,6 +114,14 @@ def find(start: Path) -> Layout:
     raise ProjectError(f"{start}: no params.yaml here or in any folder above. Go to a project, or name one with --root DIR.")
 
 
+def make_folder(folder: Path) -> None:
+    """Create `folder` and its missing parents. A new folder STATE is closed to other users, and so is all that it will hold."""
+    if not folder.is_dir():
+        if not folder.parent.exists():
+            make_folder(folder.parent)
+        folder.mkdir(0o700 if folder.name == STATE else 0o777, exist_ok=True)
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """A temporary path that replaces `path` when the block succeeds and is removed when it fails.
@@ -120,7 +131,7 @@ def writing(path: Path) -> Iterator[Path]:
     the disk is full or the folder is not writable; other errors of the block pass unchanged.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         _clear_dead(path)
         scratch = Path(tempfile.mkdtemp(prefix=f"{_mark(path)}{os.getpid()}.", dir=path.parent))
     except OSError as error:
@@ -195,7 +206,7 @@ def locking(path: Path, what: str) -> Iterator[None]:
     """
     import fcntl  # here: a logged model that imports this module loads on Windows too
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

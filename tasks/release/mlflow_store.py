@@ -31,6 +31,7 @@ from ruamel.yaml import YAML
 from sqlalchemy.exc import SQLAlchemyError
 
 from evergreen.tasks.config.params import Params, Section
+from evergreen.tasks.core.database import make_file
 from evergreen.tasks.core.errors import ModelError, StorageError
 from evergreen.tasks.logged_model.manifest import MANIFEST, Manifest, Trained
 from evergreen.tasks.release.artifact_locations import Locations, local_path
@@ -85,6 +86,8 @@ class MlflowStore:
         self._prefix = f"{project}." if project else ""
         self._locations = Locations.of(uri, artifacts, root)
         with self.errors():
+            if uri.startswith("sqlite:///"):
+                make_file(str(file))
             self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self._make_relative()
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,17 @@ def test_files_of_another_user_are_named_with_the_command_that_takes_them(shop: 
     found, advice = wrong(shop)["access"]
     assert found == "var/mlflow.db is not open to this user"
     assert advice == f"sudo chown -R {os.geteuid()}:{os.getegid()} '{shop.root}'"
+
+
+def test_state_that_other_users_can_enter_is_named_until_it_is_closed(shop: Layout, monkeypatch: pytest.MonkeyPatch):
+    shop.var.chmod(0o755)
+    found, advice = wrong(shop)["privacy"]
+    assert found == f"{shop.var} is open to other users"
+    assert subprocess.run(advice, shell=True, check=False).returncode == 0
+    assert wrong(shop) == {}
+    outside = shop.root.parent / "outside.db"
+    monkeypatch.setenv("EVERGREEN_DATABASE", f"sqlite:///{outside}")
+    settings.keys(shop)._engine.dispose()
+    assert state_checks.check_privacy(shop).ok
+    outside.chmod(0o644)
+    assert state_checks.check_privacy(shop).advice == f"chmod go= {outside}"
