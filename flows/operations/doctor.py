@@ -6,7 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from evergreen.flows import settings
@@ -45,6 +45,16 @@ def examine(root: Path) -> list[Finding]:
         _deployments(layout),
         *state_checks.examine(layout, params),
     ]
+
+
+def repair(findings: Iterable[Finding]) -> list[str]:
+    """Mend the faults that can be mended without a loss; returns what was done, in lines."""
+    done = []
+    for each in findings:
+        if not each.ok and each.repair:
+            each.repair()
+            done.append(f"{each.subject}: mended ({each.found})")
+    return done
 
 
 def _python() -> Finding:

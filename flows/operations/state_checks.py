@@ -4,7 +4,7 @@ import os
 import shlex
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from evergreen.tasks.core.paths import Layout, truncated_parquet
 PARTS = ("data", "models", "reports", "var", ".dvc")
 """Folders of a project that hold its state."""
 FILES = ("params.yaml", "dvc.yaml", "dvc.lock")
+REPAIR = "evergreen doctor --repair"
 SHOWN = 3
 """Most paths that a finding names."""
 
@@ -28,6 +29,8 @@ class Finding(NamedTuple):
     ok: bool
     found: str
     advice: str
+    repair: Callable[[], None] | None = None
+    """Mends it where nothing can be lost."""
 
 
 def examine(layout: Layout, params: Params) -> Iterator[Finding]:
@@ -44,6 +47,7 @@ def examine(layout: Layout, params: Params) -> Iterator[Finding]:
     if databases.ok:
         for problem in params.problems:
             yield check_champion(layout, problem)
+            yield check_alias(layout, problem)
 
 
 def check_access(layout: Layout) -> Finding:
@@ -57,9 +61,13 @@ def check_access(layout: Layout) -> Finding:
 def check_privacy(layout: Layout) -> Finding:
     """Whether other users of the machine can read keys, predictions and labels."""
     opened = [each for each in _private(layout) if each.stat().st_mode & 0o007]
-    command = f"chmod go= {' '.join(shlex.quote(str(each)) for each in opened)}"
+
+    def close() -> None:
+        for each in opened:
+            each.chmod(each.stat().st_mode & 0o700)
+
     return Finding(
-        "privacy", not opened, _listed([*map(str, opened)], "is open to other users", "closed to other users"), command
+        "privacy", not opened, _listed([*map(str, opened)], "is open to other users", "closed to other users"), REPAIR, close
     )
 
 
@@ -129,6 +137,26 @@ def check_champion(layout: Layout, problem: str) -> Finding:
     except EvergreenError as error:
         return Finding(subject, False, str(error), "mend what the line says")
     return Finding(subject, damage is None, damage or f"v{number} is readable", f"evergreen train {problem}")
+
+
+def check_alias(layout: Layout, problem: str) -> Finding:
+    """Whether MLflow's alias `champion` stands at the version that serves. One of both may come from an older backup."""
+    subject = f"alias {problem}"
+    try:
+        decisions = settings.deployments(layout)
+        number = decisions.champion(problem)
+        if number is None or not settings.has_registry(layout):
+            return Finding(subject, True, "none yet", "")
+        registry = settings.registry(layout)
+        if registry.version(problem, number) is None:
+            return Finding(subject, True, "stays: see the champion", "")
+        named = registry.version(problem, "champion")
+    except EvergreenError as error:
+        return Finding(subject, False, str(error), "mend what the line says")
+    if named is not None and named.version == number:
+        return Finding(subject, True, f"v{number}", "")
+    found = f"MLflow says {f'v{named.version}' if named else 'none'}, and v{number} serves by the record"
+    return Finding(subject, False, found, REPAIR, lambda: decisions.update_alias(registry, problem))
 
 
 def _state(layout: Layout) -> Iterator[Path]:

@@ -116,4 +116,4 @@ def test_the_command_shows_a_secret_once(tmp_path, monkeypatch):
         assert done.exit_code == 0, done.output
         assert "till" in done.output
         assert secret not in done.output
-        assert secret.rpartition("_")[2] not in done.output
+        assert secret.rpartition(f"{key_id(secret)}_")[2] not in done.output

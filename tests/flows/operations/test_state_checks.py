@@ -2,13 +2,12 @@
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from evergreen.flows import settings, steps
-from evergreen.flows.operations import state_checks, status
+from evergreen.flows.operations import doctor, state_checks, status
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.paths import Layout
 from tests import projects
@@ -105,13 +104,39 @@ def test_files_of_another_user_are_named_with_the_command_that_takes_them(shop: 
 
 def test_state_that_other_users_can_enter_is_named_until_it_is_closed(shop: Layout, monkeypatch: pytest.MonkeyPatch):
     shop.var.chmod(0o755)
-    found, advice = wrong(shop)["privacy"]
-    assert found == f"{shop.var} is open to other users"
-    assert subprocess.run(advice, shell=True, check=False).returncode == 0
+    assert wrong(shop)["privacy"] == (f"{shop.var} is open to other users", "evergreen doctor --repair")
+    assert doctor.repair(state_checks.examine(shop, load(shop.params))) == [
+        f"privacy: mended ({shop.var} is open to other users)"
+    ]
+    assert shop.var.stat().st_mode & 0o777 == 0o700
     assert wrong(shop) == {}
     outside = shop.root.parent / "outside.db"
     monkeypatch.setenv("EVERGREEN_DATABASE", f"sqlite:///{outside}")
     settings.keys(shop)._engine.dispose()
     assert state_checks.check_privacy(shop).ok
     outside.chmod(0o644)
-    assert state_checks.check_privacy(shop).advice == f"chmod go= {outside}"
+    found = state_checks.check_privacy(shop)
+    assert found.found == f"{outside} is open to other users"
+    assert doctor.repair([found]) == [f"privacy: mended ({found.found})"]
+    assert outside.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_alias_that_disagrees_with_the_record_goes_back_to_the_version_that_serves(shop: Layout):
+    projects.register(shop, PROBLEM, "logistic", C=0.5)
+    registry, decisions = settings.registry(shop), settings.deployments(shop)
+    registry.set_alias(PROBLEM, "champion", 2)
+    assert wrong(shop) == {"alias dear": ("MLflow says v2, and v1 serves by the record", "evergreen doctor --repair")}
+    doctor.repair(state_checks.examine(shop, load(shop.params)))
+    assert wrong(shop) == {}
+    named = registry.version(PROBLEM, "champion")
+    assert named is not None
+    assert named.version == decisions.champion(PROBLEM) == 1
+    registry.drop_alias(PROBLEM, "champion")
+    assert wrong(shop)["alias dear"][0] == "MLflow says none, and v1 serves by the record"
+
+
+def test_repair_leaves_alone_what_needs_a_person(shop: Layout):
+    (model,) = (shop.var / "artifacts" / "models").rglob("model.skops")
+    model.write_bytes(b"other")
+    assert doctor.repair(state_checks.examine(shop, load(shop.params))) == []
+    assert "champion dear" in wrong(shop)
