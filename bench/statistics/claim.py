@@ -41,7 +41,8 @@ class Claim:
 class Simulation(Protocol):
     """A module of this folder: `simulate` yields each claim as soon as its runs are done.
 
-    `scale` multiplies the number of runs; `seed` starts all streams of random numbers.
+    `scale` multiplies the number of runs; `seed` starts all streams of random numbers. `words` choose settings, where a
+    subject allows it.
     """
 
-    def simulate(self, scale: float, seed: int) -> Iterator[Claim]: ...
+    def simulate(self, scale: float, seed: int, *words: str) -> Iterator[Claim]: ...

@@ -6,6 +6,7 @@ Twenty columns of all sorts are drawn through one latent normal number each, to 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from itertools import product
 
 import numpy as np
 import polars as pl
@@ -27,7 +28,7 @@ LEVELS = np.array([f"level {place:02}" for place in range(50)])
 SHARES = np.cumsum(1 / np.arange(1, 51)) / (1 / np.arange(1, 51)).sum()
 COUNTS = poisson.cdf(np.arange(8), 0.3)
 COLUMNS = 20
-CALM_RUNS, POWER_RUNS, SLOPE_RUNS = 200, 60, 40
+CALM_RUNS, POWER_RUNS, SHIFT_RUNS = 200, 60, 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +172,9 @@ CALM: dict[str, Callable[[np.random.Generator], Case]] = {
     "independent rows, reference 4,000, window 20,000": independent(4_000, 20_000),
     "callers repeat (Zipf), entity known": callers(named=True, same_rows=False),
     "the same rows asked again (Zipf), no entity": callers(named=False, same_rows=True),
+    "weeks differ (0.2 sd), 26 known": by_week(26, 0.2),
     "weeks differ (0.2 sd), 12 known": by_week(12, 0.2),
+    "weeks differ (0.2 sd), 8 known": by_week(8, 0.2),
     "weeks differ (0.2 sd), 4 known": by_week(4, 0.2),
     "weeks differ (0.2 sd), time unknown": by_week(12, 0.2, timed=False),
     "weeks differ (0.2 sd, autocorrelation 0.95), 12 known": by_week(12, 0.2, 0.95),
@@ -246,17 +249,35 @@ def weeks_to_alarm(slope: float, rows: int, most: int, sd: float, draw: np.rando
     return next((place for place, each in enumerate(drifts, 1) if found(each, "number 3")), most + 1)
 
 
-def simulate(scale: float, seed: int) -> Iterator[Claim]:
+def shifted(known_weeks: int, rows: int, by: float, draw: np.random.Generator) -> bool:
+    """Whether a number that moves by `by` standard deviations raises an alarm, beside a reference of as many rows."""
+    world = World(draw)
+    weeks = np.arange(rows) % known_weeks
+    reference = refer(world.features(draw.integers(0, world.people, rows), weeks), week=weeks)
+    now = world.features(draw.integers(0, world.people, rows), np.full(rows, known_weeks))
+    moved = window(now.with_columns(pl.col("number 3") + by), known_weeks)
+    return found(monitor(reference, [moved], Monitor())[-1], "number 3") is not None
+
+
+def simulate(scale: float, seed: int, words: str = "") -> Iterator[Claim]:
+    """`words`: only the settings whose name contains them."""
     for name, make in CALM.items():
-        yield calm(name, make, max(1, round(CALM_RUNS * scale)), seed)
+        if words in name:
+            yield calm(name, make, max(1, round(CALM_RUNS * scale)), seed)
     runs = max(1, round(POWER_RUNS * scale))
-    for name, (column, fault) in FAULTS.items():
-        for known in (3, 8):
+    for (name, (column, fault)), known in product(FAULTS.items(), (3, 8)):
+        setting = f"{name}, {known} weeks known, 1,000 rows"
+        if words in setting:
             hits = sum(faulty(known, 1_000, column, fault, np.random.default_rng([seed, run])) for run in range(runs))
-            yield Claim("a fault is found at once", f"{name}, {known} weeks known, 1,000 rows", hits, runs, low=0.95)
-    runs = max(1, round(SLOPE_RUNS * scale))
+            yield Claim("a fault is found at once", setting, hits, runs, low=0.95)
+    runs = max(1, round(SHIFT_RUNS * scale))
+    for by in (0.08, 0.15):
+        setting = f"a number moves by {by:g} sd, 26 weeks known, 20,000 rows"
+        if words in setting:
+            hits = sum(shifted(26, 20_000, by, np.random.default_rng([seed, run])) for run in range(runs))
+            yield Claim("drift is found in one window", setting, hits, runs)
     for sd in (0.0, 0.05):
-        waits = [weeks_to_alarm(0.02, 1_000, 16, sd, np.random.default_rng([seed, run])) for run in range(runs)]
-        yield Claim(
-            "0.02 sd a week is found in 12 weeks", f"weeks differ by {sd:g} sd", sum(each <= 12 for each in waits), runs
-        )
+        setting = f"a number rises, weeks differ by {sd:g} sd"
+        if words in setting:
+            waits = [weeks_to_alarm(0.02, 1_000, 16, sd, np.random.default_rng([seed, run])) for run in range(runs)]
+            yield Claim("0.02 sd a week is found in 12 weeks", setting, sum(each <= 12 for each in waits), runs)
