@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 import polars as pl
 import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InvalidRequestError, SQLAlchemyError
 
 from evergreen.monitoring.ledger import blocks
 from evergreen.monitoring.ledger.schema import DAY_MICROS, LABELS
 from evergreen.monitoring.ledger.writing import write_block
 from evergreen.tasks.core import database
+from evergreen.tasks.core.errors import ProjectError
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,14 @@ def move(engine: sa.Engine) -> None:
     except SQLAlchemyError as error:
         raise database.unusable(engine, "predictions", error) from error
     log.warning("the ledger of an earlier version is moved into its present tables; this is done once")
+    try:
+        _move_all(engine)
+    except (ProjectError, InvalidRequestError):
+        if sa.inspect(engine).has_table("prediction_blocks"):
+            raise  # else another process has just finished the move
+
+
+def _move_all(engine: sa.Engine) -> None:
     old = sa.MetaData()
     with database.transaction(engine, "predictions") as connection:
         old.reflect(connection, only=["predictions", "prediction_blocks"], resolve_fks=False)
@@ -37,6 +46,8 @@ def move(engine: sa.Engine) -> None:
     while _move_next(engine, rows, packed):
         pass
     with database.transaction(engine, "predictions") as connection:
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # both tables or none
         old.drop_all(connection, checkfirst=True)
 
 

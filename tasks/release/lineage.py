@@ -189,7 +189,7 @@ def unreferenced(layout: Layout, recorded: Collection[str]) -> Iterator[Path]:
 
 
 def _committed_locks(root: Path) -> Iterator[str]:
-    for commit in _ask_git(root, "log", "--all", "--format=%H", "--", "dvc.lock").split():
+    for commit in _ask_git(root, "log", "--all", "--full-history", "--format=%H", "--", "dvc.lock").split():
         yield _ask_git(root, "show", f"{commit}:./dvc.lock", allowed=(0, 128))  # 128: that commit removed it
 
 

@@ -87,3 +87,15 @@ def test_the_cache_keeps_what_the_present_a_commit_or_a_version_in_use_recorded(
     os.utime(lost)
     assert found(shop, NOW)["DVC's cache"] == ()
     assert set(lineage.unreferenced(shop, ())) == {lost, keep(shop, version)}
+
+
+def test_the_cache_keeps_what_a_merged_branch_recorded_and_the_merge_left_out(shop):
+    git = ("git", "-C", str(shop.root), "-c", "user.name=a", "-c", "user.email=a@b")
+    kept = keep(shop, "f" * 32)
+    commit(shop, "outs: []")
+    subprocess.run([*git, "checkout", "-qb", "side"], check=True)
+    commit(shop, f"outs: [{{md5: {'f' * 32}}}]")
+    subprocess.run([*git, "checkout", "-q", "-"], check=True)
+    subprocess.run([*git, "merge", "-q", "-s", "ours", "--no-ff", "-m", "x", "side"], check=True)
+    subprocess.run([*git, "branch", "-qD", "side"], check=True)
+    assert kept not in lineage.unreferenced(shop, ())

@@ -83,3 +83,15 @@ def test_a_move_that_was_killed_goes_on(earlier, monkeypatch):
         Ledger(earlier)
     monkeypatch.undo()
     check(Ledger(earlier))
+
+
+def test_a_move_that_another_process_finishes_first_is_no_error(earlier, monkeypatch):
+    moved = migration._move_next
+
+    def lose(engine: sa.Engine, *tables: sa.Table) -> bool:
+        monkeypatch.undo()
+        Ledger(earlier)
+        return moved(engine, *tables)
+
+    monkeypatch.setattr(migration, "_move_next", lose)
+    check(Ledger(earlier))
