@@ -202,6 +202,7 @@ def find_labels(connection: sa.Connection, problem: str, found: Blocks) -> pl.Da
     kept = columns.select(pl.col(name).cast(dtype) for name, dtype in PACKED.items()) if sizes else pl.DataFrame(schema=PACKED)
     owner = pl.Series("block", np.repeat([block for block, _ in packed], sizes), dtype=pl.Int64)
     kept = kept.with_columns(owner).select(list(MATCHED))
+    kept = kept.join(found.head, on=["block", "position"], how="semi")  # of a block, `found` may hold some rows only
     if found.head.is_empty():
         return kept
     head = found.head.select(
