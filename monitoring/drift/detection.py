@@ -250,36 +250,31 @@ def _columns(reference: Reference, frame: pl.DataFrame, policy: Monitor) -> list
             for name in gone
         ),
         *(
-            Change(
-                column=name,
-                aspect="feature",
-                statistic="none",
-                value=None,
-                threshold=None,
-                p=None,
-                effect=None,
-                importance=0.0 if importance else None,
-                significant=False,
-                alarm=False,
-                reason="the column is new: this version does not know it",
-            )
+            _not_compared(name, "feature", "the column is new: this version does not know it", 0.0 if importance else None)
             for name in new
         ),
     ]
 
 
 def _trend(name: str, why: str) -> Change:
+    reason = f"{why} in training, so its values are not compared; a difference or an age that stays the same can be"
+    return _not_compared(name, "trend", reason)
+
+
+def _not_compared(name: str, aspect: Aspect, reason: str, importance: float | None = None) -> Change:
+    """A column that is reported without a statistic."""
     return Change(
         column=name,
-        aspect="trend",
+        aspect=aspect,
         statistic="none",
         value=None,
         threshold=None,
         p=None,
         effect=None,
+        importance=importance,
         significant=False,
         alarm=False,
-        reason=f"{why} in training, so its values are not compared; a difference or an age that stays the same can be",
+        reason=reason,
     )
 
 
