@@ -12,9 +12,6 @@ import polars as pl
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.paths import Layout, writing
 
-SCHEMA = {"user": pl.String, "basket": pl.String, "item": pl.String, "day": pl.Date, "place": pl.String}
-"""One row per event, as EventLog.received gives them."""
-
 
 def table_name(problem: str) -> str:
     """The name of the events of `problem` among the tables; no table of params.yaml can have it."""
@@ -23,14 +20,16 @@ def table_name(problem: str) -> str:
 
 def snapshots(params: Params, layout: Layout) -> dict[str, Path]:
     """table_name -> the snapshot, for each recommender that has one."""
-    found = {table_name(name): layout.events(name) for name in recommenders(params)}
-    return {name: path for name, path in found.items() if path.is_file()}
+    return _existing({table_name(name): layout.events(name) for name in recommenders(params)})
 
 
 def raw(params: Params, layout: Layout) -> dict[str, Path]:
     """table_name -> the copy in data/raw, for each recommender that has one."""
-    found = {table_name(name): layout.raw(table_name(name)) for name in recommenders(params)}
-    return {name: path for name, path in found.items() if path.is_file()}
+    return _existing({name: layout.raw(name) for name in map(table_name, recommenders(params))})
+
+
+def _existing(paths: dict[str, Path]) -> dict[str, Path]:
+    return {name: path for name, path in paths.items() if path.is_file()}
 
 
 def recommenders(params: Params) -> list[str]:
@@ -38,7 +37,7 @@ def recommenders(params: Params) -> list[str]:
 
 
 def write_snapshot(path: Path, events: pl.DataFrame) -> None:
-    """Write `events` (columns of SCHEMA), unless the file holds the same ones. Without events there is no file."""
+    """Write what EventLog.received gives, unless the file holds the same. Without events there is no file."""
     ordered = events.sort(pl.all())
     if path.is_file():
         if pl.read_parquet(path).equals(ordered):
