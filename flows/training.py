@@ -36,8 +36,8 @@ BRANCHES = 2
 def run(layout: Layout, problems: Sequence[str], server: Server, *, refresh: bool, deploy: bool, by: str) -> list[Outcome]:
     """Train `problems`, in this order, and say what became of each. Hold the project's lock around it.
 
-    `refresh` reads the sources again though no param of them changed. Raises the error of a shared step; errors of single
-    problems are in their outcomes.
+    Received purchases are those of the newest snapshot, which the caller writes (event_snapshots). `refresh` reads the sources
+    again though no param of them changed. Raises the error of a shared step; errors of single problems are in their outcomes.
     """
     mark_crashed(layout, server)
     try:
@@ -65,7 +65,7 @@ def training(root: str, problems: list[str], refresh: bool, deploy: bool, by: st
     state reads Refused."""
     layout = current_project.of(root)
     runs.begin(load(layout.params), problems)
-    outcomes = train(layout, problems, refresh=refresh, deploy=deploy, by=by)
+    outcomes = train(layout, problems, refresh=refresh, deploy=deploy, by=by, read_events=False)
     failed = [each.error for each in outcomes if each.error]
     if failed:
         return Failed(message="\n".join(failed), data=outcomes)
@@ -74,13 +74,15 @@ def training(root: str, problems: list[str], refresh: bool, deploy: bool, by: st
     return Completed(name="Refused" if refused else None, message=message, data=outcomes)
 
 
-def train(layout: Layout, problems: Sequence[str], *, refresh: bool, deploy: bool, by: str) -> list[Outcome]:
-    """The work of the flow, in the run that calls it: shared steps, branches, page."""
+def train(
+    layout: Layout, problems: Sequence[str], *, refresh: bool, deploy: bool, by: str, read_events: bool = True
+) -> list[Outcome]:
+    """The work of the flow, in the run that calls it: shared steps, branches, page. `read_events`: see run_shared_steps."""
     context = FlowRunContext.get()
     if context and context.flow_run:
         stale_runs.note(layout, context.flow_run.id)
     branch = Branches(layout, refresh, deploy, by)
-    branch.run_shared_steps()
+    branch.run_shared_steps(read_events)
     outcomes = _side_by_side(branch.train, problems)
     try:
         steps.page.with_options(task_run_name="page")(str(layout.root), wait_for=branch.ends())
@@ -114,10 +116,12 @@ class Branches:
         self._runs: dict[str, str | None] = {}
         """Problem -> MLflow's run of its training, once that has begun."""
 
-    def run_shared_steps(self) -> None:
-        """The steps before the branches. Raises what they raise."""
+    def run_shared_steps(self, read_events: bool = True) -> None:
+        """The steps before the branches. Raises what they raise. `read_events`: False where the snapshot of received purchases
+        is new already."""
         params = load(self.layout.params)
-        event_snapshots.update(self.layout, params)
+        if read_events:
+            event_snapshots.update(self.layout, params)
         self.refresh = self.refresh or snapshot.sources_changed(params, self.layout)
         for name, task in steps.SHARED.items():
             self._step(name, task, None)

@@ -149,8 +149,12 @@ def _cost(
     )
     yield f"The search tried {best.get('trials', 0)} configurations{gain}."
     yield f"The model takes {_number(serving['model_mb'])} MB on disk and {_number(serving['load_ms'])} ms to load."
-    batch = f"; {serving['batch_rows']:,.0f} rows together {_number(serving['batch_ms'])} ms" if serving["batch_rows"] else ""
-    yield f"One row takes {_number(serving['row_ms'])} ms{batch} (the pipeline in Python, not compiled)."
+    one = f"takes {_number(serving['row_ms'])} ms"
+    if serving["batch_rows"]:
+        together = f"{serving['batch_rows']:,.0f} rows together {_number(serving['batch_ms'])} ms"
+        yield f"One row {one}; {together} (the pipeline in Python, not compiled)."
+    else:
+        yield f"One list {one}."
 
 
 def _number(value: Any) -> str:

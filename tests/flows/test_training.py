@@ -232,6 +232,16 @@ def test_refresh_reads_the_sources_again_and_nothing_else(branches: Callable):
     assert ran == ["ingest"]
 
 
+def test_the_received_purchases_are_read_once(branches: Callable, monkeypatch: pytest.MonkeyPatch):
+    branch, _ = branches({"ingest", "validate"})
+    read: list[Layout] = []
+    monkeypatch.setattr(training.event_snapshots, "update", lambda layout, params: read.append(layout))
+    branch.run_shared_steps(read_events=False)
+    assert read == []
+    branch.run_shared_steps()
+    assert read == [branch.layout]
+
+
 FRESH = {f"{step}@redeem" for step in steps.OWN}
 
 

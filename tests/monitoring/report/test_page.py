@@ -243,6 +243,18 @@ def advise(layout: Layout, problem: str) -> None:
     pl.DataFrame(dependence).write_csv(report / "explanation" / "dependence.csv")
 
 
+def test_the_costs_of_lists_name_no_compiled_version(tmp_path: Path):
+    params, layout, champions = project(tmp_path, ONE)
+    advise(layout, "redeem")
+    assert "a compiled version is faster" in read(page.build(params, layout, champions)).said
+    path = layout.report("redeem") / "explanation" / "explanation.json"
+    told = json.loads(path.read_text())
+    write(path, told | {"serving": told["serving"] | {"batch_rows": None, "batch_ms": None}})
+    said = read(page.build(params, layout, champions)).said
+    assert "one list" in said
+    assert "compiled version" not in said
+
+
 def test_the_next_step_the_reasons_and_the_card_are_on_the_page(tmp_path: Path):
     params, layout, champions = project(tmp_path, ONE)
     advise(layout, "redeem")
