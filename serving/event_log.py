@@ -34,6 +34,7 @@ EVENTS = sa.Table(
     sa.Column("day", sa.Date, nullable=False),
     sa.Column("quantity", sa.Float, nullable=False),
     sa.Column("place", sa.String(255)),
+    sa.Column("moment", sa.DateTime(timezone=True)),
     sa.Column("recorded", sa.DateTime(timezone=True), nullable=False),
     sa.Column("changed", sa.BigInteger, nullable=False, server_default="0"),  # the last transaction that wrote the row
     sa.Column("withdrawn", sa.DateTime(timezone=True)),
@@ -80,6 +81,8 @@ class Event:
     day: date
     quantity: float
     place: str | None
+    moment: datetime | None = None
+    """When it happened, UTC; None: only its day is known."""
 
 
 @dataclass(frozen=True)
@@ -204,13 +207,14 @@ class EventLog:
             return " ".join(map(str, connection.execute(query.where(EVENTS.c.problem == problem)).one()))
 
     def received(self, problem: str) -> pl.DataFrame:
-        """All events that are not withdrawn, one row each: user, basket, item, day, place."""
-        columns = {**SCHEMA, "place": pl.String}
+        """All events that are not withdrawn, one row each: user, basket, item, day, place and moment (UTC)."""
+        columns = {**SCHEMA, "place": pl.String, "moment": pl.Datetime("us", "UTC")}
         query = sa.select(*(EVENTS.c[name] for name in columns))
         query = query.where(EVENTS.c.problem == problem, EVENTS.c.withdrawn.is_(None))
         with self._transaction() as connection:
             rows = connection.execute(query).all()
-        return pl.DataFrame([tuple(row) for row in rows], schema=columns, orient="row")
+        found = [(*row[:-1], None if row.moment is None else _to_utc(row.moment)) for row in rows]
+        return pl.DataFrame(found, schema=columns, orient="row")
 
     def rejected(self, problem: str) -> list[RejectedEvent]:
         """All rejected events, oldest first."""
@@ -230,6 +234,11 @@ class EventLog:
 
     def _transaction(self) -> AbstractContextManager[sa.Connection]:
         return database.transaction(self._engine, "events", (IntegrityError,))
+
+
+def _to_utc(moment: datetime) -> datetime:
+    """SQLite returns moments without their zone."""
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def _newest(connection: sa.Connection, problem: str) -> int:

@@ -57,7 +57,7 @@ class EventValidator:
     def _event(self, given: Mapping[str, Any], now: datetime) -> Event:
         value = {key: self._value(given, names) for key, names in self._names.items()}
         user, item = self._user(value["user"]), self._item(value["item"])
-        day = self._day(value.get("time"), now)
+        day, at = self._when(value.get("time"), now)
         basket = str(value.get("basket") or f"{user} {day}")
         event = str(value.get("id") or f"{user} {basket} {item}")
         for name, text in (("basket", basket), ("id", event), ("place", str(value.get("place") or ""))):
@@ -66,9 +66,8 @@ class EventValidator:
             if not _is_storable(text):
                 raise _InvalidEventError(f"{name} = {text[:40]!r}: {STORABLE}")
         place = value.get("place")
-        return Event(
-            event, str(user), str(item), basket, day, _quantity(value["quantity"]), None if place is None else str(place)
-        )
+        quantity = _quantity(value["quantity"])
+        return Event(event, str(user), str(item), basket, day, quantity, None if place is None else str(place), at)
 
     def _value(self, given: Mapping[str, Any], names: Sequence[str]) -> Any:
         found = next((given[name] for name in reversed(names) if given.get(name) is not None), None)
@@ -103,30 +102,32 @@ class EventValidator:
         kind = pl.Int64 if bought.dtype.kind in "iu" else pl.String
         return np.union1d(bought, to_ids(self._data.items_table["item"].cast(kind, strict=False).drop_nulls()))
 
-    def _day(self, value: Any, now: datetime) -> date:
-        """The local day, like the purchases in the tables."""
+    def _when(self, value: Any, now: datetime) -> tuple[date, datetime | None]:
+        """The local day, like the purchases in the tables, and the moment (UTC) where it is known: without a time, now."""
         local = ZoneInfo(self._source.local_timezone) if self._source.local_timezone else None
         if value is None:
-            return self._today or now.astimezone(local or UTC).date()
+            return self._today or now.astimezone(local or UTC).date(), now.astimezone(UTC)
         name = str(self._source.time or "time")
-        day, late = self._read_day(_moment(value, name), now, local)
+        day, at, late = self._read_time(_moment(value, name), now, local)
         if late:
             raise _InvalidEventError(f"{name} = {value}: is in the future")
         if day < self._first:
             raise _InvalidEventError(f"{name} = {value}: is before {self._first}, the first day of the purchases in the tables")
-        return day
+        return day, at
 
-    def _read_day(self, moment: "date | datetime", now: datetime, local: ZoneInfo | None) -> tuple[date, bool]:
-        """The local day, and whether the moment lies in the future."""
+    def _read_time(
+        self, moment: "date | datetime", now: datetime, local: ZoneInfo | None
+    ) -> tuple[date, datetime | None, bool]:
+        """The local day, the moment (None where only the day is known), and whether it lies in the future."""
         if not isinstance(moment, datetime):
-            return moment, moment > (now + CLOCK_SKEW).astimezone(local or UTC).date()
+            return moment, None, moment > (now + CLOCK_SKEW).astimezone(local or UTC).date()
         if moment.tzinfo is None:
             stored = ZoneInfo(self._source.stored_timezone) if self._source.stored_timezone else local
             moment = moment.replace(tzinfo=stored or UTC)
         try:
-            return moment.astimezone(local or moment.tzinfo).date(), moment > now + CLOCK_SKEW
+            return moment.astimezone(local or moment.tzinfo).date(), moment.astimezone(UTC), moment > now + CLOCK_SKEW
         except OverflowError:  # at an edge of the calendar
-            return moment.date(), moment.year > now.year
+            return moment.date(), None, moment.year > now.year
 
 
 def _first_day(data: InteractionData) -> date:

@@ -58,7 +58,7 @@ class ListPredictor:
             lists, used, used_variant = await self._recommend(serving, model, variant, part)
             for place, one in zip(places, lists, strict=True):
                 found[place] = {"id": ids[place], "version": used.version, "variant": used_variant, **one}
-                self._writer.write_list(ids[place], used, used_variant, entities[place], request, one)
+                self._record(ids[place], used, used_variant, entities[place], request, one)
         if serving.candidate is not None and version is None:
             if serving.shadow:
                 self._background.start(self._shadow(serving, request, entities, ids))
@@ -75,6 +75,13 @@ class ListPredictor:
         """The length of a list that asks for none."""
         section = self._params.section(problem)
         return section.pipeline.k if section.predicts == "lists" else 1
+
+    def _record(
+        self, id_: str, model: LoadedModel, variant: "Variant", entity: str | None, request: "Request", one: Mapping[str, Any]
+    ) -> None:
+        """Write a list; its cutoff is the day that it was asked for, or that params fix; else it has none."""
+        cutoff = request.as_of or (one["as_of"] if self._params.project.as_of else None)
+        self._writer.write_list(id_, model, variant, entity, request, one, cutoff)
 
     def _check_users(self, users: Sequence[Any], k: int) -> None:
         if len(users) > self._policy.max_rows:
@@ -131,7 +138,7 @@ class ListPredictor:
             lists = await self._in_turns(model, request)
             failed = False
             for id_, entity, one in zip(ids, entities, lists, strict=True):
-                self._writer.write_list(id_ + SHADOW_SUFFIX, model, "shadow", entity, request, one)
+                self._record(id_ + SHADOW_SUFFIX, model, "shadow", entity, request, one)
         except Exception as error:  # noqa: BLE001 - a shadow must not affect the response
             log.warning("%s v%d: the shadow failed to recommend: %r", model.problem, model.version, error)
         serving.record("shadow", failed)

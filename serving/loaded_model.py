@@ -246,7 +246,8 @@ class ListModel(LoadedModel):
         return next(iter(self.recommender.items()), None)
 
     def recommend(self, request: "Request") -> list[dict[str, Any]]:
-        """One list per user of the request: user, items (item, score, source, explanation), notes, as_of, trained_until.
+        """One list per user of the request: user, items (item, score, source, explanation), notes, as_of, trained_until; with
+        exploration also the propensity of each item.
 
         Raises DataError and ParamsError for an invalid request.
         """
@@ -272,6 +273,11 @@ def _as_json(request: "Request", lists: "RecommendedLists") -> list[dict[str, An
         found[row]["items"].append(one)
     for note in lists.notes:
         found[note.row]["notes"].append(str(note))
+    if lists.propensity is not None:
+        for one in found:
+            one["propensities"] = []
+        for row, chance in zip(lists.row.tolist(), lists.propensity.tolist(), strict=True):
+            found[row]["propensities"].append(chance)
     return found
 
 

@@ -168,6 +168,7 @@ SHARED: Mapping[str, Schema] = {
             "notes": STRINGS,
             "as_of": {"type": "string", "format": "date"},
             "trained_until": {"type": "string", "format": "date"},
+            "propensities": {**array(NUMBER), "description": "With exploration: the chance of each item at its rank."},
         },
     ),
     "RecommendedItem": opened(

@@ -57,11 +57,16 @@ class PredictionWriter:
         entity: str | None,
         request: "Request",
         found: Mapping[str, Any],
+        cutoff: date | None,
     ) -> None:
-        """A list: the request takes the place of the features; items and scores are the output."""
+        """A list: the request takes the place of the features; items in their order, scores and sources are the output.
+
+        `cutoff`: of a list as on that day; None: purchases after this moment are its label.
+        """
         features = request.model_dump(mode="json", exclude={"users", "explain"}, exclude_defaults=True)
-        output = {"items": [each["item"] for each in found["items"]], "scores": [each["score"] for each in found["items"]]}
-        self.write(id_, model, variant, entity, features, output, found["as_of"])
+        output = {f"{name}s": [each[name] for each in found["items"]] for name in ("item", "score", "source")}
+        output |= {name: found[name] for name in ("propensities", "as_of") if name in found}
+        self.write(id_, model, variant, entity, features, output, cutoff)
 
     async def until_durable(self) -> None:
         """If `durable`, return once all that was written is on disk. Concurrent requests share one flush.

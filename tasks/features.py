@@ -11,7 +11,6 @@ from evergreen.tasks.core.paths import Layout, writing
 from evergreen.tasks.data import received_events
 from evergreen.tasks.data.snapshot import resolve_as_of
 from evergreen.tasks.problems import kind
-from evergreen.tasks.problems.recommender.received_purchases import RECEIVED
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ def run(params: Params, problem: str, layout: Layout) -> Result:
     log.info("%s: features as of %s from %s", problem, as_of, ", ".join(tables))
     times = {name: params.ingest[name].time for name in tables}
     if (received := layout.table(received_events.table_name(problem))).is_file():
-        tables[RECEIVED] = pl.scan_parquet(received)
+        tables[received_events.RECEIVED] = pl.scan_parquet(received)
     try:
         frames = kind(params.kind(problem)).build(tables, times, section, as_of)
     except ParamsError as error:

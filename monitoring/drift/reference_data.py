@@ -355,11 +355,9 @@ def _with_entity_and_week(rows: pl.DataFrame, compared: pl.DataFrame) -> pl.Data
 
 def weeks(rows: pl.DataFrame) -> pl.Series:
     """Week of each row: the cutoff, else the Monday of the week of `at`; null where neither is known."""
-    if "cutoff" in rows.columns and rows["cutoff"].null_count() < rows.height:
-        return rows["cutoff"].cast(pl.Date)
-    if "at" in rows.columns:
-        return rows["at"].cast(pl.Date).dt.truncate("1w")
-    return pl.Series([None] * rows.height, dtype=pl.Date)
+    known = {"cutoff": pl.col("cutoff").cast(pl.Date), "at": pl.col("at").cast(pl.Date).dt.truncate("1w")}
+    found = [each for name, each in known.items() if name in rows.columns]
+    return rows.select(week=pl.coalesce(*found)).to_series() if found else pl.Series([None] * rows.height, dtype=pl.Date)
 
 
 def build(

@@ -16,6 +16,7 @@ from evergreen.tasks.config.params import Params, Problem
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.core.suggestions import nearest
+from evergreen.tasks.data import received_events
 from evergreen.tasks.problems.prediction_type import Labelled, PredictionType
 
 RECHECK = timedelta(days=28)
@@ -37,30 +38,45 @@ def collect(params: Params, problem: str, layout: Layout, ledger: Ledger, as_of:
     """Write the labels of predictions in `ledger` whose horizon had passed at the end of `as_of`.
 
     Returns the number of new and changed labels. A label covers the days 1 to `horizon_days` after the cutoff, or after the day
-    of the request. Targets come from data/tables, so predictions may be of any day; purchases of a recommender's users come
-    from its features. A label is known at the end of its last day, or after monitor.label_delay_days. A problem of a plain
-    table, and one without target, has no labels here.
+    of the request; that of a served list begins with the request. Targets come from data/tables, so predictions may be of any
+    day; purchases of a recommender's users come from its features. A label is known at the end of its last day, or after
+    monitor.label_delay_days. A problem of a plain table, and one without target, has no labels here.
     """
     section, kind = params.section(problem), problems.predictions(params.kind(problem))
     horizon = section.features.label_horizon_days
     if horizon is None or not isinstance(kind, Labelled):
         return 0
     after = timedelta(days=max(horizon, section.monitor.label_delay_days or 0))
-    asked = ledger.unlabelled(problem, until=as_of - after, recheck_after=as_of - after - RECHECK)
+    since = as_of - after - RECHECK
+    asked = ledger.unlabelled(problem, until=as_of - after, recheck_after=since, moments=kind.labelled_by_moment)
     if asked.is_empty():
         return 0
     tables = {name: layout.table(name) for name in section.features.tables}
     times = {name: params.ingest[name].time for name in tables}
+    if kind.labelled_by_moment:
+        asked = _with_local_days(asked, [params.ingest[name].local_timezone for name in tables])
+        if (received := layout.table(received_events.table_name(problem))).is_file():
+            tables[received_events.RECEIVED] = received
     with problems.naming(problem):
         found = kind.find_labels(asked, section, tables, times, layout.features(problem), as_of)
     counts = ledger.add_labels(
         problem,
         [
-            Label(value, entity=entity, at=day, known_at=datetime.combine(day + after, time.max, UTC))
-            for entity, day, value in found
+            Label(value, entity=entity, at=at, known_at=datetime.combine(_day(at) + after, time.max, UTC))
+            for entity, at, value in found
         ],
     )
     return counts.matched + counts.pending + counts.changed
+
+
+def _with_local_days(asked: pl.DataFrame, zones: Iterable[str | None]) -> pl.DataFrame:
+    """The day of each moment is that of the first zone, as in the tables."""
+    zone = next((each for each in zones if each), "UTC")
+    return asked.with_columns(day=pl.coalesce(pl.col("at").dt.convert_time_zone(zone).dt.date(), "day"))
+
+
+def _day(at: date) -> date:
+    return at.date() if isinstance(at, datetime) else at
 
 
 # Of a file

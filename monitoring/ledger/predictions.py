@@ -266,11 +266,16 @@ class Ledger:
         once, and other writers wait so long."""
         return upkeep.shrink(self._engine)
 
-    def unlabelled(self, problem: str, until: date, recheck_after: date) -> pl.DataFrame:
+    def unlabelled(self, problem: str, until: date, recheck_after: date, moments: bool = False) -> pl.DataFrame:
         """entity and day (the cutoff, else the day of the prediction) of predictions up to the day `until`, each pair once:
-        those without a label, and all those after `recheck_after`."""
+        those without a label, and all those after `recheck_after`.
+
+        `moments`: with `at`, the second of a prediction without a cutoff, and null of one with it; each of these three once.
+        """
         last, recheck = to_days(until), to_days(recheck_after)
-        frames = [pl.DataFrame(schema={"entity": pl.String, "day": pl.Int32})]
+        second = pl.when(pl.col("cutoff").is_null()).then(pl.col("at") - pl.col("at") % 1_000_000)
+        chosen = [pl.col("entity"), pl.col("day"), *([second.alias("at")] if moments else [])]
+        frames = [pl.DataFrame(schema={"entity": pl.String, "day": pl.Int32, **({"at": pl.Int64} if moments else {})})]
         with self.connect() as connection:
             open_ = sa.or_(BLOCK_LABELS.c.complete.is_not(True), BLOCKS.c.last_day > recheck)
             for week in cohorts.count_weeks(connection, problem):
@@ -280,8 +285,9 @@ class Ledger:
                 found = found.where(pl.col("entity").is_not_null() & (pl.col("day") <= last))
                 known = label_matching.find_labels(connection, problem, found).select("block", "position")
                 missing = found.head.join(known, on=["block", "position"], how="anti")
-                frames += [each.select("entity", "day") for each in (missing, found.head.filter(pl.col("day") > recheck))]
-        return pl.concat(frames).unique().sort("day", "entity").cast({"day": pl.Date})
+                frames += [each.select(chosen) for each in (missing, found.head.filter(pl.col("day") > recheck))]
+        asked = pl.concat(frames).unique().sort("day", "entity").cast({"day": pl.Date})
+        return asked.with_columns(as_timestamp("at")) if moments else asked
 
     def connect(self) -> AbstractContextManager[sa.Connection]:
         """A transaction; raises ProjectError, in one line, where the database refuses."""

@@ -12,10 +12,14 @@ import polars as pl
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.paths import Layout, writing
 
+RECEIVED = "events@"
+"""The received purchases among the tables of one recommender: user, basket, item and place as text, day, and the moment (null
+where only the day is known)."""
+
 
 def table_name(problem: str) -> str:
     """The name of the events of `problem` among the tables; no table of params.yaml can have it."""
-    return f"events@{problem}"
+    return f"{RECEIVED}{problem}"
 
 
 def snapshots(params: Params, layout: Layout) -> dict[str, Path]:

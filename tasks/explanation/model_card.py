@@ -151,8 +151,8 @@ def _cost(
     yield f"The model takes {_number(serving['model_mb'])} MB on disk and {_number(serving['load_ms'])} ms to load."
     one = f"takes {_number(serving['row_ms'])} ms"
     if serving["batch_rows"]:
-        together = f"{serving['batch_rows']:,.0f} rows together {_number(serving['batch_ms'])} ms"
-        yield f"One row {one}; {together} (the pipeline in Python, not compiled)."
+        batch = f"{serving['batch_rows']:,.0f} rows together {_number(serving['batch_ms'])} ms"
+        yield f"One row {one}; {batch} (the pipeline in Python, not compiled)."
     else:
         yield f"One list {one}."
 

@@ -110,6 +110,8 @@ class Labelled(PredictionType):
 
     largest_loss: float = math.inf
     """Upper limit of a loss (see `losses`)."""
+    labelled_by_moment: bool = False
+    """Whether the label of a prediction without a cutoff begins with its moment, not with its day."""
     no_estimate: str = ""
     """Why no score can be estimated before the labels are known; empty: it can."""
 
@@ -160,10 +162,12 @@ class Labelled(PredictionType):
         folder: Path,
         as_of: date,
     ) -> Iterable[tuple[str, date, Any]]:
-        """Entity, day and label of those of `wanted` (entity and day) that the project's own data label by the end of `as_of`.
+        """Entity, day (or the moment in `at`) and label of those of `wanted` that the project's own data label by the end of
+        `as_of`.
 
-        `tables`: table of the section -> its file; `times`: table -> its time column. `folder`: what the features step left.
-        Raises SourceError where a file is missing.
+        `wanted`: entity, day and, if `labelled_by_moment`, `at`: null where the day is that of a cutoff. `tables`: table of the
+        section, and received_events.RECEIVED, -> its file; `times`: table -> its time column. `folder`: what the features step
+        left. Raises SourceError where a file is missing.
         """
 
     def count_labels(self, folder: Path, section: Any, after: date, until: date) -> int | None:

@@ -197,9 +197,11 @@ class Scorer:
 
         def ledger_rows() -> LedgerFrame:
             each = scored.group_by((pl.col("rank") == 1).cum_sum().alias("_list"), maintain_order=True)
-            lists = each.agg(pl.col(columns.user).first(), items=pl.col(columns.item), scores=pl.col("score")).drop("_list")
-            dated = lists.with_columns(pl.lit(data.as_of).alias(LEDGER_CUTOFF))
-            return LedgerFrame(dated, columns.user, (), ("items", "scores"))
+            outputs = {"items": columns.item, "scores": "score", "sources": "source"}
+            outputs |= {"propensities": "propensity"} if "propensity" in scored.columns else {}
+            lists = each.agg(pl.col(columns.user).first(), *(pl.col(old).alias(new) for new, old in outputs.items()))
+            dated = lists.drop("_list").with_columns(pl.lit(data.as_of).alias(LEDGER_CUTOFF))
+            return LedgerFrame(dated, columns.user, (), tuple(outputs))
 
         return Scored(scored, ledger_rows, {}, {})
 

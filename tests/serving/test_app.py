@@ -298,11 +298,17 @@ def test_a_purchase_is_accepted_once_and_changes_the_next_list(client):
     assert (rejected.status_code, rejected.json()["accepted"]) == (422, 0)
 
 
-def test_a_list_reaches_the_ledger_with_its_items(client, shop):
-    body = client.post("/v1/recommend", json={"users": [7], "k": 3}).json()["lists"][0]
+def test_a_list_reaches_the_ledger_with_its_items_sources_and_propensities(client, shop):
+    body = client.post("/v1/recommend", json={"users": [7], "k": 3, "explore": 0.5}).json()["lists"][0]
     row, _ = in_ledger(shop, "recommend", body["id"])
-    assert row["entity"] == "7"
-    assert list(row["items"]) == [each["item"] for each in body["items"]]
+    assert (row["entity"], row["version"], row["variant"]) == ("7", body["version"], "champion")
+    for name in ("item", "score", "source"):
+        assert list(row[f"{name}s"]) == [each[name] for each in body["items"]]
+    assert list(row["propensities"]) == body["propensities"]
+    assert str(row["as_of"]) == body["as_of"]
+    plain = client.post("/v1/recommend", json={"users": [7], "k": 3}).json()["lists"][0]
+    assert "propensities" not in plain
+    assert in_ledger(shop, "recommend", plain["id"])[0]["propensities"] is None
 
 
 def test_every_example_of_the_openapi_description_works(client):

@@ -157,7 +157,8 @@ def test_events_that_commit_late_reach_each_reader_once_however_many_come_betwee
 
 def test_a_withdrawn_event_stays_withdrawn_when_it_is_sent_again(address):
     log, other = EventLog(address), EventLog(address)
-    log.append("recommend", [event(1, basket="b1"), event(2, basket="b2")])
+    log.append("recommend", [event(1, basket="b1"), event(2, basket="b2", moment=NOW)])
+    assert set(log.received("recommend").select("basket", "moment").rows()) == {("b1", None), ("b2", NOW)}
     position, fingerprint = other.since("recommend").position, other.fingerprint("recommend")
     log.append("other", [event(1)])
     assert other.fingerprint("recommend") == fingerprint
@@ -269,6 +270,8 @@ def test_an_event_is_read_by_the_column_names_of_the_purchases_in_local_time(kno
     )
     assert not rejected
     assert [each.day.day for each in accepted] == [29, 29, 29, 30, 30, 23]
+    at = [each.moment and each.moment.isoformat() for each in accepted]
+    assert at == [*["2017-07-30T02:00:00+00:00"] * 3, "2017-07-30T06:00:00+00:00", None, NOW.isoformat()]
     assert {(each.user, each.item, each.basket, each.quantity) for each in accepted} == {("7", "1003", "5", 1.0)}
     assert len({each.id for each in accepted}) == 1
 

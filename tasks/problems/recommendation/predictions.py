@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from evergreen.tasks.config.params import KindName, Recommend
+from evergreen.tasks.data.received_events import RECEIVED
 from evergreen.tasks.problems.base import Metric
 from evergreen.tasks.problems.prediction_type import Context, Labelled, scan
 
@@ -48,6 +49,7 @@ class RankedLists(Labelled):
     caveat = "Lists follow what was bought; that somebody was never shown an item does not mean it was not wanted."
     aspect = "ranking"
     largest_loss = 1.0
+    labelled_by_moment = True
     no_estimate = "lists do not say how likely their items are bought"
 
     def question(self, name: str, columns: Mapping[str, str | None]) -> str:
@@ -93,17 +95,28 @@ class RankedLists(Labelled):
         folder: Path,
         as_of: date,
     ) -> Iterable[tuple[str, date, Any]]:
-        """The items that each user bought, in the order of their ids; none for a user who bought nothing."""
-        horizon = pl.duration(days=section.features.horizon_days)
-        known = min(as_of, scan(folder / "known.parquet").collect().item())
-        lines = scan(folder / "lines.parquet")
-        lines = lines.select(pl.col("user").cast(pl.String).alias("entity"), "item", bought="day")
-        wanted = wanted.filter(pl.col("day") + horizon <= known)
-        later = wanted.lazy().join(lines, on="entity").filter(pl.col("bought") > pl.col("day"))
-        later = later.filter(pl.col("bought") <= pl.col("day") + horizon)
-        lists = later.group_by("entity", "day").agg(pl.col("item").unique().sort()).collect()
-        found = wanted.join(lists, on=["entity", "day"], how="left").with_columns(pl.col("item").fill_null([]))
-        return found.iter_rows()
+        """The items that each user bought, in the order of their ids; none for a user who bought nothing.
+
+        After a served list (`at`) come the purchases of later days, and those of its own day whose moment is known and later.
+        Orders without dates join only served lists, through the purchases that the server received.
+        """
+        dated, horizon = section.features.order is None, pl.duration(days=section.features.horizon_days)
+        known = min(as_of, scan(folder / "known.parquet").collect().item()) if dated else as_of
+        lines = scan(folder / "lines.parquet").select(pl.col("user").cast(pl.String).alias("entity"), "item", bought="day")
+        moment = pl.col("at") if "at" in wanted.columns else pl.lit(None, pl.Datetime("us", "UTC"))
+        wanted = wanted.with_columns(at=moment).filter(pl.col("day") + horizon <= known)
+        wanted = wanted if dated else wanted.drop_nulls("at")
+        after = _received(tables, lines, dated).join(wanted.lazy(), on="entity").filter(pl.col("moment") > pl.col("at"))
+        if dated:
+            day, bought = pl.col("day"), pl.col("bought")
+            later = lines.join(wanted.lazy(), on="entity").filter(bought > day, bought <= day + horizon)
+            after = pl.concat([after.filter(bought == day).select(later.collect_schema().names()), later])
+        else:
+            after = after.filter(pl.col("moment") <= pl.col("at") + horizon)
+        key = ["entity", "day", "at"]
+        lists = after.group_by(key).agg(pl.col("item").unique().sort()).collect()
+        found = wanted.join(lists, on=key, how="left", nulls_equal=True).with_columns(pl.col("item").fill_null([]))
+        return [(entity, at or day, items) for entity, day, at, items in found.select(*key, "item").iter_rows()]
 
     def as_predicted(self, rows: pl.DataFrame, section: Recommend) -> pl.DataFrame:
         """`prediction`: the primary metric of the list, null for a user who bought nothing."""
@@ -183,6 +196,17 @@ def _ndcg_lost(items: Any, bought: Any) -> float:
     gains = [1 / np.log2(place + 2) for place in range(len(items))]
     hits = sum(gain for gain, item in zip(gains, items, strict=True) if str(item) in wanted)
     return 1 - float(hits / sum(gains[: len(wanted)]))
+
+
+def _received(tables: Mapping[str, Path], lines: pl.LazyFrame, dated: bool) -> pl.LazyFrame:
+    """The purchases of the server whose moment is known, if the features hold them too: entity, item, bought and moment."""
+    path, item = tables.get(RECEIVED), lines.collect_schema()["item"]
+    received = scan(path) if path else pl.LazyFrame()
+    if "moment" not in received.collect_schema():
+        return lines.with_columns(moment=pl.lit(None, pl.Datetime("us", "UTC"))).clear()
+    columns = pl.col("user").alias("entity"), pl.col("item").cast(item, strict=False), pl.col("day").alias("bought"), "moment"
+    held = ["entity", "item", *(["bought"] if dated else [])]
+    return received.drop_nulls("moment").select(*columns).join(lines.select(held), on=held, how="semi")
 
 
 def _items(rows: pl.DataFrame) -> str | None:

@@ -245,7 +245,10 @@ class ListBuilder:
     def _joined(self, asked: list[Any], lists: "list[ComposedList]", settings: ListSettings) -> RecommendedLists:
         sizes = np.array([len(each.item) for each in lists], np.int64)
         item, score, source = (np.concatenate([getattr(each, name) for each in lists]) for name in ("item", "score", "source"))
-        row = np.repeat(np.arange(len(lists)), sizes)
+        row, chances = (
+            np.repeat(np.arange(len(lists)), sizes),
+            [each.propensity for each in lists if each.propensity is not None],
+        )
         return RecommendedLists(
             row=row,
             rank=np.arange(len(row)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + 1,
@@ -260,6 +263,7 @@ class ListBuilder:
             ),
             as_of=to_date(self.day),
             learned=to_date(self.learned),
+            propensity=np.concatenate(chances) if len(chances) == len(lists) else None,
         )
 
 

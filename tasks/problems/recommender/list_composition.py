@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from evergreen.tasks.config.params import ListRules, Lists
+from evergreen.tasks.problems.recommender import propensities
 from evergreen.tasks.problems.recommender.candidate_sources import SOURCES
 from evergreen.tasks.problems.recommender.estimators import Ranked
 from evergreen.tasks.problems.recommender.item_catalogue import ItemCatalogue
@@ -104,14 +105,14 @@ class Composer:
         if len(self.settings.promoted) and rules.promote_share:
             pool = pool.and_then(self.settings.promoted, np.full(len(self.settings.promoted), np.nan), PROMOTED)
         explored = self._explored(own, pool)
-        if explored is not None and len(explored[0]):
-            pool = pool.and_then(explored[0], np.full(len(explored[0]), np.nan), EXPLORE)
+        if explored is not None and len(explored.item):
+            pool = pool.and_then(explored.item, np.full(len(explored.item), np.nan), EXPLORE)
         if masks := self._allowed(pool.item, own):
             pool = pool.where(np.logical_and.reduce([mask for _, mask in masks]))
         wants, held = list[Want](), None
         if explored is not None:
             held = pool.source == EXPLORE
-            wants.append((held, explored[1]))
+            wants.append((held, explored.due))
         if len(self.settings.promoted) and rules.promote_share:
             wants.append((codes(pool.item, np.sort(self.settings.promoted)) >= 0, places(rules.promote_share, self.settings.k)))
         if rules.discover_share or answers.show == "blend":
@@ -123,23 +124,28 @@ class Composer:
                 wants += [(new, due), (~new, [place + 1 - count for place, count in enumerate(due)])]
         kind = self.catalogue.category[pool.item] if rules.max_per_category or answers.diversity else pool.item
         chosen = choose(kind, self.settings.k, rules.max_per_category, answers.diversity, wants, held)
-        return ComposedList(pool.item[chosen], pool.score[chosen], pool.source[chosen])
+        made = ComposedList(pool.item[chosen], pool.score[chosen], pool.source[chosen])
+        if explored is not None:
+            drawn = (made.source == EXPLORE).tolist()
+            made.propensity = propensities.of_list(drawn, explored.chance, answers.explore, self.settings.k)
+        return made
 
-    def _explored(self, own: OwnItems, pool: Pool) -> tuple[np.ndarray, list[int]] | None:
-        """New products for this user on this day, and how many of the first n places are theirs. None: no exploration."""
+    def _explored(self, own: OwnItems, pool: Pool) -> "Exploration | None":
+        """New products for this user on this day. None: no exploration."""
         if not self.settings.lists.explore or self.settings.lists.show == "rebuy":
             return None
         draw = np.random.default_rng([zlib.crc32(str(own.user).encode()), self.settings.seed, max(self.day, 0)])
         due = drawn_places(self.settings.lists.explore, self.settings.k, draw.random())
         items, starts = self.catalogue.pool(self.settings.lists.explore_users)
         if not due[-1] or not len(items):
-            return NONE, due
-        mine = np.concatenate([pool.item[: self.settings.k], own.bought, own.rare])
-        tried = _drawn(draw, items, starts, self.catalogue.category[own.column], 8 * due[-1] + 8)
-        tried = tried[codes(tried, distinct(mine)) < 0]
-        if masks := self._allowed(tried, own):
-            tried = tried[np.logical_and.reduce([mask for _, mask in masks])]
-        return tried[: due[-1]], due
+            return Exploration(NONE, due, [])
+        mine = np.concatenate([pool.item, own.bought, own.rare])
+        allowed = codes(items, distinct(mine)) < 0
+        allowed = np.logical_and.reduce([allowed, *(mask for _, mask in self._allowed(items, own))])
+        shares = propensities.pool_shares(starts, self.catalogue.category[own.column])
+        tried = _drawn(draw, shares, 8 * due[-1] + 8)
+        tried = tried[allowed[tried]][: due[-1]]
+        return Exploration(items[tried], due, propensities.draw_chances(tried, shares, allowed).tolist())
 
     def fill(self, pool: Pool) -> Pool:
         """`pool`, then the rest of the catalogue, what is popular first."""
@@ -159,6 +165,17 @@ class Composer:
         return costs
 
 
+@dataclass(frozen=True, eq=False)
+class Exploration:
+    """New products that were drawn for one list."""
+
+    item: np.ndarray
+    due: list[int]
+    """How many of the first n places are theirs."""
+    chance: list[float]
+    """Of each draw, given those before it."""
+
+
 @dataclass(eq=False)
 class ComposedList:
     item: np.ndarray
@@ -167,6 +184,8 @@ class ComposedList:
     explanation: list[str] = field(default_factory=list)
     costs: dict[str, int] | None = None
     """Set where the list is shorter than asked for."""
+    propensity: list[float] | None = None
+    """Of each item, with exploration (see propensities)."""
 
 
 NONE = np.zeros(0, np.int64)
@@ -191,13 +210,8 @@ def append_deeper(pool: Pool, deep: Pool) -> Pool:
     return Pool(*(np.concatenate([ours, theirs[fresh]]) for ours, theirs in parts))
 
 
-def _drawn(draw: np.random.Generator, items: np.ndarray, starts: np.ndarray, mine: np.ndarray, count: int) -> np.ndarray:
-    """Up to `count` of `items` (category after category from `starts`), each once: a category as often as it is in `mine`."""
-    sizes = np.diff(starts)
-    weight = np.bincount(mine, minlength=len(sizes)) * (sizes > 0)
-    if not weight.any():
-        return items[draw.permutation(len(items))[:count]]
-    sums = np.cumsum(weight)
-    kind = np.searchsorted(sums, draw.integers(0, sums[-1], count), side="right")
-    tried = items[starts[kind] + (draw.random(count) * sizes[kind]).astype(np.int64)]
-    return np.array(list(dict.fromkeys(tried.tolist())), np.int64)
+def _drawn(draw: np.random.Generator, shares: np.ndarray, count: int) -> np.ndarray:
+    """Up to `count` different places in a pool, in the order in which they were drawn by `shares`."""
+    sums = np.cumsum(shares)
+    tried = np.searchsorted(sums, draw.random(count) * sums[-1], side="right")
+    return np.array(list(dict.fromkeys(np.minimum(tried, len(shares) - 1).tolist())), np.int64)

@@ -102,9 +102,13 @@ class RecommendedLists:
     """The last day of the histories that count."""
     learned: date
     """The model's last day of training data; if it is after `as_of`, the model has seen later purchases."""
+    propensity: np.ndarray | None = None
+    """The chance of each item at its rank (see propensities); None without exploration."""
 
     def frame(self, users: pl.Series, item: str, explain: bool) -> pl.DataFrame:
-        """user (named and typed as `users`, one per list), rank, item, score and source; with `explain` also explanation."""
+        """user (named and typed as `users`, one per list), rank, item, score and source; with exploration also propensity, with
+        `explain` also explanation."""
         columns = {"rank": self.rank, item: self.item, "score": self.score, "source": self.source}
+        columns |= {} if self.propensity is None else {"propensity": self.propensity}
         found = pl.DataFrame({users.name: users.gather(self.row), **columns}).with_columns(pl.col("score").fill_nan(None))
         return found.with_columns(pl.Series("explanation", self.explanation, pl.String)) if explain else found

@@ -7,12 +7,11 @@ from datetime import date
 import polars as pl
 
 from evergreen.tasks.config.params import Interactions
+from evergreen.tasks.data.received_events import RECEIVED
 from evergreen.tasks.problems.recommender.item_catalogue import allowed
 
 log = logging.getLogger(__name__)
 
-RECEIVED = "events@"
-"""Their name among the tables of a recommender: user, basket, item and place as text, and day."""
 ENOUGH = 0.5
 """Received purchases move the last known day if at least this share of the usual number of users is in them."""
 

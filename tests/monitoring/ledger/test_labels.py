@@ -360,6 +360,17 @@ def test_purchases_of_users_are_the_labels_of_their_lists(world, known, ledger):
     assert ledger.read("recommend").rows["label"].to_list() == [*wanted, []]
 
 
+def test_a_served_list_gets_the_purchases_after_its_moment_by_the_local_day(world, known, ledger):
+    """At 15:30 UTC it is the next day in Tokyo."""
+    as_of = known.project.as_of
+    at = datetime.combine(as_of - timedelta(days=29), time(15, 30), UTC)
+    ledger.append([Prediction("p", "recommend", 1, "champion", at, "6", None, {}, {"items": [1003]})])
+    tokyo = {name: each.model_copy(update={"local_timezone": "Asia/Tokyo"}) for name, each in known.ingest.items()}
+    assert labels.collect(known.model_copy(update={"ingest": tokyo}), "recommend", Layout(world.folder), ledger, as_of) == 1
+    lines = world.frames["lines"].filter(pl.col("user") == 6, pl.col("day") > as_of - timedelta(days=28))
+    assert ledger.read("recommend").rows["label"].to_list() == [sorted(lines["item"].unique())]
+
+
 def test_nothing_is_looked_up_where_nothing_can_be(world, known, ledger, tmp_path):
     scored(ledger, "segments", [1], known.project.as_of - timedelta(days=60))
     assert labels.collect(known, "segments", Layout(world.folder), ledger, known.project.as_of) == 0

@@ -7,9 +7,11 @@ import pytest
 
 from evergreen.tasks.config.params import Recommend
 from evergreen.tasks.core.errors import SourceError
+from evergreen.tasks.data.received_events import RECEIVED
 from evergreen.tasks.problems.recommendation.predictions import PREDICTIONS
 from tests.contracts import LabelledContract
 
+MOMENT = pl.Datetime("us", "UTC")
 FEATURES = {"table": "t", "user": "u", "item": "i", "basket": "b", "horizon_days": 7}
 SECTION = Recommend.model_validate({"question": "?", "features": FEATURES, "pipeline": {"k": 2}})
 
@@ -46,6 +48,45 @@ def test_labels_are_what_was_bought_once_the_horizon_is_over(tmp_path):
     days = [date(2024, 5, 1), date(2024, 5, 8), date(2024, 5, 3), date(2024, 5, 9)]
     pl.DataFrame({"user": [1] * 4, "item": [4, 9, 7, 8], "day": days}).write_parquet(tmp_path / "lines.parquet")
     assert found() == [("1", date(2024, 5, 1), [7, 9]), ("2", date(2024, 5, 1), [])]
+
+
+NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+NIGHT = datetime(2024, 5, 1, 23, 30, tzinfo=UTC)
+
+
+def write_purchases(folder, *bought: tuple[int, str, date, datetime | None]) -> dict:
+    """Purchases of user 1, all of them received by the server. Returns the tables."""
+    pl.DataFrame({"day": [date(2024, 5, 30)]}).write_parquet(folder / "known.parquet")
+    lines = pl.DataFrame(bought, schema={"user": pl.Int64, "item": pl.String, "day": pl.Date, "moment": MOMENT}, orient="row")
+    lines.drop("moment").write_parquet(folder / "lines.parquet")
+    received = lines.with_columns(pl.col("user").cast(pl.String))
+    more = pl.DataFrame({"user": ["1"], "item": ["fuel"], "day": [date(2024, 5, 1)], "moment": [NIGHT]}, received.schema)
+    pl.concat([received, more]).write_parquet(folder / "received.parquet")
+    return {RECEIVED: folder / "received.parquet"}
+
+
+def test_after_a_served_list_come_purchases_whose_moment_is_later_and_those_of_later_days(tmp_path):
+    """An item that the features leave out, such as fuel, is no label."""
+    day, next_day = date(2024, 5, 1), date(2024, 5, 2)
+    bought = (1, "before", day, NOON.replace(hour=11)), (1, "after", day, NIGHT), (1, "some time", day, None)
+    tables = write_purchases(tmp_path, *bought, (1, "later", next_day, None))
+    wanted = pl.DataFrame({"entity": ["1"] * 2, "day": [day] * 2, "at": [NOON, None]}, schema_overrides={"at": MOMENT})
+    found = PREDICTIONS.find_labels(wanted, SECTION, tables, {}, tmp_path, date(2024, 5, 31))
+    assert found == [("1", NOON, ["after", "later"]), ("1", day, ["later"])]
+    assert next(iter(PREDICTIONS.find_labels(wanted, SECTION, {}, {}, tmp_path, date(2024, 5, 31)))) == ("1", NOON, ["later"])
+
+
+def test_orders_without_dates_join_served_lists_by_the_moment_of_their_receipt(tmp_path):
+    """The days of such orders move with each ingest."""
+    features = {name: each for name, each in FEATURES.items() if name != "horizon_days"}
+    features |= {"order": "number", "horizon_orders": 1, "days_per_order": 7}
+    section = Recommend.model_validate({"question": "?", "features": features})
+    late, day = NOON.replace(day=9), date(2024, 5, 30)
+    tables = write_purchases(tmp_path, (1, "new", day, NIGHT), (1, "old", day, None), (1, "too late", day, late))
+    asked = {"entity": ["1"] * 2, "day": [date(2024, 5, 1)] * 2, "at": [NOON, None]}
+    wanted = pl.DataFrame(asked, schema_overrides={"at": MOMENT})
+    found = PREDICTIONS.find_labels(wanted, section, tables, {}, tmp_path, date(2024, 5, 31))
+    assert found == [("1", NOON, ["new"])]
 
 
 def test_a_rare_item_makes_a_list_less_popular(tmp_path):

@@ -219,6 +219,23 @@ def test_exploration_keeps_the_rules_and_stays_out_of_what_is_bought_again(shop)
     assert "explore" not in ask(shop, *range(1, 100), explore=0.3, rules={"exclude_categories": ["AISLE 0"]}).source
 
 
+def test_a_list_with_exploration_has_the_chance_of_each_item(shop):
+    found = ask(shop, *range(1, 241), k=4, explore=0.3)
+    assert found.propensity is not None
+    chance, drawn = found.propensity.reshape(-1, 4), np.array(found.source).reshape(-1, 4) == "explore"
+    assert drawn.sum(axis=1).min() == 1  # 1.2 places of 4
+    second = drawn[:, 1]
+    assert second.mean() == pytest.approx(0.2, abs=0.08)
+    assert chance[~second, 1] == pytest.approx(0.8)
+    assert chance[second, 1] == pytest.approx(0.2 / len(NEW), abs=0.02)
+    assert (
+        found.frame(pl.Series("user", range(1, 241)), "item", explain=False)["propensity"].to_list()
+        == found.propensity.tolist()
+    )
+    assert ask(shop, 17, show="rebuy", explore=0.3).propensity is None
+    assert ask(shop, 17).propensity is None
+
+
 EVEN = [1000, 1001, 1024, 1025, 1048]
 
 
