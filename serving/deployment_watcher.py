@@ -22,8 +22,8 @@ from evergreen.serving.rollout_counts import RolloutCounts
 from evergreen.serving.serving_set import M, RequestCounter, ServingSet
 from evergreen.serving.version_loader import NotLoadedError, VersionLoader
 from evergreen.tasks.config.params import Params
-from evergreen.tasks.core.errors import EvergreenError, ProjectError
-from evergreen.tasks.release.deployments import MOVES, rollback_target
+from evergreen.tasks.core.errors import EvergreenError, ModelError, ProjectError
+from evergreen.tasks.release.deployments import MOVES, Deployment, describe_replaced, rollback_target
 from evergreen.tasks.release.rollout_state import RolloutState, fold
 from evergreen.tasks.release.rollouts import Rollouts
 from evergreen.tasks.release.server_reports import ServerReport
@@ -48,6 +48,7 @@ class DeploymentWatcher(Generic[M]):
     """The serving sets of all problems in `params`. `load` reads a version of a problem into memory; it may take seconds.
 
     `ledger`: for judging the quality of a rollout as labels arrive; None: only `evergreen monitor` judges quality.
+    `journal_failing_since`: since when this server cannot write predictions, for its reports.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class DeploymentWatcher(Generic[M]):
         rollouts: Rollouts,
         load: Callable[[str, int], M],
         ledger: "Ledger | None" = None,
+        journal_failing_since: Callable[[], datetime | None] = lambda: None,
     ) -> None:
         self._params, self._registry, self._rollouts, self._ledger = params, registry, rollouts, ledger
         self.server = f"{socket.gethostname()[:40]} {os.getpid()} {uuid.uuid4().hex[:6]}"
@@ -65,10 +67,12 @@ class DeploymentWatcher(Generic[M]):
         """Problem -> why its deployed version does not serve."""
         self.read_at: datetime | None = None
         """When the decisions were last read, UTC."""
+        self._journal_failing_since = journal_failing_since
         self.active_rollouts: dict[str, RolloutState] = {}
         """Problem -> its rollout."""
         self._sets: dict[str, ServingSet[M]] = {}
-        self._versions = VersionLoader(load)
+        self._load, self._moves = load, dict[tuple[str, int], Deployment]()
+        self._versions = VersionLoader(self._load_deployed)
         self._counts = RolloutCounts(rollouts, self.server)
         self._handled: dict[str, int] = {}
         self._to_preload: dict[str, int] = {}
@@ -150,7 +154,9 @@ class DeploymentWatcher(Generic[M]):
         """Bring the serving set of one problem in line with its decisions."""
         rows = self._rollouts.deployments.numbered(problem)
         rollout = fold(rows)
-        champions = [row.version for _, row in rows if row.action in MOVES]
+        moves = [row for _, row in rows if row.action in MOVES]
+        self._moves |= {(problem, row.version): row for row in moves}
+        champions = [row.version for row in moves]
         if champions:
             self._set_champion(problem, champions[-1])
         serving = self._sets.get(problem)
@@ -169,6 +175,13 @@ class DeploymentWatcher(Generic[M]):
         self._evict(problem, {*champions[-2:], *([previous] if previous else [])}, wanted)
         self._handled[problem] = rows[-1][0] if rows else 0
         self._report(problem)
+
+    def _load_deployed(self, problem: str, version: int) -> M:
+        """Load a version. Raises ModelError where the registry has another model under the number of a former deployment."""
+        move = self._moves.get((problem, version))
+        if move and (reason := describe_replaced(self._registry, move)):
+            raise ModelError(reason)
+        return self._load(problem, version)
 
     def _set_champion(self, problem: str, version: int) -> None:
         """Let `version` serve as champion, or note why the old one stays."""
@@ -240,7 +253,7 @@ class DeploymentWatcher(Generic[M]):
             self._rollouts.deployments.update_alias(self._registry, problem)
 
     def _report(self, problem: str) -> None:
-        serving = self._sets.get(problem)
+        serving, since = self._sets.get(problem), self._journal_failing_since()
         self._rollouts.reports.write(
             ServerReport(
                 server=self.server,
@@ -248,6 +261,7 @@ class DeploymentWatcher(Generic[M]):
                 champion=serving.champion.version if serving else None,
                 candidate=serving.candidate.version if serving and serving.candidate else None,
                 error=self.errors.get(problem),
+                journal=since.isoformat(timespec="seconds") if since else None,
                 at=datetime.now(UTC),
             )
         )

@@ -16,9 +16,8 @@ from evergreen.flows.cli.common import (
 
 def status(*, root: Path, as_json: bool) -> None:
     """The champion of each problem with its score, and the newest decision."""
-    from evergreen.flows import settings
+    from evergreen.flows.operations import state_checks
     from evergreen.flows.operations import status as results
-    from evergreen.monitoring.ledger import refused_rows
 
     place = find(root)
     rows = results.rows(place, read_params(place).problems)
@@ -31,9 +30,9 @@ def status(*, root: Path, as_json: bool) -> None:
                 say(f"{row.problem}: serves without a compiled model ({row.compiled.removeprefix('no: ')})")
             if row.rollout:
                 say(f"{row.problem}: {row.rollout}")
-        spool = settings.spool_folder(place)
-        if refused := refused_rows.count(spool):
-            say(f"{refused:,} predictions could not be stored; {spool / refused_rows.FILE} has them, with reasons")
+        for each in (state_checks.check_journal(place), state_checks.check_lag(place)):
+            if not each.ok:
+                say(f"{each.subject}: {each.found}; {each.advice}")
 
 
 def print_champions(rows: Any) -> None:

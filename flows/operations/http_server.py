@@ -220,7 +220,9 @@ def application(layout: Layout, params: Params, host: str, status: Path | None =
         source = text_values.source(params, problem, layout)
         return model_loading.load(params, layout, registry, events, problem, version, text_values.readers(source), source)
 
-    watcher = DeploymentWatcher(params, registry, settings.rollouts(layout), load_model, ledger)
+    watcher = DeploymentWatcher(
+        params, registry, settings.rollouts(layout), load_model, ledger, lambda: spool and spool.failing_since
+    )
     watcher.start()
     access = AccessControl(params.serve, host, settings.keys(layout))
     access.start()

@@ -49,4 +49,10 @@ def describe(rollouts: "Rollouts", problem: str) -> str | None:
 
 def server_errors(servers: "Iterable[ServerReport]") -> list[str]:
     """Distinct errors of servers that cannot serve what they should."""
-    return list(dict.fromkeys(f"a server reports: {each.error}" for each in servers if each.error))
+    found = [f"a server reports: {each.error}" for each in servers if each.error]
+    found += [
+        f"{each.server} reports: predictions wait in memory since {each.journal}, its disk takes none"
+        for each in servers
+        if each.journal
+    ]
+    return list(dict.fromkeys(found))

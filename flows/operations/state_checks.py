@@ -6,6 +6,7 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ PARTS = ("data", "models", "reports", "var", ".dvc")
 """Folders of a project that hold its state."""
 FILES = ("params.yaml", "dvc.yaml", "dvc.lock")
 REPAIR = "evergreen doctor --repair"
+MAX_LAG = timedelta(minutes=1)
+"""A server writes predictions into the ledger every second."""
 SHOWN = 3
 """Most paths that a finding names."""
 
@@ -43,6 +46,8 @@ def examine(layout: Layout, params: Params) -> Iterator[Finding]:
     databases = check_databases(layout)
     yield databases
     yield check_journal(layout)
+    yield check_journal_records(layout)
+    yield check_lag(layout)
     yield check_outputs(layout)
     if databases.ok:
         for problem in params.problems:
@@ -108,6 +113,28 @@ def check_journal(layout: Layout) -> Finding:
     return Finding("journal", True, "writable", "")
 
 
+def check_journal_records(layout: Layout) -> Finding:
+    """Whether the numbers beside the journal can be read; a power loss may empty them."""
+    from evergreen.monitoring.ledger import spool_records
+
+    folder = settings.spool_folder(layout)
+    damaged = [layout.relative(path) for path in spool_records.find_damaged(folder)]
+    return Finding(
+        "journal counts", not damaged, _listed(damaged, "is damaged", "whole"), REPAIR, lambda: spool_records.rebuild(folder)
+    )
+
+
+def check_lag(layout: Layout) -> Finding:
+    """Whether the predictions of servers reach the ledger."""
+    from evergreen.monitoring.ledger import spool_records
+
+    lag = spool_records.find_lag(settings.spool_folder(layout))
+    if lag is None or datetime.now(UTC) - lag.oldest < MAX_LAG:
+        return Finding("journal lag", True, "none", "")
+    found = f"{lag.bytes / 2**20:.1f} MB of predictions since {lag.oldest:%Y-%m-%d %H:%M} UTC are not in the ledger"
+    return Finding("journal lag", False, found, "look for `cannot be drained` in the server's log, or run evergreen monitor")
+
+
 def check_outputs(layout: Layout) -> Finding:
     """Whether the recorded outputs of the steps are there, and their tables whole."""
     lock = layout.root / "dvc.lock"
@@ -133,6 +160,9 @@ def check_champion(layout: Layout, problem: str) -> Finding:
         assert number is not None
         if not settings.has_registry(layout) or settings.registry(layout).version(problem, number) is None:
             return Finding(subject, False, f"v{number} is not in MLflow's store", f"evergreen train {problem}")
+        if replaced := settings.deployments(layout).replaced(settings.registry(layout), problem):
+            advice = f"copy var/mlflow.db and var/artifacts from the backup of var/evergreen.db, or evergreen train {problem}"
+            return Finding(subject, False, replaced, advice)
         damage = settings.registry(layout).damage(problem, number)
     except EvergreenError as error:
         return Finding(subject, False, str(error), "mend what the line says")

@@ -43,6 +43,7 @@ MAX_WAITING = 50_000
 OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
 RETURNED, WRITTEN, END = range(3)
 """Numbers of a counter: predictions put, lines written, and the length of the newest segment at that time."""
+COUNTER_BYTES = 24
 
 
 class Spool:
@@ -190,8 +191,8 @@ class _Counter:
     """Three numbers in a memory-mapped file. The file is locked while its writer runs."""
 
     def __init__(self, path: Path, create: bool = False) -> None:
-        self._file = _create_locked(path, bytes(24)) if create else os.open(path, os.O_RDWR)
-        self._memory = mmap.mmap(self._file, 24)
+        self._file = _create_locked(path, bytes(COUNTER_BYTES)) if create else os.open(path, os.O_RDWR)
+        self._memory = mmap.mmap(self._file, COUNTER_BYTES)
         self.numbers = memoryview(self._memory).cast("Q")
 
     def close(self) -> None:
@@ -225,12 +226,12 @@ def backlog_bytes(folder: Path) -> int:
     total = 0
     for path in folder.glob("*.jsonl"):
         with suppress(FileNotFoundError):  # drained meanwhile
-            total += path.stat().st_size - _progress(path)
+            total += path.stat().st_size - progress(path)
     return total
 
 
 def _drain_segment(path: Path, ledger: "Ledger") -> int:
-    new, position = 0, _progress(path)
+    new, position = 0, progress(path)
     with path.open("rb") as file:
         file.seek(position)
         lines = list[bytes]()
@@ -269,7 +270,7 @@ def _progress_file(path: Path) -> Path:
     return path.with_suffix(".done")
 
 
-def _progress(path: Path) -> int:
+def progress(path: Path) -> int:
     """Bytes of `path` that were drained. A damaged record counts as none: the ledger recognises what it has."""
     with suppress(FileNotFoundError, ValueError):
         position = int(_progress_file(path).read_text())

@@ -44,9 +44,11 @@ TABLE = sa.Table(
     sa.Column("evidence", sa.JSON, nullable=False),
     sa.Column("previous", sa.Integer),
     sa.Column("after", sa.Integer),
+    sa.Column("sha256", sa.String(64)),
     sa.UniqueConstraint("problem", "after"),
 )
-"""`after`: number of the decision before it on what serves, 0 for the first; null for a refusal."""
+"""`after`: number of the decision before it on what serves, 0 for the first; null for a refusal.
+`sha256`: of the model file, where the decision made a version champion."""
 FIELDS = [column for column in TABLE.columns if column.name not in ("id", "after")]
 Action = Literal["deploy", "refuse", "rollback", "begin", "step", "pause", "resume", "promote", "abort"]
 MOVES = ("deploy", "rollback", "promote")
@@ -70,6 +72,8 @@ class Deployment(Section):
     """The verdict's fields, and what a rollout was judged on; empty for a person's decision. Undefined numbers are None."""
     previous: int | None
     """The champion before; for an action that moves none, the present champion."""
+    sha256: str | None = None
+    """Of the model file that became champion, by which a registry from another backup is recognised; None: not recorded."""
 
 
 class Deployments:
@@ -100,15 +104,15 @@ class Deployments:
                 return self._refuse(made, verdict.reason)
             if reason := self.barred(problem, version):
                 return self._refuse(made, reason)
-            if self._try_move(registry, made, _newest(rows)):
-                return made
+            if moved := self._try_move(registry, made, _newest(rows)):
+                return moved
 
     def try_promote(
         self, registry: "Registry", problem: str, version: int, after: int, by: str, reason: str, evidence: Mapping[str, Any]
     ) -> Deployment | None:
         """End a rollout whose newest row is `after` by making `version` champion; None if another process acted on it first."""
         made = make_decision(problem, version, "promote", by, reason, self.champion(problem), evidence)
-        return made if self._try_move(registry, made, after) else None
+        return self._try_move(registry, made, after)
 
     def try_append(self, made: Sequence[Deployment], after: int) -> bool:
         """Write decisions of one problem, all or none, if `after` is still its newest that changes what serves (0: none yet).
@@ -172,8 +176,8 @@ class Deployments:
             if target == champion:
                 return _arrival(rows)
             made = make_decision(problem, target, "rollback", by, reason, champion)
-            if self._try_move(registry, made, _newest(rows)):
-                return made
+            if moved := self._try_move(registry, made, _newest(rows)):
+                return moved
 
     def update_alias(self, registry: "Registry", problem: str) -> None:
         """Move the registry's alias to the champion of the record. An empty record adopts the alias that it finds.
@@ -206,6 +210,11 @@ class Deployments:
         named = registry.version(problem, "champion")
         return moves[-1] if moves and (named is None or named.version != moves[-1].version) else None
 
+    def replaced(self, registry: "Registry", problem: str) -> str | None:
+        """How the champion's entry in the registry differs from the model that was deployed; None: it does not."""
+        moves = _moves(self.history(problem))
+        return describe_replaced(registry, moves[-1]) if moves else None
+
     def history(self, problem: str, at: datetime | None = None) -> list[Deployment]:
         """Every decision up to `at` (inclusive; a naive moment counts as UTC), oldest first."""
         wanted = [TABLE.c.problem == problem]
@@ -220,13 +229,13 @@ class Deployments:
         moves = _moves(self.history(problem, at))
         return moves[-1].version if moves else None
 
-    def _try_move(self, registry: "Registry", made: Deployment, after: int) -> bool:
-        """Write a move of the champion, then move the alias; False if another process acted on `after` first."""
-        registry.require(made.problem, made.version)
-        if not self.try_append([made], after):
-            return False
+    def _try_move(self, registry: "Registry", made: Deployment, after: int) -> Deployment | None:
+        """Write a move of the champion, then move the alias; None if another process acted on `after` first."""
+        moved = made.model_copy(update={"sha256": registry.require(made.problem, made.version).tags.get("sha256")})
+        if not self.try_append([moved], after):
+            return None
         self.update_alias(registry, made.problem)
-        return True
+        return moved
 
     def _set_alias(self, registry: "Registry", problem: str, champion: int) -> None:
         """Move the alias champion; the version loses the alias challenger."""
@@ -300,6 +309,18 @@ def make_decision(
         reason=reason,
         evidence=dict(evidence or {}),
         previous=previous,
+    )
+
+
+def describe_replaced(registry: "Registry", move: Deployment) -> str | None:
+    """How the registry's entry of a version differs from the one that `move` deployed; None: it does not."""
+    found = registry.version(move.problem, move.version) if move.sha256 else None
+    named = found.tags.get("sha256") if found else None
+    if named is None or move.sha256 is None or named == move.sha256:
+        return None
+    return (
+        f"v{move.version} in the registry is another model than v{move.version} that was deployed on {move.at:%Y-%m-%d} "
+        f"(sha256 {named[:12]}, not {move.sha256[:12]}): one of both comes from another backup"
     )
 
 

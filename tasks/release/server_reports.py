@@ -43,6 +43,7 @@ SERVERS = sa.Table(
     sa.Column("champion", sa.Integer),
     sa.Column("candidate", sa.Integer),
     sa.Column("error", sa.Text),
+    sa.Column("journal", sa.Text),
     sa.Column("at", sa.DateTime(timezone=True), nullable=False),
 )
 SERVER_TIMEOUT = timedelta(seconds=60)
@@ -106,6 +107,8 @@ class ServerReport(Section):
     """The rollout's candidate that it has loaded."""
     error: str | None
     """Why it does not serve the expected version."""
+    journal: str | None = None
+    """Since when predictions wait in its memory (ISO format, UTC), because its disk takes none; None: it takes them."""
     at: datetime
     """UTC."""
 

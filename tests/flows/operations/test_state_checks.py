@@ -2,14 +2,18 @@
 
 import os
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from evergreen.flows import settings, steps
 from evergreen.flows.operations import doctor, state_checks, status
+from evergreen.monitoring.ledger.spool import Spool, drain
+from evergreen.serving.deployment_watcher import DeploymentWatcher
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.release.server_reports import ServerReport
 from tests import projects
 
 PROBLEM = "dear"
@@ -140,3 +144,50 @@ def test_repair_leaves_alone_what_needs_a_person(shop: Layout):
     model.write_bytes(b"other")
     assert doctor.repair(state_checks.examine(shop, load(shop.params))) == []
     assert "champion dear" in wrong(shop)
+
+
+def test_a_registry_from_another_backup_is_named_and_no_server_loads_its_version(shop: Layout):
+    registry, decisions = settings.registry(shop), settings.deployments(shop)
+    (move,) = decisions.history(PROBLEM)
+    assert move.sha256 == registry.require(PROBLEM, 1).tags["sha256"]
+    registry._store._client.set_model_version_tag(PROBLEM, "1", "sha256", "0" * 64)
+    found, advice = wrong(shop)["champion dear"]
+    assert found.startswith("v1 in the registry is another model than v1 that was deployed on ")
+    assert "evergreen train dear" in advice
+    watcher = DeploymentWatcher(load(shop.params), registry, settings.rollouts(shop), lambda *given: pytest.fail(str(given)))
+    watcher.update()
+    assert watcher.serving_set(PROBLEM) is None
+    assert "is another model than v1" in watcher.errors[PROBLEM]
+
+
+def test_damaged_numbers_of_the_journal_are_rebuilt_and_no_prediction_is_lost(shop: Layout):
+    folder = settings.spool_folder(shop)
+    spool = Spool(folder)
+    at = datetime.now(UTC) - timedelta(hours=1)
+    for number in range(3):
+        spool.put(f"p{number}", PROBLEM, 1, "champion", at, None, {}, {"prediction": 1})
+    spool.close()
+    (segment,) = folder.glob("*.jsonl")
+    assert "predictions since" in wrong(shop)["journal lag"][0]
+    for name, content in (("lost", b"\0\0"), ("refused", b""), (segment.with_suffix(".done").name, b"9x"), ("1-1.count", b"")):
+        (folder / name).write_bytes(content)
+    (folder / "refused.ndjson").write_bytes(b"{}\n{}\n")
+    assert wrong(shop)["journal counts"][0].endswith(" and 1 more is damaged")
+    assert len(doctor.repair(state_checks.examine(shop, load(shop.params)))) == 1
+    assert wrong(shop)["journal"][0] == "2 predictions were refused"
+    assert "journal counts" not in wrong(shop)
+    assert drain(folder, settings.ledger(shop)) == 3
+    assert "journal lag" not in wrong(shop)
+
+
+def test_status_names_a_server_whose_disk_takes_no_prediction(shop: Layout):
+    reports = settings.rollouts(shop).reports
+    since = datetime(2026, 1, 5, 9, tzinfo=UTC)
+    now = datetime.now(UTC)
+    report = ServerReport(
+        server="a 7", problem=PROBLEM, champion=1, candidate=None, error=None, journal=since.isoformat(), at=now
+    )
+    reports.write(report)
+    assert reports.servers(PROBLEM) == [report]
+    (row,) = status.rows(shop, [PROBLEM])
+    assert row.rollout == "a 7 reports: predictions wait in memory since 2026-01-05T09:00:00+00:00, its disk takes none"
