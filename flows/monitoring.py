@@ -255,11 +255,8 @@ def to_cells(result: MonitoringResult) -> tuple[str, ...]:
 
 
 def _format_score(found: Performance, estimate: Estimate) -> str:
-    if estimate.score is None:
-        return estimate.reason or ""
-    prefix = "" if estimate is found.expected else "realised " if estimate is found.realised else "estimated "
-    interval = "" if estimate.low is None or estimate.high is None else f" [{estimate.low:.4g}, {estimate.high:.4g}]"
-    return f"{prefix}{found.metric} {estimate.score:.4g}{interval}"
+    source = "realised " if estimate is found.realised else "" if estimate is found.expected else "estimated "
+    return f"{source if estimate.score is not None else ''}{estimate.describe(found.metric)}"
 
 
 # The flow

@@ -61,7 +61,12 @@ def cohorts(
         for each in found
     ]
     metric = kind.metrics[0].name
-    print_table(("week of", "version", "predictions", "matured", metric, "estimated", "estimation error"), cells)
+    more = list(dict.fromkeys(name for each in found if each.score for name in each.score.more))
+    cells = [
+        (*cell, *(_score(each.score and each.score.more.get(name)) for name in more))
+        for cell, each in zip(cells, found, strict=True)
+    ]
+    print_table(("week of", "version", "predictions", "matured", metric, "estimated", "estimation error", *more), cells)
     if changed := [each for each in found if each.changed]:
         say(
             f"{len(changed)} of them changed since they were scored; the next monitoring run scores them, or --refresh does now"

@@ -28,6 +28,8 @@ def status(*, root: Path, as_json: bool) -> None:
         for row in rows:
             if row.compiled and row.compiled != "yes":
                 say(f"{row.problem}: serves without a compiled model ({row.compiled.removeprefix('no: ')})")
+            if row.realised:
+                say(f"{row.problem}: realised {row.realised}")
             if row.rollout:
                 say(f"{row.problem}: {row.rollout}")
         for each in (state_checks.check_journal(place), state_checks.check_lag(place)):

@@ -64,6 +64,8 @@ class Row:
     """Whether the champion has a compiled form: yes, or no and why."""
     rollout: str | None = None
     """The rollout in progress, and errors of running servers, in words."""
+    realised: str | None = None
+    """Realised scores of the champion in the newest monitoring run, in words."""
 
 
 def digest(origin: Mapping[str, str], problem: str) -> str:
@@ -198,7 +200,19 @@ def _row(layout: Layout, problem: str, version: "Version | None", decisions: lis
         cpu_seconds=cpu,
         compiled=version.tags.get("compiled"),
         rollout=rollout,
+        realised=_realised(layout, problem, version.version),
     )
+
+
+def _realised(layout: Layout, problem: str, version: int) -> str | None:
+    """None without a realised score of this version."""
+    newest = settings.decision_log(layout).runs(problem, last=1)
+    window = newest[0].decision.window if newest else None
+    found = window.performance if window and window.version == version else None
+    if found is None or found.realised.score is None or found.realised_until is None:
+        return None
+    expected = found.expected.describe(found.metric)
+    return f"{found.realised.describe(found.metric)} up to {found.realised_until:%Y-%m-%d}; expected {expected}"
 
 
 SUFFIXES = {"score": "", "low": "_low", "high": "_high", "baseline": "_baseline"}

@@ -6,6 +6,8 @@ A window holds the predictions of one version from `since` (exclusive) to `until
 from datetime import datetime
 from typing import Literal
 
+from pydantic import Field
+
 from evergreen.tasks.config.base import Section
 
 Aspect = Literal[
@@ -76,6 +78,16 @@ class Drift(Section):
         return tuple(each for each in self.alarms if not each.needs_repair)
 
 
+class Figure(Section):
+    """A further figure beside a score, with its confidence interval."""
+
+    score: float | None
+    low: float | None
+    high: float | None
+    reason: str | None = None
+    """Why there is none, or no interval."""
+
+
 class Estimate(Section):
     """A score with its confidence interval."""
 
@@ -88,6 +100,23 @@ class Estimate(Section):
     """Why there is no score, such as a single class."""
     left_out: str | None = None
     """Labels that it leaves out because they cannot be read, with their predictions."""
+    more: dict[str, Figure] = Field(default_factory=dict)
+    """Name -> further realised figures of the same predictions, such as the hit rate of lists."""
+
+    def describe(self, metric: str) -> str:
+        """The score and the further figures, each with its interval; why there is no score.
+
+        >>> Estimate(score=0.41, low=0.4, high=0.42, rows=900).describe("ndcg")
+        'ndcg 0.41 [0.4, 0.42]'
+        """
+        if self.score is None:
+            return self.reason or ""
+        told = [(metric, self), *((name, each) for name, each in self.more.items() if each.score is not None)]
+        return ", ".join(f"{name} {each.score:.4g}{_interval(each)}" for name, each in told)
+
+
+def _interval(found: Figure | Estimate) -> str:
+    return "" if found.low is None or found.high is None else f" [{found.low:.4g}, {found.high:.4g}]"
 
 
 class Performance(Section):

@@ -5,7 +5,7 @@ import math
 
 import polars as pl
 
-from evergreen.monitoring.ledger.records import Estimate
+from evergreen.monitoring.ledger.records import Estimate, Figure
 from evergreen.monitoring.performance import scoring
 from evergreen.monitoring.performance.scoring import MIN_ROWS, NO_PREDICTIONS, unscored
 from evergreen.tasks.config.params import Problem
@@ -35,14 +35,17 @@ def _score(kind: Labelled, section: Problem, frame: pl.DataFrame, seed: int) -> 
     rows = frame.height
     if rows < MIN_ROWS:
         return unscored(rows, "no label is known yet" if not rows else f"{rows} labels are known; a score needs {MIN_ROWS}")
-    score = kind.primary_score(frame, section)
-    if not math.isfinite(score):
+    scores = kind.realised_scores(frame, section)
+    if not math.isfinite(scores[kind.metrics[0].name]):
         return unscored(rows, kind.why_undefined(frame["label"]))
     some, narrower = scoring.subsample(frame, seed)
-    without = [kind.primary_score(part, section) for (part,) in intervals.leave_out([some], seed, GROUPS)]
-    own = kind.primary_score(some, section) if narrower < 1 else score
-    shrunk = [own + narrower * (each - own) for each in without]
-    low, high, why = intervals.interval(score, shrunk, section.evaluate.confidence, kind.metrics[0].scale)
-    if why:
-        return Estimate(score=score, low=None, high=None, rows=rows, reason=why)
-    return Estimate(score=score, low=low, high=high, rows=rows)
+    without = [kind.realised_scores(part, section) for (part,) in intervals.leave_out([some], seed, GROUPS)]
+    own = kind.realised_scores(some, section) if narrower < 1 else scores
+    found = dict[str, Figure]()
+    for name, score in scores.items():
+        shrunk = [own[name] + narrower * (each[name] - own[name]) for each in without]
+        low, high, why = intervals.interval(score, shrunk, section.evaluate.confidence, kind.scale_of(name))
+        known = None if why else low, None if why else high
+        found[name] = Figure(score=score if math.isfinite(score) else None, low=known[0], high=known[1], reason=why or None)
+    primary = found.pop(kind.metrics[0].name)
+    return Estimate(**primary.model_dump(), rows=rows, more=found)

@@ -41,6 +41,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "map": ("MAP", "Precision averaged over the places of the right items, then over users."),
     "hit_rate": ("Hit rate", "The share of users with at least one right item in their list."),
     "coverage": ("Coverage", "The share of the catalogue that appears in anybody's list."),
+    "coverage_50": ("Items for 50 users", "How many items there are in the lists of 50 users, drawn at random."),
     "novelty": (
         "Novelty",
         "How little known the listed items are, in bits: what half of all users bought has 1, one in a thousand 10.",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from evergreen.monitoring.ledger.records import Change, Decision, Estimate
+from evergreen.monitoring.ledger.records import Change, Decision, Estimate, Figure
 from evergreen.monitoring.report import charts, formatting, time_series
 from evergreen.monitoring.report.charts import Chart
 
@@ -89,6 +89,8 @@ class CohortRow:
     share: float
     """Of 100."""
     score: str
+    more: list[str] = field(default_factory=list)
+    """Further realised figures, in words."""
 
 
 @dataclass(frozen=True)
@@ -253,10 +255,15 @@ def _weekly(cohort: "Cohort") -> CohortRow:
         formatting.share(share),
         round(100 * share, 2),
         _interval(score) if score is not None and score.score is not None else "",
+        [f"{formatting.label(name)} {_interval(each)}" for name, each in _figures(score) if each.score is not None],
     )
 
 
-def _interval(found: Estimate) -> str:
+def _figures(score: Estimate | None) -> list[tuple[str, Figure]]:
+    return list(score.more.items()) if score is not None else []
+
+
+def _interval(found: Estimate | Figure) -> str:
     places = formatting.digits(found.low, found.high)
     text = formatting.number(found.score, places)
     return (

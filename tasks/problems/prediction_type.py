@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import polars as pl
@@ -21,6 +21,9 @@ from evergreen.tasks.config.params import KindName
 from evergreen.tasks.core.columns import texts
 from evergreen.tasks.core.errors import SourceError
 from evergreen.tasks.problems.base import Metric
+
+if TYPE_CHECKING:
+    from evergreen.tasks.core.intervals import Scale
 
 Context = Mapping[str, Any]
 """Facts of training that predictions are compared by, in JSON's types; each kind has its own."""
@@ -184,6 +187,17 @@ class Labelled(PredictionType):
     def primary_score(self, predictions: pl.DataFrame, section: Any) -> float:
         """The primary metric over rows of `as_predicted`."""
         return self.score(predictions, section)[self.metrics[0].name]
+
+    def realised_scores(self, predictions: pl.DataFrame, section: Any) -> dict[str, float]:
+        """Score name -> value over rows of `as_predicted` with label: the primary metric, and what else is told of a week."""
+        return {self.metrics[0].name: self.primary_score(predictions, section)}
+
+    def scale_of(self, score: str) -> "Scale":
+        """The scale of the interval of a realised score."""
+        for each in self.metrics:
+            if each.name == score:
+                return each.scale
+        return "linear"
 
     def why_undefined(self, labels: pl.Series) -> str:
         """Why the primary metric is not defined on rows with these labels."""

@@ -22,6 +22,10 @@ BEYOND_ACCURACY = ("novelty", "diversity", "dissimilarity", "popularity_bias")
 FORMATS = {"novelty": ".2f", "popularity_bias": ".2f"}
 LISTS = {"": False, "_novel": True}
 """Suffix of metrics and columns -> whether the list holds new items only."""
+COVERED = 50
+"""Users whose lists the realised coverage counts, so that weeks of more and of fewer users can be compared."""
+COVERAGE = f"coverage_{COVERED}"
+"""How many items there are in the lists of COVERED users."""
 ITEMS = "_items"
 """Column with the items of a list: coverage counts its entries; drift does not compare it as it is."""
 
@@ -119,11 +123,12 @@ class RankedLists(Labelled):
         return [(entity, at or day, items) for entity, day, at, items in found.select(*key, "item").iter_rows()]
 
     def as_predicted(self, rows: pl.DataFrame, section: Recommend) -> pl.DataFrame:
-        """`prediction`: the primary metric of the list, null for a user who bought nothing."""
+        """`prediction` and `hit_rate`: of the list, null for a user who bought nothing; `items`: the list."""
         from evergreen.tasks.problems.recommender.ranking_metrics import per_user
 
         texts = pl.List(pl.String)
         schema = {"entity": pl.String, "label_at": pl.Datetime("us", "UTC"), "label": texts, "prediction": pl.Float64}
+        schema |= {"hit_rate": pl.Float64, "items": texts}
         if "items" not in rows.columns:
             return pl.DataFrame(schema=schema)
         k = section.pipeline.k
@@ -134,12 +139,20 @@ class RankedLists(Labelled):
             wanted = set(label or ())
             relevant[row] = len(wanted)
             hits[row, : min(len(items or ()), k)] = [each in wanted for each in (items or ())[:k]]
-        value = per_user(hits, relevant)[self.metrics[0].name]
-        return rows.with_columns(prediction=pl.Series(value, nan_to_null=True)).select(list(schema))
+        values = per_user(hits, relevant)
+        names = {"prediction": self.metrics[0].name, "hit_rate": "hit_rate"}
+        found = rows.with_columns(pl.Series(name, values[metric], nan_to_null=True) for name, metric in names.items())
+        return found.select(list(schema))
 
     def primary_score(self, predictions: pl.DataFrame, section: Recommend) -> float:
-        values = predictions["prediction"].drop_nulls().to_numpy()
-        return float(values.mean()) if len(values) else math.nan
+        """The mean over users, as in evaluation: one who asks often counts once."""
+        return _mean_over_users(predictions, "prediction")
+
+    def realised_scores(self, predictions: pl.DataFrame, section: Recommend) -> dict[str, float]:
+        """The primary metric, `hit_rate` (a mean over users, too) and COVERAGE."""
+        primary = self.primary_score(predictions, section)
+        hits = _mean_over_users(predictions, "hit_rate")
+        return {self.metrics[0].name: primary, "hit_rate": hits, COVERAGE: _coverage(predictions)}
 
     def why_undefined(self, labels: pl.Series) -> str:
         return f"none of the {len(labels):,} bought anything, so there is no {self.metrics[0].name}"
@@ -196,6 +209,27 @@ def _ndcg_lost(items: Any, bought: Any) -> float:
     gains = [1 / np.log2(place + 2) for place in range(len(items))]
     hits = sum(gain for gain, item in zip(gains, items, strict=True) if str(item) in wanted)
     return 1 - float(hits / sum(gains[: len(wanted)]))
+
+
+def _mean_over_users(predictions: pl.DataFrame, value: str) -> float:
+    found = predictions.drop_nulls(value).group_by("entity").agg(pl.col(value).mean())[value].mean()
+    return found if isinstance(found, float) else math.nan
+
+
+def _coverage(predictions: pl.DataFrame) -> float:
+    """How many items there are in the lists of COVERED users, drawn at random: the expected number. NaN where there are fewer
+    than twice as many users.
+
+    Rarefaction: Hurlbert 1971.
+    """
+    users = predictions["entity"].n_unique()
+    if users < 2 * COVERED:
+        return math.nan
+    shown = predictions.select("entity", pl.col("items").alias("item")).explode("item").drop_nulls().unique()
+    without = users - shown.group_by("item").len()["len"].sort().to_numpy().astype(float)
+    draws = np.arange(COVERED)
+    never = np.prod(np.maximum(without[:, None] - draws, 0) / (users - draws), axis=1)
+    return float((1 - never).sum())
 
 
 def _received(tables: Mapping[str, Path], lines: pl.LazyFrame, dated: bool) -> pl.LazyFrame:

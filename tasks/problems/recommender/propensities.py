@@ -20,9 +20,10 @@ def pool_shares(starts: np.ndarray, mine: np.ndarray) -> np.ndarray:
     sizes = np.diff(starts)
     weight = np.bincount(mine, minlength=len(sizes)) * (sizes > 0)
     if not weight.any():
-        return np.full(starts[-1], 1 / max(starts[-1], 1))
-    shares: np.ndarray = weight / weight.sum() / np.maximum(sizes, 1)
-    return shares.repeat(sizes)
+        size = int(starts[-1])
+        return np.full(size, 1 / max(size, 1))
+    each = weight / weight.sum() / np.maximum(sizes, 1)
+    return each[np.repeat(np.arange(len(sizes)), sizes)]
 
 
 def draw_chances(drawn: np.ndarray, shares: np.ndarray, allowed: np.ndarray) -> np.ndarray:

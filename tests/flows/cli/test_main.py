@@ -6,6 +6,7 @@ import subprocess
 import sys
 from datetime import UTC, date, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
@@ -19,6 +20,7 @@ from evergreen.tasks.core.paths import Layout, locking
 from evergreen.tasks.release.deployments import Deployment
 from evergreen.tasks.release.mlflow_store import Version
 from tests import ROOT
+from tests.monitoring.report.test_production_section import monitored
 
 HEAVY = (
     "prefect",
@@ -278,6 +280,16 @@ def test_status_tells_the_champion_its_numbers_and_why_the_newest_was_refused(sh
     assert (row.version, row.model, row.score, row.low, row.baseline) == (1, "ridge", 91.0, 80.0, 120.0)
     assert (row.since, row.by) == (datetime(2017, 5, 1, 8, tzinfo=UTC), "ada")
     assert row.verdict == "cannot be told from champion v1"
+
+
+@pytest.mark.usefixtures("world")
+def test_status_tells_the_realised_scores_of_the_champion_alone(shop: Path, monkeypatch: pytest.MonkeyPatch):
+    run = monitored("2017-12-24", False, False)
+    for version, told in ((1, "roc_auc 0.87 [0.85, 0.89] up to 2017-11-26; expected roc_auc 0.9 [0.88, 0.92]"), (2, None)):
+        decision = run.model_copy(update={"window": run.window.model_copy(update={"version": version})})
+        log = SimpleNamespace(runs=lambda problem, last, decision=decision: [SimpleNamespace(decision=decision)])
+        monkeypatch.setattr(settings, "decision_log", lambda layout, log=log: log)
+        assert status.rows(Layout(shop), ["spend"])[0].realised == told
 
 
 @pytest.mark.usefixtures("world")

@@ -63,6 +63,10 @@ def amounts(rows: int, seed: int = 0, known: bool = True, noise: float = 1.0, hi
     return predicted({"prediction": said}, label if known else None)
 
 
+FEATURES = {"table": "t", "user": "u", "item": "i", "basket": "b", "horizon_days": 7}
+LISTS = Recommend.model_validate({"question": "?", "features": FEATURES, "pipeline": {"k": 3}})
+
+
 def realised(kind: str, found: Predictions, **of: Any) -> Estimate:
     made, asked = problems.predictions(kind), of.pop("section", section())  # pyright: ignore[reportArgumentType]
     return realising.realised(made, asked, scoring.to_scorable(made, asked, found), **of)
@@ -261,11 +265,11 @@ def test_groups_have_no_performance():
 
 
 def test_lists_are_scored_by_what_was_bought_and_never_foretold():
-    given = {"table": "t", "user": "u", "item": "i", "basket": "b", "horizon_days": 7}
-    asked = Recommend.model_validate({"question": "?", "features": given, "pipeline": {"k": 3}})
+    asked = LISTS
     items = [[1, 2, 3]] * 12
     label = [[1], [7], [], *[[2, 3, 9, 8]] * 9]
     found = realised("recommendation", predicted({"items": items}, label), section=asked)
+    assert found.more["hit_rate"].score == pytest.approx(10 / 11)
     two = (1 / np.log2(3) + 1 / 2) / (1 + 1 / np.log2(3) + 1 / 2)
     assert found.score == pytest.approx((1 + 0 + 9 * two) / 11)
     assert realised("recommendation", predicted({"items": items}, [["1"]] * 12), section=asked).score == 1
@@ -276,6 +280,52 @@ def test_lists_are_scored_by_what_was_bought_and_never_foretold():
     kind = problems.predictions("recommendation")
     rows = scoring.to_scorable(kind, asked, predicted({"items": items}, label))
     assert estimating.estimated(kind, asked, rows).reason == "lists do not say how likely their items are bought"
+
+
+def lists_of(users: int, seed: int, lists: int = 1) -> pl.DataFrame:
+    """Rows of `as_predicted`: users differ in how good their lists are, in how many they ask for (0 to 2 * lists) and in their
+    items; one in three buys nothing."""
+    draw = np.random.default_rng(seed)
+    user = np.repeat(np.arange(users), draw.integers(1, 2 * lists, users)) if lists > 1 else np.arange(users)
+    good = draw.beta(2, 4, users)[user]
+    score = np.where(draw.random(len(user)) < good, draw.random(len(user)), 0.0)
+    bought = (draw.random(users) < 2 / 3)[user]
+    first = draw.geometric(0.03, (users, 5))[user]
+    return pl.DataFrame(
+        {
+            "entity": [f"u{each}" for each in user],
+            "label": [["x"]] * len(user),
+            "prediction": pl.Series(np.where(bought, score, np.nan), nan_to_null=True),
+            "hit_rate": pl.Series(np.where(bought, score > 0, np.nan), nan_to_null=True),
+            "items": [[str(item) for item in row] for row in (first + draw.integers(0, 3, first.shape)).tolist()],
+        }
+    )
+
+
+def test_a_user_who_asks_often_counts_once_and_coverage_is_that_of_so_many_users():
+    one = lists_of(200, 1)
+    robot = pl.concat([one, *[one.filter(pl.col("entity") == "u7").with_columns(pl.lit(1.0).alias("prediction"))] * 500])
+    kind = problems.predictions("recommendation")
+    found, with_robot = (realising.realised(kind, LISTS, each) for each in (one, robot))
+    assert with_robot.score == pytest.approx(found.score, abs=0.01)
+    assert with_robot.more["coverage_50"] == found.more["coverage_50"]
+    draw = np.random.default_rng(0)
+    counts = [one[draw.permutation(200)[:50]]["items"].explode().n_unique() for _ in range(400)]
+    assert found.more["coverage_50"].score == pytest.approx(np.mean(counts), abs=1.0)
+    assert found.describe("ndcg").startswith(f"ndcg {found.score:.4g} [{found.low:.4g}, {found.high:.4g}], hit_rate ")
+    few = realising.realised(kind, LISTS, one.head(60))
+    assert (few.more["coverage_50"].score, few.more["coverage_50"].low) == (None, None)
+    assert few.more["hit_rate"].low is not None
+
+
+@pytest.mark.parametrize("lists", [1, 4])
+def test_intervals_of_realised_lists_are_over_users_and_have_their_coverage(lists):
+    kind = problems.predictions("recommendation")
+    whole = kind.realised_scores(lists_of(20_000, 1, lists), LISTS)
+    found = [realising.realised(kind, LISTS, lists_of(150, seed, lists)) for seed in range(2, 32)]
+    for name, true in whole.items():
+        held = [each if name == "ndcg" else each.more[name] for each in found]
+        assert sum(each.low <= true <= each.high for each in held) >= 26, name
 
 
 def test_cohorts_are_estimated_from_earlier_ones_by_labels_known_then():

@@ -8,7 +8,7 @@ import pytest
 
 from evergreen.monitoring.ledger.cohorts import Cohort
 from evergreen.monitoring.ledger.decisions import RetrainingRecord
-from evergreen.monitoring.ledger.records import Change, Decision, Drift, Estimate, Performance, Window
+from evergreen.monitoring.ledger.records import Change, Decision, Drift, Estimate, Figure, Performance, Window
 from evergreen.monitoring.report import page, production_section
 from evergreen.monitoring.report.production_section import ProductionRecords
 from evergreen.tasks.config import loading
@@ -94,6 +94,14 @@ def test_alarms_decisions_and_weeks_are_on_the_page_in_words(one):
     assert re.search(r"6 Nov 2017.*2,200.*50 %", text, re.S)
     report.unlink()
     assert "redeem/drift/" not in drawn(one, ProductionRecords(RUNS))
+
+
+def test_further_realised_figures_stand_below_the_score_of_a_week(one):
+    more = {"hit_rate": Figure(score=0.61, low=0.58, high=0.64), "coverage_50": Figure(score=None, low=None, high=None)}
+    score = Estimate(score=0.41, low=0.4, high=0.42, rows=900, more=more)
+    text = drawn(one, ProductionRecords(cohorts=[Cohort(date(2017, 11, 6), 1, 2200, 1100, score)]))
+    assert re.search(r"0\.41.*Hit rate 0\.610? \[0\.580?, 0\.640?\]", text, re.S)
+    assert "Items for 50 users" not in text
 
 
 def test_scores_of_monitoring_runs_become_a_timeline_with_alarms_and_retrainings(one):
