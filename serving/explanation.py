@@ -1,7 +1,8 @@
 """The explanation of a single prediction, within the time of a request: the contribution of each column.
 
-The Shapley values of tasks.explanation.shapley, from the version's background rows. So the contributions and the mean
-prediction of the background rows sum to the prediction.
+Shapley values from the version's background rows: exact ones of a compiled model of trees and lines
+(tasks.explanation.exact_shapley), else sampled ones (tasks.explanation.shapley). The contributions and the mean prediction of
+the background rows sum to the prediction.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from evergreen.serving.loaded_model import ParsedRow, RowModel
+from evergreen.tasks.explanation.compiled_contributions import encoded
 from evergreen.tasks.explanation.shapley import Mixed, shapley_values, strongest_first
 
 MAX_PREDICTIONS = 6_000
@@ -26,12 +28,8 @@ def contributions(model: RowModel, parsed: ParsedRow) -> list[dict[str, Any]]:
     The explained number is the probability of the last class, or the predicted amount; for clusters, which have no order, 1 for
     this cluster and 0 for another.
     """
-    own, backgrounds = parsed.features, model.background or [parsed]
-    names = [name for name in own if any(own[name] != each.features[name] for each in backgrounds)]
-    most = MAX_PREDICTIONS if model.compiled else MAX_PIPELINE_PREDICTIONS
-    explain = _mixed_encoded if model.compiled else _mixed_rows
-    found = shapley_values(explain(model, parsed, backgrounds, names), 1, len(backgrounds), len(names), most, seed=0)
-    values, mean = found.values[0, :, 0], float(found.base[0])
+    own = parsed.features
+    names, values, mean = _exact(model, parsed) or _sampled(model, parsed)
     order = [int(each) for each in strongest_first(values)]
     strongest: list[dict[str, Any]] = [
         {"column": names[each], "value": own[names[each]], "contribution": float(values[each])} for each in order[:MAX_COLUMNS]
@@ -42,6 +40,31 @@ def contributions(model: RowModel, parsed: ParsedRow) -> list[dict[str, Any]]:
         {"column": None, "value": "all other columns", "contribution": rest},
         {"column": None, "value": "mean prediction of the background rows", "contribution": mean},
     ]
+
+
+Explained = tuple[Sequence[str], np.ndarray, float]
+"""Columns, the contribution of each, and the mean prediction of the background rows."""
+
+
+def _exact(model: RowModel, parsed: ParsedRow) -> Explained | None:
+    """None for a model without exact contributions, and for a row that they do not fit."""
+    if not model.exact or not parsed.point or not model.compiled:
+        return None
+    found = model.exact.values(encoded([parsed.point]))
+    if found is None:
+        return None
+    values = found[0, :, -1]  # the last class, or the one number
+    moved = np.flatnonzero(values)
+    return [model.compiled.features[place] for place in moved], values[moved], float(model.exact.base[-1])
+
+
+def _sampled(model: RowModel, parsed: ParsedRow) -> Explained:
+    own, backgrounds = parsed.features, model.background or [parsed]
+    names = [name for name in own if any(own[name] != each.features[name] for each in backgrounds)]
+    most = MAX_PREDICTIONS if model.compiled else MAX_PIPELINE_PREDICTIONS
+    explain = _mixed_encoded if model.compiled else _mixed_rows
+    found = shapley_values(explain(model, parsed, backgrounds, names), 1, len(backgrounds), len(names), most, seed=0)
+    return names, found.values[0, :, 0], float(found.base[0])
 
 
 def _mixed_encoded(model: RowModel, parsed: ParsedRow, backgrounds: Sequence[ParsedRow], names: Sequence[str]) -> Mixed:

@@ -17,6 +17,7 @@ from evergreen.serving.online_features import OnlineFeatures
 from evergreen.tasks.config.params import KindName
 from evergreen.tasks.core.errors import EvergreenError, ModelError, RequestError
 from evergreen.tasks.core.suggestions import nearest
+from evergreen.tasks.explanation.compiled_contributions import CompiledContributions, encoded
 from evergreen.tasks.model_files.onnx_runtime import Compiled, EncodedRow, text
 
 if TYPE_CHECKING:
@@ -155,6 +156,14 @@ class RowModel(LoadedModel):
             with suppress(RequestError):
                 found.append(self.parse(row))
         return found
+
+    @cached_property
+    def exact(self) -> CompiledContributions | None:
+        """Exact contributions; None for a model that has none."""
+        points = [each.point for each in self.background if each.point]
+        if not self.compiled or not self.compiled.tables or not points:
+            return None
+        return CompiledContributions(self.compiled, encoded(points))
 
     def unseen(self, row: ParsedRow) -> list[str]:
         """The categories whose value training never saw."""

@@ -19,6 +19,8 @@ from evergreen.tasks.explanation.model_outputs import MAX_CLASSES
 from evergreen.tasks.explanation.partial_dependence import partial_dependence
 from evergreen.tasks.explanation.permutation_importance import permutation_importance
 from evergreen.tasks.explanation.serving_cost import measure_serving_cost
+from evergreen.tasks.model_files.onnx_export import compile_for_explanation
+from evergreen.tasks.model_files.onnx_runtime import Compiled
 from evergreen.tasks.model_files.trained_model import load_evaluated_model
 from evergreen.tasks.problems.base import ExplainedKind, Fold, Model, RowKind
 from evergreen.tasks.problems.tabular import row_subset
@@ -58,7 +60,8 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
     tables: dict[str, pl.DataFrame] = {}
     if isinstance(kind, RowKind):
         few, many = _test_rows(kind, data, fold, section, params.project.seed)
-        explanation, tables = explain(kind, model, few, many, section, params.project.seed, problem)
+        compiled = compile_for_explanation(model, data.features)
+        explanation, tables = explain(kind, model, few, many, section, params.project.seed, problem, compiled)
         found |= explanation
     else:
         found["note"] = f"{kind.name} predicts lists; each item of a list comes with its own explanation."
@@ -80,11 +83,18 @@ def _test_rows(kind: RowKind, data: Rows, fold: Fold, section: Tabular, seed: in
 
 
 def explain(
-    kind: RowKind, model: Model, rows: Rows, many: Rows, section: Tabular, seed: int, label: str = ""
+    kind: RowKind,
+    model: Model,
+    rows: Rows,
+    many: Rows,
+    section: Tabular,
+    seed: int,
+    label: str = "",
+    compiled: Compiled | None = None,
 ) -> tuple[dict[str, Any], dict[str, pl.DataFrame]]:
     """What explanation.json holds about `model`, and its tables by name.
 
-    `rows`: of the one part ROWS, unseen in training. `many`: more such rows, for error slices.
+    `rows`: of the one part ROWS, unseen in training. `many`: more such rows, for error slices. `compiled`: the same model.
     """
     log.info("%s: explain: feature importance on %d rows", label, len(rows))
     importance = permutation_importance(kind, model, rows, section, seed)
@@ -97,7 +107,7 @@ def explain(
         return found, {"permutation": importance}
     (predict, outputs), columns = kind.outputs(model, MAX_CLASSES), importance["column"].to_list()
     log.info("%s: explain: contributions of columns to predictions", label)
-    contributions = Contributions(predict, outputs, rows, columns, seed)
+    contributions = Contributions(predict, outputs, rows, columns, seed, compiled)
     found["contributions_error"] = contributions.error
     found["mean_prediction"] = dict(zip(outputs, contributions.base.tolist(), strict=True))
     found["examples"] = explain_examples(rows, contributions)

@@ -9,8 +9,10 @@ import pandas as pd
 import polars as pl
 
 from evergreen.tasks.explanation.column_values import MAX_COLUMNS, as_text
+from evergreen.tasks.explanation.compiled_contributions import CompiledContributions
 from evergreen.tasks.explanation.model_outputs import Predict
 from evergreen.tasks.explanation.shapley import BACKGROUND_ROWS, Mixed, shapley_values, strongest_first
+from evergreen.tasks.model_files.onnx_runtime import Compiled
 from evergreen.tasks.problems.tabular import row_subset
 from evergreen.tasks.problems.tabular.tabular_kind import Rows
 
@@ -36,10 +38,20 @@ class Contributions:
     """Shapley values of the predictions of some rows, which start from the mean prediction of background rows.
 
     places: the explained rows, the three examples first; values: explained row x column x output; base: mean prediction per
-    output; background: their places; error: the largest standard error of a value, relative to the largest contribution.
+    output; background: their places; error: the largest standard error of a value, relative to the largest contribution; 0 for
+    exact values.
     """
 
-    def __init__(self, predict: Predict, outputs: Sequence[str], rows: Rows, columns: Sequence[str], seed: int) -> None:
+    def __init__(
+        self,
+        predict: Predict,
+        outputs: Sequence[str],
+        rows: Rows,
+        columns: Sequence[str],
+        seed: int,
+        compiled: Compiled | None = None,
+    ) -> None:
+        """`compiled`: the same model, for exact values."""
         self.outputs, self.columns, self.features = list(outputs), list(columns), rows.features
         self.predictions = predict(rows.features)
         background = self.background = self._background()
@@ -47,11 +59,16 @@ class Contributions:
         self.examples = self._examples()
         spread = row_subset.evenly(np.arange(len(rows)), count)
         self.places = self.examples + [each for each in spread if each not in self.examples]
-        mixed = _mixed(predict, self.features.iloc[self.places], self.features.iloc[background], self.columns)
-        found = shapley_values(mixed, len(self.places), len(background), len(columns), MAX_PREDICTIONS, seed)
-        self.values = np.where(np.abs(found.values) > 1e-12, found.values, 0.0)
-        self.base = found.base
-        self.error = float(np.nanmax(found.error, initial=0.0) / max(np.abs(self.values).max(initial=0.0), 1e-12))
+        own, others = self.features.iloc[self.places], self.features.iloc[background]
+        exact = _exact(compiled, len(self.outputs), self.columns, own, others) if compiled and compiled.tables else None
+        if exact:
+            self.values, self.base, self.error = *exact, 0.0
+        else:
+            mixed = _mixed(predict, own, others, self.columns)
+            found = shapley_values(mixed, len(self.places), len(background), len(columns), MAX_PREDICTIONS, seed)
+            self.values, self.base = found.values, found.base
+            self.error = float(np.nanmax(found.error, initial=0.0) / max(np.abs(self.values).max(initial=0.0), 1e-12))
+        self.values = np.where(np.abs(self.values) > 1e-12, self.values, 0.0)
 
     def _background(self) -> np.ndarray:
         """Rows at even ranks of the first output, so that their mean prediction is about that of all rows."""
@@ -93,6 +110,26 @@ class Contributions:
             {"column": self.columns[each], "value": as_text(row[self.columns[each]]), "contribution": float(values[each])}
             for each in strongest_first(values)
         ]
+
+
+def _exact(
+    compiled: Compiled, outputs: int, columns: Sequence[str], own: pd.DataFrame, background: pd.DataFrame
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Row x column x output, and the mean prediction per output, for as many outputs as ExplainedKind.outputs has.
+
+    None for rows that exact contributions do not fit.
+    """
+    explainer = CompiledContributions(compiled, compiled.encode_columns(background, len(background)))
+    found = explainer.values(compiled.encode_columns(own, len(own)))
+    if found is None:
+        return None
+    kept = slice(1, 2) if len(compiled.signature.classes) == 2 else slice(0, outputs)
+    place = {name: each for each, name in enumerate(compiled.features)}
+    values = np.zeros((len(own), len(columns), outputs))
+    for column, name in enumerate(columns):
+        if name in place:
+            values[:, column] = found[:, place[name], kept]
+    return values, explainer.base[kept]
 
 
 def _mixed(predict: Predict, own: pd.DataFrame, background: pd.DataFrame, columns: Sequence[str]) -> Mixed:

@@ -1,4 +1,4 @@
-"""Shapley values: the contribution of each column of a row to its prediction. The page, the model card and the server share it.
+"""Sampled Shapley values, for models without exact ones (exact_shapley): the contribution of each column to a row's prediction.
 
 A walk goes from a background row to the explained row: in a random order, one column after the other takes the explained row's
 value. The contribution of a column is the mean change of the prediction at its step. Each round walks from every background row

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from evergreen.tasks.core.errors import CompileError
-from evergreen.tasks.model_files.onnx_graph import EQUAL_WITHIN, Converter, Graph, Value, matrix
+from evergreen.tasks.model_files.onnx_graph import EQUAL_WITHIN, Added, Converter, Graph, Value, matrix
 from evergreen.tasks.model_files.tree_tables import Tree, boosted, grown, histogram, objective
 from evergreen.tasks.problems.tabular.calibration import SMALLEST
 
@@ -26,11 +26,11 @@ def _constant(graph: Graph, model: Any, x: Value) -> str:
 
 
 def _logistic(graph: Graph, model: Any, x: Value) -> str:
-    return _probabilities(graph, graph.linear(matrix(x), model.coef_.T, model.intercept_), len(model.coef_))
+    return _probabilities(graph, graph.score_line(matrix(x), model.coef_.T, model.intercept_), len(model.coef_))
 
 
 def _linear(graph: Graph, model: Any, x: Value) -> str:
-    return graph.linear(matrix(x), np.atleast_2d(model.coef_).T, model.intercept_)
+    return graph.score_line(matrix(x), np.atleast_2d(model.coef_).T, model.intercept_)
 
 
 def _probabilities(graph: Graph, scores: str, count: int) -> str:
@@ -51,26 +51,26 @@ def _lightgbm_classifier(graph: Graph, model: Any, x: Value) -> str:
     if name not in ("binary", "multiclass") or settings not in ([], ["sigmoid:1"], [f"num_class:{model.n_classes_}"]):
         raise CompileError(f"lightgbm with objective {name} has no compiled form")
     count = 1 if name == "binary" else model.n_classes_
-    return _probabilities(graph, graph.sum_trees(matrix(x), boosted(model), count), count)
+    return _probabilities(graph, graph.score_trees(matrix(x), boosted(model), count), count)
 
 
 def _lightgbm_regressor(graph: Graph, model: Any, x: Value) -> str:
     name, *_ = objective(model)
     if name not in ("regression", "regression_l1", "huber", "fair", "quantile", "mape"):
         raise CompileError(f"lightgbm with objective {name} has no compiled form")
-    return graph.sum_trees(matrix(x), boosted(model), 1)
+    return graph.score_trees(matrix(x), boosted(model), 1)
 
 
 def _histogram_classifier(graph: Graph, model: Any, x: Value) -> str:
     count = model.n_trees_per_iteration_
-    scores = graph.sum_trees(matrix(x), histogram(model), count)
+    scores = graph.score_trees(matrix(x), histogram(model), count)
     return _probabilities(graph, graph.add("Add", scores, model._baseline_prediction.reshape(1, -1).astype(float)), count)
 
 
 def _histogram_regressor(graph: Graph, model: Any, x: Value) -> str:
     if model.loss not in ("squared_error", "absolute_error", "quantile"):
         raise CompileError(f"{type(model).__name__} with loss {model.loss} has no compiled form")
-    scores = graph.sum_trees(matrix(x), histogram(model), 1)
+    scores = graph.score_trees(matrix(x), histogram(model), 1)
     return graph.add("Add", scores, model._baseline_prediction.reshape(1, -1).astype(float))
 
 
@@ -81,8 +81,8 @@ def _forest(graph: Graph, model: Any, x: Value) -> str:
     scaled = [replace(tree, leaves=tree.leaves / len(trees)) for tree in trees]
     if width == 2:
         second = [replace(tree, leaves=tree.leaves[:, 1:]) for tree in scaled]
-        return _both_classes(graph, graph.sum_trees(rounded, second, 1))
-    return _sum_leaf_rows(graph, rounded, scaled)
+        return _both_classes(graph, graph.score_trees(rounded, second, 1))
+    return graph.keep_score(Added(rounded, _sum_leaf_rows(graph, rounded, scaled), width, trees=scaled))
 
 
 def _sum_leaf_rows(graph: Graph, x: str, trees: Sequence[Tree]) -> str:
@@ -153,7 +153,7 @@ def _offset_regressor(graph: Graph, model: Any, x: Value) -> str:
     first = x.numbers(graph, [model.offset])
     offset = graph.add("Where", graph.add("IsNaN", first), np.array([0.0]), first)
     rest = graph.convert(model.regressor_, x)
-    return graph.add("Add", graph.add("Mul", offset, np.array([model.factor_])), rest)
+    return graph.add("Add", graph.score_line(offset, np.array([[float(model.factor_)]]), np.zeros(1)), rest)
 
 
 def _blend(graph: Graph, model: Any, x: Value) -> str:

@@ -17,12 +17,12 @@ from sklearn.base import is_clusterer
 
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Params
-from evergreen.tasks.core.errors import CompileError, EvergreenError
+from evergreen.tasks.core.errors import CompileError, EvergreenError, ModelError
 from evergreen.tasks.core.paths import COMPILED, Layout, write_json
-from evergreen.tasks.model_files import onnx_estimators, onnx_preprocessing
+from evergreen.tasks.model_files import onnx_estimators, onnx_preprocessing, score_owners, score_tables
 from evergreen.tasks.model_files.onnx_graph import Converter, Frame, Graph
 from evergreen.tasks.model_files.onnx_parity import PARITY_ROWS, Latency, Parity, latency, parity, refuses_missing_numbers
-from evergreen.tasks.model_files.onnx_runtime import Signature
+from evergreen.tasks.model_files.onnx_runtime import Compiled, Signature
 from evergreen.tasks.problems.base import Model, PredictRows, RowKind
 from evergreen.tasks.problems.tabular.preprocessing import MISSING
 
@@ -100,7 +100,34 @@ def compile_model(model: Any, features: pd.DataFrame, requires_numbers: bool = F
         requires_numbers=requires_numbers,
         **_output(model),
     )
-    return graph.serialize(output, signature)
+    return graph.serialize(output, signature, _score_tables(graph, output, signature, features))
+
+
+def _score_tables(graph: Graph, output: str, signature: Signature, features: pd.DataFrame) -> str:
+    """For exact contributions; empty where the model has none."""
+    try:
+        link = graph.serialize_link(output)
+        compiled, rows = Compiled(graph.serialize(output, signature)), _various_rows(features)
+        owners = score_owners.find(compiled, *compiled.encode_columns(rows, len(rows)))
+        return score_tables.write(link, [score_tables.of(*each) for each in zip(graph.scores, owners, strict=True)])
+    except CompileError:
+        return ""
+
+
+def _various_rows(features: pd.DataFrame) -> pd.DataFrame:
+    """Rows evenly from all, then those with the smallest and the largest value of each number."""
+    evenly = np.linspace(0, len(features) - 1, min(score_owners.ROWS, len(features))).astype(int)
+    numbers = features.select_dtypes("number").to_numpy(dtype=float, na_value=np.nan)
+    low, high = (np.where(np.isnan(numbers), other, numbers) for other in (np.inf, -np.inf))
+    return features.iloc[[*evenly, *low.argmin(axis=0), *high.argmax(axis=0)]] if len(features) else features
+
+
+def compile_for_explanation(model: Any, features: pd.DataFrame) -> Compiled | None:
+    """The compiled `model`, fitted on frames like `features`; None where it has no compiled form."""
+    try:
+        return Compiled(compile_model(model, features))
+    except (CompileError, ModelError):
+        return None
 
 
 def _output(model: Any) -> dict[str, Any]:

@@ -14,7 +14,17 @@ from onnx import TensorProto, helper, numpy_helper
 from pandas.api.types import is_datetime64_any_dtype, is_numeric_dtype
 
 from evergreen.tasks.core.errors import CompileError
-from evergreen.tasks.model_files.onnx_runtime import INPUT, SIGNATURE_KEY, Column, Signature, Text, dumps
+from evergreen.tasks.model_files.onnx_runtime import (
+    INPUT,
+    OUTPUT,
+    SIGNATURE_KEY,
+    TABLES_KEY,
+    TRACED,
+    Column,
+    Signature,
+    Text,
+    dumps,
+)
 from evergreen.tasks.model_files.tree_tables import Tree
 
 OPSET, TREES_OPSET, IR = 21, 5, 10
@@ -22,6 +32,8 @@ MAX_LEAVES = 2_000_000
 """A model with more leaves stays as it is: its graph would be slow to load."""
 SUM, AT_MOST, MEMBER = 1, 0, 6
 """ONNX codes of TreeEnsemble: leaves are added; a node compares with a threshold, or looks for a category."""
+TEXT = "text"
+"""Start of the names of inputs for texts."""
 EQUAL_WITHIN = 1e-12
 """Relative distance below which `interpolate` takes two numbers for equal."""
 
@@ -33,6 +45,8 @@ class Graph:
         self.columns: list[Column] = []
         """How the input is read; converters add what they need."""
         self.texts: list[Text] = []
+        self.scores: list[Added] = []
+        """What models add up; converters of models add theirs."""
         self._converters = converters
         self._nodes: list[Any] = []
         self._constants: list[Any] = []
@@ -112,19 +126,66 @@ class Graph:
             raise CompileError(f"{size:,} leaves of trees are too many for a compiled form (at most {MAX_LEAVES:,})")
         return self.add("TreeEnsemble", x, domain="ai.onnx.ml", n_targets=targets, **_tree_attributes(trees))
 
-    def serialize(self, output: str, signature: Signature) -> bytes:
-        """The finished model."""
+    def score_trees(self, x: str, trees: Sequence[Tree], targets: int) -> str:
+        """`sum_trees`, kept as scores."""
+        return self.keep_score(Added(x, self.sum_trees(x, trees, targets), targets, trees=trees))
+
+    def score_line(self, x: str, weights: np.ndarray, intercept: np.ndarray) -> str:
+        """`linear`, kept as scores."""
+        return self.keep_score(Added(x, self.linear(x, weights, intercept), weights.shape[1], weights=weights))
+
+    def keep_score(self, score: "Added") -> str:
+        self.scores.append(score)
+        return score.output
+
+    def serialize(self, output: str, signature: Signature, tables: str = "") -> bytes:
+        """The finished model. `tables`: of score_tables; with them the model also returns the matrix and the scores of each."""
+        traced = [name for score in self.scores for name in (score.x, score.output)]
         graph = helper.make_graph(
-            [*self._nodes, helper.make_node("Identity", [output], ["output"])],
+            [
+                *self._nodes,
+                helper.make_node("Identity", [output], [OUTPUT]),
+                *(helper.make_node("Identity", [name], [f"{TRACED}{place}"]) for place, name in enumerate(traced)),
+            ],
             "evergreen",
             [helper.make_tensor_value_info(INPUT, TensorProto.DOUBLE, [None, len(self.columns)]), *self._text_inputs()],
-            [helper.make_tensor_value_info("output", TensorProto.DOUBLE, [None, None])],
+            [_matrix_info(OUTPUT), *(_matrix_info(f"{TRACED}{place}") for place in range(len(traced)))],
             self._constants,
         )
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", TREES_OPSET)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR, producer_name="evergreen")
-        helper.set_model_props(model, {SIGNATURE_KEY: dumps(signature)})
-        return model.SerializeToString()
+        return _serialize(graph, {SIGNATURE_KEY: dumps(signature), **({TABLES_KEY: tables} if tables else {})})
+
+    def serialize_link(self, output: str) -> bytes:
+        """The graph from scores, side by side, to the output.
+
+        Raises CompileError where the output needs more than scores.
+        """
+        makers = {node.output[0]: node for node in self._nodes}
+        starts = {score.output for score in self.scores}
+        needed, wanted = set[str](), [output]
+        while wanted:
+            name = wanted.pop()
+            if name in needed or name in starts or name not in makers:
+                continue
+            needed.add(name)
+            wanted += makers[name].input
+        nodes = [node for node in self._nodes if node.output[0] in needed]
+        given = {name for node in nodes for name in node.input}
+        if INPUT in given or any(name.startswith(TEXT) for name in given) or not starts:
+            raise CompileError("a model that does not only add up scores has no exact contributions")
+        firsts = np.cumsum([0, *(score.width for score in self.scores)])
+        picks, constants = [], [each for each in self._constants if each.name in given]
+        for score, first in zip(self.scores, firsts, strict=False):
+            place = numpy_helper.from_array(np.arange(first, first + score.width), f"columns of {score.output}")
+            constants.append(place)
+            picks.append(helper.make_node("Gather", [INPUT, place.name], [score.output], axis=1))
+        graph = helper.make_graph(
+            [*picks, *nodes, helper.make_node("Identity", [output], [OUTPUT])],
+            "link",
+            [helper.make_tensor_value_info(INPUT, TensorProto.DOUBLE, [None, int(firsts[-1])])],
+            [_matrix_info(OUTPUT)],
+            constants,
+        )
+        return _serialize(graph, {})
 
     def _text_inputs(self) -> list[Any]:
         types = {"ids": TensorProto.INT64, "weights": TensorProto.DOUBLE}
@@ -138,6 +199,21 @@ class Graph:
         name = f"c{len(self._constants)}"
         self._constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
+
+
+@dataclass(frozen=True)
+class Added:
+    """Numbers that a model adds up from a matrix: by trees, or by weights."""
+
+    x: str
+    """The matrix."""
+    output: str
+    """The numbers, side by side."""
+    width: int
+    """How many."""
+    trees: Sequence[Tree] = ()
+    weights: np.ndarray | None = None
+    """Column x number."""
 
 
 @dataclass
@@ -180,7 +256,7 @@ class Frame:
         found = Text(name=name, input="", vocabulary=numbered, idf=tuple(idf.tolist()))
         key = found.model_dump_json()
         if key not in self._inputs:
-            self._inputs[key] = f"text{len(graph.texts)}"
+            self._inputs[key] = f"{TEXT}{len(graph.texts)}"
             graph.texts.append(found.model_copy(update={"input": self._inputs[key]}))
         return self._inputs[key]
 
@@ -242,6 +318,17 @@ def _stump(tree: Tree) -> Tree:
     """A tree of one leaf with a node above it, which ONNX requires."""
     leaf, zero = np.array([-1]), np.array([0])
     return Tree(zero, np.array([0.0]), np.array([False]), leaf, leaf, tree.leaves, target=tree.target)
+
+
+def _matrix_info(name: str) -> Any:
+    return helper.make_tensor_value_info(name, TensorProto.DOUBLE, [None, None])
+
+
+def _serialize(graph: Any, properties: dict[str, str]) -> bytes:
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", TREES_OPSET)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR, producer_name="evergreen")
+    helper.set_model_props(model, properties)
+    return model.SerializeToString()
 
 
 def _tensor(array: np.ndarray) -> Any:

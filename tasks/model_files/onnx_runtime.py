@@ -25,10 +25,11 @@ from evergreen.tasks.core.errors import DataError, ModelError
 
 BATCH = 8192
 """Rows that go through the graph at once."""
-SIGNATURE_KEY = "evergreen"
-"""Key of the file's metadata that holds its Signature."""
+SIGNATURE_KEY, TABLES_KEY = "evergreen", "evergreen.scores"
+"""Keys of the file's metadata that hold its Signature, and the tables of its scores (score_tables) if it has any."""
 PROBABILITY_PREFIX = "probability_"
-INPUT = "rows"
+INPUT, OUTPUT, TRACED = "rows", "output", "traced"
+"""Names in the graph; outputs that are only traced have numbers behind their name."""
 
 
 Part = Literal["number", "category", "days", "year", "month", "day", "dayofweek", "hour", "characters", "words"]
@@ -86,17 +87,17 @@ class Compiled:
 
     def __init__(self, file: Path | bytes) -> None:
         """Raises ModelError for an invalid file."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # errors arrive as exceptions
         try:
             given = file if isinstance(file, bytes) else file.read_bytes()
-            self._session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
-            signature = Signature.model_validate_json(self._session.get_modelmeta().custom_metadata_map[SIGNATURE_KEY])
+            self._session = _open(given)
+            properties = self._session.get_modelmeta().custom_metadata_map
+            signature = Signature.model_validate_json(properties[SIGNATURE_KEY])
         except (Fail, InvalidGraph, InvalidProtobuf, NotImplemented, OSError, KeyError, ValueError) as error:
             shown = "compiled model" if isinstance(file, bytes) else file
             raise ModelError(f"{shown}: not a readable compiled model: {str(error)[:200]}. Train it again.") from error
         self.signature, self._file = signature, given
+        self.tables = properties.get(TABLES_KEY, "")
+        """For score_tables.read; empty for a model that has no exact contributions."""
         self.features = list(dict.fromkeys(each.name for each in (*signature.columns, *signature.texts)))
         """The features that a row must name."""
         self._readers = [(column.name, _reader(column, signature)) for column in signature.columns]
@@ -187,10 +188,25 @@ class Compiled:
 
         `rows`: how many there are; needed only for a model that reads no feature, such as a baseline.
         """
+        return self._predict(*self.encode_columns(columns, rows))
+
+    def encode_columns(
+        self, columns: Mapping[str, Iterable[Any]] | Any, rows: int | None = None
+    ) -> tuple[np.ndarray, list[list["Weights"]]]:
+        """Whole columns as the graph takes them: row x column of the input, and each row's words for each text."""
         cells = [_column(columns[name], read) for name, read in self._readers]
         words = [[read(value) for value in columns[text.name]] for text, read in self._texts]
         count = len(cells[0]) if rows is None and cells else rows or 0
-        return self._predict(np.column_stack(cells) if cells else np.empty((count, 0)), words)
+        return np.column_stack(cells) if cells else np.empty((count, 0)), words
+
+    def trace(self, points: np.ndarray, words: Sequence[Sequence["Weights"]]) -> list[np.ndarray]:
+        """Of each score its matrix and its numbers, in turn, for encoded rows (see `encode_columns`)."""
+        names = [each.name for each in self._session.get_outputs() if each.name != OUTPUT]
+        return self._session.run(names, self._feeds(points, words))  # pyright: ignore[reportReturnType]
+
+    def owners(self) -> tuple[list[str], list[str]]:
+        """The feature of each column of the input, and of each text."""
+        return [name for name, _ in self._readers], [text.name for text, _ in self._texts]
 
     def _predict(self, points: np.ndarray, words: Sequence[Sequence["Weights"]]) -> dict[str, np.ndarray]:
         count = len(points)
@@ -217,10 +233,26 @@ class Compiled:
         return positive if probabilities[positive] >= self.signature.threshold else 1 - positive
 
     def _run(self, points: Any, words: Sequence[Sequence["Weights"]]) -> np.ndarray:
+        return self._session.run([OUTPUT], self._feeds(points, words))[0]  # pyright: ignore[reportReturnType]
+
+    def _feeds(self, points: Any, words: Sequence[Sequence["Weights"]]) -> dict[str, np.ndarray]:
         feeds = {INPUT: np.asarray(points, dtype=float)}
         for (text, _), found in zip(self._texts, words, strict=True):
             feeds[f"{text.input}_ids"], feeds[f"{text.input}_weights"] = _padded(found, len(text.idf))
-        return self._session.run(None, feeds)[0]  # pyright: ignore[reportReturnType]
+        return feeds
+
+
+def _open(file: bytes) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # errors arrive as exceptions
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+def open_link(file: bytes) -> Callable[[np.ndarray], np.ndarray]:
+    """The link of a compiled model: scores (row x number) -> predictions (row x output)."""
+    session = _open(file)
+    return lambda scores: session.run([OUTPUT], {INPUT: scores})[0]
 
 
 PLAIN = frozenset((float, int, type(None)))

@@ -83,10 +83,14 @@ def compiled_and_pipeline() -> tuple[RowModel, RowModel, list[dict[str, Any]]]:
 
 def test_compiled_models_and_pipelines_have_the_same_contributions_in_the_columns_of_the_user() -> None:
     compiled, pipeline, rows = compiled_and_pipeline()
+    assert compiled.exact
+    assert not pipeline.exact
     for row in rows:
         fast, slow = (contributions(model, model.parse(row)) for model in (compiled, pipeline))
-        assert [each["column"] for each in fast] == [each["column"] for each in slow]
-        assert [each["contribution"] for each in fast] == pytest.approx([each["contribution"] for each in slow], abs=1e-6)
+        sampled = {each["column"]: each["contribution"] for each in slow[:-2]}
+        largest = max(map(abs, sampled.values()))
+        exact = {each["column"]: each["contribution"] for each in fast[:-2]}
+        assert exact == pytest.approx(sampled, abs=0.03 * largest)
         assert {each["column"] for each in fast} == {"size", "colour", "day", None}
         assert sum(each["contribution"] for each in fast) == pytest.approx(
             compiled.predict([compiled.parse(row)])[0]["prediction"]
