@@ -7,13 +7,15 @@ callers one acts (tasks.release.rollouts).
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from evergreen.monitoring.rollout.sequential_tests import Elapsed, Judgement, Losses, judge
+from evergreen.monitoring.rollout.sequential_tests import Elapsed, Judgement, Losses, Overlap, judge
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.release.rollout_state import RolloutState
 from evergreen.tasks.release.rollouts import Rollouts
 
 if TYPE_CHECKING:
-    from evergreen.monitoring.ledger.predictions import Ledger
+    import polars as pl
+
+    from evergreen.monitoring.ledger.predictions import Ledger, Variant
     from evergreen.tasks.problems.prediction_type import Labelled
     from evergreen.tasks.release.model_registry import Registry
 
@@ -46,7 +48,10 @@ def advance(
 def judge_state(params: Params, rollouts: Rollouts, stands: RolloutState, ledger: "Ledger | None", now: datetime) -> Judgement:
     """Judge a rollout without acting on it."""
     champion, candidate = rollouts.reports.counts(stands.id, stands.step)
-    losses = _losses(params, rollouts, stands, ledger, now) if stands.policy.compare_quality and ledger else None
+    labels = stands.policy.compare_quality
+    rows = _read(stands, ledger, now, labels) if ledger and (labels or stands.strategy == "shadow") else None
+    losses = _losses(params, rollouts, stands, rows, now) if rows is not None and labels else None
+    overlap = _overlap(params, stands, rows) if rows is not None and stands.strategy == "shadow" else None
     elapsed = Elapsed(
         minutes=(now - stands.since).total_seconds() / 60,
         hours=(now - stands.begun).total_seconds() / 3600,
@@ -54,7 +59,7 @@ def judge_state(params: Params, rollouts: Rollouts, stands: RolloutState, ledger
         steps=len(stands.shares),
         paused=stands.state == "paused",
     )
-    return judge(
+    found = judge(
         stands.policy,
         elapsed,
         champion,
@@ -63,10 +68,18 @@ def judge_state(params: Params, rollouts: Rollouts, stands: RolloutState, ledger
         losses,
         quality=stands.policy.compare_quality and _labelled(params, stands.problem) is not None,
     )
+    return found.with_overlap(overlap)
 
 
-def _losses(params: Params, rollouts: Rollouts, stands: RolloutState, ledger: "Ledger", now: datetime) -> Losses | None:
-    """Of all steps so far."""
+def _read(stands: RolloutState, ledger: "Ledger", now: datetime, labels: bool) -> "pl.DataFrame":
+    """The predictions of all steps so far."""
+    roles: tuple[Variant, ...] = ("champion", "candidate", "shadow")
+    return ledger.read(stands.problem, since=stands.begun, until=now, variants=roles, features=False, labels=labels).rows
+
+
+def _losses(
+    params: Params, rollouts: Rollouts, stands: RolloutState, predicted: "pl.DataFrame", now: datetime
+) -> Losses | None:
     from evergreen.monitoring.rollout.losses import compared
 
     kind = _labelled(params, stands.problem)
@@ -74,11 +87,15 @@ def _losses(params: Params, rollouts: Rollouts, stands: RolloutState, ledger: "L
         return None
     rows = rollouts.deployments.numbered(stands.problem)
     bounds = [row.at for number, row in rows if number >= stands.id and row.action in ("begin", "step")]
-    seen = ledger.read(
-        stands.problem, since=stands.begun, until=now, variants=("champion", "candidate", "shadow"), features=False
-    )
     metric = params.section(stands.problem).gate.metric
-    return compared(kind, metric, seen.rows, stands, [*bounds, now])
+    return compared(kind, metric, predicted, stands, [*bounds, now])
+
+
+def _overlap(params: Params, stands: RolloutState, predicted: "pl.DataFrame") -> Overlap | None:
+    from evergreen.monitoring.rollout.overlap import measure_overlap
+    from evergreen.tasks import problems
+
+    return measure_overlap(problems.predictions(params.kind(stands.problem)), predicted, stands)
 
 
 def _labelled(params: Params, problem: str) -> "Labelled | None":

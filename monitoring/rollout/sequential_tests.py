@@ -76,6 +76,21 @@ class Test(Section):
         return f"{name} {candidate} against {champion} ({self.candidate_rows:,} and {self.champion_rows:,} {what})"
 
 
+class Overlap(Section):
+    """How much the lists of a shadow resemble the champion's, from 0 to 1: a mean over users, with its interval."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    """None, as `low`: too few users."""
+    users: int
+    requests: int
+
+    def words(self) -> str:
+        interval = "" if self.low is None or self.high is None else f" [{self.low:.3f}, {self.high:.3f}]"
+        return f"rank-biased overlap of the lists {self.mean:.3f}{interval} ({self.requests:,} lists of {self.users:,} users)"
+
+
 class Judgement(Section):
     """The decision about a rollout."""
 
@@ -84,6 +99,14 @@ class Judgement(Section):
     reason: str
     """One sentence with the numbers."""
     tests: tuple[Test, ...]
+    overlap: Overlap | None = None
+    """Of a shadow's lists with the champion's; it decides nothing."""
+
+    def with_overlap(self, overlap: Overlap | None) -> "Judgement":
+        """With the overlap as evidence and in the reason."""
+        if overlap is None:
+            return self
+        return self.model_copy(update={"overlap": overlap, "reason": f"{self.reason}; {overlap.words()}"})
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,11 @@ class PredictionType(ABC):
         """The column `label` as drift detection compares it; no column where labels are not compared."""
         return pl.DataFrame()
 
+    def resemblance(self, one: pl.DataFrame, other: pl.DataFrame) -> np.ndarray | None:
+        """From 0 to 1, how much two versions' predictions of the same requests resemble each other, row by row; None for a kind
+        without such a measure."""
+        return None
+
     def stored_rows(self, folder: Path, section: Any, card: Mapping[str, Any]) -> tuple[pl.DataFrame, pl.DataFrame] | None:
         """The rows that the features step left in `folder`: entity, cutoff, at, label and whether the version with this model
         card `learned` from them; apart from these their features, whose names may be the same. None where predictions are not

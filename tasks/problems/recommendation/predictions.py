@@ -15,6 +15,7 @@ from evergreen.tasks.config.params import KindName, Recommend
 from evergreen.tasks.data.received_events import RECEIVED
 from evergreen.tasks.problems.base import Metric
 from evergreen.tasks.problems.prediction_type import Context, Labelled, scan
+from evergreen.tasks.problems.recommendation.overlap import rank_biased_overlap
 
 RANKED = ("ndcg", "recall", "map", "hit_rate")
 BEYOND_ACCURACY = ("novelty", "diversity", "dissimilarity", "popularity_bias")
@@ -86,8 +87,16 @@ class RankedLists(Labelled):
         means = predictions.select(pl.col(names).mean().fill_null(float("nan"))).row(0)
         return dict(zip(names, means, strict=True))
 
+    def resemblance(self, one: pl.DataFrame, other: pl.DataFrame) -> np.ndarray | None:
+        """Rank-biased overlap of the lists."""
+        if "items" not in one.columns:
+            return None
+        lists = (each["items"].cast(pl.List(pl.String)).to_list() for each in (one, other))
+        return np.array([rank_biased_overlap(mine or (), theirs or ()) for mine, theirs in zip(*lists, strict=True)])
+
     def losses(self, rows: pl.DataFrame, labels: pl.Series, metric: str | None) -> np.ndarray:
-        """1 - NDCG of the list, of binary gain (Järvelin and Kekäläinen 2002)."""
+        """1 - NDCG of the list, of binary gain (Järvelin and Kekäläinen 2002); 1 for a user who bought nothing: a version after
+        which fewer users buy is worse."""
         return np.array([_ndcg_lost(*each) for each in zip(rows["items"], labels, strict=True)])
 
     def find_labels(
@@ -203,9 +212,11 @@ PREDICTIONS = RankedLists()
 
 
 def _ndcg_lost(items: Any, bought: Any) -> float:
-    wanted = {str(each) for each in bought} if bought is not None and not isinstance(bought, str) else set[str]()
-    if not wanted or items is None or not len(items):
+    if bought is None or isinstance(bought, str) or items is None or not len(items):
         return math.nan
+    wanted = {str(each) for each in bought}
+    if not wanted:
+        return 1.0
     gains = [1 / np.log2(place + 2) for place in range(len(items))]
     hits = sum(gain for gain, item in zip(gains, items, strict=True) if str(item) in wanted)
     return 1 - float(hits / sum(gains[: len(wanted)]))

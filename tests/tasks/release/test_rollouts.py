@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import polars as pl
@@ -22,13 +23,15 @@ from evergreen.monitoring.ledger.label_matching import Label
 from evergreen.monitoring.ledger.predictions import Ledger, Prediction
 from evergreen.monitoring.rollout import bets, controller
 from evergreen.monitoring.rollout.losses import compared
-from evergreen.monitoring.rollout.sequential_tests import error_excess
+from evergreen.monitoring.rollout.overlap import measure_overlap
+from evergreen.monitoring.rollout.sequential_tests import Judgement, error_excess
 from evergreen.tasks import problems
 from evergreen.tasks.config.operations import Rollout
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core import database
 from evergreen.tasks.core.errors import ModelError
 from evergreen.tasks.problems.prediction_type import Labelled
+from evergreen.tasks.problems.recommendation.overlap import rank_biased_overlap
 from evergreen.tasks.release.deployments import Deployment, make_decision
 from evergreen.tasks.release.model_registry import Registry
 from evergreen.tasks.release.rollout_state import SHADOW_SUFFIX, RolloutState
@@ -539,6 +542,35 @@ def test_late_labels_roll_back_a_worse_candidate(
     assert found.decision == ends
     assert found.tests[-1].name == "quality"
     assert found.tests[-1].candidate_rows == (400 if shadow else 200)
+
+
+def test_the_lists_of_a_shadow_are_compared_by_their_overlap_and_it_decides_nothing():
+    stands = SimpleNamespace(candidate=2, champion=1)
+    lists = {"same": (["a", "b"], ["a", "b"]), "half": (["a", "b"], ["a", "c"]), "none": (["a", "b"], ["c", "d"])}
+    rows = [
+        (f"{user}{number}{suffix}", version, variant, user, items[version - 1])
+        for number in range(30)
+        for user, items in {f"{name} {number}": both for name, both in lists.items()}.items()
+        for version, variant, suffix in ((1, "champion", ""), (2, "shadow", SHADOW_SUFFIX))
+    ]
+    frame = pl.DataFrame(rows, schema=["id", "version", "variant", "entity", "items"], orient="row")
+    kind = problems.predictions("recommendation")
+    found = measure_overlap(kind, frame, cast(Any, stands))
+    assert found is not None
+    assert (found.users, found.requests) == (90, 90)
+    half = rank_biased_overlap(["a", "b"], ["a", "c"])
+    assert found.mean == pytest.approx((1 + half) / 3)
+    assert found.low is not None
+    assert found.low < found.mean
+    more = frame.filter(pl.col("entity") == "none 3").with_columns(pl.col("id").str.replace("none", "again"))
+    again = measure_overlap(kind, pl.concat([frame, more]), cast(Any, stands))
+    assert again is not None
+    assert (again.mean, again.requests) == (pytest.approx(found.mean), 91)
+    assert measure_overlap(kind, frame.filter(pl.col("variant") == "champion"), cast(Any, stands)) is None
+    assert measure_overlap(problems.predictions("regression"), frame, cast(Any, stands)) is None
+    judged = Judgement(decision="wait", reason="3 requests", tests=()).with_overlap(found)
+    assert (judged.decision, judged.overlap) == ("wait", found)
+    assert "; rank-biased overlap of the lists 0.517 [0.4" in judged.reason
 
 
 def test_quality_is_not_compared_where_the_policy_does_not_want_it(address: str, rollouts: Rollouts, names: Names):

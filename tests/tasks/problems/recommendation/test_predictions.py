@@ -1,13 +1,17 @@
 """Ranked lists, and what purchases say of them."""
 
+import math
 from datetime import UTC, date, datetime
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from evergreen.tasks.config.params import Recommend
 from evergreen.tasks.core.errors import SourceError
 from evergreen.tasks.data.received_events import RECEIVED
+from evergreen.tasks.problems.recommendation.overlap import rank_biased_overlap
 from evergreen.tasks.problems.recommendation.predictions import PREDICTIONS
 from tests.contracts import LabelledContract
 
@@ -29,6 +33,26 @@ class TestRankedLists(LabelledContract):
 def test_a_loss_is_what_the_list_lacks_of_the_best_one():
     rows = pl.DataFrame({"items": [["a", "b"], ["b", "a"], ["c", "d"]]})
     assert PREDICTIONS.losses(rows, pl.Series([["a"]] * 3), None) == pytest.approx([0.0, 1 - 0.63093, 1.0], abs=1e-5)
+
+
+def test_a_user_who_bought_nothing_costs_as_much_as_a_list_without_a_hit():
+    rows = pl.DataFrame({"items": [["a"], ["a"], ["a"]]})
+    assert PREDICTIONS.losses(rows, pl.Series([["a"], [], ["b"]], dtype=pl.List(pl.String)), None).tolist() == [0.0, 1.0, 1.0]
+    assert math.isnan(PREDICTIONS.losses(rows[:1], pl.Series(["a"]), None)[0])
+
+
+@settings(max_examples=50, deadline=None)
+@given(*[st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=6, unique=True)] * 2, st.floats(0.5, 0.95))
+def test_the_overlap_is_the_sum_over_all_depths_with_as_much_agreement_beyond_the_ends(one, other, p):
+    found, again = (rank_biased_overlap(*pair, p) for pair in ((one, other), (other, one)))
+    assert found == pytest.approx(again)
+    assert -1e-9 <= found <= 1 + 1e-9
+    size = min(len(one), len(other))
+    one, other = one[:size], other[:size]
+    agreement = [len(set(one[:depth]) & set(other[:depth])) / depth for depth in range(1, size + 1)]
+    agreement += agreement[-1:] * 2000
+    whole = (1 - p) * sum(each * p**depth for depth, each in enumerate(agreement))
+    assert rank_biased_overlap(one, other, p) == pytest.approx(whole)
 
 
 @pytest.mark.parametrize(("given", "value"), [("[1, 2]", [1, 2]), ("A7", ["A7"]), ([], []), (("a", "b"), ["a", "b"])])
