@@ -6,6 +6,7 @@ finished step is recorded at once: a flow killed at any moment continues where i
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -26,6 +27,7 @@ from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.data import snapshot
 from evergreen.tasks.release import pipeline_file
 from evergreen.tasks.release.lineage import Stages
+from evergreen.tasks.search import time_budget
 
 log = logging.getLogger(__name__)
 
@@ -191,6 +193,7 @@ class Branches:
         if version and (decided or not self.deploy):
             return []
         steps.check()
+        began = time.monotonic()
         verdict = steps.gate.with_options(task_run_name=f"gate {problem}")(
             self.root, problem, wait_for=self._before(problem)
         )  # fmt: skip
@@ -207,4 +210,5 @@ class Branches:
         self._last[problem] = registered
         outcome.action, outcome.verdict = action, verdict["reason"]
         artifacts.publish_verdict(self.layout, problem, version, verdict, action)
+        time_budget.note_release(self.layout, problem, time.monotonic() - began)
         return ["gate", "register", "deploy"]

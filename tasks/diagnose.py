@@ -5,16 +5,21 @@ See diagnosis.experiments and diagnosis.recommendation.
 
 import json
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Params, Section, Tabular
 from evergreen.tasks.core.paths import Layout, writing
+from evergreen.tasks.search import time_budget
 
 if TYPE_CHECKING:
     import polars as pl
 
 log = logging.getLogger(__name__)
+
+MIN_SECONDS = 1.0
+"""A shorter diagnosis finds nothing."""
 
 
 class Result(Section):
@@ -43,8 +48,10 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
         found = _no_diagnosis(f"A {name} problem cannot be diagnosed: it has no target.")
     elif not section.evaluate.diagnose_seconds:
         found = _no_diagnosis("evaluate.diagnose_seconds is 0.")
+    elif (seconds := allowed_seconds(params, problem, layout)) < MIN_SECONDS:
+        found = _no_diagnosis("The time budget left no time for it; a longer tune.budget_seconds does.")
     else:
-        found, tables = _diagnose(params, problem, section, layout)
+        found, tables = _diagnose(params, problem, section, layout, seconds)
     folder = layout.report(problem) / "diagnosis"
     with writing(folder) as scratch:
         scratch.mkdir()
@@ -57,7 +64,7 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
 
 
 def _diagnose(
-    params: Params, problem: str, section: Tabular, layout: Layout
+    params: Params, problem: str, section: Tabular, layout: Layout, seconds: float
 ) -> "tuple[dict[str, Any], dict[str, pl.DataFrame]]":
     """The diagnosis and its tables; the libraries of the experiments are imported only here."""
     import polars as pl
@@ -67,15 +74,19 @@ def _diagnose(
 
     kind, config = problems.kind(params.kind(problem)), load_best_config(layout.tuning(problem), problem)
     data, path = kind.load(layout.features(problem), section), layout.tuning(problem) / "trials.parquet"
-    seconds = allowed_seconds(section.evaluate.diagnose_seconds, section.tune.budget_seconds)
     trials = pl.read_parquet(path) if path.exists() else None
     found, tables = diagnose(kind, data, section, config, params.project.seed, seconds, trials)
     return (found, tables) if found.get("step") else (_no_diagnosis(found["recommendation"]), {})
 
 
-def allowed_seconds(seconds: float, budget_seconds: float | None) -> float:
-    """CPU seconds of the diagnosis: at most a quarter of a time budget."""
-    return seconds if budget_seconds is None else min(seconds, budget_seconds / 4)
+def allowed_seconds(params: Params, problem: str, layout: Layout) -> float:
+    """CPU seconds of the diagnosis: at most a quarter of a time budget, and what the command's wall time leaves."""
+    section = params.section(problem)
+    seconds, budget = section.evaluate.diagnose_seconds, section.tune.budget_seconds
+    if budget is None:
+        return seconds
+    left = time_budget.clock(params, problem, layout, "diagnose").left() if time_budget.commanded() else math.inf
+    return min(seconds, budget / 4, left / time_budget.slowness(layout, problem))
 
 
 def _no_diagnosis(reason: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,11 @@ from evergreen.tasks.config.params import Params, Section, Tabular
 from evergreen.tasks.core.paths import MODEL, Layout, read_json, writing
 from evergreen.tasks.explanation.column_values import MAX_COLUMNS
 from evergreen.tasks.explanation.error_slices import find_error_slices
-from evergreen.tasks.explanation.example_explanations import Contributions, explain_examples
+from evergreen.tasks.explanation.example_explanations import MAX_PREDICTIONS, Contributions, explain_examples
 from evergreen.tasks.explanation.model_card import card, markdown
 from evergreen.tasks.explanation.model_outputs import MAX_CLASSES
 from evergreen.tasks.explanation.partial_dependence import partial_dependence
-from evergreen.tasks.explanation.permutation_importance import permutation_importance
+from evergreen.tasks.explanation.permutation_importance import SHUFFLES, permutation_importance
 from evergreen.tasks.explanation.serving_cost import measure_serving_cost
 from evergreen.tasks.model_files.onnx_export import compile_for_explanation
 from evergreen.tasks.model_files.onnx_runtime import Compiled
@@ -25,11 +27,18 @@ from evergreen.tasks.model_files.trained_model import load_evaluated_model
 from evergreen.tasks.problems.base import ExplainedKind, Fold, Model, RowKind
 from evergreen.tasks.problems.tabular import row_subset
 from evergreen.tasks.problems.tabular.tabular_kind import Rows
+from evergreen.tasks.search import time_budget
 
 log = logging.getLogger(__name__)
 
 SLICE_ROWS = 20_000
 """Most rows that error slices are looked for in."""
+OTHER_WORK = 1.5
+"""Time of an explanation in relation to that of its predictions."""
+MIN_AFFORDABLE = 0.02
+"""A smaller share of an explanation is none."""
+MIN_ROWS = 50
+"""Rows to explain, where time is short."""
 
 
 class Result(Section):
@@ -60,9 +69,14 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
     tables: dict[str, pl.DataFrame] = {}
     if isinstance(kind, RowKind):
         few, many = _test_rows(kind, data, fold, section, params.project.seed)
+        share = affordable_share(kind, model, few, _seconds_left(params, problem, layout))
         compiled = compile_for_explanation(model, data.features)
-        explanation, tables = explain(kind, model, few, many, section, params.project.seed, problem, compiled)
-        found |= explanation
+        if share < MIN_AFFORDABLE:
+            found["note"] = "The time budget left no time for an explanation; a longer tune.budget_seconds does."
+        else:
+            given = few, many, section, params.project.seed, problem, compiled, share
+            explanation, tables = explain(kind, model, *given)
+            found |= explanation
     else:
         found["note"] = f"{kind.name} predicts lists; each item of a list comes with its own explanation."
     found["serving"] = measure_serving_cost(layout.model(problem) / MODEL, kind, data, section)
@@ -82,6 +96,23 @@ def _test_rows(kind: RowKind, data: Rows, fold: Fold, section: Tabular, seed: in
     return few, many
 
 
+def _seconds_left(params: Params, problem: str, layout: Layout) -> float:
+    """What the wall time of the command leaves to the explanation; infinite where there is no such limit."""
+    return time_budget.clock(params, problem, layout, "explain").left() if time_budget.commanded() else math.inf
+
+
+def affordable_share(kind: RowKind, model: Model, rows: Rows, seconds: float) -> float:
+    """The share of an explanation of `rows` that `seconds` are enough for, at most 1, by the time of one prediction of them."""
+    if seconds == math.inf:
+        return 1.0
+    began, columns = time.monotonic(), rows.features.shape[1]
+    kind.predict_rows(model, rows.features)
+    per_row = (time.monotonic() - began) / max(len(rows), 1)
+    shuffled = len(rows) * (columns + (SHUFFLES - 1) * min(columns, MAX_COLUMNS))
+    expected = OTHER_WORK * per_row * (shuffled + MAX_PREDICTIONS)
+    return min(max(seconds, 0.0) / max(expected, 1e-9), 1.0)
+
+
 def explain(
     kind: RowKind,
     model: Model,
@@ -91,11 +122,16 @@ def explain(
     seed: int,
     label: str = "",
     compiled: Compiled | None = None,
+    share: float = 1.0,
 ) -> tuple[dict[str, Any], dict[str, pl.DataFrame]]:
     """What explanation.json holds about `model`, and its tables by name.
 
     `rows`: of the one part ROWS, unseen in training. `many`: more such rows, for error slices. `compiled`: the same model.
+    `share`: of the rows and predictions, where time is short.
     """
+    if share < 1:
+        fewer = row_subset.evenly(np.arange(len(rows)), min(len(rows), max(MIN_ROWS, round(share * len(rows)))))
+        rows = row_subset.subset(rows, fewer)
     log.info("%s: explain: feature importance on %d rows", label, len(rows))
     importance = permutation_importance(kind, model, rows, section, seed)
     found: dict[str, Any] = {
@@ -107,7 +143,7 @@ def explain(
         return found, {"permutation": importance}
     (predict, outputs), columns = kind.outputs(model, MAX_CLASSES), importance["column"].to_list()
     log.info("%s: explain: contributions of columns to predictions", label)
-    contributions = Contributions(predict, outputs, rows, columns, seed, compiled)
+    contributions = Contributions(predict, outputs, rows, columns, seed, compiled, int(share * MAX_PREDICTIONS))
     found["contributions_error"] = contributions.error
     found["mean_prediction"] = dict(zip(outputs, contributions.base.tolist(), strict=True))
     found["examples"] = explain_examples(rows, contributions)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import os
+import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,7 +39,8 @@ def train(
         float | None,
         typer.Option(
             min=1,
-            help="Seconds for each problem's search, refit and evaluation: sets NAME.tune.budget_seconds in params.yaml.",
+            help="Seconds from this command to the deployed model: sets NAME.tune.budget_seconds in params.yaml. With several "
+            "problems: for the search, refit and evaluation of each.",
         ),
     ] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Read databases again; changed files are noticed anyway.")] = False,
@@ -65,7 +68,9 @@ def run(
     from evergreen.flows.operations import status as results
     from evergreen.tasks.core.paths import locking
     from evergreen.tasks.data import snapshot
+    from evergreen.tasks.search import time_budget
 
+    began = time.time() - time.process_time()  # the imports of the command count
     params = read_params(place)
     problems = list(dict.fromkeys(names or params.problems))
     for name in problems:
@@ -83,7 +88,8 @@ def run(
         if not refresh and results.nothing_to_do(place, problems, deploy):
             outcomes = [results.Outcome(problem) for problem in problems]
         else:
-            outcomes = _flow(place, problems, refresh, deploy)
+            with time_budget.counting_from(began) if len(problems) == 1 else nullcontext():
+                outcomes = _flow(place, problems, refresh, deploy)
         rows = {row.problem: row for row in results.rows(place, problems)}
     _report(outcomes, rows, place, as_json)
 

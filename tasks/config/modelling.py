@@ -88,8 +88,8 @@ class Tune(Section):
     timeout_seconds: float | None = None
     """No trial starts after this time. null: no limit."""
     budget_seconds: Annotated[float, Field(gt=0)] | None = None
-    """Wall-clock budget of search, refit and evaluation together, as set by `evergreen train --seconds`. The start of each of
-    their processes (two or three seconds) is not included. It replaces n_trials. null: no limit."""
+    """Wall-clock budget, as set by `evergreen train --seconds`: from the command to the deployed model. With several problems,
+    and in dvc repro, of search, refit and evaluation together. It replaces n_trials. null: no limit."""
     metric: str | None = None
     """Metric to optimise. null: the kind's primary metric."""
     models: tuple[str, ...] | None = None

@@ -50,12 +50,13 @@ class Contributions:
         columns: Sequence[str],
         seed: int,
         compiled: Compiled | None = None,
+        most: int = MAX_PREDICTIONS,
     ) -> None:
-        """`compiled`: the same model, for exact values."""
+        """`compiled`: the same model, for exact values. `most`: rows that the model is asked for."""
         self.outputs, self.columns, self.features = list(outputs), list(columns), rows.features
         self.predictions = predict(rows.features)
         background = self.background = self._background()
-        count = max(3, min(EXPLAINED, MAX_PREDICTIONS // (4 * len(background) * max(1, len(columns) - 1)), len(rows)))
+        count = max(3, min(EXPLAINED, most // (4 * len(background) * max(1, len(columns) - 1)), len(rows)))
         self.examples = self._examples()
         spread = row_subset.evenly(np.arange(len(rows)), count)
         self.places = self.examples + [each for each in spread if each not in self.examples]
@@ -65,7 +66,7 @@ class Contributions:
             self.values, self.base, self.error = *exact, 0.0
         else:
             mixed = _mixed(predict, own, others, self.columns)
-            found = shapley_values(mixed, len(self.places), len(background), len(columns), MAX_PREDICTIONS, seed)
+            found = shapley_values(mixed, len(self.places), len(background), len(columns), most, seed)
             self.values, self.base = found.values, found.base
             self.error = float(np.nanmax(found.error, initial=0.0) / max(np.abs(self.values).max(initial=0.0), 1e-12))
         self.values = np.where(np.abs(self.values) > 1e-12, self.values, 0.0)

@@ -10,6 +10,7 @@ import polars as pl
 
 from evergreen.tasks.config.params import Problem
 from evergreen.tasks.search.specification import Search
+from evergreen.tasks.search.staged import OPENING
 from evergreen.tasks.search.time_budget import Clock, Estimate
 from evergreen.tasks.search.trials import Cost, Evaluator, FinishedTrial, Outcome
 
@@ -19,6 +20,8 @@ PROBE_ROWS = 2_000
 """Rows of a probe."""
 MAX_PROBING_SHARE = 0.12
 """Share of the budget after which no further model is probed."""
+MIN_PROBES = 3
+"""Models that are probed in any case."""
 UNPLANNED_SEARCH_SHARE = 0.6
 """Share of the budget that the search gets where the time of the later steps cannot be estimated."""
 TRIALS, TRIALS_SHARE = 5, 0.8
@@ -58,14 +61,16 @@ def fit_to_budget(search: Search, evaluator: Evaluator, section: Problem, worker
 def _probe_defaults(search: Search, evaluator: Evaluator, deadline: float) -> dict[str, Outcome]:
     """Model -> outcome of its defaults on one fold of PROBE_ROWS rows, simple models first.
 
-    No probe starts after `deadline` (seconds on the clock of the search), except the first.
+    No probe starts after `deadline` (seconds on the clock of the search), except the baseline, a linear model and boosting:
+    whatever the time, the choice is never between simple models alone.
     """
     small = replace(evaluator, sample_rows=PROBE_ROWS, only_fold=0, keep_predictions=False)
+    order = [model for stage in OPENING for model in search.defaults if search.stages.get(model, "boosting") == stage]
     probes: dict[str, Outcome] = {}
-    for model, config in search.defaults.items():
-        if search.clock.spent() <= deadline or not probes:
-            probes[model] = small(config)
-    return probes
+    for place, model in enumerate(order or search.defaults):
+        if search.clock.spent() <= deadline or place < MIN_PROBES:
+            probes[model] = small(search.defaults[model])
+    return {model: probes[model] for model in search.defaults if model in probes}
 
 
 def _measured_costs(probes: Mapping[str, Outcome]) -> list[Cost]:

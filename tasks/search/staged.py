@@ -1,5 +1,8 @@
 """A staged search: baseline, linear, trees, boosting, then an ensemble; a stage that no longer improves ends early.
 
+With a time budget the defaults of all stages come first, boosting right after the linear model: however short the time, both
+are judged, and a stage far behind another one is not searched.
+
 Pure: the next batch follows from the finished trials and the time left.
 """
 
@@ -16,12 +19,16 @@ Request = Config | str | None
 """What to try next: a configuration; a model, whose hyper-parameters the sampler suggests; None, where the sampler suggests the
 model too; or BLEND, an ensemble of the trials so far."""
 STAGES = ("baseline", "linear", "trees", "boosting", "ensemble")
+OPENING = ("baseline", "linear", "boosting", "trees")
+"""The order of the defaults with a time budget."""
 SHARES = {"baseline": 0.02, "linear": 0.2, "trees": 0.4, "boosting": 1.0}
 """Stage -> the share of the trials (or of the time) at which it ends."""
 PATIENCE = 3
 """A stage ends after this many batches without improvement."""
 MAX_ERRORS_BEHIND = 2.0
 """A stage ends after its first batch when it is more standard errors than this behind an earlier stage."""
+MAX_ERRORS_DEFAULT = 4.0
+"""With a time budget, a stage ends after its default when that is more standard errors than this behind another stage."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +51,32 @@ class StagedSearch:
 
     def next_batch(self, trials: Sequence[FinishedTrial]) -> list[Request]:
         """The next batch; empty at the end. The first is never empty, however short the time: a search ends with a model."""
-        batch: list[Request] = []
+        batch: list[Request] = list(self._opening(trials))
+        if batch:
+            return batch
         for stage in STAGES[:-1]:
-            models = [model for model in self.defaults if self.stages.get(model, "boosting") == stage]
+            models = self._models(stage)
             found = self._requests(stage, models, trials, self.batch - len(batch)) if models else []
             batch += found
             if found and (stage != "baseline" or len(batch) >= self.batch):
                 return batch
         return batch or self._ensemble(trials) or ([] if trials else [self._simplest()])
+
+    def _models(self, stage: str) -> list[str]:
+        return [model for model in self.defaults if self.stages.get(model, "boosting") == stage]
+
+    def _opening(self, trials: Sequence[FinishedTrial]) -> list[Config]:
+        """With a time budget: the defaults that were not tried and that there is time for, at most a batch."""
+        if self.clock.seconds is None:
+            return []
+        known, found, need = {each.model for each in trials}, list[Config](), 0.0
+        for model in (model for stage in OPENING for model in self._models(stage)):
+            baseline = self.stages.get(model) == "baseline"
+            own = self.expected_seconds.get(model, math.inf if self.expected_seconds and not baseline else 0.0)
+            if model not in known and len(found) < self.batch and need + own <= self.clock.left() * self.workers:
+                found.append(self.defaults[model])
+                need += own
+        return found
 
     def _simplest(self) -> Config:
         """The default of the model in the earliest stage."""
@@ -138,8 +163,14 @@ class StagedSearch:
         patience = PATIENCE if self.clock.seconds is None else 2 * PATIENCE
         if since >= patience * self.batch:
             return False
-        before = best_of([each for each in trials if each.position < min(one.position for one in mine)], self.metric)
-        return before is None or len(mine) < self.batch or not _clearly_behind(top, before, self.metric)
+        others = [each for each in trials if each not in mine]
+        if self.clock.seconds is None:
+            others = [each for each in others if each.position < min(one.position for one in mine)]
+        rival = best_of(others, self.metric)
+        if rival is None or (len(mine) < self.batch and self.clock.seconds is None):
+            return True
+        errors = MAX_ERRORS_BEHIND if len(mine) >= self.batch else MAX_ERRORS_DEFAULT
+        return not _clearly_behind(top, rival, self.metric, errors)
 
     def _ensemble(self, trials: Sequence[FinishedTrial]) -> list[Request]:
         """One blend, where there are two models to blend and no blend was tried."""
@@ -149,9 +180,9 @@ class StagedSearch:
         return [BLEND]
 
 
-def _clearly_behind(other: FinishedTrial, best: FinishedTrial, metric: Metric) -> bool:
+def _clearly_behind(other: FinishedTrial, best: FinishedTrial, metric: Metric, errors: float = MAX_ERRORS_BEHIND) -> bool:
     gain, error = paired_gain(best.folds, other.folds, metric)
-    return len(best.folds) > 1 and gain > 0 and gain > MAX_ERRORS_BEHIND * error
+    return len(best.folds) > 1 and gain > 0 and gain > errors * error
 
 
 def best_of(trials: Sequence[FinishedTrial], metric: Metric) -> FinishedTrial | None:

@@ -1,28 +1,47 @@
-"""tune.budget_seconds: the wall time of the search, the refit and the evaluation of a problem together.
+"""tune.budget_seconds: the wall time that a training may take.
 
-The clock of a step starts when its libraries are loaded, two or three seconds after its process starts. The time of the earlier
-steps is read from var/costs.
+A command that trains one problem sets BEGAN, and its budget is the user's wall time, from the command to the deployed model.
+Each step then leaves the later ones their time: diagnosis, explanation and release are planned by shares of the budget, and by
+their cost on this machine. Without BEGAN, for several problems or for `dvc repro`, the budget is that of search, refit and
+evaluation alone, and their clocks start when the libraries are loaded.
 """
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from evergreen.tasks.config.params import Params
-from evergreen.tasks.core.paths import Layout, read_json
+from evergreen.tasks.core.paths import Layout, read_json, write_json
 
 if TYPE_CHECKING:
     from evergreen.tasks.search.trials import Cost
 
+BEGAN = "EVERGREEN_BEGAN"
+"""Environment: when the command began that trains one problem, in seconds since 1970. The command sets it for its steps."""
 MEASURED = ("tune", "train", "evaluate")
 """The steps that share the budget."""
+STEPS = (*MEASURED, "diagnose", "explain")
+START_SECONDS = 1.0
+"""To start a step, from the end of the one before it, on a quiet machine."""
+RELEASE_SECONDS = 9.0
+"""Gate, registration with compilation, deployment, page and the server's end, on a quiet machine."""
+ADVICE_SHARES = {"diagnose": 0.06, "explain": 0.08}
+"""Shares of the budget for the steps that only people read, where the search is planned."""
+MIN_SHARE = 0.2
+"""Share of the budget that search, refit and evaluation get though the other steps leave less."""
+MAX_SLOWNESS = 4.0
+PAGE_SECONDS = 4.0
+"""The page and the server's end, which follow the deployment."""
 SLACK = 1.3
 """Factor on times that are extrapolated to more rows."""
 MIN_RESAMPLES = 50
 """Fewer resamples than this give no usable confidence interval."""
 MAX_REFIT_SHARE = 0.3
-"""Largest share of the budget for the refit; where it is too short, the model is fitted on fewer rows."""
+"""Largest share of the budget for the fits after the search; where it is too short, there is no refit, or one on fewer rows."""
 MAX_EVALUATION_SHARE = 0.25
 """Largest share of the budget for the evaluation."""
 MIN_SEARCH_SHARE = 0.3
@@ -80,8 +99,9 @@ class Estimate:
         return max(self.seconds - self.reserve(cost), self.loading + MIN_SEARCH_SHARE * self.seconds)
 
     def reserve(self, cost: "Cost") -> float:
-        """To refit and evaluate, within MAX_REFIT_SHARE and MAX_EVALUATION_SHARE."""
-        return self.loading + min(self.refit(cost), MAX_REFIT_SHARE * self.seconds) + self.evaluation(cost)
+        """To fit the evaluated model and the served one, within MAX_REFIT_SHARE, and to evaluate."""
+        fits = self.refit(cost, self.training_rows + self.all_rows)
+        return self.loading + min(fits, MAX_REFIT_SHARE * self.seconds) + self.evaluation(cost)
 
 
 _begun: list[float] = []
@@ -94,13 +114,73 @@ def begin() -> None:
 
 
 def clock(params: Params, problem: str, layout: Layout, step: str) -> Clock:
-    """The clock of `step`: the budget minus the time of the earlier steps, counted from `begin`, or else from now."""
+    """The clock of `step`, one of STEPS: the budget without the time that is spent and the time that later steps need.
+
+    It counts from `begin`, or else from now.
+    """
     total = params.section(problem).tune.budget_seconds
-    before = MEASURED[: MEASURED.index(step)]
-    began = _begun.pop() if _begun else None
-    return Clock(None if total is None else total - _spent(layout, problem, before), began)
+    began = _begun.pop() if _begun else time.monotonic()
+    if total is None:
+        return Clock(None, began)
+    if not commanded():
+        return Clock(total - _spent(layout, problem, MEASURED[: MEASURED.index(step)]), began)
+    gone = time.time() - float(os.environ[BEGAN]) - (time.monotonic() - began)
+    left = total - gone - later_seconds(layout, problem, step, total)
+    return Clock(max(left, MIN_SHARE * total) if step == MEASURED[0] else left, began)
+
+
+@contextmanager
+def counting_from(began: float) -> Generator[None]:
+    """Let budgets within the block be the wall time since `began`, in seconds since 1970; steps inherit it."""
+    os.environ[BEGAN] = f"{began:.3f}"
+    try:
+        yield
+    finally:
+        del os.environ[BEGAN]
+
+
+def commanded() -> bool:
+    """Whether the budget is the wall time of a command that trains one problem."""
+    return BEGAN in os.environ
+
+
+def later_seconds(layout: Layout, problem: str, step: str, total: float) -> float:
+    """What the steps after `step` need, without those of MEASURED, which share one clock."""
+    after = STEPS[STEPS.index(step) + 1 :]
+    starts = slowness(layout, problem) * START_SECONDS * len(after)
+    return (
+        starts + release_seconds(layout, problem) + sum(share * total for name, share in ADVICE_SHARES.items() if name in after)
+    )
+
+
+def release_seconds(layout: Layout, problem: str) -> float:
+    """From the explanation to the end: as the last training of the problem took, or else as on a machine this busy."""
+    path = _release_path(layout, problem)
+    return float(read_json(path)["seconds"]) if path.exists() else RELEASE_SECONDS * slowness(layout, problem)
+
+
+def slowness(layout: Layout, problem: str) -> float:
+    """Wall time in relation to CPU time of the steps of this training so far, between 1 (a quiet machine) and MAX_SLOWNESS."""
+    costs = [_cost(layout, step, name) for step, name in (("ingest", None), ("validate", None), ("features", problem))]
+    wall, cpu = (sum(float(each.get(name, 0.0)) for each in costs) for name in ("wall_seconds", "cpu_seconds"))
+    return min(max(wall / cpu, 1.0), MAX_SLOWNESS) if cpu else 1.0
+
+
+def note_release(layout: Layout, problem: str, seconds: float) -> None:
+    """Record the time from the explanation to the deployment, for the next training."""
+    write_json(_release_path(layout, problem), {"seconds": round(seconds + PAGE_SECONDS, 3)})
+
+
+def _release_path(layout: Layout, problem: str) -> Path:
+    """Apart from the costs of steps."""
+    return layout.var / "costs" / "release" / f"{problem}.json"
+
+
+def _cost(layout: Layout, step: str, problem: str | None) -> dict[str, Any]:
+    path = layout.cost(step, problem)
+    return read_json(path) if path.exists() else {}
 
 
 def _spent(layout: Layout, problem: str, steps: Sequence[str]) -> float:
-    costs = [read_json(path) for path in (layout.cost(step, problem) for step in steps) if path.exists()]
+    costs = [_cost(layout, step, problem) for step in steps]
     return sum(float(each.get("wall_seconds", 0.0)) - float(each.get("start_seconds", 0.0)) for each in costs)

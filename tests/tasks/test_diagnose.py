@@ -1,5 +1,6 @@
 """The step is right where it is planted, the diagnosis keeps to its time, and test rows stay unseen."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from evergreen.tasks.diagnosis.validation_curves import POINTS
 from evergreen.tasks.problems.base import Kind
 from evergreen.tasks.problems.prediction_type import SkillScale
 from evergreen.tasks.problems.tabular.tabular_kind import Rows
+from evergreen.tasks.search import time_budget
+from tests import plain_kind
 
 OVERFIT = {"model": "lightgbm", "num_leaves": 40, "min_child_samples": 1, "n_estimators": 60, "learning_rate": 0.3}
 """A model that overfits."""
@@ -222,5 +225,14 @@ def test_no_diagnosis_is_made_where_none_is_asked_for(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("budget", "seconds"), [(None, 10.0), (20.0, 5.0), (600.0, 10.0)])
-def test_a_search_with_a_time_budget_is_followed_by_a_shorter_diagnosis(budget: float | None, seconds: float):
-    assert diagnose.allowed_seconds(10.0, budget) == seconds
+def test_a_search_with_a_time_budget_is_followed_by_a_shorter_diagnosis(budget: float | None, seconds: float, tmp_path: Path):
+    params, layout = plain_kind.project(tmp_path, tune={"budget_seconds": budget})
+    assert diagnose.allowed_seconds(params, "pay", layout) == seconds
+
+
+def test_a_diagnosis_without_time_is_left_out_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    params, layout = plain_kind.project(tmp_path, tune={"budget_seconds": 60})
+    monkeypatch.setenv(time_budget.BEGAN, str(time.time() - 100))
+    result = diagnose.run(params, "pay", layout)
+    assert result.step is None
+    assert "time budget" in result.recommendation

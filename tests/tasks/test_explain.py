@@ -1,7 +1,9 @@
 """The stage: a planted effect is found, contributions add up, and the error slice is where noise was planted."""
 
+import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from evergreen.tasks.core.paths import Layout, read_json, write_json
 from evergreen.tasks.explanation.example_explanations import CONTRIBUTIONS, Contributions
 from evergreen.tasks.explanation.partial_dependence import partial_dependence
 from evergreen.tasks.problems.tabular.tabular_kind import Rows
+from evergreen.tasks.search import time_budget
 
 SIZE = 1800
 
@@ -156,3 +159,36 @@ def test_a_model_is_explained_whatever_types_its_strongest_columns_have():
         curves = partial_dependence(predict, ["prediction"], rows, list(columns))
         assert set(curves["column"]) == set(columns)
         assert curves["x"].dtype == pl.Float64
+
+
+class Waiting:
+    """A kind whose prediction takes 10 ms, by a clock of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(explain, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def predict_rows(self, model: Any, features: Any) -> None:
+        self.now += 0.01 * len(features)
+
+
+def test_an_explanation_has_as_many_rows_as_its_time_is_enough_for(monkeypatch: pytest.MonkeyPatch):
+    frame = table().head(100)
+    rows = Rows(frame["region"], None, frame["y"], frame.to_pandas())
+    kind: Any = Waiting(monkeypatch)
+    whole = explain.OTHER_WORK * 0.01 * (100 * 6 * explain.SHUFFLES + explain.MAX_PREDICTIONS)
+    assert explain.affordable_share(kind, None, rows, math.inf) == 1.0
+    assert explain.affordable_share(kind, None, rows, whole / 4) == pytest.approx(0.25)
+    assert explain.affordable_share(kind, None, rows, -3.0) == 0.0
+
+
+def test_a_command_without_time_left_has_a_note_instead_of_an_explanation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    params, layout = project(tmp_path)
+    tune = {"tune": params.section("pay").tune.model_copy(update={"budget_seconds": 5.0})}
+    short = params.model_copy(update={"sections": {"pay": params.section("pay").model_copy(update=tune)}})
+    monkeypatch.setenv(time_budget.BEGAN, "1000")
+    explain.run(short, "pay", layout)
+    found = read_json(layout.report("pay") / "explanation" / "explanation.json")
+    assert "time budget" in found["note"]
+    assert "importance" not in found
+    assert any("time budget" in line for part in found["card"] for line in part["lines"])

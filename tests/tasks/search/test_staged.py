@@ -93,9 +93,22 @@ def test_nothing_is_blended_where_only_one_model_ended_well() -> None:
 
 def test_a_trial_that_cannot_end_in_time_is_not_started() -> None:
     expected = {"line": 1.0, "forest": 100.0, "boost": 2.0}
-    done = [finished(place, model, 0.7) for place, model in enumerate(["prior", "line", "line", "line"])]
+    done = [finished(place, model, 0.7) for place, model in enumerate(["prior", "line", "line", "line", "boost"])]
     assert {named(each) for each in staged(clock=Spent(60, 15), expected_seconds=expected).next_batch(done)} == {"boost"}
     assert staged(clock=Spent(60, 61), expected_seconds=expected).next_batch(done) in ([], [BLEND])
+
+
+def test_with_a_time_budget_the_defaults_of_all_stages_come_first_and_boosting_second() -> None:
+    expected = {"line": 1.0, "forest": 5.0, "boost": 2.0}
+    search = staged(clock=Spent(60, 0), expected_seconds=expected)
+    assert [named(each) for each in search.next_batch([])] == ["prior", "line", "boost", "forest"]
+    short = staged(clock=Spent(4, 0), expected_seconds=expected)
+    assert [named(each) for each in short.next_batch([])] == ["prior", "line", "boost"]
+
+
+def test_with_a_time_budget_a_stage_far_behind_a_later_one_is_not_searched() -> None:
+    done = [finished(place, model, SCORES[model]) for place, model in enumerate(["prior", "line", "boost", "forest"])]
+    assert set(staged(clock=Spent(60, 5)).next_batch(done)) == {"boost"}
 
 
 def test_with_time_left_the_number_of_trials_is_no_limit() -> None:

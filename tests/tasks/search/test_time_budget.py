@@ -1,6 +1,7 @@
 """What a step may spend of tune.budget_seconds."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -39,6 +40,48 @@ def test_a_step_has_what_the_steps_before_it_left(tmp_path: Path) -> None:
     assert left == pytest.approx([60.0, 20.0, 12.5], abs=0.5)
 
 
+@pytest.fixture
+def commanded(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A command that began at second 1,000, and a clock that stands still at second 1,020."""
+    clock = SimpleNamespace(now=1_020.0)
+    fake = SimpleNamespace(time=lambda: clock.now, monotonic=lambda: clock.now - 900)
+    monkeypatch.setattr(time_budget, "time", fake)
+    monkeypatch.setenv(time_budget.BEGAN, "1000")
+    return clock
+
+
+def test_the_budget_of_a_command_is_its_wall_time_and_each_step_leaves_the_later_ones_theirs(
+    tmp_path: Path, commanded: SimpleNamespace
+) -> None:
+    params, layout = plain_kind.project(tmp_path, tune={"budget_seconds": 100})
+    assert time_budget.clock(params, "pay", layout, "tune").left() == pytest.approx(100 - 20 - 4 - 9 - 6 - 8)
+    commanded.now = 1_080.0
+    assert time_budget.clock(params, "pay", layout, "evaluate").left() == pytest.approx(100 - 80 - 2 - 9 - 6 - 8)
+    assert time_budget.clock(params, "pay", layout, "explain").left() == pytest.approx(100 - 80 - 9)
+
+
+def test_a_machine_that_was_busy_in_the_first_steps_gets_more_time_for_the_last_ones(
+    tmp_path: Path, commanded: SimpleNamespace
+) -> None:
+    params, layout = plain_kind.project(tmp_path, tune={"budget_seconds": 100})
+    write_json(layout.cost("validate", None), {"wall_seconds": 8.0, "cpu_seconds": 4.0})
+    assert time_budget.clock(params, "pay", layout, "explain").left() == pytest.approx(100 - 20 - 2 * 9)
+    time_budget.note_release(layout, "pay", 3.0)
+    assert time_budget.clock(params, "pay", layout, "explain").left() == pytest.approx(100 - 20 - 3 - time_budget.PAGE_SECONDS)
+
+
+def test_a_budget_below_the_other_steps_leaves_the_search_a_fifth(tmp_path: Path, commanded: SimpleNamespace) -> None:
+    params, layout = plain_kind.project(tmp_path, tune={"budget_seconds": 15})
+    assert time_budget.clock(params, "pay", layout, "tune").left() == pytest.approx(3.0)
+    assert time_budget.clock(params, "pay", layout, "evaluate").left() < 0
+
+
+def test_counting_from_a_command_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with time_budget.counting_from(12.0):
+        assert time_budget.commanded()
+    assert not time_budget.commanded()
+
+
 def test_the_clock_of_a_step_starts_when_its_libraries_are_loaded_and_the_next_one_starts_now(tmp_path: Path) -> None:
     params, layout = plain_kind.project(tmp_path, tune={"budget_seconds": 60})
     time_budget.begin()
@@ -53,7 +96,7 @@ def test_a_refit_takes_more_than_in_proportion_to_the_rows_of_a_fold() -> None:
 
 
 def test_the_time_reserved_for_refit_and_evaluation_is_limited_to_shares_of_the_budget() -> None:
-    assert estimate().reserve(FOLD) == pytest.approx(3 + 26 + 3 + 1.3 * 50 * 4 * 0.05)
+    assert estimate().reserve(FOLD) == pytest.approx(3 + 26 * 2.25 + 3 + 1.3 * 50 * 4 * 0.05)
     assert estimate(10.0, 1e7).reserve(FOLD) == pytest.approx(3 + 3.0 + 2.5)
 
 
