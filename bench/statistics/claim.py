@@ -22,6 +22,8 @@ class Claim:
     runs: int
     low: float = 0.0
     high: float = 1.0
+    error: float | None = None
+    """Standard error of the rate where runs depend on each other; 0 counts as unknown."""
 
     @property
     def rate(self) -> float:
@@ -30,6 +32,8 @@ class Claim:
     @property
     def standard_error(self) -> float:
         """Of the rate; that of one hit where the rate is 0 or 1, since the formula gives 0 there."""
+        if self.error:
+            return self.error
         nearest = min(max(self.rate, 1 / self.runs), 1 - 1 / self.runs)
         return math.sqrt(nearest * (1 - nearest) / self.runs)
 
