@@ -147,11 +147,12 @@ def write(
 
     `rows`: mappings with FIELDS: `value`, and `id` or `entity` and `at`; `known_at`: since when the label is known, None: now.
     Days and times are dates or ISO 8601 texts. One that cannot be true is rejected by its place from 0, with the rule, and
-    hides no other. Raises ParamsError for a kind without labels.
+    hides no other; the newest of these are kept (ledger.rejected_labels). Raises ParamsError for a kind without labels.
     """
     labelled, now = _require_labels(problem, kind), now or datetime.now(UTC)
     outputs = ledger.output_names(problem)
     found, rejected = dict[int, Label](), dict[int, str]()
+    rows = list(rows)
     for place, row in enumerate(rows):
         try:
             found[place] = _parse(row, labelled, outputs, now)
@@ -162,6 +163,8 @@ def write(
     places = [place for place in found if place not in rejected]
     counts = ledger.add_labels(problem, [found[place] for place in places])
     rejected |= {places[each.index]: each.reason for each in counts.rejected}
+    if rejected:
+        ledger.keep_rejected_labels(problem, [(rows[place], rejected[place]) for place in sorted(rejected)])
     return replace(counts, rejected=tuple(RejectedLabel(place, rejected[place]) for place in sorted(rejected)))
 
 

@@ -16,11 +16,12 @@ from typing import Any
 import polars as pl
 import sqlalchemy as sa
 
-from evergreen.monitoring.ledger import blocks, cohorts, label_matching, migration, scored_cohorts, upkeep
+from evergreen.monitoring.ledger import blocks, cohorts, label_matching, migration, rejected_labels, scored_cohorts, upkeep
 from evergreen.monitoring.ledger.blocks import Blocks
 from evergreen.monitoring.ledger.cohorts import Cohort, Week, monday
 from evergreen.monitoring.ledger.label_matching import Label, LabelCounts
 from evergreen.monitoring.ledger.prediction_rows import VARIANTS, Prediction, Predictions, Variant
+from evergreen.monitoring.ledger.rejected_labels import KeptLabel
 from evergreen.monitoring.ledger.schema import (
     BLOCK_LABELS,
     BLOCKS,
@@ -118,6 +119,16 @@ class Ledger:
         """Write the labels, all of them or none; invalid ones are rejected one by one."""
         with self.connect() as connection:
             return label_matching.add_labels(connection, problem, labels)
+
+    def keep_rejected_labels(self, problem: str, rejected: Sequence[tuple[object, str]]) -> None:
+        """Keep labels that broke a rule, each with the rule."""
+        with self.connect() as connection:
+            rejected_labels.add(connection, problem, rejected)
+
+    def rejected_labels(self, problem: str) -> list[KeptLabel]:
+        """The newest rejected labels, oldest first."""
+        with self.connect() as connection:
+            return rejected_labels.read(connection, problem)
 
     def made_at(self, problem: str, ids: Iterable[str]) -> dict[str, datetime]:
         """When the predictions with these ids were made, or the end of their cutoff, if that is before; known ids only."""

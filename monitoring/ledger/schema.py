@@ -74,6 +74,18 @@ LABELS = sa.Table(
     sqlite_autoincrement=True,  # a number is never used twice: numbers order the labels of a problem
 )
 """`day` of a label by id: that of its prediction, once there is one; of a label by moment: the day of that moment."""
+REJECTED_LABELS = sa.Table(
+    "rejected_labels",
+    METADATA,
+    sa.Column("number", NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("problem", sa.String(64), nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),  # when it was sent
+    sa.Column("label", sa.Text, nullable=False),  # as JSON
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Index("rejected_labels_by_problem", "problem", "number"),
+    sqlite_autoincrement=True,
+)
+"""The newest labels that broke a rule (ledger.rejected_labels)."""
 
 
 def _cohort_columns() -> list[sa.Column[Any]]:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from evergreen.flows import settings
 from evergreen.flows.cli.main import app
-from evergreen.monitoring.ledger import labels
+from evergreen.monitoring.ledger import labels, rejected_labels
 from evergreen.monitoring.ledger.label_matching import RejectedLabel
 from evergreen.monitoring.ledger.labels import Columns
 from evergreen.monitoring.ledger.predictions import Ledger, Prediction
@@ -123,6 +123,26 @@ def test_rows_that_say_nothing_are_refused_by_their_place_and_stop_no_other(ledg
             RejectedLabel(4, "has no value"),
         ),
     }
+
+
+def test_the_newest_rejected_labels_are_kept_as_they_were_sent_with_the_rule(ledger, monkeypatch):
+    monkeypatch.setattr(rejected_labels, "MOST", 3)
+    ledger.append([prediction("a")])
+    kind = problems.predictions("classification")
+    labels.write(ledger, "other", kind, [{"id": 7}])
+    labels.write(
+        ledger, "churn", kind, [{"id": "a", "value": "1"}, "odd", {"id": "\ud800", "value": 1}, {"value": "x" * 9_000}]
+    )
+    labels.write(ledger, "churn", kind, [{"id": "b", "value": None}])
+    kept = ledger.rejected_labels("churn")
+    assert [each.label[:24] for each in kept] == [
+        '{"id": "\\ud800", "value"',
+        '{"value": "' + "x" * 13,
+        '{"id": "b", "value": nul',
+    ]
+    assert kept[-1].reason == "has no value"
+    assert len(kept[1].label) == rejected_labels.MAX_CHARACTERS
+    assert len(ledger.rejected_labels("other")) == 1
 
 
 def test_the_same_file_again_repeats_and_a_corrected_one_changes(ledger):
@@ -396,6 +416,9 @@ def test_labels_and_cohorts_by_command(world, monkeypatch, tmp_path):
     assert "39" in done.output
     again = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert (again["duplicate"], again["rejected"][0]["row"]) == (39, 39)
+    kept = json.loads(CliRunner().invoke(app, ["labels", "spend", "--rejected", "--json", "--root", str(world.folder)]).stdout)
+    assert [json.loads(each["label"])["at"] for each in kept["rejected"]] == ["soon", "soon"]
+    assert "evergreen labels spend --rejected" in done.output
     shown = ["cohorts", "spend", "--root", str(world.folder)]
     (cohort,) = json.loads(CliRunner().invoke(app, [*shown, "--json"]).stdout)["cohorts"]
     assert (cohort["week"], cohort["version"], cohort["predictions"], cohort["matured"]) == ("2017-06-26", 1, 40, 39)
