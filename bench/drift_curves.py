@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parent / "results"
 RIVAL = Path(__file__).parent / "rivals" / "with_nannyml.py"
 NANNYML = ("nannyml==0.13.1", "statsmodels")
 KNOWN, ROWS, RUNS = 26, 1_000, 20
-WORLDS = {"weeks are equal": 0.0, "weeks differ by 0.1 sd": 0.1, "weeks differ by 0.2 sd": 0.2}
+WORLDS = {"weeks are equal": 0.0, "weeks differ by 0.1 sd": 0.1}
 SHIFTS = (0.05, 0.1, 0.15, 0.3)
 log = logging.getLogger("bench")
 
@@ -67,8 +67,15 @@ def run(sd: float, draw: np.random.Generator, folder: Path) -> Iterator[tuple[Ca
     pl.concat(dated).cast({"at": pl.Datetime}).write_parquet(folder / "windows.parquet")
     for case in found:
         drift = monitor(reference, [window(case.frame, KNOWN + 1)], Monitor(min_effect=0.0, min_fault=0.0))[-1]
+        picked = [case.column] if case.column else was.columns
         ours = [each.column for each in drift.changes if each.significant]
-        yield case, {"evergreen": raised(case, ours), "evidently": raised(case, flagged(was, case.frame))}
+        yield (
+            case,
+            {
+                "evergreen": raised(case, ours),
+                "evidently": raised(case, flagged(was.select(picked), case.frame.select(picked))),
+            },
+        )
 
 
 def raised(case: Case, columns: list[str]) -> bool:
