@@ -12,7 +12,7 @@ def rank_biased_overlap(one: Sequence[str], other: Sequence[str], p: float = PER
     Two empty lists are equal. Webber, Moffat and Zobel, A similarity measure for indefinite rankings, 2010: equation 32.
 
     >>> round(rank_biased_overlap("abc", "abd"), 3), rank_biased_overlap("ab", "cd"), rank_biased_overlap("a", "a")
-    (0.757, 0.0, 1.0)
+    (0.73, 0.0, 1.0)
     """
     short, long = sorted((list(dict.fromkeys(one)), list(dict.fromkeys(other))), key=len)
     if not short:
