@@ -9,10 +9,10 @@ import polars as pl
 
 from evergreen.monitoring.ledger import cohorts, label_matching, upkeep
 from evergreen.monitoring.ledger.cohorts import Cohort, Stored, Week, monday
+from evergreen.monitoring.ledger.pieces import Connect
 from evergreen.monitoring.ledger.prediction_rows import Predictions
 from evergreen.monitoring.ledger.records import Estimate
 from evergreen.monitoring.ledger.schema import to_micros
-from evergreen.monitoring.ledger.upkeep import Connect
 
 MAX_EARLIER = 8
 """Most cohorts before one that its estimate learns from."""

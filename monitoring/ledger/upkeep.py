@@ -1,10 +1,10 @@
 """Keep the ledger small and fast: merge blocks, pack labels, delete what is old, give space back, each in small pieces.
 
-Between two pieces every other writer has its turn, and a kill leaves whole pieces.
+Between two pieces every other writer has its turn, and a kill leaves whole pieces (ledger.pieces).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from datetime import date
 from itertools import groupby
 from typing import Any
@@ -14,29 +14,28 @@ import sqlalchemy as sa
 
 from evergreen.monitoring.ledger import blocks, cohorts, label_matching
 from evergreen.monitoring.ledger.cohorts import Cohort, midnight
-from evergreen.monitoring.ledger.schema import BLOCK_LABELS, BLOCKS, IDS, LABELS, PERIOD_DAYS, chunk, to_days, to_micros
+from evergreen.monitoring.ledger.pieces import Connect, Pieces, resting
+from evergreen.monitoring.ledger.schema import BLOCK_LABELS, BLOCKS, IDS, LABELS, PERIOD_DAYS, to_days, to_micros
 from evergreen.monitoring.ledger.writing import describe
 
 MERGED_ROWS = 20_000
 """Most rows of a block that others are merged into."""
 MERGED_BLOCKS = 500
 """Most blocks that are merged in one transaction."""
-ROWS_PER_PIECE = 500
-"""Predictions or labels that are deleted in one transaction."""
-PAGES_PER_PIECE = 1_000
+MOST_DAYS = 500
+"""Labels that are given their day in one transaction."""
+PAGES_PER_PIECE = 200
 """Pages of an SQLite file that are given back at once."""
-
-Connect = Callable[[], AbstractContextManager[sa.Connection]]
-"""Begins a transaction."""
 
 
 def tidy(connect: Connect, problem: str, before: date) -> None:
     """See Ledger.tidy."""
+    pieces = Pieces(connect)
     while runs := list(_mergeable(connect, problem, before)):
         for each in runs:
-            _merge(connect, problem, each)
+            _merge(connect, pieces, problem, each)
     find_days(connect, problem)
-    _pack_labels(connect, problem, before)
+    _pack_labels(connect, pieces, problem, before)
 
 
 def _mergeable(connect: Connect, problem: str, before: date) -> Iterator[list[int]]:
@@ -58,7 +57,7 @@ def _mergeable(connect: Connect, problem: str, before: date) -> Iterator[list[in
             yield run
 
 
-def _merge(connect: Connect, problem: str, numbers: Sequence[int]) -> None:
+def _merge(connect: Connect, pieces: Pieces, problem: str, numbers: Sequence[int]) -> None:
     """Replace blocks by one; nothing where another process did meanwhile."""
     same = BLOCKS.c.number.in_(numbers)
     with connect() as connection:
@@ -74,8 +73,7 @@ def _merge(connect: Connect, problem: str, numbers: Sequence[int]) -> None:
         "outputs": blocks.pack_whole(found.outputs, head.height),
         "features": blocks.pack_whole(found.features, head.height),
     }
-    with connect() as connection:
-        begin_writing(connection)
+    with pieces.write() as connection:
         if connection.execute(sa.delete(BLOCKS).where(same)).rowcount != len(numbers):
             connection.rollback()
             return
@@ -83,13 +81,7 @@ def _merge(connect: Connect, problem: str, numbers: Sequence[int]) -> None:
         connection.execute(sa.insert(BLOCKS).values(**row))
 
 
-def begin_writing(connection: sa.Connection) -> None:
-    """SQLite: take the lock before the first statement, so that no other writer comes between."""
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _pack_labels(connect: Connect, problem: str, before: date) -> None:
+def _pack_labels(connect: Connect, pieces: Pieces, problem: str, before: date) -> None:
     """Pack the labels of those blocks that have newer ones."""
     columns = BLOCKS.c.number, BLOCKS.c.first_day, BLOCKS.c.last_day, BLOCK_LABELS.c.upto
     query = sa.select(*columns).outerjoin(BLOCK_LABELS, BLOCK_LABELS.c.block == BLOCKS.c.number)
@@ -100,17 +92,16 @@ def _pack_labels(connect: Connect, problem: str, before: date) -> None:
     for number, first, last, upto in found:
         newer = max(newest[day] for day in range(first, last + 1))
         if newer > (upto or 0):
-            _pack_labels_of(connect, problem, number, newer)
+            _pack_labels_of(connect, pieces, problem, number, newer)
 
 
-def _pack_labels_of(connect: Connect, problem: str, number: int, upto: int) -> None:
+def _pack_labels_of(connect: Connect, pieces: Pieces, problem: str, number: int, upto: int) -> None:
     with connect() as connection:
         found = blocks.read(connection, [BLOCKS.c.number == number], outputs=False, features=False)
         labels = label_matching.find_labels(connection, problem, found).filter(pl.col("number") <= upto)
     open_ = found.head.filter(pl.col("entity").is_not_null()).join(labels, on=["block", "position"], how="anti")
     row = {"block": number, "upto": upto, "complete": open_.is_empty(), "labels": label_matching.pack_labels(labels)}
-    with connect() as connection:
-        label_matching.lock_labels(connection, problem)
+    with pieces.write(problem) as connection:
         if connection.execute(sa.select(BLOCKS.c.number).where(BLOCKS.c.number == number)).first():
             connection.execute(sa.delete(BLOCK_LABELS).where(BLOCK_LABELS.c.block == number))
             connection.execute(sa.insert(BLOCK_LABELS).values(**row))
@@ -120,7 +111,7 @@ def find_days(connect: Connect, problem: str) -> None:
     """Give labels by id the day of their prediction, where that arrived after them."""
     while True:
         with connect() as connection:
-            found = label_matching.find_days(connection, problem, ROWS_PER_PIECE)
+            found = label_matching.find_days(connection, problem, MOST_DAYS)
         if not found:
             return
         with connect() as connection:
@@ -132,6 +123,7 @@ def delete_week(connect: Connect, problem: str, cohort: Cohort) -> int:
 
     Returns how many.
     """
+    pieces = Pieces(connect)
     dates = BLOCKS.c.date.between(*cohorts.dates(cohort.week))
     where = [BLOCKS.c.problem == problem, BLOCKS.c.version == cohort.version, dates]
     deleted = 0
@@ -140,22 +132,20 @@ def delete_week(connect: Connect, problem: str, cohort: Cohort) -> int:
             number = connection.execute(sa.select(BLOCKS.c.number).where(*where).order_by(BLOCKS.c.number)).scalar()
         if number is None:
             return deleted
-        deleted += _delete_block(connect, problem, number, cohort)
+        deleted += _delete_block(connect, pieces, problem, number, cohort)
 
 
-def _delete_block(connect: Connect, problem: str, number: int, cohort: Cohort) -> int:
+def _delete_block(connect: Connect, pieces: Pieces, problem: str, number: int, cohort: Cohort) -> int:
     same = BLOCKS.c.number == number
     with connect() as connection:
         found = blocks.read(connection, [same], outputs=False, features=False)
         matured = label_matching.find_labels(connection, problem, found)["position"].n_unique()
     for (period,), rows in found.head.sort("id").group_by(pl.col("day") // PERIOD_DAYS):
-        for part in chunk(rows["id"].to_list(), ROWS_PER_PIECE):
-            with connect() as connection:
-                begin_writing(connection)
+        for part in pieces.cut(rows["id"].to_list()):
+            with pieces.write() as connection:
                 connection.execute(sa.delete(IDS).where(IDS.c.problem == problem, IDS.c.period == period, IDS.c.id.in_(part)))
                 connection.execute(sa.delete(LABELS).where(LABELS.c.problem == problem, LABELS.c.id.in_(part)))
-    with connect() as connection:
-        label_matching.lock_labels(connection, problem)
+    with pieces.write(problem) as connection:
         if not connection.execute(sa.delete(BLOCKS).where(same)).rowcount:
             return 0  # another process was faster
         connection.execute(sa.delete(BLOCK_LABELS).where(BLOCK_LABELS.c.block == number))
@@ -169,14 +159,13 @@ def delete_labels(connect: Connect, problem: str, before: date) -> None:
     with connect() as connection:
         cohorts.remove_stored(connection, problem, before)
         first_day = connection.execute(sa.select(sa.func.min(BLOCKS.c.first_day)).where(BLOCKS.c.problem == problem)).scalar()
-    end = to_micros(midnight(before))
+    end, pieces = to_micros(midnight(before)), Pieces(connect)
     while True:
         with connect() as connection:
-            old = label_matching.find_unmatched(connection, problem, end, first_day, ROWS_PER_PIECE)
+            old = label_matching.find_unmatched(connection, problem, end, first_day, pieces.rows)
         if not old:
             return
-        with connect() as connection:
-            begin_writing(connection)
+        with pieces.write() as connection:
             connection.execute(sa.delete(LABELS).where(LABELS.c.number.in_(old)))
 
 
@@ -186,7 +175,8 @@ def give_space_back(engine: sa.Engine) -> None:
         return
     with closing(engine.raw_connection()) as connection, closing(connection.cursor()) as cursor:
         while free := cursor.execute("PRAGMA freelist_count").fetchone()[0]:
-            cursor.execute(f"PRAGMA incremental_vacuum({PAGES_PER_PIECE})").fetchall()  # a page per row that is fetched
+            with resting():
+                cursor.execute(f"PRAGMA incremental_vacuum({PAGES_PER_PIECE})").fetchall()  # a page per row that is fetched
             if cursor.execute("PRAGMA freelist_count").fetchone()[0] == free:
                 return  # a file of an earlier version: it keeps no list of such pages
 

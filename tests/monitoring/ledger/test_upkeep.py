@@ -9,8 +9,9 @@ import pytest
 import sqlalchemy as sa
 from polars.testing import assert_frame_equal
 
-from evergreen.monitoring.ledger import schema, upkeep
+from evergreen.monitoring.ledger import pieces, schema, upkeep
 from evergreen.monitoring.ledger.label_matching import Label
+from evergreen.monitoring.ledger.pieces import Pieces
 from evergreen.monitoring.ledger.predictions import Ledger, Prediction, Predictions
 from evergreen.monitoring.ledger.records import Estimate
 
@@ -18,6 +19,11 @@ NOON = datetime(2017, 10, 9, 12, tzinfo=UTC)
 """A Monday."""
 TODAY = date(2017, 10, 30)
 FIRST_WEEK_GOES = date(2017, 10, 16)
+
+
+@pytest.fixture(autouse=True)
+def without_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "LEAST_REST", 0.0)
 
 
 @pytest.fixture
@@ -169,8 +175,24 @@ def test_labelled_predictions_are_counted_from_cohorts_and_from_what_they_do_not
     assert [both(**each) for each in bounds] == expected
 
 
+def test_a_piece_is_as_large_as_the_lock_may_be_held_and_others_write_as_long_after_it(ledger, monkeypatch):
+    rests = list[float]()
+    monkeypatch.setattr(pieces.time, "sleep", rests.append)
+    one, now = Pieces(ledger.connect), [0.0]
+    monkeypatch.setattr(pieces.time, "monotonic", lambda: now[0])
+    sizes = [one.rows]
+    for seconds in (0.01, 0.01, 0.01, 1.0, 1.0, 1.0):
+        with one.write() as connection:
+            assert connection.dialect.name in ("sqlite", "postgresql")
+            now[0] += seconds
+        sizes.append(one.rows)
+    assert sizes == [100, 200, 400, 500, 25, 20, 20]
+    assert [len(part) for part in one.cut(range(50))] == [20, 20, 10]
+    assert rests == pytest.approx([0.01, 0.01, 0.01, 1.0, 1.0, 1.0] if connection.dialect.name == "sqlite" else [])
+
+
 def test_a_compaction_that_is_killed_anywhere_counts_each_prediction_once(ledger, monkeypatch):
-    monkeypatch.setattr(upkeep, "ROWS_PER_PIECE", 2)
+    monkeypatch.setattr(Pieces, "cut", lambda _, rows: schema.chunk(rows, 2))
     fill(ledger)
     before = ledger.cohorts("churn", Counting())
     steps, allowed = [0], [0]
