@@ -1,5 +1,7 @@
 """The ledger of an earlier version is moved into the present tables when it is opened, without loss."""
 
+import subprocess
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -95,3 +97,42 @@ def test_a_move_that_another_process_finishes_first_is_no_error(earlier, monkeyp
 
     monkeypatch.setattr(migration, "_move_next", lose)
     check(Ledger(earlier))
+
+
+KILLS = """
+import os, shutil, signal, sys
+import sqlalchemy as sa, sqlalchemy.event
+from evergreen.monitoring.ledger.predictions import Ledger
+
+source, number, status = sys.argv[1], 0, 9
+while status:
+    number += 1
+    shutil.copy(source, f"{source}.{number}")
+    child = os.fork()
+    if not child:
+        writes = []
+
+        @sa.event.listens_for(sa.Engine, "before_cursor_execute")
+        def count(connection, cursor, statement, *rest):
+            if writes or statement.startswith("UPDATE labels"):
+                writes.append(statement)
+                writes[-1].startswith(("SELECT", "PRAGMA")) and writes.pop()
+            if len(writes) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Ledger(f"sqlite:///{source}.{number}")
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL), status
+print(number - 1)
+"""
+"""Moves a copy of a ledger once per statement that writes, and kills the process before it; prints how many there are."""
+
+
+@pytest.mark.parametrize("address", ["sqlite"], indirect=True)
+def test_a_move_that_is_killed_before_any_statement_loses_nothing_and_moves_nothing_twice(earlier):
+    source = earlier.removeprefix("sqlite:///")
+    done = subprocess.run([sys.executable, "-c", KILLS, source], capture_output=True, text=True, check=True, timeout=300)
+    assert int(done.stdout) > 15
+    for number in range(1, int(done.stdout) + 1):
+        check(Ledger(f"sqlite:///{source}.{number}"))
