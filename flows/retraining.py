@@ -263,7 +263,7 @@ def notify_crash(flow: Any, flow_run: Any, state: Any) -> None:
     root, subject = given.get("root"), given.get("problem") or ", ".join(given.get("problems") or ())
     if root:
         message = " ".join(str(state.message or state.name).split())
-        at = f"{flow.name} {subject}: {state.name.lower()}"
+        at = f"{' '.join(filter(None, (flow.name, subject)))}: {state.name.lower()}"
         notifications.send(current_project.of(root), at, message, {"problem": subject})
 
 

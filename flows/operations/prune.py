@@ -7,13 +7,15 @@ A version is in use while it is or was a champion, takes part in a rollout, has 
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 from evergreen.flows import settings
+from evergreen.flows.operations import retention
 from evergreen.tasks.config.params import Params
-from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.core.paths import Layout, locking
 from evergreen.tasks.release import lineage
 from evergreen.tasks.release.deployments import MOVES
 from evergreen.tasks.release.mlflow_store import Version
@@ -23,6 +25,16 @@ UNUSED_DAYS = 30
 YOUNG = timedelta(days=1)
 """Files of DVC's cache that are younger may be of a run that records them in a moment."""
 RUN = re.compile(r"(?m)^run_id: (\w+)")
+
+
+class Removal(NamedTuple):
+    """What one rule removes, or removed."""
+
+    what: str
+    number: int
+    """Of files and folders, or of predictions."""
+    bytes: int
+    rule: str
 
 
 class Part(NamedTuple):
@@ -35,6 +47,28 @@ class Part(NamedTuple):
     @property
     def bytes(self) -> int:
         return sum(file.stat().st_size for path in self.paths for file in (path, *path.rglob("*")) if file.is_file())
+
+
+def run(layout: Layout, params: Params, now: datetime, dry_run: bool = False) -> list[Removal]:
+    """Remove what each rule finds at `now`, or with `dry_run` only count it; a removal and a training exclude each other.
+
+    Raises LockedError while a training, a monitoring run that reads the sources, or another removal runs.
+    """
+    with nullcontext() if dry_run else locking(layout.var / "train.lock", "prune"):
+        ledger, day = settings.ledger(layout), now.date()
+        found = [(part, Removal(part.what, len(part.paths), part.bytes, part.rule)) for part in find(layout, params, now)]
+        old = [ledger.expired(problem, retention.first_kept(params, problem, day)) for problem in params.problems]
+        rows = Removal(
+            "predictions", sum(rows for rows, _ in old), sum(size for _, size in old), "older than monitor.retention_days"
+        )
+        if dry_run:
+            return [*(each for _, each in found), rows]
+        for part, _ in found:
+            remove(part)
+        for problem in params.problems:
+            retention.keep_ledger(params, problem, ledger, day)
+        freed = Removal("ledger", 0, ledger.shrink(), "space of its file that was free")
+        return [*(each for _, each in found), rows, freed]
 
 
 def find(layout: Layout, params: Params, now: datetime) -> list[Part]:

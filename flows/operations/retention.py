@@ -24,11 +24,16 @@ def keep_ledger(params: Params, problem: str, ledger: "Ledger", day: date) -> No
 
     section = params.section(problem)
     scorer = cohort_scorer(problems.predictions(params.kind(problem)), section, params.project.seed)
-    days = section.monitor.retention_days
     ledger.tidy(problem, day)
     ledger.cohorts(problem, scorer)
-    if deleted := ledger.compact(problem, day - timedelta(days=days), scorer):
+    if deleted := ledger.compact(problem, first_kept(params, problem, day), scorer):
+        days = section.monitor.retention_days
         log.info("%s: %s predictions older than %d days were deleted; their cohorts stay", problem, f"{deleted:,}", days)
+
+
+def first_kept(params: Params, problem: str, day: date) -> date:
+    """The first day whose predictions are kept at `day`."""
+    return day - timedelta(days=params.section(problem).monitor.retention_days)
 
 
 def remove_old_reports(folder: Path) -> None:

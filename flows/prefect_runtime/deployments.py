@@ -53,10 +53,11 @@ class Planned:
     name: str
     """PROJECT.PROBLEM or PROJECT-ID.PROBLEM; with the flow's name before it, the deployment."""
     flow: str
-    """Its flow: monitoring, retraining or scoring."""
+    """Its flow: monitoring, retraining, scoring or pruning."""
     entrypoint: str
     """Module path of the flow."""
     problem: str
+    """"": the project as a whole."""
     parameters: dict[str, Any] = field(hash=False)
     cron: str | None
     zone: str
@@ -76,7 +77,11 @@ def queue(params: Params) -> str:
 
 def plan(params: Params) -> list[Planned]:
     """What params schedule. A retraining of each problem is always there: an automation, or a person, may run it."""
-    return [each for problem in params.problems for each in _planned(params, problem)]
+    planned = [each for problem in params.problems for each in _planned(params, problem)]
+    if params.project.prune:
+        name, place = f"{queue(params)}.project", "evergreen.flows.pruning.pruning"
+        planned.append(Planned(name, "pruning", place, "", {"root": HERE}, params.project.prune, "UTC", False))
+    return planned
 
 
 def _planned(params: Params, problem: str) -> Iterator[Planned]:
@@ -112,25 +117,29 @@ def _allowed(name: str) -> str:
 def check(params: Params) -> None:
     """Raises ParamsError for a time or a zone that is none, for a plain table to score without an input, and where nothing is
     scheduled."""
-    from prefect.client.schemas.schedules import CronSchedule
-
     for problem in params.problems:
         asked = params.section(problem).schedule
         if asked.score and not asked.input and params.section(problem).features.by_cutoff is False:
             raise ParamsError(f"params.yaml: {problem}.schedule.score: {INPUT_NEEDED}")
         for key in ("train", "score", "monitor"):
-            if cron := getattr(asked, key):
-                try:
-                    CronSchedule(cron=cron, timezone=asked.timezone)
-                except ValueError as error:
-                    raise ParamsError(
-                        f"params.yaml: {problem}.schedule.{key} = {cron}: {str(error).splitlines()[-1].strip()}"
-                    ) from None
+            _check_cron(f"{problem}.schedule.{key}", getattr(asked, key), asked.timezone)
+    _check_cron("project.prune", params.project.prune, "UTC")
     if not any(each.cron for each in plan(params)):
         raise ParamsError(
             "params.yaml: no problem has a schedule; say when, such as "
             f'{next(iter(params.problems))}.schedule: {{monitor: "0 6 * * *", timezone: Europe/Paris}}'
         )
+
+
+def _check_cron(key: str, cron: str | None, zone: str) -> None:
+    from prefect.client.schemas.schedules import CronSchedule
+
+    if cron is None:
+        return
+    try:
+        CronSchedule(cron=cron, timezone=zone)
+    except ValueError as error:
+        raise ParamsError(f"params.yaml: {key} = {cron}: {str(error).splitlines()[-1].strip()}") from None
 
 
 def register(layout: Layout, params: Params, pool: str | None) -> "dict[Planned, UUID]":
@@ -222,7 +231,8 @@ FROM = "Registered from"
 
 
 def _describe(each: Planned, params: Params) -> str:
-    return f"Evergreen: {each.flow} of {each.problem}, project {params.project.name}."
+    of = f" of {each.problem}" if each.problem else ""
+    return f"Evergreen: {each.flow}{of}, project {params.project.name}."
 
 
 def environment(params: Params) -> dict[str, str]:
@@ -237,7 +247,7 @@ def tag(params: Params) -> str:
 
 def tags(params: Params, problem: str) -> list[str]:
     """Tags of a deployment and of its runs."""
-    return [tag(params), f"project:{params.project.name}", f"problem:{problem}"]
+    return [tag(params), f"project:{params.project.name}", *([f"problem:{problem}"] if problem else [])]
 
 
 def _ours(client: "SyncPrefectClient", params: Params) -> list[Any]:

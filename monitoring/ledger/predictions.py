@@ -268,6 +268,15 @@ class Ledger:
             upkeep.give_space_back(self._engine)
         return deleted
 
+    def expired(self, problem: str, before: date) -> tuple[int, int]:
+        """The number of predictions that `compact` would delete, and their bytes without ids and labels."""
+        sizes = (sa.func.length(part) for part in (BLOCKS.c.head, BLOCKS.c.outputs, BLOCKS.c.features))
+        query = sa.select(sa.func.sum(BLOCKS.c.rows), sa.func.sum(sum(sizes, sa.literal(0))))
+        with self.connect() as connection:
+            where = BLOCKS.c.problem == problem, BLOCKS.c.date < to_days(monday(before))
+            rows, size = connection.execute(query.where(*where)).one()
+        return int(rows or 0), int(size or 0)
+
     def tidy(self, problem: str, before: date) -> None:
         """Merge the small blocks of the days before `before`, and pack their labels beside them: then they are read fast."""
         upkeep.tidy(self.connect, problem, before)

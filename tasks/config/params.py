@@ -25,7 +25,7 @@ from evergreen.tasks.config.features import (
     Target,
 )
 from evergreen.tasks.config.modelling import Costs, Evaluate, Gate, Pipeline, Range, Train, Tune
-from evergreen.tasks.config.operations import Monitor, Retrain, Rollout, Schedule, ScoringInput, Serve
+from evergreen.tasks.config.operations import Cron, Monitor, Retrain, Rollout, Schedule, ScoringInput, Serve
 from evergreen.tasks.config.recommender import Fraction, Id, ListRules, Lists, Sources, Switches
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.core.suggestions import nearest
@@ -94,6 +94,8 @@ class Project(Section):
     as_of: date | None = None
     """Last known day (inclusive, local time): later rows are left out. null: the newest day in the data; if no table has a time
     column, the day on which it was read."""
+    prune: Cron | None = None
+    """Schedule of `evergreen prune`, in UTC, for example "0 3 * * 0": Sundays at 3:00. null: not scheduled."""
 
     @property
     def key(self) -> str:

@@ -11,7 +11,8 @@ from evergreen.flows import settings
 from evergreen.flows.operations import prune
 from evergreen.monitoring.ledger.predictions import Prediction
 from evergreen.tasks.config.loading import load
-from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.core.errors import LockedError
+from evergreen.tasks.core.paths import Layout, locking
 from evergreen.tasks.release import lineage
 from tests import projects
 
@@ -99,3 +100,32 @@ def test_the_cache_keeps_what_a_merged_branch_recorded_and_the_merge_left_out(sh
     subprocess.run([*git, "merge", "-q", "-s", "ours", "--no-ff", "-m", "x", "side"], check=True)
     subprocess.run([*git, "branch", "-qD", "side"], check=True)
     assert kept not in lineage.unreferenced(shop, ())
+
+
+def test_the_cache_of_a_project_in_a_subfolder_of_a_repository_keeps_what_its_commits_recorded(shop, tmp_path):
+    (shop.root / ".git").rename(tmp_path / ".git")
+    kept, lost = keep(shop, "f" * 32), keep(shop, "e" * 32)
+    commit(shop, f"outs: [{{md5: {'f' * 32}}}]")
+    commit(shop, "outs: []")
+    assert set(lineage.unreferenced(shop, ())) == {lost}
+    assert kept.exists()
+
+
+def test_a_project_without_a_commit_keeps_what_its_lock_names(shop):
+    kept, lost = keep(shop, "f" * 32), keep(shop, "e" * 32)
+    (shop.root / "dvc.lock").write_text(f"outs: [{{md5: {'f' * 32}}}]")
+    assert set(lineage.unreferenced(shop, ())) == {lost}
+    assert kept.exists()
+
+
+def test_a_dry_run_counts_the_old_predictions_that_a_run_deletes_and_only_one_runs_beside_no_training(shop):
+    params = load(shop.params)
+    with locking(shop.var / "train.lock", "train"):
+        dry = prune.run(shop, params, LATER, dry_run=True)
+        with pytest.raises(LockedError, match=r"^prune: process \d+ holds the lock "):
+            prune.run(shop, params, LATER)
+    assert [each.number for each in dry if each.what == "predictions"] == [1]
+    done = prune.run(shop, params, LATER)
+    assert [each for each in done if each.what != "ledger"] == dry
+    assert settings.ledger(shop).read(PROBLEM, variants=("shadow",)).rows.is_empty()
+    assert [each.number for each in prune.run(shop, params, LATER, dry_run=True)] == [0] * 5

@@ -66,6 +66,24 @@ def test_a_time_that_is_none_is_told_before_anything_is_made(tmp_path: Path, ask
         deployments.check(mill(tmp_path, late=asked))
 
 
+def test_pruning_is_a_deployment_of_the_project_where_params_schedule_it(tmp_path: Path) -> None:
+    params = mill(tmp_path, late={})
+    whole = json.loads((tmp_path / "params.yaml").read_text())
+    whole["project"]["prune"] = "0 3 * * 0"
+    (tmp_path / "params.yaml").write_text(json.dumps(whole))
+    params = load(tmp_path / "params.yaml")
+    planned = deployments.plan(params)[-1]
+    assert (planned.name, planned.flow, planned.cron, planned.zone) == ("old mill.project", "pruning", "0 3 * * 0", "UTC")
+    made = deployments.deployment(planned, params, deployments.POOL)
+    assert made.tags == ["evergreen:old mill", "project:old mill"]
+    assert made.parameters == {"root": "."}
+    assert "  - name: old mill.project\n    description: 'Evergreen: pruning, project old mill.'" in deployments.as_yaml(params)
+    deployments.check(params)
+    odd = params.model_copy(update={"project": params.project.model_copy(update={"prune": "0 25 * * 0"})})
+    with pytest.raises(ParamsError, match=r"project\.prune = 0 25 \* \* 0: "):
+        deployments.check(odd)
+
+
 def test_a_zone_that_is_none_is_told_by_params(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match=r"late\.schedule\.timezone = Mars/Base: no such time zone"):
         mill(tmp_path, late={"timezone": "Mars/Base"})
