@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from evergreen.serving import routes
 from evergreen.serving.fair_queue import CALLER
@@ -40,6 +40,14 @@ log = logging.getLogger(__name__)
 RETRY_LATER = (b"retry-after", b"1")
 
 
+class Cancellable(Protocol):
+    """What runs the coroutine of a request: an asyncio.Task or a DirectRequest."""
+
+    def cancel(self) -> Any: ...
+
+    def uncancel(self) -> Any: ...
+
+
 class App:
     """`access`: None admits everyone. `spool_state`: as it is now, for /metrics.
 
@@ -57,8 +65,8 @@ class App:
         self._open_requests: Counter[str] = Counter()
         """Caller -> requests in progress."""
         self._metrics = service.metrics
-        self._in_flight: dict[asyncio.Task[Any], float] = {}
-        self._overdue: set[asyncio.Task[Any]] = set()
+        self._in_flight: dict[Cancellable, float] = {}
+        self._overdue: set[Cancellable] = set()
         self._timeouts: asyncio.Task[None] | None = None
         in_flight = self._in_flight
         self._status = StatusEndpoints(service, self._problems_of_paths, spool_state, lambda: len(in_flight), self._visible)
@@ -79,21 +87,33 @@ class App:
             await send({"type": "websocket.close", "code": 1003})
 
     async def _http(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        began = time.perf_counter()
         task = asyncio.current_task()
         assert task is not None
-        self._in_flight[task] = began
+        response = await self.respond(scope, receive, task)
+        if response is None:
+            return
+        headers = [*response.headers, (b"content-length", str(len(response.body)).encode())]
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body})
+
+    async def respond(self, scope: Mapping[str, Any], body: "Receive | bytes", work: Cancellable) -> HttpResponse | None:
+        """The response to a request, whatever it came through; None if its client left.
+
+        `body`: all of it, or ASGI's way to read it. `work`: what runs this coroutine, cancelled at the timeout.
+        """
+        began = time.perf_counter()
+        self._in_flight[work] = began
         route, response = None, None
         try:
-            found = self._route(scope, receive)
+            found = self._route(scope, body)
             if isinstance(found, HttpResponse):
                 response = self._denied(None, scope) or found
             else:
                 route, request = found
                 response = self._denied(route, scope) or await self._answer(route, request)
         except asyncio.CancelledError:
-            task.uncancel()
-            if task in self._overdue:
+            work.uncancel()
+            if work in self._overdue:
                 limit = self._params.serve.timeout_seconds
                 response = error_response(503, f"timeout after {limit:g} s (serve.timeout_seconds); try again", RETRY_LATER)
             else:  # its client left
@@ -103,16 +123,13 @@ class App:
         except Exception as error:  # noqa: BLE001 - every error gets a response
             response = self._error(error)
         finally:
-            self._in_flight.pop(task, None)
-            self._overdue.discard(task)
-        if response is None:
-            return
-        self._metrics.count_request(
-            route.name if route else "none", route.problem if route else "", response.status, time.perf_counter() - began
-        )
-        headers = [*response.headers, (b"content-length", str(len(response.body)).encode())]
-        await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        await send({"type": "http.response.body", "body": response.body})
+            self._in_flight.pop(work, None)
+            self._overdue.discard(work)
+        if response is not None:
+            self._metrics.count_request(
+                route.name if route else "none", route.problem if route else "", response.status, time.perf_counter() - began
+            )
+        return response
 
     async def _answer(self, route: routes.Route, request: HttpRequest) -> HttpResponse:
         """The response of the endpoint, unless its caller has too many open requests."""
@@ -136,7 +153,7 @@ class App:
         client = (scope.get("client") or ("",))[0]
         return client if self._access is None else self._access.caller(HeaderLookup(scope["headers"]), client)
 
-    def _route(self, scope: Mapping[str, Any], receive: Receive) -> tuple[routes.Route, HttpRequest] | HttpResponse:
+    def _route(self, scope: Mapping[str, Any], body: "Receive | bytes") -> tuple[routes.Route, HttpRequest] | HttpResponse:
         path, version = scope["path"], None
         methods = self.routes.get(path)
         if methods is None and (versioned := routes.VERSIONED.match(path)):
@@ -149,7 +166,7 @@ class App:
         if route is None:
             allowed = ", ".join(methods)
             return error_response(405, f"{method[:16]}: this path allows {allowed}", (b"allow", allowed.encode()))
-        return route, HttpRequest(scope, receive, route.problem, version, self._bodies)
+        return route, HttpRequest(scope, body, route.problem, version, self._bodies)
 
     def _not_found(self, path: str) -> HttpResponse:
         named = routes.NAMED.match(path)
@@ -239,10 +256,10 @@ class App:
         while True:
             await asyncio.sleep(min(1.0, limit / 4))
             oldest = time.perf_counter() - limit
-            for task, began in list(self._in_flight.items()):
-                if began < oldest and task not in self._overdue:
-                    self._overdue.add(task)
-                    task.cancel()
+            for work, began in list(self._in_flight.items()):
+                if began < oldest and work not in self._overdue:
+                    self._overdue.add(work)
+                    work.cancel()
 
 
 def _denial_response(denial: "Denial") -> HttpResponse:

@@ -17,6 +17,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 JSON_TYPE = (b"content-type", b"application/json")
 SECURITY = tuple((name.encode(), value.encode()) for name, value in SECURITY_HEADERS)
+JSON_HEADERS = (JSON_TYPE, *SECURITY)
 JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
 
@@ -50,8 +51,9 @@ class HttpRequest:
     __slots__ = ("_budget", "_max_bytes", "_receive", "held", "problem", "scope", "version")
 
     def __init__(
-        self, scope: Mapping[str, Any], receive: Receive, problem: str, version: int | None, budget: BodyBudget
+        self, scope: Mapping[str, Any], receive: Receive | bytes, problem: str, version: int | None, budget: BodyBudget
     ) -> None:
+        """`receive`: the whole body, or ASGI's way to read it."""
         self.scope, self._receive, self.problem, self.version, self._budget = scope, receive, problem, version, budget
         self._max_bytes, self.held = budget.max_body, 0
 
@@ -72,6 +74,10 @@ class HttpRequest:
         return body if encoding is None else decompress(body, encoding, self._max_bytes)
 
     async def _read(self) -> bytes:
+        if isinstance(self._receive, bytes):
+            if len(self._receive) > self._max_bytes:
+                raise BodyTooLargeError
+            return self._receive
         message = await self._receive()
         part = message.get("body", b"")
         if not message.get("more_body") and message["type"] == "http.request":
@@ -119,7 +125,7 @@ def require_shallow(body: bytes) -> None:
 class HttpResponse:
     status: int
     body: bytes
-    headers: tuple[tuple[bytes, bytes], ...] = (JSON_TYPE, *SECURITY)
+    headers: tuple[tuple[bytes, bytes], ...] = JSON_HEADERS
 
 
 class HeaderLookup:

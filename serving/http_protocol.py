@@ -9,13 +9,18 @@ import asyncio
 import resource
 from collections import Counter
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
+from urllib.parse import unquote
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from evergreen.serving.access_control import SECURITY_HEADERS
+from evergreen.serving.app import App
+from evergreen.serving.direct_requests import MAX_BODY, PER_READ, DirectRequest, ResponseWriter
+from evergreen.serving.http_messages import HttpResponse
 from evergreen.serving.rate_limit import rate_limit_key
 from evergreen.tasks.config.operations import Serve
 
@@ -30,6 +35,8 @@ OTHER_FILES = 128
 FILES = 65_536
 """A worker raises its limit of open files to this, where the system allows."""
 KEEP_ALIVE_SECONDS = 75
+SHORT_URL = 256
+"""Bytes of an address that is remembered in parts."""
 HEADERS = b"".join(f"{name}: {value}\r\n".encode() for name, value in SECURITY_HEADERS)
 
 
@@ -50,6 +57,7 @@ class ConnectionLimits:
         """Reason -> connections that were closed for it."""
         self._by_client: Counter[str] = Counter()
         self._sweep: asyncio.TimerHandle | None = None
+        self.writer = ResponseWriter()
 
     def admit(self, made: "LimitedProtocol") -> bool:
         """Register a connection; False, and it is refused, where none is idle that could give way to it."""
@@ -89,9 +97,16 @@ class ConnectionLimits:
 class LimitedProtocol(HttpToolsProtocol):
     """One connection. A request whose client has left is cancelled."""
 
-    def __init__(self, limits: ConnectionLimits, *arguments: Any, **options: Any) -> None:
+    cycle: Any  # pyright: ignore[reportIncompatibleVariableOverride]
+    """The newest request: uvicorn's RequestResponseCycle, or a DirectRequest; None before the first."""
+    parser: Any  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(self, limits: ConnectionLimits, app: App | None, *arguments: Any, **options: Any) -> None:
+        """`app`: answers what may be answered directly; None: all goes through ASGI."""
         super().__init__(*arguments, **options)
-        self._limits, self.caller = limits, ""
+        self._limits, self._direct, self.caller = limits, app, ""
+        self._direct_left = PER_READ
+        self._idle_since = 0.0
         self._head_due: float | None = None
         """When the head must be complete, in the loop's time; None: none has begun, or it is."""
         self._outside = self._head = 0
@@ -101,7 +116,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Whether the present message is not complete."""
         self._fault: tuple[int, str] | None = None
         """Status and reason of a refusal."""
-        self._task: asyncio.Task[None] | None = None
+        self._running: asyncio.Task[None] | DirectRequest | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
@@ -112,8 +127,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._limits.forget(self)
-        if self._task and self.cycle and not self.cycle.response_complete:
-            self._task.cancel()
+        if self._running and self.cycle and not self.cycle.response_complete:
+            self._running.cancel()
         self.pipeline.clear()
         super().connection_lost(exc)
 
@@ -123,6 +138,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._head_due is None and self in self._limits.idle:
             self._head_due = self.loop.time() + self._limits.head_seconds
         self._outside += len(data)
+        self._direct_left = PER_READ
         super().data_received(data)
         if self._outside > self._limits.max_head and not self.transport.is_closing():
             self._refuse(431, self._too_large())
@@ -137,14 +153,33 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value) + 4)
-        super().on_header(name, value)
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         if len(self.pipeline) >= MAX_PIPELINED:
             self._fail(429, f"more than {MAX_PIPELINED} requests wait on this connection")
         self._head_due = None
         self._limits.idle.pop(self, None)
-        super().on_headers_complete()
+        if self._may_be_direct():
+            self.cycle = DirectRequest(self.parser.should_keep_alive())
+        else:
+            super().on_headers_complete()
+
+    def _may_be_direct(self) -> bool:
+        """Whether the request may be answered once its body is there, without ASGI."""
+        return (
+            self._direct is not None
+            and self._direct_left > 0
+            and (self.cycle is None or self.cycle.response_complete)
+            and not self.expect_100_continue
+            and not self.flow.write_paused
+            and self.parser.get_http_version() == "1.1"
+            and self.parser.get_method() != b"HEAD"
+            and not self.parser.should_upgrade()
+        )
 
     def on_chunk_header(self) -> None:
         """A chunk of a body begins: each may have extensions, and the last one trailers."""
@@ -152,18 +187,60 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._outside -= len(body)
-        super().on_body(body)
+        waiting = self.cycle
+        if not isinstance(waiting, DirectRequest):
+            super().on_body(body)
+            return
+        waiting.body = waiting.body + body if waiting.body else body
+        if len(waiting.body) > MAX_BODY:
+            self._hand_over(waiting)
 
     def on_message_complete(self) -> None:
         self._outside, self._unread, self._head_due = 0, False, None
-        super().on_message_complete()
+        found = self.cycle
+        if not isinstance(found, DirectRequest):
+            super().on_message_complete()
+            return
+        assert self._direct
+        self._direct_left -= 1
+        path, query = split_url(self.url)
+        scope: dict[str, Any] = {
+            "method": self.parser.get_method().decode("ascii"), "path": self.root_path + path, "query_string": query,
+            "headers": self.headers, "client": self.client,
+        }  # fmt: skip
+        found.more_body, self._running = False, found
+        found.start(self._direct.respond(scope, found.body, found), partial(self._on_response, found))
+
+    def _on_response(self, request: DirectRequest, response: HttpResponse | None) -> None:
+        """Head and body in one write."""
+        request.response_complete = True
+        if response is None or self.transport.is_closing():
+            return
+        sent, closes = self._limits.writer.write(response, self.server_state.default_headers, request.keep_alive)
+        self.transport.write(sent)
+        if closes:
+            self.transport.close()
+        self.on_response_complete()
+
+    def _hand_over(self, waiting: DirectRequest) -> None:
+        """Give a request to the ASGI application, which reads the rest of its body."""
+        self.cycle = None
+        super().on_headers_complete()
+        self.cycle.keep_alive &= waiting.keep_alive
+        if waiting.body:
+            super().on_body(waiting.body)
 
     def on_response_complete(self) -> None:
         if self._unread:  # what is left of the request is thrown away, for so long
             self._head_due = self.loop.time() + self._limits.head_seconds
-        super().on_response_complete()
-        if not self.transport.is_closing() and self.cycle.response_complete:
-            self._limits.idle[self] = None
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self.cycle.response_complete:
+            self._limits.idle[self], self._idle_since = None, self.loop.time()
 
     def send_400_response(self, msg: str) -> None:
         """Called by uvicorn for a request that cannot be parsed."""
@@ -183,7 +260,12 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unsent = unsent
         if unsent and now - self._unsent_since > STALLED_SECONDS:
             self.drop("not_reading")
-        elif self._head_due is not None and now > self._head_due and not self.transport.is_closing():
+        elif isinstance(self.cycle, DirectRequest) and self.cycle.more_body:
+            self._hand_over(self.cycle)  # its body is slow: the application limits its time
+        elif self._head_due is None:
+            if self in self._limits.idle and now - self._idle_since > self.timeout_keep_alive:
+                self.transport.close()
+        elif now > self._head_due and not self.transport.is_closing():
             if self._outside:
                 self._limits.dropped["slow_head"] += 1
                 self._refuse(408, f"the request's head took longer than {self._limits.head_seconds:g} s (serve.head_seconds)")
@@ -191,9 +273,9 @@ class LimitedProtocol(HttpToolsProtocol):
                 self.drop("silent")
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        self._task = self.loop.create_task(cycle.run_asgi(app))
-        self._task.add_done_callback(self.tasks.discard)
-        self.tasks.add(self._task)
+        self._running = task = self.loop.create_task(cycle.run_asgi(app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
 
     def _count(self, number: int) -> None:
         self._head += number
@@ -228,7 +310,21 @@ def configure(app: Any, policy: Serve, **options: Any) -> uvicorn.Config:
         "ws": "none", "lifespan": "on", "interface": "asgi3", "access_log": False, "server_header": False,
         "proxy_headers": False, "timeout_keep_alive": KEEP_ALIVE_SECONDS,
     }  # fmt: skip
-    return uvicorn.Config(app, http=partial(LimitedProtocol, ConnectionLimits(policy)), **{**common, **options})  # pyright: ignore[reportArgumentType]
+    direct = app if isinstance(app, App) else None
+    return uvicorn.Config(app, http=partial(LimitedProtocol, ConnectionLimits(policy), direct), **{**common, **options})  # pyright: ignore[reportArgumentType]
+
+
+def split_url(url: bytes) -> tuple[str, bytes]:
+    """Path, with its escapes resolved, and query. Raises httptools.HttpParserInvalidURLError."""
+    return _split_short(url) if len(url) <= SHORT_URL else _split(url)
+
+
+def _split(url: bytes) -> tuple[str, bytes]:
+    found = httptools.parse_url(url)
+    return unquote(found.path.decode("ascii")), found.query or b""
+
+
+_split_short = lru_cache(1024)(_split)
 
 
 def _file_limit() -> int:

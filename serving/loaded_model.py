@@ -39,6 +39,8 @@ class ParsedRow:
     """The last day that the features know, if known."""
     point: EncodedRow | None
     """Input of a compiled model; None for a pipeline."""
+    known: bool = False
+    """Whether each category of type text is missing or one that training saw."""
 
 
 class LoadedModel:
@@ -88,6 +90,7 @@ class RowModel(LoadedModel):
         self._pipeline = None if isinstance(model, Compiled) else model
         self._load_pipeline, self._loading = load_pipeline, Lock()
         self._levels = tuple((each.name, each.levels) for each in features if each.levels)
+        self._other_levels = tuple((each.name, each.levels) for each in features if each.levels and each.type != "text")
         self._ruled = tuple((each.name, each.rules) for each in features if each.rules)
         self._texts = tuple((each.name, each.levels, each.missing) for each in features if each.type == "text")
         self._sentinels = tuple((each.name, each.missing) for each in features if each.type == "number" and each.missing)
@@ -131,8 +134,8 @@ class RowModel(LoadedModel):
         for name, rules in self._ruled:
             _check_rules(rules, name, row[name])
         if len(row) == self._width:
-            return ParsedRow(row, None, None, point)
-        return ParsedRow({name: row[name] for name in self.features}, *self._entity_and_cutoff(row), point)
+            return ParsedRow(row, None, None, point, True)
+        return ParsedRow({name: row[name] for name in self.features}, *self._entity_and_cutoff(row), point, True)
 
     def _parse(self, row: Mapping[str, Any]) -> ParsedRow:
         entity, cutoff = self._entity_and_cutoff(row)
@@ -167,7 +170,8 @@ class RowModel(LoadedModel):
 
     def unseen(self, row: ParsedRow) -> list[str]:
         """The categories whose value training never saw."""
-        values = ((name, levels, row.features[name]) for name, levels in self._levels)
+        leveled = self._other_levels if row.known else self._levels
+        values = ((name, levels, row.features[name]) for name, levels in leveled)
         odd = ((name, levels, value) for name, levels, value in values if value not in levels and value is not None)
         return [name for name, levels, value in odd if text(value, "") not in levels]
 

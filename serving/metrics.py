@@ -7,7 +7,7 @@ docs/decisions/prometheus-metrics.md compares this with prometheus_client's mult
 import os
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,11 +88,20 @@ class Metrics:
 
     def save(self) -> None:
         """Atomically write the counts for the other workers. On a full disk the file of before stays."""
-        if self._file:
-            scratch = self._file.with_suffix(".new")
-            with suppress(OSError):
-                scratch.write_bytes(orjson.dumps(self._as_json()))
-                scratch.replace(self._file)
+        self.saving()()
+
+    def saving(self) -> Callable[[], None]:
+        """What `save` does with the present counts, for another thread: a disk may be slow."""
+        file, counts = self._file, orjson.dumps(self._as_json()) if self._file else b""
+
+        def save() -> None:
+            if file:
+                scratch = file.with_suffix(".new")
+                with suppress(OSError):
+                    scratch.write_bytes(counts)
+                    scratch.replace(file)
+
+        return save
 
     def text(self, gauges: Iterable[Metric] = ()) -> bytes:
         """The counts of all workers, dead ones included, and `gauges`, in Prometheus text format."""

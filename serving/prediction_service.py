@@ -93,8 +93,8 @@ class PredictionService:
     async def _refresh(self) -> None:
         """Read events and features of other processes."""
         self._count_batches()
-        self.metrics.save()
         database = self._background.database
+        await self._background.run(database, self.metrics.saving())
         for model in self.versions.all_loaded():
             if isinstance(model, ListModel):
                 await self._background.run(database, model.recommender.refresh)

@@ -101,7 +101,8 @@ class Compiled:
         self.features = list(dict.fromkeys(each.name for each in (*signature.columns, *signature.texts)))
         """The features that a row must name."""
         self._readers = [(column.name, _reader(column, signature)) for column in signature.columns]
-        self._cells = _getter([name for name, _ in self._readers])
+        self._orders: dict[tuple[str, ...], Callable[[Sequence[Any]], tuple[Any, ...]]] = {}
+        """Keys of a row, in their order -> takes the cells of the graph's columns from its values."""
         self._coded = [(place, read) for place, (_, read) in enumerate(self._readers) if not isinstance(read, _Number)]
         self._texts = [(text, _Words(text)) for text in signature.texts]
         self._names = [f"{PROBABILITY_PREFIX}{name}" for name in signature.classes]
@@ -146,7 +147,8 @@ class Compiled:
         not a text, or a date is invalid.
         """
         try:
-            numbers: list[Any] = list(self._cells(row))
+            names = tuple(row)
+            numbers: list[Any] = list((self._orders.get(names) or self._order(names))(tuple(row.values())))
             for place, read in self._coded:
                 numbers[place] = read.plain(numbers[place])
             words = [read(_as_plain_text(row[text.name])) for text, read in self._texts]
@@ -155,6 +157,15 @@ class Compiled:
         if not PLAIN.issuperset(map(type, numbers)) or (self.signature.requires_numbers and None in numbers):
             return None
         return EncodedRow(numbers, words)
+
+    def _order(self, names: tuple[str, ...]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+        """Where the cells of the graph's columns stand in a row with these keys. Raises KeyError for one that is not there."""
+        places = {name: place for place, name in enumerate(names)}
+        found = _getter([places[name] for name, _ in self._readers])
+        if len(self._orders) >= MAX_ORDERS:
+            self._orders.clear()
+        self._orders[names] = found
+        return found
 
     def predict_encoded(self, rows: Sequence["EncodedRow"]) -> list[dict[str, Any]]:
         """The predictions for encoded rows, in their order."""
@@ -255,6 +266,8 @@ def open_link(file: bytes) -> Callable[[np.ndarray], np.ndarray]:
     return lambda scores: session.run([OUTPUT], {INPUT: scores})[0]
 
 
+MAX_ORDERS = 64
+"""Orders of the keys of rows that are remembered."""
 PLAIN = frozenset((float, int, type(None)))
 """Types of a number as JSON has it; NumPy makes NaN of None."""
 Weights = dict[int, float]
@@ -279,11 +292,11 @@ def _padded(texts: Sequence[Weights], end: int) -> tuple[np.ndarray, np.ndarray]
     return ids, weights
 
 
-def _getter(names: Sequence[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
-    """The values of `names`, in their order; raises KeyError for one that is not there."""
-    if len(names) > 1:
-        return itemgetter(*names)
-    return lambda row: tuple(row[name] for name in names)
+def _getter(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """The values at `places`, in their order."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    return lambda values: tuple(values[place] for place in places)
 
 
 def _cell(row: Mapping[str, Any], name: str) -> Any:
