@@ -27,6 +27,9 @@ LEVELS = "levels.json"
 """Category -> its values in training."""
 BACKGROUND = "background.json"
 """Training rows that the contributions of a served model start from."""
+RECEIVED = "events@"
+"""The received purchases among the tables of one recommender: user, basket, item and place as text, day, and the moment (null
+where only the day is known)."""
 COMPILED = "model.onnx"
 """The ONNX model, in the folder `compiled` of a registered version."""
 

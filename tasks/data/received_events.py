@@ -10,11 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from evergreen.tasks.config.params import Params
-from evergreen.tasks.core.paths import Layout, writing
-
-RECEIVED = "events@"
-"""The received purchases among the tables of one recommender: user, basket, item and place as text, day, and the moment (null
-where only the day is known)."""
+from evergreen.tasks.core.paths import RECEIVED, Layout, writing
 
 
 def table_name(problem: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from evergreen.tasks.config.params import KindName, Recommend
-from evergreen.tasks.data.received_events import RECEIVED
+from evergreen.tasks.core.paths import RECEIVED
 from evergreen.tasks.problems.base import Metric
 from evergreen.tasks.problems.prediction_type import Context, Labelled, scan
 from evergreen.tasks.problems.recommendation.overlap import rank_biased_overlap

@@ -7,7 +7,7 @@ from datetime import date
 import polars as pl
 
 from evergreen.tasks.config.params import Interactions
-from evergreen.tasks.data.received_events import RECEIVED
+from evergreen.tasks.core.paths import RECEIVED
 from evergreen.tasks.problems.recommender.item_catalogue import allowed
 
 log = logging.getLogger(__name__)
