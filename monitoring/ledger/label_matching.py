@@ -8,7 +8,7 @@ beside them; rows of `labels` that are newer are joined as they are.
 """
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
@@ -154,19 +154,26 @@ def _key(row: Any) -> Key:
 def _newest_labels(connection: sa.Connection, problem: str, part: Sequence[dict[str, Any]]) -> dict[Key, tuple[int, str]]:
     """known_at and value of the newest recorded label of each key in `part`."""
     newest = dict[Key, tuple[int, str]]()
-    for name in ("id", "entity"):
-        query = sa.select(LABELS).where(LABELS.c.problem == problem, LABELS.c[name].in_({row[name] for row in part} - {None}))
+    for name, values in _named(part):
+        query = sa.select(LABELS).where(LABELS.c.problem == problem, LABELS.c[name].in_(values))
         for row in connection.execute(query.order_by(LABELS.c.known_at, LABELS.c.number)).mappings():
             newest[_key(row)] = (row["known_at"], row["value"])
     return newest
 
 
+def _named(part: Sequence[dict[str, Any]]) -> Iterator[tuple[str, set[str]]]:
+    """The ids and the entities in `part`, if there are any: SQLite reads a whole index for an empty list of values."""
+    for name in ("id", "entity"):
+        if values := {row[name] for row in part} - {None}:
+            yield name, values
+
+
 def _match(connection: sa.Connection, problem: str, part: Sequence[dict[str, Any]]) -> dict[Key, int]:
     """The keys of predictions in the ledger for the ids and entities of `part`, and their days."""
     keys = dict[Key, int]()
-    for name in ("id", "entity"):
+    for name, values in _named(part):
         query = sa.select(IDS.c.id, IDS.c.entity, IDS.c.day, IDS.c.at).where(
-            is_of(connection, problem), IDS.c[name].in_({row[name] for row in part} - {None})
+            is_of(connection, problem), IDS.c[name].in_(values)
         )
         for id_, entity, day, at in connection.execute(query):
             keys |= {(id_, None, None, None): day, (None, entity, day, None): day, (None, entity, None, at // 1_000_000): day}

@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 import sqlalchemy as sa
+import sqlalchemy.event
 
 from evergreen.monitoring.ledger import predictions as ledgers
 from evergreen.monitoring.ledger import schema
@@ -380,3 +381,12 @@ def test_a_restarted_server_is_reconnected(postgres):
     assert ledger.read("redeem").rows.height == 2
     schema.METADATA.drop_all(other)
     other.dispose()
+
+
+def test_a_label_by_id_looks_for_no_entity_and_one_by_entity_for_no_id(ledger):
+    asked = list[str]()
+    sqlalchemy.event.listen(ledger._engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+    ledger.add_labels("churn", [Label(1, id="a")])
+    assert [each for each in asked if "entity IN" in each] == []
+    ledger.add_labels("churn", [Label(1, entity="7", at=date(2017, 10, 9))])
+    assert len([each for each in asked if ".id IN" in each]) == 2  # of labels and of predictions, for the first label
