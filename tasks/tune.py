@@ -12,7 +12,7 @@ import polars as pl
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Params, Problem, Section, Tune
 from evergreen.tasks.core.paths import HELD_OUT, Layout, locking, writing
-from evergreen.tasks.problems.base import Finishing, Kind, Paired
+from evergreen.tasks.problems.base import Finishing, Kind, Paired, Portfolio
 from evergreen.tasks.search import time_budget
 from evergreen.tasks.search.ladder import Rung, build_ladder
 from evergreen.tasks.search.nested_validation import estimate_optimism, inner_searches, run_inner_search, share_time
@@ -113,7 +113,8 @@ def _specify(params: Params, problem: str, layout: Layout, kind: Kind) -> tuple[
         units=units,
         clock=clock,
     )
-    return evaluator, replace(search, warm_starts=warm_starts(search)), journal
+    portfolio = kind.portfolio(section) if tune.method == "staged" and isinstance(kind, Portfolio) else ()
+    return evaluator, replace(search, warm_starts=warm_starts(search, portfolio)), journal
 
 
 def _sampled_features(features: Path, section: Problem, tune: Tune, seed: int, journal: Path) -> Path:

@@ -220,3 +220,12 @@ class Paired(Protocol):
     def unit_values(self, predictions: pl.DataFrame, metric: str) -> pl.DataFrame:
         """unit and value, one row per unit whose `metric` is defined. `predictions`: rows of `predict`."""
         ...
+
+
+@runtime_checkable
+class Portfolio(Protocol):
+    """A kind with configurations that are strong together, learned on other tables."""
+
+    def portfolio(self, section: Any) -> Sequence[Config]:
+        """Configurations to try right after the defaults, the most promising first."""
+        ...

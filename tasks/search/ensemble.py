@@ -3,6 +3,7 @@
 After Caruana, Niculescu-Mizil, Crew and Ksikes, Ensemble selection from libraries of models, ICML 2004.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -17,8 +18,10 @@ BLEND = "blend"
 """Name of the model that is the weighted mean of others."""
 MAX_STEPS = 16
 """Most selections; a member can be selected more than once."""
-CANDIDATES_PER_MODEL = 3
+CANDIDATES_PER_MODEL = 5
 """Most trials of a model that can become members."""
+GROUPS = 3
+"""Groups of folds that judge a blend in turn."""
 MAX_ROWS = 20_000
 """Most rows of a fold that the selection uses."""
 NOT_AVERAGED = ("entity", "label", "threshold")
@@ -71,6 +74,33 @@ def select(
         best = gains[selected[-1]]
     counts = Counter(selected)
     return [counts[place] for place in range(len(members))]
+
+
+def held_out_scores(
+    members: Sequence[FinishedTrial],
+    predictions: Sequence[Sequence[pl.DataFrame]],
+    score: Callable[[pl.DataFrame], float],
+    metric: Metric,
+    allowed: Callable[[Sequence[FinishedTrial]], bool],
+    clock: Clock,
+) -> list[float]:
+    """The score on each fold of a blend whose members and weights are selected on other folds: those of the other groups.
+
+    The score of a selection on its own rows is too good, so a blend of nearly equal models would always win. With a single
+    fold it is that score; NaN where the time is over.
+    """
+    count = len(predictions[0])
+    groups = min(GROUPS, count)
+    found = [math.nan] * count
+    for group in range(groups):
+        judged = range(group, count, groups)
+        rest = [fold for fold in range(count) if fold not in judged] or judged
+        others = [[frames[fold] for fold in rest] for frames in predictions]
+        counts = select(members, others, score, metric, allowed, clock)
+        chosen = [(frames, weight) for frames, weight in zip(predictions, counts, strict=True) if weight]
+        for fold in judged if chosen else ():
+            found[fold] = score(weighted_mean([frames[fold] for frames, _ in chosen], [weight for _, weight in chosen]))
+    return found
 
 
 def weighted_mean(frames: Sequence[pl.DataFrame], weights: Sequence[float]) -> pl.DataFrame:

@@ -39,6 +39,7 @@ from evergreen.tasks.search.space import Space, bounds, grid, has_choice
 from evergreen.tasks.search.specification import Search
 from evergreen.tasks.search.staged import Request, StagedSearch, best_of
 from evergreen.tasks.search.summary import cost_as_json
+from evergreen.tasks.search.time_budget import BLEND_SHARE, Clock
 from evergreen.tasks.search.trials import Cost, FinishedTrial, Outcome
 from evergreen.tasks.search.workers import OUT_OF_TIME, Workers, available_workers
 
@@ -387,13 +388,18 @@ def _blend(search: Search, trials: Sequence[FinishedTrial], predictions: OutOfFo
             frames.append(found)
     if len(members) < 2 or score is None:
         return {"model": BLEND}, Outcome((), "fewer than two models to blend")
-    counts = ensemble.select(members, frames, score, search.metric, lambda few: ensemble_allowed(few, search), search.clock)
+    clock = search.clock
+    if clock.seconds is not None and search.estimate:
+        clock = Clock(max(clock.seconds, clock.spent() + BLEND_SHARE * search.estimate.seconds), clock.began)
+    given = members, frames, score, search.metric, lambda few: ensemble_allowed(few, search), clock
+    counts = ensemble.select(*given)
     if sum(count > 0 for count in counts) < 2:
         return {"model": BLEND}, Outcome((), "no blend is better than the best model alone")
     chosen = [(member, frame, count) for member, frame, count in zip(members, frames, counts, strict=True) if count]
     weights = [count for _, _, count in chosen]
     folds = zip(*(frame for _, frame, _ in chosen), strict=True)
-    scores = [score(ensemble.weighted_mean(list(fold), weights)) for fold in folds]
+    own = [score(ensemble.weighted_mean(list(fold), weights)) for fold in folds]
+    scores = [fair if math.isfinite(fair) else known for fair, known in zip(ensemble.held_out_scores(*given), own, strict=True)]
     cost = ensemble.cost([member for member, _, _ in chosen], time.monotonic() - began, time.process_time() - cpu)
     return ensemble.config(members, counts), Outcome(scores, cost=cost)
 

@@ -24,8 +24,11 @@ MIN_PROBES = 3
 """Models that are probed in any case."""
 UNPLANNED_SEARCH_SHARE = 0.6
 """Share of the budget that the search gets where the time of the later steps cannot be estimated."""
-TRIALS, TRIALS_SHARE = 5, 0.8
+TRIALS, TRIALS_SHARE = 3, 0.8
 """All models together should be fitted TRIALS times within TRIALS_SHARE of the search; large tables are sampled for it."""
+
+MANY_TRIALS = 40
+"""With time for fewer trials than this, a cross-validation is not repeated: other models gain more than a steadier score."""
 
 
 def fit_to_budget(search: Search, evaluator: Evaluator, section: Problem, workers: int, features: Path) -> Search:
@@ -38,11 +41,14 @@ def fit_to_budget(search: Search, evaluator: Evaluator, section: Problem, worker
         return replace(search, clock=Clock(total * UNPLANNED_SEARCH_SHARE, clock.began))
     estimate = _estimate_later_steps(evaluator, section, features, total, started, loaded)
     probes = _probe_defaults(search, evaluator, loaded + MAX_PROBING_SHARE * total)
-    costs = _measured_costs(probes)
+    quick = {model: each for model, each in probes.items() if search.stages.get(model) != "trees"}
+    costs = _measured_costs(quick or probes)
     search_seconds = estimate.search(costs[-1])
-    folds, available = len(evaluator.folds()), min(estimate.training_rows, search.tune.max_rows)
-    seconds_per_row = sum(each.wall_seconds for each in costs) * folds / min(PROBE_ROWS, available)
-    rows = _affordable_rows(max(search_seconds - clock.spent(), 0.1) * workers, seconds_per_row, available)
+    available = min(estimate.training_rows, search.tune.max_rows)
+    seconds_left = max(search_seconds - clock.spent(), 0.1) * workers
+    per_fold = sum(each.wall_seconds for each in costs) / min(PROBE_ROWS, available)
+    folds = affordable_folds(len(evaluator.folds()), section.tune.folds, per_fold * available / len(costs), seconds_left)
+    rows = _affordable_rows(seconds_left, per_fold * folds, available)
     log.info(
         "%s: tune: %.0f s of %.0f s to search, on %s of %s rows",
         *(search.name, search_seconds, total, f"{rows:,}", f"{estimate.training_rows:,.0f}"),
@@ -50,7 +56,7 @@ def fit_to_budget(search: Search, evaluator: Evaluator, section: Problem, worker
     times = folds * rows / min(PROBE_ROWS, available)
     return replace(
         search,
-        evaluate=replace(evaluator, sample_rows=rows),
+        evaluate=replace(evaluator, sample_rows=rows, most_folds=folds),
         clock=Clock(search_seconds, clock.began),
         expected_seconds={model: each.cost.wall_seconds * times for model, each in probes.items()},
         estimate=estimate,
@@ -77,6 +83,14 @@ def _measured_costs(probes: Mapping[str, Outcome]) -> list[Cost]:
     """The costs of the probes that could be fitted, simple models first; a cost of 0 where there is none."""
     costs = [each.cost for each in probes.values() if not math.isnan(each.cost.fit_seconds)]
     return costs or [Cost(0.0, fit_seconds=0.0, fit_rows=1.0)]
+
+
+def affordable_folds(count: int, folds: int, fold_seconds: float, seconds: float) -> int:
+    """`count`, or `folds` of one cross-validation where its repetitions leave time for fewer than MANY_TRIALS trials.
+
+    `fold_seconds`: to fit and score one fold of all rows, the mean of the models.
+    """
+    return count if MANY_TRIALS * count * fold_seconds <= seconds else min(count, folds)
 
 
 def _affordable_rows(seconds: float, seconds_per_row: float, available: float) -> int:

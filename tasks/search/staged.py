@@ -20,7 +20,7 @@ Request = Config | str | None
 model too; or BLEND, an ensemble of the trials so far."""
 STAGES = ("baseline", "linear", "trees", "boosting", "ensemble")
 OPENING = ("baseline", "linear", "boosting", "trees")
-"""The order of the defaults with a time budget."""
+"""The order of the defaults with a time budget; forests take the longest, so warm starts of boosting come before them."""
 SHARES = {"baseline": 0.02, "linear": 0.2, "trees": 0.4, "boosting": 1.0}
 """Stage -> the share of the trials (or of the time) at which it ends."""
 PATIENCE = 3
@@ -66,15 +66,24 @@ class StagedSearch:
         return [model for model in self.defaults if self.stages.get(model, "boosting") == stage]
 
     def _opening(self, trials: Sequence[FinishedTrial]) -> list[Config]:
-        """With a time budget: the defaults that were not tried and that there is time for, at most a batch."""
+        """With a time budget: the defaults and warm starts that were not tried and that there is time for, at most a batch."""
         if self.clock.seconds is None:
             return []
-        known, found, need = {each.model for each in trials}, list[Config](), 0.0
-        for model in (model for stage in OPENING for model in self._models(stage)):
+        defaults = [self.defaults[model] for stage in OPENING for model in self._models(stage)]
+        forests = [self.defaults[model] for model in self._models("trees")]
+        order = [*(each for each in defaults if each not in forests), *self.warm_starts, *forests]
+        models, tried = {each.model for each in trials}, [each.config for each in trials]
+        found, need = list[Config](), 0.0
+        for config in order:
+            model = config["model"]
+            took = [each.cost.wall_seconds for each in trials if each.model == model and each.state == "complete"]
             baseline = self.stages.get(model) == "baseline"
-            own = self.expected_seconds.get(model, math.inf if self.expected_seconds and not baseline else 0.0)
-            if model not in known and len(found) < self.batch and need + own <= self.clock.left() * self.workers:
-                found.append(self.defaults[model])
+            own = max(
+                took, default=self.expected_seconds.get(model, math.inf if self.expected_seconds and not baseline else 0.0)
+            )
+            known = model in models if config in defaults else config in tried
+            if not known and len(found) < self.batch and need + own <= self.clock.left() * self.workers:
+                found.append(config)
                 need += own
         return found
 

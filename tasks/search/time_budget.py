@@ -44,6 +44,8 @@ MAX_REFIT_SHARE = 0.3
 """Largest share of the budget for the fits after the search; where it is too short, there is no refit, or one on fewer rows."""
 MAX_EVALUATION_SHARE = 0.25
 """Largest share of the budget for the evaluation."""
+BLEND_SHARE = 0.05
+"""Share of the budget for the selection of a blend, which comes after the last trial."""
 MIN_SEARCH_SHARE = 0.3
 """Smallest share of the budget for the search, once the data is loaded."""
 
@@ -99,9 +101,10 @@ class Estimate:
         return max(self.seconds - self.reserve(cost), self.loading + MIN_SEARCH_SHARE * self.seconds)
 
     def reserve(self, cost: "Cost") -> float:
-        """To fit the evaluated model and the served one, within MAX_REFIT_SHARE, and to evaluate."""
+        """To blend, to fit the evaluated model and the served one within MAX_REFIT_SHARE, and to evaluate."""
         fits = self.refit(cost, self.training_rows + self.all_rows)
-        return self.loading + min(fits, MAX_REFIT_SHARE * self.seconds) + self.evaluation(cost)
+        blend = BLEND_SHARE * self.seconds
+        return self.loading + blend + min(fits, MAX_REFIT_SHARE * self.seconds) + self.evaluation(cost)
 
 
 _begun: list[float] = []

@@ -21,7 +21,7 @@ from evergreen.tasks.core.errors import ParamsError, StorageError
 from evergreen.tasks.core.library_warnings import WarningCounts
 from evergreen.tasks.problems.base import Config, Data, Fold, Metric, RowKind
 
-LATENCY_REPEATS = 5
+LATENCY_REPEATS = 3
 """Predictions of a single row; their median is the latency."""
 MATRIX_CACHE_MB = 600.0
 """Most memory that one process uses for preprocessed matrices."""
@@ -82,6 +82,8 @@ class Evaluator:
     """Most of these rows to use where time is short. None: all."""
     only_fold: int | None = None
     """The one fold to evaluate. None: all."""
+    most_folds: int | None = None
+    """Evaluate the first of the folds alone where time is short. None: all."""
     outer_fold: int | None = None
     """Nested cross-validation: the fold whose validation rows are left out. None: none."""
     keep_predictions: bool = False
@@ -121,7 +123,7 @@ class Evaluator:
 
     def folds(self) -> Sequence[Fold]:
         """The folds of the search; none holds a row of a test window."""
-        found = self._loaded()[1]
+        found = self._loaded()[1][: self.most_folds]
         return found if self.only_fold is None else found[self.only_fold : self.only_fold + 1]
 
     def _loaded(self) -> tuple[Data, Sequence[Fold]]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
@@ -20,10 +21,11 @@ COUNT = 3
 """Configurations that one search passes on to the next."""
 
 
-def warm_starts(search: Search) -> list[Config]:
-    """tune.warm_starts as configurations of the space, without duplicates, defaults and unknown models or hyper-parameters."""
+def warm_starts(search: Search, portfolio: Sequence[Config] = ()) -> list[Config]:
+    """tune.warm_starts and then the `portfolio` of the kind as configurations of the space, without duplicates, defaults and
+    unknown models or hyper-parameters."""
     found: list[Config] = []
-    for each in search.tune.warm_starts:
+    for each in (*search.tune.warm_starts, *(each for each in portfolio if each["model"] in search.space)):
         model = each.get("model")
         if model not in search.space:
             log.info("%s: tune: warm_starts: %s is not a model of this search", search.name, model)

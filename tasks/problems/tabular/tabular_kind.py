@@ -52,8 +52,9 @@ BOOSTING_SPACE = {
 }
 
 
-PLAIN_LIGHTGBM = {**LIGHTGBM, "max_bin": 255}
+PLAIN_LIGHTGBM = {**LIGHTGBM, "max_bin": 255, "extra_trees": False}
 PLAIN_BOOSTING = {
+    "extra_trees": False,
     "n_estimators": 250,
     "learning_rate": 0.05,
     "num_leaves": 8,
@@ -63,6 +64,7 @@ PLAIN_BOOSTING = {
 }
 """Of plain tables, from a thousand rows to a million."""
 PLAIN_BOOSTING_SPACE = {
+    "extra_trees": Range(values=(False, True)),
     "n_estimators": Range(low=80, high=1000, integer=True, log=True),
     "learning_rate": Range(low=0.02, high=0.15, log=True),
     "num_leaves": Range(low=3, high=96, integer=True, log=True),
@@ -70,6 +72,21 @@ PLAIN_BOOSTING_SPACE = {
     "colsample_bytree": Range(low=0.2, high=1.0),
     "reg_lambda": Range(low=0.01, high=50.0, log=True),
 }
+PORTFOLIO = (
+    {"n_estimators": 350, "learning_rate": 0.04, "num_leaves": 20, "min_child_samples": 8, "colsample_bytree": 0.6},
+    {"extra_trees": True, "n_estimators": 500, "learning_rate": 0.06, "min_child_samples": 10, "colsample_bytree": 0.6},
+    {
+        "extra_trees": True,
+        "n_estimators": 300,
+        "learning_rate": 0.06,
+        "num_leaves": 40,
+        "min_child_samples": 5,
+        "colsample_bytree": 0.4,
+        "reg_lambda": 0.5,
+    },
+)
+"""Boosting of plain tables that is tried right after its defaults: trees of medium size; few leaves, and many leaves with few
+columns, both with thresholds drawn at random (extra trees), which err in other rows and so help a blend."""
 FOREST = {"n_jobs": 1, "n_estimators": 100}
 TREE_ROWS = 10_000
 """A tree of a forest learns from so many rows at most, drawn for it: time and size stay within bounds."""
@@ -118,7 +135,7 @@ class Family:
 
     def make(self, config: Config, seed: int) -> Any:
         """The unfitted estimator; keys of `config` that are no parameter of it belong to the pipeline."""
-        known = self.estimator().get_params()
+        known = self.estimator(**self.fixed).get_params()
         given = {name: value for name, value in config.items() if name in known}
         seeded = {"random_state": seed} if "random_state" in known else {}
         return self.estimator(**{**self.fixed, **seeded, **given})
@@ -251,6 +268,12 @@ class TabularKind(RowPredictions):
         """The family's defaults, and the first of each list of choices."""
         first = {name: each.values[0] for name, each in self.choices(model, section).items() if each.values}
         return {"model": model, **first, **self.offered(section)[model].defaults}
+
+    def portfolio(self, section: Tabular) -> list[Config]:
+        """Configurations to try right after the defaults, the most promising first. None where features come from events."""
+        if not isinstance(section.features, Table) or "lightgbm" not in self.plain:
+            return []
+        return [{**self.defaults("lightgbm", section), **each} for each in PORTFOLIO]
 
     def rows(self, data: Rows, parts: Sequence[Part]) -> int:
         return len(data.at(parts, labelled=self.supervised))

@@ -55,6 +55,21 @@ def test_equal_predictions_make_no_blend() -> None:
     ) == [1, 0]
 
 
+def test_the_score_of_a_blend_is_of_folds_that_did_not_select_it() -> None:
+    """Twenty models of pure noise: on the rows that select them a blend looks better than it is."""
+    members = [finished(number, str(number), 1.0) for number in range(20)]
+    predictions = noisy(*[1.0] * 20, rows=25, folds=4)
+    given = members, predictions, error, RMSE, lambda members: True, ALWAYS
+    counts = ensemble.select(*given)
+    blends = [ensemble.weighted_mean([frames[fold] for frames in predictions], counts) for fold in range(4)]
+    assert np.mean([error(each) for each in blends]) < np.mean(ensemble.held_out_scores(*given))
+
+
+def test_a_blend_judged_on_other_folds_is_still_better_than_one_model() -> None:
+    given = [finished(0, "a", 1.0), finished(1, "b", 1.1)], noisy(1.0, 1.1), error, RMSE, lambda members: True, ALWAYS
+    assert ensemble.held_out_scores(*given) == pytest.approx([np.hypot(1.0, 1.1) / 2] * 2, rel=0.05)
+
+
 def test_a_set_that_is_not_allowed_is_not_selected() -> None:
     members = [finished(0, "a", 1.0), finished(1, "b", 1.1)]
     counts = ensemble.select(members, noisy(1.0, 1.1), error, RMSE, lambda chosen: len({e.number for e in chosen}) < 2, ALWAYS)
@@ -74,10 +89,10 @@ def test_the_weighted_mean_leaves_entity_label_and_threshold_alone() -> None:
     )
 
 
-def test_candidates_are_the_three_best_of_each_model_without_baseline_and_blend() -> None:
-    trials = [finished(number, "a", 1.0 + number / 10) for number in range(5)]
+def test_candidates_are_the_best_of_each_model_without_baseline_and_blend() -> None:
+    trials = [finished(number, "a", 1.0 + number / 10) for number in (10, 11, 12, 13, 14, 15)]
     trials += [finished(5, "b", 3.0), finished(6, "none", 0.1), finished(7, BLEND, 0.2), finished(8, "b", 0.3, "failed")]
-    assert [each.number for each in ensemble.candidates(trials, RMSE, "none")] == [0, 1, 2, 5]
+    assert [each.number for each in ensemble.candidates(trials, RMSE, "none")] == [10, 11, 12, 13, 14, 5]
 
 
 def test_a_blend_costs_what_its_members_cost_together() -> None:

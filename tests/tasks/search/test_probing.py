@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from evergreen.tasks.search.probing import probes_as_trials
+from evergreen.tasks.search.probing import affordable_folds, probes_as_trials
 from evergreen.tasks.search.selection import select_trial
 from evergreen.tasks.search.trials import Outcome
 from tests.tasks.search.toy_search import DEFAULTS, folded, searching
@@ -15,3 +15,9 @@ def test_without_time_for_a_trial_the_best_probe_is_chosen() -> None:
     assert [each.model for each in found] == ["none", "line", "curve"]
     assert select_trial(search, found).config == DEFAULTS["line"]
     assert probes_as_trials(search, [*only, folded(1, "line", 1.0, 1.0)]) == []
+
+
+def test_a_cross_validation_is_repeated_where_there_is_time_for_many_trials() -> None:
+    assert affordable_folds(15, 5, fold_seconds=0.01, seconds=100.0) == 15
+    assert affordable_folds(15, 5, fold_seconds=1.0, seconds=100.0) == 5
+    assert affordable_folds(3, 3, fold_seconds=9.0, seconds=1.0) == 3

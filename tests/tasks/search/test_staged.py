@@ -106,6 +106,13 @@ def test_with_a_time_budget_the_defaults_of_all_stages_come_first_and_boosting_s
     assert [named(each) for each in short.next_batch([])] == ["prior", "line", "boost"]
 
 
+def test_with_a_time_budget_warm_starts_come_before_the_forests() -> None:
+    start = {"model": "boost", "n": 99}
+    search = staged(clock=Spent(60, 5), warm_starts=[start], expected_seconds=dict.fromkeys(DEFAULTS, 1.0))
+    done = [finished(place, model, SCORES[model]) for place, model in enumerate(["prior", "line", "boost"])]
+    assert search.next_batch(done) == [start, DEFAULTS["forest"]]
+
+
 def test_with_a_time_budget_a_stage_far_behind_a_later_one_is_not_searched() -> None:
     done = [finished(place, model, SCORES[model]) for place, model in enumerate(["prior", "line", "boost", "forest"])]
     assert set(staged(clock=Spent(60, 5)).next_batch(done)) == {"boost"}

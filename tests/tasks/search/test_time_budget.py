@@ -96,8 +96,8 @@ def test_a_refit_takes_more_than_in_proportion_to_the_rows_of_a_fold() -> None:
 
 
 def test_the_time_reserved_for_refit_and_evaluation_is_limited_to_shares_of_the_budget() -> None:
-    assert estimate().reserve(FOLD) == pytest.approx(3 + 26 * 2.25 + 3 + 1.3 * 50 * 4 * 0.05)
-    assert estimate(10.0, 1e7).reserve(FOLD) == pytest.approx(3 + 3.0 + 2.5)
+    assert estimate().reserve(FOLD) == pytest.approx(3 + 50 + 26 * 2.25 + 3 + 1.3 * 50 * 4 * 0.05)
+    assert estimate(10.0, 1e7).reserve(FOLD) == pytest.approx(3 + 0.5 + 3.0 + 2.5)
 
 
 def fitted(folder: Path, left: float) -> tuple[int, bool]:
