@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from io import BytesIO
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
@@ -76,8 +76,10 @@ def pack_columns(columns: Mapping[str, Sequence[Any]], height: int) -> bytes:
 
 def to_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Each name in `rows`, in order of appearance, to its values; None where a row lacks it."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
+    orders = dict.fromkeys(map(tuple, rows))
+    names = dict.fromkeys(chain.from_iterable(orders))
+    values = [row.values() if len(orders) == 1 else map(row.get, names) for row in rows]
+    return dict(zip(names, map(list, zip(*values, strict=True)), strict=True))
 
 
 def read(
@@ -151,7 +153,7 @@ def _as_frame(columns: Mapping[str, Sequence[Any]], height: int) -> pl.DataFrame
 
 def as_series(name: str, values: Sequence[Any]) -> pl.Series:
     """Values of one type keep it; numbers of several types become numbers; any other mixture becomes text."""
-    types = {type(value) for value in values} - {type(None)}
+    types = set(map(type, values)) - {type(None)}
     if not types:
         return pl.Series(name, values, dtype=pl.Null)
     if types <= {int, float, bool}:

@@ -9,6 +9,7 @@ that were returned to a client and never written are counted (`lost`).
 """
 
 import fcntl
+import gc
 import logging
 import mmap
 import os
@@ -38,6 +39,8 @@ SEGMENT_BYTES = 16 * 2**20
 """A writer starts its next segment beyond this size."""
 LINES_PER_APPEND = 5_000
 """Lines that go into the ledger together."""
+COLLECT_AFTER = 200_000
+"""New objects between two garbage collections of the drainer: a collection scans all parsed lines, which have no cycles."""
 MAX_WAITING = 50_000
 """Most predictions that wait in memory while the disk is full; further ones are dropped and counted."""
 OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
@@ -397,6 +400,7 @@ def main(folder: Path, address: str, every_seconds: float = 0.5) -> None:
     from evergreen.monitoring.ledger.predictions import Ledger
 
     os.nice(NICE)
+    gc.set_threshold(COLLECT_AFTER)
     stopped = threading.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: stopped.set())

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import sqlite
 
 from evergreen.monitoring.ledger import blocks
 from evergreen.monitoring.ledger.schema import (
@@ -19,6 +18,9 @@ from evergreen.monitoring.ledger.schema import (
 
 Head = dict[str, list[Any]]
 """Columns of blocks.HEAD: id, variant, at, cutoff and entity."""
+NAMES = ("period", "id", "at", "day", "entity")
+INSERT_ROWS = f"INSERT INTO {IDS.name} (problem, block, {', '.join(NAMES)}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+"""SQLite: plain rows, without SQLAlchemy's work on each."""
 Pack = Callable[[Sequence[int]], tuple[bytes, bytes]]
 """Places of predictions -> their outputs and features, packed."""
 
@@ -68,11 +70,9 @@ def _insert_ids(connection: sa.Connection, problem: str, head: Head, block: int)
     periods = [day // PERIOD_DAYS for day in days]
     # the same order for all writers: no deadlock
     rows = sorted(zip(periods, head["id"], head["at"], days, head["entity"], strict=True), key=lambda row: row[:2])
-    names = "period", "id", "at", "day", "entity"
     if connection.dialect.name == "sqlite":
-        values = [{"problem": problem, "block": block, **dict(zip(names, row, strict=True))} for row in rows]
-        return connection.execute(sqlite.insert(IDS).on_conflict_do_nothing(), values).rowcount
-    arrays = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+        return connection.exec_driver_sql(INSERT_ROWS, [(problem, block, *row) for row in rows]).rowcount
+    arrays = dict(zip(NAMES, map(list, zip(*rows, strict=True)), strict=True))
     return connection.execute(
         INSERT_ARRAYS, {"problem": [problem] * len(rows), "block": [block] * len(rows), **arrays}
     ).rowcount

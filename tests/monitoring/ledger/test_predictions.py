@@ -14,8 +14,8 @@ import pytest
 import sqlalchemy as sa
 import sqlalchemy.event
 
+from evergreen.monitoring.ledger import blocks, schema
 from evergreen.monitoring.ledger import predictions as ledgers
-from evergreen.monitoring.ledger import schema
 from evergreen.monitoring.ledger.cohorts import Cohort
 from evergreen.monitoring.ledger.label_matching import Label, LabelCounts, RejectedLabel
 from evergreen.monitoring.ledger.predictions import Ledger, Prediction
@@ -390,3 +390,18 @@ def test_a_label_by_id_looks_for_no_entity_and_one_by_entity_for_no_id(ledger):
     assert [each for each in asked if "entity IN" in each] == []
     ledger.add_labels("churn", [Label(1, entity="7", at=date(2017, 10, 9))])
     assert len([each for each in asked if ".id IN" in each]) == 2  # of labels and of predictions, for the first label
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [
+        ([], {}),
+        ([{}, {}], {}),
+        ([{"a": 1, "b": 2}, {"a": 3, "b": 4}], {"a": [1, 3], "b": [2, 4]}),
+        ([{"a": 1, "b": 2}, {"b": 4, "a": 3}], {"a": [1, 3], "b": [2, 4]}),
+        ([{"a": 1}, {}, {"c": 5, "a": 6}], {"a": [1, None, 6], "c": [None, None, 5]}),
+    ],
+)
+def test_rows_become_columns_whatever_the_order_of_their_keys(rows, columns):
+    found = blocks.to_columns(rows)
+    assert (found, list(found)) == (columns, list(columns))
