@@ -140,9 +140,17 @@ def measure(address: str, now: datetime) -> Iterator[dict[str, Any]]:
             "step": name,
             "seconds": round(time.perf_counter() - begin, 2),
             "cpu": round(time.process_time() - cpu, 2),
-            "longest_wait_ms": round(1000 * max(waits, default=0.0)),
+            "labels": len(waits),
+            **{
+                f"label_{name}_ms": round(1000 * float(wait))
+                for name, wait in zip(("p50", "p99", "max"), _quantiles(waits), strict=True)
+            },
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
+
+
+def _quantiles(waits: Sequence[float]) -> list[float]:
+    return np.quantile(waits or [0.0], (0.5, 0.99, 1.0)).tolist()
 
 
 def main() -> None:

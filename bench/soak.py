@@ -1,11 +1,13 @@
-"""`make soak`: minutes of mixed load on a server with two workers, during rollouts, a rollback and the kill of a worker.
+"""`make soak`: mixed load on a server with two workers, during rollouts, a rollback and every fault of bench.soak_faults.
 
-    make soak                                      ten minutes
-    python -m bench.soak --seconds 60 --rate 40    shorter, and gentler
+    make soak                                      twenty minutes
+    python -m bench.soak --seconds 120 --rate 40   shorter, and gentler
 
-It uses a small project in a temporary folder. Rows, lists, purchases, labels and invalid requests are sent at fixed times
-(open loop); three rollouts, a rollback and a kill -9 happen meanwhile. Afterwards each prediction is compared with the batch
-score of its version, and each acknowledged purchase and label must be stored.
+It uses a small project in a temporary folder. Rows, lists, purchases, labels, odd rows and invalid requests are sent at fixed
+times (open loop). Meanwhile versions come and go, processes are killed, the disk of the spool fills up, the database is locked,
+purchases come in floods, and a hostile client sends endless headers. Afterwards each prediction is compared
+with the batch score of its version, and each acknowledged prediction, purchase and label must be stored once. The disk fills up
+where this user may mount a file system.
 """
 
 import argparse
@@ -28,9 +30,12 @@ import polars as pl
 import psutil
 import sqlalchemy as sa
 
+from bench import soak_faults
 from bench.load import Client, Load
+from bench.soak_faults import Disk, Lock
 from evergreen.flows import settings
-from evergreen.monitoring.ledger.schema import LABELS, PREDICTIONS
+from evergreen.monitoring.ledger import refused_rows, schema, spool
+from evergreen.monitoring.ledger.schema import LABELS
 from evergreen.serving.event_log import EVENTS
 from evergreen.tasks.config.operations import Rollout
 from evergreen.tasks.core.paths import Layout
@@ -56,13 +61,26 @@ PLAN = (
     (0.32, "rollout of v4 begins"),
     (0.38, "v4 is promoted"),
     (0.44, "v4 is rolled back"),
+    (0.48, "a client sends endless headers"),
     (0.52, "a worker is killed"),
+    (0.54, "the drainer is killed"),
+    (0.56, "the disk is full"),
+    (0.59, "a worker is killed on the full disk"),
+    (0.62, "the disk has space"),
+    (0.65, "the database is locked"),
+    (0.69, "the database is free"),
 )
 """Fraction of the time -> what happens."""
-CALM = 0.65
+CALM = 0.78
 """Fraction of the time after which memory must not grow."""
-KINDS = ("predict",) * 9 + ("scoring",) * 3 + ("recommend",) * 3 + ("events",) * 2 + ("labels",) * 2 + ("invalid",)
-"""Of twenty requests."""
+KINDS = ("predict",) * 9 + ("scoring",) * 3 + ("recommend",) * 3 + ("events",) * 2 + ("labels",) * 2 + ("invalid", "odd")
+"""Of twenty-one requests."""
+FLOODS, FLOOD = 6, 400
+"""Floods of purchases, and the purchases of each, in one request."""
+MOST_MB = 700.0
+"""Largest accepted memory of a worker."""
+MOST_SECONDS = 30.0
+"""Longest accepted wait for a response, also while the database is locked."""
 INVALID = (
     (f"/v1/predict/{PROBLEM}", b"{"),
     (f"/v1/predict/{PROBLEM}", b'{"nosuch": 1}'),
@@ -88,26 +106,43 @@ class Seen:
     broken: list[float] = field(default_factory=list)
     """Times when a connection ended before its response."""
     wrong: list[str] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
+    """Ids of predictions for odd rows."""
+    failures: list[tuple[float, str, int]] = field(default_factory=list)
+    """Time, kind and status of responses of status 500 and above."""
     memory: list[tuple[float, int, float]] = field(default_factory=list)
     """Time, process id and megabytes of a worker."""
+    hostile: int = 0
+    """Connections with endless headers that the server closed."""
     happened: dict[str, float] = field(default_factory=dict)
 
 
 class Soak:
     """One run against a server on `port`."""
 
-    def __init__(self, layout: Layout, server: Server, rows: Sequence[Mapping[str, Any]], users: Sequence[Any], items: Any):
+    def __init__(
+        self,
+        layout: Layout,
+        server: Server,
+        rows: Sequence[Mapping[str, Any]],
+        users: Sequence[Any],
+        items: Any,
+        disk: Disk,
+    ) -> None:
         self.layout, self.server, self.rows, self.users, self.items = layout, server, rows, users, items
         self.client, self.seen = Client(int(server.url.rpartition(":")[2])), Seen()
         self._draw = np.random.default_rng(7)
         self._registry, self._rollouts = settings.registry(layout), settings.rollouts(layout)
+        self._disk, self._lock = disk, Lock(layout)
+        self.load = Load(1.0, 0.0)
 
     async def run(self, seconds: float, rate: float) -> None:
         plan = asyncio.create_task(self._follow(seconds))
-        watch = asyncio.create_task(self._watch())
+        watch, floods = asyncio.create_task(self._watch()), asyncio.create_task(self._flood(seconds))
+        self.load = Load(rate, seconds)
         try:
-            await Load(rate, seconds).run(self._ask)
-            await plan
+            await self.load.run(self._ask)
+            await asyncio.gather(plan, floods)
         finally:
             watch.cancel()
             self.client.close()
@@ -124,6 +159,8 @@ class Soak:
     async def _post(self, kind: str, path: str, body: Any) -> Any:
         reply = await self.client.post(path, body if isinstance(body, bytes) else json.dumps(body).encode())
         self.seen.statuses[kind, reply.status] += 1
+        if reply.status >= 500:
+            self.seen.failures.append((time.monotonic(), kind, reply.status))
         return reply.json() if reply.status == 200 else None
 
     async def _predict(self, number: int) -> None:
@@ -176,11 +213,46 @@ class Soak:
         if await self._post("invalid", path, body) is not None:
             self.seen.wrong.append(f"{path} took {body[:40]!r}")
 
+    async def _odd(self, number: int) -> None:
+        """A row with an odd value, or a label or purchase at the edge of the calendar: accepted or rejected."""
+        edge = soak_faults.EDGES[number % len(soak_faults.EDGES)]
+        if number % 3 == 0:
+            row = soak_faults.odd_row(number, self.rows[number % len(self.rows)])
+            response = await self._post("odd", f"/v1/predict/{PROBLEM}", row)
+            if response:
+                self.seen.odd.append(response["id"])
+        elif number % 3 == 1:
+            await self._post("odd", f"/v1/labels/{PROBLEM}", {"entity": "1", "at": edge, "value": 1, "known_at": edge})
+        else:
+            event = {"user": self.users[0], "item": self.items[0], "time": edge, "id": f"edge-{number}"}
+            await self._post("odd", f"/v1/events/{SHOP}", event)
+
+    async def _flood(self, seconds: float) -> None:
+        for flood in range(FLOODS):
+            await asyncio.sleep(seconds / (FLOODS + 1))
+            ids = [f"flood-{flood}-{number}" for number in range(FLOOD)]
+            events = [
+                {
+                    "id": id_,
+                    "user": self.users[number % len(self.users)],
+                    "item": self.items[number % len(self.items)],
+                    "basket": id_,
+                }
+                for number, id_ in enumerate(ids)
+            ]
+            with suppress(ConnectionError, OSError):
+                response = await self._post("flood", f"/v1/events/{SHOP}", events)
+                if response and response["accepted"] + response["duplicate"] == FLOOD:
+                    self.seen.events += ids
+
     async def _follow(self, seconds: float) -> None:
         began = time.monotonic()
         for part, what in PLAN:
             await asyncio.sleep(max(0.0, began + part * seconds - time.monotonic()))
-            await asyncio.to_thread(self._act, what)
+            if "headers" in what:
+                self.seen.hostile = await soak_faults.be_hostile(int(self.server.url.rpartition(":")[2]))
+            else:
+                await asyncio.to_thread(self._act, what)
             self.seen.happened[what] = time.monotonic()
             log.info("%5.0f s  %s", time.monotonic() - began, what)
         await asyncio.sleep(max(0.0, began + CALM * seconds - time.monotonic()))
@@ -195,8 +267,18 @@ class Soak:
             self._rollouts.abort(PROBLEM, "soak", "soak")
         elif "rolled back" in what:
             settings.deployments(self.layout).rollback(self._registry, PROBLEM, None, "soak", "soak")
-        else:
+        elif "drainer" in what:
+            soak_faults.kill_drainer(self.server.process.pid)
+        elif "worker" in what:
             os.kill(self.server.workers()[0], signal.SIGKILL)
+        else:
+            acts: Mapping[str, Callable[[], None]] = {
+                "the disk is full": self._disk.fill,
+                "the disk has space": self._disk.free,
+                "the database is locked": self._lock.take,
+                "the database is free": self._lock.release,
+            }
+            acts[what]()
 
     async def _watch(self) -> None:
         while True:
@@ -219,30 +301,51 @@ def verdicts(soak: Soak, scores: Mapping[int, np.ndarray]) -> list[tuple[bool, s
     seen = soak.seen
     gaps = [abs(scores[version][place] - chance) for _, _, version, place, chance in seen.predictions]
     by_version = Counter(version for _, _, version, *_ in seen.predictions)
-    rolled, killed = seen.happened["v4 is rolled back"], seen.happened["a worker is killed"]
-    stale = sum(version == 4 and at > rolled + SETTLED for at, _, version, *_ in seen.predictions)
-    failed = {key: count for key, count in seen.statuses.items() if key[1] >= 500}
-    rejected = {key: count for key, count in seen.statuses.items() if 400 <= key[1] < 500 and key[0] != "invalid"}
-    away = [at for at in seen.broken if not killed - 1 <= at <= killed + SETTLED]
+    at = seen.happened
+    rolled, kills = at["v4 is rolled back"], [at[each] for each in at if "worker is killed" in each]
+    stale = sum(version == 4 and moment > rolled + SETTLED for moment, _, version, *_ in seen.predictions)
+
+    def is_locked(moment: float) -> bool:
+        return at["the database is locked"] <= moment <= at["the database is free"] + MOST_SECONDS
+
+    failed = Counter((kind, status) for moment, kind, status in seen.failures if status != 503 or not is_locked(moment))
+    refused = sum(status == 503 and is_locked(moment) for moment, _, status in seen.failures)
+    rejected = {key: count for key, count in seen.statuses.items() if 400 <= key[1] < 500 and key[0] not in ("invalid", "odd")}
+    away = [moment for moment in seen.broken if not any(each - 1 <= moment <= each + SETTLED for each in kills)]
     engine = sa.create_engine(settings.read(soak.layout).database)
     with engine.connect() as connection:
         events = Counter(connection.execute(sa.select(EVENTS.c.id)).scalars())
         labels = set(connection.execute(sa.select(LABELS.c.id)).scalars())
-        written = Counter(connection.execute(sa.select(PREDICTIONS.c.id).where(PREDICTIONS.c.variant != "shadow")).scalars())
-    missing = [(at, id_) for at, id_, *_ in seen.predictions if written[id_] != 1]
-    early = [at for at, _ in missing if not killed - 1 <= at <= killed + 1]
-    growth = slopes(seen)
+        ids = sa.select(schema.IDS.c.id, sa.func.count()).group_by(schema.IDS.c.id)
+        stored = dict(connection.execute(ids).tuples().all())
+    written = Counter(settings.ledger(soak.layout).read(PROBLEM, features=False, labels=False).rows["id"].to_list())
+    acknowledged = [*(id_ for _, id_, *_ in seen.predictions), *seen.odd]
+    missing = [id_ for id_ in acknowledged if written[id_] == 0]
+    twice = [id_ for id_ in acknowledged if written[id_] > 1 or stored.get(id_, 0) > 1]
+    lost, aside = spool.Spool(settings.spool_folder(soak.layout)).lost(), refused_rows.count(settings.spool_folder(soak.layout))
+    waits = np.quantile(soak.load.latencies, (0.5, 0.99, 1.0))
+    growth, most = slopes(seen), max((size for *_, size in seen.memory), default=0.0)
+    champion, (named, *_) = settings.deployments(soak.layout).champion(PROBLEM), seen.predictions[-1:]
     return [
         (max(gaps) <= GAP and not seen.wrong, f"{len(gaps)} predictions, by version {dict(sorted(by_version.items()))}: "
          f"at most {max(gaps):.1e} from the batch score; {len(seen.wrong)} otherwise wrong {seen.wrong[:2]}"),
-        (not stale, f"{stale} predictions of v4 later than {SETTLED:g} s after its rollback"),
+        (not stale and champion == named[2], f"{stale} predictions of v4 later than {SETTLED:g} s after its rollback; "
+         f"the record's champion v{champion} answers at the end"),
         (all(events[each] == 1 for each in seen.events), f"{len(seen.events)} purchases acknowledged, each stored once"),
         (labels >= set(seen.labels), f"{len(set(seen.labels))} labels acknowledged, {len(set(seen.labels) - labels)} lost"),
-        (not early, f"{len(missing)} predictions are not in the ledger, {len(early)} of them not from the second of the kill"),
-        (not failed, f"responses of status 500 and above: {failed or 'none'}"),
+        (len(missing) <= lost + aside and not twice,
+         f"{len(acknowledged)} predictions acknowledged, {len(twice)} stored twice, "
+         f"{len(missing)} not stored: {lost} counted as lost by killed workers, {aside} set aside with a reason"),
+        (not failed, f"responses of status 500 and above: {dict(failed) or 'none'}; "
+         f"{refused} of 503 while the database is locked"),
         (not rejected, f"valid requests that were rejected: {rejected or 'none'}"),
-        (not away, f"{len(seen.broken)} connections broke, {len(away)} of them not because of the kill"),
-        (all(each <= FLAT_MB for each in growth.values()), "memory of the workers, MB per minute towards the end: "
+        (not away, f"{len(seen.broken)} connections broke, {len(away)} of them not because of a kill"),
+        (seen.hostile == soak_faults.HOSTILE_CONNECTIONS,
+         f"{seen.hostile} of {soak_faults.HOSTILE_CONNECTIONS} connections with endless headers closed"),
+        (waits[2] <= MOST_SECONDS,
+         "a response took {:.0f} ms (median), {:.0f} ms (p99), {:.0f} ms (most)".format(*(1000 * waits))),
+        (most <= MOST_MB and all(each <= FLAT_MB for each in growth.values()),
+         f"memory of a worker: at most {most:.0f} MB; MB per minute towards the end: "
          + (", ".join(f"{each:+.2f}" for each in growth.values()) or "not enough measurements")),
     ]  # fmt: skip
 
@@ -259,7 +362,7 @@ def slopes(seen: Seen) -> dict[int, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--seconds", type=float, default=1200.0)
     parser.add_argument("--rate", type=float, default=100.0, help="requests per second")
     options = parser.parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
@@ -275,15 +378,26 @@ def main() -> None:
         lines = pl.read_parquet(layout.features(SHOP) / "lines.parquet")
         users, items = lines["user"].unique().sort().to_list(), lines["item"].unique().sort().to_list()
         as_json = [{name: None if value != value else value for name, value in row.items()} for row in rows.to_dicts()]
-        server = Server(layout, "--workers", str(WORKERS), seconds=400)
+        disk = Disk(layout)
         try:
-            soak = Soak(layout, server, as_json, users, items)
-            asyncio.run(soak.run(options.seconds, options.rate))
+            server = Server(layout, "--workers", str(WORKERS), seconds=400)
+            try:
+                soak = Soak(layout, server, as_json, users, items, disk)
+                asyncio.run(soak.run(options.seconds, options.rate))
+            finally:
+                disk.free()
+                server.stop()
+            found = verdicts(soak, expected(layout, rows, 4))
         finally:
-            server.stop()
-        found = verdicts(soak, expected(layout, rows, 4))
+            disk.unmount()
+        log.info(
+            "%g requests a second for %g s; disk %s",
+            options.rate, options.seconds,
+            "filled" if disk.mounted else "not filled: no file system may be mounted",
+        )  # fmt: skip
+        log.info("| holds | what |\n| --- | --- |")
         for fine, line in found:
-            log.info("%s  %s", "holds" if fine else "FAILS", line)
+            log.info("| %s | %s |", "yes" if fine else "NO", line)
         log.info(
             "requests: %s",
             ", ".join(f"{kind} {status}: {count}" for (kind, status), count in sorted(soak.seen.statuses.items())),
