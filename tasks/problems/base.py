@@ -224,7 +224,7 @@ class Paired(Protocol):
 
 @runtime_checkable
 class Portfolio(Protocol):
-    """A kind with configurations that are strong together, learned on other tables."""
+    """A kind with configurations that are worth a trial on any table."""
 
     def portfolio(self, section: Any) -> Sequence[Config]:
         """Configurations to try right after the defaults, the most promising first."""

@@ -85,8 +85,8 @@ PORTFOLIO = (
         "reg_lambda": 0.5,
     },
 )
-"""Boosting of plain tables that is tried right after its defaults: trees of medium size; few leaves, and many leaves with few
-columns, both with thresholds drawn at random (extra trees), which err in other rows and so help a blend."""
+"""Boosting of plain tables that is tried right after its defaults, chosen by hand: trees of medium size; few leaves, and many
+leaves with few columns, both with thresholds drawn at random (extra trees)."""
 FOREST = {"n_jobs": 1, "n_estimators": 100}
 TREE_ROWS = 10_000
 """A tree of a forest learns from so many rows at most, drawn for it: time and size stay within bounds."""
