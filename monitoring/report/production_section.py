@@ -89,8 +89,8 @@ class CohortRow:
     share: float
     """Of 100."""
     score: str
-    more: list[str] = field(default_factory=list)
-    """Further realised figures, in words."""
+    more: list[tuple[str, str]] = field(default_factory=list)
+    """Further realised figures: name, and value with interval."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ def _weekly(cohort: "Cohort") -> CohortRow:
         formatting.share(share),
         round(100 * share, 2),
         _interval(score) if score is not None and score.score is not None else "",
-        [f"{formatting.label(name)} {_interval(each)}" for name, each in _figures(score) if each.score is not None],
+        [(formatting.label(name), _interval(each)) for name, each in _figures(score) if each.score is not None],
     )
 
 
