@@ -294,6 +294,11 @@ class Interactions(FeatureSource):
     """Column of `items` -> values of items to exclude, with their events."""
     where: str | None = None
     """SQL condition on an event, for example quantity > 0."""
+    weight: str | None = None
+    """Numeric column of `table` that weighs a purchase. null: each weighs 1. A missing value weighs 1."""
+    weight_as: Literal["quantity", "rating"] = "quantity"
+    """quantity: square root of the value over the item's median, 1/4 to 4. rating: the value above the lowest one, over
+    the median of these, up to 2; an item with the lowest rating counts as seen, and never as a success."""
     attributes: tuple[Attributes, ...] = ()
     """User attributes that scores can be sliced by, see evaluate.slices."""
     min_users: int = 5

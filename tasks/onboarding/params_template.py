@@ -31,6 +31,9 @@ SLACK = 0.5
 SMALL = 20_000
 """Smaller tables get five folds, so that each trains on more rows."""
 QUANTITIES = ("quantity", "qty", "units", "amount")
+RATINGS = ("rating", "ratings", "stars", "score")
+MOST_RATINGS = 21
+"""Different values of a column of ratings: 0 to 10 in halves."""
 """Names of a column that counts what was bought."""
 
 
@@ -126,8 +129,9 @@ def section(name: str, found: InferredSchema, asked: InitOptions) -> Block:
     """The section of the problem."""
     features = _interactions(name, found, asked) if found.kind == "recommendation" else _features(name, found, asked)
     lists = Block(show=Commented("discover", found.shape.repeats)) if found.shape and found.shape.discover else None
+    together = found.shape is not None and found.shape.traits.bundles
     rest = {
-        "pipeline": {},
+        "pipeline": Block(sources=Block(co_visitation=Commented(True, "bundles"))) if together else {},
         **({"lists": lists} if lists else {}),
         "tune": _tune(found),
         "train": {},
@@ -185,6 +189,10 @@ def _interactions(name: str, found: InferredSchema, asked: InitOptions) -> Block
         said["basket"] = asked.basket
     else:
         said["basket"] = Commented(found.time or asked.order, "purchases of one user at one time")
+    if rated := next((each.name for each in found.columns if _is_rating(each)), None):
+        said["weight"], said["weight_as"] = Commented(rated, "the lowest rating is no success"), "rating"
+    elif counted := next((each.name for each in found.columns if _is_quantity(each)), None):
+        said[CommentLine(f"weight: {scalar(counted)}  # to let purchases count by their quantity")] = None
     if asked.order and not found.time:
         each = Commented("user", "orders are numbered per user; shop: one sequence for all")
         return Block(**said, order=asked.order, order_scope=each, horizon_orders=1)
@@ -198,8 +206,16 @@ def _interactions(name: str, found: InferredSchema, asked: InitOptions) -> Block
 
 def _counts_returns(column: Column) -> bool:
     """Whether a column of quantities has negative ones."""
-    named = column.name.lower() in QUANTITIES
-    return named and isinstance(column.low, int | float) and column.low < 0
+    return _is_quantity(column) and isinstance(column.low, int | float) and column.low < 0
+
+
+def _is_quantity(column: Column) -> bool:
+    return column.name.lower() in QUANTITIES and isinstance(column.low, int | float) and column.low != column.high
+
+
+def _is_rating(column: Column) -> bool:
+    named = column.name.lower() in RATINGS and column.distinct <= MOST_RATINGS
+    return named and isinstance(column.low, int | float) and column.low != column.high
 
 
 # --- YAML

@@ -1,10 +1,12 @@
 """The shape of a shop, from its purchases: whom training can judge models by, and whether anybody buys an item again."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any
 
 import polars as pl
+
+from evergreen.tasks.onboarding.shop_traits import Traits, find_traits
 
 PLANS = ((28, 3), (28, 2), (14, 3), (14, 2), (7, 3), (7, 2), (7, 1))
 """Length of a window in days and number of windows to judge by, best first; the first for which the history is long enough."""
@@ -25,6 +27,7 @@ class ShopShape:
     horizon_days: int
     windows: int
     """To judge by; the search needs one more, and models learn from at least one before."""
+    traits: Traits = field(default_factory=Traits)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -33,10 +36,15 @@ class ShopShape:
         shown = f"lists show new items only (lists.show = discover): {self.repeats}"
         short = f"the history is short: {self.windows} windows of {self.horizon_days} days judge models, not 3 of 28"
         return (
-            *([short] if (self.horizon_days, self.windows) != PLANS[0] and self.judge_by == "calendar" else []),
+            *([short] if self._is_short and self.judge_by == "calendar" else []),
             *([judged] if self.judge_by != "calendar" else []),
             *([shown] if self.discover else []),
+            *self.traits.notes,
         )
+
+    @property
+    def _is_short(self) -> bool:
+        return (self.horizon_days, self.windows) != PLANS[0] and self.horizon_days != self.traits.horizon_days
 
 
 def find_shape(purchases: pl.LazyFrame, user: str, item: str, basket: str | None, time: str) -> ShopShape:
@@ -46,9 +54,11 @@ def find_shape(purchases: pl.LazyFrame, user: str, item: str, basket: str | None
     lines = purchases.select(user=user, item=item, day=day, order=order).drop_nulls().collect()
     pairs = lines.group_by("user", "item").agg(pl.col("order").n_unique())
     share = float((pairs["order"] > 1).mean() or 0.0)  # type: ignore[arg-type]
-    days, windows = _plan(lines)
+    traits = find_traits(lines)
+    days, windows = _plan(lines, traits.horizon_days)
     judge_by, why = _judge_by(lines, days, windows + 1)
-    return ShopShape(judge_by, why, share < FEW_REPEATS, f"{share:.1%} of the items of a user were bought again", days, windows)
+    again = f"{share:.1%} of the items of a user were bought again"
+    return ShopShape(judge_by, why, share < FEW_REPEATS, again, days, windows, traits)
 
 
 def count_windows(orders: int) -> int:
@@ -56,10 +66,14 @@ def count_windows(orders: int) -> int:
     return min(max(orders - 4, 1), PLANS[0][1])
 
 
-def _plan(lines: pl.DataFrame) -> tuple[int, int]:
-    """Of PLANS the first whose windows, one for the search and one to learn from fit into the history."""
+def _plan(lines: pl.DataFrame, wanted: int | None) -> tuple[int, int]:
+    """Of PLANS the first whose windows, one for the search and one to learn from fit into the history.
+
+    `wanted`: a length of window that suits the shop; plans with it come first.
+    """
+    plans = (*((wanted, count) for count in (3, 2) if wanted), *PLANS)
     history = (lines["day"].to_physical().max() or 0) - (lines["day"].to_physical().min() or 0) + 1  # type: ignore[operator]
-    return next((plan for plan in PLANS if history // plan[0] - 1 >= plan[1] + 2), PLANS[-1])
+    return next((plan for plan in plans if history // plan[0] - 1 >= plan[1] + 2), PLANS[-1])
 
 
 def _judge_by(lines: pl.DataFrame, days: int, windows: int) -> tuple[str, str]:

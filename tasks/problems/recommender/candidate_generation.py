@@ -232,7 +232,8 @@ class Learned:
             if name == "tifu_knn":
                 value = OWN * recent.data + (1 - OWN) * value
             by, rank = order(owner, value)
-            picks.append(own[by[rank < round(size * share / sum(parts.values()))]])
+            by = by[rank < round(size * share / sum(parts.values()))]
+            picks.append(own[by[counts.data[by] > 0]])  # not what the user rated lowest
         parts = {name: share for name, share in NEW.items() if name in scores or name == "popular"}
         for name, share in parts.items():
             count = round(size * share / sum(parts.values()))

@@ -202,10 +202,11 @@ class FrequencyRecommender(Recommender):
         if novel:
             return super()._rank(positions, k, novel, scored)
         decay = Decay(self.half_life_days, getattr(self, "half_life_orders", None))
-        own = Lines.of(self.histories_, positions, self.catalogue_, self.day_).decayed(decay)
+        lines = Lines.of(self.histories_, positions, self.catalogue_, self.day_)
+        own, liked = lines.decayed(decay), lines.counts().data > 0  # not what the user rated lowest
         tie = 1e-3 * self.popular_ / max(self.popular_.max(initial=0), 1)
-        row, item = np.repeat(np.arange(len(positions)), np.diff(own.indptr)), own.indices
-        return ranked(row, item, own.data + tie[item], np.full(len(row), SOURCES.index("rebuy")), k)
+        row, item = np.repeat(np.arange(len(positions)), np.diff(own.indptr))[liked], own.indices[liked]
+        return ranked(row, item, own.data[liked] + tie[item], np.full(len(row), SOURCES.index("rebuy")), k)
 
 
 @stored_type

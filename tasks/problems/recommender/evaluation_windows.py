@@ -108,7 +108,9 @@ class OwnWindows:
         late = np.maximum(self._begins - day, 0)[lines.user] * own[kept]
         moved = np.minimum(lines.day - late, day).astype(lines.day.dtype)
         by = np.argsort(moved, kind="stable")
-        return Histories(known.users, known.items, lines.user[by], lines.item[by], lines.basket[by], moved[by])
+        ordered = lines.part(by)
+        ordered.day = moved[by]
+        return ordered
 
     def after(self, cutoff: date) -> Histories:
         return self.histories.part(np.flatnonzero(self._judged(cutoff)[self.histories.user] & self._target))

@@ -16,7 +16,13 @@ from evergreen.tasks.config.params import Interactions
 from evergreen.tasks.core import step_cache
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.core.suggestions import require
-from evergreen.tasks.problems.recommender import dask_partitions, item_catalogue, ranker_features, received_purchases
+from evergreen.tasks.problems.recommender import (
+    dask_partitions,
+    item_catalogue,
+    purchase_weights,
+    ranker_features,
+    received_purchases,
+)
 from evergreen.tasks.problems.recommender.candidate_generation import LATELY, Candidates, Learned, Settings
 from evergreen.tasks.problems.recommender.decay_choice import Case
 from evergreen.tasks.problems.recommender.evaluation_windows import CalendarWindows, OwnWindows, Windows
@@ -46,11 +52,13 @@ def build(
     when = _when(schema, time, section)
     sold = _select_events(events, tables, section)
     sequence = {"step": pl.col(str(time)).rank("ordinal")} if section.judge_by == "last_lines" else {}
-    read = sold.select(user=section.user, basket=section.basket, item=section.item, when=when, **sequence).collect()
-    whole = read.drop_nulls()
+    value = purchase_weights.value(section, schema)
+    read = sold.select(user=section.user, basket=section.basket, item=section.item, when=when, **sequence, **value).collect()
+    whole = purchase_weights.weigh(read.drop_nulls([name for name in read.columns if name not in value]), section)
     if whole.height < read.height:
         log.warning("%s: %s lines without user, basket, item or time are left out", section.table, read.height - whole.height)
-    dated = whole.select("user", "basket", "item", *sequence, day=_day(section, whole["user"].n_unique(), as_of))
+    weight = [name for name in ("weight",) if name in whole.columns]
+    dated = whole.select("user", "basket", "item", *sequence, *weight, day=_day(section, whole["user"].n_unique(), as_of))
     known, as_of = received_purchases.add(dated.filter(pl.col("day") <= as_of), tables, section, as_of)
     lines = known.with_columns(pl.col("day").clip(as_of - timedelta(days=FURTHEST)))
     if lines.is_empty():
@@ -236,6 +244,8 @@ class InteractionData:
     def _find_targets(self, cutoff: date) -> Targets:
         size = len(self.histories.items)
         after, before = self.windows.after(cutoff), self.windows.before(cutoff)
+        if after.weight is not None:  # what the user rated lowest is no success
+            after = after.part(after.weight > 0)
         users = distinct(after.user)
         bought = distinct(after.user.astype(np.int64) * size + after.item)
         known = distinct(before.user.astype(np.int64) * size + before.item)

@@ -196,7 +196,7 @@ class ListBuilder:
         catalogue, size = self.model.catalogue_, len(positions)
         parts = []
         for ids in (catalogue, self.catalogue.rare) if settings.lists.explore and len(self.catalogue.rare) else (catalogue,):
-            row, column, day = reader.histories_.lines(positions[there], ids)
+            row, column, day, _ = reader.histories_.lines(positions[there], ids)
             kept = (column >= 0) & (day <= reader.day_)
             starts = np.zeros(size + 1, np.int64)
             starts[1:] = np.cumsum(np.bincount(there[row[kept]], minlength=size))

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from evergreen.tasks.core.errors import DataError
-from evergreen.tasks.problems.recommender.user_histories import Histories, codes
+from evergreen.tasks.problems.recommender.user_histories import Histories, Lines, codes
 
 NEWER = 20_000
 """Lines that wait beside the others; more of them are merged in one go."""
@@ -16,8 +16,6 @@ MANY = 1_000
 """So many lines at once are merged, not looked at one by one."""
 LINE = ["user", "basket", "item", "day"]
 
-Lines = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""row, column of a catalogue (-1 outside) and day, each row's lines by day."""
 Newer = Mapping[tuple[Any, Any], int]
 """(basket, item) of one user -> the first day of the line."""
 
@@ -74,8 +72,8 @@ class OnlineHistories:
         ids = self.users[positions]
         place = codes(ids, self.base.users)
         there = np.flatnonzero(place >= 0)
-        row, column, day = self.base.lines(place[there], catalogue)
-        found = [(there[row], column, day)]
+        row, column, day, weight = self.base.lines(place[there], catalogue)
+        found: list[Lines] = [(there[row], column, day, weight)]
         for at, each in enumerate(ids.tolist()):
             if each in self.newer:
                 found.append(_lines(at, self.newer[each], catalogue))
@@ -144,7 +142,7 @@ class Session(OnlineHistories):
         mine = np.full(len(positions), self.position)
         past = self.whole.lines(mine[mine >= 0], catalogue)
         column = codes(self.basket, catalogue) if len(positions) else np.zeros(0, np.int64)
-        return _concatenate([past, (np.zeros(len(column), np.int64), column, np.full(len(column), self.day))])
+        return _concatenate([past, (np.zeros(len(column), np.int64), column, np.full(len(column), self.day), None)])
 
 
 def as_id(value: Any, known: np.ndarray) -> Any:
@@ -186,14 +184,19 @@ def _by_user(events: pl.DataFrame, like: Histories) -> dict[Any, dict[tuple[Any,
 
 def _lines(row: int, newer: Newer, catalogue: np.ndarray) -> Lines:
     column = codes(np.array([item for _, item in newer]), catalogue)
-    return np.full(len(column), row), column, np.fromiter(newer.values(), np.int64, len(column))
+    return np.full(len(column), row), column, np.fromiter(newer.values(), np.int64, len(column)), None
 
 
 def _concatenate(found: list[Lines]) -> Lines:
-    """Lines of the same rows in one, each row's by day."""
-    row, column, day = (np.concatenate(each) for each in zip(*found, strict=True))
+    """Lines of the same rows in one, each row's by day. Where some have weights, the others weigh 1."""
+    row, column, day = (np.concatenate(each) for each in zip(*(part[:3] for part in found), strict=True))
     by = np.lexsort((day, row))
-    return row[by], column[by], day[by]
+    weights = [weight for _, _, _, weight in found]
+    if all(weight is None for weight in weights):
+        return row[by], column[by], day[by], None
+    sizes = [len(part[0]) for part in found]
+    filled = [np.ones(size, np.float32) if each is None else each for size, each in zip(sizes, weights, strict=True)]
+    return row[by], column[by], day[by], np.concatenate(filled)[by]
 
 
 def merged(histories: Histories | OnlineHistories) -> Histories:

@@ -52,19 +52,28 @@ class Lines:
     ago: np.ndarray
     rows: int
     columns: int
+    weight: np.ndarray | None = None
+    """Of each line; None: 1 each."""
     _visits: np.ndarray | None = field(default=None, init=False, repr=False)
     _bought: "tuple[np.ndarray, np.ndarray, np.ndarray, Groups] | None" = field(default=None, init=False, repr=False)
 
     @classmethod
     def of(cls, histories: Histories | OnlineHistories, positions: np.ndarray, catalogue: np.ndarray, day: int) -> "Lines":
         """`positions`: users, as positions in `histories.users`."""
-        row, column, when = histories.lines(positions, catalogue)
+        row, column, when, weight = histories.lines(positions, catalogue)
         kept = when <= day
-        return cls(row[kept], column[kept], (day - when[kept]).astype(np.float32), len(positions), len(catalogue))
+        ago, weight = (day - when[kept]).astype(np.float32), None if weight is None else weight[kept]
+        return cls(row[kept], column[kept], ago, len(positions), len(catalogue), weight)
 
     def counts(self) -> Sparse:
-        """Users x catalogue: number of lines."""
-        return self._matrix(self.bought()[3].size)
+        """Users x catalogue: the sum of the lines' weights, without weights their number."""
+        pairs = self.bought()[3]
+        return self._matrix(pairs.size if self.weight is None else pairs.sums(self.weights()))
+
+    def weights(self) -> np.ndarray:
+        """Of each of the lines of `bought`; lines without weights weigh 1."""
+        inside = self.column >= 0
+        return np.ones(inside.sum(), np.float32) if self.weight is None else self.weight[inside]
 
     def _matrix(self, values: np.ndarray) -> Sparse:
         """`values`: one per user and item bought."""
@@ -94,7 +103,8 @@ class Lines:
     def decayed(self, by: Decay) -> Sparse:
         """Users x catalogue: purchases, each counting less the longer ago it is."""
         row, _, ago, pairs = self.bought()
-        return self._matrix(pairs.sums(by.weigh(row, ago.astype(np.int64))))
+        worth = by.weigh(row, ago.astype(np.int64))
+        return self._matrix(pairs.sums(worth if self.weight is None else worth * self.weights()))
 
 
 def of_items(

@@ -19,7 +19,7 @@ ENOUGH = 0.5
 def add(
     lines: pl.DataFrame, tables: Mapping[str, pl.LazyFrame], section: Interactions, as_of: date
 ) -> tuple[pl.DataFrame, date]:
-    """`lines` (user, basket, item, day, and perhaps `step`) with the received purchases, and the last known day.
+    """`lines` (user, basket, item, day, perhaps `step` and `weight`) with the received purchases, and the last known day.
 
     The day is that of the newest purchase received, if the days after `as_of` have at least half of the users that as many
     days before have in the tables. Otherwise the server does not receive all purchases, so that those days would be taken for
@@ -40,6 +40,8 @@ def add(
     if "step" in lines.columns:  # the newest, in the order of their days
         first = lines.select(pl.col("step").max() + 1).item()
         known = known.with_columns(step=pl.lit(first) + pl.int_range(pl.len()))
+    if "weight" in lines.columns:
+        known = known.with_columns(weight=pl.lit(1, pl.Float32))
     return pl.concat([lines, known.select(lines.columns)], how="vertical_relaxed"), day
 
 

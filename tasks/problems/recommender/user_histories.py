@@ -14,6 +14,8 @@ from scipy import sparse
 from evergreen.model_types import stored_type
 
 EPOCH = date(1970, 1, 1)
+Lines = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
+"""row, column of a catalogue (-1 outside), day and weight (None: 1 each), each row's lines by day."""
 Sparse = Any
 """A scipy.sparse.csr_array, users x items, float32; the library's type hints do not know its operators."""
 
@@ -58,6 +60,8 @@ class Histories:
     item: np.ndarray
     basket: np.ndarray
     day: np.ndarray
+    weight: np.ndarray | None = None
+    """Of each line, float32; see features.weight. None: 1 each."""
     _starts: np.ndarray | None = field(default=None, init=False, repr=False)
     """Of each user in `_order`, which holds the places of the lines, user after user; built when first asked for."""
     _order: np.ndarray | None = field(default=None, init=False, repr=False)
@@ -68,7 +72,7 @@ class Histories:
     def of(cls, frame: pl.DataFrame) -> "Histories":
         """From the columns user, basket, item and day (a date). A line given twice counts once, on its first day.
 
-        A column `step`, if there, orders the lines of a day.
+        A column `step`, if there, orders the lines of a day; a column `weight` weighs them.
         """
         steps = ["step"] if "step" in frame.columns else []
         lines = frame.sort("day", *steps, "user", "basket", "item").unique(
@@ -77,7 +81,8 @@ class Histories:
         user, item, basket = (to_ids(lines[name]) for name in ("user", "item", "basket"))
         users, items = distinct(user), distinct(item)
         day = lines["day"].cast(pl.Date).cast(pl.Int32).to_numpy()
-        return cls(users, items, _narrow(codes(user, users)), _narrow(codes(item, items)), basket, day)
+        weight = lines["weight"].cast(pl.Float32).to_numpy() if "weight" in lines.columns else None
+        return cls(users, items, _narrow(codes(user, users)), _narrow(codes(item, items)), basket, day, weight)
 
     def __len__(self) -> int:
         return len(self.day)
@@ -105,10 +110,13 @@ class Histories:
         self._columns = (*self._columns[-1:], (catalogue, columns))
         return columns
 
-    def lines(self, positions: np.ndarray, catalogue: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """row in `positions`, column of the catalogue (-1 outside) and day of the lines of these users, each by day."""
+    def lines(self, positions: np.ndarray, catalogue: np.ndarray) -> "Lines":
+        """row in `positions`, column of the catalogue (-1 outside), day and weight of the lines of these users, each by day."""
         row, place = self.places(positions)
-        return row, self.columns(catalogue)[self.item[place]], self.day[place]
+        return row, self.columns(catalogue)[self.item[place]], self.day[place], self._weights(place)
+
+    def _weights(self, places: np.ndarray | slice) -> np.ndarray | None:
+        return None if self.weight is None else self.weight[places]
 
     def between(self, first: int, last: int) -> "Histories":
         """The lines of the days `first` to `last`, both inclusive; users and items keep their positions."""
@@ -116,14 +124,16 @@ class Histories:
 
     def part(self, places: np.ndarray | slice) -> "Histories":
         """Some of the lines; users and items keep their positions."""
-        return Histories(self.users, self.items, self.user[places], self.item[places], self.basket[places], self.day[places])
+        user, item, basket, day = (each[places] for each in (self.user, self.item, self.basket, self.day))
+        return Histories(self.users, self.items, user, item, basket, day, self._weights(places))
 
     def of_users(self, positions: np.ndarray) -> "Histories":
         """The lines of the users at the ascending `positions` alone, who are numbered from 0 on; items keep their positions."""
         row, place = self.places(positions)
         by = np.argsort(place)
         cut = self.part(place[by])
-        return Histories(self.users[positions], self.items, row[by].astype(np.int32), cut.item, cut.basket, cut.day)
+        own = row[by].astype(np.int32)
+        return Histories(self.users[positions], self.items, own, cut.item, cut.basket, cut.day, cut.weight)
 
     def until(self, day: int) -> "Histories":
         """What was known at the end of `day`: later users and items are gone, and positions count those that are left."""
@@ -133,7 +143,7 @@ class Histories:
         """Without users and items that have no line: positions count those that are left."""
         users, user = _compact(self.user, len(self.users))
         items, item = _compact(self.item, len(self.items))
-        return Histories(self.users[users], self.items[items], user, item, self.basket, self.day)
+        return Histories(self.users[users], self.items[items], user, item, self.basket, self.day, self.weight)
 
     def until_positions(self, day: int) -> "Histories":
         """The lines up to `day`; users and items keep their positions."""
@@ -141,13 +151,19 @@ class Histories:
 
     def frame(self) -> pl.DataFrame:
         """The columns that `of` takes."""
-        return pl.DataFrame(
-            {"user": self.users[self.user], "basket": self.basket, "item": self.items[self.item], "day": self.day}
-        ).with_columns(pl.col("day").cast(pl.Date))
+        columns = {"user": self.users[self.user], "basket": self.basket, "item": self.items[self.item], "day": self.day}
+        weight = {} if self.weight is None else {"weight": self.weight}
+        return pl.DataFrame(columns | weight).with_columns(pl.col("day").cast(pl.Date))
 
     def and_then(self, events: pl.DataFrame) -> "Histories":
-        """These histories and newer lines, in the columns of `of`; a line that is known already changes nothing."""
-        return Histories.of(pl.concat([self.frame(), events.select("user", "basket", "item", "day")], how="vertical_relaxed"))
+        """These histories and newer lines, in the columns of `of`; a line that is known already changes nothing.
+
+        A newer line without a weight weighs 1.
+        """
+        known, newer = self.frame(), events.select("user", "basket", "item", "day")
+        if self.weight is not None:
+            newer = newer.with_columns(weight=pl.lit(1, pl.Float32))
+        return Histories.of(pl.concat([known, newer], how="vertical_relaxed"))
 
     def catalogue(self, min_users: int) -> np.ndarray:
         """Sorted ids of the items that at least `min_users` users bought."""
@@ -155,8 +171,16 @@ class Histories:
         return self.items[np.bincount(pairs % max(len(self.items), 1), minlength=len(self.items)) >= min_users]
 
     def matrix(self, catalogue: np.ndarray, weight: np.ndarray | None = None) -> Sparse:
-        """Users x `catalogue`: number of lines, or their summed `weight`; items outside the catalogue are left out."""
-        return matrix(self.user, self.columns(catalogue)[self.item], (len(self.users), len(catalogue)), weight)
+        """Users x `catalogue`: sums of the lines' weights, each times `weight`; items outside the catalogue are left out.
+
+        Without weights: the number of lines. Lines of weight 0 leave no entry.
+        """
+        column, shape = self.columns(catalogue)[self.item], (len(self.users), len(catalogue))
+        if self.weight is None:
+            return matrix(self.user, column, shape, weight)
+        found = matrix(self.user, column, shape, self.weight if weight is None else self.weight * weight)
+        found.eliminate_zeros()
+        return found
 
 
 def matrix(row: np.ndarray, column: np.ndarray, shape: tuple[int, int], weight: np.ndarray | None = None) -> Sparse:

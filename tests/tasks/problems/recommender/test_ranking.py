@@ -159,7 +159,7 @@ def test_live_histories_read_as_if_all_lines_had_been_there_from_the_start(drawn
     catalogue = np.array(["1", "3", "a", "b"])
     for positions in (np.arange(len(whole.users)), np.array([1]), np.array([], dtype=int)):
         ours, theirs = (
-            zip(*(part.tolist() for part in each.lines(positions, catalogue)), strict=True) for each in (live, whole)
+            zip(*(part.tolist() for part in each.lines(positions, catalogue)[:3]), strict=True) for each in (live, whole)
         )
         assert sorted(ours) == sorted(theirs)
     assert live.frame().sort(live.frame().columns).equals(whole.frame().sort(whole.frame().columns))

@@ -95,7 +95,7 @@ def test_users_who_come_once_are_judged_by_their_last_lines_and_a_rung_beats_pop
 def test_a_shop_of_regulars_is_judged_by_the_calendar_and_one_of_rare_visits_by_last_orders():
     draw = np.random.default_rng(2)
     usual = find_shape(table(regulars(draw, 60)).lazy(), "who", "what", "till", "at")
-    assert (usual.judge_by, usual.discover, usual.notes) == ("calendar", False, ())
+    assert (usual.judge_by, usual.discover, usual.traits.notes) == ("calendar", False, usual.notes)
     seldom = [
         (f"u{user}", f"b{user} {turn}", f"i{user % 7}", user % 20 + 30.0 * turn) for user in range(60) for turn in range(2)
     ]
@@ -113,7 +113,7 @@ def test_a_short_history_gets_shorter_or_fewer_windows_that_training_accepts(day
     rows = table(lines)
     shape = find_shape(rows.lazy(), "who", "what", "till", "at")
     assert (shape.horizon_days, shape.windows) == plan
-    assert shape.notes == (
+    assert shape.notes[: -len(shape.traits.notes)] == (
         () if plan == (28, 3) else (f"the history is short: {plan[1]} windows of {plan[0]} days judge models, not 3 of 28",)
     )
     known = section(horizon_days=plan[0]).model_copy(update={"evaluate": Evaluate(windows=plan[1]), "tune": Tune(folds=1)})
