@@ -262,6 +262,22 @@ RECOMMENDATION = {
             },
         },
     ),
+    "hidden_items": Plot(
+        "Items that nobody has bought yet",
+        "Some items were hidden as if they were new: how well their attributes find who buys them; bars are 95 % intervals.",
+        {
+            "height": {"step": 30},
+            "layer": [
+                {"mark": {"type": "rule", "strokeWidth": 1.4}, "encoding": {"x": on("low"), "x2": {"field": "high"}}},
+                {"mark": {"type": "point", "size": 40}},
+            ],
+            "encoding": {
+                "x": number("ndcg", "NDCG among hidden items", zero=True),
+                "y": name("order"),
+                "color": constant(MODEL),
+            },
+        },
+    ),
     "by_visits": _curve(
         "New and old customers",
         "How good the lists are by the visits before the cutoff, also for users without any; bars are 95 % intervals.",

@@ -18,6 +18,7 @@ RECOMMENDERS = "evergreen.tasks.problems.recommender.estimators"
 LINEAR_RUNGS = "evergreen.tasks.problems.recommender.linear_rungs"
 CANDIDATES = "evergreen.tasks.problems.recommender.candidate_generation"
 SOURCES = "evergreen.tasks.problems.recommender.candidate_sources"
+CONTENTS = "evergreen.tasks.problems.recommender.item_contents"
 HISTORIES = "evergreen.tasks.problems.recommender.user_histories"
 
 HOMES = {
@@ -49,6 +50,7 @@ HOMES = {
     "OneSource": LINEAR_RUNGS,
     "TifuKnnRecommender": LINEAR_RUNGS,
     "Learned": CANDIDATES,
+    "Contents": CONTENTS,
     "Ease": SOURCES,
     "Factors": SOURCES,
     "ItemNeighbours": SOURCES,

@@ -284,6 +284,10 @@ class Interactions(FeatureSource):
     """Up to two further columns of `items` that group items, such as type and brand, for the ranker."""
     name: str | None = None
     """Column of `items` with a display name, for explanations. null: the category."""
+    text: str | None = None
+    """Column of `items` with a text; its words place new items, see sources.content."""
+    price: str | None = None
+    """Numeric column of `items` with the price, for the same."""
     stock: str | None = None
     """Stock column: true or a number above 0 means in stock; a missing value means out of stock. null: unknown."""
     stock_table: str | None = None

@@ -26,6 +26,9 @@ class Switches(Section):
     segment_popularity: Options[bool] = (False,)
     """Popular items of the user's segment: users of the same place (features.place), otherwise users with the same most
     characteristic category."""
+    content: Options[bool] = (False,)
+    """New items: those of features.items that fewer than features.min_users users bought, by the attributes (category, groups,
+    name, text, price) that they share with the user's own items."""
 
 
 class Sources(Section):

@@ -26,6 +26,7 @@ from evergreen.tasks.problems.recommender import dask_partitions, evaluation_tab
 from evergreen.tasks.problems.recommender.candidate_sources import SOURCES
 from evergreen.tasks.problems.recommender.decay_choice import choose_decay, choose_popularity_days
 from evergreen.tasks.problems.recommender.estimators import FirstStage, FrequencyRecommender, Ranked, Recommender, TwoStage
+from evergreen.tasks.problems.recommender.hidden_items import judge_hidden
 from evergreen.tasks.problems.recommender.interactions import InteractionData
 from evergreen.tasks.problems.recommender.list_builder import ListBuilder
 from evergreen.tasks.problems.recommender.list_request import Request
@@ -51,7 +52,8 @@ class Recommendation(RankedLists):
         return interactions.build(tables, times, section.features, as_of)
 
     def load(self, folder: Path, section: Recommend) -> InteractionData:
-        return interactions.load(folder, section.features)
+        content = section.pipeline.sources.content
+        return interactions.load(folder, section.features, section.features.items is not None and True in content)
 
     def cutoffs(self, data: InteractionData) -> list[date]:
         """See evaluation_windows: by the calendar every `horizon_days` days, else days between which as many users end."""
@@ -157,6 +159,9 @@ class Recommendation(RankedLists):
             section.evaluate.ablation_users,
         )
         cutoff = predictions["cutoff"].max()
+        if isinstance(model, TwoStage) and isinstance(cutoff, date) and model.learned_.content is not None:
+            table = judge_hidden(model, data, cutoff, section.pipeline.k)
+            found |= {"hidden_items": table} if table.height else {}
         if isinstance(model, TwoStage) and isinstance(cutoff, date) and users:
             table = ablate(model, data, cutoff, section.pipeline.k, users)
             found |= {"ablations": table} if table.height else {}

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import polars as pl
 from scipy import sparse
 
 from evergreen.model_types import stored_type
@@ -21,13 +22,16 @@ from evergreen.tasks.problems.recommender.candidate_sources import (
     popularity,
     strongest,
 )
+from evergreen.tasks.problems.recommender.item_contents import Contents
 from evergreen.tasks.problems.recommender.online_histories import OnlineHistories
 from evergreen.tasks.problems.recommender.user_histories import Histories, Sparse, codes, distinct, matrix
 
 OWN = 0.7
 """Weight of a user's own purchases against those of similar users, in TIFU-kNN."""
 BOUGHT = {"tifu_knn": 0.7, "ease": 0.3, "als": 0.1}
-NEW = {"ease": 0.5} | dict.fromkeys(("tifu_knn", "popular", "item_knn", "co_visitation", "als", "segment_popularity"), 0.25)
+NEW = {"ease": 0.5} | dict.fromkeys(
+    ("tifu_knn", "popular", "item_knn", "co_visitation", "als", "segment_popularity", "content"), 0.25
+)
 """Source -> its part of the candidates among bought and among new items; parts of sources that are on are scaled to one."""
 CELLS = 8_000_000
 """Users x items of one block, at most, where even BLOCK users would be more."""
@@ -57,6 +61,7 @@ class Settings:
     with_co_visitation: bool = False
     with_als: bool = False
     with_segment_popularity: bool = False
+    with_content: bool = False
     als_factors: int = 64
     item_neighbours: int = 50
     max_dense_users: int = 10_000
@@ -106,6 +111,7 @@ class Learned:
     co_visitation: ItemNeighbours | None = None
     als: Factors | None = None
     segment_popularity: Segments | None = None
+    content: Contents | None = None
     users: np.ndarray | None = None
     """Sorted ids of the users that EASE learned from. None: those of `tifu_knn`."""
     groups: np.ndarray | None = None
@@ -126,15 +132,17 @@ class Learned:
         settings: Settings,
         segment: np.ndarray | None = None,
         groups: np.ndarray | None = None,
+        table: pl.DataFrame | None = None,
     ) -> "Learned":
         """`known`: the lines up to `day`; `categories`: number of the category of each of `known.items`.
 
         `groups`: as `categories`, a column for each of features.groups. `segment`: number of the
-        segment of each of `known.users`, -1 for none. None: the category a user stands out by.
+        segment of each of `known.users`, -1 for none. None: the category a user stands out by. `table`: the items with their
+        attributes (item_catalogue.items); items that only it has are new.
         With more users than settings.max_dense_users no users x users system is built: a factor model stands in for EASE, and
         TIFU-kNN looks for neighbours among so many users, drawn at random.
         """
-        catalogue = known.catalogue(1)
+        catalogue = known.items if settings.with_content and table is not None else known.catalogue(1)
         place = np.searchsorted(known.items, catalogue)
         category = categories[place]
         groups = None if groups is None else groups[place]
@@ -150,6 +158,8 @@ class Learned:
         )
         if len(learnable):
             found._learn(known, learnable, day, settings, segment)
+        if settings.with_content and table is not None:
+            found.content = Contents.learn(table, catalogue, np.flatnonzero(codes(catalogue, learnable) < 0))
         return found
 
     def _learn(self, known: Histories, learnable: np.ndarray, day: int, settings: Settings, segment: np.ndarray | None) -> None:
@@ -234,9 +244,11 @@ class Learned:
             by, rank = order(owner, value)
             by = by[rank < round(size * share / sum(parts.values()))]
             picks.append(own[by[counts.data[by] > 0]])  # not what the user rated lowest
+        always = ("popular",) if self.content is None else ("popular", "content")
+        total = sum(share for name, share in NEW.items() if name in scores or name in always)
         parts = {name: share for name, share in NEW.items() if name in scores or name == "popular"}
         for name, share in parts.items():
-            count = round(size * share / sum(parts.values()))
+            count = round(size * share / total)
             if name == "popular":
                 picks.append(self._popular(own, owner, len(ids), count))
                 continue
@@ -244,6 +256,9 @@ class Learned:
             new[owner[known], mine[known]] = -np.inf
             row, column = np.divmod(best(new, count), max(new.shape[1], 1))
             picks.append(row * columns + (column if self.common is None else self.common[column]))
+        fresh = self._new_items(recent, own, round(size * NEW["content"] / total)) if self.content is not None else None
+        if fresh is not None:
+            picks.append(fresh[0])
         pairs = distinct(np.concatenate(picks))
         row, item = np.divmod(pairs, max(columns, 1))
         at, mine = codes(pairs, own), place[item]
@@ -252,7 +267,21 @@ class Learned:
         chosen[:, SOURCES.index("popular")] = self.popular[item]
         for name, score in scores.items():
             chosen[:, SOURCES.index(name)] = np.where(mine >= 0, score[row, mine], 0)
+        if fresh is not None:
+            at_new = codes(pairs, fresh[0])
+            chosen[at_new >= 0, SOURCES.index("content")] = fresh[1][at_new[at_new >= 0]]
         return row + first, item, at >= 0, chosen
+
+    def _new_items(self, recent: Sparse, own: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """row * columns + column of the `count` new items most similar to what each row bought, sorted, and how similar."""
+        assert self.content is not None
+        score, new, columns = self.content.score(recent), self.content.new, len(self.catalogue)
+        found = np.where(score > 0, score, -np.inf).astype(np.float32)
+        row, column = np.divmod(own, max(columns, 1))
+        place = codes(column, new)
+        found[row[place >= 0], place[place >= 0]] = -np.inf
+        row, column = np.divmod(best(found, count), max(len(new), 1))
+        return row * columns + new[column], score[row, column]
 
     def _scores(self, counts: Sparse, recent: Sparse, ids: np.ndarray) -> dict[str, np.ndarray]:
         """Source -> users x common items, dense, for those that are learned and on."""

@@ -13,9 +13,9 @@ from threadpoolctl import threadpool_limits
 from evergreen.model_types import stored_type
 from evergreen.tasks.problems.recommender.user_histories import Histories, Sparse, codes, distinct, ranges
 
-SOURCES = ("rebuy", "ease", "tifu_knn", "popular", "item_knn", "co_visitation", "als", "segment_popularity")
+SOURCES = ("rebuy", "ease", "tifu_knn", "popular", "item_knn", "co_visitation", "als", "segment_popularity", "content")
 """Own purchases with decay, EASE, TIFU-kNN, popularity; neighbours among items by who buys them and by the baskets they lie in,
-implicit ALS, popularity in the user's segment: the order of the scores of a candidate."""
+implicit ALS, popularity in the user's segment, new items by attributes: the order of the scores of a candidate."""
 BLOCK = 256
 """Users or items per block; bounds the memory of dense matrices."""
 LONGEST = 1_000
@@ -172,7 +172,7 @@ class TifuKnn:
     @property
     def by_item(self) -> Sparse:
         if self._by_item is None:
-            self._by_item = _unit(self.users).T.tocsr()
+            self._by_item = unit_rows(self.users).T.tocsr()
         return self._by_item
 
     def score(self, rows: Sparse, ids: np.ndarray) -> np.ndarray:
@@ -180,7 +180,7 @@ class TifuKnn:
         own = codes(ids, self.ids)
         if len(own) == 1:
             return self._score_one(rows, own)
-        similarity = (_unit(rows) @ self.by_item).toarray()
+        similarity = (unit_rows(rows) @ self.by_item).toarray()
         similarity[np.flatnonzero(own >= 0), own[own >= 0]] = -1
         count = min(self.neighbours, similarity.shape[1])
         nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count] if count else np.zeros((len(ids), 0), int)
@@ -209,7 +209,7 @@ class ItemNeighbours:
 
     @classmethod
     def learn(cls, rows: Sparse, neighbours: int) -> "ItemNeighbours":
-        unit = _unit(_shortened(rows).T.tocsr())
+        unit = unit_rows(_shortened(rows).T.tocsr())
         across, found = unit.T.tocsr(), []
         for first in range(0, unit.shape[0], BLOCK):
             found.append(_nearest((unit[first : first + BLOCK] @ across).tocsr(), first, neighbours))
@@ -355,7 +355,7 @@ def _touched(matrix: Sparse, rows: np.ndarray, weight: np.ndarray) -> np.ndarray
     return np.bincount(matrix.indices[place], value, minlength=matrix.shape[1]).astype(np.float32)
 
 
-def _unit(rows: Sparse) -> Sparse:
+def unit_rows(rows: Sparse) -> Sparse:
     norm = sparse.linalg.norm(rows, axis=1)
     return (sparse.diags_array((1 / np.maximum(norm, 1e-12)).astype(np.float32)) @ rows).tocsr()
 

@@ -258,6 +258,7 @@ class TwoStage(FirstStage):
         with_co_visitation: bool = False,
         with_als: bool = False,
         with_segment_popularity: bool = False,
+        with_content: bool = False,
         als_factors: int = 64,
         item_neighbours: int = 50,
         max_dense_users: int = 10_000,
@@ -278,6 +279,7 @@ class TwoStage(FirstStage):
         self.with_co_visitation = with_co_visitation
         self.with_als = with_als
         self.with_segment_popularity = with_segment_popularity
+        self.with_content = with_content
         self.als_factors = als_factors
         self.item_neighbours = item_neighbours
         self.max_dense_users = max_dense_users

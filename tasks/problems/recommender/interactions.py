@@ -140,10 +140,13 @@ def _users(tables: Mapping[str, pl.LazyFrame], section: Interactions) -> pl.Data
     return found.sort("user")
 
 
-def load(folder: Path, section: Interactions) -> "InteractionData":
+def load(folder: Path, section: Interactions, unsold: bool = False) -> "InteractionData":
+    """`unsold`: whether items that nobody has bought yet count as items too."""
     frames = {path.stem: pl.read_parquet(path) for path in folder.glob("*.parquet")}
     histories = Histories.of(frames["lines"])
     items, as_of = frames["items"], frames["known"].item()
+    if unsold:
+        histories = histories.with_items(item_catalogue.ids(items, histories.items))
     categories = _categories(histories.items, items, "category")
     groups = [_categories(histories.items, items, name) for name in item_catalogue.GROUPS if name in items.columns]
     return InteractionData(
@@ -278,10 +281,12 @@ class InteractionData:
 
     def _learn(self, day: int, settings: Settings) -> Learned:
         known = self.histories.until(day)
+        if settings.with_content:
+            known = known.with_items(item_catalogue.ids(self.items_table, known.items))
         segment = item_catalogue.mostly_at(self.places, known, day - LATELY + 1) if settings.with_segment_popularity else None
         items = codes(known.items, self.histories.items)
         groups = None if self.groups is None else self.groups[items]
-        return Learned.of(known, self.categories[items], day, settings, segment, groups)
+        return Learned.of(known, self.categories[items], day, settings, segment, groups, self.items_table)
 
     def candidates(self, learned: Learned, cutoff: date, settings: Settings) -> Candidates:
         """Candidates at `cutoff` for those users of its targets that have a history."""

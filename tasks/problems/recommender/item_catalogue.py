@@ -21,12 +21,14 @@ MASKS = 64
 
 
 def items(tables: Mapping[str, pl.LazyFrame], section: Interactions) -> pl.DataFrame:
-    """One row per item of the table of items not excluded: item, category, name, stock, groups; null where unknown.
+    """One row per item of the table of items not excluded: item, category, name, stock, groups, text, price.
+
+    Unknown values are null.
 
     Raises ParamsError for a column that is not there, and for one that has no table.
     """
     if section.items is None:
-        for key in ("category", "groups", "name", "exclude"):
+        for key in ("category", "groups", "name", "text", "price", "exclude"):
             if getattr(section, key):
                 raise ParamsError(f"features.{key} = {getattr(section, key)}: needs a table of items; give features.items")
     found = NONE if section.items is None else _items(tables[section.items], section)
@@ -48,6 +50,11 @@ def allowed(items: pl.LazyFrame, section: Interactions) -> pl.LazyFrame:
     return items.filter(~pl.any_horizontal(bad).fill_null(False)).select(section.item)
 
 
+def ids(found: pl.DataFrame, known: np.ndarray) -> np.ndarray:
+    """The ids of `found`, what `items` makes, as those in `known` are; without those that cannot be one."""
+    return to_ids(_like(found["item"], known).drop_nulls())
+
+
 def whole(found: pl.DataFrame) -> pl.DataFrame:
     """`found` with all the columns of `items`, empty where it was made before they were."""
     missing = [pl.lit(None, kind).alias(name) for name, kind in NONE.schema.items() if name not in found.columns]
@@ -56,7 +63,7 @@ def whole(found: pl.DataFrame) -> pl.DataFrame:
 
 def _items(table: pl.LazyFrame, section: Interactions) -> pl.DataFrame:
     known = table.collect_schema().names()
-    for key in ("category", "name"):
+    for key in ("category", "name", "text", "price"):
         if (column := getattr(section, key)) is not None:
             require(column, known, f"features.{key}")
     for column in section.groups:
@@ -66,6 +73,15 @@ def _items(table: pl.LazyFrame, section: Interactions) -> pl.DataFrame:
         table = table.filter(~pl.col(column).cast(pl.String).is_in(list(values)).fill_null(False))
     text = {key: _text(getattr(section, key)) for key in ("category", "name")}
     text |= {name: _text(column) for name, column in zip(GROUPS, section.groups, strict=False)}
+    if section.text is not None:
+        text["text"] = _text(section.text)
+    if section.price is not None:
+        if not (kind := table.collect_schema()[section.price]).is_numeric():
+            raise ParamsError(
+                f"features.price = {section.price}: holds {kind}, not numbers; "
+                "declare its type under ingest or name another column"
+            )
+        text["price"] = pl.col(section.price).cast(pl.Float64)
     chosen = table.select(item=section.item, **text, stock=pl.lit(None, pl.Boolean)).drop_nulls("item")
     return chosen.unique("item", keep="first", maintain_order=True).sort("item").collect()
 

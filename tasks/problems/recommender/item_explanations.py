@@ -61,6 +61,8 @@ def new(catalogue: ItemCatalogue, item: int, source: str, partner: int | None) -
     """Explanation of an item that is new to the user. `partner`: an own item with common buyers."""
     if source == "explore":
         return f"a new product, bought by {customers(int(catalogue.users[item]))} so far"
+    if source == "content":
+        return "a new product like those that this customer buys"
     if source == "promoted":
         return "promoted"
     if partner is not None and source != "popular":

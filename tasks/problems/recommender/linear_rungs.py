@@ -10,7 +10,7 @@ from evergreen.tasks.problems.recommender.candidate_generation import OWN, Setti
 from evergreen.tasks.problems.recommender.candidate_sources import SOURCES
 from evergreen.tasks.problems.recommender.estimators import FirstStage, Ranked, Scored, credited, ranked
 
-SWITCHES = ("ease", "tifu_knn", "item_knn", "co_visitation", "als", "segment_popularity")
+SWITCHES = ("ease", "tifu_knn", "item_knn", "co_visitation", "als", "segment_popularity", "content")
 TIE = 1e-6
 """Weight of popularity, which orders what is else equal."""
 

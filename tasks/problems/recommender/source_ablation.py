@@ -17,7 +17,7 @@ from evergreen.tasks.problems.recommender.interactions import InteractionData, T
 from evergreen.tasks.problems.recommender.ranking_metrics import per_user
 from evergreen.tasks.problems.recommender.user_histories import to_day
 
-SWITCHED = ("ease", "tifu_knn", "item_knn", "co_visitation", "als", "segment_popularity")
+SWITCHED = ("ease", "tifu_knn", "item_knn", "co_visitation", "als", "segment_popularity", "content")
 """Sources that can be off, named as their part of what was learned. Own purchases and popularity are always there."""
 WINDOWS = 2
 """Windows to learn from."""

@@ -145,6 +145,12 @@ class Histories:
         items, item = _compact(self.item, len(self.items))
         return Histories(self.users[users], self.items[items], user, item, self.basket, self.day, self.weight)
 
+    def with_items(self, ids: np.ndarray) -> "Histories":
+        """With the items `ids` too, although nobody bought them."""
+        items = np.union1d(self.items, ids)
+        item = _narrow(codes(self.items, items))[self.item]
+        return Histories(self.users, items, self.user, item, self.basket, self.day, self.weight)
+
     def until_positions(self, day: int) -> "Histories":
         """The lines up to `day`; users and items keep their positions."""
         return self.between(np.iinfo(np.int32).min, day)

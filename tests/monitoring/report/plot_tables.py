@@ -77,6 +77,11 @@ def plot_tables(kind: str) -> dict[str, pl.DataFrame]:
                 {"variant": ["all sources", "without tifu_knn"], "gain": [0.0, -0.01], "low": [0.0, -0.02], "high": [0.0, 0.0]}
                 | {"gain_novel": [0.0, 0.001], "low_novel": [0.0, -0.004], "high_novel": [0.0, 0.006]}
             ),
+            "hidden_items": pl.DataFrame(
+                {"order": ["attributes", "popularity of the category", "random"], "ndcg": [0.2, 0.1, 0.01]}
+                | {"low": [0.18, 0.08, 0.0], "high": [0.22, 0.12, 0.02], "hit_rate": [0.5, 0.3, 0.1]}
+                | {"users": [900, 900, 900], "items": [200, 200, 200]}
+            ),
             "by_visits": both(visits=["none", "1", "2 to 4", "50 and more"], ndcg=np.linspace(0.1, 0.5, 4)).with_columns(
                 low=pl.col("ndcg") - 0.03, high=pl.col("ndcg") + 0.03
             ),
