@@ -129,9 +129,9 @@ def section(name: str, found: InferredSchema, asked: InitOptions) -> Block:
     """The section of the problem."""
     features = _interactions(name, found, asked) if found.kind == "recommendation" else _features(name, found, asked)
     lists = Block(show=Commented("discover", found.shape.repeats)) if found.shape and found.shape.discover else None
-    together = found.shape is not None and found.shape.traits.bundles
+    bundled = found.shape is not None and found.shape.traits.bundles
     rest = {
-        "pipeline": Block(sources=Block(co_visitation=Commented(True, "bundles"))) if together else {},
+        "pipeline": Block(sources=Block(co_visitation=Commented(True, "bundles"))) if bundled else {},
         **({"lists": lists} if lists else {}),
         "tune": _tune(found),
         "train": {},

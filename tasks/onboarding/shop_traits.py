@@ -22,7 +22,7 @@ MONTH = (27, 32)
 """Days between two orders of a monthly subscription, both inclusive."""
 MONTHLY = 0.3
 """Share of the items bought three times or more that come monthly."""
-TOGETHER, ORDERS, BUYERS, LONGEST, SAMPLED = 0.9, 10, 5, 50, 200_000
+SHARED, ORDERS, BUYERS, LONGEST, SAMPLED = 0.9, 10, 5, 50, 200_000
 """Bundle: items that are in the same orders in this share of both, in at least so many orders, of at least so many users and at
 most so many lines; and the lines looked at."""
 WINDOWS = (28, 14, 7, 3, 1)
@@ -125,4 +125,4 @@ def _bundled_pairs(lines: pl.DataFrame) -> int:
     both = common.join(common, on=["user", "order"], suffix="_other").filter(pl.col("item") < pl.col("item_other"))
     most = pl.max_horizontal("orders", "orders_other").first()
     pairs = both.group_by("item", "item_other").agg(pl.len(), most.alias("most"), users=pl.col("user").n_unique())
-    return pairs.filter((pl.col("len") >= TOGETHER * pl.col("most")) & (pl.col("users") >= BUYERS)).height
+    return pairs.filter((pl.col("len") >= SHARED * pl.col("most")) & (pl.col("users") >= BUYERS)).height

@@ -58,7 +58,7 @@ def subscriptions(draw: Draw) -> Iterable[Line]:
 
 
 @pytest.mark.parametrize(
-    ("rows", "says", "horizon", "together"),
+    ("rows", "says", "horizon", "bundled"),
     [
         (shoppers, (), None, False),
         (lambda draw: shoppers(draw, 200), ("200 users: differences between models are hard to see",), None, False),
@@ -72,12 +72,12 @@ def subscriptions(draw: Draw) -> Iterable[Line]:
     ids=["ordinary", "few shoppers", "reseller", "robots", "news", "seasons", "subscriptions", "bundles"],
 )
 def test_a_peculiar_shop_is_recognised_and_an_ordinary_one_is_not(
-    rows: Callable[[Draw], Iterable[Line]], says: tuple[str, ...], horizon: int | None, together: bool
+    rows: Callable[[Draw], Iterable[Line]], says: tuple[str, ...], horizon: int | None, bundled: bool
 ):
     found = traits(rows(np.random.default_rng(0)))
     assert len(found.notes) == len(says), found.notes
     assert all(note.startswith(said) for note, said in zip(found.notes, says, strict=True)), found.notes
-    assert (found.horizon_days, found.bundles) == (horizon, together)
+    assert (found.horizon_days, found.bundles) == (horizon, bundled)
 
 
 @pytest.mark.parametrize("seed", range(5))
