@@ -39,6 +39,8 @@ LOCK_TIMEOUT_SECONDS = 6 * 3600.0
 """How long a retraining waits for another training of the project."""
 PERSON = "person"
 """Trigger of a retraining that somebody requested."""
+SCHEDULE = "schedule"
+"""Trigger, and author, of a scheduled one."""
 
 Train = Callable[[Layout, str, bool, str], "Outcome"]
 """(project, problem, whether to read the sources again, who) -> outcome of the training flow. Hold the project's lock."""
@@ -279,8 +281,8 @@ def retraining(
     problem: str,
     reason: str,
     decision: dict[str, Any] | None = None,
-    by: str = "schedule",
-    trigger: str = "schedule",
+    by: str = SCHEDULE,
+    trigger: str = SCHEDULE,
 ) -> Any:
     """The flow, started by a person, a schedule, or an automation that responds to the event of a decision. Its state reads
     Refused if the gate refused the challenger, and Cancelled if somebody cancelled it.
@@ -294,7 +296,8 @@ def retraining(
     if decision:
         at, as_of = datetime.fromisoformat(decision["at"]), decision.get("as_of")
         day, trigger = date.fromisoformat(as_of) if as_of else None, decision["trigger"]
-        request = RetrainRequest(problem, reason, f"policy ({trigger})", trigger, decision["id"], at, day)
+        who = f"policy ({trigger})" if by == SCHEDULE else f"policy ({trigger}), approved by {by}"
+        request = RetrainRequest(problem, reason, who, trigger, decision["id"], at, day)
     done = run(layout, request, run_training)
     found, message = done.model_dump(mode="json"), f"{f'v{done.version}: ' if done.version else ''}{done.outcome}"
     if done.cancelled:

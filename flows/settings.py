@@ -1,8 +1,10 @@
 """Addresses, from the environment alone: EVERGREEN_MLFLOW_URI and its like. Without them everything lies under var/."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -12,6 +14,7 @@ from evergreen.tasks.core.paths import Layout
 if TYPE_CHECKING:
     from evergreen.monitoring.ledger.decisions import DecisionLog
     from evergreen.monitoring.ledger.predictions import Ledger
+    from evergreen.monitoring.ledger.suggestions import Suggestions
     from evergreen.serving.event_log import EventLog
     from evergreen.serving.keys import Keys
     from evergreen.tasks.release.deployments import Deployments
@@ -60,48 +63,69 @@ def has_registry(layout: Layout) -> bool:
     return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
 
 
+_stores: dict[tuple[Any, ...], Any] | None = None
+_opening = Lock()
+T = TypeVar("T")
+
+
+def keep_open() -> None:
+    """Open each store once from now on: for a process that reads them many times a minute, and does not fork."""
+    global _stores  # a property of the process
+    _stores = {}
+
+
+def _opened(store: Callable[..., T], *arguments: Any) -> T:
+    if _stores is None:
+        return store(*arguments)
+    with _opening:
+        key = (store, *arguments)
+        if key not in _stores:
+            _stores[key] = store(*arguments)
+        return _stores[key]
+
+
 def registry(layout: Layout) -> "Registry":
     """The registry of models that the settings name."""
     from evergreen.tasks.release.model_registry import Registry
 
     found = read(layout)
     project = load(layout.params).project.shared_name if is_server(found.mlflow_uri) else ""
-    return Registry(found.mlflow_uri, found.artifacts, layout.root, project)
+    return _opened(Registry, found.mlflow_uri, found.artifacts, layout.root, project)
 
 
 def deployments(layout: Layout) -> "Deployments":
     """The deployments that the settings name."""
     from evergreen.tasks.release.deployments import Deployments
 
-    return Deployments(read(layout).database)
+    return _opened(Deployments, read(layout).database)
 
 
 def keys(layout: Layout) -> "Keys":
     """The API keys, which stand beside the deployments."""
     from evergreen.serving.keys import Keys
 
-    return Keys(read(layout).database)
+    return _opened(Keys, read(layout).database)
 
 
 def rollouts(layout: Layout) -> "Rollouts":
     """The rollouts, which stand beside the deployments."""
     from evergreen.tasks.release.rollouts import Rollouts
 
-    return Rollouts(read(layout).database)
+    return _opened(Rollouts, read(layout).database)
 
 
 def events(layout: Layout) -> "EventLog":
     """The log of purchases that the settings name."""
     from evergreen.serving.event_log import EventLog
 
-    return EventLog(read(layout).database)
+    return _opened(EventLog, read(layout).database)
 
 
 def ledger(layout: Layout) -> "Ledger":
     """The ledger of predictions that the settings name."""
     from evergreen.monitoring.ledger.predictions import Ledger
 
-    return Ledger(read(layout).database)
+    return _opened(Ledger, read(layout).database)
 
 
 def spool_folder(layout: Layout) -> Path:
@@ -113,4 +137,11 @@ def decision_log(layout: Layout) -> "DecisionLog":
     """The log of monitoring runs and retrainings that the settings name."""
     from evergreen.monitoring.ledger.decisions import DecisionLog
 
-    return DecisionLog(read(layout).database)
+    return _opened(DecisionLog, read(layout).database)
+
+
+def suggestions(layout: Layout) -> "Suggestions":
+    """The answers to suggested retrainings, which stand beside the decisions."""
+    from evergreen.monitoring.ledger.suggestions import Suggestions
+
+    return _opened(Suggestions, read(layout).database)

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 from prefect import Task
 from prefect.cache_policies import NO_CACHE
 
-from evergreen.flows import child_process, fork_server, settings
+from evergreen.flows import child_process, fork_server, running_steps, settings
 from evergreen.flows.fork_server import Fork
 from evergreen.flows.operations import status
 from evergreen.flows.prefect_runtime import artifacts
@@ -84,7 +84,8 @@ def work(step: str, root: str, problem: str | None = None) -> dict[str, Any]:
     log_file = layout.var / "logs" / f"{step}@{problem or 'all'}.log"
     make_folder(log_file.parent)
     arguments = [step, *([problem] if problem else []), "--root", root]
-    with at(step, problem), tempfile.TemporaryFile("w+") as result, log_file.open("w") as copy:
+    marked = running_steps.marking(layout, step, problem)
+    with at(step, problem), tempfile.TemporaryFile("w+") as result, log_file.open("w") as copy, marked:
         process = fork_server.start(PROGRAM, *arguments, cwd=layout.root, stdout=result)
         progress = artifacts.Progress(layout, step, problem)
         last = _follow(process, copy, _timeout(step), progress)

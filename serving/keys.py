@@ -24,8 +24,8 @@ from sqlalchemy.exc import IntegrityError
 from evergreen.tasks.core import database
 from evergreen.tasks.core.errors import ParamsError
 
-Scope = Literal["predict", "events", "labels", "admin"]
-"""What a key allows: predictions, purchase events, labels; admin: everything, /metrics included."""
+Scope = Literal["predict", "events", "labels", "read", "admin"]
+"""What a key allows: predictions, purchase events, labels; read: the console without its actions; admin: everything."""
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 TABLE = sa.Table(
@@ -99,7 +99,7 @@ class Keys:
         bound = sorted(set(problems))
         if bound and "admin" in wanted:
             rule = "admin covers all problems, so a key that is bound to some cannot have it"
-            raise ParamsError(f"{name}: {rule}; leave out --problem, or take --scope predict, events or labels")
+            raise ParamsError(f"{name}: {rule}; leave out --problem, or take another --scope")
         id, salt = secrets.token_hex(6), secrets.token_bytes(BYTES)
         secret = f"{PREFIX}{id}_{secrets.token_urlsafe(BYTES)}"
         row = {

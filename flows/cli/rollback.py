@@ -17,14 +17,10 @@ def rollback(
     as_json: bool,
 ) -> None:
     """Make an earlier version champion again; during a rollout, abort it."""
-    from evergreen.flows import settings
-    from evergreen.flows.operations import status as results
-    from evergreen.tasks.core.paths import locking
+    from evergreen.flows.operations import rollouts
 
     place, _ = open_problem(root, name)
-    with locking(place.var / "train.lock", "rollback"):
-        decision = settings.rollouts(place).rollback(settings.registry(place), name, to, me(), reason)
-        results.page(place)
+    decision = rollouts.roll_back(place, name, to, me(), reason)
     if as_json:
         print_json(decision.model_dump(mode="json"))
         return

@@ -24,23 +24,15 @@ def rollout(
     """Show or control a rollout: status, pause, resume, promote, abort."""
     from evergreen.flows import settings
     from evergreen.flows.operations import rollouts as rolling
-    from evergreen.flows.operations import status
-    from evergreen.tasks.core.errors import ParamsError
 
     place, _ = open_problem(root, name)
-    if act != "status" and not reason:
-        raise ParamsError(f"evergreen rollout {act} {name}: needs --reason, which is kept in the history")
-    rollouts, judgement = settings.rollouts(place), None
+    judgement = None
     if act == "status":
         judgement = rolling.advance(place, [name]).get(name)
-    elif act == "promote":
-        registry = settings.registry(place)
-        rollouts.promote(registry, name, me(), reason)
-        status.page(place)
     else:
-        {"pause": rollouts.pause, "resume": rollouts.resume, "abort": rollouts.abort}[act](name, me(), reason)
+        rolling.steer(place, name, act, me(), reason)
     summary = rolling.summarize(place, name)
-    champion = rollouts.deployments.champion(name)
+    champion = settings.deployments(place).champion(name)
     if as_json:
         print_json({**summary, "champion": champion, "judgement": judgement})
         return

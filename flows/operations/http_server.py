@@ -61,8 +61,8 @@ class Supervisor:
 
         AccessControl(params.serve, host, settings.keys(layout))  # raises before any worker starts
         self._layout, self._params, self._host, self._count = layout, params, host, workers
-        self._socket = _bind(host, port)
-        self.url = _url(self._socket)
+        self._socket = bind("serve", host, port)
+        self.url = url_of(self._socket)
         self._status = layout.var / "serving" / str(os.getpid())
         """Folder of the workers' readiness files and metrics."""
         self._workers: list[Child] = []
@@ -171,14 +171,27 @@ def _close_stdin(process: subprocess.Popen[str]) -> None:
             process.stdin.close()
 
 
+def status_folders(layout: Layout) -> list[Path]:
+    """The status folders of the supervisors of this machine that run."""
+    return [each for each in _status_folders(layout.var / "serving") if _runs(each)]
+
+
 def _remove_stale(folder: Path) -> None:
     """Remove the status folders of supervisors that no longer run."""
-    for each in folder.glob("*") if folder.is_dir() else ():
-        if each.name.isdigit() and not Path(f"/proc/{each.name}").exists():
+    for each in _status_folders(folder):
+        if not _runs(each):
             shutil.rmtree(each, ignore_errors=True)
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _status_folders(folder: Path) -> list[Path]:
+    return [each for each in folder.glob("*") if each.name.isdigit()] if folder.is_dir() else []
+
+
+def _runs(status: Path) -> bool:
+    return Path(f"/proc/{status.name}").exists()
+
+
+def bind(command: str, host: str, port: int) -> socket.socket:
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         found = socket.socket(family, kind, proto)
@@ -186,12 +199,14 @@ def _bind(host: str, port: int) -> socket.socket:
         found.bind(address)
         found.listen(BACKLOG)
     except OSError as error:
-        raise ProjectError(f"serve: cannot bind {host}:{port}: {error.strerror or error}. Choose another --port.") from error
+        raise ProjectError(
+            f"{command}: cannot bind {host}:{port}: {error.strerror or error}. Choose another --port."
+        ) from error
     found.set_inheritable(True)
     return found
 
 
-def _url(bound: socket.socket) -> str:
+def url_of(bound: socket.socket) -> str:
     host, port = bound.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 

@@ -1,15 +1,21 @@
 """Rollouts from the command line: evaluated by the same function that running servers call."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from evergreen.flows import settings
+from evergreen.flows.operations import status
 from evergreen.tasks.config.loading import load
-from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.core.errors import ParamsError
+from evergreen.tasks.core.paths import Layout, locking
 
 if TYPE_CHECKING:
+    from evergreen.tasks.release.deployments import Deployment
     from evergreen.tasks.release.rollouts import Rollouts
     from evergreen.tasks.release.server_reports import ServerReport
+
+
+Act = Literal["pause", "resume", "promote", "abort"]
 
 
 def advance(layout: Layout, problems: Iterable[str]) -> dict[str, str]:
@@ -26,6 +32,34 @@ def advance(layout: Layout, problems: Iterable[str]) -> dict[str, str]:
     registry, ledger = settings.registry(layout), settings.ledger(layout)
     found = {problem: controller.advance(params, registry, rollouts, problem, ledger) for problem in current}
     return {problem: f"{each.decision}: {each.reason}" for problem, each in found.items() if each}
+
+
+def steer(layout: Layout, problem: str, act: "Act", by: str, reason: str) -> None:
+    """A person's decision about the rollout in progress. Raises ParamsError without a reason, ModelError without a rollout."""
+    _require_reason(f"rollout {act}", problem, reason)
+    rollouts = settings.rollouts(layout)
+    if act == "promote":
+        rollouts.promote(settings.registry(layout), problem, by, reason)
+        status.page(layout)
+    else:
+        {"pause": rollouts.pause, "resume": rollouts.resume, "abort": rollouts.abort}[act](problem, by, reason)
+
+
+def roll_back(layout: Layout, problem: str, to: int | None, by: str, reason: str) -> "Deployment":
+    """Make an earlier version champion again (`to`; None: the previous champion), or abort the rollout in progress.
+
+    Raises LockedError during a training, ParamsError without a reason, ModelError for a version that was never champion.
+    """
+    _require_reason("rollback", problem, reason)
+    with locking(layout.var / "train.lock", "rollback"):
+        decision = settings.rollouts(layout).rollback(settings.registry(layout), problem, to, by, reason)
+        status.page(layout)
+    return decision
+
+
+def _require_reason(what: str, problem: str, reason: str) -> None:
+    if not reason.strip():
+        raise ParamsError(f"{what} {problem}: needs a reason (--reason), which is kept in the history")
 
 
 def summarize(layout: Layout, problem: str) -> dict[str, Any]:

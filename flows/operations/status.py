@@ -135,10 +135,10 @@ def page(layout: Layout) -> Path:
         version, decisions = _champion(registry, deployments, problem)
         if version:
             champions[problem] = _describe(version, decisions)
-    return build(params, layout, champions, {problem: _production_records(layout, problem) for problem in params.problems})
+    return build(params, layout, champions, {problem: production_records(layout, problem) for problem in params.problems})
 
 
-def _production_records(layout: Layout, problem: str) -> "ProductionRecords":
+def production_records(layout: Layout, problem: str) -> "ProductionRecords":
     """Stored records of a problem in production."""
     from evergreen.monitoring.report.production_section import ProductionRecords
 

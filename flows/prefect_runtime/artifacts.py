@@ -16,7 +16,7 @@ from uuid import UUID
 from prefect import artifacts
 from prefect.context import FlowRunContext, TaskRunContext
 
-from evergreen.flows import settings
+from evergreen.flows import running_steps, settings
 from evergreen.flows.prefect_runtime import deployments
 from evergreen.monitoring.ledger.records import Decision
 from evergreen.tasks.config.loading import load
@@ -25,8 +25,6 @@ from evergreen.tasks.core.paths import Layout, read_json
 
 log = logging.getLogger(__name__)
 
-PROGRESS = re.compile(r"\btrial (\d+) of (\d+)\b")
-"""In a line of a step that takes long: how far it is."""
 PROGRESS_SECONDS = 2.0
 """Between two updates of a progress artifact."""
 
@@ -146,9 +144,9 @@ class Progress:
 
     def follow(self, line: str) -> None:
         """Update the artifact by a line of the step."""
-        if (found := PROGRESS.search(line)) and int(found[2]) and time.monotonic() >= self._next:
+        if (percent := running_steps.percent(line)) is not None and time.monotonic() >= self._next:
             self._next = time.monotonic() + PROGRESS_SECONDS
-            _show(self, min(100.0, 100 * int(found[1]) / int(found[2])))
+            _show(self, percent)
 
     def finish(self) -> None:
         """Set the artifact to 100 %, if the step made one."""

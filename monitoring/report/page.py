@@ -56,7 +56,7 @@ def build(
     tried = Attempts("page")
     tables = tried.get("Validation", [], validated_tables, layout, results)
     page = (
-        _environment()
+        environment()
         .get_template("page.html")
         .render(
             project=params.project,
@@ -77,7 +77,7 @@ def build(
     return layout.page
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     env = Environment(
         loader=PackageLoader("evergreen.monitoring"),
         autoescape=True,

@@ -178,13 +178,14 @@ def _clear_dead(path: Path) -> None:
     """Remove the temporary folders of dead processes, and restore an old artefact that one of them had set aside."""
     for left in path.parent.glob(f"{glob.escape(_mark(path))}*"):
         pid = left.name.removeprefix(_mark(path)).split(".")[0]
-        if pid.isdigit() and not _is_alive(int(pid)):
+        if pid.isdigit() and not is_alive(int(pid)):
             if (left / "old").exists() and not path.exists():
                 (left / "old").replace(path)
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine has that id."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,0 +1,70 @@
+"""What was set aside: rows of the tables that break a rule, predictions that the database refuses, labels and events."""
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from starlette.responses import Response
+
+from evergreen.flows import settings
+from evergreen.flows.console.visits import Visit
+from evergreen.monitoring.ledger import refused_rows
+
+SHOWN = 100
+"""Most rows of a table that are shown, the first of a table and the newest of a file."""
+
+
+@dataclass(frozen=True)
+class Quarantine:
+    table: str
+    rows: int
+    columns: list[str]
+    shown: list[tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Refused:
+    at: datetime
+    reason: str
+    row: str
+
+
+def show(visit: Visit) -> Response:
+    if visit.visitor.problems:  # tables are shared by problems, and a bound key sees its own alone
+        return visit.render("data.html", tables=[], refused=[], refused_count=0, bound=True)
+    folder = settings.spool_folder(visit.layout)
+    tables = [each for table in sorted(_tables(visit)) if (each := _quarantine(visit.layout.quarantine(table), table))]
+    return visit.render(
+        "data.html", tables=tables, refused=_refused(folder), refused_count=refused_rows.count(folder), bound=False
+    )
+
+
+def _tables(visit: Visit) -> Iterator[str]:
+    folder = visit.layout.quarantine("any").parent
+    yield from (path.stem for path in folder.glob("*.parquet"))
+
+
+def _quarantine(path: Path, table: str) -> Quarantine | None:
+    import polars as pl
+
+    rows = pl.scan_parquet(path).select(pl.len()).collect().item()
+    if not rows:
+        return None
+    head = pl.scan_parquet(path).head(SHOWN).collect()
+    first = [name for name in head.columns if name in ("reason", "rule", "row")]
+    ordered = head.select(*first, *(name for name in head.columns if name not in first))
+    return Quarantine(table, rows, ordered.columns, ordered.rows())
+
+
+def _refused(folder: Path) -> list[Refused]:
+    found: list[Refused] = []
+    with suppress(OSError), (folder / refused_rows.FILE).open("rb") as file:
+        for line in file.read()[-2_000_000:].splitlines()[-SHOWN:]:
+            with suppress(ValueError, KeyError, TypeError):
+                each = json.loads(line)
+                found.append(Refused(datetime.fromtimestamp(each["at"], UTC), each["reason"], str(each["row"])[:500]))
+    return found[::-1]

@@ -1,0 +1,13 @@
+"""The templates of the console, with the filters and the parts of the report page."""
+
+from jinja2 import ChoiceLoader, PackageLoader
+
+from evergreen.monitoring.report import page
+
+
+def environment() -> page.Environment:
+    """The templates of flows/templates and of the page; a page that is rendered anew looks like the report."""
+    found = page.environment()
+    assert found.loader is not None
+    found.loader = ChoiceLoader([PackageLoader("evergreen.flows"), found.loader])
+    return found

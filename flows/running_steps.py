@@ -1,0 +1,82 @@
+"""Which steps run now, in any process of the project: one small file per step in var/running, removed when it ends."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from evergreen.tasks.core.paths import Layout, is_alive, make_folder
+
+
+@dataclass(frozen=True)
+class RunningStep:
+    step: str
+    problem: str | None
+    """None: a step that all problems share."""
+    since: datetime
+    """UTC."""
+    lines: list[str]
+    """The last lines of its log."""
+
+    @property
+    def percent(self) -> float | None:
+        """How far it is, by the newest line that says so."""
+        return next((each for line in reversed(self.lines) if (each := percent(line)) is not None), None)
+
+
+TRIAL = re.compile(r"\btrial (\d+) of (\d+)\b")
+LINES = 12
+"""Lines of a log that are read."""
+
+
+def percent(line: str) -> float | None:
+    """How far a step is by a line of its log, in percent; None: the line says nothing of it.
+
+    >>> percent("trial 3 of 12: linear roc_auc 0.81")
+    25.0
+    """
+    found = TRIAL.search(line)
+    return min(100.0, 100 * int(found[1]) / int(found[2])) if found and int(found[2]) else None
+
+
+@contextmanager
+def marking(layout: Layout, step: str, problem: str | None) -> Iterator[None]:
+    """Mark a step as running until the block ends. Without space on the disk it runs unmarked."""
+    path = _folder(layout) / f"{step}@{problem or 'all'}.json"
+    with suppress(OSError):
+        make_folder(path.parent)
+        path.write_text(json.dumps({"step": step, "problem": problem, "pid": os.getpid(), "since": f"{datetime.now(UTC)}"}))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def read(layout: Layout) -> list[RunningStep]:
+    """The steps whose process is alive, the oldest first."""
+    found = []
+    for path in _folder(layout).glob("*.json"):
+        with suppress(OSError, ValueError, KeyError):
+            mark = json.loads(path.read_text())
+            if is_alive(mark["pid"]):
+                log = layout.var / "logs" / f"{path.stem}.log"
+                since = datetime.fromisoformat(mark["since"])
+                found.append(RunningStep(mark["step"], mark["problem"], since, last_lines(log)))
+    return sorted(found, key=lambda each: each.since)
+
+
+def last_lines(path: Path, count: int = LINES) -> list[str]:
+    """The last lines of a text file; none where there is no file."""
+    with suppress(OSError), path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 400 * count))
+        return [line for line in file.read().decode("utf8", "replace").splitlines() if line.strip()][-count:]
+    return []
+
+
+def _folder(layout: Layout) -> Path:
+    return layout.var / "running"
