@@ -180,7 +180,7 @@ def _is_list(model: Any) -> bool:
 
 
 def _known_row(visit: Visit, problem: str, model: "RowModel") -> Mapping[str, Any] | None:
-    """The features of the entity, or of the prediction, that the address names."""
+    """The features of the entity or of the prediction that the address names; without either, of the newest prediction."""
     from evergreen.monitoring.ledger import lookup
 
     if (entity := visit.query.get("entity", "").strip()) and model.online_features:
@@ -191,8 +191,9 @@ def _known_row(visit: Visit, problem: str, model: "RowModel") -> Mapping[str, An
         place = next(iter(lookup.find_by_entity(ledger, problem, entity, 1)), None)
     elif id_ := visit.query.get("id", "").strip():
         place = lookup.find_by_id(ledger, problem, id_)
-    elif not visit.query.get("version"):
-        return None
+    elif newest := ledger.latest(problem):
+        row = next(ledger.read(problem, since=newest - lookup.MOMENT).features.tail(1).iter_rows(named=True), None)
+        return row and as_json(row)
     if place is None:
         if entity:
             raise DataError(f"{entity[:80]}: no prediction for it is in the ledger, so its values are not known here")

@@ -1,0 +1,210 @@
+"""Two versions on the same rows: the newest of the ledger, predicted again by both."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from evergreen.flows import settings
+from evergreen.flows.console import trial
+from evergreen.flows.console.visits import Visit
+from evergreen.monitoring.report import charts, formatting
+from evergreen.monitoring.report.charts import Chart
+from evergreen.tasks.core.errors import ParamsError, RequestError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from evergreen.serving.loaded_model import RowModel
+
+ROWS = 2_000
+"""Most predictions of the ledger that are predicted again, the newest."""
+WEEK = timedelta(days=7)
+WEEKS = 13
+"""They are no older than so many weeks, counted from the newest."""
+SHOWN = 15
+RESAMPLES = 100
+MIN_LABELS = 30
+"""Fewest labels that scores are compared on."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """One metric of both versions on the rows with a label, and how much better the second is."""
+
+    label: str
+    first: str
+    second: str
+    gain: str
+    """With its interval, over entities."""
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    id: str
+    entity: str | None
+    first: float
+    second: float
+    gap: float
+
+
+@dataclass(frozen=True)
+class EqualRows:
+    rows: int
+    """Rows that both predicted."""
+    labels: int
+    mean_gap: float
+    changed: int
+    """Rows with another predicted class; of numbers, with another number."""
+    correlation: float | None
+    largest: list[Disagreement]
+    gains: list[Gain] = field(default_factory=list)
+    calibration: Chart | None = None
+
+
+def compare(visit: Visit, problem: str, first: int, second: int) -> EqualRows:
+    """Raises ParamsError for a recommender, and where the ledger has no rows that both versions accept."""
+    import numpy as np
+
+    models = _models(visit, problem, first, second)
+    found = _newest(settings.ledger(visit.layout), problem)
+    rows, features = found.rows, [trial.as_json(each) for each in found.features.iter_rows(named=True)]
+    outputs = [_predict(each, features) for each in models]
+    both = [place for place in range(rows.height) if all(each[place] for each in outputs)]
+    if not both:
+        raise ParamsError(f"{problem}: none of the newest {rows.height} rows fits both versions: their features differ")
+    rows, left, right = rows[both], [outputs[0][each] for each in both], [outputs[1][each] for each in both]
+    numbers = np.array([[_number(one), _number(other)] for one, other in zip(left, right, strict=True)])
+    gaps = np.abs(numbers[:, 0] - numbers[:, 1])
+    order = [int(each) for each in np.argsort(-gaps, kind="stable")[:SHOWN] if gaps[each] > 0]
+    ids, entities = rows["id"].to_list(), rows["entity"].to_list()
+    gains, calibration, labels = _scores(visit, problem, rows, {f"v{first}": left, f"v{second}": right})
+    return EqualRows(
+        rows=rows.height,
+        labels=labels,
+        mean_gap=float(gaps.mean()),
+        changed=sum(one["prediction"] != other["prediction"] for one, other in zip(left, right, strict=True)),
+        correlation=float(np.corrcoef(numbers.T)[0, 1]) if len(both) > 2 and numbers.std(axis=0).min() > 0 else None,
+        largest=[
+            Disagreement(ids[each], entities[each], float(numbers[each, 0]), float(numbers[each, 1]), float(gaps[each]))
+            for each in order
+        ],
+        gains=gains,
+        calibration=calibration,
+    )
+
+
+def _newest(ledger: "Ledger", problem: str) -> "Predictions":
+    """The newest predictions that have labels, of one week; where no week has some, the newest of all."""
+    import polars as pl
+
+    from evergreen.monitoring.ledger.predictions import Predictions
+
+    latest = ledger.latest(problem)
+    if latest is None:
+        raise ParamsError(f"{problem}: the ledger has no predictions yet")
+    ends = [latest - WEEK * number for number in range(WEEKS)]
+    labelled = next((each for each in ends if _labels(ledger, problem, each) >= MIN_LABELS), None)
+    end = labelled or latest
+    found = ledger.read(problem, since=end - WEEK, until=end)
+    kept = pl.arange(found.rows.height, eager=True)
+    kept = (kept.filter(found.rows["label"].is_not_null()) if labelled else kept).tail(ROWS)
+    return Predictions(found.rows[kept], found.features[kept])
+
+
+def _labels(ledger: "Ledger", problem: str, end: datetime) -> int:
+    """Labels of the predictions of the week up to `end`."""
+    return ledger.read(problem, since=end - WEEK, until=end, features=False).rows["label"].count()
+
+
+def _models(visit: Visit, problem: str, *versions: int) -> "list[RowModel]":
+    from evergreen.serving.loaded_model import RowModel
+
+    models = [trial.loaded(visit.layout, problem, each) for each in versions]
+    found = [each for each in models if isinstance(each, RowModel)]
+    if len(found) < len(models):
+        raise ParamsError(f"{problem}: lists have no rows to compare; try both versions with one user instead")
+    return found
+
+
+def _predict(model: "RowModel", rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The output for each row; an empty one where the version does not accept it."""
+    parsed = []
+    for row in rows:
+        try:
+            parsed.append(model.parse({name: row.get(name) for name in model.features}))
+        except RequestError:
+            parsed.append(None)
+    known = [each for each in parsed if each]
+    outputs = iter(model.predict(known) if known else [])
+    return [next(outputs) if each else {} for each in parsed]
+
+
+def _number(output: Mapping[str, Any]) -> float:
+    """The probability of the last class, the predicted amount, or the number of the group."""
+    probabilities = [name for name in output if name != "prediction"]
+    return float(output[probabilities[-1]] if probabilities else output["prediction"])
+
+
+def _scores(
+    visit: Visit, problem: str, rows: "pl.DataFrame", outputs: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> tuple[list[Gain], Chart | None, int]:
+    """The metrics of both on the rows with a label, the calibration where there is one, and the number of labels."""
+    import polars as pl
+
+    from evergreen.monitoring.ledger.predictions import Predictions
+    from evergreen.monitoring.performance.scoring import to_scorable
+    from evergreen.tasks import problems
+    from evergreen.tasks.problems.prediction_type import Labelled
+
+    kind, section = problems.predictions(visit.params.kind(problem)), visit.params.section(problem)
+    known = rows["label"].is_not_null()
+    if not isinstance(kind, Labelled) or known.sum() < MIN_LABELS:
+        return [], None, int(known.sum()) if isinstance(kind, Labelled) else 0
+    head = rows.select("id", "version", "variant", "at", "cutoff", "entity", "label", "label_at")
+    frames = []
+    for each in outputs.values():
+        predicted: Predictions = Predictions(head.hstack(pl.DataFrame(list(each))).filter(known), pl.DataFrame())
+        frames.append(to_scorable(kind, section, predicted).filter(pl.col("label").is_not_null()))
+    if any(frame.height < MIN_LABELS for frame in frames):
+        return [], None, frames[0].height
+    return _gains(visit, kind, section, *frames), _calibration(kind, dict(zip(outputs, frames, strict=True))), frames[0].height
+
+
+def _gains(visit: Visit, kind: Any, section: Any, one: "pl.DataFrame", two: "pl.DataFrame") -> list[Gain]:
+    from evergreen.tasks.core import intervals
+
+    scores = kind.score(one, section), kind.score(two, section)
+    parts = [
+        (kind.score(left, section), kind.score(right, section))
+        for left, right in intervals.leave_out([one, two], visit.params.project.seed, RESAMPLES)
+    ]
+    found = []
+    for metric in kind.metrics:
+        first, second = (each.get(metric.name, math.nan) for each in scores)
+        if not (math.isfinite(first) and math.isfinite(second)):
+            continue
+        gain = metric.gain(second, first)
+        without = [metric.gain(right[metric.name], left[metric.name]) for left, right in parts if metric.name in left]
+        low, high, why = intervals.interval(gain, without, section.evaluate.confidence)
+        shown = f"({why})" if why else f"[{formatting.number(low)}, {formatting.number(high)}]"
+        label = formatting.label(metric.name)
+        found.append(Gain(label, formatting.number(first), formatting.number(second), f"{formatting.signed(gain)} {shown}"))
+    return found
+
+
+def _calibration(kind: Any, frames: "Mapping[str, pl.DataFrame]") -> Chart | None:
+    """Of a classifier, one line per version."""
+    import polars as pl
+
+    if kind.target != "class":
+        return None
+    from evergreen.tasks.problems.classification import plots
+
+    drawn = []
+    for version, frame in frames.items():
+        table = plots.draw(frame, frame)["calibration"]
+        if "predicted" in table.columns:
+            drawn.append(table.with_columns(pl.col("series").str.replace("model", version)))
+    return charts.draw("calibration", pl.concat(drawn)) if len(drawn) > 1 else None
