@@ -75,6 +75,7 @@ class Console:
             "/data": rejected.show,
             "/reports/{path:path}": files.show,
             "/problems/{problem}": problem_page.show,
+            "/problems/{problem}/evaluation": problem_page.show_evaluation,
             "/problems/{problem}/history": history.show,
             "/problems/{problem}/try": trial.show,
             "/problems/{problem}/find": find.show,

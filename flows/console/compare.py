@@ -65,6 +65,7 @@ def show(visit: Visit) -> Response:
         differences=_differences(one.tags, two.tags),
         rows=rows,
         line=line,
+        runs={each: registry.run_page(problem, each) for each in (first, second)},
         verdicts=_verdicts(visit, problem, {first, second}),
     )
 

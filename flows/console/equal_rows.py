@@ -16,6 +16,7 @@ from evergreen.tasks.core.errors import ParamsError, RequestError
 if TYPE_CHECKING:
     import polars as pl
 
+    from evergreen.monitoring.ledger.predictions import Ledger, Predictions
     from evergreen.serving.loaded_model import RowModel
 
 ROWS = 2_000

@@ -129,13 +129,14 @@ def page(layout: Layout) -> Path:
     from evergreen.monitoring.report.page import build
 
     params = load(layout.params)
-    registry, deployments = settings.registry(layout), settings.deployments(layout)
-    champions = {}
-    for problem in params.problems:
-        version, decisions = _champion(registry, deployments, problem)
-        if version:
-            champions[problem] = _describe(version, decisions)
+    champions = {name: found for name in params.problems if (found := champion(layout, name))}
     return build(params, layout, champions, {problem: production_records(layout, problem) for problem in params.problems})
+
+
+def champion(layout: Layout, problem: str) -> dict[str, Any] | None:
+    """The champion as the page shows it; None: nothing is deployed."""
+    version, decisions = _champion(settings.registry(layout), settings.deployments(layout), problem)
+    return _describe(version, decisions) if version else None
 
 
 def production_records(layout: Layout, problem: str) -> "ProductionRecords":

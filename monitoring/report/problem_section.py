@@ -154,8 +154,8 @@ def answer(
         name, params.kind(name), params.section(name).question, "deployed" if champion else "missing", "unknown", champion
     )
     found = tried.get("the problem", bare, _answer, name, params, layout, champion, tried)
-    production = tried.get("In production", None, _production, layout, name, records)
-    return replace(found, production=production, left_out=tried.reasons)
+    produced = tried.get("In production", None, production, layout, name, records)
+    return replace(found, production=produced, left_out=tried.reasons)
 
 
 def _answer(name: str, params: Params, layout: Layout, champion: Mapping[str, Any] | None, tried: Attempts) -> Answer:
@@ -205,7 +205,7 @@ def _answer(name: str, params: Params, layout: Layout, champion: Mapping[str, An
     )
 
 
-def _production(layout: Layout, name: str, records: ProductionRecords | None) -> Production | None:
+def production(layout: Layout, name: str, records: ProductionRecords | None) -> Production | None:
     """The section about its production; None where nothing is known of it."""
     found = production_section.build(
         name, records or ProductionRecords(), read(layout.report(name) / "backtest" / "backtest.json")

@@ -6,6 +6,8 @@ vl-convert draws in this process and may load nothing: a spec carries its data.
 import itertools
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -77,7 +79,13 @@ CONFIG: Spec = {
 INHERITED = {"fill", "fill-opacity", "font-size", "stroke", "stroke-opacity", "stroke-width", "stroke-dasharray", "text-anchor"}
 """Attributes that a group hands to its parts."""
 NEEDLESS = ("aria-hidden", "aria-roledescription", "class", "font-family", "pointer-events", "role")
+POINTED = ("point", "circle", "bar", "rect mark", "bar mark")
+"""Marks that have the values of one row."""
+NUMBER = re.compile(r"-?\d+\.\d+")
 DEFAULTS = {"font-weight": "normal", "opacity": "1", "stroke-miterlimit": "10", "transform": "translate(0,0)"}
+UNSEEN = {"type": "point", "filled": True, "fillOpacity": 0, "strokeOpacity": 0, "size": 120}
+"""A mark at each row of a line, for the pointer alone."""
+_values: ContextVar[bool] = ContextVar("values", default=False)
 DISC = re.compile(r"M([\d.]+),0A\1,\1,0,1,1,-\1,0A\1,\1,0,1,1,\1,0$")
 
 
@@ -110,6 +118,41 @@ def numbers(spec: Any) -> set[str]:
     return counted.union(*(each.get("fold", ()) for each in _parts(spec))) & columns(spec)
 
 
+@contextmanager
+def with_values() -> Iterator[None]:
+    """Drawings that are made in the block show the values of a mark under the pointer."""
+    token = _values.set(True)
+    try:
+        yield
+    finally:
+        _values.reset(token)
+
+
+def _pointed(spec: Any) -> Any:
+    """With a mark to point at for each row of a line; the spec itself where its drawings show no values."""
+    if isinstance(spec, list):
+        return [_pointed(each) for each in spec]
+    if not isinstance(spec, dict):
+        return spec
+    if "layer" in spec:
+        return spec | {"layer": [part for each in spec["layer"] for part in _layers(each)]}
+    return {"layer": _layers(spec)} if _kind(spec) == "line" and "config" not in spec else spec
+
+
+def _layers(layer: Spec) -> list[Spec]:
+    inner = _pointed(layer) if "layer" in layer else layer
+    return (
+        [inner, layer | {"mark": UNSEEN}]
+        if _kind(layer) == "line" and "strokeDash" not in layer.get("encoding", {})
+        else [inner]
+    )
+
+
+def _kind(spec: Spec) -> str:
+    mark = spec.get("mark", "")
+    return mark.get("type", "") if isinstance(mark, dict) else mark
+
+
 def render(title: str, spec: Spec, table: pl.DataFrame, height: int = HEIGHT, width: int = WIDTH, grey: Any = None) -> Markup:
     """`table` drawn as `spec` says, as an SVG element for the page; the series `grey` gets the colour of baselines."""
     root = _drawn(spec, table, height, width, grey)
@@ -133,9 +176,11 @@ def in_light(text: str) -> str:
 def _drawn(spec: Spec, table: pl.DataFrame, height: int, width: int, grey: Any) -> Element:
     import vl_convert  # 88 MB of code: loaded where something is drawn
 
+    shown = _values.get()
     fit = {"type": "fit-x" if "height" in spec else "fit", "contains": "padding"}
-    frame = {"width": width, "height": height, "autosize": fit, "config": CONFIG, "data": {"values": table.to_dicts()}}
-    whole = orjson.dumps(frame | _coloured(spec, table, width, grey)).decode()
+    config = CONFIG | {"aria": shown}
+    frame = {"width": width, "height": height, "autosize": fit, "config": config, "data": {"values": table.to_dicts()}}
+    whole = orjson.dumps(frame | _coloured(_pointed(spec) if shown else spec, table, width, grey)).decode()
     svg = vl_convert.vegalite_to_svg(whole, allowed_base_urls=[])
     return _shortened(ElementTree.fromstring(svg.replace('xmlns="http://www.w3.org/2000/svg" ', "", 1)))
 
@@ -169,6 +214,8 @@ def _shortened(part: Element) -> Element:
     bare = [inner for each in kept for inner in (each if each.tag == "g" and not each.attrib else [each])]
     part[:] = [each for each in bare if each.tag != "g" or len(each)]
     given = {name: value for name, value in part.items() if name not in NEEDLESS and DEFAULTS.get(name) != value}
+    if (said := given.pop("aria-label", "")) and part.get("aria-roledescription") in POINTED:
+        given["data-values"] = NUMBER.sub(_rounded, said)
     given |= {name: re.sub(r"(\.\d\d)\d+", r"\1", given[name]) for name in ("d", "transform", "x2", "y2") if name in given}
     if disc := DISC.match(given.get("d", "")):
         x, y = given.pop("transform", "translate(0,0)")[len("translate(") : -1].split(",")
@@ -180,6 +227,11 @@ def _shortened(part: Element) -> Element:
         for each in part:
             each.attrib = {name: value for name, value in each.items() if name not in part.attrib or name not in INHERITED}
     return part
+
+
+def _rounded(number: re.Match[str]) -> str:
+    """Four significant digits."""
+    return f"{float(number[0]):.4g}"
 
 
 def _draws_nothing(part: Element) -> bool:

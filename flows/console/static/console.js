@@ -68,7 +68,88 @@ function equip(table) {
   table.parentElement.before(tools);
 }
 
+// Charts: the values of a mark under the pointer, and an enlarged view that zooms with the wheel and moves with the pointer.
+const tip = document.createElement("div");
+tip.className = "tip";
+tip.hidden = true;
+
+document.addEventListener("pointermove", (event) => {
+  const values = event.target.dataset ? event.target.dataset.values : undefined;
+  tip.hidden = !values;
+  if (!values) return;
+  tip.textContent = values;
+  (event.target.closest("dialog") || document.body).append(tip);
+  const left = Math.min(event.clientX + 14, window.innerWidth - tip.offsetWidth - 8);
+  tip.style.left = `${Math.max(4, left)}px`;
+  tip.style.top = `${event.clientY > window.innerHeight - 60 ? event.clientY - tip.offsetHeight - 12 : event.clientY + 16}px`;
+});
+
+function zoomable(svg) {
+  const box = svg.viewBox.baseVal;
+  const whole = [box.x, box.y, box.width, box.height];
+  const place = (event) => {
+    const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
+    return [point.x, point.y];
+  };
+  const zoom = (factor, x, y) => {
+    const width = Math.min(whole[2], box.width * factor), height = Math.min(whole[3], box.height * factor);
+    box.x = x - (x - box.x) * (width / box.width);
+    box.y = y - (y - box.y) * (height / box.height);
+    box.width = width;
+    box.height = height;
+    if (width === whole[2]) [box.x, box.y] = whole;
+  };
+  svg.addEventListener("wheel", (event) => { event.preventDefault(); zoom(event.deltaY < 0 ? 0.8 : 1.25, ...place(event)); }, { passive: false });
+  let from = null;
+  svg.addEventListener("pointerdown", (event) => { from = place(event); svg.setPointerCapture(event.pointerId); });
+  svg.addEventListener("pointerup", () => { from = null; });
+  svg.addEventListener("pointermove", (event) => {
+    if (!from) return;
+    const [x, y] = place(event);
+    box.x -= x - from[0];
+    box.y -= y - from[1];
+  });
+  return (factor) => zoom(factor, box.x + box.width / 2, box.y + box.height / 2);
+}
+
+function enlarge(figure) {
+  const dialog = document.createElement("dialog");
+  dialog.className = "enlarged";
+  const svg = figure.querySelector("svg").cloneNode(true);
+  dialog.setAttribute("aria-label", svg.getAttribute("aria-label"));
+  const tools = document.createElement("div");
+  tools.className = "tools";
+  const zoom = zoomable(svg);
+  for (const [name, act] of [["Closer", () => zoom(0.7)], ["Further", () => zoom(1.4)], ["Close", () => dialog.close()]]) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = name;
+    button.addEventListener("click", act);
+    tools.append(button);
+  }
+  dialog.append(tools, svg);
+  dialog.addEventListener("close", () => dialog.remove());
+  document.body.append(dialog);
+  dialog.showModal();
+}
+
+function offerToEnlarge(figure) {
+  const svg = figure.querySelector("svg[role=img]");
+  if (!svg || figure.dataset.equipped) return;
+  figure.dataset.equipped = "yes";
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = "enlarge";
+  button.setAttribute("aria-label", `enlarge the chart ${svg.getAttribute("aria-label")}`);
+  button.addEventListener("click", () => enlarge(figure));
+  const tools = document.createElement("div");
+  tools.className = "tools";
+  tools.append(button);
+  figure.append(tools);
+}
+
 function prepare(root) {
+  root.querySelectorAll("figure.card").forEach(offerToEnlarge);
   root.querySelectorAll("table[data-table]").forEach(equip);
   root.querySelectorAll("[data-filter]").forEach((field) => {
     field.addEventListener("input", () => {
