@@ -30,7 +30,7 @@ class Found:
 
 def show(visit: Visit) -> Response:
     problem = visit.problem
-    asked = {name: visit.query.get(name, "").strip() for name in ("id", "entity", "day")}
+    asked = {"newest": "", **{name: visit.query.get(name, "").strip() for name in ("id", "entity", "day")}}
     if asked["id"]:
         return back_to(f"/problems/{problem}/predictions/{_quoted(asked['id'])}")
     found, total = list[Found](), 0

@@ -25,6 +25,8 @@ MODELS = 4
 PREFIX = "f."
 """Of the form's fields that are features."""
 LIST_FIELDS = ("users", "items", "place", "k", "show", "diversity", "explore")
+LARGE = 2**53
+"""From here on not every whole number is a float."""
 SHOWN_LEVELS = 200
 """A category with more values than these gets a text field."""
 
@@ -208,7 +210,8 @@ def _fields(model: "RowModel", row: Mapping[str, Any]) -> list[Field]:
 
 def _field(feature: "Feature", value: Any) -> Field:
     levels = sorted(feature.levels) if len(feature.levels) <= SHOWN_LEVELS else []
-    text = "" if value is None or value != value else str(value)
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < LARGE
+    text = "" if value is None or value != value else str(int(value) if whole else value)
     if levels and text and text not in levels:
         levels = [*levels, text]
     return Field(feature.name, feature.type, text, levels)
@@ -224,7 +227,7 @@ def _value(feature: "Feature", text: str) -> Any:
         number = float(text)
     except ValueError:
         return text  # the contract may read it; otherwise the model names the rule
-    return int(number) if number.is_integer() and abs(number) < 2**53 else number
+    return int(number) if number.is_integer() and abs(number) < LARGE else number
 
 
 def as_json(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,9 +54,12 @@ class Child:
 
 
 class Supervisor:
-    """The processes of one service. Raises ProjectError if the address cannot be bound, or needs API keys without any."""
+    """The processes of one service. Raises ProjectError if the address cannot be bound, or needs API keys without any.
 
-    def __init__(self, layout: Layout, params: Params, host: str, port: int, workers: int) -> None:
+    `console`: the port of a console beside it, on the same host; None: there is none.
+    """
+
+    def __init__(self, layout: Layout, params: Params, host: str, port: int, workers: int, console: int | None = None) -> None:
         from evergreen.serving.access_control import AccessControl
 
         AccessControl(params.serve, host, settings.keys(layout))  # raises before any worker starts
@@ -67,6 +70,8 @@ class Supervisor:
         """Folder of the workers' readiness files and metrics."""
         self._workers: list[Child] = []
         self._drainer: Child | None = None
+        self._console_port = console
+        self._console: Child | None = None
         self._delay: float = 0.0
         self._stopping = False
 
@@ -84,6 +89,8 @@ class Supervisor:
             if self._params.serve.ledger:
                 self._drainer = self._start_drainer()
             self._await_first_worker(on_ready)
+            if self._console_port is not None:
+                self._console = self._start_console(self._console_port)
             while not self._stopping:
                 self._replace_dead()
                 time.sleep(POLL_SECONDS)
@@ -109,6 +116,13 @@ class Supervisor:
         process = child_process.start("evergreen.monitoring.ledger.spool", folder, cwd=Path.cwd(), env=environment)
         return Child(process, time.monotonic())
 
+    def _start_console(self, port: int) -> Child:
+        process = child_process.start(
+            "evergreen.flows.cli.main", "console", "--host", self._host, "--port", str(port), "--root", str(self._layout.root),
+            cwd=Path.cwd(),
+        )  # fmt: skip
+        return Child(process, time.monotonic())
+
     def _await_first_worker(self, on_ready: Callable[[str], None]) -> None:
         end = time.monotonic() + START_SECONDS
         while not self._stopping and not self._is_ready():
@@ -129,6 +143,8 @@ class Supervisor:
                 self._workers[place] = self._start_worker()
         if self._drainer and self._restart_due(self._drainer, "the spool drainer"):
             self._drainer = self._start_drainer()
+        if self._console and self._console_port is not None and self._restart_due(self._console, "the console"):
+            self._console = self._start_console(self._console_port)
 
     def _restart_due(self, child: Child, name: str) -> bool:
         """Whether a child ended and it is time to replace it: at once, or after a delay if it ended early."""
@@ -146,7 +162,7 @@ class Supervisor:
     def _stop(self) -> None:
         """Stop the workers, which finish open requests; then the drainer, which empties the spool."""
         timeout = self._params.serve.timeout_seconds + QUICK_SECONDS
-        _stop([each.process for each in self._workers], timeout)
+        _stop([each.process for each in (*self._workers, *([self._console] if self._console else []))], timeout)
         if self._drainer:
             _stop([self._drainer.process], timeout)
 

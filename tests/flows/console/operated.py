@@ -1,0 +1,79 @@
+"""A project in operation, for the tests of the console: two versions of `dear`, predictions with labels, a suggestion."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+import uvicorn
+
+from evergreen.flows import settings
+from evergreen.flows.console import app
+from evergreen.monitoring.ledger.label_matching import Label
+from evergreen.monitoring.ledger.records import Decision, Drift, Window
+from evergreen.tasks.config.operations import Rollout
+from evergreen.tasks.core.paths import Layout
+from tests import projects
+from tests.projects import Deployed
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+ROWS = 60
+
+
+def lay(folder: Path, deployed: Deployed) -> Layout:
+    """`dear` with v1 as champion, v2 registered, 60 predictions of yesterday with labels, and a drift alarm; `recommend`."""
+    layout = deployed(folder, ("dear", "recommend"))
+    projects.register(layout, "dear", "prior")
+    houses = pl.read_parquet(layout.root / "data-in" / "houses.parquet").head(ROWS)
+    frame = houses.select(
+        pl.format("house-{}", pl.int_range(ROWS)).alias("id"),
+        pl.format("street {}", pl.int_range(ROWS) % 7).alias("entity"),
+        "size", "colour", "built",
+        prediction=pl.lit("yes"), probability_no=pl.lit(0.3), probability_yes=pl.lit(0.7),
+    )  # fmt: skip
+    ledger = settings.ledger(layout)
+    ledger.append_frame(
+        "dear", 1, frame, at=NOW - timedelta(days=1), key="entity", id="id", features=("size", "colour", "built"),
+        outputs=("prediction", "probability_no", "probability_yes"),
+    )  # fmt: skip
+    labels = [Label(value, id=each) for each, value in zip(frame["id"], houses["dear"], strict=True)]
+    ledger.add_labels("dear", labels)
+    suggest(layout, NOW)
+    plots = layout.report("dear") / "plots"
+    plots.mkdir(parents=True, exist_ok=True)
+    (plots / "calibration.csv").write_text("series,predicted,observed\nmodel,0.1,0.12\nmodel,0.6,0.55\n")
+    return layout
+
+
+def suggest(layout: Layout, at: datetime) -> Decision:
+    """A monitoring run that suggests to retrain `dear`."""
+    window = Window(
+        problem="dear", version=1, since=at - timedelta(days=7), until=at, rows=ROWS, new_labels=ROWS,
+        drift=Drift(changes=(), reference_rows=300, alarm=True), performance=None,
+    )  # fmt: skip
+    reason = "retrain: the last training is 400 days old, of every 90"
+    decision = Decision(problem="dear", at=at, retrain=True, trigger="age", reason=reason, window=window)
+    return settings.decision_log(layout).record(decision)
+
+
+def begin_rollout(layout: Layout) -> None:
+    """A canary of v2."""
+    policy = Rollout(strategy="canary", steps=(0.05, 0.5))
+    settings.rollouts(layout).begin("dear", 2, policy, "ann", "promoted: better", {})
+
+
+@contextmanager
+def running(layout: Layout, host: str = "127.0.0.1") -> Iterator[str]:
+    """The console of a project in this process; yields its address."""
+    server = uvicorn.Server(uvicorn.Config(app.build(layout, host, "ann"), log_config=None))
+    bound = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)

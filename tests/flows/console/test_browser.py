@@ -1,0 +1,183 @@
+"""The console in a real browser: each view in light and dark, wide and narrow, and each action by its buttons."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from evergreen.flows import settings
+from evergreen.tasks.core.paths import Layout
+from tests import projects
+from tests.flows.console import operated
+from tests.projects import Deployed
+
+pytestmark = pytest.mark.slow
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+VIEWS = (
+    "/", "/problems/dear", "/problems/dear/evaluation", "/problems/dear/try", "/problems/recommend/try",
+    "/problems/dear/find?entity=street+3", "/problems/dear/predictions/house-5?explain",
+    "/problems/dear/compare?rows=1", "/problems/dear/history", "/data",
+)  # fmt: skip
+FRAMES = {"iframes": False}
+"""Of axe: a report inside a frame is another tool's page."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, deployed: Deployed) -> Layout:
+    layout = operated.lay(tmp_path_factory.mktemp("operated"), deployed)
+    operated.begin_rollout(layout)
+    return layout
+
+
+@pytest.fixture
+def layout(made: Layout, tmp_path: Path) -> Layout:
+    return projects.copy(made, tmp_path / "project")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("Chromium is not installed; on CI it must be")
+        pytest.skip("Chromium is not installed")
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@contextmanager
+def opened(browser: Browser, layout: Layout, width: int = 1300, scheme: str = "light") -> Iterator[Page]:
+    """A page of the console; an error of a script fails the test."""
+    errors: list[str] = []
+    with operated.running(layout) as url:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, base_url=url)  # type: ignore[arg-type]
+        page = context.new_page()
+        page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        yield page
+        context.close()
+    assert errors == []
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (390, "dark"), (1300, "dark"), (390, "light")])
+def test_every_view_is_accessible_and_fits_the_screen(browser: Browser, made: Layout, width: int, scheme: str):
+    axe = Axe()
+    with opened(browser, made, width, scheme) as page:
+        for path in VIEWS:
+            page.goto(path)
+            found = axe.run(page, options=FRAMES).response["violations"]
+            assert [(path, each["id"], each["nodes"][0]["html"]) for each in found] == []
+            assert page.evaluate("document.documentElement.scrollWidth") == width, path
+
+
+def test_the_overview_shows_what_happens_without_a_reload(browser: Browser, layout: Layout):
+    with opened(browser, layout) as page:
+        page.goto("/")
+        assert "suggests a retraining" in page.inner_text("main")
+        settings.rollouts(layout).pause("dear", "bob", "wait")
+        page.wait_for_selector("text=paused", timeout=15_000)
+
+
+def test_a_person_tries_a_value_and_sees_the_prediction_move(browser: Browser, made: Layout):
+    with opened(browser, made) as page:
+        page.goto("/problems/dear/try?id=house-5")
+        page.click("button:text('Predict')")
+        page.wait_for_selector("text=Prediction of v1")
+        size = page.locator("input[name='f.size']")
+        size.fill("49")
+        size.dispatch_event("change")
+        page.wait_for_selector("text=Moved by")
+        size.fill("-1")
+        size.dispatch_event("change")
+        page.wait_for_selector("text=Not predicted.")
+        page.fill("input[type=search]", "colo")
+        assert page.locator("#fields label:visible").count() == 1
+
+
+def test_a_person_answers_a_suggestion_and_steers_a_rollout(browser: Browser, layout: Layout):
+    with opened(browser, layout) as page:
+        page.goto("/problems/dear")
+        suggestion = page.locator("section", has_text="A retraining is suggested")
+        suggestion.locator("input[name=reason]").fill("the holidays")
+        suggestion.locator("button:text('Decline')").click()
+        page.wait_for_load_state()
+        assert page.locator("text=A retraining is suggested").count() == 0
+        for act, state in (("Pause", "paused"), ("Resume", "running")):
+            rollout = page.locator("section", has_text="Rollout under way")
+            rollout.locator("input[name=reason]").fill("because")
+            rollout.locator(f"button:text('{act}')").click()
+            page.wait_for_load_state()
+            stands = settings.rollouts(layout).current("dear")
+            assert stands
+            assert stands.state == state
+        rollout = page.locator("section", has_text="Rollout under way")
+        rollout.locator("button:text('Promote')").click()
+        assert settings.rollouts(layout).current("dear")  # the browser asks for a reason first
+        rollout.locator("input[name=reason]").fill("it is better")
+        rollout.locator("button:text('Promote')").click()
+        page.wait_for_selector("text=v2 is champion")
+        back = page.locator("form", has_text="Make an earlier version champion again")
+        back.locator("input[name=reason]").fill("complaints")
+        back.locator("button:text('Roll back')").click()
+        page.wait_for_selector("text=v1 is champion")
+        page.goto("/problems/dear/history")
+        assert "complaints" in page.inner_text("main")
+
+
+def test_a_table_sorts_filters_and_downloads_what_it_shows(browser: Browser, made: Layout):
+    with opened(browser, made) as page:
+        page.goto("/problems/dear/find?entity=street+3")
+        page.click("th button:text('id')")
+        first = [each.inner_text() for each in page.locator("tbody tr td:nth-child(2)").all()]
+        page.click("th button:text('id')")
+        assert [each.inner_text() for each in page.locator("tbody tr td:nth-child(2)").all()] == first[::-1]
+        page.fill("[aria-label='filter the table predictions']", "house-31")
+        with page.expect_download() as download:
+            page.click("text=csv")
+        lines = Path(download.value.path()).read_text().splitlines()
+        assert lines[0].startswith("when (UTC),id,entity")
+        assert [line.split(",")[1] for line in lines[1:]] == ["house-31"]
+
+
+def test_a_chart_shows_values_and_is_enlarged_by_keyboard(browser: Browser, made: Layout):
+    with opened(browser, made) as page:
+        page.goto("/problems/dear/evaluation")
+        page.locator("figure [data-values]").first.hover()
+        assert "predicted probability" in page.inner_text(".tip")
+        page.focus("figure button")
+        page.keyboard.press("Enter")
+        dialog = page.locator("dialog.enlarged")
+        before = dialog.locator("svg").get_attribute("viewBox")
+        dialog.locator("button:text('Closer')").click()
+        assert dialog.locator("svg").get_attribute("viewBox") != before
+        page.keyboard.press("Escape")
+        assert dialog.count() == 0
+
+
+def test_the_timeline_is_scrubbed_by_its_slider(browser: Browser, made: Layout):
+    with opened(browser, made) as page:
+        page.goto("/problems/dear/history")
+        day = page.locator("input[name=at]")
+        day.fill("2001-01-01")
+        page.wait_for_selector("text=No version was champion at the end of 1 January 2001")
+
+
+def test_keys_sign_in_to_what_their_scope_allows(browser: Browser, layout: Layout):
+    secret = settings.keys(layout).add("desk", ["read"])
+    with operated.running(layout, "0.0.0.0") as url:
+        page = browser.new_page(base_url=url)
+        page.goto("/problems/dear")
+        page.fill("input[name=key]", secret)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("text=desk (read only)")
+        assert page.url.endswith("/problems/dear")
+        assert page.locator("button:text('Retrain now')").count() == 0
+        page.click("text=Sign out")
+        page.wait_for_selector("text=API key")
+        page.close()

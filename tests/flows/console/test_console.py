@@ -1,0 +1,322 @@
+"""The console over HTTP: its pages, its actions and who may take them."""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from evergreen.flows import running_steps, settings
+from evergreen.flows.console import app, commands
+from evergreen.flows.operations import suggestions
+from evergreen.tasks.config import loading
+from evergreen.tasks.core.errors import ParamsError, ProjectError
+from evergreen.tasks.core.paths import Layout
+from tests.flows.console import operated
+from tests.projects import Deployed
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, deployed: Deployed) -> Layout:
+    return operated.lay(tmp_path_factory.mktemp("operated"), deployed)
+
+
+@pytest.fixture
+def layout(made: Layout, tmp_path: Path) -> Layout:
+    """A copy, for tests that act."""
+    from tests import projects
+
+    return projects.copy(made, tmp_path / "project")
+
+
+@contextmanager
+def open_console(layout: Layout, host: str = "127.0.0.1") -> Iterator[httpx.Client]:
+    """A visitor of the console; `host`: what it believes to be bound to."""
+    with operated.running(layout, host) as url, httpx.Client(base_url=url, follow_redirects=True, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def reader(made: Layout) -> Iterator[httpx.Client]:
+    """For tests that look."""
+    with open_console(made) as client:
+        yield client
+
+
+def token(client: httpx.Client, path: str = "/problems/dear") -> str:
+    found = re.search(r'name="token" value="([^"]+)"', client.get(path).text)
+    assert found
+    return found[1]
+
+
+def post(client: httpx.Client, path: str, **form: str):
+    return client.post(path, data={"token": token(client), **form})
+
+
+PAGES = (
+    "/", "/data", "/problems/dear", "/problems/dear/evaluation", "/problems/dear/history", "/problems/dear/try",
+    "/problems/dear/find", "/problems/dear/find?entity=street+3", "/problems/dear/predictions/house-5",
+    "/problems/dear/compare", "/problems/recommend", "/problems/recommend/try", "/problems/recommend/history",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_page_is_complete_and_asks_no_other_host(reader: httpx.Client, path: str):
+    page = reader.get(path)
+    assert page.status_code == 200
+    assert page.text.rstrip().endswith("</html>")
+    assert not re.findall(r"(?:src|href|action)=\"(?:https?:)?//", page.text)
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("/problems/none", "none: no problem of this name"),
+        ("/nowhere", "/nowhere: no page has this address"),
+        ("/problems/dear/predictions/none", "dear: no prediction has the id none"),
+        ("/reports/../params.yaml", "no page has this address"),
+        ("/reports/%2e%2e/params.yaml", "no such file"),
+        ("/reports/none.html", "reports/none.html: no such file"),
+    ],
+)
+def test_what_is_not_there_is_a_page_that_says_so(reader: httpx.Client, path: str, line: str):
+    page = reader.get(path)
+    assert page.status_code == 404
+    assert line in page.text
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("/problems/dear/history?at=yesterday", "is neither a day nor a time"),
+        ("/problems/dear/find?day=31.12.2026", "is no day"),
+        ("/problems/dear/compare?a=99", "no registered version"),
+        ("/problems/dear/try?version=two", "must be a whole number"),
+    ],
+)
+def test_a_wrong_value_in_an_address_is_named_with_its_rule(reader: httpx.Client, path: str, line: str):
+    page = reader.get(path)
+    assert page.status_code == 422
+    assert line in page.text
+
+
+def test_a_trial_predicts_explains_and_says_how_a_change_moved_it(reader: httpx.Client, made: Layout):
+    form = {"token": token(reader), "f.size": "30", "f.colour": "red", "f.built": "2001-05-04"}
+    first = reader.post("/problems/dear/try", data=form, headers={"hx-request": "true"})
+    assert first.status_code == 200
+    assert "Prediction of v1" in first.text
+    assert "mean prediction of the background rows" in first.text
+    before = re.search(r'data-before="([^"]+)"', first.text)
+    assert before
+    second = reader.post("/problems/dear/try", data=form | {"f.size": "3", "before": before[1]}, headers={"hx-request": "true"})
+    assert "Moved by" in second.text
+    assert settings.ledger(made).latest("dear") == operated.NOW - timedelta(days=1)  # nothing was recorded
+
+
+def test_a_trial_with_an_impossible_value_says_which_and_why(reader: httpx.Client):
+    form = {"token": token(reader), "f.size": "-3", "f.colour": "red", "f.built": "2001-05-04"}
+    page = reader.post("/problems/dear/try", data=form, headers={"hx-request": "true"})
+    assert page.status_code == 200
+    assert "Not predicted." in page.text
+    assert "size = -3" in page.text
+
+
+def test_a_purchase_in_the_basket_changes_the_list(reader: httpx.Client):
+    lists = []
+    for basket in ("", "milk,bread"):
+        form = {"token": token(reader), "users": "", "items": basket, "k": "5"}
+        page = reader.post("/problems/recommend/try", data=form, headers={"hx-request": "true"})
+        lists.append(page.text)
+    assert "The list of v1" in lists[0]
+    assert lists[0] != lists[1]
+
+
+def test_a_prediction_is_found_by_entity_and_shown_with_label_run_and_contributions(reader: httpx.Client):
+    found = reader.get("/problems/dear/find?entity=street+3").text
+    assert "house-3" in found
+    assert "house-4" not in found
+    one = reader.get("/problems/dear/predictions/house-3?explain").text
+    assert "The monitoring run of" in one
+    assert "not known yet" not in one
+    assert "Computed now, with v1" in one
+    assert reader.get("/problems/dear/find?id=house-3").url.path == "/problems/dear/predictions/house-3"
+
+
+def test_two_versions_are_compared_on_the_same_rows_with_intervals(reader: httpx.Client):
+    page = reader.get("/problems/dear/compare?a=1&b=2&rows=1").text
+    assert "60 rows of the ledger, the newest with a label" in page
+    assert "gain of v2" in page
+    assert "Where they disagree most" in page
+
+
+def test_the_champion_of_a_past_moment_is_told(reader: httpx.Client):
+    before = reader.get("/problems/dear/history?at=2001-01-01").text
+    assert "No version was champion at the end of 1 January 2001" in before
+
+
+def test_a_suggestion_that_is_declined_is_gone_and_stands_in_the_history(layout: Layout):
+    with open_console(layout) as client:
+        assert "A retraining is suggested" in client.get("/problems/dear").text
+        page = post(client, "/problems/dear/suggestion", action="decline", reason="the holidays")
+        assert page.status_code == 200
+        assert "A retraining is suggested" not in page.text
+        assert "the holidays" in client.get("/problems/dear/history").text
+    assert suggestions.pending(layout, loading.load(layout.params), "dear") is None
+
+
+def test_a_snoozed_suggestion_hides_later_ones_until_its_day(layout: Layout):
+    params = loading.load(layout.params)
+    with pytest.raises(ParamsError, match="days = 0: must be from 1 to 365"):
+        suggestions.answer(layout, params, "dear", "snooze", "ann", "later")
+    suggestions.answer(layout, params, "dear", "snooze", "ann", "later", days=3)
+    operated.suggest(layout, operated.NOW + timedelta(days=1))
+    assert suggestions.pending(layout, params, "dear") is None
+    with pytest.raises(ProjectError, match="dear: no suggestion waits for an answer"):
+        suggestions.answer(layout, params, "dear", "decline", "ann", "no")
+
+
+def test_an_approved_suggestion_starts_the_retraining_on_behalf_of_the_visitor(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+    begun = []
+    monkeypatch.setattr(commands, "start", lambda layout, problem, by, arguments: begun.append((problem, by, arguments)))
+    with open_console(layout) as client:
+        post(client, "/problems/dear/suggestion", action="approve", reason="go on")
+    assert begun == [("dear", "ann", ["suggestion", "approve", "dear", "--reason=go on"])]
+
+
+def test_a_rollout_is_paused_resumed_aborted_and_promoted_with_reasons(layout: Layout):
+    operated.begin_rollout(layout)
+    rollouts = settings.rollouts(layout)
+    with open_console(layout) as client:
+        assert "Rollout under way" in client.get("/problems/dear").text
+        post(client, "/problems/dear/rollout", action="pause", reason="wait for the labels")
+        stands = rollouts.current("dear")
+        assert stands is not None
+        assert (stands.state, stands.by, stands.reason) == ("paused", "ann", "wait for the labels")
+        post(client, "/problems/dear/rollout", action="resume", reason="they came")
+        post(client, "/problems/dear/rollout", action="promote", reason="it is better")
+    assert rollouts.current("dear") is None
+    assert rollouts.deployments.champion("dear") == 2
+    assert rollouts.deployments.history("dear")[-1].by == "ann"
+
+
+def test_a_rollback_from_the_console_is_that_of_the_command_line(layout: Layout):
+    operated.begin_rollout(layout)
+    with open_console(layout) as client:
+        post(client, "/problems/dear/rollout", action="promote", reason="it is better")
+        post(client, "/problems/dear/rollback", to="1", reason="complaints")
+    newest = settings.deployments(layout).history("dear")[-1]
+    assert (newest.action, newest.version, newest.by, newest.reason) == ("rollback", 1, "ann", "complaints")
+
+
+@pytest.mark.parametrize("form", [{"action": "pause", "reason": " "}, {"action": "stop", "reason": "x"}])
+def test_an_action_without_a_reason_or_of_another_name_is_refused(layout: Layout, form: dict[str, str]):
+    operated.begin_rollout(layout)
+    with open_console(layout) as client:
+        page = post(client, "/problems/dear/rollout", **form)
+    assert page.status_code == 422
+    stands = settings.rollouts(layout).current("dear")
+    assert stands
+    assert stands.state == "running"
+
+
+def test_a_form_without_the_token_of_its_session_does_nothing(layout: Layout):
+    operated.begin_rollout(layout)
+    with open_console(layout) as client:
+        for given in ({}, {"token": "guessed"}):
+            client.get("/")
+            page = client.post("/problems/dear/rollout", data={"action": "abort", "reason": "x", **given})
+            assert page.status_code == 403
+            assert "This form has expired" in page.text
+    assert settings.rollouts(layout).current("dear")
+
+
+def test_pages_of_other_origins_are_refused(reader: httpx.Client):
+    assert reader.get("/", headers={"origin": "http://evil.example"}).status_code == 403
+    assert reader.get("/", headers={"host": "evil.example"}).status_code == 403
+
+
+def test_other_machines_need_a_key_with_a_scope_of_the_console(layout: Layout):
+    with pytest.raises(ProjectError, match="there is no API key"):
+        app.build(layout, "0.0.0.0", "ann")
+    keys = settings.keys(layout)
+    secrets = {scope: keys.add(scope, [scope]) for scope in ("predict", "read", "admin")}
+    with open_console(layout, "0.0.0.0") as client:
+        page = client.get("/problems/dear")
+        assert page.url.path == "/sign-in"
+        assert "dear" not in page.text.replace('value="/problems/dear"', "")
+        wrong = client.post("/sign-in", data={"token": token(client, "/sign-in"), "key": "eg_none_none"})
+        assert wrong.status_code == 401
+        lacking = client.post("/sign-in", data={"token": token(client, "/sign-in"), "key": secrets["predict"]})
+        assert "has neither the scope admin nor the scope read" in lacking.text
+        client.post("/sign-in", data={"token": token(client, "/sign-in"), "key": secrets["read"]})
+        page = client.get("/problems/dear")
+        assert "read (read only)" in page.text
+        assert 'name="reason"' not in page.text
+        form = {"token": token(client, "/"), "action": "start", "reason": "x"}
+        refused = client.post("/problems/dear/retrain", data=form)
+        assert refused.status_code == 403
+        assert "which allows no action" in refused.text
+        client.post("/sign-out", data={"token": token(client, "/")})
+        client.post("/sign-in", data={"token": token(client, "/sign-in"), "key": secrets["admin"]})
+        assert 'name="reason"' in client.get("/problems/dear").text
+        keys.revoke("admin")
+        assert client.get("/problems/dear").url.path == "/sign-in"
+
+
+def test_a_key_bound_to_a_problem_sees_that_problem_alone(layout: Layout):
+    secret = settings.keys(layout).add("shop", ["read"], ["recommend"])
+    with open_console(layout, "0.0.0.0") as client:
+        client.post("/sign-in", data={"token": token(client, "/sign-in"), "key": secret})
+        assert "dear" not in client.get("/").text
+        assert client.get("/problems/dear").status_code == 404
+        assert client.get("/reports/dear/metrics.json").status_code == 404
+        assert client.get("/reports/recommend/metrics.json").status_code == 200
+
+
+def test_sign_in_leads_to_pages_of_the_console_alone(layout: Layout):
+    secret = settings.keys(layout).add("ops", ["admin"])
+    with open_console(layout, "0.0.0.0") as client:
+        for to in ("//evil.example/", "https://evil.example/", "/\\evil.example"):
+            form = {"token": token(client, "/sign-in"), "key": secret, "to": to}
+            assert client.post("/sign-in", data=form, follow_redirects=False).headers["location"] == "/"
+            client.post("/sign-out", data={"token": token(client, "/")})
+
+
+def test_a_form_that_is_too_large_is_refused(reader: httpx.Client):
+    page = reader.post("/problems/dear/try", content=b"f.size=" + b"1" * 300_000)
+    assert page.status_code == 413
+
+
+def test_a_started_command_is_shown_with_its_output_and_its_end(layout: Layout):
+    commands.start(layout, "dear", "ann", ["rollout", "status", "dear"])
+    end = time.monotonic() + 60
+    while (found := commands.recent(layout))[0].code is None and time.monotonic() < end:
+        time.sleep(0.1)
+    (each,) = found
+    assert (each.verb, each.problem, each.by, each.state) == ("rollout", "dear", "ann", "done")
+    assert any("no rollout in progress" in line for line in each.lines)
+
+
+def test_a_running_step_is_shown_with_its_progress_until_it_ends(layout: Layout):
+    log = layout.var / "logs" / "tune@dear.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("trial 3 of 12: tree roc_auc 0.8\n")
+    with running_steps.marking(layout, "tune", "dear"), open_console(layout) as client:
+        (step,) = running_steps.read(layout)
+        assert step.percent == 25.0
+        assert '<progress value="25.0"' in client.get("/").text
+    assert running_steps.read(layout) == []
+
+
+def test_a_step_of_a_process_that_is_gone_is_not_shown(layout: Layout):
+    folder = layout.var / "running"
+    folder.mkdir(parents=True)
+    (folder / "tune@dear.json").write_text(
+        '{"step": "tune", "problem": "dear", "pid": 4194304, "since": "2026-01-01T00:00:00"}'
+    )
+    assert running_steps.read(layout) == []
