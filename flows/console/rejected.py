@@ -55,7 +55,7 @@ def _quarantine(path: Path, table: str) -> Quarantine | None:
     if not rows:
         return None
     head = pl.scan_parquet(path).head(SHOWN).collect()
-    first = [name for name in head.columns if name in ("reason", "rule", "row")]
+    first = [name for name in head.columns if name == "_rule"]
     ordered = head.select(*first, *(name for name in head.columns if name not in first))
     return Quarantine(table, rows, ordered.columns, ordered.rows())
 

@@ -128,29 +128,19 @@ def with_values() -> Iterator[None]:
         _values.reset(token)
 
 
-def _pointed(spec: Any) -> Any:
-    """With a mark to point at for each row of a line; the spec itself where its drawings show no values."""
-    if isinstance(spec, list):
-        return [_pointed(each) for each in spec]
-    if not isinstance(spec, dict):
-        return spec
+def _pointed(spec: Spec) -> Spec:
+    """With a mark to point at for each row of a line that has none."""
     if "layer" in spec:
         return spec | {"layer": [part for each in spec["layer"] for part in _layers(each)]}
-    return {"layer": _layers(spec)} if _kind(spec) == "line" and "config" not in spec else spec
+    return spec
 
 
 def _layers(layer: Spec) -> list[Spec]:
-    inner = _pointed(layer) if "layer" in layer else layer
-    return (
-        [inner, layer | {"mark": UNSEEN}]
-        if _kind(layer) == "line" and "strokeDash" not in layer.get("encoding", {})
-        else [inner]
-    )
-
-
-def _kind(spec: Spec) -> str:
-    mark = spec.get("mark", "")
-    return mark.get("type", "") if isinstance(mark, dict) else mark
+    mark = layer.get("mark")
+    is_bare = mark == "line" or (isinstance(mark, dict) and mark["type"] == "line" and not mark.get("point"))
+    if is_bare and "strokeDash" not in layer.get("encoding", {}):
+        return [layer, layer | {"mark": UNSEEN}]
+    return [_pointed(layer)]
 
 
 def render(title: str, spec: Spec, table: pl.DataFrame, height: int = HEIGHT, width: int = WIDTH, grey: Any = None) -> Markup:
