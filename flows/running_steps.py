@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,7 +44,7 @@ def percent(line: str) -> float | None:
 
 
 @contextmanager
-def marking(layout: Layout, step: str, problem: str | None) -> Iterator[None]:
+def marking(layout: Layout, step: str, problem: str | None) -> Generator[None]:
     """Mark a step as running until the block ends. Without space on the disk it runs unmarked."""
     path = _folder(layout) / f"{step}@{problem or 'all'}.json"
     with suppress(OSError):
@@ -58,7 +58,7 @@ def marking(layout: Layout, step: str, problem: str | None) -> Iterator[None]:
 
 def read(layout: Layout) -> list[RunningStep]:
     """The steps whose process is alive, the oldest first."""
-    found = []
+    found: list[RunningStep] = []
     for path in _folder(layout).glob("*.json"):
         with suppress(OSError, ValueError, KeyError):
             mark = json.loads(path.read_text())

@@ -87,7 +87,7 @@ def _figures(one: "Version", two: "Version") -> list[Figure]:
 
 def _costs(one: "Version", two: "Version") -> list[Figure]:
     """What training them cost, step by step."""
-    found = []
+    found: list[Figure] = []
     for name in sorted({**one.metrics, **two.metrics}):
         what, _, step = name.partition(".")
         if what in COSTS and step:
@@ -105,7 +105,7 @@ def _shown(metrics: Mapping[str, float], name: str) -> str:
 
 def _differences(one: Mapping[str, str], two: Mapping[str, str]) -> list[Difference]:
     """What differs in model, data, params and code."""
-    found = []
+    found: list[Difference] = []
     for name in sorted({*one, *two}):
         if one.get(name) == two.get(name):
             continue
@@ -129,7 +129,8 @@ def _nested(left: str, right: str) -> list[Difference]:
 def _leaves(value: Any, path: str = "") -> "list[tuple[str, Any]]":
     if not isinstance(value, dict):
         return [(path, value)]
-    return [leaf for name, each in value.items() for leaf in _leaves(each, f"{path}.{name}" if path else str(name))]
+    items: Any = value.items()  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    return [leaf for name, each in items for leaf in _leaves(each, f"{path}.{name}" if path else str(name))]
 
 
 def _verdicts(visit: Visit, problem: str, versions: set[int]) -> list[str]:

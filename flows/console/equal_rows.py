@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from evergreen.monitoring.ledger.predictions import Ledger, Predictions
-    from evergreen.serving.loaded_model import RowModel
+    from evergreen.serving.loaded_model import ParsedRow, RowModel
 
 ROWS = 2_000
 """Most predictions of the ledger that are predicted again, the newest."""
@@ -60,7 +60,7 @@ class EqualRows:
     """Rows with another predicted class; of numbers, with another number."""
     correlation: float | None
     largest: list[Disagreement]
-    gains: list[Gain] = field(default_factory=list)
+    gains: list[Gain] = field(default_factory=list[Gain])
     calibration: Chart | None = None
 
 
@@ -131,7 +131,7 @@ def _models(visit: Visit, problem: str, *versions: int) -> "list[RowModel]":
 
 def _predict(model: "RowModel", rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The output for each row; an empty one where the version does not accept it."""
-    parsed = []
+    parsed: list[ParsedRow | None] = []
     for row in rows:
         try:
             parsed.append(model.parse({name: row.get(name) for name in model.features}))
@@ -164,7 +164,7 @@ def _scores(
     if not isinstance(kind, Labelled) or known.sum() < MIN_LABELS:
         return [], None, int(known.sum()) if isinstance(kind, Labelled) else 0
     head = rows.select("id", "version", "variant", "at", "cutoff", "entity", "label", "label_at")
-    frames = []
+    frames: list[pl.DataFrame] = []
     for each in outputs.values():
         predicted: Predictions = Predictions(head.hstack(pl.DataFrame(list(each))).filter(known), pl.DataFrame())
         frames.append(to_scorable(kind, section, predicted).filter(pl.col("label").is_not_null()))
@@ -181,7 +181,7 @@ def _gains(visit: Visit, kind: Any, section: Any, one: "pl.DataFrame", two: "pl.
         (kind.score(left, section), kind.score(right, section))
         for left, right in intervals.leave_out([one, two], visit.params.project.seed, RESAMPLES)
     ]
-    found = []
+    found: list[Gain] = []
     for metric in kind.metrics:
         first, second = (each.get(metric.name, math.nan) for each in scores)
         if not (math.isfinite(first) and math.isfinite(second)):
@@ -203,7 +203,7 @@ def _calibration(kind: Any, frames: "Mapping[str, pl.DataFrame]") -> Chart | Non
         return None
     from evergreen.tasks.problems.classification import plots
 
-    drawn = []
+    drawn: list[pl.DataFrame] = []
     for version, frame in frames.items():
         table = plots.draw(frame, frame)["calibration"]
         if "predicted" in table.columns:

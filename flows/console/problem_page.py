@@ -1,4 +1,4 @@
-"""One problem: what serves, what is suggested, the rollout under way, the actions, and its months in production."""
+"""One problem: what serves, what is suggested, the rollout in progress, the actions, and its months in production."""
 
 from dataclasses import dataclass, replace
 from functools import lru_cache

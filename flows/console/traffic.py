@@ -55,7 +55,7 @@ class Traffic:
 class TrafficMeter:
     """Remembers earlier counts, so that it can say how fast they grow."""
 
-    _seen: deque[tuple[float, Mapping[str, Totals]]] = field(default_factory=deque)
+    _seen: deque[tuple[float, Mapping[str, Totals]]] = field(default_factory=deque[tuple[float, Mapping[str, Totals]]])
     _lock: Lock = field(default_factory=Lock)
 
     def read(self, layout: Layout) -> dict[str, Traffic]:
@@ -64,7 +64,7 @@ class TrafficMeter:
         with self._lock:
             while self._seen and now - self._seen[0][0] > SPAN_SECONDS:
                 self._seen.popleft()
-            then, before = self._seen[0] if self._seen else (now, {})
+            then, before = self._seen[0] if self._seen else (now, dict[str, Totals]())
             self._seen.append((now, totals))
         return {name: Traffic(total, _rate(total, before.get(name), now - then)) for name, total in totals.items()}
 

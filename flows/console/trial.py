@@ -38,7 +38,7 @@ class Field:
     name: str
     type: str
     value: str
-    levels: list[str] = field(default_factory=list)
+    levels: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def pending(
 
 def _to_answer(row: Any) -> Answer:
     moments = {name: _to_utc(row[name]) for name in ("decided", "until", "at") if row[name] is not None}
-    return Answer(**{**{name: row[name] for name in Answer.model_fields}, **moments})
+    return Answer.model_validate({**{name: row[name] for name in Answer.model_fields}, **moments})
 
 
 def _to_utc(moment: datetime) -> datetime:

@@ -54,8 +54,8 @@ def test_a_secret_is_compared_in_constant_time(tmp_path, monkeypatch):
         ("a b", ["predict"], "'a b': is not a valid key name; use a letter"),
         ("till\n", ["predict"], "is not a valid key name"),
         ("x" * 65, ["predict"], "64 at most"),
-        ("till", [], "till: a key needs a scope; name at least one of predict, events, labels, admin"),
-        ("till", ["all"], "--scope all: unknown scope; take one of predict, events, labels, admin"),
+        ("till", [], "till: a key needs a scope; name at least one of predict, events, labels, read, admin"),
+        ("till", ["all"], "--scope all: unknown scope; take one of predict, events, labels, read, admin"),
     ],
 )
 def test_an_invalid_name_or_scope_is_named(tmp_path, name, scopes, line):

@@ -109,14 +109,14 @@ def test_a_person_answers_a_suggestion_and_steers_a_rollout(browser: Browser, la
         page.wait_for_load_state()
         assert page.locator("text=A retraining is suggested").count() == 0
         for act, state in (("Pause", "paused"), ("Resume", "running")):
-            rollout = page.locator("section", has_text="Rollout under way")
+            rollout = page.locator("section", has_text="Rollout in progress")
             rollout.locator("input[name=reason]").fill("because")
             rollout.locator(f"button:text('{act}')").click()
             page.wait_for_load_state()
             stands = settings.rollouts(layout).current("dear")
             assert stands
             assert stands.state == state
-        rollout = page.locator("section", has_text="Rollout under way")
+        rollout = page.locator("section", has_text="Rollout in progress")
         rollout.locator("button:text('Promote')").click()
         assert settings.rollouts(layout).current("dear")  # the browser asks for a reason first
         rollout.locator("input[name=reason]").fill("it is better")

@@ -192,7 +192,7 @@ def test_a_rollout_is_paused_resumed_aborted_and_promoted_with_reasons(layout: L
     operated.begin_rollout(layout)
     rollouts = settings.rollouts(layout)
     with open_console(layout) as client:
-        assert "Rollout under way" in client.get("/problems/dear").text
+        assert "Rollout in progress" in client.get("/problems/dear").text
         post(client, "/problems/dear/rollout", action="pause", reason="wait for the labels")
         stands = rollouts.current("dear")
         assert stands is not None
