@@ -1,4 +1,4 @@
-"""What was set aside: rows of the tables that break a rule, predictions that the database refuses, labels and events."""
+"""What was set aside: rows of tables that break a rule, rejected labels, predictions that the database refuses."""
 
 import json
 from collections.abc import Iterator
@@ -34,12 +34,19 @@ class Refused:
 
 
 def show(visit: Visit) -> Response:
+    ledger = settings.ledger(visit.layout)
+    labels = {name: kept[::-1][:SHOWN] for name in visit.problems if (kept := ledger.rejected_labels(name))}
     if visit.visitor.problems:  # tables are shared by problems, and a bound key sees its own alone
-        return visit.render("data.html", tables=[], refused=[], refused_count=0, bound=True)
+        return visit.render("data.html", tables=[], refused=[], refused_count=0, labels=labels, bound=True)
     folder = settings.spool_folder(visit.layout)
     tables = [each for table in sorted(_tables(visit)) if (each := _quarantine(visit.layout.quarantine(table), table))]
     return visit.render(
-        "data.html", tables=tables, refused=_refused(folder), refused_count=refused_rows.count(folder), bound=False
+        "data.html",
+        tables=tables,
+        refused=_refused(folder),
+        refused_count=refused_rows.count(folder),
+        labels=labels,
+        bound=False,
     )
 
 

@@ -117,8 +117,9 @@ class Deployments:
     def try_append(self, made: Sequence[Deployment], after: int) -> bool:
         """Write decisions of one problem, all or none, if `after` is still its newest that changes what serves (0: none yet).
 
-        False, with nothing written, if it is not.
+        False, with nothing written, if it is not. Raises ProjectError where the database refuses the rows for another reason.
         """
+        problem, newest = made[0].problem, after
         try:
             with self._transaction() as link:
                 for each in made:
@@ -126,7 +127,9 @@ class Deployments:
                     assert done.inserted_primary_key is not None
                     after = done.inserted_primary_key[0]
             return True
-        except IntegrityError:
+        except IntegrityError as error:
+            if _newest(self.numbered(problem)) == newest:  # nobody was faster: the same rows would be refused for ever
+                raise database.unusable(self._engine, "deployments", error) from error
             return False
 
     def numbered(self, problem: str) -> list[tuple[int, Deployment]]:

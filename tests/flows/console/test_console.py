@@ -159,6 +159,17 @@ def test_the_champion_of_a_past_moment_is_told(reader: httpx.Client):
     assert "No version was champion at the end of 1 January 2001" in before
 
 
+def test_a_rejected_label_is_shown_with_the_rule_that_it_broke(layout: Layout):
+    from evergreen.monitoring.ledger import labels
+    from evergreen.tasks import problems
+
+    labels.write(settings.ledger(layout), "dear", problems.predictions("classification"), [{"id": "house-1"}])
+    with open_console(layout) as client:
+        page = client.get("/data").text
+    assert "Labels of dear that were rejected" in page
+    assert "house-1" in page
+
+
 def test_a_suggestion_that_is_declined_is_gone_and_stands_in_the_history(layout: Layout):
     with open_console(layout) as client:
         assert "A retraining is suggested" in client.get("/problems/dear").text

@@ -200,6 +200,18 @@ def test_a_version_that_a_person_took_away_is_not_deployed_again_by_a_verdict(de
     assert deploy(deployments, names, 2).action == "deploy", "a person brought it back"
 
 
+def test_a_table_that_refuses_every_decision_ends_with_one_line(tmp_path: Path):
+    address = f"sqlite:///{tmp_path / 'old.db'}"
+    engine = sa.create_engine(address)
+    with engine.begin() as link:
+        TABLE.create(link)
+        link.exec_driver_sql(
+            "CREATE TRIGGER old BEFORE INSERT ON deployments BEGIN SELECT RAISE(ABORT, 'NOT NULL failed'); END"
+        )
+    with pytest.raises(ProjectError, match="NOT NULL failed"):
+        Deployments(address).try_append([make_decision("redeem", 1, "deploy", "ann", "first", None)], 0)
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_deployment_killed_around_the_alias_is_whole_and_the_same_call_returns_it(
     deployments: Deployments, names: Names, moment: str
