@@ -40,6 +40,11 @@ def retrain(
             return retraining.retraining(root, name, reason, by=me(), trigger=retraining.PERSON, return_state=True)
 
     done = progress.run_flow(place, [name], start, "stopped. The same command resumes.")
+    show(name, done, as_json)
+
+
+def show(name: str, done: dict[str, Any], as_json: bool) -> None:
+    """Print the outcome of a retraining, as its flow returns it."""
     if as_json:
         print_json(done)
         return

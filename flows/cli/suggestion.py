@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from evergreen.flows.cli.common import Name, me, number, open_problem, print_json, print_table, say, short
+from evergreen.flows.cli.common import Name, me, open_problem, print_json, say, short
 
 Act = Annotated[
     Literal["status", "approve", "decline", "snooze"],
@@ -42,7 +42,7 @@ def suggestion(
             later = f"; the next suggestion is shown after {answer.until:%Y-%m-%d}" if answer.until else ""
             say(f"{name}: {act} recorded{later}")
         return
-    from evergreen.flows.cli import progress
+    from evergreen.flows.cli import progress, retrain
 
     def start() -> object:
         from evergreen.flows import current_project, retraining
@@ -52,12 +52,4 @@ def suggestion(
             return retraining.retraining(here, name, **wanted, return_state=True)
 
     done = progress.run_flow(place, [name], start, f"stopped. evergreen retrain {name} completes it.")
-    if as_json:
-        print_json(done)
-        return
-    promoted = {True: "yes", False: "no", None: ""}[done["promoted"]]
-    version = f"v{done['version']}" if done["version"] else ""
-    print_table(
-        ("problem", "challenger", "promoted", "CPU min", "why"),
-        [(name, version, promoted, number(done["cpu_minutes"]), done["outcome"])],
-    )
+    retrain.show(name, done, as_json)

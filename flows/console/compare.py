@@ -22,14 +22,9 @@ COSTS = {"cpu_seconds": "CPU seconds of", "peak_mb": "peak memory in MB of"}
 
 
 @dataclass(frozen=True)
-class Figure:
-    label: str
-    first: str
-    second: str
+class Pair:
+    """What both versions have under one name."""
 
-
-@dataclass(frozen=True)
-class Difference:
     name: str
     first: str
     second: str
@@ -79,19 +74,19 @@ def _asked(visit: Visit, name: str, default: int, known: Sequence[int]) -> int:
     return int(text)
 
 
-def _figures(one: "Version", two: "Version") -> list[Figure]:
+def _figures(one: "Version", two: "Version") -> list[Pair]:
     """The metrics of both, each as it was evaluated, with its interval."""
     names = [name for name in {**one.metrics, **two.metrics} if not name.endswith(ENDS) and not name.startswith(tuple(COSTS))]
-    return [Figure(formatting.label(name), _shown(one.metrics, name), _shown(two.metrics, name)) for name in sorted(names)]
+    return [Pair(formatting.label(name), _shown(one.metrics, name), _shown(two.metrics, name)) for name in sorted(names)]
 
 
-def _costs(one: "Version", two: "Version") -> list[Figure]:
+def _costs(one: "Version", two: "Version") -> list[Pair]:
     """What training them cost, step by step."""
-    found: list[Figure] = []
+    found: list[Pair] = []
     for name in sorted({**one.metrics, **two.metrics}):
         what, _, step = name.partition(".")
         if what in COSTS and step:
-            found.append(Figure(f"{COSTS[what]} {step}", _shown(one.metrics, name), _shown(two.metrics, name)))
+            found.append(Pair(f"{COSTS[what]} {step}", _shown(one.metrics, name), _shown(two.metrics, name)))
     return found
 
 
@@ -103,9 +98,9 @@ def _shown(metrics: Mapping[str, float], name: str) -> str:
     return f"{formatting.number(metrics[name])}{interval}"
 
 
-def _differences(one: Mapping[str, str], two: Mapping[str, str]) -> list[Difference]:
+def _differences(one: Mapping[str, str], two: Mapping[str, str]) -> list[Pair]:
     """What differs in model, data, params and code."""
-    found: list[Difference] = []
+    found: list[Pair] = []
     for name in sorted({*one, *two}):
         if one.get(name) == two.get(name):
             continue
@@ -113,17 +108,17 @@ def _differences(one: Mapping[str, str], two: Mapping[str, str]) -> list[Differe
         if name == "params":
             found += _nested(left, right)
         else:
-            found.append(Difference(name, left[:200], right[:200]))
+            found.append(Pair(name, left[:200], right[:200]))
     return found
 
 
-def _nested(left: str, right: str) -> list[Difference]:
+def _nested(left: str, right: str) -> list[Pair]:
     """The leaves of two JSON objects that differ."""
     import json
 
     one, two = (dict(_leaves(json.loads(text or "{}"))) for text in (left, right))
     names = [name for name in sorted({*one, *two}) if one.get(name) != two.get(name)]
-    return [Difference(f"params: {name}", str(one.get(name, ""))[:200], str(two.get(name, ""))[:200]) for name in names]
+    return [Pair(f"params: {name}", str(one.get(name, ""))[:200], str(two.get(name, ""))[:200]) for name in names]
 
 
 def _leaves(value: Any, path: str = "") -> "list[tuple[str, Any]]":
