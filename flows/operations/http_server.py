@@ -72,7 +72,8 @@ class Supervisor:
         self._drainer: Child | None = None
         self._console_port = console
         self._console: Child | None = None
-        self._delay: float = 0.0
+        self._delays: dict[str, float] = {}
+        """What a child is -> the delay of its next restart: one that cannot start must not delay the others."""
         self._stopping = False
 
     def run(self, on_ready: Callable[[str], None]) -> None:
@@ -154,10 +155,11 @@ class Supervisor:
         if child.ended is None:
             child.ended = now
             early = now - child.started < QUICK_SECONDS
-            self._delay = min(MAX_DELAY_SECONDS, 2 * self._delay + POLL_SECONDS) if early else 0.0
+            delay = self._delays.get(name, 0.0)
+            self._delays[name] = min(MAX_DELAY_SECONDS, 2 * delay + POLL_SECONDS) if early else 0.0
             _close_stdin(child.process)
             log.error("%s exited with code %s and is replaced", name, child.process.returncode)
-        return now - child.ended >= self._delay
+        return now - child.ended >= self._delays[name]
 
     def _stop(self) -> None:
         """Stop the workers, which finish open requests; then the drainer, which empties the spool."""
