@@ -53,7 +53,8 @@ def marking(layout: Layout, step: str, problem: str | None) -> Generator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def read(layout: Layout) -> list[RunningStep]:

@@ -89,10 +89,12 @@ class Console:
             "/problems/{problem}/rollback": actions.roll_back,
             "/problems/{problem}/retrain": actions.retrain,
         }
-        acting = {path: view for path, view in done.items() if view is not trial.predict}
         return [
             *(Route(path, self._endpoint(view), methods=["GET"]) for path, view in shown.items()),
-            *(Route(path, self._endpoint(view, acts=path in acting), methods=["POST"]) for path, view in done.items()),
+            *(
+                Route(path, self._endpoint(view, acts=view is not trial.predict), methods=["POST"])
+                for path, view in done.items()
+            ),
             Route("/sign-in", self._sign_in, methods=["GET", "POST"]),
             Route("/sign-out", self._sign_out, methods=["POST"]),
             Route("/health", _health),

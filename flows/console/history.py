@@ -9,6 +9,7 @@ from starlette.responses import Response
 from evergreen.flows import settings
 from evergreen.flows.console.visits import Visit
 from evergreen.tasks.core.errors import ParamsError
+from evergreen.tasks.release.deployments import MOVES
 
 LEVELS = {"deploy": "good", "promote": "good", "refuse": "idle", "abort": "watch", "rollback": "watch"}
 
@@ -57,9 +58,6 @@ def show(visit: Visit) -> Response:
         first=reigns[0].since.date() if reigns else None,
         days=(datetime.now(UTC).date() - reigns[0].since.date()).days if reigns else 0,
     )
-
-
-MOVES = ("deploy", "promote", "rollback")
 
 
 def _entries(visit: Visit, problem: str) -> Iterator[Entry]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from evergreen.flows.console.sign_in import Visitor
-from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.core.paths import Layout
@@ -61,7 +60,3 @@ class Visit:
 def back_to(path: str) -> Response:
     """Show another page after a POST, so that a reload does not send the form again."""
     return RedirectResponse(path, status_code=303)
-
-
-def visit_params(layout: Layout) -> Params:
-    return load(layout.params)

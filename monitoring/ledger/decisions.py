@@ -20,6 +20,7 @@ from evergreen.monitoring.ledger.records import Decision, Retraining, Window
 from evergreen.tasks.config.base import Section
 from evergreen.tasks.core import database
 from evergreen.tasks.core.errors import ParamsError
+from evergreen.tasks.release.deployments import as_utc
 
 METADATA = sa.MetaData()
 RUNS = sa.Table(
@@ -147,7 +148,7 @@ class DecisionLog:
         with self._connect() as connection:
             rows = list(connection.execute(query).mappings())
         return [
-            MonitoringRun(decision=Decision.model_validate_json(row["decision"]), recorded=_to_utc(row["recorded"]))
+            MonitoringRun(decision=Decision.model_validate_json(row["decision"]), recorded=as_utc(row["recorded"]))
             for row in reversed(rows)
         ]
 
@@ -223,13 +224,8 @@ class DecisionLog:
 
 
 def _to_record(row: Any) -> RetrainingRecord:
-    moments = {name: _to_utc(row[name]) for name in ("at", "started", "ended") if row[name] is not None}
+    moments = {name: as_utc(row[name]) for name in ("at", "started", "ended") if row[name] is not None}
     return RetrainingRecord(**{**row, **moments})
-
-
-def _to_utc(moment: datetime) -> datetime:
-    """`moment` in UTC; SQLite returns times without a zone."""
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def summarize(decision: Decision) -> dict[str, Any]:

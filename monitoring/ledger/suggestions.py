@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from evergreen.monitoring.ledger.decisions import MonitoringRun, RetrainingRecord
 from evergreen.tasks.config.base import Section
 from evergreen.tasks.core import database
+from evergreen.tasks.release.deployments import as_utc
 
 METADATA = sa.MetaData()
 ANSWERS = sa.Table(
@@ -77,10 +78,5 @@ def pending(
 
 
 def _to_answer(row: Any) -> Answer:
-    moments = {name: _to_utc(row[name]) for name in ("decided", "until", "at") if row[name] is not None}
+    moments = {name: as_utc(row[name]) for name in ("decided", "until", "at") if row[name] is not None}
     return Answer.model_validate({**{name: row[name] for name in Answer.model_fields}, **moments})
-
-
-def _to_utc(moment: datetime) -> datetime:
-    """`moment` in UTC; SQLite returns times without a zone."""
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
