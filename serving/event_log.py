@@ -115,6 +115,17 @@ class RejectedEvent:
     reason: str
 
 
+@dataclass(frozen=True)
+class KeptEvent:
+    """A rejected event of the log."""
+
+    at: datetime
+    """When it was sent, UTC."""
+    event: str
+    """As JSON."""
+    reason: str
+
+
 class EventLog:
     """The events, in tables at the SQLAlchemy `address`. Creates missing tables, and the folder of an SQLite file.
 
@@ -216,11 +227,12 @@ class EventLog:
         found = [(*row[:-1], None if row.moment is None else _to_utc(row.moment)) for row in rows]
         return pl.DataFrame(found, schema=columns, orient="row")
 
-    def rejected(self, problem: str) -> list[RejectedEvent]:
-        """All rejected events, oldest first."""
-        query = sa.select(REJECTED.c.event, REJECTED.c.reason).where(REJECTED.c.problem == problem).order_by(REJECTED.c.number)
+    def rejected(self, problem: str, last: int) -> list[KeptEvent]:
+        """The `last` rejected events, oldest first."""
+        query = sa.select(REJECTED).where(REJECTED.c.problem == problem).order_by(REJECTED.c.number.desc()).limit(last)
         with self._transaction() as connection:
-            return [RejectedEvent(json.loads(event), reason) for event, reason in connection.execute(query)]
+            rows = connection.execute(query).all()
+        return [KeptEvent(_to_utc(row.recorded), row.event, row.reason) for row in reversed(rows)]
 
     @contextmanager
     def _writing(self, problem: str) -> Iterator[tuple[sa.Connection, int]]:

@@ -1,4 +1,4 @@
-"""What was set aside: rows of tables that break a rule, rejected labels, predictions that the database refuses."""
+"""What was set aside: rows of tables, labels, purchases and predictions, each with the rule that it broke."""
 
 import json
 from collections.abc import Iterator
@@ -27,17 +27,29 @@ class Quarantine:
 
 
 @dataclass(frozen=True)
-class Refused:
+class Rejected:
     at: datetime
+    """UTC."""
     reason: str
     row: str
+    """As it was sent, as JSON."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """What one problem rejected of one kind."""
+
+    problem: str
+    what: str
+    """labels or purchases."""
+    rows: list[Rejected]
+    """The newest first."""
 
 
 def show(visit: Visit) -> Response:
-    ledger = settings.ledger(visit.layout)
-    labels = {name: kept[::-1][:SHOWN] for name in visit.problems if (kept := ledger.rejected_labels(name))}
+    groups = [each for name in visit.problems for each in _groups(visit, name) if each.rows]
     if visit.visitor.problems:  # tables are shared by problems, and a bound key sees its own alone
-        return visit.render("data.html", tables=[], refused=[], refused_count=0, labels=labels, bound=True)
+        return visit.render("data.html", tables=[], refused=[], refused_count=0, groups=groups, bound=True)
     folder = settings.spool_folder(visit.layout)
     tables = [each for table in sorted(_tables(visit)) if (each := _quarantine(visit.layout.quarantine(table), table))]
     return visit.render(
@@ -45,9 +57,17 @@ def show(visit: Visit) -> Response:
         tables=tables,
         refused=_refused(folder),
         refused_count=refused_rows.count(folder),
-        labels=labels,
+        groups=groups,
         bound=False,
     )
+
+
+def _groups(visit: Visit, problem: str) -> Iterator[Group]:
+    labels = settings.ledger(visit.layout).rejected_labels(problem)[-SHOWN:]
+    yield Group(problem, "labels", [Rejected(each.at, each.reason, each.label) for each in reversed(labels)])
+    if visit.params.kind(problem) == "recommendation":
+        events = settings.events(visit.layout).rejected(problem, SHOWN)
+        yield Group(problem, "purchases", [Rejected(each.at, each.reason, each.event) for each in reversed(events)])
 
 
 def _tables(visit: Visit) -> Iterator[str]:
@@ -67,11 +87,11 @@ def _quarantine(path: Path, table: str) -> Quarantine | None:
     return Quarantine(table, rows, ordered.columns, ordered.rows())
 
 
-def _refused(folder: Path) -> list[Refused]:
-    found: list[Refused] = []
+def _refused(folder: Path) -> list[Rejected]:
+    found: list[Rejected] = []
     with suppress(OSError), (folder / refused_rows.FILE).open("rb") as file:
         for line in file.read()[-2_000_000:].splitlines()[-SHOWN:]:
             with suppress(ValueError, KeyError, TypeError):
                 each = json.loads(line)
-                found.append(Refused(datetime.fromtimestamp(each["at"], UTC), each["reason"], str(each["row"])[:500]))
+                found.append(Rejected(datetime.fromtimestamp(each["at"], UTC), each["reason"], str(each["row"])[:500]))
     return found[::-1]

@@ -13,6 +13,7 @@ import pytest
 from evergreen.flows import running_steps, settings
 from evergreen.flows.console import app, commands
 from evergreen.flows.operations import suggestions
+from evergreen.serving.event_log import RejectedEvent
 from evergreen.tasks.config import loading
 from evergreen.tasks.core.errors import ParamsError, ProjectError
 from evergreen.tasks.core.paths import Layout
@@ -160,15 +161,19 @@ def test_the_champion_of_a_past_moment_is_told(reader: httpx.Client):
     assert "No version was champion at the end of 1 January 2001" in before
 
 
-def test_a_rejected_label_is_shown_with_the_rule_that_it_broke(layout: Layout):
+def test_rejected_labels_and_purchases_are_shown_with_the_rule_that_they_broke(layout: Layout):
     from evergreen.monitoring.ledger import labels
     from evergreen.tasks import problems
 
     labels.write(settings.ledger(layout), "dear", problems.predictions("classification"), [{"id": "house-1"}])
+    settings.events(layout).append("recommend", [], [RejectedEvent({"item": "<b>7"}, "quantity = -3: must be above 0")])
     with open_console(layout) as client:
         page = client.get("/data").text
-    assert "Labels of dear that were rejected" in page
+    assert "Rejected labels of dear" in page
     assert "house-1" in page
+    assert "Rejected purchases of recommend" in page
+    assert "quantity = -3: must be above 0" in page
+    assert "&lt;b&gt;7" in page
 
 
 def test_a_suggestion_that_is_declined_is_gone_and_stands_in_the_history(layout: Layout):
