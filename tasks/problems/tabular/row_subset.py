@@ -28,14 +28,8 @@ def places(data: Rows, parts: Sequence[Part], labelled: bool = True) -> np.ndarr
 def subset(data: Rows, rows: np.ndarray) -> Rows:
     """The rows of those numbers, in that order, as the one part ROWS. A number may come more than once."""
     whole = Parts(Splits((), ()), {ROWS: np.ones(len(rows), dtype=bool)})
-    return replace(
-        data,
-        entity=data.entity[rows],
-        cutoff=None,
-        target=data.target[rows],
-        features=data.features.iloc[rows].reset_index(drop=True),
-        parts=whole,
-    )
+    taken = data.take(rows)
+    return replace(taken, cutoff=None, features=taken.features.reset_index(drop=True), parts=whole)
 
 
 def by_entity(data: Rows, rows: np.ndarray, seed: int) -> np.ndarray:

@@ -53,13 +53,7 @@ def thin(data: Any, most: int | None, seed: int) -> Any:
     order = seen[np.random.default_rng(seed).permutation(len(seen))]
     kept = np.unique(np.concatenate([order[:most], _rare(data.target, order)]))
     masks = {name: mask[kept] for name, mask in data.parts.masks.items()}
-    return replace(
-        data,
-        entity=data.entity[kept],
-        target=data.target[kept],
-        features=data.features.iloc[kept],
-        parts=replace(data.parts, masks=masks),
-    )
+    return replace(data.take(kept), parts=replace(data.parts, masks=masks))
 
 
 def _rare(target: pl.Series, order: np.ndarray) -> np.ndarray:

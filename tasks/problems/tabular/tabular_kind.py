@@ -164,10 +164,18 @@ class Rows:
         """The rows at cutoffs, or of the parts of a plain table; only those with a target if `labelled`."""
         mask = self._mask(list(parts))
         mask = mask & self.target.is_not_null() if labelled else mask
-        cutoff = self.cutoff.filter(mask) if self.cutoff is not None else None
-        entity, target, features = self.entity.filter(mask), self.target.filter(mask), self.features.loc[mask.to_numpy()]
-        time = self.time.filter(mask) if self.time is not None else None
-        return replace(self, entity=entity, target=target, features=features, cutoff=cutoff, parts=None, time=time)
+        return replace(self.take(np.flatnonzero(mask.to_numpy())), parts=None)
+
+    def take(self, places: np.ndarray) -> "Rows":
+        """The rows at `places`, in that order; a place may come more than once. `parts` stay those of all rows."""
+        return replace(
+            self,
+            entity=self.entity[places],
+            cutoff=None if self.cutoff is None else self.cutoff[places],
+            target=self.target[places],
+            features=self.features.iloc[places],
+            time=None if self.time is None else self.time[places],
+        )
 
     def _mask(self, parts: Sequence[Part]) -> pl.Series:
         if self.parts is not None:
@@ -385,9 +393,7 @@ def aged(rows: Rows, half_life_days: float | None, seed: int) -> Rows:
     newest = rows.cutoff.max()
     age = pl.DataFrame({"cutoff": rows.cutoff}).select((pl.lit(newest) - pl.col("cutoff")).dt.total_days()).to_series()
     kept = np.random.default_rng(seed).random(len(rows)) < 0.5 ** (age.to_numpy() / half_life_days)
-    mask = pl.Series(kept)
-    entity, target, cutoff = rows.entity.filter(mask), rows.target.filter(mask), rows.cutoff.filter(mask)
-    return replace(rows, entity=entity, target=target, cutoff=cutoff, features=rows.features.loc[kept])
+    return rows.take(np.flatnonzero(kept))
 
 
 def roles(features: pd.DataFrame, high_cardinality: int) -> tuple[list[str], list[str], list[str]]:

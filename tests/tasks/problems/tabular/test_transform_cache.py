@@ -11,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from evergreen.tasks import problems
 from evergreen.tasks.problems.tabular.holdout_split import ALONE
+from evergreen.tasks.problems.tabular.row_subset import subset
 from evergreen.tasks.problems.tabular.subsample import FEWEST_PER_CLASS, sample, thin, without
 from evergreen.tasks.problems.tabular.transform_cache import Matrices, Once, once, reusing
 from tests.tasks.problems.tabular.test_tabular_kind import houses, loaded, section
@@ -100,6 +101,20 @@ def test_a_thinned_table_keeps_its_rare_class_and_no_row_of_the_test(tmp_path: P
     assert thin(data, 500, 0).entity.equals(few.entity)
     fold = kind.splits(few, chosen).folds[0]
     assert kind.rows(few, fold.train) + len(few.at([fold.test])) == len(few)
+
+
+def test_a_part_of_a_table_with_time_keeps_the_time_of_each_row(tmp_path: Path) -> None:
+    kind, chosen = problems.kind("regression"), section("price", features={"time": "built"})
+    data = loaded(tmp_path, kind, chosen, houses(1200).sample(fraction=1.0, shuffle=True, seed=1))
+    time = dict(zip(data.entity, data.time, strict=True))
+    few = thin(data, 500, 0)
+    assert len(few) < len(data)
+    parts = [few.at(fold.train) for fold in kind.splits(few, chosen).folds]
+    drawn = subset(data, np.array([7, 3, 3, 900]))
+    for part in (*parts, drawn, drawn.at(["rows"])):
+        assert len(part) == len(part.time) == len(part.features) > 0
+        assert [time[each] for each in part.entity] == part.time.to_list()
+    assert drawn.entity.to_list() == data.entity[[7, 3, 3, 900]].to_list()
 
 
 def test_of_a_large_table_the_search_reads_a_part_with_its_rare_class(tmp_path: Path) -> None:
