@@ -1,6 +1,7 @@
 """`evergreen schedule`: run training, scoring and monitoring by the clock."""
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,10 +14,10 @@ from evergreen.flows.cli.common import (
     read_params,
     say,
 )
+from evergreen.tasks.core.errors import ProjectError
 
 if TYPE_CHECKING:
     from evergreen.tasks.config.params import Params
-from pathlib import Path
 
 
 def schedule(
@@ -25,6 +26,15 @@ def schedule(
     ] = False,
     show: Annotated[bool, typer.Option("--show", help="Print what is scheduled, and do nothing.")] = False,
     write: Annotated[bool, typer.Option("--write", help="Write prefect.yaml, for prefect deploy, and end.")] = False,
+    health_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="With a Prefect server: GET /health on this port of 127.0.0.1 gives 503 once the worker gets no answer.",
+            show_default=False,
+        ),
+    ] = None,
     *,
     root: Path,
     as_json: bool,
@@ -42,6 +52,10 @@ def schedule(
             say(f"written: {schedules.write(place)}")
         return
     pool = schedules.POOL if os.environ.get("PREFECT_API_URL") else None
+    if health_port is not None:
+        if not pool:
+            raise ProjectError("schedule: --health-port is for a worker of a Prefect server; set PREFECT_API_URL")
+        schedules.set_health_port(health_port)
     with server.running(place, say, scheduling=True) as prefect:
         _planned(known, as_json)
         prefect.wait()
@@ -53,7 +67,7 @@ def schedule(
         if no_work:
             return
         say(f"{len(made)} deployments run here. Ctrl-C to stop.")
-        schedules.work(place, known, pool)
+        schedules.work(place, known, pool, health_port is not None)
 
 
 def _planned(known: "Params", as_json: bool) -> None:

@@ -1,7 +1,9 @@
 """The HTTP service as processes: a supervisor, workers that serve, and a drainer that moves predictions to the ledger.
 
-`python -P -m evergreen.flows.operations.http_server` is a worker. It inherits the socket of the supervisor, so connections wait
-while a dead worker is replaced. docs/decisions/server-supervisor.md compares this with uvicorn's own supervisor.
+`python -P -m evergreen.flows.operations.http_server` is a worker. A single one inherits the socket of the supervisor, so
+connections wait while it is replaced. Each of several opens its own socket on the same port once its models are loaded
+(SO_REUSEPORT): the kernel spreads connections evenly over the workers that live.
+docs/decisions/server-supervisor.md compares this with uvicorn's own supervisor.
 """
 
 import argparse
@@ -64,7 +66,7 @@ class Supervisor:
 
         AccessControl(params.serve, host, settings.keys(layout))  # raises before any worker starts
         self._layout, self._params, self._host, self._count = layout, params, host, workers
-        self._socket = bind("serve", host, port)
+        self._socket = bind("serve", host, port) if workers == 1 else reserve("serve", host, port)
         self.url = url_of(self._socket)
         self._status = layout.var / "serving" / str(os.getpid())
         """Folder of the workers' readiness files and metrics."""
@@ -104,10 +106,12 @@ class Supervisor:
         self._stopping = True
 
     def _start_worker(self) -> Child:
-        fd = self._socket.fileno()
+        fd, shared = self._socket.fileno(), self._count > 1
+        place = ("--port", str(self._socket.getsockname()[1])) if shared else ("--fd", str(fd))
         process = child_process.start(
-            "evergreen.flows.operations.http_server", "--root", str(self._layout.root), "--fd", str(fd), "--host", self._host,
-            "--status", str(self._status), cwd=Path.cwd(), env={**dict.fromkeys(THREADS, "1"), **os.environ}, pass_fds=(fd,),
+            "evergreen.flows.operations.http_server", "--root", str(self._layout.root), *place, "--host", self._host,
+            "--status", str(self._status),
+            cwd=Path.cwd(), env={**dict.fromkeys(THREADS, "1"), **os.environ}, pass_fds=() if shared else (fd,),
         )  # fmt: skip
         return Child(process, time.monotonic())
 
@@ -210,18 +214,44 @@ def _runs(status: Path) -> bool:
 
 
 def bind(command: str, host: str, port: int) -> socket.socket:
+    """A socket that listens, for this process or one child. Raises ProjectError if it cannot."""
+    found = _bound(command, host, port)
+    found.listen(BACKLOG)
+    found.set_inheritable(True)
+    return found
+
+
+def reserve(command: str, host: str, port: int) -> socket.socket:
+    """A socket that holds the port and does not listen, for `share` of its children. Raises ProjectError if it cannot."""
+    with _bound(command, host, port) as free:  # fails where another server listens, of which SO_REUSEPORT would take a share
+        free.listen(1)
+        port = free.getsockname()[1]
+    found = _bound(command, host, port, socket.SO_REUSEPORT)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # nobody else binds it before a worker listens
+    return found
+
+
+def share(host: str, port: int) -> socket.socket:
+    """One of several sockets that listen on a port; the kernel gives each an equal share of the connections."""
+    found = _bound("serve", host, port, socket.SO_REUSEPORT)
+    found.listen(BACKLOG)
+    return found
+
+
+def _bound(command: str, host: str, port: int, option: int = socket.SO_REUSEADDR) -> socket.socket:
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         found = socket.socket(family, kind, proto)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.setsockopt(socket.SOL_SOCKET, option, 1)
         found.bind(address)
-        found.listen(BACKLOG)
     except OSError as error:
-        raise ProjectError(
-            f"{command}: cannot bind {host}:{port}: {error.strerror or error}. Choose another --port."
-        ) from error
-    found.set_inheritable(True)
+        raise _unbound(command, host, port, error) from error
     return found
+
+
+def _unbound(command: str, host: str, port: int, error: OSError) -> ProjectError:
+    return ProjectError(f"{command}: cannot bind {host}:{port}: {error.strerror or error}. Choose another --port.")
 
 
 def url_of(bound: socket.socket) -> str:
@@ -268,8 +298,8 @@ def application(layout: Layout, params: Params, host: str, status: Path | None =
     return App(service, access, spool_state), watcher
 
 
-def work(layout: Layout, host: str, fd: int, status: Path) -> None:
-    """Serve on the socket `fd` until SIGTERM."""
+def work(layout: Layout, host: str, fd: int | None, port: int, status: Path) -> None:
+    """Serve on the socket `fd`, or else on a share of `port`, until SIGTERM."""
     import uvicorn
 
     from evergreen.serving import http_protocol
@@ -285,12 +315,13 @@ def work(layout: Layout, host: str, fd: int, status: Path) -> None:
     config = http_protocol.configure(
         app, params.serve, loop="uvloop", log_config=None, timeout_graceful_shutdown=int(params.serve.timeout_seconds) + 1
     )
+    bound = share(host, port) if fd is None else socket.socket(fileno=fd)
     try:
         (status / f"{os.getpid()}.ready").touch()
     except OSError as error:
         log.error("the disk takes no file: %s; this worker serves all the same", error)
     try:
-        uvicorn.Server(config).run(sockets=[socket.socket(fileno=fd)])
+        uvicorn.Server(config).run(sockets=[bound])
     finally:
         watcher.stop()
 
@@ -299,13 +330,14 @@ def _main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--root", type=Path)
     parser.add_argument("--fd", type=int)
+    parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--host")
     parser.add_argument("--status", type=Path)
     options = parser.parse_args()
     log_limits.configure(logging.INFO, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in ("uvicorn.error", "alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    work(Layout(options.root), options.host, options.fd, options.status)
+    work(Layout(options.root), options.host, options.fd, options.port, options.status)
 
 
 if __name__ == "__main__":

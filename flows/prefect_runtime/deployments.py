@@ -372,14 +372,21 @@ def _missed(client: "SyncPrefectClient", each: Planned, id: "UUID", now: datetim
 # Work
 
 
-def work(layout: Layout, params: Params, pool: str | None) -> None:
+def set_health_port(port: int) -> None:
+    """Where a worker answers GET /health. Prefect reads its settings once, so call this before its first import."""
+    os.environ.update({"PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1", "PREFECT_WORKER_WEBSERVER_PORT": str(port)})
+
+
+def work(layout: Layout, params: Params, pool: str | None, health: bool = False) -> None:
     """Run what is due until SIGINT or SIGTERM. `pool`: as its worker for the project's queue; None: as the process that serves
-    the deployments."""
+    the deployments. `health`: the worker answers GET /health, with 503 once it could not ask for work 30 times in a row."""
     os.environ.update({"PYTHONSAFEPATH": "1", VARIABLE: str(layout.root)})
     if pool:
         from prefect.workers.process import ProcessWorker
 
-        asyncio.run(ProcessWorker(work_pool_name=pool, work_queues=[queue(params)], limit=AT_ONCE).start())
+        asyncio.run(
+            ProcessWorker(work_pool_name=pool, work_queues=[queue(params)], limit=AT_ONCE).start(with_healthcheck=health)
+        )
         return
     from prefect import serve
 

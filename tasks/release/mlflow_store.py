@@ -12,7 +12,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -67,6 +67,19 @@ class Version(Section):
     """`roc_auc`, and with _low, _high, _baseline, _gain, _gain_low and _gain_high behind it. Undefined numbers are left out."""
 
 
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process of this machine is in such a block: MLflow makes and migrates its tables without a lock."""
+    import fcntl
+
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)
+
+
 class MlflowStore:
     """Runs, models and aliases at `uri` (sqlite:///FILE, or http://HOST:PORT of a server).
 
@@ -88,7 +101,8 @@ class MlflowStore:
         with self.errors():
             if uri.startswith("sqlite:///"):
                 make_file(str(file))
-            self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            with _alone_in(file.parent) if uri.startswith("sqlite:///") else nullcontext():
+                self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self._make_relative()
 
     @contextmanager

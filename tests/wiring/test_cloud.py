@@ -5,6 +5,9 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import yaml
@@ -174,6 +177,39 @@ def test_every_service_of_compose_has_a_health_check_and_waits_for_its_dependenc
         line.partition("=")[0].strip("# ") for line in (ROOT / "deploy" / "env.example").read_text().splitlines() if "=" in line
     }
     assert set(re.findall(r"\$\{(\w+):\?", (ROOT / "compose.yaml").read_text())) <= named
+
+
+class Answer(BaseHTTPRequestHandler):
+    status = 200
+
+    def do_GET(self):
+        self.send_response(self.status)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("name", ["serve", "worker", "prefect", "mlflow"])
+def test_a_health_check_fails_when_what_it_watches_fails(name):
+    words = COMPOSE["services"][name]["healthcheck"]["test"]
+    assert words[:3] == ["CMD", "python", "-c"]
+    watched = re.search(r"127\.0\.0\.1:(\d+)", words[3])
+    assert watched
+    assert watched[1] in " ".join(COMPOSE["services"][name]["command"])
+
+    def check(port):
+        code = words[3].replace(watched[0], f"127.0.0.1:{port}")
+        return subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, check=False).returncode
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_address[1]
+        assert check(port) == 0
+        server.RequestHandlerClass = type("Failing", (Answer,), {"status": 503})
+        assert check(port) != 0
+        server.shutdown()
+    assert check(port) != 0
 
 
 @pytest.mark.parametrize("name", ["serve", "worker", "prefect", "mlflow"])

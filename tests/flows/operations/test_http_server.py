@@ -1,12 +1,17 @@
 """The supervisor of a server's processes."""
 
+import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
-from evergreen.flows.operations.http_server import Child, Supervisor
+import pytest
+
+from evergreen.flows.operations.http_server import Child, Supervisor, bind, reserve, share
 from evergreen.tasks.config import loading
+from evergreen.tasks.core.errors import ProjectError
 from evergreen.tasks.core.paths import Layout
 from tests import store
 
@@ -32,3 +37,43 @@ def test_a_console_that_cannot_start_delays_no_restart_of_a_worker(tmp_path: Pat
     assert supervisor._restart_due(worker, "a worker")
     assert not supervisor._restart_due(console, "the console")
     supervisor._socket.close()
+
+
+def accepted(listener: socket.socket) -> int:
+    """The connections that wait for a socket."""
+    listener.setblocking(False)
+    count = 0
+    while True:
+        try:
+            listener.accept()[0].close()
+        except BlockingIOError:
+            return count
+        count += 1
+
+
+def test_each_of_four_workers_gets_its_share_of_connections_and_a_dead_one_none():
+    with ExitStack() as stack:
+        held = stack.enter_context(reserve("serve", "127.0.0.1", 0))
+        address = held.getsockname()[:2]
+        workers = [stack.enter_context(share(*address)) for _ in range(4)]
+        for _ in range(400):
+            stack.enter_context(socket.create_connection(address, timeout=5))
+        counts = [accepted(each) for each in workers]
+        assert sum(counts) == 400
+        assert all(60 <= each <= 140 for each in counts), counts  # four standard deviations are 35
+        workers[0].close()
+        for _ in range(100):
+            stack.enter_context(socket.create_connection(address, timeout=5))
+        assert sum(accepted(each) for each in workers[1:]) == 100
+
+
+@pytest.mark.parametrize("listening", [False, True])
+def test_a_port_that_several_workers_share_admits_no_second_server(listening: bool):
+    with ExitStack() as stack:
+        held = stack.enter_context(reserve("serve", "127.0.0.1", 0))
+        host, port = held.getsockname()[:2]
+        if listening:
+            stack.enter_context(share(host, port))
+        for claim in (bind, reserve):
+            with pytest.raises(ProjectError, match=rf"serve: cannot bind {host}:{port}: Address already in use"):
+                claim("serve", host, port)
