@@ -48,6 +48,9 @@ def backtest(
         print_json(found.model_dump(mode="json"))
         return
     print_table(COLUMNS, [_cells(each, found.metric) for each in found.outcomes])
+    for each in found.outcomes:
+        for name, estimate in each.more.items():
+            say(f"{each.policy}: {name} {_interval(estimate)} in {estimate.rows} windows")
     say(f"CPU minutes: {found.cost}")
     if found.recommendation:
         say(f"{name}: recommended: {found.recommendation.policy}, {found.recommendation.reason}")

@@ -14,6 +14,7 @@ from evergreen.flows.operations import backtest_data
 from evergreen.monitoring.report import time_series
 from evergreen.monitoring.retraining import backtest, policy
 from evergreen.monitoring.retraining.backtest import REFERENCE, Outcome, Recommendation
+from evergreen.monitoring.retraining.backtest_lists import CounterfactualShop
 from evergreen.monitoring.retraining.backtest_models import GROUPS, DiskCache
 from evergreen.monitoring.retraining.backtest_monitoring import CounterfactualWorld
 from evergreen.tasks import problems
@@ -139,7 +140,7 @@ def build_world(
     folder = layout.var / "backtest" / problem / state
     backtest_data.touch_folder(folder)
     minutes, cost = _training_cost(layout, problem)
-    world = CounterfactualWorld(
+    world = (CounterfactualShop if section.predicts == "lists" else CounterfactualWorld)(
         problem=problem,
         kind=kind,
         section=section,

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from evergreen.monitoring.retraining.backtest_lists import PurchaseWindows
 from evergreen.monitoring.retraining.backtest_windows import EventWindows, PastWindows, TableWindows, row_days, windows
 from evergreen.tasks import problems
-from evergreen.tasks.config.params import Features, Params, Table, Tabular
+from evergreen.tasks.config.params import Features, Params, Recommend, Table, Tabular
 from evergreen.tasks.core.errors import ParamsError, StepError
 from evergreen.tasks.core.paths import Layout, sha256, writing
 from evergreen.tasks.data import snapshot
@@ -29,14 +30,21 @@ TRAINING_SHARE = 0.25
 """Smallest share of a plain table's rows in the training data of the first model."""
 
 
-def check_section(params: Params, problem: str) -> Tabular:
+def check_section(params: Params, problem: str) -> Tabular | Recommend:
     """The section of a problem that can be backtested; raises ParamsError for another."""
     section = params.section(problem)
     if section.predicts == "lists":
-        raise ParamsError(
-            f"{problem}: a problem of {params.kind(problem)} cannot be backtested: its lists depend on purchases up to the "
-            "moment, and each of its models takes minutes. Backtests work for classification, regression and clustering"
-        )
+        if section.features.order is not None:
+            raise ParamsError(
+                f"{problem}.features.order = {section.features.order}: orders without dates belong to no window of the "
+                f"calendar; give ingest.{section.features.table}.time to backtest"
+            )
+        if section.features.judge_by != "calendar":
+            raise ParamsError(
+                f"{problem}.features.judge_by = {section.features.judge_by}: judges users by their own last purchases, which "
+                "belong to no window of the calendar; a backtest needs judge_by: calendar"
+            )
+        return section
     if not section.features.by_cutoff and section.features.time_column is None:
         raise ParamsError(f"{problem}.features.time: is missing, so its rows belong to no window; name the column to backtest")
     return section
@@ -53,6 +61,8 @@ def load_windows(
     """A digest of what the rows depend on, and the windows. Raises ParamsError for days that do not fit, StepError where the
     tables are missing."""
     section, kind = check_section(params, problem), problems.kind(params.kind(problem))
+    if section.predicts == "lists":
+        return _load_purchase_windows(layout, params, problem, section, kind, first, last)
     if section.features.by_cutoff is False:
         return _load_table_windows(layout, problem, section, section.features, kind, first, last)
     return _load_event_windows(layout, params, problem, section, section.features, kind, first, last, say)
@@ -85,6 +95,7 @@ def build_window_rows(
     """The rows of an event problem at the cutoff of every window up to `last`: a digest of what they depend on, and a folder
     for the kind's `load`. Incomplete targets are null. Raises StepError without tables."""
     section = check_section(params, problem)
+    assert section.predicts != "lists"
     features, kind = section.features, problems.kind(params.kind(problem))
     assert features.by_cutoff is True
     step, horizon, end = section.monitor.window_days, features.horizon_days, snapshot.resolve_as_of(params, layout)
@@ -125,6 +136,22 @@ def _load_table_windows(
     enough = _to_date(np.sort(dates)[int(len(dates) * TRAINING_SHARE)]) + timedelta(days=delay + step)
     days = _select_days(windows(enough, last, step), first, last, f"a quarter of {problem}'s rows are labelled")
     return digest(sha256(path), step), TableWindows(kind.load(path.parent, section), section, days, step, dates, delay)
+
+
+def _load_purchase_windows(
+    layout: Layout, params: Params, problem: str, section: Recommend, kind: Any, first: date | None, last: date | None
+) -> tuple[str, PastWindows]:
+    """The purchases of a recommender, from its features; the first model has a cutoff to learn from."""
+    folder, step = layout.features(problem), section.monitor.window_days
+    path = folder / "lines.parquet"
+    if not path.is_file():
+        raise StepError(f"{path}: is not there. Train first: evergreen train {problem}")
+    data = kind.load(folder, section)
+    until: date = min(last or data.as_of, data.as_of)
+    enough = data.first + timedelta(days=2 * data.horizon_days - 1 + step)
+    days = _select_days(windows(enough, until, step), first, until, f"purchases of {problem} are enough to learn from")
+    contents = [sha256(each) for each in sorted(folder.glob("*.parquet"))]
+    return digest(contents, step), PurchaseWindows(data, section, days, step)
 
 
 def _to_date(day: np.datetime64) -> date:

@@ -108,6 +108,8 @@ class PolicyRow:
     alarms: int
     false_alarms: int
     chosen: bool
+    more: list[tuple[str, str, str]] = field(default_factory=list)
+    """Further metrics: name, value and interval."""
 
 
 @dataclass(frozen=True)
@@ -310,15 +312,12 @@ def _backtest(name: str, found: Mapping[str, Any]) -> Backtest | None:
 
 def _policy(outcome: Mapping[str, Any], chosen: str | None) -> PolicyRow:
     quality, gain = (Estimate.model_validate(outcome[part]) for part in ("quality", "gain"))
+    further = {name: Estimate.model_validate(each) for name, each in outcome.get("more", {}).items()}
     places = formatting.digits(quality.low, quality.high)
-    within = (
-        f"[{formatting.number(quality.low, places)}, {formatting.number(quality.high, places)}]"
-        if quality.low is not None
-        else ""
-    )
+    score, within = _with_interval(quality)
     return PolicyRow(
         name=outcome["policy"],
-        quality=formatting.number(quality.score, places),
+        quality=score,
         interval=within,
         gain=formatting.signed(gain.score, places) if outcome["retrainings"] else formatting.MISSING,
         retrainings=outcome["retrainings"],
@@ -328,4 +327,12 @@ def _policy(outcome: Mapping[str, Any], chosen: str | None) -> PolicyRow:
         alarms=outcome["alarms"],
         false_alarms=outcome["false_alarms"],
         chosen=outcome["policy"] == chosen,
+        more=[(formatting.label(name), *_with_interval(each)) for name, each in further.items()],
     )
+
+
+def _with_interval(found: Estimate) -> tuple[str, str]:
+    """A score and its interval, as text."""
+    places = formatting.digits(found.low, found.high)
+    ends = [formatting.number(end, places) for end in (found.low, found.high)]
+    return formatting.number(found.score, places), f"[{', '.join(ends)}]" if found.low is not None else ""

@@ -15,8 +15,9 @@ from datetime import UTC, date, datetime, time
 from typing import Protocol
 
 import numpy as np
+from pydantic import Field
 
-from evergreen.monitoring.ledger.records import Decision, Estimate, Retraining, Window
+from evergreen.monitoring.ledger.records import Decision, Estimate, Figure, Retraining, Window
 from evergreen.monitoring.retraining.policy import decide
 from evergreen.tasks.config.base import Section
 from evergreen.tasks.config.operations import Retrain
@@ -55,6 +56,11 @@ class Counterfactual(Protocol):
         """The metric of quality."""
         ...
 
+    @property
+    def further(self) -> Sequence[Metric]:
+        """Metrics that are reported beside it."""
+        ...
+
     def first(self) -> TrainedModel:
         """The model that serves in the first window."""
         ...
@@ -71,8 +77,10 @@ class Counterfactual(Protocol):
         """The monitoring run at the end of `day`, limited to the needs of the policy."""
         ...
 
-    def scores(self, model: TrainedModel, day: date) -> Scores | None:
-        """The scores of its predictions in the window that ends on `day`; None where no label has arrived."""
+    def scores(self, model: TrainedModel, day: date, metric: str | None = None) -> Scores | None:
+        """The scores of its predictions in the window that ends on `day`; None where no label has arrived.
+
+        `metric`: the name of a further one; None: that of quality."""
         ...
 
 
@@ -101,6 +109,8 @@ class Point(Section):
     score: float | None
     low: float | None
     high: float | None
+    more: dict[str, Figure] = Field(default_factory=dict)
+    """Further metrics by name."""
 
 
 class Outcome(Section):
@@ -122,6 +132,8 @@ class Outcome(Section):
     """None where no CPU time was spent."""
     points: tuple[Point, ...]
     steps: tuple[Step, ...]
+    more: dict[str, Estimate] = Field(default_factory=dict)
+    """Further metrics by name, as `quality`."""
 
 
 class Recommendation(Section):
@@ -213,7 +225,7 @@ def _act(world: Counterfactual, run: PolicyRun, decision: Decision, day: date, a
 def compare_policies(world: Counterfactual, runs: Mapping[str, PolicyRun]) -> list[Outcome]:
     """The outcome of each policy, beside `REFERENCE` (which must be among them) and the best."""
     curves = {name: _score_windows(world, run) for name, run in runs.items()}
-    means = {name: _mean([each for each in curve if each is not None]) for name, curve in curves.items()}
+    means = {name: _mean(_known(curve)) for name, curve in curves.items()}
     best = max(means, key=lambda name: _first(_gain(world, means[name], means[REFERENCE])))
     return [_outcome(world, name, runs[name], curves[name], means, best) for name in runs]
 
@@ -227,8 +239,23 @@ def _first(scores: Scores) -> float:
     return float(scores[0]) if len(scores) and np.isfinite(scores[0]) else -np.inf
 
 
-def _score_windows(world: Counterfactual, run: PolicyRun) -> list[Scores | None]:
-    return [world.scores(model, day) for model, day in zip(run.champions, world.days, strict=True)]
+def _score_windows(world: Counterfactual, run: PolicyRun, metric: str | None = None) -> list[Scores | None]:
+    return [world.scores(model, day, metric) for model, day in zip(run.champions, world.days, strict=True)]
+
+
+def _known(scores: Sequence[Scores | None]) -> list[Scores]:
+    return [each for each in scores if each is not None]
+
+
+def _to_point(day: date, scores: Scores | None, further: Mapping[str, Scores | None]) -> Point:
+    found = _to_figure(scores)
+    more = {metric: _to_figure(each) for metric, each in further.items()}
+    return Point(day=day, score=found.score, low=found.low, high=found.high, more=more)
+
+
+def _to_figure(scores: Scores | None) -> Figure:
+    score, low, high = _with_interval(scores) if scores is not None else (None, None, None)
+    return Figure(score=score, low=low, high=high)
 
 
 def _mean(scores: Sequence[Scores]) -> Scores:
@@ -267,10 +294,11 @@ def _outcome(
     windows = sum(each is not None for each in curve)
     gain = _to_estimate(_gain(world, means[name], means[REFERENCE]), windows)
     cpu = sum(each.cpu_minutes or 0.0 for each in run.past)
-    points = []
-    for day, each in zip(world.days, curve, strict=True):
-        score, low, high = _with_interval(each) if each is not None else (None, None, None)
-        points.append(Point(day=day, score=score, low=low, high=high))
+    further = {each.name: _score_windows(world, run, each.name) for each in world.further}
+    points = [
+        _to_point(day, each, {metric: scores[place] for metric, scores in further.items()})
+        for place, (day, each) in enumerate(zip(world.days, curve, strict=True))
+    ]
     return Outcome(
         policy=name,
         quality=_to_estimate(means[name], windows),
@@ -284,6 +312,7 @@ def _outcome(
         gain_per_cpu_minute=gain.score / cpu if gain.score is not None and cpu > 0 else None,
         points=tuple(points),
         steps=tuple(run.steps),
+        more={metric: _to_estimate(_mean(_known(scores)), windows) for metric, scores in further.items()},
     )
 
 

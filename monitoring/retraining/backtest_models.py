@@ -18,7 +18,7 @@ from evergreen.monitoring.ledger.records import Estimate
 from evergreen.monitoring.retraining.backtest import Scores, TrainedModel
 from evergreen.monitoring.retraining.backtest_windows import PastWindows, TrainingSet
 from evergreen.tasks.config.operations import Retrain
-from evergreen.tasks.config.params import Tabular
+from evergreen.tasks.config.params import Recommend, Tabular
 from evergreen.tasks.core import intervals
 from evergreen.tasks.core.paths import JUDGED, MODEL, read_json, write_json, writing
 from evergreen.tasks.model_files import skops_models
@@ -70,8 +70,8 @@ class CounterfactualModels:
 
     problem: str
     kind: Any
-    """A Kind with one prediction per row: classification, regression, clustering."""
-    section: Tabular
+    """A Kind."""
+    section: Tabular | Recommend
     past: PastWindows
     config: Config
     metric: Metric
@@ -84,7 +84,7 @@ class CounterfactualModels:
     report: Callable[[str], None] = lambda line: None
     """Called with a line for every model that is trained."""
     training_sets: dict[str, TrainingSet] = field(default_factory=dict)
-    weighted_sections: dict[str, Tabular] = field(default_factory=dict)
+    weighted_sections: dict[str, Tabular | Recommend] = field(default_factory=dict)
     """Sections of models whose policy weights rows by age."""
     summaries: dict[str, ModelSummary] = field(default_factory=dict)
     loaded: dict[tuple[str, str], Model] = field(default_factory=dict)
@@ -95,8 +95,7 @@ class CounterfactualModels:
         return self.past.days
 
     def __post_init__(self) -> None:
-        rows, _ = self.past.window(self.days[0])
-        self.entities = pl.DataFrame({"entity": rows.entity.unique().sort()})
+        self.entities = pl.DataFrame({"entity": self.past.entities().unique().sort()})
 
     # Training
 
@@ -207,10 +206,14 @@ class CounterfactualModels:
 
     # Quality
 
-    def scores(self, model: TrainedModel, day: date) -> Scores | None:
+    @property
+    def further(self) -> Sequence[Metric]:
+        return ()
+
+    def scores(self, model: TrainedModel, day: date, metric: str | None = None) -> Scores | None:
         if self.past.labelled_on(day) > self.past.last_day():
             return None
-        return self.score_window(model.name, day)[self.metric.name].to_numpy()
+        return self.score_window(model.name, day)[metric or self.metric.name].to_numpy()
 
     def score_window(self, name: str, day: date) -> pl.DataFrame:
         """Every metric of the model `name` in the window that ends on `day`, as `score_without` has it."""

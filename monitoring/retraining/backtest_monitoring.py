@@ -40,7 +40,6 @@ class CounterfactualWorld(CounterfactualModels):
     examined: dict[tuple[str, date], tuple[Drift, PastWindow | None]] = field(default_factory=dict)
 
     def monitor(self, champion: TrainedModel, version: int, day: date, policy: Retrain) -> Window:
-        rows, part = self.past.window(day)
         since = self.day_before() if day == self.days[0] else self.days[list(self.days).index(day) - 1]
         no_drift = Drift(changes=(), reference_rows=0, alarm=False, skipped=NOT_REQUESTED)
         return Window(
@@ -48,7 +47,7 @@ class CounterfactualWorld(CounterfactualModels):
             version=version,
             since=to_moment(since),
             until=to_moment(day),
-            rows=len(rows.at([part])),
+            rows=self._count_rows(day, labelled=False),
             new_labels=self._count_new_labels(champion, day),
             drift=self._drift(champion, version, day) if policy.on_drift else no_drift,
             performance=self._performance(champion, version, day, policy) if self._has_labels else None,
@@ -67,11 +66,12 @@ class CounterfactualWorld(CounterfactualModels):
         """Labels of the windows so far that are known at the end of `day` and were not when the champion was trained."""
         known_until = self.summary(champion.name).known_until
         new = [each for each in self.days if each <= day and known_until < self.past.labelled_on(each) <= day]
-        return sum(self._count_labelled(each) for each in new)
+        return sum(self._count_rows(each, self._has_labels) for each in new)
 
-    def _count_labelled(self, day: date) -> int:
+    def _count_rows(self, day: date, labelled: bool) -> int:
+        """Predictions of the window; `labelled`: those with a label."""
         rows, part = self.past.window(day)
-        return len(rows.at([part], labelled=self._has_labels))
+        return len(rows.at([part], labelled=labelled))
 
     def _drift(self, champion: TrainedModel, version: int, day: date) -> Drift:
         def compute() -> dict[str, Any]:
@@ -152,7 +152,7 @@ class CounterfactualWorld(CounterfactualModels):
         low, high, _ = intervals.interval(scores[0], scores[1:].tolist(), 0.95, self.kind.metrics[0].scale)
         if not np.isfinite([scores[0], low, high]).all():
             return expected
-        return Estimate(score=float(scores[0]), low=low, high=high, rows=self._count_labelled(mature[0]))
+        return Estimate(score=float(scores[0]), low=low, high=high, rows=self._count_rows(mature[0], self._has_labels))
 
     def _predict(self, champion: TrainedModel, version: int, day: date, labelled: bool) -> Predictions:
         key = (champion.name, day, labelled)

@@ -16,7 +16,7 @@ from evergreen.tasks.config.operations import Retrain
 from evergreen.tasks.config.params import Tabular
 from evergreen.tasks.core.errors import DataError
 from evergreen.tasks.problems import splits
-from evergreen.tasks.problems.base import Fold, Part, Splits
+from evergreen.tasks.problems.base import Data, Fold, Part, Splits
 from evergreen.tasks.problems.tabular import holdout_split
 from evergreen.tasks.problems.tabular.tabular_kind import Rows
 
@@ -25,7 +25,7 @@ from evergreen.tasks.problems.tabular.tabular_kind import Rows
 class TrainingSet:
     """The training and evaluation data of one day."""
 
-    rows: Rows
+    rows: Data
     train: tuple[Part, ...]
     test: Part | None
     """None: no rows are left for the evaluation."""
@@ -45,8 +45,12 @@ class PastWindows(Protocol):
         """The last day of each window, ascending."""
         ...
 
-    def window(self, day: date) -> tuple[Rows, Part]:
+    def window(self, day: date) -> tuple[Data, Part]:
         """The rows that are predicted in the window that ends on `day`: those of the part."""
+        ...
+
+    def entities(self) -> pl.Series:
+        """The entities of all windows, in any order."""
         ...
 
     def labelled_on(self, day: date) -> date:
@@ -82,6 +86,9 @@ class EventWindows:
 
     def window(self, day: date) -> tuple[Rows, Part]:
         return self.rows, day
+
+    def entities(self) -> pl.Series:
+        return self.rows.entity
 
     def labelled_on(self, day: date) -> date:
         return day + self._horizon
@@ -140,6 +147,9 @@ class TableWindows:
         last = np.datetime64(day)
         inside = (self.dates <= last) & (self.dates > last - np.timedelta64(self.step_days, "D"))
         return self._with_parts(window=inside), "window"
+
+    def entities(self) -> pl.Series:
+        return self.rows.entity
 
     def labelled_on(self, day: date) -> date:
         return day + timedelta(days=self.delay_days)

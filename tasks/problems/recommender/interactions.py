@@ -373,6 +373,18 @@ class InteractionData:
                 found.append(Case(self.windows.before(cutoff), targets.users[rows], day, pairs))
         return found
 
+    def bought(self, cutoff: date) -> pl.DataFrame:
+        """entity and items: what each user of the targets of `cutoff` bought."""
+        targets = self.targets(cutoff)
+        row, item = targets.entries(False)
+        pairs = pl.DataFrame({"entity": self.histories.users[targets.users[row]], "items": self.histories.items[item]})
+        return pairs.group_by("entity", maintain_order=True).agg("items")
+
+    def forget(self) -> None:
+        """Free what was computed and kept for later calls."""
+        for kept in (self._kept, self._predictions, self._scores, self._proposed):
+            kept.clear()
+
     def once(self, what: str, key: Hashable, make: Callable[[], Any]) -> Any:
         """`make()`, computed once for each `key`; the last KEPT are kept."""
         kept = self._kept.setdefault(what, {})

@@ -90,6 +90,10 @@ class Histories:
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
 
+    def count_users(self, after: date, until: date) -> int:
+        """Users with a line after `after` and up to `until`."""
+        return len(distinct(self.user[(self.day > to_day(after)) & (self.day <= to_day(until))]))
+
     def places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(row in `positions`, place) of every line of the users at `positions`, user after user, each by day.
 

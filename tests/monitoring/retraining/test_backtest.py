@@ -37,6 +37,7 @@ class World:
 
     def __init__(self, change=4, gain=0.2, alarms=(), minutes=1.0, metric=AUC):
         self.days = windows(date(2024, 1, 7), date(2024, 3, 10), 7)
+        self.further = ()
         self.metric, self.change, self.gain, self.minutes = metric, self.days[change], gain, minutes
         self.alarms = {self.days[place] for place in alarms}
         self.monitored = []
@@ -60,7 +61,7 @@ class World:
             problem="p", version=version, since=since, until=until, rows=50, new_labels=500, drift=drift, performance=None
         )
 
-    def scores(self, model, day):
+    def scores(self, model, day, metric=None):
         noise = np.random.default_rng(day.toordinal()).normal(0, 0.01, 51)
         noise[0] = 0
         sign = 1 if self.metric.greater_is_better else -1
@@ -115,7 +116,7 @@ def test_the_cheapest_policy_not_significantly_worse_than_the_best_is_recommende
 
 def test_without_labels_nothing_is_recommended():
     world = World()
-    world.scores = lambda model, day: None
+    world.scores = lambda model, day, metric: None
     found = outcomes(world, "never", "weekly")
     assert found["weekly"].quality.score is None
     assert backtest.recommend(list(found.values())) is None
@@ -231,7 +232,16 @@ def test_an_unsuitable_request_is_rejected_with_its_reason(shop, tmp_path):
     known = loading.load(shop.params)
     with pytest.raises(ParamsError, match="--policy wekly: no such policy; did you mean weekly"):
         operation.run(shop, known, PROBLEM, ["wekly"])
-    with pytest.raises(ParamsError, match="recommend: a problem of recommendation cannot be backtested"):
+    own = known.section("recommend")
+    for change, why in (
+        ({"judge_by": "last_orders"}, "recommend.features.judge_by = last_orders: judges users by their own last purchases"),
+        ({"order": "number"}, "recommend.features.order = number: orders without dates belong to no window"),
+    ):
+        section = own.model_copy(update={"features": own.features.model_copy(update=change)})
+        changed = known.model_copy(update={"sections": {**known.sections, "recommend": section}})
+        with pytest.raises(ParamsError, match=why):
+            operation.run(shop, changed, "recommend", ["weekly"])
+    with pytest.raises(StepError, match="Run tune first"):
         operation.run(shop, known, "recommend", ["weekly"])
     with pytest.raises(ParamsError, match="--from 2017-01-01: labels of redeem are first complete"):
         operation.run(shop, known, PROBLEM, ["weekly"], first=date(2017, 1, 1))
