@@ -74,7 +74,7 @@ class Client:
 
     async def send(self, request: bytes) -> Reply:
         """Raises ConnectionError if the connection ends before the response."""
-        reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(HOST, self._port)
+        reader, writer = self._open_idle() or await asyncio.open_connection(HOST, self._port)
         try:
             writer.write(request)
             head = await reader.readuntil(b"\r\n\r\n")
@@ -91,6 +91,15 @@ class Client:
         else:
             self._idle.append((reader, writer))
         return Reply(status, body)
+
+    def _open_idle(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """A kept connection that the server did not end: those of a killed worker, and those idle too long, are dropped."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof() and reader.exception() is None:
+                return reader, writer
+            writer.close()
+        return None
 
     def close(self) -> None:
         for _, writer in self._idle:

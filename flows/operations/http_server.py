@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +49,17 @@ SWITCH_SECONDS = 0.0005
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
+TRAINING_LIBRARIES = "evergreen.serving.recommender_service", "evergreen.tasks.model_files.skops_models"
+"""Modules that recommenders, and models without an ONNX form, import. The serving image lacks their libraries."""
+
+
 @dataclass
 class Child:
     process: subprocess.Popen[str]
     started: float
     ended: float | None = None
+    gate: int | None = None
+    """A standby worker waits until the other end of this pipe closes."""
 
 
 class Supervisor:
@@ -71,6 +78,8 @@ class Supervisor:
         self._status = layout.var / "serving" / str(os.getpid())
         """Folder of the workers' readiness files and metrics."""
         self._workers: list[Child] = []
+        self._standby: Child | None = None
+        """A worker that has its libraries and waits: imports are most of a start."""
         self._drainer: Child | None = None
         self._console_port = console
         self._console: Child | None = None
@@ -105,15 +114,34 @@ class Supervisor:
     def _request_stop(self, *_: Any) -> None:
         self._stopping = True
 
-    def _start_worker(self) -> Child:
+    def _start_worker(self, *gate: int) -> Child:
+        """`gate`: the end of a pipe. The worker waits until the other end closes."""
         fd, shared = self._socket.fileno(), self._count > 1
         place = ("--port", str(self._socket.getsockname()[1])) if shared else ("--fd", str(fd))
         process = child_process.start(
             "evergreen.flows.operations.http_server", "--root", str(self._layout.root), *place, "--host", self._host,
-            "--status", str(self._status),
-            cwd=Path.cwd(), env={**dict.fromkeys(THREADS, "1"), **os.environ}, pass_fds=() if shared else (fd,),
+            "--status", str(self._status), *(f"--wait={each}" for each in gate),
+            cwd=Path.cwd(), env={**dict.fromkeys(THREADS, "1"), **os.environ}, pass_fds=gate if shared else (fd, *gate),
         )  # fmt: skip
         return Child(process, time.monotonic())
+
+    def _start_standby(self) -> Child:
+        inner, outer = os.pipe()
+        try:
+            found = self._start_worker(inner)
+        finally:
+            os.close(inner)
+        found.gate = outer
+        return found
+
+    def _next_worker(self) -> Child:
+        """The standby worker, or else a new one."""
+        found, self._standby = self._standby, None
+        if found is None or found.process.poll() is not None:
+            return self._start_worker()
+        _open_gate(found)
+        found.started = time.monotonic()
+        return found
 
     def _start_drainer(self) -> Child:
         environment = {**os.environ, "EVERGREEN_DATABASE": settings.read(self._layout).database}
@@ -140,12 +168,20 @@ class Supervisor:
             on_ready(self.url)
 
     def _is_ready(self) -> bool:
-        return any((self._status / f"{each.process.pid}.ready").exists() for each in self._workers)
+        return any(self._serves(each) for each in self._workers)
+
+    def _serves(self, worker: Child) -> bool:
+        return (self._status / f"{worker.process.pid}.ready").exists()
 
     def _replace_dead(self) -> None:
         for place, each in enumerate(self._workers):
             if self._restart_due(each, "a worker"):
-                self._workers[place] = self._start_worker()
+                self._workers[place] = self._next_worker()
+        if self._standby and self._restart_due(self._standby, "the standby worker"):
+            _open_gate(self._standby)
+            self._standby = None
+        if self._standby is None and self._params.serve.standby_worker and all(map(self._serves, self._workers)):
+            self._standby = self._start_standby()
         if self._drainer and self._restart_due(self._drainer, "the spool drainer"):
             self._drainer = self._start_drainer()
         if self._console and self._console_port is not None and self._restart_due(self._console, "the console"):
@@ -168,7 +204,8 @@ class Supervisor:
     def _stop(self) -> None:
         """Stop the workers, which finish open requests; then the drainer, which empties the spool."""
         timeout = self._params.serve.timeout_seconds + QUICK_SECONDS
-        _stop([each.process for each in (*self._workers, *([self._console] if self._console else []))], timeout)
+        others = [each for each in (self._standby, self._console) if each]
+        _stop([each.process for each in (*self._workers, *others)], timeout)
         if self._drainer:
             _stop([self._drainer.process], timeout)
 
@@ -185,6 +222,12 @@ def _stop(processes: list[subprocess.Popen[str]], timeout: float) -> None:
             child_process.end(each)
             each.wait()
         _close_stdin(each)
+
+
+def _open_gate(standby: Child) -> None:
+    if standby.gate is not None:
+        os.close(standby.gate)
+        standby.gate = None
 
 
 def _close_stdin(process: subprocess.Popen[str]) -> None:
@@ -298,15 +341,32 @@ def application(layout: Layout, params: Params, host: str, status: Path | None =
     return App(service, access, spool_state), watcher
 
 
-def work(layout: Layout, host: str, fd: int | None, port: int, status: Path) -> None:
-    """Serve on the socket `fd`, or else on a share of `port`, until SIGTERM."""
+def _wait(gate: int) -> None:
+    """Import what a worker needs; return when the other end of the pipe `gate` closes."""
+    from evergreen.serving import deployment_watcher, http_protocol, model_loading, prediction_service  # noqa: F401
+    from evergreen.tasks.release import model_registry  # noqa: F401
+
+    with suppress(ImportError):
+        for name in TRAINING_LIBRARIES:
+            import_module(name)
+    with os.fdopen(gate) as pipe:
+        pipe.read()
+
+
+def work(layout: Layout, host: str, fd: int | None, port: int, status: Path, gate: int | None = None) -> None:
+    """Serve on the socket `fd`, or else on a share of `port`, until SIGTERM.
+
+    `gate`: the end of a pipe; first wait until the other end closes.
+    """
     import uvicorn
 
     from evergreen.serving import http_protocol
 
-    params = load(layout.params)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the supervisor decides when to stop
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if gate is not None:
+        _wait(gate)
+    params = load(layout.params)
     sys.setswitchinterval(SWITCH_SECONDS)
     app, watcher = application(layout, params, host, status)
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn handles it, and raises it again once it has stopped
@@ -333,11 +393,12 @@ def _main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--host")
     parser.add_argument("--status", type=Path)
+    parser.add_argument("--wait", type=int)
     options = parser.parse_args()
     log_limits.configure(logging.INFO, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in ("uvicorn.error", "alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    work(Layout(options.root), options.host, options.fd, options.port, options.status)
+    work(Layout(options.root), options.host, options.fd, options.port, options.status, options.wait)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class Server:
             [*command, "serve", "--port", "0", "--root", str(layout.root), *options],
             cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
+        self._status = layout.var / "serving" / str(self.process.pid)
         atexit.register(self.process.kill)  # if a test fails before `stop`; workers end with it
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -60,14 +61,17 @@ class Server:
         raise AssertionError("\n".join(self.lines))
 
     def workers(self) -> list[int]:
-        """Their process ids."""
+        """The process ids of those that serve."""
         listed = subprocess.run(["ps", "-wweo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
         lines = [line.split(None, 2) for line in listed.splitlines()]
         return [
             int(pid)
             for pid, parent, args in lines
-            if int(parent) == self.process.pid and "evergreen.flows.operations.http_server" in args
+            if int(parent) == self.process.pid and "evergreen.flows.operations.http_server" in args and self._serves(pid)
         ]
+
+    def _serves(self, pid: str) -> bool:
+        return (self._status / f"{pid}.ready").exists()
 
     def stop(self, signal_: int = signal.SIGTERM) -> int:
         """Stop it. Returns its exit status."""

@@ -1,5 +1,6 @@
 """The supervisor of a server's processes."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -77,3 +78,18 @@ def test_a_port_that_several_workers_share_admits_no_second_server(listening: bo
         for claim in (bind, reserve):
             with pytest.raises(ProjectError, match=rf"serve: cannot bind {host}:{port}: Address already in use"):
                 claim("serve", host, port)
+
+
+def test_the_standby_worker_takes_the_place_of_a_dead_one(tmp_path: Path):
+    store.project(tmp_path, households=5, weeks=20)
+    layout = Layout(tmp_path)
+    supervisor = Supervisor(layout, loading.load(layout.params), "127.0.0.1", 0, 1)
+    inner, outer = os.pipe()
+    waiting = [sys.executable, "-c", f"import os; os.read({inner}, 1)"]
+    standby = Child(subprocess.Popen(waiting, text=True, pass_fds=[inner]), time.monotonic(), gate=outer)
+    os.close(inner)
+    supervisor._standby = standby
+    assert supervisor._next_worker() is standby
+    assert supervisor._standby is None
+    assert standby.process.wait(30) == 0  # it waits no more
+    supervisor._socket.close()
