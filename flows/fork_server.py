@@ -31,6 +31,7 @@ LIBRARIES = (
     "lightgbm",
     "optuna",
     "skops.io",
+    "great_expectations",
     "evergreen.tasks.config.loading",
 )
 """What most steps import. No library that starts threads when it is imported, such as polars: a fork would lack them."""

@@ -11,8 +11,9 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from importlib import import_module
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -41,6 +42,16 @@ TIMEOUT_SECONDS = {"tune": 12 * 3600}
 OTHERWISE_SECONDS = 3600
 PROGRAM = "evergreen"
 """Module that runs a step."""
+
+RELEASE_LIBRARIES = (
+    "evergreen.tasks.release.model_registry",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "lightgbm",
+    "sklearn.ensemble",
+    "evergreen.tasks.release.mlflow_model",
+    "evergreen.tasks.model_files.onnx_export",
+    "evergreen.monitoring.report.charts",
+)
 
 here: ContextVar[tuple[str, str | None]] = ContextVar("here")
 """The step and the problem that this thread is at: what a log line is about."""
@@ -173,6 +184,13 @@ def judge(root: str, problem: str) -> dict[str, Any]:
             champion = registry.load(problem, version, judged=True) if version else None
             seen = status.cutoff(registry, problem, version) if version else None
         return gates.run(load(layout.params), problem, layout, champion, version, seen).model_dump()
+
+
+def import_release_libraries() -> None:
+    """Import what the gate, the registration and the page need, while the first steps run as processes of their own."""
+    for name in RELEASE_LIBRARIES:
+        with suppress(Exception):  # the step that needs it reports it
+            import_module(name)
 
 
 def open_run(root: str, problem: str) -> str | None:

@@ -6,6 +6,7 @@ finished step is recorded at once: a flow killed at any moment continues where i
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -84,6 +85,7 @@ def train(
     if context and context.flow_run:
         stale_runs.note(layout, context.flow_run.id)
     branch = Branches(layout, refresh, deploy, by)
+    threading.Thread(target=steps.import_release_libraries, daemon=True).start()
     branch.run_shared_steps(read_events)
     outcomes = _side_by_side(branch.train, problems)
     try:

@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 MIN_GROWTH = 2.0
 """With a time budget: the model is fitted again where there is time for this many times the rows."""
-MIN_FIT_SHARE = 0.05
-"""Share of the time budget that a fit may always take."""
+MIN_FIT_SHARE = 0.2
+"""Share of the time budget that the fits may always take."""
 BACKGROUND_ROWS = 100
 """Training rows that the contributions of a served model start from."""
 
@@ -58,7 +58,8 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
     section, kind = params.section(problem), problems.kind(params.kind(problem))
     data = kind.load(layout.features(problem), section)
     splits = kind.splits(data, section)
-    config, limit = load_best_config(layout.tuning(problem), problem), _limit(layout.tuning(problem), clock)
+    config = load_best_config(layout.tuning(problem), problem)
+    limit = _limit(layout.tuning(problem), clock, section.tune.budget_seconds)
     evaluated, model, trained_on = _fit(kind, data, splits, config, section, params.project.seed, problem, limit)
     evaluated, model = _finish(kind, evaluated, model, layout.tuning(problem), section, params.project.seed)
     fold = splits.tests[-1]
@@ -87,18 +88,18 @@ class Limit:
 
     def rows_for(self, wanted: int) -> int | None:
         """Rows that there is time to fit, never fewer than in the search; None where there is time for all `wanted`."""
-        expected = SLACK * self.seconds * wanted / max(self.rows, 1.0)
-        left = max(self.clock.left(), MIN_FIT_SHARE * (self.clock.seconds or 0.0))
+        expected, left = SLACK * self.seconds * wanted / max(self.rows, 1.0), max(self.clock.left(), 0.0)
         return None if expected <= left else int(max(self.rows, wanted * left / expected))
 
 
-def _limit(folder: Path, clock: Clock) -> Limit | None:
+def _limit(folder: Path, clock: Clock, budget: float | None) -> Limit | None:
     """None without a time budget, or where the search measured nothing."""
     summary = read_json(folder / "best.json")
     known, cost = summary.get("budget"), summary.get("cost") or {}
-    if clock.seconds is None or not known or not cost.get("fit_rows"):
+    if clock.seconds is None or budget is None or not known or not cost.get("fit_rows"):
         return None
-    return Limit(Clock(clock.seconds - known["evaluation"], clock.began), cost["fit_seconds"] or 0.0, cost["fit_rows"])
+    end = max(clock.seconds - known["evaluation"], clock.spent() + MIN_FIT_SHARE * budget)
+    return Limit(Clock(end, clock.began), cost["fit_seconds"] or 0.0, cost["fit_rows"])
 
 
 def _fit(

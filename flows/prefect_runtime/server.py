@@ -4,20 +4,23 @@ Imports no prefect at the top: a server is started first and needs 4 to 20 secon
 """
 
 import os
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
+from importlib.metadata import version
 from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
 from evergreen.flows import child_process
 from evergreen.tasks.core.errors import ProjectError, StepError
-from evergreen.tasks.core.paths import Layout, make_folder, read_json, write_json
+from evergreen.tasks.core.paths import Layout, make_folder, read_json, write_json, writing
 
 PATIENCE_SECONDS = 180
 """A first start makes the database, which takes a minute on a busy machine."""
@@ -46,6 +49,8 @@ class Server:
     url: str
     log: Path
     process: subprocess.Popen[str] | None = None
+    new: Path | None = None
+    """The database that it makes; None where there is one."""
 
     def wait(self) -> None:
         """Return when it answers. Raises StepError where it ended or stays silent for `PATIENCE_SECONDS`."""
@@ -58,6 +63,9 @@ class Server:
             if time.monotonic() > end:
                 raise StepError(f"the local Prefect server is silent after {PATIENCE_SECONDS} s; {self.log} says why.")
             time.sleep(0.1)
+        if self.new:
+            _keep_empty_database(self.new)
+            self.new = None
 
 
 @contextmanager
@@ -75,7 +83,7 @@ def running(layout: Layout, say: Callable[[str], None], scheduling: bool = False
     if named:
         yield _use(Server(named, home / "server.log"))
         return
-    first = not (home / "prefect.db").exists()
+    first = not (home / "prefect.db").exists() and not _empty_database().exists()
     say(f"starting the local Prefect server ({'the first start makes its database, about 20 s' if first else 'about 5 s'})")
     found = _use(_start(home, scheduling))
     try:
@@ -115,6 +123,10 @@ def _already(home: Path) -> str | None:
 
 def _start(home: Path, scheduling: bool) -> Server:
     make_folder(home)
+    database = home / "prefect.db"
+    if not database.exists():
+        _copy_empty_database(database)
+    new = None if database.exists() else database
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -124,9 +136,31 @@ def _start(home: Path, scheduling: bool) -> Server:
             "uvicorn", "--factory", "prefect.server.api.server:create_app", *address,
             cwd=home, env={**os.environ, **OWN, **({} if scheduling else BRIEF)}, stdout=log, stderr=log,
         )  # fmt: skip
-    server = Server(f"http://127.0.0.1:{port}/api", home / "server.log", process)
+    server = Server(f"http://127.0.0.1:{port}/api", home / "server.log", process, new)
     write_json(home / "server.json", {"url": server.url, "pid": process.pid, "port": port})
     return server
+
+
+def _empty_database() -> Path:
+    """The user's copy of a new database of this version of Prefect: its migrations take four CPU seconds in each project."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "evergreen" / f"prefect-{version('prefect')}.db"
+
+
+def _copy_empty_database(database: Path) -> None:
+    """Begin with the user's copy, where there is one that can be read."""
+    with suppress(OSError, RuntimeError), writing(database) as scratch:  # RuntimeError: the user has no home
+        shutil.copy(_empty_database(), scratch)
+
+
+def _keep_empty_database(database: Path) -> None:
+    """Copy a new database for the user's other projects; where that fails, each makes its own."""
+    with suppress(OSError, RuntimeError, sqlite3.Error):
+        kept = _empty_database()
+        make_folder(kept.parent)
+        with writing(kept) as scratch, closing(sqlite3.connect(database)) as source:
+            source.execute("VACUUM INTO ?", [str(scratch)])
+            scratch.chmod(0o600)
 
 
 def _stop(home: Path, process: subprocess.Popen[str] | None) -> None:

@@ -1,10 +1,11 @@
 """Row groups: a column whose values repeat, and whose rows are so alike that validation must keep them together.
 
 The name of a column plays no part. Rows belong together if the column fixes the target, so that a model need only remember its
-values; or if the other columns recognise its values, so that boosted trees predict rows of a known value far better than rows
-of a new one. The latter is true of many a category, such as the model of a car. So rows must also have been collected by the
-column: as many rows for each value, each row of a value with another value of some further column (a panel), or several facts
-that are the same in all rows of a value and together name it.
+values, unless these are words with many rows each, unequally many: a category that decides the target. They also do if the
+other columns recognise its values, so that boosted trees predict rows of a known value far better than rows of a new one. The
+latter is true of many a category, such as the model of a car. So rows must also have been collected by the column: as many rows
+for each value, each row of a value with another value of some further column (a panel), or several facts that are the same in
+all rows of a value and together name it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -104,7 +105,9 @@ class _Candidate:
         if self.groups < FEWEST_GROUPS or size < 2 or self._is_quantity():
             return None
         if self._fixes(_codes(self.sample[self.target])) and self.groups >= FIXED_GROUPS:
-            return Group(self.name, f"{size:.1f} rows each, and all rows of one have the same {self.target}", True, True, 1.0)
+            keeps = size < SMALL or self._contains_digits() or any(self._collected())
+            evidence = f"{size:.1f} rows each, and all rows of one have the same {self.target}"
+            return Group(self.name, evidence, keeps, True, 1.0)
         if not self.others or not self._has_similar_rows():
             return None
         from scipy.stats import binom
@@ -158,6 +161,11 @@ class _Candidate:
             if means[1:].std() and means[:-1].std() and abs(np.corrcoef(means[1:], means[:-1])[0, 1]) > limit:
                 return True
         return False
+
+    def _contains_digits(self) -> bool:
+        """Whether most values hold a digit: those of an identifier do, unlike words that decide the target, such as breeds."""
+        column = self.sample[self.name]
+        return column.dtype.is_numeric() or bool(column.cast(pl.String).str.contains(r"\d").mean() > 0.5)
 
     def _collected(self) -> Iterator[str]:
         """Evidence that rows were collected by this column."""

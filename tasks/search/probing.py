@@ -11,7 +11,7 @@ import polars as pl
 from evergreen.tasks.config.params import Problem
 from evergreen.tasks.search.specification import Search
 from evergreen.tasks.search.staged import OPENING
-from evergreen.tasks.search.time_budget import Clock, Estimate
+from evergreen.tasks.search.time_budget import SLACK, Clock, Estimate
 from evergreen.tasks.search.trials import Cost, Evaluator, FinishedTrial, Outcome
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,8 @@ UNPLANNED_SEARCH_SHARE = 0.6
 TRIALS, TRIALS_SHARE = 3, 0.8
 """All models together should be fitted TRIALS times within TRIALS_SHARE of the search; large tables are sampled for it."""
 
+FEWEST_ROWS = 10_000
+"""A search uses so many rows, or all, however short the time."""
 MANY_TRIALS = 40
 """With time for fewer trials than this, a cross-validation is not repeated: other models gain more than a steadier score."""
 
@@ -48,12 +50,16 @@ def fit_to_budget(search: Search, evaluator: Evaluator, section: Problem, worker
     seconds_left = max(search_seconds - clock.spent(), 0.1) * workers
     per_fold = sum(each.wall_seconds for each in costs) / min(PROBE_ROWS, available)
     folds = affordable_folds(len(evaluator.folds()), section.tune.folds, per_fold * available / len(costs), seconds_left)
-    rows = _affordable_rows(seconds_left, per_fold * folds, available)
+    rows = affordable_rows(seconds_left, per_fold * folds, available)
     log.info(
         "%s: tune: %.0f s of %.0f s to search, on %s of %s rows",
         *(search.name, search_seconds, total, f"{rows:,}", f"{estimate.training_rows:,.0f}"),
     )
-    times = folds * rows / min(PROBE_ROWS, available)
+    times = rows / min(PROBE_ROWS, available)
+    opening = SLACK * times * sum(each.wall_seconds for each in costs)
+    folds = folds if folds * opening <= seconds_left else 1
+    search_seconds = max(search_seconds, clock.spent() + opening / workers)
+    times *= folds
     return replace(
         search,
         evaluate=replace(evaluator, sample_rows=rows, most_folds=folds),
@@ -70,7 +76,7 @@ def _probe_defaults(search: Search, evaluator: Evaluator, deadline: float) -> di
     No probe starts after `deadline` (seconds on the clock of the search), except the baseline, a linear model and boosting:
     whatever the time, the choice is never between simple models alone.
     """
-    small = replace(evaluator, sample_rows=PROBE_ROWS, only_fold=0, keep_predictions=False)
+    small = replace(evaluator, sample_rows=PROBE_ROWS, most_folds=1, keep_predictions=False)
     order = [model for stage in OPENING for model in search.defaults if search.stages.get(model, "boosting") == stage]
     probes: dict[str, Outcome] = {}
     for place, model in enumerate(order or search.defaults):
@@ -93,10 +99,10 @@ def affordable_folds(count: int, folds: int, fold_seconds: float, seconds: float
     return count if MANY_TRIALS * count * fold_seconds <= seconds else min(count, folds)
 
 
-def _affordable_rows(seconds: float, seconds_per_row: float, available: float) -> int:
-    """Rows on which all models can be fitted TRIALS times in TRIALS_SHARE of `seconds`, between PROBE_ROWS and `available`."""
+def affordable_rows(seconds: float, seconds_per_row: float, available: float) -> int:
+    """Rows on which all models can be fitted TRIALS times in TRIALS_SHARE of `seconds`, between FEWEST_ROWS and `available`."""
     rows = TRIALS_SHARE * seconds / (TRIALS * seconds_per_row) if seconds_per_row else available
-    return int(min(max(rows, PROBE_ROWS), available))
+    return int(min(max(rows, FEWEST_ROWS), available))
 
 
 def _estimate_later_steps(

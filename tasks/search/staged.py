@@ -60,7 +60,15 @@ class StagedSearch:
             batch += found
             if found and (stage != "baseline" or len(batch) >= self.batch):
                 return batch
-        return batch or self._ensemble(trials) or ([] if trials else [self._simplest()])
+        return batch or self._more_of_best_stage(trials) or self._ensemble(trials) or ([] if trials else [self._simplest()])
+
+    def _more_of_best_stage(self, trials: Sequence[FinishedTrial]) -> list[Request]:
+        """With a time budget: the time that no stage uses goes to the stage of the best trial, beyond its own share."""
+        top = best_of(trials, self.metric)
+        if self.clock.seconds is None or top is None or top.model not in self.searchable:
+            return []
+        stage = self.stages.get(top.model, "boosting")
+        return self._requests(stage, self._models(stage), trials, self.batch, share=1.0)
 
     def _models(self, stage: str) -> list[str]:
         return [model for model in self.defaults if self.stages.get(model, "boosting") == stage]
@@ -91,8 +99,13 @@ class StagedSearch:
         """The default of the model in the earliest stage."""
         return self.defaults[min(self.defaults, key=lambda model: STAGES.index(self.stages.get(model, "boosting")))]
 
-    def _requests(self, stage: str, models: Sequence[str], trials: Sequence[FinishedTrial], most: int) -> list[Request]:
-        """Requests of one stage: defaults, warm starts, then trials of its searchable models. Empty where the stage is over."""
+    def _requests(
+        self, stage: str, models: Sequence[str], trials: Sequence[FinishedTrial], most: int, share: float | None = None
+    ) -> list[Request]:
+        """Requests of one stage: defaults, warm starts, then trials of its searchable models. Empty where the stage is over.
+
+        `share`: see SHARES, which has the default.
+        """
         mine = [each for each in trials if each.model in models]
         room = self._trials_left(stage, trials)
         missing = [model for model in models if not any(each.model == model for each in mine)]
@@ -105,14 +118,14 @@ class StagedSearch:
         known = [each.config for each in mine]
         for start in self.warm_starts:
             fits = start["model"] in models and start not in known and len(batch) < min(most, max(room, len(batch)))
-            if fits and self._has_time(start["model"], mine, room, stage, trials, len(batch), default=False):
+            if fits and self._has_time(start["model"], mine, room, stage, trials, len(batch), share or SHARES[stage]):
                 batch.append(start)
         searched = [model for model in models if model in self.searchable and (model not in missing or model in affordable)]
         if searched and (batch or self._improves(mine, trials)):
             turns = self._by_score(searched, mine)
             more = [turns[place % len(turns)] for place in range(min(most, room) - len(batch))]
             for model in more:
-                if self._has_time(model, mine, room, stage, trials, len(batch), default=False):
+                if self._has_time(model, mine, room, stage, trials, len(batch), share or SHARES[stage]):
                     batch.append(model)
         return batch
 
@@ -131,16 +144,17 @@ class StagedSearch:
         stage: str,
         trials: Sequence[FinishedTrial],
         ahead: int,
-        default: bool = True,
+        share: float = 1.0,
     ) -> bool:
-        """Whether there is time for one more trial of `model`, with `ahead` others before it in the batch.
+        """Whether there is time for one more trial of `model`, with `ahead` others before it in the batch, until `share` of
+        the time.
 
         A default may use the time of the later stages, except the expected time of their defaults.
         """
         if self.clock.seconds is None:
             return room > 0 or not mine
         later = self._later_defaults(stage, trials)
-        left = self.clock.left() - (later if default else max(later, (1 - SHARES[stage]) * self.clock.seconds))
+        left = self.clock.left() - max(later, (1 - share) * self.clock.seconds)
         took = [each.cost.wall_seconds for each in mine if each.model == model and each.state == "complete"][-4:]
         need = max(took) if took else self.expected_seconds.get(model, math.inf if self.expected_seconds else 0.0)
         return need * math.ceil((ahead + 1) / self.workers) <= left

@@ -83,7 +83,7 @@ class Evaluator:
     only_fold: int | None = None
     """The one fold to evaluate. None: all."""
     most_folds: int | None = None
-    """Evaluate the first of the folds alone where time is short. None: all."""
+    """Evaluate the last of the folds alone where time is short: in time, those nearest to the test. None: all."""
     outer_fold: int | None = None
     """Nested cross-validation: the fold whose validation rows are left out. None: none."""
     keep_predictions: bool = False
@@ -123,7 +123,7 @@ class Evaluator:
 
     def folds(self) -> Sequence[Fold]:
         """The folds of the search; none holds a row of a test window."""
-        found = self._loaded()[1][: self.most_folds]
+        found = self._loaded()[1][-(self.most_folds or 0) :]
         return found if self.only_fold is None else found[self.only_fold : self.only_fold + 1]
 
     def _loaded(self) -> tuple[Data, Sequence[Fold]]:

@@ -34,6 +34,25 @@ def test_a_label_that_is_drawn_per_customer_keeps_the_customers_rows_together():
     assert "customer_no" not in found.features
 
 
+def test_words_with_many_rows_that_decide_the_target_are_a_category():
+    draw = np.random.default_rng(0)
+    breed = np.minimum(draw.zipf(1.4, 4_000), 60)
+    names = [f"{'abcdefghij'[each // 10]}{'klmnopqrst'[each % 10]} hound" for each in range(61)]
+    pets = pl.DataFrame(
+        {
+            "breed": [names[each] for each in breed],
+            "year": draw.integers(2010, 2020, 4_000),
+            "species": np.where(breed % 3 == 0, "Cat", "Dog"),
+        }
+    )
+    found = of(pets)
+    assert found.entity is None
+    assert "breed" in found.features
+    assert any("all rows of one have the same species" in each and "--entity breed" in each for each in found.warnings)
+    coded = pets.with_columns(breed=pl.Series([f"C{each:04}" for each in breed]))
+    assert of(coded).entity == "breed"
+
+
 def test_a_panel_keeps_each_countrys_years_together_and_says_what_is_known_of_new_ones():
     found = of(panel())
     assert found.entity == "country"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from evergreen.tasks.search import probing
 from evergreen.tasks.search.probing import affordable_folds, probes_as_trials
 from evergreen.tasks.search.selection import select_trial
 from evergreen.tasks.search.trials import Outcome
@@ -21,3 +22,9 @@ def test_a_cross_validation_is_repeated_where_there_is_time_for_many_trials() ->
     assert affordable_folds(15, 5, fold_seconds=0.01, seconds=100.0) == 15
     assert affordable_folds(15, 5, fold_seconds=1.0, seconds=100.0) == 5
     assert affordable_folds(3, 3, fold_seconds=9.0, seconds=1.0) == 3
+
+
+def test_however_short_the_time_ten_thousand_rows_are_searched_or_all() -> None:
+    assert probing.affordable_rows(seconds=0.1, seconds_per_row=1.0, available=50_000) == probing.FEWEST_ROWS
+    assert probing.affordable_rows(seconds=0.1, seconds_per_row=1.0, available=700) == 700
+    assert probing.affordable_rows(seconds=600.0, seconds_per_row=0.008, available=50_000) == 20_000

@@ -125,6 +125,15 @@ def test_with_time_left_the_number_of_trials_is_no_limit() -> None:
     assert batch == ["boost"] * 4
 
 
+def test_the_time_that_no_stage_uses_goes_to_the_best_one() -> None:
+    scores = {"prior": 0.5, "line": 0.9, "forest": 0.6, "boost": 0.7}
+    done = [finished(place, model, score) for place, (model, score) in enumerate(scores.items())]
+    spent = staged(clock=Spent(60, 30))  # the share of the linear models is over, the other stages are far behind
+    assert spent.next_batch(done) == ["line"] * 4
+    assert spent.next_batch([*done, *(finished(4 + place, "line", 0.8) for place in range(24))]) == [BLEND]
+    assert staged(clock=Spent(60, 60)).next_batch(done) == [BLEND]
+
+
 def test_warm_starts_follow_the_defaults_of_their_stage() -> None:
     start = {"model": "forest", "n": 99}
     stages = staged(warm_starts=[start])

@@ -1,0 +1,61 @@
+"""The local Prefect server's database: a new project begins with the user's copy of an empty one."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from evergreen.flows.prefect_runtime import server
+from evergreen.tasks.core.paths import Layout
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the user's copies, and a server that makes its database when it starts."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("PREFECT_API_URL", "PREFECT_HOME", *server.ENVIRONMENT):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(server, "healthy", lambda url: True)
+    monkeypatch.setattr(server, "_stop", lambda home, process: None)
+
+    def start(*_: object, cwd: Path, **__: object) -> SimpleNamespace:
+        with closing(sqlite3.connect(cwd / "prefect.db")) as made:
+            made.execute("CREATE TABLE IF NOT EXISTS runs (name TEXT)")
+        return SimpleNamespace(pid=1)
+
+    monkeypatch.setattr(server.child_process, "start", start)
+    return tmp_path / "cache" / "evergreen"
+
+
+def started(root: Path, said: list[str]) -> Path:
+    with server.running(Layout(root), said.append) as found:
+        found.wait()
+    return root / "var" / "prefect" / "prefect.db"
+
+
+def test_the_second_project_begins_with_a_copy_of_the_first_ones_empty_database(cache: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    first = started(tmp_path / "first", said)
+    (copy,) = cache.iterdir()
+    assert copy.stat().st_mode & 0o777 == 0o600
+    with closing(sqlite3.connect(first)) as database:
+        database.execute("INSERT INTO runs VALUES ('mine')")
+        database.commit()
+    second = started(tmp_path / "second", said)
+    with closing(sqlite3.connect(second)) as database:
+        assert database.execute("SELECT * FROM runs").fetchall() == []
+    assert ["makes its database" in line for line in said] == [True, False]
+    started(tmp_path / "first", said)
+    with closing(sqlite3.connect(first)) as database:
+        assert database.execute("SELECT * FROM runs").fetchall() == [("mine",)]
+
+
+def test_without_a_folder_for_copies_each_project_makes_its_database(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert started(tmp_path / "first", []).exists()
+    assert not cache.exists()
