@@ -165,7 +165,7 @@ class _Candidate:
     def _contains_digits(self) -> bool:
         """Whether most values hold a digit: those of an identifier do, unlike words that decide the target, such as breeds."""
         column = self.sample[self.name]
-        return column.dtype.is_numeric() or bool(column.cast(pl.String).str.contains(r"\d").mean() > 0.5)
+        return column.dtype.is_numeric() or column.cast(pl.String).str.contains(r"\d").sum() > len(column) / 2
 
     def _collected(self) -> Iterator[str]:
         """Evidence that rows were collected by this column."""
