@@ -21,6 +21,8 @@ class RunningStep:
     """UTC."""
     lines: list[str]
     """The last lines of its log."""
+    run: str | None = None
+    """The id of its run on the Prefect server."""
 
     @property
     def percent(self) -> float | None:
@@ -44,12 +46,13 @@ def percent(line: str) -> float | None:
 
 
 @contextmanager
-def marking(layout: Layout, step: str, problem: str | None) -> Generator[None]:
+def marking(layout: Layout, step: str, problem: str | None, run: str | None = None) -> Generator[None]:
     """Mark a step as running until the block ends. Without space on the disk it runs unmarked."""
     path = _folder(layout) / f"{step}@{problem or 'all'}.json"
     with suppress(OSError):
         make_folder(path.parent)
-        path.write_text(json.dumps({"step": step, "problem": problem, "pid": os.getpid(), "since": f"{datetime.now(UTC)}"}))
+        mark = {"step": step, "problem": problem, "run": run, "pid": os.getpid(), "since": f"{datetime.now(UTC)}"}
+        path.write_text(json.dumps(mark))
     try:
         yield
     finally:
@@ -66,7 +69,7 @@ def read(layout: Layout) -> list[RunningStep]:
             if is_alive(mark["pid"]):
                 log = layout.var / "logs" / f"{path.stem}.log"
                 since = datetime.fromisoformat(mark["since"])
-                found.append(RunningStep(mark["step"], mark["problem"], since, last_lines(log)))
+                found.append(RunningStep(mark["step"], mark["problem"], since, last_lines(log), mark.get("run")))
     return sorted(found, key=lambda each: each.since)
 
 

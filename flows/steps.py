@@ -23,7 +23,7 @@ from prefect.cache_policies import NO_CACHE
 from evergreen.flows import child_process, fork_server, running_steps, settings
 from evergreen.flows.fork_server import Fork
 from evergreen.flows.operations import status
-from evergreen.flows.prefect_runtime import artifacts
+from evergreen.flows.prefect_runtime import artifacts, runs
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import EvergreenError, StepError, UnavailableError
@@ -95,7 +95,7 @@ def work(step: str, root: str, problem: str | None = None) -> dict[str, Any]:
     log_file = layout.var / "logs" / f"{step}@{problem or 'all'}.log"
     make_folder(log_file.parent)
     arguments = [step, *([problem] if problem else []), "--root", root]
-    marked = running_steps.marking(layout, step, problem)
+    marked = running_steps.marking(layout, step, problem, runs.current())
     with at(step, problem), tempfile.TemporaryFile("w+") as result, log_file.open("w") as copy, marked:
         process = fork_server.start(PROGRAM, *arguments, cwd=layout.root, stdout=result)
         progress = artifacts.Progress(layout, step, problem)
@@ -228,6 +228,8 @@ def enter(root: str, problem: str, verdict: dict[str, Any], opened: str | None =
         registry = settings.registry(layout)
         params = load(layout.params)
         origin = lineage(layout, params, problem)
+        if run := runs.current():
+            origin["prefect.run"] = run
         found = registry.register(
             params,
             problem,

@@ -14,6 +14,7 @@ from evergreen.tasks.core.errors import EvergreenError, ParamsError
 
 if TYPE_CHECKING:
     from evergreen.tasks.release.mlflow_store import Version
+    from evergreen.tasks.release.model_registry import Registry
 
 ENDS = ("_low", "_high", "_baseline", "_gain", "_gain_low", "_gain_high")
 """Of the registry's names of a metric's further numbers."""
@@ -28,6 +29,17 @@ class Pair:
     name: str
     first: str
     second: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a version was made."""
+
+    version: int
+    mlflow: str
+    """Its address, or the command that shows it; empty where MLflow has lost it."""
+    prefect: str | None
+    """The id of the run of the training flow; None for a version that is older than this record."""
 
 
 def show(visit: Visit) -> Response:
@@ -60,9 +72,17 @@ def show(visit: Visit) -> Response:
         differences=_differences(one.tags, two.tags),
         rows=rows,
         line=line,
-        runs={each: registry.run_page(problem, each) for each in (first, second)},
+        runs=[_run(registry, each) for each in ((one, two) if first != second else (one,))],
         verdicts=_verdicts(visit, problem, {first, second}),
     )
+
+
+def _run(registry: "Registry", version: "Version") -> Run:
+    try:
+        page = registry.run_page(version.problem, version.version)
+    except EvergreenError:  # the run was deleted, or its server is away: the figures are those of the version
+        page = ""
+    return Run(version.version, page, version.tags.get("prefect.run"))
 
 
 def _asked(visit: Visit, name: str, default: int, known: Sequence[int]) -> int:
@@ -102,7 +122,7 @@ def _differences(one: Mapping[str, str], two: Mapping[str, str]) -> list[Pair]:
     """What differs in model, data, params and code."""
     found: list[Pair] = []
     for name in sorted({*one, *two}):
-        if one.get(name) == two.get(name):
+        if one.get(name) == two.get(name) or name == "prefect.run":
             continue
         left, right = one.get(name, ""), two.get(name, "")
         if name == "params":

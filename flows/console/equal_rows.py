@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from evergreen.flows import settings
@@ -21,9 +20,8 @@ if TYPE_CHECKING:
 
 ROWS = 2_000
 """Most predictions of the ledger that are predicted again, the newest."""
-WEEK = timedelta(days=7)
-WEEKS = 13
-"""They are no older than so many weeks, counted from the newest."""
+DAYS = 91
+"""They are no older than so many days, counted from the newest."""
 SHOWN = 15
 RESAMPLES = 100
 MIN_LABELS = 30
@@ -97,26 +95,15 @@ def compare(visit: Visit, problem: str, first: int, second: int) -> EqualRows:
 
 
 def _newest(ledger: "Ledger", problem: str) -> "Predictions":
-    """The newest predictions that have labels, of one week; where no week has some, the newest of all."""
-    import polars as pl
+    """The newest predictions that have labels; where few have, the newest of all."""
+    from evergreen.monitoring.ledger import lookup
 
-    from evergreen.monitoring.ledger.predictions import Predictions
-
-    latest = ledger.latest(problem)
-    if latest is None:
+    found = lookup.read_newest(ledger, problem, DAYS, ROWS, labelled=True)
+    if found.rows.height < MIN_LABELS:
+        found = lookup.read_newest(ledger, problem, DAYS, ROWS, labelled=False)
+    if found.rows.is_empty():
         raise ParamsError(f"{problem}: the ledger has no predictions yet")
-    ends = [latest - WEEK * number for number in range(WEEKS)]
-    labelled = next((each for each in ends if _labels(ledger, problem, each) >= MIN_LABELS), None)
-    end = labelled or latest
-    found = ledger.read(problem, since=end - WEEK, until=end)
-    kept = pl.arange(found.rows.height, eager=True)
-    kept = (kept.filter(found.rows["label"].is_not_null()) if labelled else kept).tail(ROWS)
-    return Predictions(found.rows[kept], found.features[kept])
-
-
-def _labels(ledger: "Ledger", problem: str, end: datetime) -> int:
-    """Labels of the predictions of the week up to `end`."""
-    return ledger.read(problem, since=end - WEEK, until=end, features=False).rows["label"].count()
+    return found
 
 
 def _models(visit: Visit, problem: str, *versions: int) -> "list[RowModel]":

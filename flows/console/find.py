@@ -1,6 +1,6 @@
 """Find a prediction by id, entity or day, and show all that is known of it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
@@ -77,12 +77,8 @@ def _of_entity(visit: Visit, problem: str, entity: str) -> list[Found]:
 def _of_day(visit: Visit, problem: str, day: date) -> tuple[list[Found], int]:
     from evergreen.monitoring.ledger import lookup
 
-    rows = lookup.read_day(settings.ledger(visit.layout), problem, day).rows
-    return [_line(each) for each in _newest_first(rows.tail(SHOWN).iter_rows(named=True))], rows.height
-
-
-def _newest_first(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [*rows][::-1]
+    found, total = lookup.read_day(settings.ledger(visit.layout), problem, day, SHOWN)
+    return [_line(each) for each in reversed(found.rows.rows(named=True))], total
 
 
 def _line(row: Mapping[str, Any]) -> Found:

@@ -17,6 +17,8 @@ from evergreen.tasks.core.paths import Layout
 
 KEPT = 8
 """Evaluations that are kept as drawn."""
+MOST_ROWS = 10_000
+"""Weeks with more changed predictions together are shown as they were counted last: a page may not read them."""
 REPORTS = 12
 """Most links to Evidently's reports, the newest."""
 
@@ -33,7 +35,9 @@ def show(visit: Visit) -> Response:
     problem = visit.problem
     now = overview.problem(visit.layout, visit.params, problem, overview.METER.read(visit.layout).get(problem))
     with vega.with_values():
-        production = problem_section.production(visit.layout, problem, status.production_records(visit.layout, problem))
+        production = problem_section.production(
+            visit.layout, problem, status.production_records(visit.layout, problem, MOST_ROWS)
+        )
     if production and production.drift and production.drift.report:
         address = f"/reports/{production.drift.report}?view=frame"
         production = replace(production, drift=replace(production.drift, report=address))

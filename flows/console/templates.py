@@ -2,6 +2,7 @@
 
 from jinja2 import ChoiceLoader, PackageLoader
 
+from evergreen.flows.prefect_runtime import server
 from evergreen.monitoring.report import page
 
 
@@ -10,4 +11,5 @@ def environment() -> page.Environment:
     found = page.environment()
     assert found.loader is not None
     found.loader = ChoiceLoader([PackageLoader("evergreen.flows"), found.loader])
+    found.globals["prefect_page"] = server.run_page  # pyright: ignore[reportUnknownMemberType]
     return found

@@ -194,7 +194,7 @@ def _known_row(visit: Visit, problem: str, model: "RowModel") -> Mapping[str, An
     elif id_ := visit.query.get("id", "").strip():
         place = lookup.find_by_id(ledger, problem, id_)
     elif newest := ledger.latest(problem):
-        row = next(ledger.read(problem, since=newest - lookup.MOMENT).features.tail(1).iter_rows(named=True), None)
+        row = next(ledger.read(problem, since=newest - lookup.MOMENT, last=1).features.iter_rows(named=True), None)
         return row and as_json(row)
     if place is None:
         if entity:

@@ -139,15 +139,19 @@ def champion(layout: Layout, problem: str) -> dict[str, Any] | None:
     return _describe(version, decisions) if version else None
 
 
-def production_records(layout: Layout, problem: str) -> "ProductionRecords":
-    """Stored records of a problem in production."""
+PAGE_ROWS = 100_000
+"""Weeks with more changed predictions together are shown on the page as they were counted last."""
+
+
+def production_records(layout: Layout, problem: str, most_rows: int = PAGE_ROWS) -> "ProductionRecords":
+    """Stored records of a problem in production. `most_rows`: see Ledger.cohorts."""
     from evergreen.monitoring.report.production_section import ProductionRecords
 
     decisions, ledger = settings.decision_log(layout), settings.ledger(layout)
     return ProductionRecords(
         runs=[each.decision for each in decisions.runs(problem)],
         retrainings=decisions.retrainings(problem),
-        cohorts=ledger.cohorts(problem),
+        cohorts=ledger.cohorts(problem, most_rows=most_rows),
         rollout=settings.rollouts(layout).current(problem),
     )
 

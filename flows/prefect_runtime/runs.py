@@ -50,6 +50,11 @@ class RunLog(APILogHandler):
             super().handleError(record)
 
 
+def current() -> str | None:
+    """The id of the current run of a flow; None outside one."""
+    return flow_run.id
+
+
 def first_attempt() -> str | None:
     """The id of the current run, if it is its first attempt: a person who retries a run asks for new work."""
     context = FlowRunContext.get()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
 
 from evergreen.flows import child_process
@@ -111,6 +112,18 @@ def _use(server: Server) -> Server:
 def address(layout: Layout) -> str | None:
     """The address of a server that PREFECT_API_URL names, or that another command of this project runs now."""
     return os.environ.get("PREFECT_API_URL") or _already(layout.var / "prefect")
+
+
+def run_page(run: str) -> str | None:
+    """Where a person reads a run of a flow: in the UI that PREFECT_UI_URL names, or in that beside the API of PREFECT_API_URL.
+
+    None without such an address: the server that a command starts for itself has no UI.
+    """
+    parts = urlsplit(os.environ.get("PREFECT_UI_URL") or os.environ.get("PREFECT_API_URL", "").rstrip("/").removesuffix("/api"))
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        return None
+    host = parts.netloc.rpartition("@")[2]  # without a password
+    return f"{parts.scheme}://{host}{parts.path.rstrip('/')}/runs/flow-run/{run}"
 
 
 def _already(home: Path) -> str | None:

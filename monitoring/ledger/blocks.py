@@ -49,6 +49,11 @@ class Blocks:
         outputs, features = (each[rows["__row"]] if each.width else each for each in (self.outputs, self.features))
         return Blocks(rows.drop("__row"), outputs, features, {each: self.labels[each] for each in rows["block"].unique()})
 
+    def tail(self, rows: int) -> "Blocks":
+        """The newest rows of what `where` returns."""
+        head, outputs, features = (each.tail(rows) for each in (self.head, self.outputs, self.features))
+        return Blocks(head, outputs, features, {each: self.labels[each] for each in head["block"].unique()})
+
 
 def pack_frame(frame: pl.DataFrame, names: Sequence[str]) -> bytes:
     """The columns `names` of `frame`. Dates become text."""

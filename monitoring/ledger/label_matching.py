@@ -8,7 +8,7 @@ beside them; rows of `labels` that are newer are joined as they are.
 """
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
@@ -172,21 +172,30 @@ def _match(connection: sa.Connection, problem: str, part: Sequence[dict[str, Any
     """The keys of predictions in the ledger for the ids and entities of `part`, and their days."""
     keys = dict[Key, int]()
     for name, values in _named(part):
-        query = sa.select(IDS.c.id, IDS.c.entity, IDS.c.day, IDS.c.at).where(
-            is_of(connection, problem), IDS.c[name].in_(values)
-        )
+        named = is_of(connection, problem) & IDS.c.id.in_(values) if name == "id" else is_for(connection, problem, values)
+        query = sa.select(IDS.c.id, IDS.c.entity, IDS.c.day, IDS.c.at).where(named)
         for id_, entity, day, at in connection.execute(query):
             keys |= {(id_, None, None, None): day, (None, entity, day, None): day, (None, entity, None, at // 1_000_000): day}
     return keys
 
 
-def is_of(connection: sa.Connection, problem: str) -> sa.ColumnElement[bool]:
-    """The rows of IDS of a problem, so that an id or an entity is looked up in each period."""
+def is_of(connection: sa.Connection, problem: str, table: sa.FromClause = IDS) -> sa.ColumnElement[bool]:
+    """The rows of IDS (`table`: or of its alias) of a problem, so that an id or an entity is looked up in each period."""
     ends = [
         sa.select(end(IDS.c.period)).where(IDS.c.problem == problem).scalar_subquery() for end in (sa.func.min, sa.func.max)
     ]
     first, last = connection.execute(sa.select(*ends)).one()
-    return sa.and_(IDS.c.problem == problem, IDS.c.period.in_([] if first is None else range(first, last + 1)))
+    return sa.and_(table.c.problem == problem, table.c.period.in_([] if first is None else range(first, last + 1)))
+
+
+def is_for(connection: sa.Connection, problem: str, entities: Collection[str]) -> sa.ColumnElement[bool]:
+    """The rows of IDS of a problem for these entities.
+
+    Their keys are looked up first, in the index of entities alone: SQLite would read all rows of each period.
+    """
+    keys = IDS.alias("keys")
+    own, key = ([table.c[name] for name in ("problem", "period", "id")] for table in (IDS, keys))
+    return sa.tuple_(*own).in_(sa.select(*key).where(is_of(connection, problem, keys), keys.c.entity.in_(entities)))
 
 
 # Read
@@ -198,6 +207,8 @@ SCHEMA = {
 PACKED = {"position": pl.Int64, "value": pl.String, "known_at": pl.Int64, "number": pl.Int64}
 """Columns of the packed labels of a block."""
 MATCHED = {"block": pl.Int64, **PACKED}
+FEW = ROWS_PER_STATEMENT
+"""Labels of so many predictions are looked up one by one; those of more are read day by day."""
 NO_LABELS = pl.DataFrame(schema=MATCHED)
 
 
@@ -229,6 +240,8 @@ def find_labels(connection: sa.Connection, problem: str, found: Blocks) -> pl.Da
 
 def _newer_labels(connection: sa.Connection, problem: str, head: pl.DataFrame) -> pl.DataFrame:
     """The labels of the days of `head`, and those by id without a prediction so far, beyond what is packed."""
+    if head.height <= FEW:
+        return _labels_of(connection, problem, head)
     days = pl.concat(
         [head.select("day", "upto"), head.select((pl.col("second") // 86_400).cast(pl.Int32).alias("day"), "upto")]
     )
@@ -239,6 +252,14 @@ def _newer_labels(connection: sa.Connection, problem: str, head: pl.DataFrame) -
         for part in chunk(some, ROWS_PER_STATEMENT):
             frames.append(fetch(connection, query.where(LABELS.c.day.in_(part), LABELS.c.number > upto), SCHEMA))
     return pl.concat(frames)
+
+
+def _labels_of(connection: sa.Connection, problem: str, head: pl.DataFrame) -> pl.DataFrame:
+    """The labels that name the ids or the entities of a few rows."""
+    query = sa.select(*(LABELS.c[name] for name in SCHEMA)).where(LABELS.c.problem == problem)
+    names = ((name, head[name].drop_nulls().unique().to_list()) for name in ("id", "entity"))
+    frames = [fetch(connection, query.where(LABELS.c[name].in_(values)), SCHEMA) for name, values in names if values]
+    return pl.concat([pl.DataFrame(schema=SCHEMA), *frames])
 
 
 def choose_labels(labels: pl.DataFrame, known_at: datetime | None) -> pl.DataFrame:

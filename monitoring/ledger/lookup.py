@@ -1,14 +1,17 @@
 """Single predictions of the ledger: found by id, by entity or by day, in the order of their index."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
 
+import polars as pl
 import sqlalchemy as sa
 
 from evergreen.monitoring.ledger import label_matching
 from evergreen.monitoring.ledger.prediction_rows import VARIANTS, Predictions
 from evergreen.monitoring.ledger.predictions import Ledger
-from evergreen.monitoring.ledger.schema import EPOCH, IDS
+from evergreen.monitoring.ledger.schema import BLOCKS, EPOCH, IDS, to_days
 
 MOMENT = timedelta(microseconds=1)
 
@@ -25,31 +28,91 @@ class Place:
 
 def find_by_id(ledger: Ledger, problem: str, id: str) -> Place | None:
     """The prediction with that id; of several in different periods, the newest."""
-    found = _find(ledger, problem, IDS.c.id == id, 1)
+    with ledger.connect() as connection:
+        found = _find(connection, label_matching.is_of(connection, problem) & (IDS.c.id == id), 1)
     return found[0] if found else None
 
 
 def find_by_entity(ledger: Ledger, problem: str, entity: str, limit: int) -> list[Place]:
     """The newest predictions for an entity, the newest first."""
-    return _find(ledger, problem, IDS.c.entity == entity, limit)
-
-
-def read_day(ledger: Ledger, problem: str, day: date) -> Predictions:
-    """All predictions of a day, UTC, without their features."""
-    begin = datetime.combine(day, time.min, UTC)
-    until = begin + timedelta(days=1) - MOMENT
-    return ledger.read(problem, since=begin - MOMENT, until=until, variants=VARIANTS, features=False)
+    with ledger.connect() as connection:
+        return _find(connection, label_matching.is_for(connection, problem, [entity]), limit)
 
 
 def read_one(ledger: Ledger, problem: str, place: Place) -> Predictions:
     """One prediction with its features and its label; no row if it was deleted in the meantime."""
-    found = ledger.read(problem, since=place.at - MOMENT, until=place.at, variants=VARIANTS)
-    is_it = found.rows["id"] == place.id
-    return Predictions(found.rows.filter(is_it), found.features.filter(is_it) if found.features.width else found.features)
+    return ledger.read(problem, since=place.at - MOMENT, until=place.at, variants=VARIANTS, id=place.id)
 
 
-def _find(ledger: Ledger, problem: str, condition: sa.ColumnElement[bool], limit: int) -> list[Place]:
+def read_day(ledger: Ledger, problem: str, day: date, limit: int) -> tuple[Predictions, int]:
+    """The newest predictions of a day, UTC, without their features, and how many the day has."""
+    begin = datetime.combine(day, time.min, UTC)
+    found = _blocks(ledger, problem, begin, begin)
+    newest = next(_parts(found, limit), list[Any]())
+    begin = _moment(newest[-1].first) if newest else begin
+    until = datetime.combine(day, time.max, UTC)
+    read = ledger.read(problem, since=begin - MOMENT, until=until, variants=VARIANTS, features=False, last=limit)
+    return read, sum(each.rows for each in found)
+
+
+def read_newest(ledger: Ledger, problem: str, days: int, limit: int, *, labelled: bool) -> Predictions:
+    """The newest predictions, of `days` days up to the newest; `labelled`: those with a label. Shadow mode is left out.
+
+    Reads from the newest on in parts of about `limit`, until there are enough.
+    """
+    until = ledger.latest(problem)
+    found, height = list[Predictions](), 0
+    blocks = _blocks(ledger, problem, until - timedelta(days=days), until) if until else list[Any]()
+    for part in _parts(blocks, limit):
+        begin = _moment(part[-1].first)
+        if not labelled or _has_labels(ledger, problem, part):
+            read = ledger.read(problem, since=begin - MOMENT, until=until, last=None if labelled else limit - height)
+            kept = read.rows["label"].is_not_null() if labelled else pl.repeat(True, read.rows.height, eager=True)
+            found.insert(0, Predictions(read.rows.filter(kept), read.features.filter(kept)))
+            height += found[0].rows.height
+        if height >= limit:
+            break
+        until = begin - MOMENT
+    if not found:
+        return Predictions(pl.DataFrame(), pl.DataFrame())
+    rows = pl.concat([each.rows for each in found], how="diagonal_relaxed")
+    features = pl.concat([each.features for each in found], how="diagonal_relaxed")
+    return Predictions(rows.tail(limit), features.tail(limit))
+
+
+def _find(connection: sa.Connection, condition: sa.ColumnElement[bool], limit: int) -> list[Place]:
+    query = sa.select(IDS.c.id, IDS.c.entity, IDS.c.at).where(condition).order_by(IDS.c.at.desc()).limit(limit)
+    return [Place(row.id, row.entity, _moment(row.at)) for row in connection.execute(query)]
+
+
+def _blocks(ledger: Ledger, problem: str, since: datetime, until: datetime) -> Sequence[Any]:
+    """The blocks of the days of `since` to `until`, both inclusive, by their first prediction, the newest first."""
+    columns = BLOCKS.c.first, BLOCKS.c.rows, BLOCKS.c.first_day, BLOCKS.c.last_day
+    days = BLOCKS.c.date.between(to_days(since), to_days(until))
     with ledger.connect() as connection:
-        query = sa.select(IDS.c.id, IDS.c.entity, IDS.c.at).where(label_matching.is_of(connection, problem), condition)
-        rows = connection.execute(query.order_by(IDS.c.at.desc()).limit(limit)).all()
-    return [Place(row.id, row.entity, EPOCH + timedelta(microseconds=row.at)) for row in rows]
+        query = sa.select(*columns).where(BLOCKS.c.problem == problem, days).order_by(BLOCKS.c.first.desc())
+        return connection.execute(query).all()
+
+
+def _parts(blocks: Sequence[Any], rows: int) -> Iterator[list[Any]]:
+    """Neighbouring blocks with at least so many rows together; the last part may have fewer."""
+    part, height = list[Any](), 0
+    for each in blocks:
+        part.append(each)
+        height += each.rows
+        if height >= rows:
+            yield part
+            part, height = [], 0
+    if part:
+        yield part
+
+
+def _has_labels(ledger: Ledger, problem: str, part: Sequence[Any]) -> bool:
+    """Whether there are labels of the days of these blocks."""
+    days = {day for each in part for day in range(each.first_day, each.last_day + 1)}
+    with ledger.connect() as connection:
+        return any(label_matching.newest_numbers(connection, problem, days).values())
+
+
+def _moment(micros: int) -> datetime:
+    return EPOCH + timedelta(microseconds=micros)

@@ -174,13 +174,18 @@ class Ledger:
         features: bool = True,
         labels: bool = True,
         known_at: datetime | None = None,
+        id: str | None = None,
+        last: int | None = None,
     ) -> Predictions:
         """Predictions after `since` (exclusive) up to `until` (inclusive), of `version` or any, in the roles `variants`.
 
-        `features`, `labels`: also read those. `known_at`: only labels known by then.
+        `features`, `labels`: also read those. `known_at`: only labels known by then. `id`: only that prediction. `last`: only
+        the newest ones of these, and their labels.
         """
         with self.connect() as connection:
             found = self.find_blocks(connection, problem, since, until, version, variants, features=features)
+            found = found if id is None else found.where(pl.col("id") == id)
+            found = found if last is None else found.tail(last)
             joined = label_matching.find_labels(connection, problem, found) if labels else label_matching.NO_LABELS
         chosen = label_matching.choose_labels(joined, known_at)
         rows = found.head.select("block", "position", *ROWS)

@@ -42,7 +42,8 @@ def refresh(
 
     `read`: the predictions of a week, and their labels.
     """
-    upkeep.find_days(connect, problem)
+    if most_rows is None:  # who limits the work only looks
+        upkeep.find_days(connect, problem)
     with connect() as connection:
         weeks = cohorts.count_weeks(connection, problem, None, before)
         stored = cohorts.read_stored(connection, problem)

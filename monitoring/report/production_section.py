@@ -91,6 +91,8 @@ class CohortRow:
     score: str
     more: list[tuple[str, str]] = field(default_factory=list)
     """Further realised figures: name, and value with interval."""
+    changed: bool = False
+    """Whether predictions or labels arrived since it was counted."""
 
 
 @dataclass(frozen=True)
@@ -254,10 +256,11 @@ def _weekly(cohort: "Cohort") -> CohortRow:
         cohort.week,
         cohort.version,
         cohort.predictions,
-        formatting.share(share),
+        "not counted yet" if cohort.changed and not cohort.matured else formatting.share(share),
         round(100 * share, 2),
         _interval(score) if score is not None and score.score is not None else "",
         [(formatting.label(name), _interval(each)) for name, each in _figures(score) if each.score is not None],
+        cohort.changed,
     )
 
 

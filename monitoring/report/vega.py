@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -30,6 +31,8 @@ WIDTH, HEIGHT, BROAD = 310, 225, 763
 """Pixels of a drawing with its axes and legend; the page scales it to the room there is."""
 ROWS = 200
 """Most rows of a series in a drawing."""
+KEPT = 64
+"""Drawings that are kept as they were drawn last."""
 WRITTEN = 10.5
 CONFIG: Spec = {
     "aria": False,
@@ -164,15 +167,20 @@ def in_light(text: str) -> str:
 
 
 def _drawn(spec: Spec, table: pl.DataFrame, height: int, width: int, grey: Any) -> Element:
-    import vl_convert  # 88 MB of code: loaded where something is drawn
-
     shown = _values.get()
     fit = {"type": "fit-x" if "height" in spec else "fit", "contains": "padding"}
     config = CONFIG | {"aria": shown}
     frame = {"width": width, "height": height, "autosize": fit, "config": config, "data": {"values": table.to_dicts()}}
     whole = orjson.dumps(frame | _coloured(_pointed(spec) if shown else spec, table, width, grey)).decode()
-    svg = vl_convert.vegalite_to_svg(whole, allowed_base_urls=[])
-    return _shortened(ElementTree.fromstring(svg.replace('xmlns="http://www.w3.org/2000/svg" ', "", 1)))
+    return _shortened(ElementTree.fromstring(_convert(whole).replace('xmlns="http://www.w3.org/2000/svg" ', "", 1)))
+
+
+@lru_cache(KEPT)
+def _convert(spec: str) -> str:
+    """A whole spec as SVG. The console asks for the same one with each visit of a page."""
+    import vl_convert  # 88 MB of code: loaded where something is drawn
+
+    return vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
 
 
 def _coloured(spec: Any, table: pl.DataFrame, width: int, grey: Any) -> Any:

@@ -15,8 +15,9 @@ from evergreen.flows.console import app, commands
 from evergreen.flows.operations import suggestions
 from evergreen.serving.event_log import RejectedEvent
 from evergreen.tasks.config import loading
-from evergreen.tasks.core.errors import ParamsError, ProjectError
+from evergreen.tasks.core.errors import ModelError, ParamsError, ProjectError
 from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.release.model_registry import Registry
 from tests.flows.console import operated
 from tests.projects import Deployed
 
@@ -328,6 +329,26 @@ def test_a_running_step_is_shown_with_its_progress_until_it_ends(layout: Layout)
         assert step.percent == 25.0
         assert '<progress value="25.0"' in client.get("/").text
     assert running_steps.read(layout) == []
+
+
+def test_a_running_step_links_to_its_prefect_run_where_the_server_has_an_address(
+    reader: httpx.Client, made: Layout, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PREFECT_API_URL", "https://ann:secret@prefect.example/api")
+    with running_steps.marking(made, "tune", "dear", "0a1b"):
+        page = reader.get("/").text
+    assert '<a href="https://prefect.example/runs/flow-run/0a1b"' in page
+    assert "secret" not in page
+
+
+def test_versions_whose_mlflow_run_is_gone_are_compared_all_the_same(reader: httpx.Client, monkeypatch: pytest.MonkeyPatch):
+    def lose(*_: object) -> str:
+        raise ModelError("no such run")
+
+    monkeypatch.setattr(Registry, "run_page", lose)
+    page = reader.get("/problems/dear/compare")
+    assert page.status_code == 200
+    assert "MLflow has no run of it at the moment" in page.text
 
 
 def test_a_step_of_a_process_that_is_gone_is_not_shown(layout: Layout):
