@@ -170,7 +170,7 @@ def monitor_problem(layout: Layout, decisions: DecisionLog, as_of: date | None, 
     result.decision = decision
     result.changed = earlier is None or _alarms(earlier.decision) != _alarms(decision)
     retention.keep_ledger(params, problem, ledger, day)
-    if section.monitor.evidently_report and not window.drift.skipped:
+    if section.monitor.evidently_report and window.rows and not window.drift.skipped:
         _write_report(layout, params, champion, predictions, decision, result)
 
 

@@ -59,7 +59,7 @@ def measure_window(
     layout: Layout, params: Params, champion: "Version", ledger: "Ledger", until: datetime
 ) -> tuple[Window, "Predictions"]:
     """The window of a version that ends at `until`, and its predictions."""
-    from evergreen.monitoring.drift import detection, past_windows, reference_data
+    from evergreen.monitoring.drift import detection, past_windows, reference_data, shop_changes
 
     problem = champion.problem
     section = params.section(problem)
@@ -69,7 +69,13 @@ def measure_window(
     predictions = detection.completed(layout, reference, predictions)
     folder = reference_data.place(layout, problem, champion.version)
     past = past_windows.load(folder, until, section.monitor.window_days)
-    drift, seen = detection.examine(reference, predictions, section.monitor, params.project.seed, past)
+    bought = problems.predictions(params.kind(problem)).purchases(layout.features(problem), section)
+    policy = shop_changes.predictions_policy(section.monitor) if bought else section.monitor
+    drift, seen = detection.examine(reference, predictions, policy, params.project.seed, past)
+    if bought:
+        lines, known = bought
+        trained = trained_until(champion).date()
+        drift = shop_changes.add(drift, shop_changes.examine(lines, known, until.date(), trained, section.monitor))
     if seen:
         past_windows.save(seen, folder, until)
     window = Window(

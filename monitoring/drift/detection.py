@@ -411,7 +411,7 @@ def _change(reference: Reference, test: Test, drifts: bool, cut: float, policy: 
 
 def _importance(reference: Reference, column: str, aspect: Aspect) -> float | None:
     known = reference.facts.importance
-    features = aspect not in ("prediction", "label", "ranking", "segments")
+    features = aspect not in ("prediction", "label", "ranking", "segments", "purchases")
     return known.get(column, 0.0) if known and features and column in reference.facts.forms.get("features", {}) else None
 
 

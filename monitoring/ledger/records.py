@@ -11,7 +11,18 @@ from pydantic import Field
 from evergreen.tasks.config.base import Section
 
 Aspect = Literal[
-    "feature", "missing", "unseen", "filled", "range", "moved", "trend", "prediction", "label", "ranking", "segments"
+    "feature",
+    "missing",
+    "unseen",
+    "filled",
+    "range",
+    "moved",
+    "trend",
+    "prediction",
+    "label",
+    "ranking",
+    "segments",
+    "purchases",
 ]
 
 
@@ -23,7 +34,7 @@ class Change(Section):
     aspect: Aspect
     """feature: its values. missing, unseen: its share of missing values, of categories absent from the training data.
     filled: one value in many rows. range: some values in other units. moved: most values far outside. trend: a column that
-    moves with time by nature."""
+    moves with time by nature. purchases: of a shop, with its shoppers and its catalogue."""
     statistic: str
     """Evidently's name, such as wasserstein or jensenshannon; share for a difference of shares."""
     value: float | None

@@ -215,6 +215,7 @@ WHAT = {
     "prediction": "the predictions",
     "label": "the labels",
     "ranking": "the lists",
+    "purchases": "the shop",
     "segments": "the groups",
 }
 

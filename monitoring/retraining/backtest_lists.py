@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from evergreen.monitoring.drift import shop_changes
 from evergreen.monitoring.ledger.predictions import Predictions
 from evergreen.monitoring.ledger.records import Drift
 from evergreen.monitoring.retraining.backtest import TrainedModel, to_moment
@@ -120,7 +121,17 @@ class CounterfactualShop(CounterfactualWorld):
         return data.histories.count_users(since, day)
 
     def _drift(self, champion: TrainedModel, version: int, day: date) -> Drift:
-        return Drift(changes=(), reference_rows=0, alarm=False, skipped="the lists of a backtest are not compared")
+        """Of the purchases; lists are not compared."""
+
+        def compute() -> dict[str, Any]:
+            known = self.past.window(day)[0].histories
+            columns = {"user": known.user, "item": known.item, "day": pl.Series(known.day).cast(pl.Date)}
+            lines = pl.DataFrame(columns)
+            none = Drift(changes=(), reference_rows=lines.height, alarm=False)
+            found = shop_changes.examine(lines, day, day, champion.day, self.section.monitor)
+            return shop_changes.add(none, found).model_dump(mode="json")
+
+        return Drift.model_validate(self.cache.json(f"{self._folder_of_runs}/drift/{champion.name}/{day}", compute))
 
     def _test_rows(self, champion: TrainedModel) -> None:
         """Of lists no score is estimated, so none are needed."""

@@ -118,6 +118,9 @@ class Monitor(Section):
     """Lowest share of feature importance that raises an alarm. Less important features are only reported."""
     reference_rows: Annotated[int, Field(ge=100)] = 20_000
     """Largest number of training rows in a version's reference data."""
+    season_days: Annotated[int, Field(ge=28)] | None = None
+    """Recommenders: length of a season of the shop in days, such as 364. Shoppers and their purchases are then compared with
+    the season before. null: there is none, or it is unknown."""
     label_delay_days: Annotated[int, Field(ge=0)] | None = None
     """Days until the label of a prediction is known. null: the horizon; for a plain table, when the label arrives."""
     retention_days: Days = 400

@@ -108,6 +108,11 @@ class PredictionType(ABC):
         """The same, from predictions that a version made of rows of `features`."""
         return {}
 
+    def purchases(self, folder: Path, section: Any) -> tuple[pl.DataFrame, date] | None:
+        """user, item and day of what the features step left in `folder`, and the day up to which they are complete. None for a
+        kind without purchases, and for purchases without dates."""
+        return None
+
     def with_history(self, rows: pl.DataFrame, folder: Path) -> pl.DataFrame:
         """Predictions with columns from the features in `folder`."""
         return rows

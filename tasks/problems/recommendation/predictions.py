@@ -191,6 +191,12 @@ class RankedLists(Labelled):
             found["repeats"] = rows["repeats"].cast(pl.Float64, strict=False)
         return pl.DataFrame(found | {ITEMS: items["item"]})
 
+    def purchases(self, folder: Path, section: Recommend) -> tuple[pl.DataFrame, date] | None:
+        path = folder / "lines.parquet"
+        if section.features.order is not None or not path.exists():
+            return None
+        return pl.read_parquet(path, columns=["user", "item", "day"]), pl.read_parquet(folder / "known.parquet").item()
+
     def with_history(self, rows: pl.DataFrame, folder: Path) -> pl.DataFrame:
         """With `repeats`: the share of a list (entity, cutoff or at, items) that its user had bought by then."""
         name, path = _items(rows), folder / "lines.parquet"
