@@ -117,7 +117,7 @@ class Tune(Section):
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
     """Constraint on the winner: median latency of a single row, in milliseconds. null: no limit."""
     max_model_mb: Annotated[float, Field(gt=0)] | None = None
-    """Constraint on the winner: size of the model. null: no limit."""
+    """Constraint on the winner: size of the model in megabytes. null: 50 for a plain table, otherwise no limit."""
     max_train_seconds: Annotated[float, Field(gt=0)] | None = None
     """Constraint on the winner: time to fit one fold. null: no limit."""
     nested: bool = False

@@ -15,6 +15,8 @@ from evergreen.tasks.search.space import Space
 from evergreen.tasks.search.time_budget import Clock, Estimate
 from evergreen.tasks.search.trials import Outcome
 
+MAX_MODEL_MB = 50.0
+"""Of a plain table, where params do not say."""
 LIMITS = {"n_trials", "timeout_seconds", "budget_seconds", "workers", "choose", "max_latency_ms", "max_model_mb", "nested"}
 """Settings of tune that change no trial."""
 CODE = ("tasks/tune.py", "tasks/search", "tasks/problems", "tasks/config", "tasks/core", "model_types.py")
@@ -65,6 +67,7 @@ def resolve_settings(section: Problem) -> Tune:
         "choose": "simplest" if method == "staged" or section.predicts == "lists" else "best",
         "batch_size": 4 if plain else 1,
         "prune": plain,
+        "max_model_mb": MAX_MODEL_MB if plain else None,
     }
     return tune.model_copy(update={name: value for name, value in resolved.items() if getattr(tune, name) is None})
 
