@@ -17,10 +17,11 @@ class Pipeline(Section):
     """Scaling of numbers, for models that need it; boosted trees do not."""
     log: Options[bool] = (False,)
     """Signed logarithm of numbers before scaling, for counts and amounts."""
-    encode: Options[Literal["onehot", "ordinal", "target"]] = ("onehot",)
-    """Encoding of categories of low cardinality."""
-    encode_high: Options[Literal["target", "frequency", "ordinal"]] = ("target",)
-    """Encoding of categories of high cardinality. target: cross-fitted; clustering uses frequency instead."""
+    encode: Options[Literal["onehot", "ordinal", "target", "native"]] = ("onehot",)
+    """Encoding of categories of low cardinality. native: LightGBM splits the categories by itself, where nothing is selected or
+    reduced; other models use target."""
+    encode_high: Options[Literal["target", "frequency", "ordinal", "native"]] = ("target",)
+    """Encoding of categories of high cardinality. target: cross-fitted; clustering uses frequency instead. native: as above."""
     high_cardinality: int = 20
     """A column with more distinct categories has high cardinality."""
     min_category_count: Options[Annotated[int, Field(ge=0)]] = (0,)
@@ -82,7 +83,8 @@ class Tune(Section):
     table, otherwise tpe."""
     choose: Literal["simplest", "best"] | None = None
     """How the winner is selected. simplest: the simplest model within one standard error of the best (of the paired differences
-    over the folds, of lists over the users). best: the best score. null: simplest with staged and for lists, otherwise best."""
+    over the folds, of lists over the users) and, on tables, within 1 % of its score; the baseline needs the first alone. best:
+    the best score. null: simplest with staged and for lists, otherwise best."""
     n_trials: Annotated[int, Field(ge=1)] = 20
     """Number of configurations to try; each model's defaults come first. Recommenders try all of these in any case."""
     timeout_seconds: float | None = None

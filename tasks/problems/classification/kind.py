@@ -25,6 +25,7 @@ from evergreen.tasks.problems.tabular import calibration
 from evergreen.tasks.problems.tabular.tabular_kind import (
     BOOSTING,
     BOOSTING_SPACE,
+    FOR_BOOSTING,
     FOR_LINES,
     FOR_TREES,
     FOREST,
@@ -71,7 +72,7 @@ class Classification(ClassProbabilities, TabularKind):
             RandomForestClassifier, FOREST, FOREST_DEFAULTS, FOREST_SPACE, stage="trees", choices=FOR_TREES
         ),
         "lightgbm": Family(
-            LGBMClassifier, PLAIN_LIGHTGBM, PLAIN_BOOSTING, PLAIN_BOOSTING_SPACE, native=True, choices=FOR_TREES
+            LGBMClassifier, PLAIN_LIGHTGBM, PLAIN_BOOSTING, PLAIN_BOOSTING_SPACE, native=True, choices=FOR_BOOSTING
         ),
     }
     blend = BlendClassifier

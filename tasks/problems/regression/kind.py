@@ -25,6 +25,7 @@ from evergreen.tasks.problems.tabular.tabular_kind import (
     BOOSTING,
     BOOSTING_SPACE,
     FOR_AMOUNTS,
+    FOR_BOOSTING,
     FOR_LINES,
     FOR_TREES,
     FOREST,
@@ -121,7 +122,7 @@ class Regression(Quantities, TabularKind):
         "lightgbm": Family(
             *(LGBMRegressor, PLAIN_LIGHTGBM, PLAIN_BOOSTING, PLAIN_BOOSTING_SPACE),
             native=True,
-            choices=FOR_TREES | FOR_AMOUNTS,
+            choices=FOR_BOOSTING | FOR_AMOUNTS,
         ),
     }
     blend = BlendRegressor

@@ -5,7 +5,7 @@ Everything here can be saved by tasks.model_files.skops_models.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -84,6 +84,8 @@ def preprocess(
     """
     chosen = choose(pipeline, config)
     raw = native and chosen["select"] in ("none", "variance") and chosen["reduce"] == "none"
+    if not splits_categories(chosen, native):
+        chosen |= {name: "target" for name in ("encode", "encode_high") if chosen[name] == "native"}
     scale = [] if raw else _scale(chosen["scale"], seed)
     parts = [
         ("numbers", Pipeline([("read", Numbers())] if raw else _numbers(chosen, seed)), list(numeric)),
@@ -96,11 +98,30 @@ def preprocess(
         ("dates", Pipeline([("read", Dates()), *([] if raw else _filled("median")), *scale]), list(dates)),
         ("texts", Pipeline([("read", _words(pipeline, seed)), *scale]), list(texts)),
     ]
+    numbered = {"numbers"} | {part for part, name in (("low", "encode"), ("high", "encode_high")) if chosen[name] == "native"}
+    parts.sort(key=lambda part: part[0] not in numbered)
     columns = ColumnTransformer([part for part in parts if part[2]], sparse_threshold=0)
     outputs = max(1, int((len(numeric) + len(low) + len(high) + len(dates) + len(texts)) * chosen["select_share"]))
     return Pipeline(
         [("columns", columns), *_select(chosen, task), *_reduce(chosen["reduce"], min(chosen["components"], outputs), seed)]
     )
+
+
+def splits_categories(chosen: Mapping[str, Any], native: bool) -> bool:
+    """Whether a model gets the numbers of categories (`native`): LightGBM does, where each column keeps its place."""
+    return native and chosen["select"] == "none" and chosen["reduce"] == "none"
+
+
+def native_columns(
+    pipeline: params.Pipeline, config: Config, numeric: Sequence[str], low: Sequence[str], high: Sequence[str], native: bool
+) -> list[int]:
+    """Places of the columns, among those that `preprocess` gives, that hold numbers of categories: they follow the numbers."""
+    chosen = choose(pipeline, config)
+    if not splits_categories(chosen, native):
+        return []
+    named = {"encode": low, "encode_high": high}
+    count = sum(len(columns) for name, columns in named.items() if chosen[name] == "native")
+    return list(range(len(numeric), len(numeric) + count))
 
 
 def _numbers(chosen: dict[str, Any], seed: int) -> list[tuple[str, Any]]:
@@ -144,11 +165,11 @@ def _categories(
         folds = StratifiedKFold if stratified and task != "continuous" else KFold
         crossed: Any = folds(n_splits=ENCODING_FOLDS, shuffle=True, random_state=seed)
         encoder: Any = TargetEncoder(target_type=task, cv=crossed)
-    elif name == "ordinal":
+    elif name in ("ordinal", "native"):
         encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
     else:
         encoder = FrequencyEncoder()
-    return [*read, ("encode", encoder), *scale]
+    return [*read, ("encode", encoder), *([] if name == "native" else scale)]
 
 
 def _select(chosen: dict[str, Any], task: Task) -> list[tuple[str, Any]]:

@@ -74,6 +74,8 @@ PLAIN_BOOSTING_SPACE = {
 }
 PORTFOLIO = (
     {
+        "encode": "native",
+        "encode_high": "native",
         "n_estimators": 100,
         "learning_rate": 0.1,
         "num_leaves": 31,
@@ -109,8 +111,12 @@ FOR_LINES = {
     "spline_knots": Range(values=(5, 0)),
     "log": Range(values=(False, True)),
 }
-"""Choices of the pipeline for linear models of plain tables, and for trees."""
 FOR_TREES = {"encode": Range(values=("target", "onehot"))}
+FOR_BOOSTING = {
+    "encode": Range(values=("target", "onehot", "native")),
+    "encode_high": Range(values=("target", "native")),
+}
+"""Choices of the pipeline for linear models of plain tables, for forests, and for boosting."""
 FOR_AMOUNTS = {"target_log": Range(values=("auto", False))}
 
 CELLS = 30_000_000
@@ -334,6 +340,8 @@ class TabularKind(RowPredictions):
         numeric, low, high = roles(others, section.pipeline.high_cardinality)
         if not family.native and preprocessing.choose(section.pipeline, config)["impute"] == "none":
             _refuse_missing(rows.features.loc[:, numeric], config["model"])
+        if split := preprocessing.native_columns(section.pipeline, config, numeric, low, high, family.native):
+            estimator.set_params(categorical_column=split)
         bent = _bounded(preprocessing.choose(section.pipeline, config)["spline_knots"], len(rows) * len(numeric))
         steps = preprocessing.preprocess(
             *(section.pipeline, {**config, "spline_knots": bent}, numeric, low, high, task, seed, family.native, dates, texts),

@@ -201,9 +201,10 @@ def test_boosted_trees_behind_a_selection_are_compiled(choices, table, targets):
 
 
 def test_the_categories_that_boosted_trees_split_by_themselves_fall_on_the_same_side(table, targets):
-    steps = prepare("binary", True, encode="ordinal", encode_high="ordinal")
-    model = Pipeline([("prepare", steps), ("model", LGBMClassifier(**QUICK, min_data_per_group=5, cat_smooth=1))])
-    model.fit(table, targets["binary"], model__categorical_feature=[4, 5, 6])
+    own = {"encode": "native", "encode_high": "native"}
+    split = preprocessing.native_columns(params.Pipeline(**own), {}, ["a"] * 4, ["b"] * 2, ["c"], native=True)
+    trees = LGBMClassifier(**QUICK, min_data_per_group=5, cat_smooth=1, categorical_column=split)
+    model = assembled(trees, "binary", True, **own).fit(table, targets["binary"])
     assert "num_cat=0" not in model.named_steps["model"].booster_.model_to_string().partition("Tree=1\n")[0]
     assert compare(model, table).parity.difference < 1e-12
 

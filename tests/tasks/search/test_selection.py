@@ -23,6 +23,15 @@ def test_the_simplest_stage_within_one_standard_error_wins() -> None:
     assert choose([curve, clear], list(STAGED), AUC, STAGED).number == 0
 
 
+def test_simplicity_costs_a_hundredth_of_the_score_at_most_and_the_baseline_needs_proof_against_it() -> None:
+    curve, line = folded(0, "curve", 0.70, 0.94, 0.82), folded(1, "line", 0.75, 0.82, 0.83)
+    assert choose([curve, line], list(STAGED), AUC, STAGED).number == 0
+    near = folded(1, "line", 0.77, 0.85, 0.83)
+    assert choose([curve, near], list(STAGED), AUC, STAGED).number == 1
+    none = folded(1, "none", 0.75, 0.82, 0.83)
+    assert choose([curve, none], list(STAGED), AUC, STAGED).number == 1
+
+
 def test_where_nothing_beats_it_the_baseline_wins() -> None:
     found = [folded(0, "none", 0.5, 0.5, 0.5), folded(1, "line", 0.47, 0.54, 0.5), folded(2, "curve", 0.5, 0.49, 0.53)]
     assert choose(found, list(STAGED), AUC, STAGED).number == 0

@@ -131,6 +131,23 @@ def test_a_model_that_reads_gaps_itself_gets_them_unless_a_step_needs_all_number
     assert np.isfinite(steps(native=True, select="univariate").fit_transform(X, y)).all()
 
 
+def test_categories_that_trees_split_by_themselves_are_numbers_after_the_numbers():
+    X, y = frame()
+    both, high = {"encode": "native", "encode_high": "native"}, {"encode_high": "native"}
+
+    def places(native=True, **choices):
+        return preprocessing.native_columns(params.Pipeline.model_validate(choices), {}, NUMERIC, LOW, HIGH, native)
+
+    assert (places(**both), places(**high), places()) == ([3, 4], [3], [])
+    made = steps(native=True, **high).fit(X, y).transform(X.assign(street="never seen"))
+    assert set(made[:, 3]) == {-1.0}
+    assert set(steps(native=True, **both).fit_transform(X, y)[:, 3]) == {0.0, 1.0, 2.0, 3.0}
+    for others in ({"native": False}, {"select": "univariate"}, {"reduce": "pca", "components": 2}):
+        assert places(**{**both, **others}) == []
+        target = dict.fromkeys(both, "target")
+        assert np.allclose(steps(**{**both, **others}).fit_transform(X, y), steps(**{**target, **others}).fit_transform(X, y))
+
+
 def test_target_encoding_is_cross_fitted():
     """With a category per row, what a row is given must not be its own answer."""
     X, y = frame()

@@ -95,6 +95,7 @@ def test_every_model_learns_from_mixed_columns_and_survives_saving(name, target,
 
 def blend(kind, chosen):
     members = [kind.defaults(model, chosen) for model in kind.space(chosen) if model != kind.baseline]
+    members += [each for each in kind.portfolio(chosen) if each["encode_high"] == "native"][:1]
     return {"model": BLEND, "members": members, "weights": [2, *[1] * (len(members) - 1)]}
 
 
