@@ -85,7 +85,7 @@ bench-serve: install  ## the server beside MLflow's, BentoML and MLServer on the
 bench-ledger: install  ## a ledger of 5 million predictions: a day's monitoring, cohorts, retention, waits of other writers; a quarter of an hour
 	@python -m bench.ledger
 
-soak: install  ## twenty minutes of mixed load and faults on the server; as root it fills a disk too
+soak: install  ## twenty minutes of mixed load and faults on the server; as root it fills a disk too, with PostgreSQL it crashes the database
 	@python -m bench.soak
 
 plots: install  ## .dvc/plots, the templates of dvc plots, from the specs of the page's charts

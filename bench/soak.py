@@ -1,13 +1,14 @@
 """`make soak`: mixed load on a server with two workers, during rollouts, a rollback and every fault of bench.soak_faults.
 
-    make soak                                      twenty minutes
+    make soak                                      twenty minutes, with PostgreSQL if it is installed
     python -m bench.soak --seconds 120 --rate 40   shorter, and gentler
+    python -m bench.soak --sqlite                  with a database in a file
 
 It uses a small project in a temporary folder. Rows, lists, purchases, labels, odd rows and invalid requests are sent at fixed
 times (open loop). Meanwhile versions come and go, processes are killed, the disk of the spool fills up, the database is locked,
-purchases come in floods, and a hostile client sends endless headers. Afterwards each prediction is compared
-with the batch score of its version, and each acknowledged prediction, purchase and label must be stored once. The disk fills up
-where this user may mount a file system.
+or crashes and comes back (PostgreSQL), the clock is stepped (with a C compiler), purchases come in floods, and a hostile
+client sends endless headers. Afterwards each prediction is compared with the batch score of its version, and each acknowledged
+prediction, purchase and label must be stored once. The disk fills up where this user may mount a file system.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -32,7 +34,7 @@ import sqlalchemy as sa
 
 from bench import soak_faults
 from bench.load import Client, Load
-from bench.soak_faults import Disk, Lock
+from bench.soak_faults import Clock, Disk, Lock
 from evergreen.flows import settings
 from evergreen.monitoring.ledger import refused_rows, schema, spool
 from evergreen.monitoring.ledger.schema import LABELS
@@ -40,6 +42,7 @@ from evergreen.serving.event_log import EVENTS
 from evergreen.tasks.config.operations import Rollout
 from evergreen.tasks.core.paths import Layout
 from tests import projects
+from tests.postgres import Postgres, programs
 from tests.serving.server import Server
 
 PROBLEM, SHOP = "redeem", "recommend"
@@ -69,9 +72,14 @@ PLAN = (
     (0.62, "the disk has space"),
     (0.65, "the database is locked"),
     (0.69, "the database is free"),
+    (0.71, "the clock is 1 hour back"),
+    (0.73, "the clock is 26 hours ahead"),
+    (0.75, "the clock is right"),
+    (0.77, "the database is gone"),
+    (0.79, "the database is back"),
 )
 """Fraction of the time -> what happens."""
-CALM = 0.78
+CALM = 0.83
 """Fraction of the time after which memory must not grow."""
 KINDS = ("predict",) * 9 + ("scoring",) * 3 + ("recommend",) * 3 + ("events",) * 2 + ("labels",) * 2 + ("invalid", "odd")
 """Of twenty-one requests."""
@@ -128,12 +136,14 @@ class Soak:
         users: Sequence[Any],
         items: Any,
         disk: Disk,
+        clock: Clock,
+        postgres: Postgres | None,
     ) -> None:
         self.layout, self.server, self.rows, self.users, self.items = layout, server, rows, users, items
         self.client, self.seen = Client(int(server.url.rpartition(":")[2])), Seen()
         self._draw = np.random.default_rng(7)
         self._registry, self._rollouts = settings.registry(layout), settings.rollouts(layout)
-        self._disk, self._lock = disk, Lock(layout)
+        self._disk, self._lock, self._clock, self._postgres = disk, Lock(layout), clock, postgres
         self.load = Load(1.0, 0.0)
 
     async def run(self, seconds: float, rate: float) -> None:
@@ -271,12 +281,16 @@ class Soak:
             soak_faults.kill_drainer(self.server.process.pid)
         elif "worker" in what:
             os.kill(self.server.workers()[0], signal.SIGKILL)
+        elif "clock" in what:
+            self._clock.step(-1 if "back" in what else 26 if "ahead" in what else 0)
         else:
             acts: Mapping[str, Callable[[], None]] = {
                 "the disk is full": self._disk.fill,
                 "the disk has space": self._disk.free,
                 "the database is locked": self._lock.take,
                 "the database is free": self._lock.release,
+                "the database is gone": self._postgres.stop if self._postgres else _do_nothing,
+                "the database is back": self._postgres.start if self._postgres else _do_nothing,
             }
             acts[what]()
 
@@ -286,6 +300,10 @@ class Soak:
                 with suppress(psutil.Error):
                     self.seen.memory.append((time.monotonic(), pid, psutil.Process(pid).memory_info().rss / 2**20))
             await asyncio.sleep(1.0)
+
+
+def _do_nothing() -> None:
+    """SQLite cannot be gone."""
 
 
 def expected(layout: Layout, rows: pl.DataFrame, versions: int) -> dict[int, np.ndarray]:
@@ -306,7 +324,8 @@ def verdicts(soak: Soak, scores: Mapping[int, np.ndarray]) -> list[tuple[bool, s
     stale = sum(version == 4 and moment > rolled + SETTLED for moment, _, version, *_ in seen.predictions)
 
     def is_locked(moment: float) -> bool:
-        return at["the database is locked"] <= moment <= at["the database is free"] + MOST_SECONDS
+        times = ("the database is locked", "the database is free"), ("the database is gone", "the database is back")
+        return any(at[since] - SETTLED <= moment <= at[until] + MOST_SECONDS for since, until in times)
 
     failed = Counter((kind, status) for moment, kind, status in seen.failures if status != 503 or not is_locked(moment))
     refused = sum(status == 503 and is_locked(moment) for moment, _, status in seen.failures)
@@ -337,7 +356,7 @@ def verdicts(soak: Soak, scores: Mapping[int, np.ndarray]) -> list[tuple[bool, s
          f"{len(acknowledged)} predictions acknowledged, {len(twice)} stored twice, "
          f"{len(missing)} not stored: {lost} counted as lost by killed workers, {aside} set aside with a reason"),
         (not failed, f"responses of status 500 and above: {dict(failed) or 'none'}; "
-         f"{refused} of 503 while the database is locked"),
+         f"{refused} of 503 while the database is locked or gone"),
         (not rejected, f"valid requests that were rejected: {rejected or 'none'}"),
         (not away, f"{len(seen.broken)} connections broke, {len(away)} of them not because of a kill"),
         (seen.hostile == soak_faults.HOSTILE_CONNECTIONS,
@@ -364,44 +383,63 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=1200.0)
     parser.add_argument("--rate", type=float, default=100.0, help="requests per second")
+    parser.add_argument("--sqlite", action="store_true", help="a database in a file, although PostgreSQL is installed")
     options = parser.parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     log.setLevel(logging.INFO)
     for name in [each for each in os.environ if each.startswith("EVERGREEN_")]:
         del os.environ[name]
-    with tempfile.TemporaryDirectory(prefix="evergreen soak ") as folder:
-        layout = projects.lay_deployed(Path(folder), (PROBLEM, SHOP))
-        for strength in (0.01, 0.1, 0.3):
-            projects.register(layout, PROBLEM, "logistic", C=strength)
-        names = json.loads((layout.model(PROBLEM) / "model.json").read_text())["features"]
-        rows = pl.read_parquet(layout.features(PROBLEM) / "rows.parquet").select(names).tail(200)
-        lines = pl.read_parquet(layout.features(SHOP) / "lines.parquet")
-        users, items = lines["user"].unique().sort().to_list(), lines["item"].unique().sort().to_list()
-        as_json = [{name: None if value != value else value for name, value in row.items()} for row in rows.to_dicts()]
-        disk = Disk(layout)
+    with (
+        tempfile.TemporaryDirectory(prefix="evergreen-soak-") as folder,
+        tempfile.TemporaryDirectory(prefix="pg", dir="/tmp") as database,
+    ):
+        postgres = None if options.sqlite or programs() is None else Postgres(Path(database))
+        if postgres:
+            postgres.start()
+            os.environ["EVERGREEN_DATABASE"] = postgres.address
         try:
-            server = Server(layout, "--workers", str(WORKERS), seconds=400)
-            try:
-                soak = Soak(layout, server, as_json, users, items, disk)
-                asyncio.run(soak.run(options.seconds, options.rate))
-            finally:
-                disk.free()
-                server.stop()
-            found = verdicts(soak, expected(layout, rows, 4))
+            _soak(Path(folder), options.seconds, options.rate, postgres)
         finally:
-            disk.unmount()
-        log.info(
-            "%g requests a second for %g s; disk %s",
-            options.rate, options.seconds,
-            "filled" if disk.mounted else "not filled: no file system may be mounted",
-        )  # fmt: skip
-        log.info("| holds | what |\n| --- | --- |")
-        for fine, line in found:
-            log.info("| %s | %s |", "yes" if fine else "NO", line)
-        log.info(
-            "requests: %s",
-            ", ".join(f"{kind} {status}: {count}" for (kind, status), count in sorted(soak.seen.statuses.items())),
-        )
+            if postgres:
+                with suppress(subprocess.CalledProcessError):
+                    postgres.stop()
+
+
+def _soak(folder: Path, seconds: float, rate: float, postgres: Postgres | None) -> None:
+    """Prepare a project, run the load and print the verdicts. Raises SystemExit if one does not hold."""
+    layout = projects.lay_deployed(folder, (PROBLEM, SHOP))
+    for strength in (0.01, 0.1, 0.3):
+        projects.register(layout, PROBLEM, "logistic", C=strength)
+    names = json.loads((layout.model(PROBLEM) / "model.json").read_text())["features"]
+    rows = pl.read_parquet(layout.features(PROBLEM) / "rows.parquet").select(names).tail(200)
+    lines = pl.read_parquet(layout.features(SHOP) / "lines.parquet")
+    users, items = lines["user"].unique().sort().to_list(), lines["item"].unique().sort().to_list()
+    as_json = [{name: None if value != value else value for name, value in row.items()} for row in rows.to_dicts()]
+    disk, clock = Disk(layout), Clock(folder)
+    try:
+        server = Server(layout, "--workers", str(WORKERS), seconds=400, env={**os.environ, **clock.environment})
+        try:
+            soak = Soak(layout, server, as_json, users, items, disk, clock, postgres)
+            asyncio.run(soak.run(seconds, rate))
+        finally:
+            disk.free()
+            server.stop()
+        found = verdicts(soak, expected(layout, rows, 4))
+    finally:
+        disk.unmount()
+    log.info(
+        "%g requests a second for %g s; database %s; disk %s; clock %s",
+        rate, seconds, "PostgreSQL" if postgres else "SQLite",
+        "filled" if disk.mounted else "not filled: no file system may be mounted",
+        "stepped" if clock.environment else "not stepped: no C compiler",
+    )  # fmt: skip
+    log.info("| holds | what |\n| --- | --- |")
+    for fine, line in found:
+        log.info("| %s | %s |", "yes" if fine else "NO", line)
+    log.info(
+        "requests: %s",
+        ", ".join(f"{kind} {status}: {count}" for (kind, status), count in sorted(soak.seen.statuses.items())),
+    )
     if not all(fine for fine, _ in found):
         raise SystemExit(1)
 

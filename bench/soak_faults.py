@@ -1,16 +1,18 @@
-"""Faults for `make soak`: a full disk, a locked database, killed processes, hostile connections, odd rows."""
+"""Faults for `make soak`: a full disk, a locked database, a stepped clock, killed processes, hostile connections, odd rows."""
 
 import asyncio
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
+import sqlalchemy as sa
 
 from bench.load import HOST
 from evergreen.flows import settings
@@ -34,6 +36,34 @@ EDGES = (
 """Times of labels and purchases."""
 ODD_VALUES = ("\0", "\ud800", "😀" * 300, "x" * 100_000, 10**400, -1e308, True, [], {"a": {}}, None)
 """Values of a feature or an entity."""
+
+
+CLOCK = r"""
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+static const volatile long *offset;
+
+static void __attribute__((constructor)) open_clock(void) {
+  const char *path = getenv("SOAK_CLOCK");
+  int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+  void *found = fd < 0 ? MAP_FAILED : mmap(0, 8, PROT_READ, MAP_SHARED, fd, 0);
+  if (found != MAP_FAILED) offset = found;
+  if (fd >= 0) close(fd);
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+  int status = syscall(SYS_clock_gettime, clock, now);
+  if (!status && clock == CLOCK_REALTIME && offset) now->tv_sec += *offset;
+  return status;
+}
+"""
+"""Source of a library: CLOCK_REALTIME is ahead by the number of seconds in the file SOAK_CLOCK. Other clocks stay."""
 
 
 class Disk:
@@ -62,21 +92,49 @@ class Disk:
 
 
 class Lock:
-    """SQLite's write lock on the project's database, as a process that hangs in a transaction holds it."""
+    """The write lock of the project's database, as a process that hangs in a transaction holds it."""
 
     def __init__(self, layout: Layout) -> None:
-        self._path = settings.read(layout).database.removeprefix("sqlite:///")
-        self._held: sqlite3.Connection | None = None
+        self._engine = sa.create_engine(settings.read(layout).database, isolation_level="AUTOCOMMIT")
+        self._held: sa.Connection | None = None
 
     def take(self) -> None:
-        self._held = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=30)
-        self._held.execute("BEGIN IMMEDIATE")
+        self._held = self._engine.connect()
+        if self._engine.dialect.name == "sqlite":
+            self._held.exec_driver_sql("PRAGMA busy_timeout = 30000")
+            self._held.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            names = ", ".join(f'"{name}"' for name in sa.inspect(self._held).get_table_names())
+            self._held.exec_driver_sql("BEGIN")
+            self._held.exec_driver_sql(f"LOCK TABLE {names} IN EXCLUSIVE MODE")
 
     def release(self) -> None:
         if self._held:
-            self._held.execute("ROLLBACK")
+            self._held.exec_driver_sql("ROLLBACK")
             self._held.close()
         self._held = None
+
+
+class Clock:
+    """The clock of the server's processes, by a library that is preloaded, if there is a C compiler.
+
+    libfaketime also wraps clock_nanosleep, where the sleeps of Python 3.11 then fail.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file, source, library = folder / "clock", folder / "clock.c", folder / "clock.so"
+        self.environment: dict[str, str] = {}
+        """Variables for the server."""
+        self.step(0)
+        source.write_text(CLOCK)
+        command = ["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source)]
+        if shutil.which("cc") and subprocess.run(command, capture_output=True, check=False).returncode == 0:
+            self.environment = {"LD_PRELOAD": str(library), "SOAK_CLOCK": str(self._file)}
+
+    def step(self, hours: int) -> None:
+        """Put it `hours` ahead of the true time."""
+        with self._file.open("r+b" if self._file.exists() else "w+b") as file:
+            file.write((3600 * hours).to_bytes(8, sys.byteorder, signed=True))
 
 
 def kill_drainer(supervisor: int) -> None:

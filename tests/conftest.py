@@ -6,7 +6,6 @@ Each numeric library has one thread, as in a step: two halves of the suite run s
 import fcntl
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from hypothesis import settings
 
 from evergreen.tasks.__main__ import THREADS
 from evergreen.tasks.core.paths import Layout
+from tests import postgres as postgres_server
 
 if TYPE_CHECKING:
     from tests.projects import Deployed
@@ -83,30 +83,17 @@ def trained(make_once: MakeOnce) -> Layout:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """A PostgreSQL server of this run's own, on a socket in a folder of its own; the address of its database."""
-    found = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True), Path(shutil.which("pg_ctl") or "").parent]
-    programs = next((each for each in found if (each / "initdb").exists()), None)
-    if programs is None:
+    if postgres_server.programs() is None:
         if os.environ.get("CI") == "true":
             pytest.fail("PostgreSQL is not installed; on CI it must be")
         pytest.skip("PostgreSQL is not installed")
     with tempfile.TemporaryDirectory(prefix="pg", dir="/tmp") as name:
-        folder = Path(name)
-        root = os.geteuid() == 0
-        if root:
-            shutil.chown(folder, "postgres")
-
-        def call(program: str, *arguments: str) -> None:
-            command = [str(programs / program), *arguments]
-            as_user = ["runuser", "-u", "postgres", "--", *command] if root else command
-            subprocess.run(as_user, check=True, cwd=folder, stdout=subprocess.DEVNULL, timeout=60)
-
-        call("initdb", "-D", f"{folder}/data", "-U", "evergreen", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C")
-        options = f"-c listen_addresses='' -c unix_socket_directories='{folder}' -c fsync=off -c timezone=UTC"
-        call("pg_ctl", "-D", f"{folder}/data", "-l", f"{folder}/log", "-w", "-o", options, "start")
+        server = postgres_server.Postgres(Path(name))
+        server.start()
         try:
-            yield f"postgresql+psycopg://evergreen@/postgres?host={folder}"
+            yield server.address
         finally:
-            call("pg_ctl", "-D", f"{folder}/data", "-m", "immediate", "-w", "stop")
+            server.stop()
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
