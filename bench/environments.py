@@ -16,8 +16,9 @@ def python(name: str, requirements: Sequence[str]) -> Path:
     found, ready = folder / "bin" / "python", folder / "ready"
     if not ready.exists() or ready.read_text() != wanted:
         log.info("making the environment %s; this may take some minutes", folder)
-        subprocess.run(["uv", "venv", "-q", "--clear", "--python", sys.executable, str(folder)], check=True)
-        install = ["uv", "pip", "install", "-q", "--compile-bytecode", "--python", str(found)]
+        uv = str(Path(sys.executable).with_name("uv"))
+        subprocess.run([uv, "venv", "-q", "--clear", "--python", sys.executable, str(folder)], check=True)
+        install = [uv, "pip", "install", "-q", "--compile-bytecode", "--python", str(found)]
         subprocess.run([*install, *requirements], check=True)
         ready.write_text(wanted)
     return found

@@ -26,7 +26,7 @@ class Result(Section):
     diagnosis: str
     """Path of diagnosis.json."""
     step: str | None
-    """leak, stop, simpler model, richer model, more data, better features; null: no diagnosis."""
+    """leak, stop, longer search, simpler model, richer model, more data, better features; null: no diagnosis."""
     recommendation: str
     """The step in words, or the reason why there is none."""
 

@@ -7,7 +7,7 @@ left out and named.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ from evergreen.tasks.problems.tabular.tabular_kind import Rows
 ERRORS_ABOVE_GUESSING = 2.6
 """The best of a few models beats guessing when its skill is this many standard errors above 0."""
 SHOWN_COLUMNS = 12
+MIN_TRIALS = 10
+"""A search with a time budget that completed fewer trials was cut."""
 
 
 def diagnose(
@@ -49,7 +51,7 @@ def diagnose(
         return {"recommendation": f"The model could not be fitted on a part of its rows: {examination.failed}"}, {}
     rivals = {name: fit for name, other in _rivals(kind, section, config).items() if (fit := examination.evaluate(other))}
     skills, formula = single_column_skills(examination)
-    facts = _facts(examination, chosen, rivals, skills, formula)
+    facts = replace(_facts(examination, chosen, rivals, skills, formula), cut=search_was_cut(section, trials))
     curve = {share: fit for share in CURVE_SHARES if (fit := examination.evaluate(config, "learning curve", share))}
     facts = extrapolate(examination, facts, curve, chosen)
     facts = estimate_ceiling(examination, facts, chosen)
@@ -73,6 +75,14 @@ def diagnose(
         "cpu_seconds": round(examination.spent, 2),
     }
     return found, {name: table for name, table in tables.items() if table.height}
+
+
+def search_was_cut(section: Tabular, trials: pl.DataFrame | None) -> bool:
+    """Whether a time budget ended the search before MIN_TRIALS trials, or left a trial fewer folds than tune.folds."""
+    if section.tune.budget_seconds is None or trials is None:
+        return False
+    folds = trials.filter(pl.col("state") == "complete")["folds"].list.len()
+    return len(folds) < MIN_TRIALS or bool((folds < section.tune.folds).any())
 
 
 def _scale(examination: Examination) -> SkillScale:

@@ -62,6 +62,8 @@ class Facts:
     """The largest share that any model could explain; see diagnosis.noise_ceiling."""
     ceiling_error: float = 0.0
     """Standard error of `ceiling`."""
+    cut: bool = False
+    """Whether the search ended for lack of time before it had tried much: another model may be what it did not come to."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,14 @@ def _other_model(facts: Facts) -> Step | None:
         f"{_difference(facts, top.gain, top.low, top.high)}, and {_score(facts, top.train_skill)} on training rows.",
         *_last_doubling(facts),
     ]
+    if facts.cut:
+        return Step(
+            "longer search",
+            "A longer search",
+            f"The search ended before it had tried much, and {top.name} is better on the same rows: train again with a longer "
+            "tune.budget_seconds (--seconds), before you change the models.",
+            evidence,
+        )
     if top.train_skill < facts.train_skill - MIN_GAIN:
         return Step(
             "simpler model",

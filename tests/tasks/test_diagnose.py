@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from evergreen.tasks import diagnose, problems
 from evergreen.tasks.config.params import Params, Tabular
 from evergreen.tasks.core.paths import Layout, read_json, write_json
 from evergreen.tasks.diagnosis import experiments
-from evergreen.tasks.diagnosis.examination import Examination
+from evergreen.tasks.diagnosis.examination import Examination, Fit
+from evergreen.tasks.diagnosis.learning_curve import extrapolate
 from evergreen.tasks.diagnosis.recommendation import Facts, Rival, decide
 from evergreen.tasks.diagnosis.validation_curves import POINTS
 from evergreen.tasks.problems.base import Kind
@@ -174,6 +176,10 @@ def rival(gain: float, low: float, train_skill: float) -> Rival:
         (changed(rivals=[rival(0.01, 0.005, 0.9)]), "better features"),
         (changed(train_skill=0.99, rivals=[rival(0.05, -0.01, 0.7)]), "simpler model"),
         (changed(train_skill=0.99, rivals=[rival(0.05, -0.01, 0.98)]), "better features"),
+        (changed(rivals=[rival(0.1, 0.05, 0.65)], cut=True), "longer search"),
+        (changed(rivals=[rival(0.1, 0.05, 0.9)], cut=True), "longer search"),
+        (changed(rivals=[rival(0.1, -0.05, 0.9)], cut=True), "better features"),
+        (changed(best_low=-0.01, cut=True), "stop"),
         (changed(best_low=-0.01), "stop"),
         (changed(explained=0.4, ceiling=0.41), "stop"),
         (changed(explained=0.4, ceiling=0.6), "better features"),
@@ -188,6 +194,38 @@ def rival(gain: float, low: float, train_skill: float) -> Rival:
 )
 def test_the_facts_decide_the_step(facts: Facts, step: str):
     assert decide(facts).step == step
+
+
+@pytest.mark.parametrize(
+    ("budget", "folds", "cut"),
+    [(20.0, [5] * 10, False), (20.0, [5] * 9, True), (20.0, [5] * 9 + [1], True), (None, [5] * 3, False)],
+)
+def test_a_search_is_cut_that_a_time_budget_ended_early(budget: float | None, folds: list[int], cut: bool):
+    section = Tabular.model_validate(
+        {
+            "question": "?",
+            "features": {"table": "t", "target": "y", "columns": {"x": "number"}},
+            "tune": {"budget_seconds": budget, "folds": 5},
+        }
+    )
+    states = ["complete"] * len(folds) + ["failed"]
+    trials = pl.DataFrame({"state": states, "folds": [[0.5] * count for count in folds] + [[]]})
+    assert experiments.search_was_cut(section, trials) is cut
+    assert not experiments.search_was_cut(section, None)
+
+
+def test_a_curve_that_rises_in_one_odd_fold_alone_asks_for_no_rows():
+    def fit(*scores: float) -> Fit:
+        validation = [{"roc_auc": score} for score in scores]
+        return Fit(validation, validation, [])
+
+    sure: Any = SimpleNamespace(skill_gain=lambda *fits: (0.1, 0.05, 0.15))
+    half = fit(0.60, 0.70, 0.70)
+    odd = extrapolate(sure, SOUND, {0.5: half}, fit(0.90, 0.69, 0.70))
+    steady = extrapolate(sure, SOUND, {0.5: half}, fit(0.66, 0.75, 0.74))
+    assert (decide(odd).step, decide(steady).step) == ("better features", "more data")
+    alone = extrapolate(sure, SOUND, {0.5: fit(0.6)}, fit(0.7))
+    assert decide(alone).step == "more data"
 
 
 def test_the_evidence_names_roc_auc_and_not_skill():
