@@ -25,8 +25,11 @@ from evergreen.tasks.problems.recommender.list_builder import ListBuilder
 from evergreen.tasks.problems.recommender.list_request import RecommendedLists, Request
 from evergreen.tasks.problems.recommender.online_histories import as_id
 
-CACHED_USERS = 20_000
-"""Users with cached lists, about three kilobytes each."""
+CACHED_ITEMS = 200_000
+"""Items in all cached lists together, with explanations about 300 bytes each. A list counts LIST_COST more."""
+LIST_COST = 10
+LONGEST_REQUEST = 1_000
+"""Characters of a request that is cached, at most: a client chooses its users' ids and its rules."""
 CACHED_REQUESTS = 8
 """Different requests cached per user."""
 REFILL_QUEUE = 1_000
@@ -94,6 +97,7 @@ class OnlineRecommender:
             ) from error
         self._position, self._stock_read, self._updating = START, self._stock_time(), threading.Lock()
         self._cache: dict[str, dict[Request, RecommendedLists]] = {}
+        self._cached_items = 0
         self._evicted = deque[Request](maxlen=REFILL_QUEUE)
         self._without_events = self._builder
         self.refresh()
@@ -106,13 +110,29 @@ class OnlineRecommender:
         lists = builder.recommend(request)
         with self._updating:
             if user is not None and builder is self._builder:  # no purchase arrived meanwhile
-                if len(self._cache) >= CACHED_USERS:
-                    self._cache.clear()
-                mine = self._cache.setdefault(user, {})
-                if len(mine) >= CACHED_REQUESTS:
-                    mine.clear()
-                mine[request] = lists
+                self._keep(user, request, lists)
         return lists
+
+    def _keep(self, user: str, request: Request, lists: RecommendedLists) -> None:
+        cost = LIST_COST + len(lists.item)
+        if cost > CACHED_ITEMS or len(request.model_dump_json(exclude_defaults=True)) > LONGEST_REQUEST:
+            return
+        if self._cached_items + cost > CACHED_ITEMS:
+            self._clear_cache()
+        if len(self._cache.get(user, {})) >= CACHED_REQUESTS:
+            self._evict(user)
+        self._cache.setdefault(user, {})[request] = lists
+        self._cached_items += cost
+
+    def _evict(self, user: str) -> Iterable[Request]:
+        """The requests of a user whose lists are cached no more."""
+        mine = self._cache.pop(user, {})
+        self._cached_items -= sum(LIST_COST + len(each.item) for each in mine.values())
+        return mine
+
+    def _clear_cache(self) -> None:
+        self._cache.clear()
+        self._cached_items = 0
 
     def build(self, request: Request) -> RecommendedLists:
         """The same, neither from the cache nor kept in it."""
@@ -164,7 +184,7 @@ class OnlineRecommender:
             if changes.withdrawn:
                 changes = self._log.since(self.problem)
                 self._builder = self._without_events
-                self._cache.clear()
+                self._clear_cache()
             self._add(changes.lines)
             self._position = changes.position
             if (written := self._stock_time()) != self._stock_read:
@@ -172,14 +192,14 @@ class OnlineRecommender:
                 stock = item_catalogue.stock(table, self._section.features)
                 self._builder, self._without_events = self._builder.restocked(stock), self._without_events.restocked(stock)
                 self._stock_read = written
-                self._cache.clear()
+                self._clear_cache()
 
     def _add(self, lines: pl.DataFrame) -> None:
         """Add lines to the histories, and drop the cached lists of their users."""
         if lines.height:
             self._builder = self._builder.observe(lines)
         for user in lines["user"].unique():
-            self._evicted.extend(self._cache.pop(user, ()))
+            self._evicted.extend(self._evict(user))
 
     def _stock_time(self) -> int:
         """Modification time of the stock table in nanoseconds; 0 without one."""

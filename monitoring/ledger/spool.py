@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime
@@ -42,7 +43,8 @@ LINES_PER_APPEND = 5_000
 COLLECT_AFTER = 200_000
 """New objects between two garbage collections of the drainer: a collection scans all parsed lines, which have no cycles."""
 MAX_WAITING = 50_000
-"""Most predictions that wait in memory while the disk is full; further ones are dropped and counted."""
+MAX_WAITING_BYTES = 64 * 2**20
+"""Most predictions that wait in memory while the disk is full, and their size; further ones are dropped and counted."""
 OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
 RETURNED, WRITTEN, END = range(3)
 """Numbers of a counter: predictions put, lines written, and the length of the newest segment at that time."""
@@ -53,13 +55,16 @@ class Spool:
     """The writer of one process, in `folder`. `durable`: `flush` returns after an fsync.
 
     `put` and `flush` may be called from several threads. Where the disk is full, predictions wait in memory (MAX_WAITING of
-    them; further ones are dropped and counted), and each `flush` tries again.
+    them, and MAX_WAITING_BYTES; further ones are dropped and counted), and each `flush` tries again.
     """
 
     def __init__(self, folder: Path, durable: bool = False) -> None:
         self._folder, self._durable = folder, durable
         self._name = f"{time.time_ns():020d}-{os.getpid()}"
         self._waiting: list[tuple[Any, ...]] = []
+        self._lines = deque[tuple[int, bytes]]()
+        """Lines that the disk has not taken, and their number, oldest first: their size is known, and they are made once."""
+        self._line_count = self._line_bytes = 0
         self._put_lock, self._flush_lock = threading.Lock(), threading.Lock()
         self._number, self._dropped, self._closed = 0, 0, False
         self._lost, self._end, self._put_before = 0, 0, 0
@@ -101,7 +106,7 @@ class Spool:
     ) -> None:
         """Queue one prediction for the next `flush`. `features` and `outputs` must not change until then."""
         with self._put_lock:
-            if len(self._waiting) >= MAX_WAITING:
+            if len(self._waiting) + self._line_count >= MAX_WAITING:
                 self._dropped += 1
                 return
             self._waiting.append((id, problem, version, variant, at.timestamp(), entity, cutoff, features, outputs))
@@ -113,7 +118,7 @@ class Spool:
     @property
     def waiting(self) -> int:
         """Predictions in memory that are not written yet."""
-        return len(self._waiting)
+        return len(self._waiting) + self._line_count
 
     def flush(self) -> int:
         """Write all queued predictions; returns the number of lines. Those that cannot be written stay queued.
@@ -121,27 +126,49 @@ class Spool:
         Raises StorageError where the disk is full or read-only.
         """
         with self._flush_lock:
-            with self._put_lock:
-                rows, self._waiting = self._waiting, []
-            if not rows:
-                return 0
+            written = 0
             try:
-                self._write(self._open(), _to_lines(self._folder, rows))
+                self._make_lines()
+                while self._lines:
+                    count, lines = self._lines[0]
+                    self._write(self._open(), lines)
+                    self._forget(*self._lines.popleft())
+                    written += count
+                    assert self._counter
+                    self._counter.numbers[WRITTEN] += count
+                    self._counter.numbers[END] = self._end
             except OSError as error:
-                with self._put_lock:
-                    self._waiting = rows + self._waiting
+                while self._line_bytes > MAX_WAITING_BYTES and len(self._lines) > 1:
+                    self._dropped += self._forget(*self._lines.pop())
                 self.failing_since = self.failing_since or datetime.now(UTC)
                 raise _no_space(self._folder, error) from error
-            if self.failing_since:
+            if written and self.failing_since:
                 log.warning("predictions are written again; the disk refused them since %s", self.failing_since)
                 self.failing_since = None
-            assert self._counter
-            self._counter.numbers[WRITTEN] += len(rows)
-            self._counter.numbers[END] = self._end
             if self._end >= SEGMENT_BYTES:
                 with suppress(OSError):  # then the old segment grows on
                     self._rotate()
-            return len(rows)
+            return written
+
+    def _make_lines(self) -> None:
+        with self._put_lock:
+            rows, self._waiting = self._waiting, []
+        if not rows:
+            return
+        try:
+            lines = _to_lines(self._folder, rows)
+        except OSError:  # a row that JSON cannot hold, and no space to set it aside
+            with self._put_lock:
+                self._waiting = rows + self._waiting
+            raise
+        self._lines.append((len(rows), lines))
+        self._line_count += len(rows)
+        self._line_bytes += len(lines)
+
+    def _forget(self, count: int, lines: bytes) -> int:
+        self._line_count -= count
+        self._line_bytes -= len(lines)
+        return count
 
     def lost(self) -> int:
         """Predictions that were returned and never written: by killed predecessors, and here for lack of space."""

@@ -333,6 +333,19 @@ def test_a_list_is_cached_until_its_user_buys_and_equals_a_fresh_list(start, wor
         assert kept.explanation == fresh.explanation
 
 
+def test_clients_cannot_fill_the_memory_with_cached_lists(start, monkeypatch):
+    monkeypatch.setattr(recommender_service, "CACHED_ITEMS", 100)
+    recommender = start()
+    for number in range(40):
+        recommender.recommend(Request(users=(f"u{number}",), k=5))
+        kept = [each for mine in recommender._cache.values() for each in mine.values()]
+        assert sum(10 + len(each.item) for each in kept) == recommender._cached_items <= 100
+    assert recommender.cached(Request(users=("u39",), k=5))
+    long = Request(users=("u" * 2_000,), k=5)
+    recommender.recommend(long)
+    assert recommender.cached(long) is None
+
+
 def test_rejected_events_are_stored(start, known, tmp_path):
     here = start()
     found = here.record_events([{"user": 6, "item": 1, "basket": "b9"}, {"user": 6, "item": 1003, "quantity": -3}], NOW)

@@ -279,6 +279,27 @@ def test_predictions_beyond_the_queue_limit_are_dropped_and_counted(folder, monk
     assert spool.flush() == 3
 
 
+def test_on_a_full_disk_large_predictions_wait_up_to_a_number_of_bytes(folder, ledger, monkeypatch):
+    monkeypatch.setattr(spools, "MAX_WAITING_BYTES", 1_000)
+    spool = Spool(folder)
+
+    def full(file: int, data: bytes, place: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        for number in range(20):
+            put(spool, number)
+            with pytest.raises(StorageError, match="No space left on device"):
+                spool.flush()
+    kept = spool.waiting
+    assert 1 < kept < 20
+    assert spool.lost() == 20 - kept
+    assert spool.flush() == kept
+    assert drain(folder, ledger) == kept
+    assert ids(ledger) == sorted(f"p{number}" for number in range(kept))
+
+
 def test_a_server_that_starts_on_a_full_disk_keeps_predictions_and_writes_them_once_there_is_space(folder, ledger, monkeypatch):
     calls = iter(range(100))
     write = os.pwrite
