@@ -23,14 +23,12 @@ class RunningStep:
     """The last lines of its log."""
     run: str | None = None
     """The id of its run on the Prefect server."""
-
-    @property
-    def percent(self) -> float | None:
-        """How far it is, by the newest line that says so."""
-        return next((each for line in reversed(self.lines) if (each := percent(line)) is not None), None)
+    percent: float | None = None
+    """How far it is: by its trials, or by the time that it has; None: neither is in its log."""
 
 
 TRIAL = re.compile(r"\btrial (\d+) of (\d+)\b")
+LEFT = re.compile(r"\b(\d+) s left\b")
 LINES = 12
 """Lines of a log that are read."""
 
@@ -69,8 +67,22 @@ def read(layout: Layout) -> list[RunningStep]:
             if is_alive(mark["pid"]):
                 log = layout.var / "logs" / f"{path.stem}.log"
                 since = datetime.fromisoformat(mark["since"])
-                found.append(RunningStep(mark["step"], mark["problem"], since, last_lines(log), mark.get("run")))
+                lines = last_lines(log)
+                step = RunningStep(mark["step"], mark["problem"], since, lines, mark.get("run"), _progress(lines, since, log))
+                found.append(step)
     return sorted(found, key=lambda each: each.since)
+
+
+def _progress(lines: list[str], since: datetime, log: Path) -> float | None:
+    """By the newest line that names trials, or the time left when the log was written last."""
+    for line in reversed(lines):
+        if (found := percent(line)) is not None:
+            return found
+        if left := LEFT.search(line):
+            written = datetime.fromtimestamp(log.stat().st_mtime, UTC)
+            whole = (written - since).total_seconds() + int(left[1])
+            return max(0.0, min(100.0, 100 * (datetime.now(UTC) - since).total_seconds() / whole)) if whole > 0 else None
+    return None
 
 
 def last_lines(path: Path, count: int = LINES) -> list[str]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 ENDS = ("_low", "_high", "_baseline", "_gain", "_gain_low", "_gain_high")
 """Of the registry's names of a metric's further numbers."""
+OUTCOMES = ("cpu_seconds.", "peak_mb.", "verdict.", "compiled", "dvc.reports/", "dvc.models/", "digest", "sha256", "candidate")
+"""How lineage names what came out of a training. Prefect's run is linked instead."""
 COSTS = {"cpu_seconds": "CPU seconds of", "peak_mb": "peak memory in MB of"}
 """Names of the registry that are costs of a step, and how they are shown."""
 
@@ -122,7 +124,7 @@ def _differences(one: Mapping[str, str], two: Mapping[str, str]) -> list[Pair]:
     """What differs in model, data, params and code."""
     found: list[Pair] = []
     for name in sorted({*one, *two}):
-        if one.get(name) == two.get(name) or name == "prefect.run":
+        if one.get(name) == two.get(name) or name.startswith((*OUTCOMES, "prefect.run")):
             continue
         left, right = one.get(name, ""), two.get(name, "")
         if name == "params":

@@ -41,13 +41,22 @@ function download(table) {
   URL.revokeObjectURL(link.href);
 }
 
+const LEAST_ROWS = 3; // a shorter table needs no tools
+const FILTERED_ROWS = 6; // a shorter one needs no filter
+
 function equip(table) {
-  if (table.dataset.equipped || !table.tHead) return;
+  if (table.closest("[hx-trigger^=every]")) return; // drawn anew every few seconds
+  if (table.dataset.equipped || !table.tHead || table.tBodies[0].rows.length < LEAST_ROWS) return;
+  if (!table.dataset.table) {
+    const heading = table.closest(".card, figure, section")?.querySelector("h2, h3, h4");
+    table.dataset.table = heading ? heading.textContent.trim() : "table";
+  }
   table.dataset.equipped = "yes";
   [...table.tHead.rows[0].cells].forEach((header, place) => {
     const button = document.createElement("button");
     button.type = "button";
     button.className = "sort";
+    if (!header.textContent.trim() || header.querySelector(".hidden")) return; // a bar, or a value beside its bar
     button.append(...header.childNodes);
     button.addEventListener("click", () => sort(table, place, header));
     header.append(button);
@@ -64,8 +73,9 @@ function equip(table) {
   save.textContent = "csv";
   save.setAttribute("aria-label", `download the table ${table.dataset.table} as csv`);
   save.addEventListener("click", () => download(table));
-  tools.append(field, save);
-  table.parentElement.before(tools);
+  if (table.tBodies[0].rows.length >= FILTERED_ROWS) tools.append(field);
+  tools.append(save);
+  (table.closest(".scroll") || table).before(tools);
 }
 
 // Charts: the values of a mark under the pointer, and an enlarged view that zooms with the wheel and moves with the pointer.
@@ -150,7 +160,8 @@ function offerToEnlarge(figure) {
 
 function prepare(root) {
   root.querySelectorAll("figure.card").forEach(offerToEnlarge);
-  root.querySelectorAll("table[data-table]").forEach(equip);
+  root.querySelectorAll("table").forEach(equip);
+  root.querySelectorAll(".scroll").forEach((region) => { region.tabIndex = 0; }); // the arrow keys move a wide table
   root.querySelectorAll("[data-filter]").forEach((field) => {
     field.addEventListener("input", () => {
       const wanted = field.value.toLowerCase();
@@ -159,7 +170,7 @@ function prepare(root) {
   });
   root.querySelectorAll("input[data-scrub]").forEach((day) => {
     const slider = document.getElementById(day.dataset.scrub);
-    slider.addEventListener("input", () => {
+    slider?.addEventListener("input", () => {
       const at = new Date(`${slider.dataset.first}T00:00:00Z`);
       at.setUTCDate(at.getUTCDate() + Number(slider.value));
       day.value = at.toISOString().slice(0, 10);

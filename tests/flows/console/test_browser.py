@@ -2,8 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from evergreen.flows import settings
+from evergreen.flows.console import commands
+from evergreen.monitoring.ledger.decisions import RetrainingRecord
 from evergreen.tasks.core.paths import Layout
 from tests import projects
 from tests.flows.console import operated
@@ -128,6 +131,47 @@ def test_a_person_answers_a_suggestion_and_steers_a_rollout(browser: Browser, la
         page.wait_for_selector("text=v1 is champion")
         page.goto("/problems/dear/history")
         assert "complaints" in page.inner_text("main")
+
+
+def test_a_person_snoozes_approves_retrains_and_cancels(browser: Browser, layout: Layout, monkeypatch: pytest.MonkeyPatch):
+    begun: list[list[str]] = []
+    start = commands.start
+
+    def stand_in(layout: Layout, problem: str, by: str, arguments: Sequence[str]) -> None:
+        """Another command of the same kind: a real retraining takes a minute."""
+        begun.append([by, *arguments])
+        start(layout, problem, by, ["rollout", "status", problem])
+
+    monkeypatch.setattr(commands, "start", stand_in)
+    with opened(browser, layout) as page:
+        page.goto("/problems/dear")
+        _press(page, "A retraining is suggested", "Retrain now", "go on")
+        assert begun == [["ann", "suggestion", "approve", "dear", "--reason=go on"]]
+        page.goto("/")
+        page.wait_for_selector("text=rollout dear done by ann", timeout=60_000)
+        page.goto("/problems/dear")
+        page.locator("section", has_text="A retraining is suggested").locator("input[name=days]").fill("3")
+        _press(page, "A retraining is suggested", "Snooze", "after the fair")
+        assert page.locator("text=A retraining is suggested").count() == 0
+        _press(page, "Retrain on the data known now", "Retrain now", "new prices")
+        assert begun[-1] == ["ann", "retrain", "dear", "--reason=new prices"]
+        now = datetime.now(UTC)
+        record = RetrainingRecord(
+            id="1", problem="dear", at=now, as_of=None, trigger="person", reason="new prices", by="ann", started=now
+        )
+        settings.decision_log(layout).claim(record)
+        page.goto("/problems/dear")
+        _press(page, "Cancel the retraining of", "Cancel it", "too early")
+        assert begun[-1] == ["ann", "retrain", "dear", "--cancel"]
+        page.goto("/problems/dear/history")
+        assert "after the fair" in page.inner_text("main")
+
+
+def _press(page: Page, within: str, button: str, reason: str) -> None:
+    form = page.locator("form", has_text=within) if within[0] in "RC" else page.locator("section", has_text=within)
+    form.locator("input[name=reason]").fill(reason)
+    form.locator(f"button:text('{button}')").click()
+    page.wait_for_load_state()
 
 
 def test_a_table_sorts_filters_and_downloads_what_it_shows(browser: Browser, made: Layout):

@@ -1,10 +1,11 @@
 """The console over HTTP: its pages, its actions and who may take them."""
 
+import json
 import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -331,6 +332,25 @@ def test_a_running_step_is_shown_with_its_progress_until_it_ends(layout: Layout)
     assert running_steps.read(layout) == []
 
 
+def test_the_progress_of_a_step_with_a_time_limit_is_that_of_its_time(layout: Layout):
+    log = layout.var / "logs" / "tune@dear.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with running_steps.marking(layout, "tune", "dear"):
+        mark = layout.var / "running" / "tune@dear.json"
+        begun = datetime.now(UTC) - timedelta(seconds=300)
+        mark.write_text(json.dumps({**json.loads(mark.read_text()), "since": f"{begun}"}))
+        log.write_text("dear: trial 7: tree roc_auc 0.8 (best 0.9, 100 s left)\n")
+        (step,) = running_steps.read(layout)
+    assert step.percent == pytest.approx(75, abs=5)
+
+
+def test_a_refused_trial_is_a_part_of_the_page_without_another_title(reader: httpx.Client):
+    form = {"token": token(reader), "version": "99"}
+    part = reader.post("/problems/dear/try", data=form, headers={"hx-request": "true"})
+    assert part.status_code == 422
+    assert part.text.count("This did not work") == 1
+
+
 def test_a_running_step_links_to_its_prefect_run_where_the_server_has_an_address(
     reader: httpx.Client, made: Layout, monkeypatch: pytest.MonkeyPatch
 ):
@@ -353,7 +373,7 @@ def test_versions_whose_mlflow_run_is_gone_are_compared_all_the_same(reader: htt
 
 def test_a_step_of_a_process_that_is_gone_is_not_shown(layout: Layout):
     folder = layout.var / "running"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "tune@dear.json").write_text(
         '{"step": "tune", "problem": "dear", "pid": 4194304, "since": "2026-01-01T00:00:00"}'
     )
