@@ -7,7 +7,7 @@ callers one acts (tasks.release.rollouts).
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from evergreen.monitoring.rollout.sequential_tests import Elapsed, Judgement, Losses, Overlap, judge
+from evergreen.monitoring.rollout.sequential_tests import Elapsed, Judgement, Losses, OffPolicyValue, Overlap, judge
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.release.rollout_state import RolloutState
 from evergreen.tasks.release.rollouts import Rollouts
@@ -48,10 +48,11 @@ def advance(
 def judge_state(params: Params, rollouts: Rollouts, stands: RolloutState, ledger: "Ledger | None", now: datetime) -> Judgement:
     """Judge a rollout without acting on it."""
     champion, candidate = rollouts.reports.counts(stands.id, stands.step)
-    labels = stands.policy.compare_quality
-    rows = _read(stands, ledger, now, labels) if ledger and (labels or stands.strategy == "shadow") else None
+    labels, shadow = stands.policy.compare_quality, stands.strategy == "shadow"
+    rows = _read(stands, ledger, now, labels or shadow) if ledger and (labels or shadow) else None
     losses = _losses(params, rollouts, stands, rows, now) if rows is not None and labels else None
-    overlap = _overlap(params, stands, rows) if rows is not None and stands.strategy == "shadow" else None
+    overlap = _overlap(params, stands, rows) if rows is not None and shadow else None
+    off_policy = _off_policy(params, stands, rows) if rows is not None and shadow else None
     elapsed = Elapsed(
         minutes=(now - stands.since).total_seconds() / 60,
         hours=(now - stands.begun).total_seconds() / 3600,
@@ -68,7 +69,7 @@ def judge_state(params: Params, rollouts: Rollouts, stands: RolloutState, ledger
         losses,
         quality=stands.policy.compare_quality and _labelled(params, stands.problem) is not None,
     )
-    return found.with_overlap(overlap)
+    return found.with_overlap(overlap).with_off_policy(off_policy)
 
 
 def _read(stands: RolloutState, ledger: "Ledger", now: datetime, labels: bool) -> "pl.DataFrame":
@@ -96,6 +97,13 @@ def _overlap(params: Params, stands: RolloutState, predicted: "pl.DataFrame") ->
     from evergreen.tasks import problems
 
     return measure_overlap(problems.predictions(params.kind(stands.problem)), predicted, stands)
+
+
+def _off_policy(params: Params, stands: RolloutState, predicted: "pl.DataFrame") -> OffPolicyValue | None:
+    from evergreen.monitoring.rollout.off_policy import estimate_shadow
+
+    kind = _labelled(params, stands.problem)
+    return estimate_shadow(kind, predicted, stands) if kind else None
 
 
 def _labelled(params: Params, problem: str) -> "Labelled | None":

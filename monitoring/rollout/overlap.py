@@ -16,13 +16,10 @@ CONFIDENCE = 0.95
 def measure_overlap(kind: PredictionType, rows: pl.DataFrame, stands: RolloutState, seed: int = 0) -> Overlap | None:
     """Of the newest requests in `rows` of the ledger that both versions answered. None without such a request, and for a kind
     that has no such measure."""
-    asked = pl.col("id").str.strip_suffix(SHADOW_SUFFIX)
-    shadows = rows.filter(pl.col("variant") == "shadow", pl.col("version") == stands.candidate).tail(MOST).with_columns(asked)
-    champions = rows.filter(pl.col("variant") == "champion", pl.col("version") == stands.champion)
-    pairs = shadows.select("id").join(champions, on="id", maintain_order="left")
+    pairs, shadows = pair_with_shadow(rows, stands)
     if pairs.is_empty():
         return None
-    found = kind.resemblance(pairs, pairs.select("id").join(shadows, on="id", maintain_order="left"))
+    found = kind.resemblance(pairs, shadows)
     if found is None:
         return None
     each = pairs.select(entity=pl.coalesce("entity", "id"), value=pl.Series(found))
@@ -31,6 +28,15 @@ def measure_overlap(kind: PredictionType, rows: pl.DataFrame, stands: RolloutSta
     low, high, why = intervals.interval(mean, without, CONFIDENCE, "share")
     users = each["entity"].n_unique()
     return Overlap(mean=mean, low=None if why else low, high=None if why else high, users=users, requests=each.height)
+
+
+def pair_with_shadow(rows: pl.DataFrame, stands: RolloutState) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The newest requests that both versions answered: the champion's rows, and in their order the shadow's."""
+    asked = pl.col("id").str.strip_suffix(SHADOW_SUFFIX)
+    shadows = rows.filter(pl.col("variant") == "shadow", pl.col("version") == stands.candidate).tail(MOST).with_columns(asked)
+    champions = rows.filter(pl.col("variant") == "champion", pl.col("version") == stands.champion)
+    pairs = shadows.select("id").join(champions, on="id", maintain_order="left")
+    return pairs, pairs.select("id").join(shadows, on="id", maintain_order="left")
 
 
 def _mean_over_users(each: pl.DataFrame) -> float:

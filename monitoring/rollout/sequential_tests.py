@@ -91,6 +91,48 @@ class Overlap(Section):
         return f"rank-biased overlap of the lists {self.mean:.3f}{interval} ({self.requests:,} lists of {self.users:,} users)"
 
 
+class OffPolicyEstimate(Section):
+    """Hits per list, the mean over users of the mean over their lists; and how many more than the served lists had."""
+
+    method: str
+    value: float
+    low: float | None
+    high: float | None
+    gain: float
+    gain_low: float | None
+    gain_high: float | None
+    """None, as the other bounds: too few."""
+
+
+class OffPolicyValue(Section):
+    """Estimates of the value of lists that nobody saw."""
+
+    estimates: tuple[OffPolicyEstimate, ...]
+    served: float
+    """Hits of a served list, the mean likewise."""
+    covered: float
+    """Mean weight: about the share of the items that had a chance to be shown."""
+    effective: float
+    """Effective sample size in items: the squared sum of the weights over the sum of their squares."""
+    lists: int
+    users: int
+    why: str
+    """Why there is no interval, in words; empty where there is one."""
+
+    def words(self) -> str:
+        """One clause for a person."""
+        seen = (
+            f"{self.lists:,} lists of {self.users:,} users, effective items {self.effective:,.0f}, covered {self.covered:.0%}"
+        )
+        if self.why:
+            return f"hits of lists that nobody saw: {self.why} ({seen})"
+        best = self.estimates[-1]
+        return (
+            f"hits per list that nobody saw {best.value:.3f} [{best.low:.3f}, {best.high:.3f}] against {self.served:.3f} "
+            f"({best.method}; {seen})"
+        )
+
+
 class Judgement(Section):
     """The decision about a rollout."""
 
@@ -101,12 +143,20 @@ class Judgement(Section):
     tests: tuple[Test, ...]
     overlap: Overlap | None = None
     """Of a shadow's lists with the champion's; it decides nothing."""
+    off_policy: OffPolicyValue | None = None
+    """What a shadow's lists would have earned; it decides nothing, for its intervals are of one look."""
 
     def with_overlap(self, overlap: Overlap | None) -> "Judgement":
         """With the overlap as evidence and in the reason."""
         if overlap is None:
             return self
         return self.model_copy(update={"overlap": overlap, "reason": f"{self.reason}; {overlap.words()}"})
+
+    def with_off_policy(self, found: OffPolicyValue | None) -> "Judgement":
+        """With the estimates as evidence and in the reason."""
+        if found is None:
+            return self
+        return self.model_copy(update={"off_policy": found, "reason": f"{self.reason}; {found.words()}"})
 
 
 @dataclass(frozen=True)
