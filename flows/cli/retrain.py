@@ -28,7 +28,7 @@ def retrain(
 
     place, _ = open_problem(root, name)
     if cancel:
-        _cancel(place, name, as_json)
+        _cancel(place, name, f"{me()}: {reason}" if reason else me(), as_json)
         return
     if not reason:
         raise ParamsError("--reason: missing; say why, for the history")
@@ -56,15 +56,18 @@ def show(name: str, done: dict[str, Any], as_json: bool) -> None:
     )
 
 
-def _cancel(place: "Layout", name: str, as_json: bool) -> None:
-    """Cancel the unfinished retrainings of a problem, and their runs on a Prefect server. Raises ProjectError without any."""
+def _cancel(place: "Layout", name: str, by: str, as_json: bool) -> None:
+    """Cancel the unfinished retrainings of a problem, and their runs on a Prefect server. Raises ProjectError without any.
+
+    `by`: stands in the history, with the reason where there is one.
+    """
     from evergreen.flows import settings
     from evergreen.flows.prefect_runtime import server
 
     decisions, runs = settings.decision_log(place), 0
     records = decisions.unfinished([name])
     for each in records:
-        decisions.cancel(each, me())
+        decisions.cancel(each, by)
     if url := server.address(place):
         os.environ["PREFECT_API_URL"] = url  # Prefect reads it when it is first imported
         from evergreen.flows.prefect_runtime import cancellation

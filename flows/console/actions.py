@@ -41,7 +41,7 @@ def roll_back(visit: Visit) -> Response:
 def retrain(visit: Visit) -> Response:
     problem, reason = visit.problem, _reason(visit)
     if _choice(visit, "action", ("start", "cancel")) == "cancel":
-        commands.start(visit.layout, problem, visit.visitor.name, ["retrain", problem, "--cancel"])
+        commands.start(visit.layout, problem, visit.visitor.name, ["retrain", problem, "--cancel", f"--reason={reason}"])
     else:
         commands.start(visit.layout, problem, visit.visitor.name, ["retrain", problem, f"--reason={reason}"])
     return back_to(f"/problems/{problem}")

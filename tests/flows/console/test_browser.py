@@ -162,7 +162,7 @@ def test_a_person_snoozes_approves_retrains_and_cancels(browser: Browser, layout
         settings.decision_log(layout).claim(record)
         page.goto("/problems/dear")
         _press(page, "Cancel the retraining of", "Cancel it", "too early")
-        assert begun[-1] == ["ann", "retrain", "dear", "--cancel"]
+        assert begun[-1] == ["ann", "retrain", "dear", "--cancel", "--reason=too early"]
         page.goto("/problems/dear/history")
         assert "after the fair" in page.inner_text("main")
 
