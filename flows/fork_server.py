@@ -189,6 +189,7 @@ def _become(request: "dict[str, Sequence[str] | dict[str, str] | str]", fds: Seq
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")  # some versions of Great Expectations read it when they are imported
     for name in LIBRARIES:
         import_module(name)
     if module := _serve(socket.socket(fileno=int(sys.argv[1]))):
