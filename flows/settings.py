@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from evergreen.monitoring.ledger.suggestions import Suggestions
     from evergreen.serving.event_log import EventLog
     from evergreen.serving.keys import Keys
+    from evergreen.serving.row_log import RowLog
     from evergreen.tasks.release.deployments import Deployments
     from evergreen.tasks.release.model_registry import Registry
     from evergreen.tasks.release.rollouts import Rollouts
@@ -119,6 +120,13 @@ def events(layout: Layout) -> "EventLog":
     from evergreen.serving.event_log import EventLog
 
     return _opened(EventLog, read(layout).database)
+
+
+def row_log(layout: Layout) -> "RowLog":
+    """The log of received rows, which stands beside the purchases."""
+    from evergreen.serving.row_log import RowLog
+
+    return _opened(RowLog, read(layout).database)
 
 
 def ledger(layout: Layout) -> "Ledger":

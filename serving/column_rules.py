@@ -24,11 +24,16 @@ def from_params(params: Params, section: Tabular) -> dict[str, tuple[Rule, ...]]
     features = section.features
     if features.by_cutoff is True:
         return {}  # features computed from events are not columns of a table
+    return {name: rules for name, rules in of_table(params, features.table).items() if name in features.columns}
+
+
+def of_table(params: Params, table: str) -> dict[str, tuple[Rule, ...]]:
+    """Column -> its rules, for columns with expectations of severity error."""
     found: dict[str, tuple[Rule, ...]] = {}
-    declared = params.validate_.get(features.table)
+    declared = params.validate_.get(table)
     for expectation in declared.expectations if declared else ():
         name = expectation.kwargs.get("column")
-        if name in features.columns and expectation.severity == "error":
+        if isinstance(name, str) and expectation.severity == "error":
             found[name] = (*found.get(name, ()), *_rules(expectation))
     return found
 

@@ -10,9 +10,9 @@ has one writer at a time, so its transactions commit in the order of their numbe
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 import sqlalchemy as sa
@@ -41,6 +41,21 @@ EVENTS = sa.Table(
     sa.UniqueConstraint("problem", "id"),
     sa.Index("events_by_change", "problem", "changed"),
 )
+ROWS = sa.Table(
+    "received_rows",
+    METADATA,
+    sa.Column("number", NUMBER, primary_key=True, autoincrement=True),
+    sa.Column("problem", sa.String(64), nullable=False),
+    sa.Column("id", sa.String(255), nullable=False),
+    sa.Column("table", sa.String(64), nullable=False),
+    sa.Column("row", sa.Text, nullable=False),
+    sa.Column("recorded", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("changed", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("withdrawn", sa.DateTime(timezone=True)),
+    sa.UniqueConstraint("problem", "id"),
+    sa.Index("received_rows_by_change", "problem", "changed"),
+)
+"""Rows of tables, as JSON: see serving.row_log."""
 REJECTED = sa.Table(
     "rejected_events",
     METADATA,
@@ -70,11 +85,20 @@ SNAPSHOT = sa.text(
 
 
 @dataclass(frozen=True)
-class Event:
-    """One line of a basket."""
+class Identified:
+    """What a log stores: a field for each column of its table."""
 
     id: str
     """Idempotency key: a second event with the same id changes nothing."""
+
+
+E = TypeVar("E", bound=Identified)
+
+
+@dataclass(frozen=True)
+class Event(Identified):
+    """One line of a basket."""
+
     user: str
     item: str
     basket: str
@@ -126,11 +150,24 @@ class KeptEvent:
     reason: str
 
 
+@dataclass(frozen=True)
+class EventCounts:
+    """The outcome of a batch of events."""
+
+    accepted: int
+    duplicate: int
+    """Events whose id was stored before; nothing changed."""
+    rejected: tuple[RejectedEvent, ...]
+
+
 class EventLog:
     """The events, in tables at the SQLAlchemy `address`. Creates missing tables, and the folder of an SQLite file.
 
     Raises ProjectError if the database cannot be used.
     """
+
+    TABLE = EVENTS
+    """Where the events are: number, problem, id, recorded, changed, withdrawn, and what an event holds."""
 
     def __init__(self, address: str) -> None:
         self._engine = database.connect(address, "events", METADATA)
@@ -139,7 +176,7 @@ class EventLog:
         if not self._serial:
             self._forget_other_server()
 
-    def append(self, problem: str, events: Sequence[Event], rejected: Sequence[RejectedEvent] = ()) -> list[Event]:
+    def append(self, problem: str, events: Sequence[E], rejected: Sequence[RejectedEvent] = ()) -> list[E]:
         """Insert all or none. Returns the events that were new; of two with the same id the first wins."""
         first = {event.id: event for event in reversed(events)}
         distinct = [event for event in events if first[event.id] is event]
@@ -151,17 +188,17 @@ class EventLog:
                     raise database.unusable(self._engine, "events", error) from error
         raise AssertionError
 
-    def _append(self, problem: str, events: Sequence[Event], rejected: Sequence[RejectedEvent]) -> list[Event]:
+    def _append(self, problem: str, events: Sequence[E], rejected: Sequence[RejectedEvent]) -> list[E]:
         common = {"problem": problem, "recorded": datetime.now(UTC)}
         with self._writing(problem) as (connection, number):
             known = set[str]()
             for part in _parts([event.id for event in events]):
-                query = sa.select(EVENTS.c.id).where(EVENTS.c.problem == problem, EVENTS.c.id.in_(part))
+                query = sa.select(self.TABLE.c.id).where(self.TABLE.c.problem == problem, self.TABLE.c.id.in_(part))
                 known |= set(connection.execute(query).scalars())
             new = [event for event in events if event.id not in known]
             ordered = sorted(new, key=lambda event: event.id)  # one lock order for all writers: no deadlock
-            for part in _parts([{**asdict(event), **common, "changed": number} for event in ordered]):
-                connection.execute(sa.insert(EVENTS), part)
+            for part in _parts([{**_columns(event), **common, "changed": number} for event in ordered]):
+                connection.execute(sa.insert(self.TABLE), part)
             rows = [{"event": json.dumps(dict(each.event), default=str), "reason": each.reason, **common} for each in rejected]
             for part in _parts(rows):
                 connection.execute(sa.insert(REJECTED), part)
@@ -172,33 +209,38 @@ class EventLog:
         wanted, found = list(dict.fromkeys(ids)), dict[str, bool]()
         with self._writing(problem) as (connection, number):
             for part in _parts(sorted(wanted)):
-                query = sa.select(EVENTS.c.id, EVENTS.c.withdrawn).where(EVENTS.c.problem == problem, EVENTS.c.id.in_(part))
-                found |= {id_: at is None for id_, at in connection.execute(query.order_by(EVENTS.c.id).with_for_update())}
+                query = sa.select(self.TABLE.c.id, self.TABLE.c.withdrawn)
+                query = query.where(self.TABLE.c.problem == problem, self.TABLE.c.id.in_(part))
+                found |= {id_: at is None for id_, at in connection.execute(query.order_by(self.TABLE.c.id).with_for_update())}
             for part in _parts([id_ for id_, live in found.items() if live]):
-                change = sa.update(EVENTS).where(EVENTS.c.problem == problem, EVENTS.c.id.in_(part))
+                change = sa.update(self.TABLE).where(self.TABLE.c.problem == problem, self.TABLE.c.id.in_(part))
                 connection.execute(change.values(withdrawn=datetime.now(UTC), changed=number))
         live = sum(found.values())
         return Withdrawal(live, len(found) - live, tuple(each for each in wanted if each not in found))
 
     def since(self, problem: str, position: str = START) -> Changes:
         """What transactions changed that committed after `position`. One cheap query where none did."""
-        query = sa.select(EVENTS.c.withdrawn, *(EVENTS.c[name] for name in SCHEMA))
-        query = query.where(EVENTS.c.problem == problem).order_by(EVENTS.c.number)
+        new, withdrawn, now = self._changed(problem, position, list(SCHEMA))
+        return Changes(pl.DataFrame([tuple(row[:-1]) for row in new], schema=SCHEMA, orient="row"), withdrawn, now)
+
+    def _changed(self, problem: str, position: str, columns: Sequence[str]) -> tuple[list[sa.Row[Any]], bool, str]:
+        """These columns of the new events, whether events were withdrawn, and the position now."""
+        query = sa.select(*(self.TABLE.c[name] for name in columns), self.TABLE.c.withdrawn)
+        query = query.where(self.TABLE.c.problem == problem).order_by(self.TABLE.c.number)
         with self._transaction() as connection:
             now, restarted = self._locate(connection, problem, position)
             if restarted or position == START:
-                unseen = EVENTS.c.withdrawn.is_(None)
+                unseen = self.TABLE.c.withdrawn.is_(None)
             else:
-                unseen = EVENTS.c.changed > int(position) if self._serial else UNSEEN.bindparams(position=position)
+                unseen = self.TABLE.c.changed > int(position) if self._serial else UNSEEN.bindparams(position=position)
             rows = connection.execute(query.where(unseen)).all()
         new = [row for row in rows if row.withdrawn is None]
-        lines = pl.DataFrame([tuple(row[1:]) for row in new], schema=SCHEMA, orient="row")
-        return Changes(lines, restarted or len(new) < len(rows), now)
+        return new, restarted or len(new) < len(rows), now
 
     def _locate(self, connection: sa.Connection, problem: str, position: str) -> tuple[str, bool]:
         """The present position, and whether the database is an older one than `position` saw: restored from a backup."""
         if self._serial:
-            newest = _newest(connection, problem)
+            newest = self._newest(connection, problem)
             return str(newest), position != START and newest < int(position)
         connection.execute(sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))  # one snapshot for both statements
         snapshot, end = connection.execute(SNAPSHOT).one()
@@ -208,20 +250,20 @@ class EventLog:
         """Mark the rows that a dump brought from another server as old: the numbers of its transactions mean nothing here."""
         with self._transaction() as connection:
             _, end = connection.execute(SNAPSHOT).one()
-            if connection.execute(sa.select(EVENTS.c.id).where(EVENTS.c.changed >= end).limit(1)).first():
-                connection.execute(sa.update(EVENTS).where(EVENTS.c.changed >= end).values(changed=0))
+            if connection.execute(sa.select(self.TABLE.c.id).where(self.TABLE.c.changed >= end).limit(1)).first():
+                connection.execute(sa.update(self.TABLE).where(self.TABLE.c.changed >= end).values(changed=0))
 
     def fingerprint(self, problem: str) -> str:
         """A text that changes with each change of the events, and with nothing else."""
-        query = sa.select(sa.func.count(), sa.func.max(EVENTS.c.number), sa.func.count(EVENTS.c.withdrawn))
+        query = sa.select(sa.func.count(), sa.func.max(self.TABLE.c.number), sa.func.count(self.TABLE.c.withdrawn))
         with self._transaction() as connection:
-            return " ".join(map(str, connection.execute(query.where(EVENTS.c.problem == problem)).one()))
+            return " ".join(map(str, connection.execute(query.where(self.TABLE.c.problem == problem)).one()))
 
     def received(self, problem: str) -> pl.DataFrame:
         """All events that are not withdrawn, one row each: user, basket, item, day, place and moment (UTC)."""
         columns = {**SCHEMA, "place": pl.String, "moment": pl.Datetime("us", "UTC")}
-        query = sa.select(*(EVENTS.c[name] for name in columns))
-        query = query.where(EVENTS.c.problem == problem, EVENTS.c.withdrawn.is_(None))
+        query = sa.select(*(self.TABLE.c[name] for name in columns))
+        query = query.where(self.TABLE.c.problem == problem, self.TABLE.c.withdrawn.is_(None))
         with self._transaction() as connection:
             rows = connection.execute(query).all()
         found = [(*row[:-1], None if row.moment is None else _to_utc(row.moment)) for row in rows]
@@ -240,22 +282,26 @@ class EventLog:
         with self._transaction() as connection:
             if self._serial:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
-                yield connection, 1 + _newest(connection, problem)
+                yield connection, 1 + self._newest(connection, problem)
             else:
                 yield connection, connection.execute(TRANSACTION).scalar_one()
+
+    def _newest(self, connection: sa.Connection, problem: str) -> int:
+        """The highest number of a transaction that wrote an event of `problem`."""
+        query = sa.select(sa.func.max(self.TABLE.c.changed)).where(self.TABLE.c.problem == problem)
+        return connection.execute(query).scalar() or 0
 
     def _transaction(self) -> AbstractContextManager[sa.Connection]:
         return database.transaction(self._engine, "events", (IntegrityError,))
 
 
+def _columns(event: Identified) -> dict[str, Any]:
+    return {each.name: getattr(event, each.name) for each in fields(event)}
+
+
 def _to_utc(moment: datetime) -> datetime:
     """SQLite returns moments without their zone."""
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-
-
-def _newest(connection: sa.Connection, problem: str) -> int:
-    """The highest number of a transaction that wrote an event of `problem`."""
-    return connection.execute(sa.select(sa.func.max(EVENTS.c.changed)).where(EVENTS.c.problem == problem)).scalar() or 0
 
 
 def _parts(rows: list[Any]) -> Iterator[list[Any]]:

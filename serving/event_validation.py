@@ -50,7 +50,7 @@ class EventValidator:
         for each in given:
             try:
                 events.append(self._event(each, moment))
-            except _InvalidEventError as reason:
+            except InvalidEventError as reason:
                 rejected.append(RejectedEvent(each, str(reason)))
         return events, rejected
 
@@ -62,9 +62,9 @@ class EventValidator:
         event = str(value.get("id") or f"{user} {basket} {item}")
         for name, text in (("basket", basket), ("id", event), ("place", str(value.get("place") or ""))):
             if len(text) > MAX_ID_LENGTH:
-                raise _InvalidEventError(f"{name} = {text[:20]}…: is longer than {MAX_ID_LENGTH} characters")
-            if not _is_storable(text):
-                raise _InvalidEventError(f"{name} = {text[:40]!r}: {STORABLE}")
+                raise InvalidEventError(f"{name} = {text[:20]}…: is longer than {MAX_ID_LENGTH} characters")
+            if not is_storable(text):
+                raise InvalidEventError(f"{name} = {text[:40]!r}: {STORABLE}")
         place = value.get("place")
         quantity = _quantity(value["quantity"])
         return Event(event, str(user), str(item), basket, day, quantity, None if place is None else str(place), at)
@@ -75,24 +75,24 @@ class EventValidator:
 
     def _user(self, value: Any) -> Any:
         if value is None:
-            raise _InvalidEventError(f"{self._features.user}: is missing; an event needs a user")
+            raise InvalidEventError(f"{self._features.user}: is missing; an event needs a user")
         return self._id(self._features.user, value, self._data.histories.users)
 
     def _item(self, value: Any) -> Any:
         if value is None:
-            raise _InvalidEventError(f"{self._features.item}: is missing; an event needs an item")
+            raise InvalidEventError(f"{self._features.item}: is missing; an event needs an item")
         found = self._id(self._features.item, value, self._items)
         if self._features.items and codes(np.array([found]), self._items)[0] < 0:
-            raise _InvalidEventError(
+            raise InvalidEventError(
                 f"{self._features.item} = {value}: is neither in {self._features.items} nor among the purchases"
             )
         return found
 
     def _id(self, name: str, value: Any, known: np.ndarray) -> Any:
         found = as_id(value, known) if len(known) else value
-        if found is None or len(str(found)) > MAX_ID_LENGTH or not _is_storable(str(found)):
+        if found is None or len(str(found)) > MAX_ID_LENGTH or not is_storable(str(found)):
             example = known[0] if len(known) else "text"
-            raise _InvalidEventError(f"{name} = {str(value)[:40]}: is not a valid id; ids look like {example}")
+            raise InvalidEventError(f"{name} = {str(value)[:40]}: is not a valid id; ids look like {example}")
         return found
 
     @cached_property
@@ -108,11 +108,11 @@ class EventValidator:
         if value is None:
             return self._today or now.astimezone(local or UTC).date(), now.astimezone(UTC)
         name = str(self._source.time or "time")
-        day, at, late = self._read_time(_moment(value, name), now, local)
+        day, at, late = self._read_time(read_moment(value, name), now, local)
         if late:
-            raise _InvalidEventError(f"{name} = {value}: is in the future")
+            raise InvalidEventError(f"{name} = {value}: is in the future")
         if day < self._first:
-            raise _InvalidEventError(f"{name} = {value}: is before {self._first}, the first day of the purchases in the tables")
+            raise InvalidEventError(f"{name} = {value}: is before {self._first}, the first day of the purchases in the tables")
         return day, at
 
     def _read_time(
@@ -135,27 +135,28 @@ def _first_day(data: InteractionData) -> date:
     return date.fromordinal(date(1970, 1, 1).toordinal() + int(days.min())) if len(days) else FIRST_DAY
 
 
-class _InvalidEventError(DataError):
-    """Becomes a RejectedEvent in this file."""
+class InvalidEventError(DataError):
+    """Becomes a RejectedEvent."""
 
 
 STORABLE = "holds NUL or half a character, which a database cannot store"
 
 
-def _is_storable(text: str) -> bool:
+def is_storable(text: str) -> bool:
     try:
         return b"\0" not in text.encode()
     except UnicodeEncodeError:
         return False
 
 
-def _moment(value: Any, name: str) -> date | datetime:
+def read_moment(value: Any, name: str) -> date | datetime:
+    """A day, or a time with or without a zone. Raises InvalidEventError for anything else."""
     if isinstance(value, date):
         return value
     try:
         found = datetime.fromisoformat(str(value))
     except ValueError:
-        raise _InvalidEventError(f"{name} = {str(value)[:40]}: is neither a day (YYYY-MM-DD) nor a time") from None
+        raise InvalidEventError(f"{name} = {str(value)[:40]}: is neither a day (YYYY-MM-DD) nor a time") from None
     return found.date() if len(str(value)) == len("YYYY-MM-DD") and found.time() == time() else found
 
 
@@ -167,7 +168,7 @@ def _quantity(value: Any) -> float:
     except (TypeError, ValueError):
         found = math.nan
     if not math.isfinite(found):
-        raise _InvalidEventError(f"quantity = {str(value)[:40]}: is not a finite number")
+        raise InvalidEventError(f"quantity = {str(value)[:40]}: is not a finite number")
     if found < 0:
-        raise _InvalidEventError(f"quantity = {value}: is below 0; a return is not a purchase")
+        raise InvalidEventError(f"quantity = {value}: is below 0; a return is not a purchase")
     return found

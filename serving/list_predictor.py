@@ -178,7 +178,7 @@ class ListPredictor:
         serving = self._versions.serving_set(problem)
         champion = serving.champion
         if not isinstance(champion, ListModel):
-            raise NotFoundError(f"{problem}: is not a recommendation problem and takes no events")
+            raise NotFoundError(f"{problem}: takes no events; recommenders and problems with answers.features: fresh do")
         database = self._background.database
         found = await self._background.run(database, change, champion.recommender)
         if isinstance(serving.candidate, ListModel):

@@ -21,6 +21,7 @@ from evergreen.tasks.explanation.compiled_contributions import CompiledContribut
 from evergreen.tasks.model_files.onnx_runtime import Compiled, EncodedRow, text
 
 if TYPE_CHECKING:
+    from evergreen.serving.fresh_features import FreshFeatures
     from evergreen.serving.recommender_service import OnlineRecommender
     from evergreen.tasks.problems.recommender.list_request import RecommendedLists, Request
 
@@ -39,6 +40,8 @@ class ParsedRow:
     """The last day that the features know, if known."""
     point: EncodedRow | None
     """Input of a compiled model; None for a pipeline."""
+    fresh: bool = False
+    """Whether the features were computed from events as new as the request."""
     known: bool = False
     """Whether each category of type text is missing or one that training saw."""
 
@@ -71,7 +74,7 @@ class RowModel(LoadedModel):
         model: Compiled | PredictRows,
         *,
         entity: str | None = None,
-        online_features: OnlineFeatures | None = None,
+        online_features: "OnlineFeatures | FreshFeatures | None" = None,
         load_pipeline: Callable[[], PredictRows] | None = None,
         background: Sequence[Mapping[str, Any]] = (),
     ) -> None:
@@ -134,13 +137,16 @@ class RowModel(LoadedModel):
         for name, rules in self._ruled:
             _check_rules(rules, name, row[name])
         if len(row) == self._width:
-            return ParsedRow(row, None, None, point, True)
-        return ParsedRow({name: row[name] for name in self.features}, *self._entity_and_cutoff(row), point, True)
+            return ParsedRow(row, None, None, point, known=True)
+        return ParsedRow({name: row[name] for name in self.features}, *self._entity_and_cutoff(row), point, known=True)
 
     def _parse(self, row: Mapping[str, Any]) -> ParsedRow:
         entity, cutoff = self._entity_and_cutoff(row)
+        fresh = False
         if entity is not None and self.online_features and len(row) == 1:
             features, cutoff = self.online_features.lookup(entity)
+            if fresh := self.online_features.fresh:
+                features = {name: features[name] for name in self.features}
         else:
             self._reject_unknown(row)
             features = row if row.keys() == self.features.keys() else self._complete(row)
@@ -149,7 +155,7 @@ class RowModel(LoadedModel):
                     features = {**features, name: value}
                 _check_value(each, features[name])
         point = self.compiled.encode(features) if self.compiled else None
-        return ParsedRow(features, entity, cutoff, point)
+        return ParsedRow(features, entity, cutoff, point, fresh)
 
     @cached_property
     def background(self) -> list[ParsedRow]:

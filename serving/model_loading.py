@@ -10,11 +10,13 @@ from evergreen.serving.feature import Feature, Type
 from evergreen.serving.loaded_model import ListModel, LoadedModel, PredictRows, RowModel
 from evergreen.serving.online_features import OnlineFeatures
 from evergreen.tasks.config.params import KindName, Params, Tabular
+from evergreen.tasks.core.errors import ModelError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.model_files import onnx_runtime
 
 if TYPE_CHECKING:
     from evergreen.serving.event_log import EventLog
+    from evergreen.serving.fresh_features import FreshFeatures
     from evergreen.tasks.config.data import Source
     from evergreen.tasks.release.model_registry import Registry
 
@@ -32,10 +34,12 @@ def load(
     version: int,
     readers: Mapping[str, Callable[[str], Any]] = NO_READERS,
     source: "Source | None" = None,
+    fresh: "FreshFeatures | None" = None,
 ) -> LoadedModel:
     """The version, ready to predict. Raises ModelError if it cannot be loaded.
 
     `readers`: see Feature.read. `source`: the contract of the table whose columns are the features; None: that of params.
+    `fresh`: the features of the problem; None: those of the features step.
     """
     section = params.section(problem)
     if section.predicts == "lists":
@@ -57,8 +61,10 @@ def load(
         for name, type_ in types.items()
     ]  # fmt: skip
     load_pipeline = partial(_load_pipeline, registry, problem, version, kind, features)
-    online_features = None
-    if section.features.by_cutoff is True:
+    online_features = fresh
+    if fresh and (unknown := [name for name in described.features if name not in fresh.names]):
+        raise ModelError(f"{problem}: v{version} reads {unknown[0]}, which params.yaml no longer defines; train again")
+    if section.features.by_cutoff is True and not fresh:
         online_features = OnlineFeatures(layout.features(problem) / "rows.parquet", section.features.entity, described.features)
     return RowModel(
         problem, version, kind, features, described.example, compiled or load_pipeline(),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from evergreen.tasks.core.errors import RequestError
 
@@ -18,11 +18,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+FeatureRow = tuple[Mapping[str, Any], date]
+"""The features of an entity, and their cutoff."""
+
+
 class OnlineFeatures:
     """The rows of the last cutoff in the feature table `file`. Read at once, and again by `refresh` if the file changed.
 
     `entity`: the key column. If the file or one of `features` is missing, every lookup fails.
     """
+
+    fresh: ClassVar[Literal[False]] = False
 
     def __init__(self, file: Path, entity: str, features: Iterable[str]) -> None:
         self._file, self._entity, self._features = file, entity, list(features)
@@ -30,7 +36,7 @@ class OnlineFeatures:
         self._table = _Table(None, {}, None)
         self.refresh()
 
-    def lookup(self, key: str) -> tuple[Mapping[str, Any], date]:
+    def lookup(self, key: str) -> FeatureRow:
         """The features of an entity and their cutoff. Raises RequestError for an unknown key."""
         table = self._table
         if table.frame is None or table.cutoff is None:

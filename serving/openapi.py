@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evergreen.serving import openapi_schemas
 from evergreen.serving.loaded_model import ListModel, LoadedModel, RowModel
 from evergreen.serving.open_inference_protocol import DATATYPES
 from evergreen.serving.openapi_schemas import SHARED, STRING, Schema, array, named, one_or_more, ref, row_schema
 from evergreen.tasks.config.params import Params
+
+if TYPE_CHECKING:
+    from evergreen.serving.fresh_features import FreshFeatures
 
 EXAMPLE_ID = "3f9a1c0e5d7b2468-0"
 JSON = "application/json"
@@ -151,6 +154,8 @@ def _row_operations(question: str, problem: str, model: RowModel) -> Iterator[Op
         frames["records"] = {"summary": "dataframe_records", "value": {"dataframe_records": [example]}}
     yield from _invocations(question, problem, model.version, frames, frame, _csv(example) if example else None)
     yield from _open_inference(question, problem, model)
+    if model.online_features and model.online_features.fresh is True:
+        yield from _row_events(problem, model.online_features)
     yield from _labels(problem, model.example_output.get("prediction"))
 
 
@@ -218,14 +223,30 @@ def _list_operations(question: str, problem: str, model: ListModel) -> Iterator[
             path, "events", "Purchase events; idempotent by id", "lists", ref("EventCounts"), "post", problem, either, event,
             counts, rejects=True,
         )  # fmt: skip
-    ids: Examples = {"ids": {"value": {"ids": ["till-7-000123"]}}}
-    yield Operation(
-        f"/v1/events/{problem}/withdraw", "withdraw", "Withdraw events: lists are as if they had never been", "lists",
-        ref("Withdrawal"), "post", problem, ref("Withdraw"), ids, {"withdrawn": 1, "duplicate": 0, "unknown": []}, rejects=True,
-    )  # fmt: skip
+    yield _withdrawal(problem, "lists")
     record: Examples = {"records": {"value": {"dataframe_records": [{model.user: user}]}}}
     yield from _invocations(f"{question} Lists for users", problem, model.version, record, None, None)
     yield from _labels(problem, [item])
+
+
+def _withdrawal(problem: str, tag: str) -> Operation:
+    ids: Examples = {"ids": {"value": {"ids": ["till-7-000123"]}}}
+    return Operation(
+        f"/v1/events/{problem}/withdraw", "withdraw", "Withdraw events: answers are as if they had never been", tag,
+        ref("Withdrawal"), "post", problem, ref("Withdraw"), ids, {"withdrawn": 1, "duplicate": 0, "unknown": []}, rejects=True,
+    )  # fmt: skip
+
+
+def _row_events(problem: str, fresh: "FreshFeatures") -> Iterator[Operation]:
+    """Operations on the rows that features are computed from."""
+    event = ref("RowEvent")
+    either = {"anyOf": [event, array(event), openapi_schemas.closed(["events"], {"events": array(event)})]}
+    row: Examples = {"row": {"value": {"table": fresh.tables[0], "row": {fresh.entity: "…"}}}}
+    yield Operation(
+        f"/v1/events/{problem}", "events", "Rows of the tables of events; idempotent by id", "rows", ref("EventCounts"),
+        "post", problem, either, row, {"accepted": 1, "duplicate": 0, "rejected": []}, rejects=True,
+    )  # fmt: skip
+    yield _withdrawal(problem, "rows")
 
 
 def _labels(problem: str, value: Any) -> Iterator[Operation]:

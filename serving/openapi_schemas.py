@@ -97,6 +97,7 @@ SHARED: Mapping[str, Schema] = {
         {name: {"type": ID} for name in ("id", "user", "item", "basket", "place")}
         | {"time": {"type": "string", "description": "A day or a time"}, "quantity": {"type": "number", "minimum": 0}},
     ),
+    "RowEvent": closed(["row"], {"table": STRING, "id": STRING, "row": {"type": "object"}}),
     "EventCounts": opened(
         ["accepted", "duplicate", "rejected"],
         {"accepted": INTEGER, "duplicate": INTEGER, "rejected": array(ref("RejectedEvent"))},

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from evergreen.monitoring.ledger.label_matching import LabelCounts
     from evergreen.monitoring.ledger.predictions import Ledger
     from evergreen.monitoring.ledger.spool import Spool
+    from evergreen.serving.event_log import EventCounts, Withdrawal
+    from evergreen.serving.fresh_features import FreshFeatures
 
 FLUSH_SECONDS = 0.05
 """Interval of writing predictions to the spool, unless serve.durable."""
@@ -60,6 +62,24 @@ class PredictionService:
         if isinstance(serving.champion, ListModel):
             return await self.lists.predict_rows(problem, serving.champion, rows, version, explain)
         return await self._rows.predict_rows(problem, serving, rows, version, explain)
+
+    async def record_events(self, problem: str, events: Sequence[Mapping[str, Any]]) -> "EventCounts":
+        """Store purchases of a recommender, or rows of the tables that features are computed from; once this returns they are
+        durable, and the next answer of this process uses them."""
+        if fresh := self._fresh(problem):
+            return await self._background.run(self._background.database, fresh.record, events)
+        return await self.lists.record_events(problem, events)
+
+    async def withdraw_events(self, problem: str, ids: Sequence[str]) -> "Withdrawal":
+        """Withdraw events by id; once this returns, the next answer of this process is as if they had never been."""
+        if fresh := self._fresh(problem):
+            return await self._background.run(self._background.database, fresh.withdraw, ids)
+        return await self.lists.withdraw_events(problem, ids)
+
+    def _fresh(self, problem: str) -> "FreshFeatures | None":
+        champion = self.versions.serving_set(problem).champion
+        found = champion.online_features if isinstance(champion, RowModel) else None
+        return found if found and found.fresh is True else None
 
     async def record_labels(self, problem: str, labels: Sequence[object]) -> "LabelCounts":
         """Store labels of earlier predictions, as received; once this returns they are durable.

@@ -1,4 +1,4 @@
-"""Endpoints of recommenders: lists and purchase events."""
+"""Endpoints of recommenders, and those of events."""
 
 from dataclasses import asdict
 
@@ -31,7 +31,7 @@ class RecommendationEndpoints:
         limit = self._service.params.serve.max_rows
         if len(events) > limit:
             raise RequestError("events", f"at most {limit} per request (serve.max_rows)", len(events))
-        counts = await self._service.lists.record_events(request.problem, events)
+        counts = await self._service.record_events(request.problem, events)
         rejected = [{"event": dict(each.event), "reason": each.reason} for each in counts.rejected]
         all_rejected = rejected and not counts.accepted and not counts.duplicate
         found = {"accepted": counts.accepted, "duplicate": counts.duplicate, "rejected": rejected}
@@ -49,5 +49,5 @@ class RecommendationEndpoints:
         for each in ids:
             if not isinstance(each, str):
                 raise RequestError("ids", "must be texts, the ids of events", each)
-        found = await self._service.lists.withdraw_events(request.problem, ids)
+        found = await self._service.withdraw_events(request.problem, ids)
         return json_response(asdict(found), 422 if len(found.unknown) == len(set(ids)) else 200)

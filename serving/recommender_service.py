@@ -6,13 +6,12 @@ The HTTP service and the command line use it. Safe to use from several threads.
 import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import polars as pl
 
-from evergreen.serving.event_log import START, EventLog, RejectedEvent, Withdrawal
+from evergreen.serving.event_log import START, EventCounts, EventLog, Withdrawal
 from evergreen.serving.event_validation import EventValidator
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Params, Recommend
@@ -34,16 +33,6 @@ CACHED_REQUESTS = 8
 """Different requests cached per user."""
 REFILL_QUEUE = 1_000
 """Largest number of evicted requests that wait to be cached again."""
-
-
-@dataclass(frozen=True)
-class EventCounts:
-    """The outcome of a batch of events."""
-
-    accepted: int
-    duplicate: int
-    """Events whose id was stored before; nothing changed."""
-    rejected: tuple[RejectedEvent, ...]
 
 
 def section(params: Params, problem: str) -> Recommend:

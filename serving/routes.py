@@ -82,8 +82,9 @@ def build(
         add("POST", [f"/v1/labels/{problem}"], Route("labels", "labels", labels.labels, problem))
         if predicts[problem] == "lists":
             recommend = Route("recommend", "predict", recommendations.recommend, problem)
-            events = Route("events", "events", recommendations.events, problem)
             add("POST", with_default("/v1/recommend", problem, for_lists), recommend)
+        if _takes_events(params, problem):
+            events = Route("events", "events", recommendations.events, problem)
             add("POST", with_default("/v1/events", problem, for_lists), events)
             withdraw = Route("withdraw", "events", recommendations.withdraw, problem)
             add("POST", [f"/v1/events/{problem}/withdraw"], withdraw)
@@ -96,6 +97,11 @@ def build(
     add("GET", ["/openapi.json"], Route("openapi", None, status.openapi))
     add("GET", ["/docs"], Route("docs", None, status.docs))
     return found
+
+
+def _takes_events(params: Params, problem: str) -> bool:
+    section = params.section(problem)
+    return section.predicts == "lists" or section.answers.features == "fresh"
 
 
 def _default(params: Params, names: Sequence[str]) -> str | None:

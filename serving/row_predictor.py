@@ -66,7 +66,7 @@ class RowPredictor:
         output, model, variant = await self._predict(serving, model, variant, parsed, row)
         if self._writer.spool:
             features = received if received is not None and parsed.features is row else parsed.features
-            self._writer.write(id_, model, variant, parsed.entity, features, output, parsed.cutoff)
+            self._writer.write(id_, model, variant, parsed.entity, features, _stored(output, parsed), parsed.cutoff)
             if self._writer.durable:
                 await self._writer.until_durable()
         self._parity.maybe_sample(model, parsed, output)
@@ -97,7 +97,7 @@ class RowPredictor:
             found = await self._predict_many(serving, chosen, parsed, rows)
         predictions = []
         for (id_, _, _), one, (output, model, variant) in zip(chosen, parsed, found, strict=True):
-            self._writer.write(id_, model, variant, one.entity, one.features, output, one.cutoff)
+            self._writer.write(id_, model, variant, one.entity, one.features, _stored(output, one), one.cutoff)
             self._parity.maybe_sample(model, one, output)
             reasons = None
             if explain:
@@ -203,7 +203,8 @@ class RowPredictor:
             output = await self._batcher(model).add(parsed)
             _require_finite(output)
             failed = False
-            self._writer.write(id_ + SHADOW_SUFFIX, model, "shadow", parsed.entity, parsed.features, output, parsed.cutoff)
+            stored = _stored(output, parsed)
+            self._writer.write(id_ + SHADOW_SUFFIX, model, "shadow", parsed.entity, parsed.features, stored, parsed.cutoff)
             self._metrics.rows[model.problem, model.version, "shadow"] += 1
         except Exception as error:  # noqa: BLE001 - a shadow must not affect the response
             self._metrics.failures[model.problem, model.version, "shadow"] += 1
@@ -242,6 +243,11 @@ def _parse_numbered(
 
 def _predict_alone(model: RowModel, row: Row) -> None:
     model.predict([model.parse(row)])
+
+
+def _stored(output: Output, row: ParsedRow) -> Output:
+    """The output as the ledger keeps it."""
+    return {**output, "features_from": "fresh"} if row.fresh else output
 
 
 def _require_finite(output: Output) -> None:

@@ -11,7 +11,20 @@ Schema = Mapping[str, Any]
 
 TOP = ("project", "ingest", "validate", "problems", "serve")
 """Keys of the file, in its order."""
-PROBLEM = ("features", "pipeline", "lists", "tune", "train", "evaluate", "gate", "rollout", "monitor", "retrain", "schedule")
+PROBLEM = (
+    "features",
+    "pipeline",
+    "lists",
+    "tune",
+    "train",
+    "evaluate",
+    "gate",
+    "answers",
+    "rollout",
+    "monitor",
+    "retrain",
+    "schedule",
+)
 """Keys of a problem's section, in the order in which a person meets them."""
 FORMS = {
     "Features": "features made from events",

@@ -310,6 +310,7 @@ def application(layout: Layout, params: Params, host: str, status: Path | None =
     from evergreen.serving.access_control import AccessControl
     from evergreen.serving.app import App
     from evergreen.serving.deployment_watcher import DeploymentWatcher
+    from evergreen.serving.fresh_problems import FreshProblems
     from evergreen.serving.loaded_model import LoadedModel
     from evergreen.serving.metrics import Metrics
     from evergreen.serving.prediction_service import PredictionService
@@ -322,9 +323,12 @@ def application(layout: Layout, params: Params, host: str, status: Path | None =
     if spool and (lost := spool.lost()):
         log.warning("%d predictions were lost so far: served by processes that were killed before they spooled them", lost)
 
+    fresh = FreshProblems(params, layout, lambda: settings.row_log(layout))
+
     def load_model(problem: str, version: int) -> LoadedModel:
         source = text_values.source(params, problem, layout)
-        return model_loading.load(params, layout, registry, events, problem, version, text_values.readers(source), source)
+        readers = text_values.readers(source)
+        return model_loading.load(params, layout, registry, events, problem, version, readers, source, fresh.of(problem))
 
     watcher = DeploymentWatcher(
         params, registry, settings.rollouts(layout), load_model, ledger, lambda: spool and spool.failing_since

@@ -188,6 +188,12 @@ class Features(FeatureSource):
     def label_horizon_days(self) -> int | None:
         return self.horizon_days if self.target else None
 
+    @property
+    def event_tables(self) -> list[str]:
+        """The tables whose rows are events of an entity, without duplicates."""
+        used = [each.table for each in (*self.aggregates, *self.shares)]
+        return list(dict.fromkeys([*([self.population.table] if self.population else []), *used]))
+
     def _tables(self) -> list[str | None]:
         return [
             self.population and self.population.table,

@@ -116,6 +116,17 @@ def _check_tables(file: str, params: Params) -> None:
         for table in section.features.tables:
             if table not in params.ingest:
                 raise ParamsError(f"{file}: {name}.features: table {table} is not under ingest{nearest(table, params.ingest)}")
+        if section.predicts == "rows" and section.features.by_cutoff is True and section.answers.features == "fresh":
+            _check_unique(file, name, params, section.features.event_tables)
+
+
+def _check_unique(file: str, problem: str, params: Params, tables: list[str]) -> None:
+    for table in tables:
+        if table not in params.validate_ or not params.validate_[table].unique:
+            raise ParamsError(
+                f"{file}: validate.{table}.unique: is missing; {problem}.answers.features = fresh needs it, so that a row that "
+                "is both received and in the table counts once. Name the columns that identify a row."
+            )
 
 
 def _message(file: str, prefix: tuple[str, ...], model: type[Section], error: ValidationError) -> str:

@@ -61,6 +61,14 @@ class Serve(Section):
     always: on a loopback address too; use it behind a reverse proxy on the same machine."""
 
 
+class Answers(Section):
+    """What the HTTP service answers from."""
+
+    features: Literal["batch", "fresh"] = "batch"
+    """Features of a request that gives only the entity's key. batch: those that the last features step or scoring wrote. fresh:
+    computed from the tables and from the rows that POST /v1/events/NAME received since, at today's cutoff."""
+
+
 class Rollout(Section):
     """How a promoted version becomes the champion."""
 

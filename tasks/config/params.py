@@ -25,13 +25,14 @@ from evergreen.tasks.config.features import (
     Target,
 )
 from evergreen.tasks.config.modelling import Costs, Evaluate, Gate, Pipeline, Range, Train, Tune
-from evergreen.tasks.config.operations import Cron, Monitor, Retrain, Rollout, Schedule, ScoringInput, Serve
+from evergreen.tasks.config.operations import Answers, Cron, Monitor, Retrain, Rollout, Schedule, ScoringInput, Serve
 from evergreen.tasks.config.recommender import Fraction, Id, ListRules, Lists, Sources, Switches
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.core.suggestions import nearest
 
 __all__ = [
     "Aggregate",
+    "Answers",
     "Attributes",
     "Costs",
     "Cutoffs",
@@ -133,10 +134,17 @@ class Tabular(Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
+    answers: Answers = Answers()
     rollout: Rollout = Rollout()
     monitor: Monitor = Monitor()
     retrain: Retrain = Retrain()
     schedule: Schedule = Schedule()
+
+    @model_validator(mode="after")
+    def fresh_needs_events(self) -> "Tabular":
+        if self.answers.features == "fresh" and not self.features.by_cutoff:
+            raise ValueError("a plain table has no events: answers.features must be batch")
+        return self
 
     @model_validator(mode="after")
     def windows_need_cutoffs(self) -> "Tabular":

@@ -21,12 +21,20 @@ from polars.exceptions import PolarsError
 from evergreen.tasks.config.params import Aggregate, Attributes, Features, Ratio, Share, Target
 from evergreen.tasks.core.errors import DataError, LeakError, ParamsError
 from evergreen.tasks.core.suggestions import nearest
+from evergreen.tasks.problems.tabular.known_events import (
+    DAY,
+    Known,
+    keyed,
+    refuse_mixed_keys,
+    refuse_repeats,
+    refuse_unknown,
+)
 
 log = logging.getLogger(__name__)
 
 CUTOFF, TARGET = "cutoff", "target"
-DAY, AGE, NEXT = "__day", "__age", "__next"
-"""When an event became known; days from then to the cutoff; the entity's next day with the same value."""
+AGE, NEXT = "__age", "__next"
+"""Days from an event to the cutoff; the entity's next day with the same value."""
 EVER = range(100_000)
 """Ages of all history."""
 IN_ORDER = "in-memory"
@@ -50,15 +58,60 @@ def point_in_time(
     """
     known = Known(tables, times, section.entity, as_of)
     cutoffs = list_cutoffs(section, as_of)
-    _refuse_mixed_keys(known.entity, tables)
-    measures = [_of_aggregate(known, each, section.windows_days) for each in section.aggregates]
-    shares = {each.name: _of_share(known, each, cutoffs[0]) for each in section.shares}
-    names = _names(section, measures, shares)
+    refuse_mixed_keys(known.entity, tables)
+    definitions = _define(known, section, cutoffs[0])
     rows = _population(known, section, cutoffs)
     log.info("%d rows at %d cutoffs from %s to %s", len(rows), len(cutoffs), cutoffs[0], as_of)
     if section.target:
         rows = _label(known, rows, section.target, section.horizon_days, cutoffs)
-    rows = _measure(known, rows, [*measures, *(part for parts in shares.values() for part in parts)], cutoffs)
+    return _build(known, section, definitions, rows, cutoffs)
+
+
+@dataclass(frozen=True)
+class Definitions:
+    """The features of a section, bound to the columns of its tables."""
+
+    measures: Sequence["Measure"]
+    shares: Mapping[str, Sequence["Measure"]]
+    """Share -> its total and its categories, which the events up to the first cutoff decide."""
+    names: Sequence[str]
+
+
+def define(tables: Mapping[str, pl.LazyFrame], times: Mapping[str, str | None], section: Features, as_of: date) -> Definitions:
+    """The features that `point_in_time` builds from these tables, for `features_at`. Raises what `point_in_time` raises."""
+    known = Known(tables, times, section.entity, as_of)
+    refuse_mixed_keys(known.entity, tables)
+    return _define(known, section, list_cutoffs(section, as_of)[0])
+
+
+def features_at(
+    tables: Mapping[str, pl.LazyFrame],
+    times: Mapping[str, str | None],
+    section: Features,
+    definitions: Definitions,
+    cutoff: date,
+) -> pl.DataFrame:
+    """The rows that `point_in_time` builds at `cutoff`, with a `target` of nulls, of the entities whose events `tables` hold.
+
+    A row depends on the events of its entity alone and their order: tables of some entities give the same rows to the bit.
+    """
+    known = Known(tables, times, section.entity, cutoff)
+    rows = _entities(known, section, [cutoff]).with_columns(pl.lit(None, pl.Float64).alias(TARGET))
+    return _build(known, section, definitions, rows, [cutoff])
+
+
+def _define(known: Known, section: Features, first: date) -> Definitions:
+    measures = [_of_aggregate(known, each, section.windows_days) for each in section.aggregates]
+    shares = {each.name: _of_share(known, each, first) for each in section.shares}
+    return Definitions(measures, shares, _names(section, measures, shares))
+
+
+def _build(
+    known: Known, section: Features, definitions: Definitions, rows: pl.DataFrame, cutoffs: Sequence[date]
+) -> pl.DataFrame:
+    """`rows` (the entity's key, `cutoff`, perhaps `target`) with their features."""
+    shares, names = definitions.shares, definitions.names
+    rows = _measure(known, rows, [*definitions.measures, *(part for parts in shares.values() for part in parts)], cutoffs)
     rows = _divide(rows, section.ratios, shares)
     rows = rows.with_columns(_calendar(section.calendar))
     for each in section.attributes:
@@ -85,93 +138,6 @@ def list_cutoffs(section: Features, as_of: date) -> list[date]:
             f"the last known day. Set cutoffs.first to {newest} or earlier, or give newer data."
         )
     return [newest - timedelta(days=back * step) for back in range((newest - first).days // step, -1, -1)] + [as_of]
-
-
-# Events
-
-
-@dataclass(frozen=True)
-class Known:
-    """The tables as events of one entity, up to `as_of` (inclusive)."""
-
-    tables: Mapping[str, pl.LazyFrame]
-    times: Mapping[str, str | None]
-    entity: str
-    as_of: date
-
-    def events(self, table: str, join: tuple[str, str] | None = None) -> pl.LazyFrame:
-        """One row per event of an entity: the table's columns, those that `join` adds, and the day on which both were known."""
-        frame = self.dated(table)
-        _refuse_unknown("features.entity", self.entity, table, frame)
-        frame = self._joined(table, frame, *join) if join else frame
-        if DAY not in frame.collect_schema():
-            raise ParamsError(
-                f"ingest.{table}.time: is missing, so rows of {table} lie neither before nor after a cutoff; name the "
-                "column, or join a table that has one"
-            )
-        return _keyed(frame, self.entity).filter(pl.col(self.entity).is_not_null(), pl.col(DAY) <= self.as_of)
-
-    def is_events(self, table: str) -> bool:
-        return self.times.get(table) is not None and self.entity in self.tables[table].collect_schema()
-
-    def dated(self, table: str) -> pl.LazyFrame:
-        """The table, with its day where it has a time column."""
-        frame, time = self.tables[table], self.times.get(table)
-        if time is None:
-            return frame
-        kind = frame.collect_schema()[_refuse_unknown(f"ingest.{table}.time", time, table, frame)]
-        if kind != pl.Date and kind != pl.Datetime:
-            raise ParamsError(f"ingest.{table}.time = {time}: is {kind}, no time; set ingest.{table}.types.{time} to datetime")
-        return frame.with_columns(pl.col(time).cast(pl.Date).alias(DAY))
-
-    def _joined(self, table: str, frame: pl.LazyFrame, other: str, key: str) -> pl.LazyFrame:
-        facts = self.dated(other)
-        for each, whole in ((table, frame), (other, facts)):
-            _refuse_unknown(f"features: join of {table} with {other}", key, each, whole)
-        _refuse_mixed_keys(key, {table: frame, other: facts})
-        _refuse_repeats(other, key, facts)
-        frame, facts = _keyed(frame, key), _keyed(facts, key)
-        mine = frame.collect_schema().names()
-        facts = facts.drop(set(mine) - {key, DAY}, strict=False)
-        if DAY not in facts.collect_schema():
-            return frame.join(facts, on=key, how="left", maintain_order="left")
-        both = frame.join(facts, on=key, suffix="_joined", maintain_order="left")
-        return both.with_columns(pl.max_horizontal(DAY, f"{DAY}_joined")) if DAY in mine else both
-
-
-def _refuse_unknown(place: str, column: str, table: str, frame: pl.LazyFrame) -> str:
-    columns = [name for name in frame.collect_schema().names() if not name.startswith("__")]
-    if column not in columns:
-        raise ParamsError(f"{place} = {column}: no such column in {table}{nearest(column, columns)}")
-    return column
-
-
-def _refuse_repeats(table: str, key: str, frame: pl.LazyFrame) -> None:
-    repeated = frame.group_by(key).len().filter(pl.col("len") > 1).sort(key).collect()
-    if len(repeated):
-        raise DataError(
-            f"data/tables/{table}.parquet: {key}: {len(repeated):,} values stand in several rows (first {repeated[key][0]}); "
-            f"a joined table has one row per {key}. Add unique: [{key}] to validate.{table}, or join another table."
-        )
-
-
-def _keyed(frame: pl.LazyFrame, key: str) -> pl.LazyFrame:
-    """Whole numbers of any width are the same key."""
-    whole = frame.collect_schema()[key].is_integer()
-    return frame.with_columns(pl.col(key).cast(pl.Int64)) if whole else frame
-
-
-def _refuse_mixed_keys(key: str, tables: Mapping[str, pl.LazyFrame]) -> None:
-    types: dict[str, str] = {}
-    for table, frame in tables.items():
-        kind = frame.collect_schema().get(key)
-        if kind is not None:
-            types.setdefault("integer" if kind.is_integer() else "text" if kind == pl.String else str(kind), table)
-    if len(types) > 1:
-        (one, here), (two, there), *_ = types.items()
-        raise DataError(
-            f"{key}: is {one} in {here} and {two} in {there}, so they do not match; set ingest.{there}.types.{key} to {one}"
-        )
 
 
 # Measures
@@ -240,7 +206,7 @@ def _slug(value: Any) -> str:
 def _refuse_column(place: str, column: str | None, table: str, events: pl.LazyFrame, numeric: bool) -> None:
     if column is None:
         return
-    kind = events.collect_schema()[_refuse_unknown(place, column, table, events)]
+    kind = events.collect_schema()[refuse_unknown(place, column, table, events)]
     if numeric and not kind.is_numeric() and kind != pl.Boolean:
         raise ParamsError(f"{place} = {column}: is {kind} in {table}; numbers are needed. Name another column, or use n_unique")
 
@@ -255,7 +221,7 @@ def _condition(place: str, text: str | None, table: str, events: pl.LazyFrame, a
         raise ParamsError(f"{place} = {text}: is no SQL condition: {_first_line(error)}") from None
     for column in where.meta.root_names():
         if column != CUTOFF:
-            _refuse_unknown(place, column, table, events)
+            refuse_unknown(place, column, table, events)
     if _reads_other_rows(json.loads(where.meta.serialize(format="json"))):
         raise LeakError(f"{place} = {text}: looks at other events, also those after the cutoff; a condition is on one event")
     _refuse_other_than_yes_or_no(place, text, events.limit(0).with_columns(pl.lit(as_of).alias(CUTOFF)).select(where))
@@ -300,7 +266,9 @@ def _measure(known: Known, rows: pl.DataFrame, measures: Sequence[Measure], cuto
     """`rows` with the columns of `measures`. Counts and sums over no event are 0, everything else is missing."""
     for source in dict.fromkeys((each.table, each.join) for each in measures):
         mine = [each for each in measures if (each.table, each.join) == source]
-        log.info("%s: %d numbers from %s", known.entity, sum(len(each.names) for each in mine), " with ".join(_named(source)))
+        if len(cutoffs) > 1:  # not for each answer of a server
+            number = sum(len(each.names) for each in mine)
+            log.info("%s: %d numbers from %s", known.entity, number, " with ".join(_named(source)))
         for found in _of_events(known.events(*source), known.entity, mine, cutoffs):
             rows = rows.join(found, on=[known.entity, CUTOFF], how="left", maintain_order="left")
     zero = [name for each in measures if each.function in ("count", "sum", "n_unique") for name in each.names]
@@ -413,20 +381,28 @@ def _spread(events: pl.DataFrame, cutoffs: Sequence[date], ages: range) -> pl.La
     return events.lazy().join(pairs.filter(pl.col(AGE).is_between(ages.start, ages.stop - 1)), on=DAY, maintain_order="left")
 
 
-def _population(known: Known, section: Features, cutoffs: Sequence[date]) -> pl.DataFrame:
-    """Which entities have a row at which cutoff."""
-    chosen = section.population
-    tables = [chosen.table] if chosen else [each for each in known.tables if known.is_events(each)]
-    ages = range(chosen.within_days) if chosen else EVER
+def _entities(known: Known, section: Features, cutoffs: Sequence[date]) -> pl.DataFrame:
+    """Which entities have a row at which cutoff, sorted by cutoff and entity."""
+    ages = range(section.population.within_days) if section.population else EVER
+    tables = _population_tables(known, section)
     seen = pl.concat([known.events(each).select(known.entity, DAY).unique() for each in tables]).collect()
-    rows = _spread(seen, cutoffs, ages).select(known.entity, CUTOFF).unique().collect()
+    return _spread(seen, cutoffs, ages).select(known.entity, CUTOFF).unique().sort(CUTOFF, known.entity).collect()
+
+
+def _population_tables(known: Known, section: Features) -> list[str]:
+    return [section.population.table] if section.population else [each for each in known.tables if known.is_events(each)]
+
+
+def _population(known: Known, section: Features, cutoffs: Sequence[date]) -> pl.DataFrame:
+    """The same. Raises DataError if no entity has a row at a cutoff with labels."""
+    rows, chosen, tables = _entities(known, section, cutoffs), section.population, _population_tables(known, section)
     if rows.filter(pl.col(CUTOFF) < known.as_of).is_empty():
         when = f"in the {chosen.within_days} days up to" if chosen else "before"
         raise DataError(
             f"population: no {known.entity} has an event in {', '.join(tables)} {when} any of {len(cutoffs) - 1} cutoffs "
             f"({cutoffs[0]} to {cutoffs[-2]}). Move cutoffs.first, or look further back with population.within_days."
         )
-    return rows.sort(CUTOFF, known.entity)
+    return rows
 
 
 def _label(known: Known, rows: pl.DataFrame, target: Target, horizon_days: int, cutoffs: Sequence[date]) -> pl.DataFrame:
@@ -525,12 +501,12 @@ def _attach(known: Known, rows: pl.DataFrame, attributes: Attributes) -> pl.Data
     table = attributes.table
     facts = known.dated(table)
     for column in (known.entity, *attributes.columns):
-        _refuse_unknown(f"features.attributes.{table}", column, table, facts)
-    _refuse_repeats(table, known.entity, facts)
+        refuse_unknown(f"features.attributes.{table}", column, table, facts)
+    refuse_repeats(table, known.entity, facts)
     schema = facts.collect_schema()
     chosen = [_fact(table, column, schema[column]) for column in attributes.columns]
     dated = [pl.col(DAY)] if DAY in schema else []
-    rows = rows.join(_keyed(facts, known.entity).select(known.entity, *chosen, *dated).collect(), on=known.entity, how="left")
+    rows = rows.join(keyed(facts, known.entity).select(known.entity, *chosen, *dated).collect(), on=known.entity, how="left")
     if dated:
         _refuse_leak(rows, attributes)
     return rows.drop(DAY, strict=False)
