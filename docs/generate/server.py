@@ -34,7 +34,7 @@ def application() -> Any:
     output = {"prediction": 0, "probability_0": 0.962, "probability_1": 0.038}
     rows = RowModel(
         ROWS, 3, "classification", features, [row], lambda asked: [output for _ in asked],
-        entity="household_id", online_features={"1": row},  # type: ignore[arg-type]
+        entity="household_id", online_features=SimpleNamespace(fresh=False),  # type: ignore[arg-type]
     )  # fmt: skip
     rows.self_check()
     recommender = SimpleNamespace(problem=LISTS, version=2, users=lambda: [1], items=lambda: [1082185])

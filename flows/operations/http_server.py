@@ -2,7 +2,8 @@
 
 `python -P -m evergreen.flows.operations.http_server` is a worker. A single one inherits the socket of the supervisor, so
 connections wait while it is replaced. Each of several opens its own socket on the same port once its models are loaded
-(SO_REUSEPORT): the kernel spreads connections evenly over the workers that live.
+(SO_REUSEPORT): the kernel spreads connections evenly over the workers that live. Where all are dead, connections wait in the
+supervisor's socket, which the next worker inherits.
 docs/decisions/server-supervisor.md compares this with uvicorn's own supervisor.
 """
 
@@ -85,6 +86,8 @@ class Supervisor:
         self._console: Child | None = None
         self._delays: dict[str, float] = {}
         """What a child is -> the delay of its next restart: one that cannot start must not delay the others."""
+        self._holding = False
+        """Whether several workers were dead at once: connections then wait for the next one that starts."""
         self._stopping = False
 
     def run(self, on_ready: Callable[[str], None]) -> None:
@@ -116,14 +119,24 @@ class Supervisor:
 
     def _start_worker(self, *gate: int) -> Child:
         """`gate`: the end of a pipe. The worker waits until the other end closes."""
-        fd, shared = self._socket.fileno(), self._count > 1
+        fd, shared = self._socket.fileno(), self._count > 1 and not self._holding
         place = ("--port", str(self._socket.getsockname()[1])) if shared else ("--fd", str(fd))
         process = child_process.start(
             "evergreen.flows.operations.http_server", "--root", str(self._layout.root), *place, "--host", self._host,
             "--status", str(self._status), *(f"--wait={each}" for each in gate),
             cwd=Path.cwd(), env={**dict.fromkeys(THREADS, "1"), **os.environ}, pass_fds=gate if shared else (fd, *gate),
         )  # fmt: skip
+        if self._holding:
+            self._holding = False
+            host, port = self._socket.getsockname()[:2]
+            self._socket.close()  # the worker has it now
+            self._socket = _reserved("serve", host, port)
         return Child(process, time.monotonic())
+
+    def _hold_connections(self) -> None:
+        """Let connections wait while no worker listens; they would be refused. The next worker that starts serves them."""
+        self._holding = True
+        self._socket.listen(BACKLOG)
 
     def _start_standby(self) -> Child:
         inner, outer = os.pipe()
@@ -174,6 +187,8 @@ class Supervisor:
         return (self._status / f"{worker.process.pid}.ready").exists()
 
     def _replace_dead(self) -> None:
+        if self._count > 1 and not self._holding and all(each.process.poll() is not None for each in self._workers):
+            self._hold_connections()
         for place, each in enumerate(self._workers):
             if self._restart_due(each, "a worker"):
                 self._workers[place] = self._next_worker()
@@ -269,6 +284,10 @@ def reserve(command: str, host: str, port: int) -> socket.socket:
     with _bound(command, host, port) as free:  # fails where another server listens, of which SO_REUSEPORT would take a share
         free.listen(1)
         port = free.getsockname()[1]
+    return _reserved(command, host, port)
+
+
+def _reserved(command: str, host: str, port: int) -> socket.socket:
     found = _bound(command, host, port, socket.SO_REUSEPORT)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # nobody else binds it before a worker listens
     return found

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from evergreen.flows.operations import http_server
 from evergreen.flows.operations.http_server import Child, Supervisor, bind, reserve, share
 from evergreen.tasks.config import loading
 from evergreen.tasks.core.errors import ProjectError
@@ -78,6 +79,44 @@ def test_a_port_that_several_workers_share_admits_no_second_server(listening: bo
         for claim in (bind, reserve):
             with pytest.raises(ProjectError, match=rf"serve: cannot bind {host}:{port}: Address already in use"):
                 claim("serve", host, port)
+
+
+def test_connections_wait_while_all_workers_are_dead_and_the_next_worker_inherits_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store.project(tmp_path, households=5, weeks=20)
+    layout = Layout(tmp_path)
+    supervisor = Supervisor(layout, loading.load(layout.params), "127.0.0.1", 0, 2)
+    given: list[tuple[str, ...]] = []
+    inherited: list[socket.socket] = []
+
+    def start(module: str, *arguments: str, pass_fds: tuple[int, ...], **_: object) -> subprocess.Popen[str]:
+        given.append(arguments)
+        inherited.extend(socket.socket(fileno=os.dup(each)) for each in pass_fds)
+        return subprocess.Popen([sys.executable, "-c", "input()"], text=True, stdin=subprocess.PIPE)
+
+    monkeypatch.setattr(http_server.child_process, "start", start)
+    monkeypatch.setattr(supervisor, "_serves", lambda worker: False)
+    address = supervisor._socket.getsockname()[:2]
+    with pytest.raises(ConnectionRefusedError, match="refused"):
+        socket.create_connection(address)
+    supervisor._workers = [ended(), ended()]
+    for each in supervisor._workers:
+        each.started -= 60  # they ran for a minute
+    try:
+        supervisor._hold_connections()
+        with socket.create_connection(address):
+            supervisor._replace_dead()
+            assert ["--fd" in each for each in given] == [True, False]
+            assert accepted(inherited[0]) == 1
+        assert not supervisor._holding
+        assert supervisor._socket.getsockname()[:2] == address
+    finally:
+        for each in (*inherited, supervisor._socket):
+            each.close()
+        for child in supervisor._workers:
+            child.process.kill()
+            child.process.communicate()
 
 
 def test_the_standby_worker_takes_the_place_of_a_dead_one(tmp_path: Path):
