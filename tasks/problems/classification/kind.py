@@ -24,6 +24,7 @@ from evergreen.tasks.problems.classification.scores import PREFIX, arrays
 from evergreen.tasks.problems.tabular import calibration
 from evergreen.tasks.problems.tabular.tabular_kind import (
     BOOSTING,
+    BOOSTING_OF_CLASSES,
     BOOSTING_SPACE,
     FOR_BOOSTING,
     FOR_LINES,
@@ -32,7 +33,6 @@ from evergreen.tasks.problems.tabular.tabular_kind import (
     FOREST_DEFAULTS,
     FOREST_SPACE,
     LIGHTGBM,
-    PLAIN_BOOSTING,
     PLAIN_BOOSTING_SPACE,
     PLAIN_LIGHTGBM,
     Family,
@@ -72,7 +72,7 @@ class Classification(ClassProbabilities, TabularKind):
             RandomForestClassifier, FOREST, FOREST_DEFAULTS, FOREST_SPACE, stage="trees", choices=FOR_TREES
         ),
         "lightgbm": Family(
-            LGBMClassifier, PLAIN_LIGHTGBM, PLAIN_BOOSTING, PLAIN_BOOSTING_SPACE, native=True, choices=FOR_BOOSTING
+            LGBMClassifier, PLAIN_LIGHTGBM, BOOSTING_OF_CLASSES, PLAIN_BOOSTING_SPACE, native=True, choices=FOR_BOOSTING
         ),
     }
     blend = BlendClassifier

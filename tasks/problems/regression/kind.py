@@ -23,6 +23,7 @@ from evergreen.tasks.problems.tabular import preprocessing
 from evergreen.tasks.problems.tabular.tabular_kind import (
     BLEND,
     BOOSTING,
+    BOOSTING_OF_NUMBERS,
     BOOSTING_SPACE,
     FOR_AMOUNTS,
     FOR_BOOSTING,
@@ -32,7 +33,6 @@ from evergreen.tasks.problems.tabular.tabular_kind import (
     FOREST_DEFAULTS,
     FOREST_SPACE,
     LIGHTGBM,
-    PLAIN_BOOSTING,
     PLAIN_BOOSTING_SPACE,
     PLAIN_LIGHTGBM,
     Family,
@@ -120,7 +120,7 @@ class Regression(Quantities, TabularKind):
             ExtraTreesRegressor, FOREST, FOREST_DEFAULTS, FOREST_SPACE, stage="trees", choices=FOR_TREES | FOR_AMOUNTS
         ),
         "lightgbm": Family(
-            *(LGBMRegressor, PLAIN_LIGHTGBM, PLAIN_BOOSTING, PLAIN_BOOSTING_SPACE),
+            *(LGBMRegressor, PLAIN_LIGHTGBM, BOOSTING_OF_NUMBERS, PLAIN_BOOSTING_SPACE),
             native=True,
             choices=FOR_BOOSTING | FOR_AMOUNTS,
         ),

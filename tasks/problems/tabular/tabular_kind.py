@@ -53,7 +53,16 @@ BOOSTING_SPACE = {
 
 
 PLAIN_LIGHTGBM = {**LIGHTGBM, "max_bin": 255, "extra_trees": False}
-PLAIN_BOOSTING = {
+BOOSTING_OF_CLASSES = {
+    "extra_trees": False,
+    "n_estimators": 250,
+    "learning_rate": 0.05,
+    "num_leaves": 8,
+    "min_child_samples": 20,
+    "colsample_bytree": 0.5,
+    "reg_lambda": 1.0,
+}
+BOOSTING_OF_NUMBERS = {
     "extra_trees": False,
     "n_estimators": 378,
     "learning_rate": 0.052,
@@ -62,7 +71,8 @@ PLAIN_BOOSTING = {
     "colsample_bytree": 0.92,
     "reg_lambda": 0.048,
 }
-"""Of plain tables: the best of the candidates of `python -m bench.portfolio` on 26 public tables."""
+"""Defaults of boosting for plain tables, by what is predicted. Those of classes are by hand and hold with several classes and few
+rows; those of numbers are the best of the candidates of `python -m bench.portfolio` on 16 public tables."""
 PLAIN_BOOSTING_SPACE = {
     "extra_trees": Range(values=(False, True)),
     "n_estimators": Range(low=80, high=1000, integer=True, log=True),
@@ -86,6 +96,7 @@ PORTFOLIO = (
     },
     NATIVE
     | {
+        "extra_trees": False,
         "n_estimators": 363,
         "learning_rate": 0.043,
         "num_leaves": 22,
@@ -95,21 +106,13 @@ PORTFOLIO = (
     },
     NATIVE
     | {
+        "extra_trees": False,
         "n_estimators": 100,
         "learning_rate": 0.1,
         "num_leaves": 31,
         "min_child_samples": 20,
         "colsample_bytree": 1.0,
         "reg_lambda": 0.01,
-    },
-    {
-        "extra_trees": True,
-        "n_estimators": 407,
-        "learning_rate": 0.054,
-        "num_leaves": 76,
-        "min_child_samples": 10,
-        "colsample_bytree": 0.97,
-        "reg_lambda": 0.316,
     },
     {
         "extra_trees": True,
@@ -120,9 +123,19 @@ PORTFOLIO = (
         "colsample_bytree": 0.64,
         "reg_lambda": 9.25,
     },
+    BOOSTING_OF_NUMBERS,
+    {
+        "extra_trees": True,
+        "n_estimators": 407,
+        "learning_rate": 0.054,
+        "num_leaves": 76,
+        "min_child_samples": 10,
+        "colsample_bytree": 0.97,
+        "reg_lambda": 0.316,
+    },
 )
-"""Boosting of plain tables that is tried right after its defaults: what greedy selection (`python -m bench.portfolio`) added to
-them on 26 public tables, and LightGBM's own defaults, so that no search falls behind them."""
+"""Boosting of plain tables that is tried right after its defaults: what greedy selection (`python -m bench.portfolio`) found on
+26 public tables, and LightGBM's own defaults, so that no search falls behind them."""
 FOREST = {"n_jobs": 1, "n_estimators": 100}
 TREE_ROWS = 10_000
 """A tree of a forest learns from so many rows at most, drawn for it: time and size stay within bounds."""

@@ -69,7 +69,7 @@ def learned(data, kind, chosen, config):
 
 ASKED = [
     ("classification", "dear", 0.8),
-    ("classification", "class", 0.7),
+    ("classification", "class", 0.75),
     ("regression", "price", 0.55),
 ]
 
