@@ -83,8 +83,8 @@ class Tune(Section):
     table, otherwise tpe."""
     choose: Literal["simplest", "best"] | None = None
     """How the winner is selected. simplest: the simplest model within one standard error of the best (of the paired differences
-    over the folds, of lists over the users) and, on tables, within 1 % of its score; the baseline needs the first alone. best:
-    the best score. null: simplest with staged and for lists, otherwise best."""
+    over the folds, of lists over the users) and, on tables, within 1 % of its score, or 0.1 % of a blend's; the baseline needs
+    the first alone. best: the best score. null: simplest with staged and for lists, otherwise best."""
     n_trials: Annotated[int, Field(ge=1)] = 20
     """Number of configurations to try; each model's defaults come first. Recommenders try all of these in any case."""
     timeout_seconds: float | None = None

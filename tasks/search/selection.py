@@ -21,6 +21,8 @@ TIE_TOLERANCE = 1e-9
 """Scores this close are equal, and the simpler model wins."""
 MOST_GIVEN_UP = 0.01
 """Largest part of the best score that simplicity may cost: with few folds one standard error can be much more."""
+MOST_GIVEN_UP_OF_BLEND = 0.001
+"""The same where a blend is best: it varies less than its members, so its gain is more often real."""
 
 
 def select_trial(search: Search, trials: Sequence[FinishedTrial], ladder: Sequence[Rung] = ()) -> FinishedTrial:
@@ -47,7 +49,8 @@ def choose(
     """The best complete trial; within TIE_TOLERANCE the one whose model comes first in `models`, then the earlier one.
 
     With `stages` (model -> stage): the best of the simplest stage within one standard error of it and, but for the baseline,
-    within MOST_GIVEN_UP. The standard error is that of the mean of the paired differences over the folds.
+    within MOST_GIVEN_UP, or MOST_GIVEN_UP_OF_BLEND. The standard error is that of the mean of the paired differences over the
+    folds.
     """
     complete = [each for each in trials if each.state == "complete"]
     top = complete[0]
@@ -59,7 +62,8 @@ def choose(
         rival = best_of([each for each in complete if (stages or {}).get(each.model) == stage], metric)
         if rival and len(rival.folds) == len(best.folds) > 1:
             gain, error = paired_gain(best.folds, rival.folds, metric)
-            most = math.inf if stage == "baseline" else MOST_GIVEN_UP * abs(best.score)
+            share = MOST_GIVEN_UP_OF_BLEND if best.model == BLEND else MOST_GIVEN_UP
+            most = math.inf if stage == "baseline" else share * abs(best.score)
             if gain <= min(error, most):
                 return rival
     return best

@@ -71,8 +71,8 @@ BOOSTING_OF_NUMBERS = {
     "colsample_bytree": 0.92,
     "reg_lambda": 0.048,
 }
-"""Defaults of boosting for plain tables, by what is predicted. Those of classes are by hand and hold with several classes and few
-rows; those of numbers are the best of the candidates of `python -m bench.portfolio` on 16 public tables."""
+"""Defaults of boosting for plain tables, by what is predicted. Those of classes are by hand and hold with several classes and
+few rows; those of numbers are the best of the candidates of `python -m bench.portfolio` on 16 public tables."""
 PLAIN_BOOSTING_SPACE = {
     "extra_trees": Range(values=(False, True)),
     "n_estimators": Range(low=80, high=1000, integer=True, log=True),

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from evergreen.tasks.problems.base import Metric
+from evergreen.tasks.search.ensemble import BLEND
 from evergreen.tasks.search.selection import choose, pareto_front, search_gain, select_trial
 from tests.tasks.search.toy_search import AUC, DEFAULTS, STAGED, finished, folded, searching
 
@@ -30,6 +31,13 @@ def test_simplicity_costs_a_hundredth_of_the_score_at_most_and_the_baseline_need
     assert choose([curve, near], list(STAGED), AUC, STAGED).number == 1
     none = folded(1, "none", 0.75, 0.82, 0.83)
     assert choose([curve, none], list(STAGED), AUC, STAGED).number == 1
+
+
+def test_a_blend_is_given_up_for_what_is_as_good_alone() -> None:
+    blend = folded(0, BLEND, 0.70, 0.94, 0.82)
+    staged = {**STAGED, BLEND: "ensemble"}
+    assert choose([blend, folded(1, "line", 0.77, 0.85, 0.83)], list(staged), AUC, staged).number == 0
+    assert choose([blend, folded(1, "line", 0.778, 0.851, 0.83)], list(staged), AUC, staged).number == 1
 
 
 def test_where_nothing_beats_it_the_baseline_wins() -> None:
