@@ -165,10 +165,10 @@ def test_the_order_in_time_says_its_cost_and_how_to_do_without():
 @pytest.mark.parametrize(("make", "new"), [(groups, 0.5), (panel, None)])
 def test_the_score_on_test_rows_is_that_of_new_groups(tmp_path: Path, make, new):
     """A model of the drafted problem predicts other customers, or other countries, as its test rows say."""
-    whole = make(4_000) if make is groups else make(400)
+    whole = make(8_000) if make is groups else make(800)
     key, target = whole.columns[0], whole.columns[-1]
     values = whole[key].unique(maintain_order=True)
-    table, fresh = (whole.filter(pl.col(key).is_in(part.implode())) for part in (values.head(200), values.tail(200)))
+    table, fresh = (whole.filter(pl.col(key).is_in(part.implode())) for part in (values.head(400), values.tail(400)))
     table.write_csv(tmp_path / "t.csv")
     started = init_project.run("p", "t.csv", None, InitOptions(target=target), tmp_path, tmp_path, TODAY)
     known, layout = loading.load(tmp_path / "params.yaml"), Layout(tmp_path)
