@@ -53,7 +53,7 @@ class Serve(Section):
     workers: Annotated[int, Field(ge=1)] = 1
     """Number of server processes."""
     standby_worker: bool = True
-    """Keep one more process that has loaded its libraries and replaces a worker that dies. It takes about 200 MB of memory."""
+    """Keep one more process that has loaded its libraries and replaces a worker that dies. It takes about 300 MB of memory."""
     preload_previous: bool = True
     """Keep the previous champion in memory, so that a rollback need not load it."""
     require_api_key: Literal["non_loopback", "always"] = "non_loopback"
