@@ -52,6 +52,7 @@ RELEASE_LIBRARIES = (
     "evergreen.tasks.model_files.onnx_export",
     "evergreen.monitoring.report.charts",
 )
+"""Modules of the last steps of a training, with their libraries."""
 
 here: ContextVar[tuple[str, str | None]] = ContextVar("here")
 """The step and the problem that this thread is at: what a log line is about."""

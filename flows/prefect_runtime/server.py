@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
 
 from evergreen.flows import child_process
-from evergreen.tasks.core.errors import ProjectError, StepError
+from evergreen.tasks.core.errors import ProjectError, StepError, StorageError
 from evergreen.tasks.core.paths import Layout, make_folder, read_json, write_json, writing
 
 PATIENCE_SECONDS = 180
@@ -84,7 +84,7 @@ def running(layout: Layout, say: Callable[[str], None], scheduling: bool = False
     if named:
         yield _use(Server(named, home / "server.log"))
         return
-    first = not (home / "prefect.db").exists() and not _empty_database().exists()
+    first = not (home / "prefect.db").exists() and not _has_empty_database()
     say(f"starting the local Prefect server ({'the first start makes its database, about 20 s' if first else 'about 5 s'})")
     found = _use(_start(home, scheduling))
     try:
@@ -160,15 +160,30 @@ def _empty_database() -> Path:
     return Path(cache) / "evergreen" / f"prefect-{version('prefect')}.db"
 
 
+NO_COPY = (OSError, RuntimeError, StorageError, sqlite3.Error)
+"""Why there is no copy to read or to write: no home (RuntimeError), no permission, no space, a damaged file."""
+
+
+def _has_empty_database() -> bool:
+    with suppress(*NO_COPY):
+        return _empty_database().exists()
+    return False
+
+
 def _copy_empty_database(database: Path) -> None:
     """Begin with the user's copy, where there is one that can be read."""
-    with suppress(OSError, RuntimeError), writing(database) as scratch:  # RuntimeError: the user has no home
+    with suppress(*NO_COPY), writing(database) as scratch:
         shutil.copy(_empty_database(), scratch)
 
 
 def _keep_empty_database(database: Path) -> None:
-    """Copy a new database for the user's other projects; where that fails, each makes its own."""
-    with suppress(OSError, RuntimeError, sqlite3.Error):
+    """Copy a new database for the user's other projects; where that fails, each makes its own.
+
+    There is none where the user's settings put it elsewhere.
+    """
+    if not database.exists():
+        return
+    with suppress(*NO_COPY):
         kept = _empty_database()
         make_folder(kept.parent)
         with writing(kept) as scratch, closing(sqlite3.connect(database)) as source:

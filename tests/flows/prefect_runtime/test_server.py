@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from evergreen.flows.prefect_runtime import server
+from evergreen.tasks.core.errors import StorageError
 from evergreen.tasks.core.paths import Layout
 
 
@@ -58,4 +59,29 @@ def test_without_a_folder_for_copies_each_project_makes_its_database(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert started(tmp_path / "first", []).exists()
+    assert not cache.exists()
+
+
+def test_a_user_without_a_home_and_a_folder_that_cannot_be_written_hinder_no_start(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StorageError("read-only")
+
+    said: list[str] = []
+    monkeypatch.setattr(server, "writing", refuse)
+    assert started(tmp_path / "first", said).exists()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", refuse_home)
+    assert started(tmp_path / "second", said).exists()
+    assert ["makes its database" in line for line in said] == [True, True]
+
+
+def refuse_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_a_database_elsewhere_leaves_no_copy(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.child_process, "start", lambda *_, **__: SimpleNamespace(pid=1))
+    assert not started(tmp_path / "first", []).exists()
     assert not cache.exists()
