@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evergreen.tasks.core import garbage
+
 if TYPE_CHECKING:
     from evergreen.flows.fork_server import Fork
 
@@ -59,4 +61,5 @@ def _wait_and_die() -> None:
 if __name__ == "__main__":
     die_with_parent()
     del sys.argv[0]
+    garbage.collect_seldom()
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

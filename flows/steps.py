@@ -192,6 +192,10 @@ def import_release_libraries() -> None:
     for name in RELEASE_LIBRARIES:
         with suppress(Exception):  # the step that needs it reports it
             import_module(name)
+    with suppress(Exception):
+        from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
+
+        warn_dependency_requirement_mismatches(["mlflow"])  # MLflow reads the metadata of all packages once: 1.5 s
 
 
 def open_run(root: str, problem: str) -> str | None:

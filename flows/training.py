@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
 
@@ -117,8 +117,9 @@ class Branches:
         self.stages = Stages(layout)
         self._last: dict[str | None, Any] = {}
         """Problem, or None for the shared steps -> the result of its newest step, after which the next one begins."""
-        self._runs: dict[str, str | None] = {}
-        """Problem -> MLflow's run of its training, once that has begun."""
+        self._opener = ThreadPoolExecutor(1)
+        self._runs: dict[str, Future[str | None]] = {}
+        """Problem -> MLflow's run of its training, which is opened while the first step works."""
 
     def run_shared_steps(self, read_events: bool = True) -> None:
         """The steps before the branches. Raises what they raise. `read_events`: False where the snapshot of received purchases
@@ -148,9 +149,15 @@ class Branches:
         except Exception as error:  # one branch's bug must not stop the others
             log.debug("%s", problem, exc_info=error)
             outcome.error = f"{problem}: {type(error).__name__}: {error}"
-        if run_id := self._runs.pop(problem, None):
+        if run_id := self._run(problem):
             steps.close_run(self.root, run_id, outcome.error is not None)
+        self._runs.pop(problem, None)
         return outcome
+
+    def _run(self, problem: str) -> str | None:
+        """MLflow's run of the training, once it is open; None without one."""
+        opened = self._runs.get(problem)
+        return opened.result() if opened else None
 
     def _advise(self, name: str, task: Any, problem: str) -> list[str]:
         """A step that tells people about the model; where it fails, the model is deployed all the same."""
@@ -171,7 +178,7 @@ class Branches:
             steps.unchanged(name, problem)
             return []
         if problem and name in steps.FITTING and problem not in self._runs:
-            self._runs[problem] = steps.open_run(self.root, problem)
+            self._runs[problem] = self._opener.submit(steps.open_run, self.root, problem)
         done = task.with_options(task_run_name=f"{name} {problem or ''}".strip())
         self._last[problem] = done(name, self.root, problem, wait_for=self._before(problem))
         with steps.WORLD:
@@ -201,7 +208,7 @@ class Branches:
         )  # fmt: skip
         if not version:
             registered = steps.register.with_options(task_run_name=f"register {problem}")(
-                self.root, problem, verdict, self._runs.get(problem)
+                self.root, problem, verdict, self._run(problem)
             )  # fmt: skip
             version = registered["version"]
         if not self.deploy:

@@ -1,6 +1,7 @@
-"""What the scripts beside this one share: the rows of a job, and what is told of it. Needs pandas and nothing else of ours."""
+"""What the scripts beside this one share: the rows of a job, and what is told of it. Needs pandas and psutil alone."""
 
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 
 WARM, MEASURED = 3, 30
 """Single rows that are answered first, and those whose time counts."""
@@ -30,8 +32,15 @@ def median_ms(answer: Callable[[Any], Any], rows: list[Any]) -> float:
     return 1000 * sorted(taken[WARM:])[len(taken[WARM:]) // 2]
 
 
-def tell(job: dict[str, Any], answers: pd.DataFrame, seconds: float, row_ms: float, **more: Any) -> None:
-    """`answers`: the column `prediction` of a number, or one column of probabilities per class."""
+def cpu_seconds() -> float:
+    """Of this process and of those that it started, ended or not."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    running = (each.cpu_times() for each in psutil.Process().children(recursive=True))
+    return time.process_time() + ended.ru_utime + ended.ru_stime + sum(each.user + each.system for each in running)
+
+
+def tell(job: dict[str, Any], answers: pd.DataFrame, **more: Any) -> None:
+    """`answers`: `prediction`, or one column of probabilities per class; `more`: fields of an Outcome."""
     out = Path(job["out"])
     answers.to_parquet(out / "answers.parquet", index=False)
-    (out / "told.json").write_text(json.dumps({"seconds": seconds, "row_ms": row_ms, **more}))
+    (out / "told.json").write_text(json.dumps(more))

@@ -1,14 +1,13 @@
 """The `evergreen` command. Its help imports no heavy library: each verb has a file of its name, which imports what it needs."""
 
-import atexit
 import errno
-import gc
 import sys
 from importlib import import_module
 
 import typer
 
 from evergreen.flows.cli.common import with_shared_options
+from evergreen.tasks.core import garbage
 from evergreen.tasks.core.errors import EvergreenError
 
 GROUPS = {
@@ -44,7 +43,7 @@ app = _build()
 
 def main() -> None:
     """Run the command line. Expected errors are one line on stderr and exit status 1."""
-    atexit.register(gc.freeze)  # the libraries' objects need no last collection, which takes a third of a second
+    garbage.collect_seldom()
     try:
         app()
     except EvergreenError as error:

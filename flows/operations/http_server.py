@@ -8,7 +8,6 @@ docs/decisions/server-supervisor.md compares this with uvicorn's own supervisor.
 """
 
 import argparse
-import gc
 import logging
 import os
 import shutil
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from evergreen.flows import child_process, settings
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params
-from evergreen.tasks.core import log_limits
+from evergreen.tasks.core import garbage, log_limits
 from evergreen.tasks.core.errors import ProjectError, StepError
 from evergreen.tasks.core.paths import Layout, make_folder
 
@@ -393,8 +392,7 @@ def work(layout: Layout, host: str, fd: int | None, port: int, status: Path, gat
     sys.setswitchinterval(SWITCH_SECONDS)
     app, watcher = application(layout, params, host, status)
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn handles it, and raises it again once it has stopped
-    gc.collect()
-    gc.freeze()  # what is loaded now stays: the collector need not scan it again
+    garbage.keep_loaded()
     config = http_protocol.configure(
         app, params.serve, loop="uvloop", log_config=None, timeout_graceful_shutdown=int(params.serve.timeout_seconds) + 1
     )

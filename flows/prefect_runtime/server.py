@@ -4,24 +4,22 @@ Imports no prefect at the top: a server is started first and needs 4 to 20 secon
 """
 
 import os
-import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
-from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
 
 from evergreen.flows import child_process
-from evergreen.tasks.core.errors import ProjectError, StepError, StorageError
-from evergreen.tasks.core.paths import Layout, make_folder, read_json, write_json, writing
+from evergreen.tasks.core import new_databases
+from evergreen.tasks.core.errors import ProjectError, StepError
+from evergreen.tasks.core.paths import Layout, make_folder, read_json, write_json
 
 PATIENCE_SECONDS = 180
 """A first start makes the database, which takes a minute on a busy machine."""
@@ -65,7 +63,7 @@ class Server:
                 raise StepError(f"the local Prefect server is silent after {PATIENCE_SECONDS} s; {self.log} says why.")
             time.sleep(0.1)
         if self.new:
-            _keep_empty_database(self.new)
+            new_databases.keep("prefect", self.new)
             self.new = None
 
 
@@ -84,7 +82,7 @@ def running(layout: Layout, say: Callable[[str], None], scheduling: bool = False
     if named:
         yield _use(Server(named, home / "server.log"))
         return
-    first = not (home / "prefect.db").exists() and not _has_empty_database()
+    first = not (home / "prefect.db").exists() and not new_databases.exists("prefect")
     say(f"starting the local Prefect server ({'the first start makes its database, about 20 s' if first else 'about 5 s'})")
     found = _use(_start(home, scheduling))
     try:
@@ -138,7 +136,7 @@ def _start(home: Path, scheduling: bool) -> Server:
     make_folder(home)
     database = home / "prefect.db"
     if not database.exists():
-        _copy_empty_database(database)
+        new_databases.copy("prefect", database)
     new = None if database.exists() else database
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -152,43 +150,6 @@ def _start(home: Path, scheduling: bool) -> Server:
     server = Server(f"http://127.0.0.1:{port}/api", home / "server.log", process, new)
     write_json(home / "server.json", {"url": server.url, "pid": process.pid, "port": port})
     return server
-
-
-def _empty_database() -> Path:
-    """The user's copy of a new database of this version of Prefect: its migrations take four CPU seconds in each project."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "evergreen" / f"prefect-{version('prefect')}.db"
-
-
-NO_COPY = (OSError, RuntimeError, StorageError, sqlite3.Error)
-"""Why there is no copy to read or to write: no home (RuntimeError), no permission, no space, a damaged file."""
-
-
-def _has_empty_database() -> bool:
-    with suppress(*NO_COPY):
-        return _empty_database().exists()
-    return False
-
-
-def _copy_empty_database(database: Path) -> None:
-    """Begin with the user's copy, where there is one that can be read."""
-    with suppress(*NO_COPY), writing(database) as scratch:
-        shutil.copy(_empty_database(), scratch)
-
-
-def _keep_empty_database(database: Path) -> None:
-    """Copy a new database for the user's other projects; where that fails, each makes its own.
-
-    There is none where the user's settings put it elsewhere.
-    """
-    if not database.exists():
-        return
-    with suppress(*NO_COPY):
-        kept = _empty_database()
-        make_folder(kept.parent)
-        with writing(kept) as scratch, closing(sqlite3.connect(database)) as source:
-            source.execute("VACUUM INTO ?", [str(scratch)])
-            scratch.chmod(0o600)
 
 
 def _stop(home: Path, process: subprocess.Popen[str] | None) -> None:

@@ -12,7 +12,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,8 +31,10 @@ from ruamel.yaml import YAML
 from sqlalchemy.exc import SQLAlchemyError
 
 from evergreen.tasks.config.params import Params, Section
+from evergreen.tasks.core import new_databases
 from evergreen.tasks.core.database import make_file
 from evergreen.tasks.core.errors import ModelError, StorageError
+from evergreen.tasks.core.paths import make_folder
 from evergreen.tasks.logged_model.manifest import MANIFEST, Manifest, Trained
 from evergreen.tasks.release.artifact_locations import Locations, local_path
 from evergreen.tasks.release.candidate import Candidate, to_text
@@ -92,18 +94,24 @@ class MlflowStore:
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # errors arrive as exceptions
         file = Path(uri.removeprefix("sqlite:///"))
-        if uri.startswith("sqlite:///") and not file.exists():
-            log.info("mlflow: creating its database %s, once; this takes a few seconds", file.name)
         self.uri, self._root = uri, root.absolute()
         self._artifacts = artifacts if "://" in artifacts or not artifacts else Path(artifacts).absolute().as_uri()
         self._prefix = f"{project}." if project else ""
         self._locations = Locations.of(uri, artifacts, root)
         with self.errors():
-            if uri.startswith("sqlite:///"):
-                make_file(str(file))
-            with _alone_in(file.parent) if uri.startswith("sqlite:///") else nullcontext():
+            if not uri.startswith("sqlite:///"):
                 self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        self._make_relative()
+                return
+            make_folder(file.parent)
+            with _alone_in(file.parent):
+                new = self._locations is not None and not file.exists() and not new_databases.copy("mlflow", file)
+                if not file.exists():
+                    log.info("mlflow: creating its database %s, once; this takes a few seconds", file.name)
+                    make_file(str(file))
+                self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+                self._make_relative()
+                if new:
+                    new_databases.keep("mlflow", file)
 
     @contextmanager
     def errors(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from evergreen.flows.prefect_runtime import server
+from evergreen.tasks.core import new_databases
 from evergreen.tasks.core.errors import StorageError
 from evergreen.tasks.core.paths import Layout
 
@@ -69,7 +70,7 @@ def test_a_user_without_a_home_and_a_folder_that_cannot_be_written_hinder_no_sta
         raise StorageError("read-only")
 
     said: list[str] = []
-    monkeypatch.setattr(server, "writing", refuse)
+    monkeypatch.setattr(new_databases, "writing", refuse)
     assert started(tmp_path / "first", said).exists()
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", refuse_home)
