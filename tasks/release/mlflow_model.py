@@ -20,6 +20,7 @@ import mlflow.pyfunc as flavour
 import polars as pl
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
 
 from evergreen import model_types
 from evergreen.tasks.config.data import ColumnType, Source
@@ -90,6 +91,11 @@ def write(folder: Path, candidate: Candidate, model: Model, compiled: Attempt, i
     identity.model_size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     identity.save(str(folder / "MLmodel"))
     return tags
+
+
+def read_packages() -> None:
+    """Let MLflow read the metadata of all installed packages, which it does once in a process and which takes a second."""
+    warn_dependency_requirement_mismatches(["mlflow"])
 
 
 # -- what goes in and comes out
