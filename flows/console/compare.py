@@ -1,4 +1,4 @@
-"""Two versions side by side: figures, what they were made from, and the rows on which they differ most."""
+"""Two versions side by side: scores, what they were made from, and the rows or lists that differ most."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response
 
 from evergreen.flows import settings
-from evergreen.flows.console import equal_rows
+from evergreen.flows.console import equal_lists, equal_rows, trial
+from evergreen.flows.console.overview import MOST_ROWS
 from evergreen.flows.console.visits import NotFoundError, Visit
-from evergreen.monitoring.report import formatting
+from evergreen.monitoring.report import formatting, production_section
 from evergreen.tasks.core.errors import EvergreenError, ParamsError
 
 if TYPE_CHECKING:
+    from evergreen.flows.console.equal_lists import EqualLists
+    from evergreen.flows.console.equal_rows import EqualRows
+    from evergreen.monitoring.report.production_section import CohortRow
     from evergreen.tasks.release.mlflow_store import Version
     from evergreen.tasks.release.model_registry import Registry
 
@@ -22,6 +26,8 @@ OUTCOMES = ("cpu_seconds.", "peak_mb.", "verdict.", "compiled", "dvc.reports/", 
 """How lineage names what came out of a training. Prefect's run is linked instead."""
 COSTS = {"cpu_seconds": "CPU seconds of", "peak_mb": "peak memory in MB of"}
 """Names of the registry that are costs of a step, and how they are shown."""
+SHOWN_WEEKS = 24
+"""Most weeks of both versions together, the newest."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,10 @@ def show(visit: Visit) -> Response:
     one, two = registry.version(problem, first), registry.version(problem, second)
     if one is None or two is None:
         raise NotFoundError(f"{problem}: v{first if one is None else second} is not registered; choose another version")
-    rows, line = None, None
+    rows, lists, line = None, None, None
     if "rows" in visit.query and first != second:
         try:
-            rows = equal_rows.compare(visit, problem, first, second)
+            rows, lists = _predict(visit, problem, first, second)
         except EvergreenError as error:
             line = str(error)
     return visit.render(
@@ -73,10 +79,31 @@ def show(visit: Visit) -> Response:
         costs=_costs(one, two),
         differences=_differences(one.tags, two.tags),
         rows=rows,
+        lists=lists,
         line=line,
+        weeks=_weeks(visit, problem, {first, second}),
+        kind=visit.params.kind(problem),
         runs=[_run(registry, each) for each in ((one, two) if first != second else (one,))],
         verdicts=_verdicts(visit, problem, {first, second}),
     )
+
+
+def _predict(visit: Visit, problem: str, first: int, second: int) -> "tuple[EqualRows | None, EqualLists | None]":
+    """What both versions predict now: rows of the ledger, or lists for the same users."""
+    from evergreen.serving.loaded_model import ListModel, RowModel
+
+    one, two = (trial.loaded(visit.layout, problem, each) for each in (first, second))
+    if isinstance(one, ListModel) and isinstance(two, ListModel):
+        return None, equal_lists.compare(visit, problem, one, two)
+    if isinstance(one, RowModel) and isinstance(two, RowModel):
+        return equal_rows.compare(visit, problem, one, two), None
+    raise ParamsError(f"{problem}: v{first} and v{second} are of different kinds; choose two versions of one kind")
+
+
+def _weeks(visit: Visit, problem: str, versions: set[int]) -> "list[CohortRow]":
+    """Realised scores of both versions in production, as they were counted last, the newest week first."""
+    cohorts = settings.ledger(visit.layout).cohorts(problem, most_rows=MOST_ROWS)
+    return [production_section.weekly(each) for each in reversed(cohorts) if each.version in versions][:SHOWN_WEEKS]
 
 
 def _run(registry: "Registry", version: "Version") -> Run:

@@ -62,11 +62,11 @@ class EqualRows:
     calibration: Chart | None = None
 
 
-def compare(visit: Visit, problem: str, first: int, second: int) -> EqualRows:
-    """Raises ParamsError for a recommender, and where the ledger has no rows that both versions accept."""
+def compare(visit: Visit, problem: str, first: "RowModel", second: "RowModel") -> EqualRows:
+    """Raises ParamsError where the ledger has no rows that both versions accept."""
     import numpy as np
 
-    models = _models(visit, problem, first, second)
+    models = first, second
     found = _newest(settings.ledger(visit.layout), problem)
     rows, features = found.rows, [trial.as_json(each) for each in found.features.iter_rows(named=True)]
     outputs = [_predict(each, features) for each in models]
@@ -78,7 +78,7 @@ def compare(visit: Visit, problem: str, first: int, second: int) -> EqualRows:
     gaps = np.abs(numbers[:, 0] - numbers[:, 1])
     order = [int(each) for each in np.argsort(-gaps, kind="stable")[:SHOWN] if gaps[each] > 0]
     ids, entities = rows["id"].to_list(), rows["entity"].to_list()
-    gains, calibration, labels = _scores(visit, problem, rows, {f"v{first}": left, f"v{second}": right})
+    gains, calibration, labels = _scores(visit, problem, rows, {f"v{first.version}": left, f"v{second.version}": right})
     return EqualRows(
         rows=rows.height,
         labels=labels,
@@ -103,16 +103,6 @@ def _newest(ledger: "Ledger", problem: str) -> "Predictions":
         found = lookup.read_newest(ledger, problem, DAYS, ROWS, labelled=False)
     if found.rows.is_empty():
         raise ParamsError(f"{problem}: the ledger has no predictions yet")
-    return found
-
-
-def _models(visit: Visit, problem: str, *versions: int) -> "list[RowModel]":
-    from evergreen.serving.loaded_model import RowModel
-
-    models = [trial.loaded(visit.layout, problem, each) for each in versions]
-    found = [each for each in models if isinstance(each, RowModel)]
-    if len(found) < len(models):
-        raise ParamsError(f"{problem}: lists have no rows to compare; try both versions with one user instead")
     return found
 
 

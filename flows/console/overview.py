@@ -20,11 +20,16 @@ from evergreen.tasks.core.paths import Layout
 
 if TYPE_CHECKING:
     from evergreen.monitoring.ledger.decisions import MonitoringRun
+    from evergreen.monitoring.rollout.sequential_tests import Test
     from evergreen.tasks.release.deployments import Deployment
     from evergreen.tasks.release.rollout_state import RolloutState
 
 METER = TrafficMeter()
 """Of this process: it serves one project."""
+
+
+MOST_ROWS = 10_000
+"""Of more predictions a page neither counts labels nor compares losses."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,10 @@ class RolloutNow:
     candidate_errors: int
     judgement: str | None
     """What is known so far, as `evergreen rollout status` prints it."""
+    tests: "tuple[Test, ...]"
+    """The comparisons behind it."""
+    uncounted: int
+    """Predictions of both versions that are too many for a page; 0: their labels are in the judgement."""
     hours_left: float
 
 
@@ -92,8 +101,9 @@ def read(layout: Layout, params: Params, names: list[str]) -> Now:
     )
 
 
-def problem(layout: Layout, params: Params, name: str, traffic: Traffic | None = None) -> ProblemNow:
-    """The state of one problem, from the database alone."""
+def problem(layout: Layout, params: Params, name: str, traffic: Traffic | None = None, *, most_rows: int = 0) -> ProblemNow:
+    """The state of one problem, from the database alone. `most_rows`: a rollout with no more predictions than these is judged
+    by their labels too."""
     from evergreen.flows.operations.rollouts import server_errors
     from evergreen.tasks.release.deployments import MOVES
 
@@ -109,7 +119,7 @@ def problem(layout: Layout, params: Params, name: str, traffic: Traffic | None =
         question=section.question,
         champion=champion,
         arrival=max(moves, key=lambda each: each.at, default=None),
-        rollout=_rollout(layout, params, name),
+        rollout=_rollout(layout, params, name, most_rows),
         traffic=traffic,
         run=runs[-1] if runs else None,
         suggestion=suggestions.pending(layout, params, name),
@@ -117,17 +127,19 @@ def problem(layout: Layout, params: Params, name: str, traffic: Traffic | None =
     )
 
 
-def _rollout(layout: Layout, params: Params, name: str) -> RolloutNow | None:
+def _rollout(layout: Layout, params: Params, name: str, most_rows: int) -> RolloutNow | None:
     """The rollout with the judgement on it so far; nothing is done about it."""
+    from evergreen.monitoring.ledger import lookup
     from evergreen.monitoring.rollout import controller
 
     rollouts = settings.rollouts(layout)
     state = rollouts.current(name)
     if state is None:
         return None
-    now = datetime.now(UTC)
+    now, ledger = datetime.now(UTC), settings.ledger(layout)
     champion, candidate = rollouts.reports.counts(state.id, state.step)
-    judgement = controller.judge_state(params, rollouts, state, None, now)
+    rows = lookup.count(ledger, name, state.begun, now)
+    judgement = controller.judge_state(params, rollouts, state, ledger if rows <= most_rows else None, now)
     return RolloutNow(
         state,
         state.describe(),
@@ -136,6 +148,8 @@ def _rollout(layout: Layout, params: Params, name: str) -> RolloutNow | None:
         champion.errors,
         candidate.errors,
         f"{judgement.decision}: {judgement.reason}",
+        judgement.tests,
+        rows if rows > most_rows else 0,
         max(0.0, (state.ends - now).total_seconds() / 3600),
     )
 

@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from evergreen.flows import running_steps, settings
 from evergreen.flows.console import commands, overview
+from evergreen.flows.console.overview import MOST_ROWS
 from evergreen.flows.console.visits import Visit
 from evergreen.flows.operations import status
 from evergreen.monitoring.report import problem_section, vega
@@ -17,8 +18,6 @@ from evergreen.tasks.core.paths import Layout
 
 KEPT = 8
 """Evaluations that are kept as drawn."""
-MOST_ROWS = 10_000
-"""Weeks with more changed predictions together are shown as they were counted last: a page may not read them."""
 REPORTS = 12
 """Most links to Evidently's reports, the newest."""
 
@@ -33,7 +32,8 @@ class Section:
 
 def show(visit: Visit) -> Response:
     problem = visit.problem
-    now = overview.problem(visit.layout, visit.params, problem, overview.METER.read(visit.layout).get(problem))
+    traffic = overview.METER.read(visit.layout).get(problem)
+    now = overview.problem(visit.layout, visit.params, problem, traffic, most_rows=MOST_ROWS)
     with vega.with_values():
         production = problem_section.production(
             visit.layout, problem, status.production_records(visit.layout, problem, MOST_ROWS)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from evergreen.monitoring.ledger import label_matching
 from evergreen.monitoring.ledger.prediction_rows import VARIANTS, Predictions
 from evergreen.monitoring.ledger.predictions import Ledger
-from evergreen.monitoring.ledger.schema import BLOCKS, EPOCH, IDS, to_days
+from evergreen.monitoring.ledger.schema import BLOCKS, EPOCH, IDS, to_days, to_micros
 
 MOMENT = timedelta(microseconds=1)
 
@@ -80,6 +80,13 @@ def read_newest(ledger: Ledger, problem: str, days: int, limit: int, *, labelled
     return Predictions(rows.tail(limit), features.tail(limit))
 
 
+def count(ledger: Ledger, problem: str, since: datetime, until: datetime) -> int:
+    """Predictions of `since` to `until`, those of both days in blocks that reach beyond included."""
+    begin, end = to_micros(since), to_micros(until)
+    blocks = _blocks(ledger, problem, since, until)
+    return sum(each.rows for each in blocks if each.last >= begin and each.first <= end)
+
+
 def _find(connection: sa.Connection, condition: sa.ColumnElement[bool], limit: int) -> list[Place]:
     query = sa.select(IDS.c.id, IDS.c.entity, IDS.c.at).where(condition).order_by(IDS.c.at.desc()).limit(limit)
     return [Place(row.id, row.entity, _moment(row.at)) for row in connection.execute(query)]
@@ -87,7 +94,7 @@ def _find(connection: sa.Connection, condition: sa.ColumnElement[bool], limit: i
 
 def _blocks(ledger: Ledger, problem: str, since: datetime, until: datetime) -> Sequence[Any]:
     """The blocks of the days of `since` to `until`, both inclusive, by their first prediction, the newest first."""
-    columns = BLOCKS.c.first, BLOCKS.c.rows, BLOCKS.c.first_day, BLOCKS.c.last_day
+    columns = BLOCKS.c.first, BLOCKS.c.last, BLOCKS.c.rows, BLOCKS.c.first_day, BLOCKS.c.last_day
     days = BLOCKS.c.date.between(to_days(since), to_days(until))
     with ledger.connect() as connection:
         query = sa.select(*columns).where(BLOCKS.c.problem == problem, days).order_by(BLOCKS.c.first.desc())

@@ -155,7 +155,7 @@ def build(name: str, found: ProductionRecords, backtested: Mapping[str, Any] | N
         timeline=charts.attempt("timeline", "Scores over time", time_series.timeline, found.runs, retrained),
         events=_events(found),
         drift=_drift(found.runs[-1]) if found.runs else None,
-        cohorts=[_weekly(each) for each in reversed(found.cohorts[-SHOWN_COHORTS:])],
+        cohorts=[weekly(each) for each in reversed(found.cohorts[-SHOWN_COHORTS:])],
         rollout=rollout,
         backtest=backtest,
     )
@@ -250,7 +250,8 @@ def _changed(change: Change) -> ChangedColumn:
     )
 
 
-def _weekly(cohort: "Cohort") -> CohortRow:
+def weekly(cohort: "Cohort") -> CohortRow:
+    """A cohort as a row of the table."""
     share = cohort.matured / cohort.predictions if cohort.predictions else 0.0
     score = cohort.score
     return CohortRow(

@@ -22,7 +22,11 @@ def measure_overlap(kind: PredictionType, rows: pl.DataFrame, stands: RolloutSta
     found = kind.resemblance(pairs, shadows)
     if found is None:
         return None
-    each = pairs.select(entity=pl.coalesce("entity", "id"), value=pl.Series(found))
+    return summarise(pairs.select(entity=pl.coalesce("entity", "id"), value=pl.Series(found)), seed)
+
+
+def summarise(each: pl.DataFrame, seed: int = 0) -> Overlap:
+    """`each`: entity, and the overlap (value) of both versions' lists for one of its requests."""
     mean = _mean_over_users(each)
     without = [_mean_over_users(part) for (part,) in intervals.leave_out([each], seed)]
     low, high, why = intervals.interval(mean, without, CONFIDENCE, "share")

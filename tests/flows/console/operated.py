@@ -1,4 +1,4 @@
-"""A project in operation, for the tests of the console: two versions of `dear`, predictions with labels, a suggestion."""
+"""A project in operation, for the tests of the console: two versions of each problem, predictions with labels, a suggestion."""
 
 import socket
 import threading
@@ -13,6 +13,7 @@ import uvicorn
 from evergreen.flows import settings
 from evergreen.flows.console import app
 from evergreen.monitoring.ledger.label_matching import Label
+from evergreen.monitoring.ledger.prediction_rows import Variant
 from evergreen.monitoring.ledger.records import Decision, Drift, Window
 from evergreen.tasks.config.operations import Rollout
 from evergreen.tasks.core.paths import Layout
@@ -24,9 +25,11 @@ ROWS = 60
 
 
 def lay(folder: Path, deployed: Deployed) -> Layout:
-    """`dear` with v1 as champion, v2 registered, 60 predictions of yesterday with labels, and a drift alarm; `recommend`."""
+    """`dear` with v1 as champion, v2 registered, 60 predictions of yesterday with labels, and a drift alarm; `recommend`
+    likewise, without predictions."""
     layout = deployed(folder, ("dear", "recommend"))
     projects.register(layout, "dear", "prior")
+    projects.register(layout, "recommend", "popularity")
     houses = pl.read_parquet(layout.root / "data-in" / "houses.parquet").head(ROWS)
     frame = houses.select(
         pl.format("house-{}", pl.int_range(ROWS)).alias("id"),
@@ -59,10 +62,25 @@ def suggest(layout: Layout, at: datetime) -> Decision:
     return settings.decision_log(layout).record(decision)
 
 
-def begin_rollout(layout: Layout) -> None:
+def begin_rollout(layout: Layout, problem: str = "dear") -> None:
     """A canary of v2."""
     policy = Rollout(strategy="canary", steps=(0.05, 0.5))
-    settings.rollouts(layout).begin("dear", 2, policy, "ann", "promoted: better", {})
+    settings.rollouts(layout).begin(problem, 2, policy, "ann", "promoted: better", {})
+
+
+def add_lists(layout: Layout, users: int = 60) -> None:
+    """Lists of `recommend` made now, v1's and v2's in turn, with the purchases of each user; v2's lists have more hits."""
+    ledger, at = settings.ledger(layout), datetime.now(UTC)
+    roles: dict[int, Variant] = {1: "champion", 2: "candidate"}
+    for version, variant in roles.items():
+        chosen = range(version - 1, users, 2)
+        items = [["milk", "bread"] if user % 4 else [f"rare {user}", "milk"] for user in chosen]
+        frame = pl.DataFrame({"id": [f"list-{user}" for user in chosen], "user": [f"user {user}" for user in chosen]})
+        frame = frame.with_columns(items=pl.Series(items))
+        ledger.append_frame(
+            "recommend", version, frame, at=at, key="user", id="id", features=(), outputs=("items",), variant=variant
+        )
+    ledger.add_labels("recommend", [Label(["milk"], id=f"list-{user}") for user in range(users)])
 
 
 @contextmanager

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from evergreen.flows import running_steps, settings
 from evergreen.flows.console import app, commands
-from evergreen.flows.operations import suggestions
+from evergreen.flows.operations import retention, suggestions
 from evergreen.serving.event_log import RejectedEvent
 from evergreen.tasks.config import loading
 from evergreen.tasks.core.errors import ModelError, ParamsError, ProjectError
@@ -156,6 +157,40 @@ def test_two_versions_are_compared_on_the_same_rows_with_intervals(reader: httpx
     assert "60 rows of the ledger, the newest with a label" in page
     assert "gain of v2" in page
     assert "Where they disagree most" in page
+
+
+def test_two_versions_of_a_recommender_are_compared_by_the_overlap_of_their_lists(reader: httpx.Client):
+    page = reader.get("/problems/recommend/compare?a=1&b=2&rows=1").text
+    assert re.search(r"rank-biased overlap of the lists 0\.\d+ \[0\.\d+, 0\.\d+\] \(\d+ lists of \d+ users\)", page)
+    rows = re.findall(r'<th scope="row" class="break">([^<]+)</th><td class="num">([0-9.]+)</td>', page)
+    assert [float(each) for _, each in rows] == sorted(float(each) for _, each in rows)
+    assert f"/problems/recommend/try?version=2&amp;users={rows[0][0]}" in page
+
+
+def test_a_version_of_a_recommender_has_the_same_lists_as_itself(made: Layout):
+    from evergreen.flows.console import equal_lists, templates, trial
+    from evergreen.flows.console.sign_in import Visitor
+    from evergreen.flows.console.visits import Visit
+
+    model: Any = trial.loaded(made, "recommend", 1)
+    visit = Visit(made, loading.load(made.params), Visitor("ann", True), {}, {}, {}, "/", False, "", templates.environment())
+    found = equal_lists.compare(visit, "recommend", model, model)
+    assert found is not None
+    assert (found.overlap.mean, found.same, found.least) == (pytest.approx(1), found.overlap.users, [])
+
+
+def test_a_rollout_of_a_recommender_shows_its_losses_and_weeks_per_version(layout: Layout):
+    operated.begin_rollout(layout, "recommend")
+    operated.add_lists(layout)
+    retention.keep_ledger(loading.load(layout.params), "recommend", settings.ledger(layout), operated.NOW.date())
+    with open_console(layout) as client:
+        page = client.get("/problems/recommend").text
+        weeks = client.get("/problems/recommend/compare?a=1&b=2").text
+    assert "mean loss, 1 − NDCG" in page
+    assert page.count("30 users") == 2
+    assert "Realised, as counted by the last monitoring run" in page
+    assert "In production, week by week" in weeks
+    assert re.findall(r'<td>v(\d)</td>.*?class="interval">([0-9.]+)', weeks) == [("2", "1.0"), ("1", "0.82")]
 
 
 def test_the_champion_of_a_past_moment_is_told(reader: httpx.Client):
