@@ -52,16 +52,15 @@ class Run:
 
 def show(visit: Visit) -> Response:
     problem = visit.problem
-    known = sorted((each.version for each in settings.registry(visit.layout).versions(problem)), reverse=True)
+    registry = settings.registry(visit.layout)
+    versions = {each.version: each for each in registry.versions(problem)}
+    known = sorted(versions, reverse=True)
     if not known:
         raise NotFoundError(f"{problem}: no version is registered yet; run evergreen train {problem}")
     champion = settings.deployments(visit.layout).champion(problem) or known[0]
     rest = [each for each in known if each != champion]
     first, second = _asked(visit, "a", champion, known), _asked(visit, "b", rest[0] if rest else champion, known)
-    registry = settings.registry(visit.layout)
-    one, two = registry.version(problem, first), registry.version(problem, second)
-    if one is None or two is None:
-        raise NotFoundError(f"{problem}: v{first if one is None else second} is not registered; choose another version")
+    one, two = versions[first], versions[second]
     rows, lists, line = None, None, None
     if "rows" in visit.query and first != second:
         try:
@@ -108,7 +107,7 @@ def _weeks(visit: Visit, problem: str, versions: set[int]) -> "list[CohortRow]":
 
 def _run(registry: "Registry", version: "Version") -> Run:
     try:
-        page = registry.run_page(version.problem, version.version)
+        page = registry.run_page(version)
     except EvergreenError:  # the run was deleted, or its server is away: the figures are those of the version
         page = ""
     return Run(version.version, page, version.tags.get("prefect.run"))

@@ -1,7 +1,7 @@
 """Two versions on the same rows: the newest of the ledger, predicted again by both."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,19 @@ if TYPE_CHECKING:
 
     from evergreen.monitoring.ledger.predictions import Ledger, Predictions
     from evergreen.serving.loaded_model import ParsedRow, RowModel
+    from evergreen.tasks.core.intervals import Interval
 
 ROWS = 2_000
 """Most predictions of the ledger that are predicted again, the newest."""
 DAYS = 91
 """They are no older than so many days, counted from the newest."""
 SHOWN = 15
-RESAMPLES = 100
+GROUPS = 40
+"""Groups of entities that are left out in turn for the interval of a gain."""
+DECIDED = ("accuracy", "precision", "recall", "f1")
+"""Metrics of the predicted class alone: both versions differ in them by the rows whose class changed."""
+MIN_CHANGED = 10
+"""Fewest entities with another predicted class for the interval of such a gain; chosen by simulation."""
 MIN_LABELS = 30
 """Fewest labels that scores are compared on."""
 
@@ -147,29 +153,57 @@ def _scores(
         frames.append(to_scorable(kind, section, predicted).filter(pl.col("label").is_not_null()))
     if any(frame.height < MIN_LABELS for frame in frames):
         return [], None, frames[0].height
-    return _gains(visit, kind, section, *frames), _calibration(kind, dict(zip(outputs, frames, strict=True))), frames[0].height
+    one, two = frames
+    gains = [_shown(each) for each in measure_gains(kind, section, one, two, visit.params.project.seed)]
+    return gains, _calibration(kind, dict(zip(outputs, frames, strict=True))), frames[0].height
 
 
-def _gains(visit: Visit, kind: Any, section: Any, one: "pl.DataFrame", two: "pl.DataFrame") -> list[Gain]:
+@dataclass(frozen=True)
+class MeasuredGain:
+    """One metric of both versions on the same rows."""
+
+    name: str
+    first: float
+    second: float
+    gain: float
+    """How much better the second is."""
+    interval: "Interval"
+
+
+def measure_gains(kind: Any, section: Any, one: "pl.DataFrame", two: "pl.DataFrame", seed: int) -> Iterator[MeasuredGain]:
+    """Of each metric that is defined on `one` and `two`, the rows of both versions as `to_scorable` gives them."""
     from evergreen.tasks.core import intervals
 
     scores = kind.score(one, section), kind.score(two, section)
     parts = [
-        (kind.score(left, section), kind.score(right, section))
-        for left, right in intervals.leave_out([one, two], visit.params.project.seed, RESAMPLES)
+        (kind.score(left, section), kind.score(right, section)) for left, right in intervals.leave_out([one, two], seed, GROUPS)
     ]
-    found: list[Gain] = []
+    changed = _changed_entities(one, two) if kind.target == "class" else one.height
     for metric in kind.metrics:
         first, second = (each.get(metric.name, math.nan) for each in scores)
         if not (math.isfinite(first) and math.isfinite(second)):
             continue
         gain = metric.gain(second, first)
         without = [metric.gain(right[metric.name], left[metric.name]) for left, right in parts if metric.name in left]
-        low, high, why = intervals.interval(gain, without, section.evaluate.confidence)
-        shown = f"({why})" if why else f"[{formatting.number(low)}, {formatting.number(high)}]"
-        label = formatting.label(metric.name)
-        found.append(Gain(label, formatting.number(first), formatting.number(second), f"{formatting.signed(gain)} {shown}"))
-    return found
+        interval = intervals.interval(gain, without, section.evaluate.confidence)
+        if metric.name in DECIDED and changed < MIN_CHANGED:
+            interval = intervals.too_few(f"entities with another predicted class: {changed} of at least {MIN_CHANGED}")
+        yield MeasuredGain(metric.name, first, second, gain, interval)
+
+
+def _changed_entities(one: "pl.DataFrame", two: "pl.DataFrame") -> int:
+    """Entities with a row whose predicted class differs."""
+    from evergreen.tasks.problems.classification import scores
+
+    left, right = (scores.decisions(each) for each in (one, two))
+    return one.filter(left != right)["entity"].n_unique()
+
+
+def _shown(each: MeasuredGain) -> Gain:
+    low, high, why = each.interval
+    within = f"({why})" if why else f"[{formatting.number(low)}, {formatting.number(high)}]"
+    first, second = (formatting.number(score) for score in (each.first, each.second))
+    return Gain(formatting.label(each.name), first, second, f"{formatting.signed(each.gain)} {within}")
 
 
 def _calibration(kind: Any, frames: "Mapping[str, pl.DataFrame]") -> Chart | None:

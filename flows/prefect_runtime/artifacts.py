@@ -69,7 +69,8 @@ def publish_verdict(layout: Layout, problem: str, version: int, verdict: dict[st
         key=key(params, problem, "verdict"),
         description=f"**{problem}** v{version}: {verdict['reason']}{'; its rollout begins' if action == 'begin' else ''}",
     )
-    run = settings.registry(layout).run_page(problem, version)
+    registry = settings.registry(layout)
+    run = registry.run_page(registry.require(problem, version))
     lines = [
         f"- Report page: `{layout.page.relative_to(layout.root)}` in the project's folder",
         f"- MLflow run: {f'[v{version}]({run})' if run.startswith('http') else run}",

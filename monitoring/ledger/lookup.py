@@ -9,9 +9,10 @@ import polars as pl
 import sqlalchemy as sa
 
 from evergreen.monitoring.ledger import label_matching
+from evergreen.monitoring.ledger.label_matching import FEW
 from evergreen.monitoring.ledger.prediction_rows import VARIANTS, Predictions
 from evergreen.monitoring.ledger.predictions import Ledger
-from evergreen.monitoring.ledger.schema import BLOCKS, EPOCH, IDS, to_days, to_micros
+from evergreen.monitoring.ledger.schema import BLOCKS, EPOCH, IDS, LABELS, to_days, to_micros
 
 MOMENT = timedelta(microseconds=1)
 
@@ -63,9 +64,10 @@ def read_newest(ledger: Ledger, problem: str, days: int, limit: int, *, labelled
     until = ledger.latest(problem)
     found, height = list[Predictions](), 0
     blocks = _blocks(ledger, problem, until - timedelta(days=days), until) if until else list[Any]()
+    known = dict[int, list[int] | None]()
     for part in _parts(blocks, limit):
         begin = _moment(part[-1].first)
-        if not labelled or _has_labels(ledger, problem, part):
+        if not labelled or _has_labels(ledger, problem, part, known):
             read = ledger.read(problem, since=begin - MOMENT, until=until, last=None if labelled else limit - height)
             kept = read.rows["label"].is_not_null() if labelled else pl.repeat(True, read.rows.height, eager=True)
             found.insert(0, Predictions(read.rows.filter(kept), read.features.filter(kept)))
@@ -114,11 +116,28 @@ def _parts(blocks: Sequence[Any], rows: int) -> Iterator[list[Any]]:
         yield part
 
 
-def _has_labels(ledger: Ledger, problem: str, part: Sequence[Any]) -> bool:
-    """Whether there are labels of the days of these blocks."""
-    days = {day for each in part for day in range(each.first_day, each.last_day + 1)}
+def _has_labels(ledger: Ledger, problem: str, part: Sequence[Any], known: dict[int, list[int] | None]) -> bool:
+    """Whether these blocks may have labels. `known`: day -> what `_labelled_at` found, kept for the next part."""
+    for block in part:
+        for day in range(block.first_day, block.last_day + 1):
+            if day not in known:
+                known[day] = _labelled_at(ledger, problem, day)
+            moments = known[day]
+            if moments is None or any(block.first <= at <= block.last for at in moments):
+                return True
+    return False
+
+
+def _labelled_at(ledger: Ledger, problem: str, day: int) -> list[int] | None:
+    """When the predictions of a day with a label were made. None: any may have one, for there are many labels, or labels for
+    entities."""
+    labels = sa.select(LABELS.c.id).where(LABELS.c.problem == problem, LABELS.c.day == day).limit(FEW + 1)
     with ledger.connect() as connection:
-        return any(label_matching.newest_numbers(connection, problem, days).values())
+        ids = connection.execute(labels).scalars().all()
+        if len(ids) > FEW or None in ids:
+            return None
+        named = label_matching.is_of(connection, problem) & IDS.c.id.in_(ids)
+        return list(connection.execute(sa.select(IDS.c.at).where(named)).scalars()) if ids else []
 
 
 def _moment(micros: int) -> datetime:

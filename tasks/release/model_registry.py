@@ -226,9 +226,9 @@ class Registry:
         except ModelError:
             return ()
 
-    def run_page(self, problem: str, version: int) -> str:
-        """Where a person reads the run of a version; see MlflowStore.run_page. Raises ModelError for an unknown version."""
-        return self._store.run_page(self.require(problem, version).run_id)
+    def run_page(self, version: Version) -> str:
+        """Where a person reads the run of a version; see MlflowStore.run_page. Raises ModelError where the run is gone."""
+        return self._store.run_page(version.run_id)
 
     def set_alias(self, problem: str, alias: str, version: int) -> None:
         """Move `alias` to `version`. Raises ModelError for an unknown version."""

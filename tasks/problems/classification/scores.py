@@ -31,6 +31,14 @@ def arrays(predictions: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, float]:
     return true_class, chances, threshold
 
 
+def decisions(predictions: pl.DataFrame) -> np.ndarray:
+    """The names of the predicted classes, of rows of `predict` with a known label."""
+    _, chances, threshold = arrays(predictions)
+    names = [name.removeprefix(PREFIX) for name in predictions.columns if name.startswith(PREFIX)]
+    two = len(names) == 2
+    return np.asarray(names)[(chances[:, 1] >= threshold).astype(int) if two else chances.argmax(axis=1)]
+
+
 def of_two(true_class: np.ndarray, chance: np.ndarray, threshold: float) -> tuple[float, ...]:
     positive = true_class == 1
     predicted = chance >= threshold

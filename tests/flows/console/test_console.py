@@ -7,15 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import polars as pl
 import pytest
 
 from evergreen.flows import running_steps, settings
 from evergreen.flows.console import app, commands
 from evergreen.flows.operations import retention, suggestions
 from evergreen.serving.event_log import RejectedEvent
+from evergreen.tasks import problems
 from evergreen.tasks.config import loading
 from evergreen.tasks.core.errors import ModelError, ParamsError, ProjectError
 from evergreen.tasks.core.paths import Layout
@@ -157,6 +160,25 @@ def test_two_versions_are_compared_on_the_same_rows_with_intervals(reader: httpx
     assert "60 rows of the ledger, the newest with a label" in page
     assert "gain of v2" in page
     assert "Where they disagree most" in page
+
+
+def test_a_gain_of_the_predicted_class_has_no_interval_where_few_rows_changed_class():
+    from evergreen.flows.console import equal_rows
+
+    kind: Any = problems.predictions("classification")
+    place = pl.int_range(200, eager=True)
+    frame = pl.DataFrame({"entity": place, "label": (place % 3 == 0).replace_strict({True: "yes", False: "no"})})
+    chance = (place % 10) / 10 + 0.03 * (place % 3 == 0)
+    section: Any = SimpleNamespace(evaluate=SimpleNamespace(confidence=0.95))
+
+    def gains(moved: int) -> dict[str, str]:
+        both = (chance, chance + 0.2 * (place % 10 == 4) * (place < 10 * moved))
+        one, two = (frame.with_columns(probability_no=1 - each, probability_yes=each, threshold=pl.lit(0.5)) for each in both)
+        return {each.name: each.interval.why for each in equal_rows.measure_gains(kind, section, one, two, 0)}
+
+    few, many = gains(5), gains(20)
+    assert few["accuracy"] == "too few entities with another predicted class: 5 of at least 10"
+    assert few["brier"] == many["accuracy"] == ""
 
 
 def test_two_versions_of_a_recommender_are_compared_by_the_overlap_of_their_lists(reader: httpx.Client):

@@ -1,6 +1,7 @@
 """Single predictions and the newest ones: found without reading what lies around them."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -56,6 +57,23 @@ def test_the_newest_with_a_label_are_found_behind_those_without(ledger: Ledger):
     assert newest.rows["id"].to_list() == whole.rows["id"].to_list()[-25:]
     assert newest.features.height == 25
     assert lookup.read_newest(ledger, "none", 7, 5, labelled=True).rows.is_empty()
+
+
+@pytest.mark.parametrize("few", [label_matching.FEW, 0])
+def test_blocks_without_a_label_are_not_read_where_a_day_has_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int):
+    made = Ledger(f"sqlite:///{tmp_path / 'own.db'}")
+    for part in range(PARTS):
+        ids = pl.DataFrame({"id": [f"p{part * PART + place}" for place in range(PART)]})
+        outputs = ids.with_columns(prediction=pl.lit(1.0), size=pl.lit(2))
+        made.append_frame(
+            "churn", 1, outputs, at=NOON + timedelta(hours=part), key=None, id="id", features=("size",), outputs=("prediction",)
+        )
+    made.add_labels("churn", [Label(1, id=each) for each in ("p25", "p21")])
+    monkeypatch.setattr(lookup, "FEW", few)
+    reads, read = [], made.read
+    monkeypatch.setattr(made, "read", lambda *given, **named: reads.append(named["since"]) or read(*given, **named))
+    assert lookup.read_newest(made, "churn", 7, 10, labelled=True).rows["id"].to_list() == ["p21", "p25"]
+    assert len(reads) == (1 if few else PARTS)
 
 
 def test_one_prediction_is_read_alone_with_its_features_and_label(ledger: Ledger):
