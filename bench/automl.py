@@ -96,7 +96,7 @@ TABLES = {
         Table("medicaldata", "covid_testing", "result", "log_loss"),
         Table("causaldata", "scorecard", "earnings_med", "rmse"),
         Table("ggplot2", "diamonds", "price", "rmse"),
-        Table("stevedata", "TV16", "votetrump", "roc_auc", "True"),
+        Table("stevedata", "TV16", "votetrump", "roc_auc", "yes"),
         Table("nycflights13", "flights", "arr_delay", "rmse", rows=100_000),
     )
 }
@@ -118,7 +118,7 @@ def split(table: Table, folder: Path, seconds: float, seed: int = 0) -> Task:
     frame = frame.reset_index(drop=True)
     if table.metric != "rmse":
         classes = frame[table.target]  # systems name the classes 0.0 and 1.0 in their own ways
-        frame[table.target] = (classes == 1).astype(str) if classes.dtype == float else classes.astype(str)
+        frame[table.target] = np.where(classes == 1, "yes", "no") if classes.dtype == float else classes.astype(str)
     stratify = None if table.metric == "rmse" else frame[table.target]
     train, test = train_test_split(frame, test_size=0.2, random_state=seed, stratify=stratify)
     for name, rows in (("train", train), ("test", test)):

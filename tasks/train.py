@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -20,6 +21,7 @@ from evergreen.tasks.problems.base import Config, Data, Finishing, Fold, Kind, M
 from evergreen.tasks.search import time_budget
 from evergreen.tasks.search.best_config import load_best_config, summarise_search
 from evergreen.tasks.search.time_budget import SLACK, Clock
+from evergreen.tasks.search.workers import worker_count
 
 log = logging.getLogger(__name__)
 
@@ -107,11 +109,18 @@ def _fit(
 ) -> tuple[Model, Model, int]:
     """The evaluated model, the served model (the same where there is no refit), and the training rows of the first.
 
-    Where time is short, the first is fitted on fewer rows, and there is no refit.
+    With a time budget and two cores, both are fitted at the same time. Where time is short, the first is fitted on fewer rows,
+    and there is no refit.
     """
     fold, sampled = splits.tests[-1], data
     wanted = kind.rows(data, fold.train)
     limit = limit if config["model"] != kind.baseline else None
+    every = splits.refit if worker_count(section.tune.workers, 2) > 1 else None
+    if limit and every and limit.rows_for(kind.rows(data, every)) is None:
+        log.info("%s: train: %s on %s, and on all rows, to serve", problem, config["model"], describe_training_rows(fold))
+        with ThreadPoolExecutor(1) as pool:
+            served = pool.submit(kind.fit, data, every, config, section, seed)
+            return kind.fit(data, fold.train, config, section, seed), served.result(), wanted
     fewer = limit.rows_for(wanted) if limit else None
     while True:
         if fewer is not None and fewer < wanted:

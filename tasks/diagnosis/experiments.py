@@ -78,11 +78,11 @@ def diagnose(
 
 
 def search_was_cut(section: Tabular, trials: pl.DataFrame | None) -> bool:
-    """Whether a time budget ended the search before MIN_TRIALS trials, or left a trial fewer folds than tune.folds."""
+    """Whether a time budget ended the search before MIN_TRIALS trials, or left a trial a single fold of several."""
     if section.tune.budget_seconds is None or trials is None:
         return False
     folds = trials.filter(pl.col("state") == "complete")["folds"].list.len()
-    return len(folds) < MIN_TRIALS or bool((folds < section.tune.folds).any())
+    return len(folds) < MIN_TRIALS or bool((folds < min(section.tune.folds, 2)).any())
 
 
 def _scale(examination: Examination) -> SkillScale:

@@ -74,7 +74,8 @@ def _lightgbm(fields: dict[str, str], target: int) -> Tree:
 
 def _members(words: np.ndarray) -> list[int]:
     """The numbers of the bits that are set in words of 32 bits."""
-    return [32 * place + bit for place, word in enumerate(words) for bit in range(32) if int(word) >> bit & 1]
+    octets = words.astype("<u4").view(np.uint8)
+    return np.flatnonzero(np.unpackbits(octets, bitorder="little")).tolist()
 
 
 def histogram(model: Any) -> list[Tree]:

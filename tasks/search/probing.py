@@ -29,6 +29,8 @@ TRIALS, TRIALS_SHARE = 3, 0.8
 
 FEWEST_ROWS = 10_000
 """A search uses so many rows, or all, however short the time."""
+FEW_FOLDS = 2
+"""Folds of a search on a part of the rows: a model of more rows is chosen better than one of fewer rows by more folds."""
 MANY_TRIALS = 40
 """With time for fewer trials than this, a cross-validation is not repeated: other models gain more than a steadier score."""
 
@@ -41,16 +43,17 @@ def fit_to_budget(search: Search, evaluator: Evaluator, section: Problem, worker
     loaded, total = clock.spent(), clock.seconds or 0.0
     if section.features.by_cutoff:
         return replace(search, clock=Clock(total * UNPLANNED_SEARCH_SHARE, clock.began))
-    estimate = _estimate_later_steps(evaluator, section, features, total, started, loaded)
+    estimate = replace(_estimate_later_steps(evaluator, section, features, total, started, loaded), workers=workers)
     probes = _probe_defaults(search, evaluator, loaded + MAX_PROBING_SHARE * total)
     quick = {model: each for model, each in probes.items() if search.stages.get(model) != "trees"}
     costs = _measured_costs(quick or probes)
     search_seconds = estimate.search(costs[-1])
-    available = min(estimate.training_rows, search.tune.max_rows)
+    available = int(min(estimate.training_rows, search.tune.max_rows))
     seconds_left = max(search_seconds - clock.spent(), 0.1) * workers
     per_fold = sum(each.wall_seconds for each in costs) / min(PROBE_ROWS, available)
     folds = affordable_folds(len(evaluator.folds()), section.tune.folds, per_fold * available / len(costs), seconds_left)
     rows = affordable_rows(seconds_left, per_fold * folds, available)
+    rows, folds = more_rows_of_fewer_folds(rows, folds, available)
     log.info(
         "%s: tune: %.0f s of %.0f s to search, on %s of %s rows",
         *(search.name, search_seconds, total, f"{rows:,}", f"{estimate.training_rows:,.0f}"),
@@ -103,6 +106,14 @@ def affordable_rows(seconds: float, seconds_per_row: float, available: float) ->
     """Rows on which all models can be fitted TRIALS times in TRIALS_SHARE of `seconds`, between FEWEST_ROWS and `available`."""
     rows = TRIALS_SHARE * seconds / (TRIALS * seconds_per_row) if seconds_per_row else available
     return int(min(max(rows, FEWEST_ROWS), available))
+
+
+def more_rows_of_fewer_folds(rows: int, folds: int, available: int) -> tuple[int, int]:
+    """Rows and folds that take as long: as many rows as FEW_FOLDS folds allow, then as many folds."""
+    if rows >= available or folds <= FEW_FOLDS:
+        return rows, folds
+    fewer = min(max(rows * folds // available, FEW_FOLDS), folds)
+    return min(rows * folds // fewer, available), fewer
 
 
 def _estimate_later_steps(

@@ -25,9 +25,9 @@ BEGAN = "EVERGREEN_BEGAN"
 MEASURED = ("tune", "train", "evaluate")
 """The steps that share the budget."""
 STEPS = (*MEASURED, "diagnose", "explain")
-START_SECONDS = 1.0
+START_SECONDS = 0.5
 """To start a step, from the end of the one before it, on a quiet machine."""
-RELEASE_SECONDS = 9.0
+RELEASE_SECONDS = 5.0
 """Gate, registration with compilation, deployment, page and the server's end, on a quiet machine."""
 ADVICE_SHARES = {"diagnose": 0.06, "explain": 0.08}
 """Shares of the budget for the steps that only people read, where the search is planned."""
@@ -35,7 +35,7 @@ MIN_SHARE = 0.4
 """Share of the budget that search, refit and evaluation get though the other steps leave less: on a busy machine a model of all
 rows is worth more than the seconds."""
 MAX_SLOWNESS = 4.0
-PAGE_SECONDS = 4.0
+PAGE_SECONDS = 1.5
 """The page and the server's end, which follow the deployment."""
 SLACK = 1.3
 """Factor on times that are extrapolated to more rows."""
@@ -83,6 +83,8 @@ class Estimate:
     all_rows: float
     """Training rows of the model that is served; 0 where it is the evaluated one."""
     test_rows: float
+    workers: int = 1
+    """Processes of the search; with two, both models are fitted at the same time."""
 
     def refit(self, cost: "Cost", rows: float | None = None) -> float:
         """To fit all training rows, or `rows`, given the cost of a trial."""
@@ -103,7 +105,8 @@ class Estimate:
 
     def reserve(self, cost: "Cost") -> float:
         """To blend, to fit the evaluated model and the served one within MAX_REFIT_SHARE, and to evaluate."""
-        fits = self.refit(cost, self.training_rows + self.all_rows)
+        rows = (self.training_rows, self.all_rows)
+        fits = self.refit(cost, max(rows) if self.workers > 1 else sum(rows))
         blend = BLEND_SHARE * self.seconds
         return self.loading + blend + min(fits, MAX_REFIT_SHARE * self.seconds) + self.evaluation(cost)
 

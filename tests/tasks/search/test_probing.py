@@ -28,3 +28,20 @@ def test_however_short_the_time_ten_thousand_rows_are_searched_or_all() -> None:
     assert probing.affordable_rows(seconds=0.1, seconds_per_row=1.0, available=50_000) == probing.FEWEST_ROWS
     assert probing.affordable_rows(seconds=0.1, seconds_per_row=1.0, available=700) == 700
     assert probing.affordable_rows(seconds=600.0, seconds_per_row=0.008, available=50_000) == 20_000
+
+
+@pytest.mark.parametrize(
+    ("rows", "folds", "available", "found"),
+    [
+        (10_000, 5, 50_000, (25_000, 2)),
+        (10_000, 5, 11_000, (11_000, 4)),
+        (20_000, 5, 30_000, (30_000, 3)),
+        (700, 5, 700, (700, 5)),
+        (10_000, 2, 50_000, (10_000, 2)),
+        (10_000, 1, 50_000, (10_000, 1)),
+    ],
+)
+def test_a_part_of_the_rows_is_searched_with_fewer_folds_and_more_rows(
+    rows: int, folds: int, available: int, found: tuple[int, int]
+) -> None:
+    assert probing.more_rows_of_fewer_folds(rows, folds, available) == found

@@ -54,10 +54,10 @@ def test_the_budget_of_a_command_is_its_wall_time_and_each_step_leaves_the_later
     tmp_path: Path, commanded: SimpleNamespace
 ) -> None:
     params, layout = plain_kind.project(tmp_path, tune={"budget_seconds": 100})
-    assert time_budget.clock(params, "pay", layout, "tune").left() == pytest.approx(100 - 20 - 4 - 9 - 6 - 8)
+    assert time_budget.clock(params, "pay", layout, "tune").left() == pytest.approx(100 - 20 - 2 - 5 - 6 - 8)
     commanded.now = 1_080.0
-    assert time_budget.clock(params, "pay", layout, "evaluate").left() == pytest.approx(100 - 80 - 2 - 9 - 6 - 8)
-    assert time_budget.clock(params, "pay", layout, "explain").left() == pytest.approx(100 - 80 - 9)
+    assert time_budget.clock(params, "pay", layout, "evaluate").left() == pytest.approx(100 - 80 - 1 - 5 - 6 - 8)
+    assert time_budget.clock(params, "pay", layout, "explain").left() == pytest.approx(100 - 80 - 5)
 
 
 def test_a_machine_that_was_busy_in_the_first_steps_gets_more_time_for_the_last_ones(
@@ -65,7 +65,7 @@ def test_a_machine_that_was_busy_in_the_first_steps_gets_more_time_for_the_last_
 ) -> None:
     params, layout = plain_kind.project(tmp_path, tune={"budget_seconds": 100})
     write_json(layout.cost("validate", None), {"wall_seconds": 8.0, "cpu_seconds": 4.0})
-    assert time_budget.clock(params, "pay", layout, "explain").left() == pytest.approx(100 - 20 - 2 * 9)
+    assert time_budget.clock(params, "pay", layout, "explain").left() == pytest.approx(100 - 20 - 2 * 5)
     time_budget.note_release(layout, "pay", 3.0)
     assert time_budget.clock(params, "pay", layout, "explain").left() == pytest.approx(100 - 20 - 3 - time_budget.PAGE_SECONDS)
 
