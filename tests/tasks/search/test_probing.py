@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from evergreen.tasks.search import probing
 from evergreen.tasks.search.probing import affordable_folds, probes_as_trials
 from evergreen.tasks.search.selection import select_trial
