@@ -7,6 +7,7 @@ Pure: the next batch follows from the finished trials and the time left.
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -84,11 +85,7 @@ class StagedSearch:
         found, need = list[Config](), 0.0
         for config in order:
             model = config["model"]
-            took = [each.cost.wall_seconds for each in trials if each.model == model and each.state == "complete"]
-            baseline = self.stages.get(model) == "baseline"
-            own = max(
-                took, default=self.expected_seconds.get(model, math.inf if self.expected_seconds and not baseline else 0.0)
-            )
+            own = 0.0 if self.stages.get(model) == "baseline" and model not in models else self._seconds_of(config, trials)
             known = model in models if config in defaults else config in tried
             if not known and len(found) < self.batch and need + own <= self.clock.left() * self.workers:
                 found.append(config)
@@ -112,13 +109,13 @@ class StagedSearch:
         affordable = [
             model
             for place, model in enumerate(missing)
-            if stage == "baseline" or self._has_time(model, mine, room, stage, trials, place)
+            if stage == "baseline" or self._has_time(self.defaults[model], mine, room, stage, trials, place)
         ]
         batch: list[Request] = [self.defaults[model] for model in affordable[:most]]
         known = [each.config for each in mine]
         for start in self.warm_starts:
             fits = start["model"] in models and start not in known and len(batch) < min(most, max(room, len(batch)))
-            if fits and self._has_time(start["model"], mine, room, stage, trials, len(batch), share or SHARES[stage]):
+            if fits and self._has_time(start, mine, room, stage, trials, len(batch), share or SHARES[stage]):
                 batch.append(start)
         searched = [model for model in models if model in self.searchable and (model not in missing or model in affordable)]
         if searched and (batch or self._improves(mine, trials)):
@@ -136,9 +133,23 @@ class StagedSearch:
         last = stage == "boosting" and BLEND in self.stages
         return max(round(SHARES[stage] * self.n_trials) - last - len(trials), 0)
 
+    def _seconds_of(self, request: Config | str, trials: Sequence[FinishedTrial]) -> float:
+        """Wall time that a configuration, or the sampler's next one of a model, is expected to take.
+
+        From the newest trials of the model, or else from its probe; for a known configuration in proportion to its trees.
+        """
+        config = self.defaults[request] if isinstance(request, str) else request
+        done = [each for each in trials if each.model == config["model"] and each.state == "complete"][-4:]
+        if done and isinstance(request, str):
+            return statistics.median(each.cost.wall_seconds for each in done)
+        if done:
+            return _work(config) * statistics.median(each.cost.wall_seconds / _work(each.config) for each in done)
+        probed = self.expected_seconds.get(config["model"], math.inf if self.expected_seconds else 0.0)
+        return probed * _work(config) / _work(self.defaults[config["model"]])
+
     def _has_time(
         self,
-        model: str,
+        request: Config | str,
         mine: Sequence[FinishedTrial],
         room: int,
         stage: str,
@@ -146,8 +157,7 @@ class StagedSearch:
         ahead: int,
         share: float = 1.0,
     ) -> bool:
-        """Whether there is time for one more trial of `model`, with `ahead` others before it in the batch, until `share` of
-        the time.
+        """Whether there is time for one more trial, with `ahead` others before it in the batch, until `share` of the time.
 
         A default may use the time of the later stages, except the expected time of their defaults.
         """
@@ -155,9 +165,7 @@ class StagedSearch:
             return room > 0 or not mine
         later = self._later_defaults(stage, trials)
         left = self.clock.left() - max(later, (1 - share) * self.clock.seconds)
-        took = [each.cost.wall_seconds for each in mine if each.model == model and each.state == "complete"][-4:]
-        need = max(took) if took else self.expected_seconds.get(model, math.inf if self.expected_seconds else 0.0)
-        return need * math.ceil((ahead + 1) / self.workers) <= left
+        return self._seconds_of(request, mine) * math.ceil((ahead + 1) / self.workers) <= left
 
     def _later_defaults(self, stage: str, trials: Sequence[FinishedTrial]) -> float:
         """Seconds that the defaults of the later stages are expected to take."""
@@ -201,6 +209,12 @@ class StagedSearch:
         if BLEND not in self.stages or len(able) < 2 or any(each.model == BLEND for each in trials):
             return []
         return [BLEND]
+
+
+def _work(config: Config) -> float:
+    """What the time of boosting is roughly proportional to; 1 for other models."""
+    trees, leaves = config.get("n_estimators"), config.get("num_leaves")
+    return trees * math.sqrt(leaves) if trees and leaves else 1.0
 
 
 def _clearly_behind(other: FinishedTrial, best: FinishedTrial, metric: Metric, errors: float = MAX_ERRORS_BEHIND) -> bool:

@@ -77,7 +77,7 @@ PLAIN_BOOSTING_SPACE = {
     "extra_trees": Range(values=(False, True)),
     "n_estimators": Range(low=80, high=1000, integer=True, log=True),
     "learning_rate": Range(low=0.02, high=0.15, log=True),
-    "num_leaves": Range(low=3, high=96, integer=True, log=True),
+    "num_leaves": Range(low=3, high=192, integer=True, log=True),
     "min_child_samples": Range(low=3, high=100, integer=True, log=True),
     "colsample_bytree": Range(low=0.2, high=1.0),
     "reg_lambda": Range(low=0.01, high=50.0, log=True),
@@ -133,9 +133,19 @@ PORTFOLIO = (
         "colsample_bytree": 0.97,
         "reg_lambda": 0.316,
     },
+    NATIVE
+    | {
+        "extra_trees": False,
+        "n_estimators": 500,
+        "learning_rate": 0.05,
+        "num_leaves": 128,
+        "min_child_samples": 5,
+        "colsample_bytree": 0.9,
+        "reg_lambda": 0.1,
+    },
 )
 """Boosting of plain tables that is tried right after its defaults: what greedy selection (`python -m bench.portfolio`) found on
-26 public tables, and LightGBM's own defaults, so that no search falls behind them."""
+26 public tables, LightGBM's own defaults, so that no search falls behind them, and large trees for large tables."""
 FOREST = {"n_jobs": 1, "n_estimators": 100}
 TREE_ROWS = 10_000
 """A tree of a forest learns from so many rows at most, drawn for it: time and size stay within bounds."""
