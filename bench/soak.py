@@ -376,7 +376,12 @@ def slopes(seen: Seen) -> dict[int, float]:
     for at, pid, size in seen.memory:
         if at >= max(seen.happened["calm"], born.setdefault(pid, at) + WARM_SECONDS):
             late.setdefault(pid, []).append((at / 60, size))
-    return {pid: float(np.polyfit(*np.transpose(found), 1)[0]) for pid, found in late.items() if len(found) >= ENOUGH}
+    return {pid: _slope(found) for pid, found in late.items() if len(found) >= ENOUGH}
+
+
+def _slope(points: Sequence[tuple[float, float]]) -> float:
+    x, y = np.transpose(points)
+    return float(np.polyfit(x, y, 1)[0])
 
 
 def main() -> None:

@@ -116,7 +116,10 @@ class LimitedProtocol(HttpToolsProtocol):
         """Whether the present message is not complete."""
         self._fault: tuple[int, str] | None = None
         """Status and reason of a refusal."""
+        self._answered: Any = None
+        """The request that is being answered; `cycle` may be one that waits behind it."""
         self._running: asyncio.Task[None] | DirectRequest | None = None
+        """What answers it."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
@@ -127,7 +130,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._limits.forget(self)
-        if self._running and self.cycle and not self.cycle.response_complete:
+        if self._running and not self._answered.response_complete:
+            self._answered.disconnected = True
             self._running.cancel()
         self.pipeline.clear()
         super().connection_lost(exc)
@@ -208,7 +212,7 @@ class LimitedProtocol(HttpToolsProtocol):
             "method": self.parser.get_method().decode("ascii"), "path": self.root_path + path, "query_string": query,
             "headers": self.headers, "client": self.client,
         }  # fmt: skip
-        found.more_body, self._running = False, found
+        found.more_body, self._answered, self._running = False, found, found
         found.start(self._direct.respond(scope, found.body, found), partial(self._on_response, found))
 
     def _on_response(self, request: DirectRequest, response: HttpResponse | None) -> None:
@@ -273,7 +277,8 @@ class LimitedProtocol(HttpToolsProtocol):
                 self.drop("silent")
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        self._running = task = self.loop.create_task(cycle.run_asgi(app))
+        self._answered = cycle
+        self._running = task = self.loop.create_task(cycle.run_asgi(partial(_answer, app, cycle)))
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
 
@@ -299,6 +304,15 @@ class LimitedProtocol(HttpToolsProtocol):
             head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
             self.transport.write(STATUS_LINE[status] + HEADERS + head + body)
         self.transport.close()
+
+
+async def _answer(app: Any, cycle: Any, scope: Any, receive: Any, send: Any) -> None:
+    """Run `app` for one request. It ends in silence where it was cancelled because its client left."""
+    try:
+        await app(scope, receive, send)
+    except asyncio.CancelledError:
+        if not cycle.disconnected:
+            raise
 
 
 def configure(app: Any, policy: Serve, **options: Any) -> uvicorn.Config:

@@ -1,8 +1,10 @@
 """Connections: heads, clients and time are limited, and a request whose client left is cancelled."""
 
 import asyncio
+import gc
 import json
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +25,7 @@ class Application:
     """Answers with the path; /slow waits until it is cancelled."""
 
     def __init__(self) -> None:
-        self.cancelled = threading.Event()
+        self.begun, self.cancelled = threading.Event(), threading.Event()
         self.limits: ConnectionLimits
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -33,6 +35,7 @@ class Application:
             await send({"type": "lifespan.shutdown.complete"})
             return
         try:
+            self.begun.set()
             if scope["path"] == "/slow":
                 await asyncio.sleep(60)
         except asyncio.CancelledError:
@@ -194,6 +197,31 @@ def test_a_client_that_does_not_read_is_cut_off(connect, application):
     while application.limits.dropped["not_reading"] == before and time.monotonic() < until:
         time.sleep(0.02)
     assert application.limits.dropped["not_reading"] == before + 1
+
+
+SLOW = b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n"
+LARGE = b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [SLOW, SLOW + GET * 200, SLOW + b"nonsense\r\n", GET + SLOW, LARGE, LARGE + GET, LARGE + LARGE + GET, GET + LARGE + SLOW],
+)
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_client_that_leaves_is_no_error_in_the_log(connect, application, caplog, sent, reset):
+    application.begun.clear()
+    others, link = set(application.limits.connections), connect()
+    if reset:
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    link.sendall(sent)
+    assert application.begun.wait(10)
+    link.close()
+    until = time.monotonic() + 10
+    while set(application.limits.connections) - others and time.monotonic() < until:
+        time.sleep(0.01)
+    assert status(answer(connect(), GET)) == 200  # the loop has run since
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_too_many_pipelined_requests_end_the_connection(connect):
