@@ -2,6 +2,7 @@
 
 import errno
 import sys
+import tempfile
 from importlib import import_module
 
 import typer
@@ -53,9 +54,8 @@ def main() -> None:
     except OSError as error:
         if "--debug" in sys.argv or error.errno not in FULL:
             raise
-        _fail(
-            f"error: {error.filename}: {error.strerror}. Free space or allow writing there, then run the same command again.", 1
-        )
+        where = error.filename or f"the project's folder or {tempfile.gettempdir()}"  # a write to an open file names none
+        _fail(f"error: {where}: {error.strerror}. Free space or allow writing there, then run the same command again.", 1)
 
 
 def _fail(line: str, code: int) -> None:

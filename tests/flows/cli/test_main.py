@@ -120,14 +120,19 @@ def test_a_second_training_names_the_process_that_holds_the_lock(shop: Path):
     assert f"process {os.getpid()} holds the lock" in done.stderr
 
 
-def test_a_disk_that_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+@pytest.mark.parametrize(("file", "named"), [("/var/x.db", "/var/x.db"), (None, "the project's folder or /")])
+def test_a_disk_that_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, file: str | None, named: str
+):
     def full() -> None:
-        raise OSError(28, "No space left on device", "/var/x.db")
+        raise OSError(28, "No space left on device", file)
 
     monkeypatch.setattr(main, "app", full)
     with pytest.raises(SystemExit, match="1"):
         main.main()
-    assert capsys.readouterr().err.startswith("error: /var/x.db: No space left on device. Free space")
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {named}")
+    assert ": No space left on device. Free space" in line
 
 
 def test_params_prints_one_json_object_with_the_defaults(shop: Path):
