@@ -327,7 +327,11 @@ def verdicts(soak: Soak, scores: Mapping[int, np.ndarray]) -> list[tuple[bool, s
         times = ("the database is locked", "the database is free"), ("the database is gone", "the database is back")
         return any(at[since] - SETTLED <= moment <= at[until] + MOST_SECONDS for since, until in times)
 
-    failed = Counter((kind, status) for moment, kind, status in seen.failures if status != 503 or not is_locked(moment))
+    unexpected = [each for each in seen.failures if each[2] != 503 or not is_locked(each[0])]
+    failed = Counter((kind, status) for _, kind, status in unexpected)
+    after = Counter(
+        max((each for each in at if at[each] <= moment), key=at.__getitem__, default="start") for moment, *_ in unexpected
+    )
     refused = sum(status == 503 and is_locked(moment) for moment, _, status in seen.failures)
     rejected = {key: count for key, count in seen.statuses.items() if 400 <= key[1] < 500 and key[0] not in ("invalid", "odd")}
     away = [moment for moment in seen.broken if not any(each - 1 <= moment <= each + SETTLED for each in kills)]
@@ -355,7 +359,7 @@ def verdicts(soak: Soak, scores: Mapping[int, np.ndarray]) -> list[tuple[bool, s
         (len(missing) <= lost + aside and not twice,
          f"{len(acknowledged)} predictions acknowledged, {len(twice)} stored twice, "
          f"{len(missing)} not stored: {lost} counted as lost by killed workers, {aside} set aside with a reason"),
-        (not failed, f"responses of status 500 and above: {dict(failed) or 'none'}; "
+        (not failed, f"responses of status 500 and above: {dict(failed) or 'none'} {dict(after) or ''}; "
          f"{refused} of 503 while the database is locked or gone"),
         (not rejected, f"valid requests that were rejected: {rejected or 'none'}"),
         (not away, f"{len(seen.broken)} connections broke, {len(away)} of them not because of a kill"),
