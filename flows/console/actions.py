@@ -5,7 +5,7 @@ from typing import TypeVar, get_args
 from starlette.responses import Response
 
 from evergreen.flows.console import commands
-from evergreen.flows.console.visits import Visit, back_to
+from evergreen.flows.console.visits import Visit, back_to, whole_number
 from evergreen.flows.operations import rollouts, suggestions
 from evergreen.monitoring.ledger.suggestions import Action
 from evergreen.tasks.core.errors import ParamsError
@@ -16,10 +16,10 @@ T = TypeVar("T", bound=str)
 def answer_suggestion(visit: Visit) -> Response:
     problem, reason = visit.problem, _reason(visit)
     action = _choice(visit, "action", get_args(Action))
-    days = _number(visit, "days") if action == "snooze" else 0
+    days = whole_number("days", visit.form.get("days", "")) if action == "snooze" else 0
     if action == "approve":
         suggestions.require(visit.layout, visit.params, problem)
-        commands.start(visit.layout, problem, visit.visitor.name, ["suggestion", "approve", problem, f"--reason={reason}"])
+        commands.start_once(visit.layout, problem, visit.visitor.name, ["suggestion", "approve", problem, f"--reason={reason}"])
     else:
         suggestions.answer(visit.layout, visit.params, problem, action, visit.visitor.name, reason, days or 0)
     return back_to(f"/problems/{problem}")
@@ -34,7 +34,7 @@ def steer_rollout(visit: Visit) -> Response:
 
 def roll_back(visit: Visit) -> Response:
     problem, reason = visit.problem, _reason(visit)
-    rollouts.roll_back(visit.layout, problem, _number(visit, "to"), visit.visitor.name, reason)
+    rollouts.roll_back(visit.layout, problem, whole_number("to", visit.form.get("to", "")), visit.visitor.name, reason)
     return back_to(f"/problems/{problem}")
 
 
@@ -43,13 +43,14 @@ def retrain(visit: Visit) -> Response:
     if _choice(visit, "action", ("start", "cancel")) == "cancel":
         commands.start(visit.layout, problem, visit.visitor.name, ["retrain", problem, "--cancel", f"--reason={reason}"])
     else:
-        commands.start(visit.layout, problem, visit.visitor.name, ["retrain", problem, f"--reason={reason}"])
+        commands.start_once(visit.layout, problem, visit.visitor.name, ["retrain", problem, f"--reason={reason}"])
     return back_to(f"/problems/{problem}")
 
 
 def _reason(visit: Visit) -> str:
-    """One line. Raises ParamsError without one."""
-    reason = " ".join(visit.form.get("reason", "").split())
+    """One line of printable text. Raises ParamsError without one."""
+    words = ("".join(each for each in word if each.isprintable()) for word in visit.form.get("reason", "").split())
+    reason = " ".join(filter(None, words))
     if not reason:
         raise ParamsError("reason: empty; say why, for the history")
     return reason[:2_000]
@@ -61,13 +62,3 @@ def _choice(visit: Visit, name: str, allowed: tuple[T, ...]) -> T:
         if each == given:
             return each
     raise ParamsError(f"{name} = {given[:40]!r}: must be one of {', '.join(allowed)}")
-
-
-def _number(visit: Visit, name: str) -> int | None:
-    """None for an empty field."""
-    given = visit.form.get(name, "").strip().removeprefix("v")
-    if not given:
-        return None
-    if not (given.isascii() and given.isdigit() and len(given) < 10):
-        raise ParamsError(f"{name} = {given[:40]!r}: must be a whole number")
-    return int(given)

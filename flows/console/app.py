@@ -60,6 +60,8 @@ class Console:
     def __init__(self, layout: Layout, access: SignIn) -> None:
         self._layout, self._access = layout, access
         self._templates: Environment = templates.environment()
+        self._params = load(layout.params)
+        """As they were when they could be read last."""
         session = Middleware(
             SessionMiddleware,
             secret_key=sign_in.session_secret(layout.var),
@@ -79,7 +81,7 @@ class Console:
             "/problems/{problem}/history": history.show,
             "/problems/{problem}/try": trial.show,
             "/problems/{problem}/find": find.show,
-            "/problems/{problem}/predictions/{id}": find.show_one,
+            "/problems/{problem}/predictions/{id:path}": find.show_one,
             "/problems/{problem}/compare": compare.show,
         }
         done: dict[str, View] = {
@@ -123,9 +125,10 @@ class Console:
         return answer
 
     def _answer(self, view: View, request: Request, visitor: Visitor, form: dict[str, str]) -> Response:
+        broken = self._read_params()
         visit = Visit(
             layout=self._layout,
-            params=load(self._layout.params),
+            params=self._params,
             visitor=visitor,
             path={name: str(value) for name, value in request.path_params.items()},
             query=dict(request.query_params),
@@ -135,6 +138,8 @@ class Console:
             token=sign_in.form_token(request.session),
             templates=self._templates,
         )
+        if broken:
+            return visit.render("message.html", 422, title="params.yaml cannot be read", line=broken)
         try:
             return view(visit)
         except NotFoundError as error:
@@ -145,6 +150,14 @@ class Console:
             log.exception("%s", request.url.path)
             line = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}. The log of the console has the rest."
             return visit.render("message.html", 500, title="A fault of the console", line=line)
+
+    def _read_params(self) -> str | None:
+        """Read params.yaml anew, or return what is wrong with it: somebody may be at work on it."""
+        try:
+            self._params = load(self._layout.params)
+        except EvergreenError as error:
+            return str(error)
+        return None
 
     def _denied(self, request: Request) -> Response | None:
         denial = self._access.check(request.headers, request.client.host if request.client else "", request.url.path)
@@ -179,7 +192,7 @@ class Console:
                     return _with_headers(RedirectResponse(to, 303))
         token = sign_in.form_token(request.session)
         page = self._templates.get_template("console/sign_in.html")
-        name = load(self._layout.params).project.name
+        name = self._params.project.name
         return _with_headers(HTMLResponse(page.render(project=name, line=line, to=to, token=token), 401 if line else 200))
 
     async def _sign_out(self, request: Request) -> Response:

@@ -9,9 +9,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Lock
 from uuid import uuid4
 
 from evergreen.flows.running_steps import last_lines
+from evergreen.tasks.core.errors import ProjectError
 from evergreen.tasks.core.paths import Layout, is_alive, make_folder
 
 SHOWN = timedelta(minutes=30)
@@ -32,10 +34,25 @@ class Command:
     ended: datetime | None
     lines: list[str]
     """The last lines of its output."""
+    pid: int
 
     @property
     def state(self) -> str:
         return "runs" if self.code is None else "done" if self.code == 0 else "failed"
+
+
+PROGRAM = ["-P", "-m", __name__]
+_STARTING = Lock()
+
+
+def start_once(layout: Layout, problem: str, by: str, arguments: Sequence[str]) -> None:
+    """The same as `start`. Raises ProjectError while a command that the console started for the problem still runs."""
+    with _STARTING:
+        for each in recent(layout):
+            if each.problem == problem and each.state == "runs":
+                begun = f"{each.verb}, which {each.by} started at {each.started:%H:%M} UTC"
+                raise ProjectError(f"{problem}: {begun}, still runs; wait for its end")
+        start(layout, problem, by, arguments)
 
 
 def start(layout: Layout, problem: str, by: str, arguments: Sequence[str]) -> None:
@@ -45,7 +62,7 @@ def start(layout: Layout, problem: str, by: str, arguments: Sequence[str]) -> No
     _remove_old(folder)
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}.{uuid4().hex[:8]}"
     mark = {"verb": arguments[0], "problem": problem, "by": by, "started": f"{datetime.now(UTC)}"}
-    program = [sys.executable, "-P", "-m", __name__, str(folder / name), *arguments, "--root", str(layout.root)]
+    program = [sys.executable, *PROGRAM, str(folder / name), *arguments, "--root", str(layout.root)]
     environment = {**os.environ, "LOGNAME": by}  # the author, as the command line reads it
     with (folder / f"{name}.log").open("w") as log:
         process = subprocess.Popen(
@@ -68,7 +85,8 @@ def _read(path: Path) -> Command | None:
         code = int(end.read_text()) if end.exists() else None if is_alive(mark["pid"]) else -9
         ended = None if code is None else datetime.fromtimestamp((end if end.exists() else path).stat().st_mtime, UTC)
         lines = last_lines(path.with_suffix(".log"))
-        return Command(mark["verb"], mark["problem"], mark["by"], datetime.fromisoformat(mark["started"]), code, ended, lines)
+        started = datetime.fromisoformat(mark["started"])
+        return Command(mark["verb"], mark["problem"], mark["by"], started, code, ended, lines, mark["pid"])
     return None
 
 

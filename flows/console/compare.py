@@ -9,7 +9,7 @@ from starlette.responses import Response
 from evergreen.flows import settings
 from evergreen.flows.console import equal_lists, equal_rows, trial
 from evergreen.flows.console.overview import MOST_ROWS
-from evergreen.flows.console.visits import NotFoundError, Visit
+from evergreen.flows.console.visits import NotFoundError, Visit, whole_number
 from evergreen.monitoring.report import formatting, production_section
 from evergreen.tasks.core.errors import EvergreenError, ParamsError
 
@@ -114,12 +114,12 @@ def _run(registry: "Registry", version: "Version") -> Run:
 
 
 def _asked(visit: Visit, name: str, default: int, known: Sequence[int]) -> int:
-    text = visit.query.get(name, "").removeprefix("v")
-    if not text:
+    version = whole_number(name, visit.query.get(name, ""))
+    if version is None:
         return default
-    if not text.isdigit() or int(text) not in known:
-        raise ParamsError(f"{name} = {text[:20]!r}: no registered version; there are {', '.join(f'v{each}' for each in known)}")
-    return int(text)
+    if version not in known:
+        raise ParamsError(f"{name} = {version}: no registered version; there are {', '.join(f'v{each}' for each in known)}")
+    return version
 
 
 def _figures(one: "Version", two: "Version") -> list[Pair]:

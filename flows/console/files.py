@@ -21,7 +21,7 @@ def show(visit: Visit) -> Response:
     if visit.query.get("view") == "frame":
         return visit.render("frame.html", path=visit.path["path"])
     folder = (visit.layout.root / "reports").resolve()
-    path = (folder / visit.path["path"]).resolve()
+    path = (folder / visit.path["path"].replace("\0", "")).resolve()
     first = path.relative_to(folder).parts[:1] if path.is_relative_to(folder) else ()
     shared = not first or first[0] not in visit.params.problems
     if (

@@ -8,6 +8,7 @@ from typing import Any
 from starlette.responses import Response
 
 from evergreen.flows import settings
+from evergreen.flows.console.templates import segment
 from evergreen.flows.console.visits import NotFoundError, Visit, back_to
 from evergreen.tasks.core.errors import ParamsError
 
@@ -32,7 +33,7 @@ def show(visit: Visit) -> Response:
     problem = visit.problem
     asked = {"newest": "", **{name: visit.query.get(name, "").strip() for name in ("id", "entity", "day")}}
     if asked["id"]:
-        return back_to(f"/problems/{problem}/predictions/{_quoted(asked['id'])}")
+        return back_to(f"/problems/{problem}/predictions/{segment(asked['id'])}")
     found, total = list[Found](), 0
     if asked["entity"]:
         found = _of_entity(visit, problem, asked["entity"])
@@ -90,9 +91,3 @@ def _day(text: str) -> date:
         return date.fromisoformat(text)
     except ValueError:
         raise ParamsError(f"day = {text[:40]!r}: is no day; write it as {datetime.now(UTC):%Y-%m-%d}") from None
-
-
-def _quoted(id: str) -> str:
-    from urllib.parse import quote
-
-    return quote(id, safe="")

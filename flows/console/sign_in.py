@@ -82,7 +82,7 @@ def form_token(session: MutableMapping[str, Any]) -> str:
 
 def has_token(session: Mapping[str, Any], given: str) -> bool:
     known = session.get("token")
-    return bool(known) and compare_digest(str(known), given)
+    return bool(known) and compare_digest(str(known).encode(), given.encode())
 
 
 def session_secret(folder: Path) -> str:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response
 
 from evergreen.flows import settings
-from evergreen.flows.console.visits import Visit
+from evergreen.flows.console.visits import Visit, whole_number
 from evergreen.tasks.config.loading import load
-from evergreen.tasks.core.errors import DataError, EvergreenError, ModelError, ParamsError
+from evergreen.tasks.core.errors import DataError, EvergreenError, ModelError
 from evergreen.tasks.core.paths import Layout
 
 if TYPE_CHECKING:
@@ -153,10 +153,9 @@ def _list_request(given: Mapping[str, str], max_k: int) -> dict[str, Any]:
 
 def _model(visit: Visit, problem: str) -> "Any":
     """The version that the address names, or the champion. Raises ModelError where nothing is deployed."""
-    text = (visit.query.get("version") or visit.form.get("version") or "").removeprefix("v")
-    if text and not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise ParamsError(f"version = {text[:40]!r}: must be a whole number")
-    version = int(text) if text else settings.deployments(visit.layout).champion(problem)
+    version = whole_number("version", visit.query.get("version") or visit.form.get("version") or "")
+    if version is None:
+        version = settings.deployments(visit.layout).champion(problem)
     if version is None:
         raise ModelError(f"{problem}: nothing is deployed yet; run evergreen train {problem}")
     model: Any = loaded(visit.layout, problem, version)

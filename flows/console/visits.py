@@ -57,6 +57,16 @@ class Visit:
         return HTMLResponse(text, status)
 
 
+def whole_number(name: str, text: str) -> int | None:
+    """The number or version of a field; None for an empty one. Raises ParamsError for any other text."""
+    given = text.strip().removeprefix("v")
+    if not given:
+        return None
+    if not (given.isascii() and given.isdigit() and len(given) < 10):
+        raise ParamsError(f"{name} = {text[:40]!r}: must be a whole number")
+    return int(given)
+
+
 def back_to(path: str) -> Response:
     """Show another page after a POST, so that a reload does not send the form again."""
     return RedirectResponse(path, status_code=303)

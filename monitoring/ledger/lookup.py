@@ -49,8 +49,10 @@ def read_day(ledger: Ledger, problem: str, day: date, limit: int) -> tuple[Predi
     """The newest predictions of a day, UTC, without their features, and how many the day has."""
     begin = datetime.combine(day, time.min, UTC)
     found = _blocks(ledger, problem, begin, begin)
-    newest = next(_parts(found, limit), list[Any]())
-    begin = _moment(newest[-1].first) if newest else begin
+    newest = next(_parts(found, limit), None)
+    if newest is None:
+        return Predictions(pl.DataFrame(), pl.DataFrame()), 0
+    begin = _moment(newest[-1].first)
     until = datetime.combine(day, time.max, UTC)
     read = ledger.read(problem, since=begin - MOMENT, until=until, variants=VARIANTS, features=False, last=limit)
     return read, sum(each.rows for each in found)

@@ -1,5 +1,6 @@
 """A project in operation, for the tests of the console: two versions of each problem, predictions with labels, a suggestion."""
 
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import polars as pl
 import uvicorn
 
@@ -95,3 +97,21 @@ def running(layout: Layout, host: str = "127.0.0.1") -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(30)
+
+
+@contextmanager
+def open_console(layout: Layout, host: str = "127.0.0.1") -> Iterator[httpx.Client]:
+    """A visitor of the console; `host`: what it believes to be bound to."""
+    with running(layout, host) as url, httpx.Client(base_url=url, follow_redirects=True, timeout=60) as client:
+        yield client
+
+
+def token(client: httpx.Client, path: str = "/problems/dear") -> str:
+    """Of the forms of a page."""
+    found = re.search(r'name="token" value="([^"]+)"', client.get(path).text)
+    assert found
+    return found[1]
+
+
+def post(client: httpx.Client, path: str, **form: str) -> httpx.Response:
+    return client.post(path, data={"token": token(client), **form})

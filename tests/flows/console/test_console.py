@@ -3,10 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,45 +21,7 @@ from evergreen.tasks.core.errors import ModelError, ParamsError, ProjectError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.release.model_registry import Registry
 from tests.flows.console import operated
-from tests.projects import Deployed
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, deployed: Deployed) -> Layout:
-    return operated.lay(tmp_path_factory.mktemp("operated"), deployed)
-
-
-@pytest.fixture
-def layout(made: Layout, tmp_path: Path) -> Layout:
-    """A copy, for tests that act."""
-    from tests import projects
-
-    return projects.copy(made, tmp_path / "project")
-
-
-@contextmanager
-def open_console(layout: Layout, host: str = "127.0.0.1") -> Iterator[httpx.Client]:
-    """A visitor of the console; `host`: what it believes to be bound to."""
-    with operated.running(layout, host) as url, httpx.Client(base_url=url, follow_redirects=True, timeout=60) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def reader(made: Layout) -> Iterator[httpx.Client]:
-    """For tests that look."""
-    with open_console(made) as client:
-        yield client
-
-
-def token(client: httpx.Client, path: str = "/problems/dear") -> str:
-    found = re.search(r'name="token" value="([^"]+)"', client.get(path).text)
-    assert found
-    return found[1]
-
-
-def post(client: httpx.Client, path: str, **form: str):
-    return client.post(path, data={"token": token(client), **form})
-
+from tests.flows.console.operated import open_console, post, token
 
 PAGES = (
     "/", "/data", "/problems/dear", "/problems/dear/evaluation", "/problems/dear/history", "/problems/dear/try",
