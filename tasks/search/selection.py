@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 TIE_TOLERANCE = 1e-9
 """Scores this close are equal, and the simpler model wins."""
+LARGEST_GROWTH = 4
+"""A model of all rows is worth more than a costlier one of a part, up to a table so much larger than the searched sample."""
 MOST_GIVEN_UP = 0.01
 """Largest part of the best score that simplicity may cost: with few folds one standard error can be much more."""
 MOST_GIVEN_UP_OF_BLEND = 0.001
@@ -91,10 +93,10 @@ def ensemble_allowed(members: Sequence[FinishedTrial], search: Search) -> bool:
 
 
 def _refit_fits_budget(cost: Cost, search: Search) -> bool:
-    """With a time budget: whether there is time to refit on twice the rows of a fold, or on all rows."""
+    """With a time budget: whether there is time to refit on LARGEST_GROWTH times the rows of a fold, or on all rows."""
     if (estimate := search.estimate) is None:
         return True
-    rows = min(estimate.training_rows, 2 * cost.fit_rows)
+    rows = min(estimate.training_rows, LARGEST_GROWTH * cost.fit_rows)
     return estimate.refit(cost, rows) <= MAX_REFIT_SHARE * estimate.seconds
 
 
