@@ -116,7 +116,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Whether the present message is not complete."""
         self._fault: tuple[int, str] | None = None
         """Status and reason of a refusal."""
-        self._answered: Any = None
+        self._current: Any = None
         """The request that is being answered; `cycle` may be one that waits behind it."""
         self._running: asyncio.Task[None] | DirectRequest | None = None
         """What answers it."""
@@ -130,8 +130,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._limits.forget(self)
-        if self._running and not self._answered.response_complete:
-            self._answered.disconnected = True
+        if self._running and not self._current.response_complete:
+            self._current.disconnected = True
             self._running.cancel()
         self.pipeline.clear()
         super().connection_lost(exc)
@@ -212,7 +212,7 @@ class LimitedProtocol(HttpToolsProtocol):
             "method": self.parser.get_method().decode("ascii"), "path": self.root_path + path, "query_string": query,
             "headers": self.headers, "client": self.client,
         }  # fmt: skip
-        found.more_body, self._answered, self._running = False, found, found
+        found.more_body, self._current, self._running = False, found, found
         found.start(self._direct.respond(scope, found.body, found), partial(self._on_response, found))
 
     def _on_response(self, request: DirectRequest, response: HttpResponse | None) -> None:
@@ -277,7 +277,7 @@ class LimitedProtocol(HttpToolsProtocol):
                 self.drop("silent")
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        self._answered = cycle
+        self._current = cycle
         self._running = task = self.loop.create_task(cycle.run_asgi(partial(_answer, app, cycle)))
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
