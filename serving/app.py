@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -49,7 +49,8 @@ class Cancellable(Protocol):
 
 
 class App:
-    """`access`: None admits everyone. `spool_state`: as it is now, for /metrics.
+    """`access`: None admits everyone. `spool_state`: as it is now, for /metrics. `required`: the problems that must answer
+    before the server is ready; none: any of them.
 
     The lifespan protocol starts and stops the service.
     """
@@ -59,6 +60,7 @@ class App:
         service: PredictionService,
         access: "AccessControl | None" = None,
         spool_state: Callable[[], SpoolState] = SpoolState,
+        required: Sequence[str] = (),
     ) -> None:
         self.service, self._access, self._params = service, access, service.params
         self._bodies = BodyBudget(self._params.serve.max_body_kb * 1024)
@@ -69,7 +71,9 @@ class App:
         self._overdue: set[Cancellable] = set()
         self._timeouts: asyncio.Task[None] | None = None
         in_flight = self._in_flight
-        self._status = StatusEndpoints(service, self._problems_of_paths, spool_state, lambda: len(in_flight), self._visible)
+        self._status = StatusEndpoints(
+            service, self._problems_of_paths, spool_state, lambda: len(in_flight), self._visible, required
+        )
         self.routes = routes.build(
             self._params,
             PredictionEndpoints(service),

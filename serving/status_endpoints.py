@@ -22,6 +22,7 @@ PAGE_HEADERS = tuple(
 )
 NOT_SERVING = "the deployed version cannot serve; see evergreen status and the server's log"
 """The reason may hold paths: it goes to the log, not to clients."""
+NOT_DEPLOYED = "no version is deployed"
 NOT_WRITTEN = "predictions wait in memory: the disk takes none"
 EXTENSIONS = ["binary_tensor_data", "classification"]
 """Of the Open Inference Protocol."""
@@ -46,7 +47,7 @@ class SpoolState:
 class StatusEndpoints:
     """`paths`: path -> its problem ("": none). `spool_state`, `in_flight`: as they are now.
 
-    `visible`: the problems that a request may learn of.
+    `visible`: the problems that a request may learn of. `required`: those without which the server is not ready.
     """
 
     def __init__(
@@ -56,7 +57,9 @@ class StatusEndpoints:
         spool_state: Callable[[], "SpoolState"],
         in_flight: Callable[[], int],
         visible: Callable[[HttpRequest], Sequence[str]],
+        required: Sequence[str] = (),
     ) -> None:
+        self._required = required
         self._service, self._versions, self._paths = service, service.versions, paths
         self._spool_state, self._in_flight, self._visible = spool_state, in_flight, visible
         self.stopping = False
@@ -66,19 +69,23 @@ class StatusEndpoints:
         return json_response({"status": "alive"})
 
     async def ready(self, request: HttpRequest) -> HttpResponse:
-        """GET /ready: 503 if no version serves at all, or the server is stopping.
+        """GET /ready: 503 if no version serves at all, one of `required` has none, or the server is stopping.
 
         `decisions_read_at`: when this worker last read who serves. While the database does not answer it grows old, and the
         loaded versions keep serving. `journal`: predictions are answered and wait in memory, for lack of space.
         `problems` and `errors` hold what the caller's key allows: without a key, where one is required, nothing.
         """
         loaded = {problem: self._versions.loaded(problem) for problem in self._service.params.problems}
-        is_ready = any(loaded.values()) and not self.stopping
+        missing = [problem for problem in self._required if not loaded[problem]]
+        is_ready = any(loaded.values()) and not missing and not self.stopping
         seen = self._visible(request)
         versions = {problem: {variant: model.version for model, variant in loaded[problem]} for problem in seen}
         watcher = self._versions.watcher
         failing, read_at = [each for each in watcher.errors if each in versions], watcher.read_at
-        errors = {"errors": dict.fromkeys(failing, NOT_SERVING)} if failing else {}
+        reasons = dict.fromkeys((each for each in missing if each in versions), NOT_DEPLOYED) | dict.fromkeys(
+            failing, NOT_SERVING
+        )
+        errors = {"errors": reasons} if reasons else {}
         heard = {"decisions_read_at": read_at.isoformat(timespec="seconds")} if read_at else {}
         since = self._spool_state().failing_since
         journal = {"journal": f"{NOT_WRITTEN} since {since.isoformat(timespec='seconds')}"} if since else {}

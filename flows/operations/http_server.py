@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -65,14 +65,23 @@ class Child:
 class Supervisor:
     """The processes of one service. Raises ProjectError if the address cannot be bound, or needs API keys without any.
 
-    `console`: the port of a console beside it, on the same host; None: there is none.
+    `console`: the port of a console beside it, on the same host; None: there is none. `only`: the problems to serve; none: all.
     """
 
-    def __init__(self, layout: Layout, params: Params, host: str, port: int, workers: int, console: int | None = None) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        params: Params,
+        host: str,
+        port: int,
+        workers: int,
+        console: int | None = None,
+        only: Sequence[str] = (),
+    ) -> None:
         from evergreen.serving.access_control import AccessControl
 
         AccessControl(params.serve, host, settings.keys(layout))  # raises before any worker starts
-        self._layout, self._params, self._host, self._count = layout, params, host, workers
+        self._layout, self._params, self._host, self._count, self._only = layout, params, host, workers, only
         self._socket = bind("serve", host, port) if workers == 1 else reserve("serve", host, port)
         self.url = url_of(self._socket)
         self._status = layout.var / "serving" / str(os.getpid())
@@ -122,7 +131,7 @@ class Supervisor:
         place = ("--port", str(self._socket.getsockname()[1])) if shared else ("--fd", str(fd))
         process = child_process.start(
             "evergreen.flows.operations.http_server", "--root", str(self._layout.root), *place, "--host", self._host,
-            "--status", str(self._status), *(f"--wait={each}" for each in gate),
+            "--status", str(self._status), *(f"--wait={each}" for each in gate), *(f"--only={each}" for each in self._only),
             cwd=Path.cwd(), env={**dict.fromkeys(THREADS, "1"), **os.environ}, pass_fds=gate if shared else (fd, *gate),
         )  # fmt: skip
         if self._holding:
@@ -320,8 +329,13 @@ def url_of(bound: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def application(layout: Layout, params: Params, host: str, status: Path | None = None) -> "tuple[App, DeploymentWatcher[Any]]":
-    """The application of a worker, with the project's registry, databases and spool, and the deployed versions loaded."""
+def application(
+    layout: Layout, params: Params, host: str, status: Path | None = None, only: Sequence[str] = ()
+) -> "tuple[App, DeploymentWatcher[Any]]":
+    """The application of a worker, with the project's registry, databases and spool, and the deployed versions loaded.
+
+    `only`: the problems to serve; none: all.
+    """
     from evergreen.monitoring.ledger import refused_rows
     from evergreen.monitoring.ledger import spool as spools
     from evergreen.serving import model_loading, text_values
@@ -334,6 +348,7 @@ def application(layout: Layout, params: Params, host: str, status: Path | None =
     from evergreen.serving.prediction_service import PredictionService
     from evergreen.serving.status_endpoints import SpoolState
 
+    params = params.narrow(only)
     registry, events = settings.registry(layout), settings.events(layout)
     ledger = settings.ledger(layout) if params.serve.ledger else None
     folder = settings.spool_folder(layout)
@@ -360,7 +375,7 @@ def application(layout: Layout, params: Params, host: str, status: Path | None =
         backlog, refused = spools.backlog_bytes(folder), refused_rows.count(folder)
         return SpoolState(backlog, spool.lost(), refused, spool.waiting, spool.failing_since) if spool else SpoolState(backlog)
 
-    return App(service, access, spool_state), watcher
+    return App(service, access, spool_state, only), watcher
 
 
 def _wait(gate: int) -> None:
@@ -375,10 +390,12 @@ def _wait(gate: int) -> None:
         pipe.read()
 
 
-def work(layout: Layout, host: str, fd: int | None, port: int, status: Path, gate: int | None = None) -> None:
+def work(
+    layout: Layout, host: str, fd: int | None, port: int, status: Path, gate: int | None = None, only: Sequence[str] = ()
+) -> None:
     """Serve on the socket `fd`, or else on a share of `port`, until SIGTERM.
 
-    `gate`: the end of a pipe; first wait until the other end closes.
+    `gate`: the end of a pipe; first wait until the other end closes. `only`: the problems to serve; none: all.
     """
     import uvicorn
 
@@ -390,7 +407,7 @@ def work(layout: Layout, host: str, fd: int | None, port: int, status: Path, gat
         _wait(gate)
     params = load(layout.params)
     sys.setswitchinterval(SWITCH_SECONDS)
-    app, watcher = application(layout, params, host, status)
+    app, watcher = application(layout, params, host, status, only)
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn handles it, and raises it again once it has stopped
     garbage.keep_loaded()
     config = http_protocol.configure(
@@ -415,11 +432,12 @@ def _main() -> None:
     parser.add_argument("--host")
     parser.add_argument("--status", type=Path)
     parser.add_argument("--wait", type=int)
+    parser.add_argument("--only", action="append", default=[])
     options = parser.parse_args()
     log_limits.configure(logging.INFO, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in ("uvicorn.error", "alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    work(Layout(options.root), options.host, options.fd, options.port, options.status, options.wait)
+    work(Layout(options.root), options.host, options.fd, options.port, options.status, options.wait, options.only)
 
 
 if __name__ == "__main__":

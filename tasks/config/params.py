@@ -3,6 +3,7 @@
 This module is the public front of the room: it exports every section. `loading.load` reads the file.
 """
 
+from collections.abc import Sequence
 from datetime import date
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -214,6 +215,12 @@ class Params(Section):
         """The kind of `problem`. Raises ParamsError for an unknown one."""
         self.section(problem)
         return self.problems[problem]
+
+    def narrow(self, names: Sequence[str]) -> "Params":
+        """The same with the problems `names` alone; without names, with all. Raises ParamsError for an unknown one."""
+        for name in names:
+            self.section(name)
+        return self.model_copy(update={"problems": {name: self.problems[name] for name in names or self.problems}})
 
     def section(self, problem: str) -> Problem:
         """The section of `problem`. Raises ParamsError, with the most similar name, for an unknown one."""

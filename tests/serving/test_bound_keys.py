@@ -1,7 +1,7 @@
 """A key that is bound to problems: it uses these alone, and learns nothing about the others, whatever it asks."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,9 +45,12 @@ def params(default: str | None = None) -> Params:
 
 
 class Client:
-    """Asks an application in this process. Each problem has a version; that of OTHER is 77, and LISTS has an error."""
+    """Asks an application in this process. Each problem has a version; that of OTHER is 77, and LISTS has an error.
 
-    def __init__(self, keys: Keys, default: str | None = None) -> None:
+    `lost`: a problem with an error and without a version. `only`: the problems that it serves.
+    """
+
+    def __init__(self, keys: Keys, default: str | None = None, lost: str | None = None, only: Sequence[str] = ()) -> None:
         recommender: Any = SimpleNamespace(problem=LISTS, version=88, users=lambda: [1], items=lambda: [2])
         lists = ListModel(recommender, "product_id", "household_id")
         sets: dict[str, Any] = {
@@ -55,9 +58,12 @@ class Client:
             OTHER: ServingSet(rows_model(OTHER, 77)),
             LISTS: ServingSet(lists),
         }
-        watcher: Any = SimpleNamespace(serving_set=sets.get, errors={LISTS: "cannot load"}, read_at=None)
-        known = params(default)
-        self._app = App(PredictionService(known, watcher, None, None, Metrics()), AccessControl(known.serve, "0.0.0.0", keys))
+        known = params(default).narrow(only)
+        errors = {each: "cannot load" for each in (LISTS, lost) if each in known.problems}
+        watcher: Any = SimpleNamespace(serving_set={**sets, lost: None}.get, errors=errors, read_at=None)
+        self._app = App(
+            PredictionService(known, watcher, None, None, Metrics()), AccessControl(known.serve, "0.0.0.0", keys), required=only
+        )
 
     def ask(self, method: str, path: str, secret: str | None, body: Any = None) -> tuple[int, bytes]:
         headers = [] if secret is None else [(b"x-api-key", secret.encode())]
@@ -156,6 +162,23 @@ def test_ready_shows_versions_by_key_and_to_others_only_whether_it_is(keys, boun
     assert shown[bound] == {"ready": True, "problems": own}
     assert shown[free]["problems"] == {**own, OTHER: {"champion": 77}, LISTS: {"champion": 88}}
     assert set(shown[free]["errors"]) == {LISTS}
+
+
+def test_a_server_of_some_problems_is_ready_once_each_of_them_has_a_version(keys):
+    free = keys.add("desk", ["labels"])
+
+    def ready(**given: Any) -> tuple[int, Any]:
+        status, body = Client(keys, **given).ask("GET", "/ready", free)
+        return status, orjson.loads(body)
+
+    assert ready(only=[OWN], lost=OTHER) == (200, {"ready": True, "problems": {OWN: {"champion": 3}}})
+    status, found = ready(only=[OWN, OTHER], lost=OTHER)
+    assert (status, found["ready"], set(found["errors"])) == (503, False, {OTHER})
+    assert ready(lost=OTHER)[0] == 200, "the server of all problems serves what it can"
+    asking = keys.add("all", ["predict"])
+    narrow = Client(keys, only=[OWN, OTHER], lost=OTHER)
+    assert narrow.ask("GET", "/v2/health/ready", None)[0] == 503
+    assert narrow.ask("POST", f"/v1/predict/{LISTS}", asking, {"baskets": 1})[0] == 404
 
 
 def test_without_a_key_no_path_shows_whether_a_problem_exists(keys, bound):

@@ -7,9 +7,11 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from evergreen.flows import child_process
 from evergreen.flows.operations import http_server
 from evergreen.flows.operations.http_server import Child, Supervisor, bind, reserve, share
 from evergreen.tasks.config import loading
@@ -39,6 +41,19 @@ def test_a_console_that_cannot_start_delays_no_restart_of_a_worker(tmp_path: Pat
     assert supervisor._restart_due(worker, "a worker")
     assert not supervisor._restart_due(console, "the console")
     supervisor._socket.close()
+
+
+def test_each_worker_is_told_the_problems_to_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store.project(tmp_path, households=5, weeks=20)
+    layout, commands = Layout(tmp_path), list[tuple[str, ...]]()
+    process = SimpleNamespace(pid=1, poll=lambda: None)
+    monkeypatch.setattr(child_process, "start", lambda *words, **_: commands.append(words) or process)
+    known = loading.load(layout.params)
+    names = [*known.problems][:2]
+    supervisor = Supervisor(layout, known.narrow(names), "127.0.0.1", 0, 1, only=names)
+    supervisor._start_worker()
+    supervisor._socket.close()
+    assert [word for word in commands[0] if word.startswith("--only=")] == [f"--only={each}" for each in names]
 
 
 def accepted(listener: socket.socket) -> int:

@@ -221,3 +221,11 @@ def test_a_model_of_params_is_frozen(tmp_path):
     assert isinstance(read, Params)
     with pytest.raises(ValueError, match="frozen"):
         read.project.seed = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_params_narrow_to_some_problems_in_their_order_and_name_an_unknown_one():
+    known = load(ROOT / "params.yaml")
+    assert [*known.narrow(["spend", "redeem"]).problems] == ["spend", "redeem"]
+    assert known.narrow(()).problems == known.problems
+    with pytest.raises(ParamsError, match=r"redem: no such problem in params\.yaml; did you mean redeem"):
+        known.narrow(["spend", "redem"])
