@@ -133,7 +133,7 @@ class OnlineRecommender:
         return None if user is None else self._cache.get(user, {}).get(request)
 
     def refill_cache(self) -> None:
-        """RecommendedLists the requests that purchases evicted from the cache: their users are likely to ask again."""
+        """Answer the requests that purchases evicted from the cache: their users are likely to ask again."""
         while self._evicted:
             self.recommend(self._evicted.popleft())
 
