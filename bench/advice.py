@@ -1,6 +1,6 @@
 """`python -m bench.advice`: whether the next step that a diagnosis names is right, on planted tables.
 
-    python -m bench.advice                                      20 cases with 3 seeds each: about ten minutes on one core
+    python -m bench.advice                                      20 cases with 3 seeds each: about two minutes on one core
     python -m bench.advice --seeds 7 8 --cases "noise"          two seeds of the cases whose name contains it
 
 Each case plants what is wrong with a table or a model. A step is right, harmful (it sends a person the wrong way), or neither.
@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ OVERFIT = {"model": "lightgbm", "num_leaves": 40, "min_child_samples": 1, "n_est
 SECONDS = 15.0
 """CPU seconds of a diagnosis."""
 COMPLEX = {"richer model", "longer search"}
-Columns = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,6 @@ class Case:
     completed: int | None = None
     """Trials that a search of 20 seconds completed; None: it was not cut."""
     kind: KindName = "regression"
-    settings: dict[str, Any] = field(default_factory=dict)
 
 
 RIDGE, LOGISTIC = {"model": "ridge"}, {"model": "logistic"}
@@ -75,7 +73,7 @@ CASES = (
 def plant(case: Case, seed: int) -> pl.DataFrame:
     """The table of a case, its target `y`."""
     draw, rows = np.random.default_rng(seed), case.rows
-    columns: Columns = {f"x{place}": draw.normal(size=rows) for place in range(5)}
+    columns: dict[str, Any] = {f"x{place}": draw.normal(size=rows) for place in range(5)}
     line = columns["x0"] + 0.7 * columns["x1"]
     amount, error = line + draw.normal(size=rows), draw.normal(size=rows)
     positive = draw.random(rows) < 1 / (1 + np.exp(-line))
