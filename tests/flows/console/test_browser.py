@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from evergreen.flows import settings
 from evergreen.flows.console import commands
@@ -28,6 +28,8 @@ VIEWS = (
 )  # fmt: skip
 FRAMES = {"iframes": False}
 """Of axe: a report inside a frame is another tool's page."""
+WAIT_MS = 15_000
+"""Most milliseconds until a page shows the effect of an action: the browser handles events on its own time."""
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,7 @@ def browser() -> Iterator[Browser]:
         if os.environ.get("CI") == "true":
             pytest.fail("Chromium is not installed; on CI it must be")
         pytest.skip("Chromium is not installed")
+    expect.set_options(timeout=WAIT_MS)
     with sync_playwright() as playwright:
         found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield found
@@ -100,7 +103,7 @@ def test_a_person_tries_a_value_and_sees_the_prediction_move(browser: Browser, m
         size.dispatch_event("change")
         page.wait_for_selector("text=Not predicted.")
         page.fill("input[type=search]", "colo")
-        assert page.locator("#fields label:visible").count() == 1
+        expect(page.locator("#fields label:visible")).to_have_count(1)
 
 
 def test_a_person_answers_a_suggestion_and_steers_a_rollout(browser: Browser, layout: Layout):
@@ -108,20 +111,19 @@ def test_a_person_answers_a_suggestion_and_steers_a_rollout(browser: Browser, la
         page.goto("/problems/dear")
         suggestion = page.locator("section", has_text="A retraining is suggested")
         suggestion.locator("input[name=reason]").fill("the holidays")
-        suggestion.locator("button:text('Decline')").click()
-        page.wait_for_load_state()
-        assert page.locator("text=A retraining is suggested").count() == 0
+        _send(page, suggestion.locator("button:text('Decline')"))
+        expect(page.locator("text=A retraining is suggested")).to_have_count(0)
         for act, state in (("Pause", "paused"), ("Resume", "running")):
             rollout = page.locator("section", has_text="Rollout in progress")
             rollout.locator("input[name=reason]").fill("because")
-            rollout.locator(f"button:text('{act}')").click()
-            page.wait_for_load_state()
+            _send(page, rollout.locator(f"button:text('{act}')"))
             stands = settings.rollouts(layout).current("dear")
             assert stands
             assert stands.state == state
         rollout = page.locator("section", has_text="Rollout in progress")
         rollout.locator("button:text('Promote')").click()
-        assert settings.rollouts(layout).current("dear")  # the browser asks for a reason first
+        expect(rollout.locator("input[name=reason]:invalid")).to_be_focused()  # the browser asks for a reason first
+        assert settings.rollouts(layout).current("dear")
         rollout.locator("input[name=reason]").fill("it is better")
         rollout.locator("button:text('Promote')").click()
         page.wait_for_selector("text=v2 is champion")
@@ -152,7 +154,7 @@ def test_a_person_snoozes_approves_retrains_and_cancels(browser: Browser, layout
         page.goto("/problems/dear")
         page.locator("section", has_text="A retraining is suggested").locator("input[name=days]").fill("3")
         _press(page, "A retraining is suggested", "Snooze", "after the fair")
-        assert page.locator("text=A retraining is suggested").count() == 0
+        expect(page.locator("text=A retraining is suggested")).to_have_count(0)
         _press(page, "Retrain on the data known now", "Retrain now", "new prices")
         assert begun[-1] == ["ann", "retrain", "dear", "--reason=new prices"]
         now = datetime.now(UTC)
@@ -170,17 +172,24 @@ def test_a_person_snoozes_approves_retrains_and_cancels(browser: Browser, layout
 def _press(page: Page, within: str, button: str, reason: str) -> None:
     form = page.locator("form", has_text=within) if within[0] in "RC" else page.locator("section", has_text=within)
     form.locator("input[name=reason]").fill(reason)
-    form.locator(f"button:text('{button}')").click()
-    page.wait_for_load_state()
+    _send(page, form.locator(f"button:text('{button}')"))
+
+
+def _send(page: Page, button: Locator) -> None:
+    """Press it and wait for the page that answers: a click returns before the old page is gone."""
+    with page.expect_navigation():
+        button.click()
 
 
 def test_a_table_sorts_filters_and_downloads_what_it_shows(browser: Browser, made: Layout):
     with opened(browser, made) as page:
         page.goto("/problems/dear/find?entity=street+3")
         page.click("th button:text('id')")
-        first = [each.inner_text() for each in page.locator("tbody tr td:nth-child(2)").all()]
+        expect(page.locator("th[aria-sort=ascending]")).to_have_text("id")
+        ids = page.locator("tbody tr td:nth-child(2)")
+        first = ids.all_inner_texts()
         page.click("th button:text('id')")
-        assert [each.inner_text() for each in page.locator("tbody tr td:nth-child(2)").all()] == first[::-1]
+        expect(ids).to_have_text(first[::-1])
         page.fill("[aria-label='filter the table predictions']", "house-31")
         with page.expect_download() as download:
             page.click("text=csv")
@@ -193,15 +202,16 @@ def test_a_chart_shows_values_and_is_enlarged_by_keyboard(browser: Browser, made
     with opened(browser, made) as page:
         page.goto("/problems/dear/evaluation")
         page.locator("figure [data-values]").first.hover()
-        assert "predicted probability" in page.inner_text(".tip")
+        expect(page.locator(".tip")).to_contain_text("predicted probability")
         page.focus("figure button")
         page.keyboard.press("Enter")
         dialog = page.locator("dialog.enlarged")
         before = dialog.locator("svg").get_attribute("viewBox")
         dialog.locator("button:text('Closer')").click()
-        assert dialog.locator("svg").get_attribute("viewBox") != before
+        assert before
+        expect(dialog.locator("svg")).not_to_have_attribute("viewBox", before)
         page.keyboard.press("Escape")
-        assert dialog.count() == 0
+        expect(dialog).to_have_count(0)  # its close event runs after the key's
 
 
 def test_the_timeline_is_scrubbed_by_its_slider(browser: Browser, made: Layout):
@@ -221,7 +231,7 @@ def test_keys_sign_in_to_what_their_scope_allows(browser: Browser, layout: Layou
         page.keyboard.press("Enter")
         page.wait_for_selector("text=desk (read only)")
         assert page.url.endswith("/problems/dear")
-        assert page.locator("button:text('Retrain now')").count() == 0
+        expect(page.locator("button:text('Retrain now')")).to_have_count(0)
         page.click("text=Sign out")
         page.wait_for_selector("text=API key")
         page.close()
