@@ -8,10 +8,12 @@ from starlette.responses import Response
 
 from evergreen.flows import settings
 from evergreen.flows.console import equal_lists, equal_rows, trial
+from evergreen.flows.console.kept import Kept, Made
 from evergreen.flows.console.overview import MOST_ROWS
 from evergreen.flows.console.visits import NotFoundError, Visit, whole_number
 from evergreen.monitoring.report import formatting, production_section
 from evergreen.tasks.core.errors import EvergreenError, ParamsError
+from evergreen.tasks.core.paths import Layout
 
 if TYPE_CHECKING:
     from evergreen.flows.console.equal_lists import EqualLists
@@ -28,6 +30,9 @@ COSTS = {"cpu_seconds": "CPU seconds of", "peak_mb": "peak memory in MB of"}
 """Names of the registry that are costs of a step, and how they are shown."""
 SHOWN_WEEKS = 24
 """Most weeks of both versions together, the newest."""
+KEPT_SECONDS = 600
+"""Predictions of both versions on the same rows are kept for so long: they take seconds, and their rows change slowly."""
+KEPT = 20
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,13 @@ def show(visit: Visit) -> Response:
     rest = [each for each in known if each != champion]
     first, second = _asked(visit, "a", champion, known), _asked(visit, "b", rest[0] if rest else champion, known)
     one, two = versions[first], versions[second]
-    rows, lists, line = None, None, None
-    if "rows" in visit.query and first != second:
-        try:
-            rows, lists = _predict(visit, problem, first, second)
-        except EvergreenError as error:
-            line = str(error)
+    if visit.partial:
+        return _show_both(visit, problem, first, second)
+    asked = "rows" in visit.query and first != second
+    made, line = None, None
+    if asked:
+        at_once = "whole" in visit.query
+        made, line = _both(visit, problem, first, second) if at_once else (BOTH.peek(_key(visit, first, second)), None)
     return visit.render(
         "compare.html",
         problem=problem,
@@ -77,8 +83,8 @@ def show(visit: Visit) -> Response:
         figures=_figures(one, two),
         costs=_costs(one, two),
         differences=_differences(one.tags, two.tags),
-        rows=rows,
-        lists=lists,
+        asked=asked,
+        made=made,
         line=line,
         weeks=_weeks(visit, problem, {first, second}),
         kind=visit.params.kind(problem),
@@ -87,15 +93,44 @@ def show(visit: Visit) -> Response:
     )
 
 
-def _predict(visit: Visit, problem: str, first: int, second: int) -> "tuple[EqualRows | None, EqualLists | None]":
-    """What both versions predict now: rows of the ledger, or lists for the same users."""
+@dataclass(frozen=True)
+class Both:
+    """What two versions predict: rows of the ledger, or lists for the same users."""
+
+    rows: "EqualRows | None" = None
+    lists: "EqualLists | None" = None
+
+
+BOTH: Kept[Both] = Kept(KEPT_SECONDS, KEPT)
+
+
+def _show_both(visit: Visit, problem: str, first: int, second: int) -> Response:
+    """The part of the page that takes long; it is asked for when the page stands."""
+    made, line = _both(visit, problem, first, second)
+    return visit.render("both.html", problem=problem, first=first, second=second, made=made, line=line)
+
+
+def _both(visit: Visit, problem: str, first: int, second: int) -> tuple[Made[Both] | None, str | None]:
+    """What both predict, or why they cannot."""
+    key, anew = _key(visit, first, second), "anew" in visit.query
+    try:
+        return BOTH.get(key, lambda: _predict(visit, problem, first, second), anew), None
+    except EvergreenError as error:
+        return None, str(error)
+
+
+def _key(visit: Visit, first: int, second: int) -> tuple[Layout, str, int, int]:
+    return visit.layout, visit.problem, first, second
+
+
+def _predict(visit: Visit, problem: str, first: int, second: int) -> Both:
     from evergreen.serving.loaded_model import ListModel, RowModel
 
     one, two = (trial.loaded(visit.layout, problem, each) for each in (first, second))
     if isinstance(one, ListModel) and isinstance(two, ListModel):
-        return None, equal_lists.compare(visit, problem, one, two)
+        return Both(lists=equal_lists.compare(visit, problem, one, two))
     if isinstance(one, RowModel) and isinstance(two, RowModel):
-        return equal_rows.compare(visit, problem, one, two), None
+        return Both(rows=equal_rows.compare(visit, problem, one, two))
     raise ParamsError(f"{problem}: v{first} and v{second} are of different kinds; choose two versions of one kind")
 
 

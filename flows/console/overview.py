@@ -11,6 +11,7 @@ from starlette.responses import Response
 from evergreen.flows import running_steps, settings
 from evergreen.flows.console import commands
 from evergreen.flows.console.commands import Command
+from evergreen.flows.console.kept import Kept
 from evergreen.flows.console.traffic import Traffic, TrafficMeter
 from evergreen.flows.console.visits import Visit
 from evergreen.flows.operations import suggestions
@@ -20,7 +21,7 @@ from evergreen.tasks.core.paths import Layout
 
 if TYPE_CHECKING:
     from evergreen.monitoring.ledger.decisions import MonitoringRun
-    from evergreen.monitoring.rollout.sequential_tests import Test
+    from evergreen.monitoring.rollout.sequential_tests import Judgement, Test
     from evergreen.tasks.release.deployments import Deployment
     from evergreen.tasks.release.rollout_state import RolloutState
 
@@ -30,6 +31,8 @@ METER = TrafficMeter()
 
 MOST_ROWS = 10_000
 """Of more predictions a page neither counts labels nor compares losses."""
+JUDGEMENTS: "Kept[Judgement]" = Kept(seconds=10, most=100)
+"""The overview asks every three seconds, and a judgement reads the labels of all predictions of its rollout."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,8 @@ def read(layout: Layout, params: Params, names: list[str]) -> Now:
     )
 
 
-def problem(layout: Layout, params: Params, name: str, traffic: Traffic | None = None, *, most_rows: int = 0) -> ProblemNow:
-    """The state of one problem, from the database alone. `most_rows`: a rollout with no more predictions than these is judged
-    by their labels too."""
+def problem(layout: Layout, params: Params, name: str, traffic: Traffic | None = None) -> ProblemNow:
+    """The state of one problem, from the database alone. A rollout with few predictions is judged by their labels too."""
     from evergreen.flows.operations.rollouts import server_errors
     from evergreen.tasks.release.deployments import MOVES
 
@@ -119,7 +121,7 @@ def problem(layout: Layout, params: Params, name: str, traffic: Traffic | None =
         question=section.question,
         champion=champion,
         arrival=max(moves, key=lambda each: each.at, default=None),
-        rollout=_rollout(layout, params, name, most_rows),
+        rollout=_rollout(layout, params, name),
         traffic=traffic,
         run=runs[-1] if runs else None,
         suggestion=suggestions.pending(layout, params, name),
@@ -127,7 +129,7 @@ def problem(layout: Layout, params: Params, name: str, traffic: Traffic | None =
     )
 
 
-def _rollout(layout: Layout, params: Params, name: str, most_rows: int) -> RolloutNow | None:
+def _rollout(layout: Layout, params: Params, name: str) -> RolloutNow | None:
     """The rollout with the judgement on it so far; nothing is done about it."""
     from evergreen.monitoring.ledger import lookup
     from evergreen.monitoring.rollout import controller
@@ -139,7 +141,11 @@ def _rollout(layout: Layout, params: Params, name: str, most_rows: int) -> Rollo
     now, ledger = datetime.now(UTC), settings.ledger(layout)
     champion, candidate = rollouts.reports.counts(state.id, state.step)
     rows = lookup.count(ledger, name, state.begun, now)
-    judgement = controller.judge_state(params, rollouts, state, ledger if rows <= most_rows else None, now)
+    judged = JUDGEMENTS.get(
+        (layout, name, state.id, state.step, state.state, state.policy.model_dump_json()),
+        lambda: controller.judge_state(params, rollouts, state, ledger if rows <= MOST_ROWS else None, now),
+    )
+    judgement = judged.value
     return RolloutNow(
         state,
         state.describe(),
@@ -149,7 +155,7 @@ def _rollout(layout: Layout, params: Params, name: str, most_rows: int) -> Rollo
         candidate.errors,
         f"{judgement.decision}: {judgement.reason}",
         judgement.tests,
-        rows if rows > most_rows else 0,
+        rows if rows > MOST_ROWS else 0,
         max(0.0, (state.ends - now).total_seconds() / 3600),
     )
 

@@ -33,7 +33,7 @@ class Section:
 def show(visit: Visit) -> Response:
     problem = visit.problem
     traffic = overview.METER.read(visit.layout).get(problem)
-    now = overview.problem(visit.layout, visit.params, problem, traffic, most_rows=MOST_ROWS)
+    now = overview.problem(visit.layout, visit.params, problem, traffic)
     with vega.with_values():
         production = problem_section.production(
             visit.layout, problem, status.production_records(visit.layout, problem, MOST_ROWS)

@@ -185,13 +185,23 @@ document.addEventListener("htmx:configRequest", (event) => {
   if (event.detail.verb === "post" && before) event.detail.parameters.before = before.dataset.before;
 });
 document.addEventListener("htmx:beforeSwap", (event) => {
-  if (event.detail.xhr.status === 422) event.detail.shouldSwap = true; // its text is the reason
+  if ([404, 422, 500].includes(event.detail.xhr.status)) event.detail.shouldSwap = true; // its text is the reason
 });
-// The overview goes on where a person left it: what they opened stays open when it is drawn anew.
-let opened = [];
+// A console that has ended, or another machine that cannot be reached: the page says that it is old.
+for (const [name, lost] of [["htmx:sendError", true], ["htmx:timeout", true], ["htmx:afterRequest", false]]) {
+  document.addEventListener(name, (event) => {
+    const note = document.getElementById("lost");
+    if (note && (lost || event.detail.xhr?.status)) note.hidden = !lost;
+  });
+}
+// The overview goes on where a person left it: what they opened stays open when it is drawn anew, and the focus where it was.
+const FOCUSABLE = "a, button, input, summary, [tabindex]";
+let opened = [], focused = -1;
 document.addEventListener("htmx:beforeSwap", (event) => {
   opened = [...event.target.querySelectorAll("details")].map((each) => each.open);
+  focused = [...event.target.querySelectorAll(FOCUSABLE)].indexOf(document.activeElement);
 });
 document.addEventListener("htmx:afterSwap", (event) => {
   [...event.target.querySelectorAll("details")].forEach((each, place) => { each.open = each.open || Boolean(opened[place]); });
+  if (focused >= 0) [...event.target.querySelectorAll(FOCUSABLE)][focused]?.focus({ preventScroll: true });
 });

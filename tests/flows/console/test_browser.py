@@ -24,7 +24,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 VIEWS = (
     "/", "/problems/dear", "/problems/dear/evaluation", "/problems/dear/try", "/problems/recommend/try",
     "/problems/dear/find?entity=street+3", "/problems/dear/predictions/house-5?explain",
-    "/problems/dear/compare?rows=1", "/problems/dear/history", "/data",
+    "/problems/dear/compare?rows=1&whole=1", "/problems/dear/history", "/data",
 )  # fmt: skip
 FRAMES = {"iframes": False}
 """Of axe: a report inside a frame is another tool's page."""
@@ -88,6 +88,32 @@ def test_the_overview_shows_what_happens_without_a_reload(browser: Browser, layo
         assert "suggests a retraining" in page.inner_text("main")
         settings.rollouts(layout).pause("dear", "bob", "wait")
         page.wait_for_selector("text=paused", timeout=15_000)
+
+
+def test_a_page_of_a_console_that_has_ended_says_that_it_is_old(browser: Browser, made: Layout):
+    context = browser.new_context()
+    page = context.new_page()
+    with operated.running(made) as url:
+        page.goto(url)
+        page.locator("main a:text('try it')").first.focus()
+        with page.expect_response(f"{url}/"):  # drawn anew
+            pass
+        expect(page.locator("main a:text('try it')").first).to_be_focused()
+        expect(page.locator("#lost")).to_be_hidden()
+    expect(page.locator("#lost")).to_be_visible()
+    context.close()
+
+
+def test_the_rows_that_both_versions_predict_follow_their_page(browser: Browser, layout: Layout):
+    with opened(browser, layout) as page:
+        page.goto("/problems/dear/compare")
+        page.check("text=predict the newest rows with both")
+        page.click("button:text('Compare')")
+        page.wait_for_selector("text=Where they disagree most", timeout=60_000)
+        before = page.inner_text("text=Predicted at")
+        page.wait_for_timeout(1_000)
+        page.click("text=Predict again")
+        expect(page.locator("text=Predicted at")).not_to_have_text(before)
 
 
 def test_a_person_tries_a_value_and_sees_the_prediction_move(browser: Browser, made: Layout):

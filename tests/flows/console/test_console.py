@@ -115,10 +115,38 @@ def test_a_prediction_is_found_by_entity_and_shown_with_label_run_and_contributi
 
 
 def test_two_versions_are_compared_on_the_same_rows_with_intervals(reader: httpx.Client):
-    page = reader.get("/problems/dear/compare?a=1&b=2&rows=1").text
+    page = reader.get("/problems/dear/compare?a=1&b=2&rows=1&whole=1").text
     assert "60 rows of the ledger, the newest with a label" in page
     assert "gain of v2" in page
     assert "Where they disagree most" in page
+
+
+def test_a_comparison_shows_its_page_at_once_and_predicts_once_for_it(layout: Layout, monkeypatch: pytest.MonkeyPatch):
+    from evergreen.flows.console import compare
+
+    predicted: list[tuple[int, int]] = []
+    predict = compare._predict
+
+    def counted(visit: Any, problem: str, first: int, second: int) -> Any:
+        predicted.append((first, second))
+        return predict(visit, problem, first, second)
+
+    monkeypatch.setattr(compare, "_predict", counted)
+    address, part = "/problems/dear/compare?a=1&b=2&rows=1", {"hx-request": "true"}
+    with open_console(layout) as client:
+        page = client.get(address).text
+        assert "Both versions predict now" in page
+        assert (predicted, "Where they disagree most" in page) == ([], False)
+        both = client.get(address, headers=part).text
+        assert "Where they disagree most" in both
+        assert "<html" not in both
+        again = client.get(address).text
+        assert "Where they disagree most" in again
+        assert 'hx-trigger="load"' not in again
+        client.get("/problems/dear/compare?a=2&b=1&rows=1", headers=part)
+        assert predicted == [(1, 2), (2, 1)]
+        client.get(f"{address}&anew=1", headers=part)
+    assert predicted == [(1, 2), (2, 1), (1, 2)]
 
 
 def test_a_gain_of_the_predicted_class_has_no_interval_where_few_rows_changed_class():
@@ -141,7 +169,7 @@ def test_a_gain_of_the_predicted_class_has_no_interval_where_few_rows_changed_cl
 
 
 def test_two_versions_of_a_recommender_are_compared_by_the_overlap_of_their_lists(reader: httpx.Client):
-    page = reader.get("/problems/recommend/compare?a=1&b=2&rows=1").text
+    page = reader.get("/problems/recommend/compare?a=1&b=2&rows=1&whole=1").text
     assert re.search(r"rank-biased overlap of the lists 0\.\d+ \[0\.\d+, 0\.\d+\] \(\d+ lists of \d+ users\)", page)
     rows = re.findall(r'<th scope="row" class="break">([^<]+)</th><td class="num">([0-9.]+)</td>', page)
     assert [float(each) for _, each in rows] == sorted(float(each) for _, each in rows)
@@ -167,8 +195,11 @@ def test_a_rollout_of_a_recommender_shows_its_losses_and_weeks_per_version(layou
     with open_console(layout) as client:
         page = client.get("/problems/recommend").text
         weeks = client.get("/problems/recommend/compare?a=1&b=2").text
+        now = client.get("/").text
     assert "mean loss, 1 − NDCG" in page
-    assert page.count("30 users") == 2
+    assert page.count("30 users") == now.count("30 users") == 2
+    assert re.search(r"[0-9.]+ h left", now)
+    assert "e-value" in now
     assert "Realised, as counted by the last monitoring run" in page
     assert "In production, week by week" in weeks
     assert re.findall(r'<td>v(\d)</td>.*?class="interval">([0-9.]+)', weeks) == [("2", "1.0"), ("1", "0.82")]
