@@ -9,12 +9,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from threading import Lock
 from uuid import uuid4
 
 from evergreen.flows.running_steps import last_lines
 from evergreen.tasks.core.errors import ProjectError
-from evergreen.tasks.core.paths import Layout, is_alive, make_folder
+from evergreen.tasks.core.paths import Layout, is_alive, locking, make_folder
 
 SHOWN = timedelta(minutes=30)
 """An ended command stays on the overview for so long."""
@@ -42,12 +41,11 @@ class Command:
 
 
 PROGRAM = ["-P", "-m", __name__]
-_STARTING = Lock()
 
 
 def start_once(layout: Layout, problem: str, by: str, arguments: Sequence[str]) -> None:
-    """The same as `start`. Raises ProjectError while a command that the console started for the problem still runs."""
-    with _STARTING:
+    """The same as `start`. Raises ProjectError while a command that a console started for the problem still runs."""
+    with locking(layout.var / "console" / "start.lock", f"{problem}: start", wait=True):  # of several consoles one starts it
         for each in recent(layout):
             if each.problem == problem and each.state == "runs":
                 begun = f"{each.verb}, which {each.by} started at {each.started:%H:%M} UTC"

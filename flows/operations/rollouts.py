@@ -34,15 +34,18 @@ def advance(layout: Layout, problems: Iterable[str]) -> dict[str, str]:
     return {problem: f"{each.decision}: {each.reason}" for problem, each in found.items() if each}
 
 
-def steer(layout: Layout, problem: str, act: "Act", by: str, reason: str) -> None:
-    """A person's decision about the rollout in progress. Raises ParamsError without a reason, ModelError without a rollout."""
+def steer(layout: Layout, problem: str, act: "Act", by: str, reason: str, of: int | None = None) -> None:
+    """A person's decision about the rollout in progress; `of`: the id of the rollout that they read, None: any.
+
+    Raises ParamsError without a reason, ModelError where it is not in progress.
+    """
     _require_reason(f"rollout {act}", problem, reason)
     rollouts = settings.rollouts(layout)
     if act == "promote":
-        rollouts.promote(settings.registry(layout), problem, by, reason)
+        rollouts.promote(settings.registry(layout), problem, by, reason, of)
         status.page(layout)
     else:
-        {"pause": rollouts.pause, "resume": rollouts.resume, "abort": rollouts.abort}[act](problem, by, reason)
+        {"pause": rollouts.pause, "resume": rollouts.resume, "abort": rollouts.abort}[act](problem, by, reason, of)
 
 
 def roll_back(layout: Layout, problem: str, to: int | None, by: str, reason: str) -> "Deployment":

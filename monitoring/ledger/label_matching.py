@@ -7,7 +7,6 @@ Of several labels the one with the latest `known_at` counts; the others stay on 
 beside them; rows of `labels` that are newer are joined as they are.
 """
 
-import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -30,6 +29,7 @@ from evergreen.monitoring.ledger.schema import (
     to_days,
     to_micros,
 )
+from evergreen.tasks.core import database
 
 Key = tuple[str | None, str | None, int | None, int | None]
 """What a label refers to: id, entity, day, second."""
@@ -90,10 +90,7 @@ def add_labels(connection: sa.Connection, problem: str, labels: Sequence[Label])
 
 def lock_labels(connection: sa.Connection, problem: str) -> None:
     """Wait until no other transaction writes labels: each label is compared with those before it."""
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-    else:
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(zlib.crc32(f"labels {problem}".encode()))))
+    database.lock(connection, f"labels {problem}")
 
 
 def _insert(connection: sa.Connection, problem: str, part: Sequence[dict[str, Any]], counts: dict[str, int]) -> None:

@@ -1,6 +1,6 @@
 """Suggested retrainings (`retrain.mode: suggest`) and what people answered: approve, decline or snooze."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any, Literal
@@ -47,15 +47,22 @@ class Suggestions:
     def __init__(self, address: str) -> None:
         self._engine = database.connect(address, "suggestions", METADATA)
 
-    def add(self, answer: Answer) -> None:
+    def add(self, answer: Answer, is_awaited: Callable[[Sequence[Answer]], bool]) -> bool:
+        """Write it if `is_awaited`, given the answers so far, oldest first; of two answers at the same instant one comes first.
+
+        Returns whether it was written.
+        """
         with self._connect() as connection:
+            database.lock(connection, f"suggestions {answer.problem}")
+            if not is_awaited(_answers(connection, answer.problem)):
+                return False
             connection.execute(sa.insert(ANSWERS).values(**answer.model_dump()))
+            return True
 
     def answers(self, problem: str) -> list[Answer]:
         """All answers about a problem, oldest first."""
-        query = sa.select(ANSWERS).where(ANSWERS.c.problem == problem).order_by(ANSWERS.c.id)
         with self._connect() as connection:
-            return [_to_answer(row) for row in connection.execute(query).mappings()]
+            return _answers(connection, problem)
 
     def _connect(self) -> AbstractContextManager[sa.Connection]:
         return database.transaction(self._engine, "suggestions")
@@ -75,6 +82,11 @@ def pending(
     newest = answers[-1] if answers else None
     snoozed = newest is not None and newest.until is not None and newest.until > now
     return None if snoozed else run
+
+
+def _answers(connection: sa.Connection, problem: str) -> list[Answer]:
+    query = sa.select(ANSWERS).where(ANSWERS.c.problem == problem).order_by(ANSWERS.c.id)
+    return [_to_answer(row) for row in connection.execute(query).mappings()]
 
 
 def _to_answer(row: Any) -> Answer:

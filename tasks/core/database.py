@@ -1,6 +1,7 @@
 """Open the project's databases, run transactions, and report failures in one line."""
 
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,9 @@ TIMEOUTS = {
     "tcp_user_timeout": 25_000,
 }
 """PostgreSQL: a connection that dies silently ends with an error after at most 25 s. Seconds; the last one milliseconds."""
+
+BUSY_MILLISECONDS = 30_000
+"""SQLite: a writer waits so long for another one."""
 
 
 def connect(address: str, of: str, tables: sa.MetaData) -> sa.Engine:
@@ -91,8 +95,19 @@ def _add_columns(engine: sa.Engine, table: sa.Table) -> None:
 
 def _prepare(link: Any, _record: Any) -> None:
     """SQLite: concurrent readers, a wait for other writers, durability after power loss; a new file can give space back."""
-    for setting in ("busy_timeout = 30000", "auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = FULL"):
+    link.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
+    if link.execute("PRAGMA page_count").fetchone() == (0,):  # it takes the lock of a writer, so only for a new file
+        link.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    for setting in ("journal_mode = WAL", "synchronous = FULL"):
         link.execute(f"PRAGMA {setting}")
+
+
+def lock(link: sa.Connection, name: str) -> None:
+    """Wait, at the beginning of a transaction, until no other one holds the lock of that name; SQLite has one for all names."""
+    if link.dialect.name == "sqlite":
+        link.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        link.execute(sa.select(sa.func.pg_advisory_xact_lock(zlib.crc32(name.encode()))))
 
 
 @contextmanager

@@ -203,17 +203,18 @@ def _replace(new: Path, path: Path) -> None:
 
 
 @contextmanager
-def locking(path: Path, what: str) -> Iterator[None]:
+def locking(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock file `path` until the block ends; a kill releases it too. For processes of one machine.
 
-    `what`: the locked work in the error, as in "redeem: tune". Raises LockedError at once if another process holds the lock.
+    `what`: the locked work in the error, as in "redeem: tune". Raises LockedError at once if another process holds the lock;
+    `wait`: waits for it instead.
     """
     import fcntl  # here: a logged model that imports this module loads on Windows too
 
     make_folder(path.parent)
     with path.open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise LockedError(

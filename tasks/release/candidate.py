@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 OPERATIONS = ("gate", "rollout", "schedule", "retrain", "monitor")
 """Keys of a problem's section that change no model; the tag `params` has them."""
+LONGEST_KEY = 250
+"""Characters of a metric's or a param's name in MLflow."""
 
 
 @dataclass(frozen=True)
@@ -167,5 +169,8 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _key(name: str) -> str:
-    """`name` in the characters that MLflow accepts: ndcg@10 becomes ndcg_10."""
-    return re.sub(r"[^\w./: -]", "_", name)
+    """`name` in the characters that MLflow accepts, and no longer than it accepts: ndcg@10 becomes ndcg_10."""
+    key = re.sub(r"[^\w./: -]", "_", name)
+    if len(key) <= LONGEST_KEY:
+        return key
+    return f"{key[: LONGEST_KEY - 13]} {hashlib.sha256(name.encode()).hexdigest()[:12]}"

@@ -84,20 +84,21 @@ class Rollouts:
         """Roll the candidate back; False if another process acted on `state` first."""
         return self._write(state, "abort", by, reason, evidence)
 
-    def pause(self, problem: str, by: str, reason: str) -> RolloutState:
+    def pause(self, problem: str, by: str, reason: str, of: int | None = None) -> RolloutState:
         """Keep the share until `resume`; a candidate that is significantly worse is still rolled back.
 
-        Raises ModelError, as do `resume`, `abort` and `promote`, where no rollout of `problem` is in progress.
+        `of`: the rollout that is meant, by its id; None: the one in progress. Raises ModelError, as do `resume`, `abort` and
+        `promote`, where it is not in progress.
         """
-        return self._ask(problem, "pause", by, reason)
+        return self._ask(problem, "pause", by, reason, of)
 
-    def resume(self, problem: str, by: str, reason: str) -> RolloutState:
+    def resume(self, problem: str, by: str, reason: str, of: int | None = None) -> RolloutState:
         """Continue; the time of the step starts again."""
-        return self._ask(problem, "resume", by, reason)
+        return self._ask(problem, "resume", by, reason, of)
 
-    def abort(self, problem: str, by: str, reason: str, evidence: Mapping[str, Any] | None = None) -> RolloutState:
+    def abort(self, problem: str, by: str, reason: str, of: int | None = None) -> RolloutState:
         """Roll the candidate back: the champion answers everything. Returns the state before."""
-        return self._ask(problem, "abort", by, reason, evidence)
+        return self._ask(problem, "abort", by, reason, of)
 
     def try_promote(
         self, registry: "Registry", state: RolloutState, by: str, reason: str, evidence: Mapping[str, Any] | None = None
@@ -106,7 +107,7 @@ class Rollouts:
         given = {**state.verdict, "rollout": dict(evidence or {})}
         return self.deployments.try_promote(registry, state.problem, state.candidate, state.revision, by, reason, given)
 
-    def promote(self, registry: "Registry", problem: str, by: str, reason: str) -> Deployment:
+    def promote(self, registry: "Registry", problem: str, by: str, reason: str, of: int | None = None) -> Deployment:
         """Promote the candidate now. The same call after a kill returns the promotion that it made."""
         self.deployments.update_alias(registry, problem)
         while True:
@@ -114,7 +115,7 @@ class Rollouts:
             last = rows[-1][1] if rows else None
             if last and (last.action, last.by, last.reason) == ("promote", by, reason):
                 return last
-            if made := self.try_promote(registry, self.require(problem), by, reason):
+            if made := self.try_promote(registry, self.require(problem, of), by, reason):
                 return made
 
     def rollback(self, registry: "Registry", problem: str, to: int | None, by: str, reason: str) -> Deployment:
@@ -125,21 +126,24 @@ class Rollouts:
             return self.deployments.history(problem)[-1]
         return self.deployments.rollback(registry, problem, to, by, reason)
 
-    def require(self, problem: str) -> RolloutState:
-        """The rollout in progress. Raises ModelError where there is none."""
-        if state := self.current(problem):
-            return state
-        raise ModelError(f"{problem}: no rollout is in progress; evergreen history {problem} lists the decisions")
+    def require(self, problem: str, of: int | None = None) -> RolloutState:
+        """The rollout in progress. Raises ModelError where there is none, or another than `of`."""
+        state = self.current(problem)
+        if state is None:
+            raise ModelError(f"{problem}: no rollout is in progress; evergreen history {problem} lists the decisions")
+        if of not in (None, state.id):
+            raise ModelError(
+                f"{problem}: that rollout has ended; the one of v{state.candidate} is in progress now: read it first"
+            )
+        return state
 
-    def _ask(
-        self, problem: str, action: Action, by: str, reason: str, evidence: Mapping[str, Any] | None = None
-    ) -> RolloutState:
+    def _ask(self, problem: str, action: Action, by: str, reason: str, of: int | None) -> RolloutState:
         """Write a person's decision, on the state at the time of writing."""
         while True:
-            state = self.require(problem)
+            state = self.require(problem, of)
             if (action, state.state) in (("pause", "paused"), ("resume", "running")):
                 return state
-            if self._write(state, action, by, reason, evidence):
+            if self._write(state, action, by, reason):
                 return state if action == "abort" else self.require(problem)
 
     def _write(

@@ -1,14 +1,16 @@
 """A project in operation, for the tests of the console: two versions of each problem, predictions with labels, a suggestion."""
 
+import json
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
+import numpy as np
 import polars as pl
 import uvicorn
 
@@ -17,9 +19,11 @@ from evergreen.flows.console import app
 from evergreen.monitoring.ledger.label_matching import Label
 from evergreen.monitoring.ledger.prediction_rows import Variant
 from evergreen.monitoring.ledger.records import Decision, Drift, Window
+from evergreen.tasks import problems
+from evergreen.tasks.config import loading
 from evergreen.tasks.config.operations import Rollout
 from evergreen.tasks.core.paths import Layout
-from tests import projects
+from tests import projects, store
 from tests.projects import Deployed
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -50,6 +54,33 @@ def lay(folder: Path, deployed: Deployed) -> Layout:
     plots = layout.report("dear") / "plots"
     plots.mkdir(parents=True, exist_ok=True)
     (plots / "calibration.csv").write_text("series,predicted,observed\nmodel,0.1,0.12\nmodel,0.6,0.55\n")
+    return layout
+
+
+def lay_wide(folder: Path, columns: Sequence[str], rows: int = 120) -> Layout:
+    """One problem, `wide`, of numbers in `columns` alone, with v1 as champion and 20 predictions."""
+    draw = np.random.default_rng(0)
+    frame = pl.DataFrame({name: draw.normal(size=rows).round(3) for name in columns})
+    frame = frame.with_columns(target=np.where(frame[:, 0] > 0, "yes", "no"))
+    store.project(folder, households=20, weeks=12)
+    (folder / "data-in").mkdir(exist_ok=True)
+    frame.write_parquet(folder / "data-in" / "wide.parquet")
+    features = {"table": "wide", "target": "target", "columns": dict.fromkeys(columns, "number")}
+    text = (folder / "params.yaml").read_text().replace("problems:\n", "problems:\n  wide: classification\n", 1)
+    text = text.replace("ingest:\n", "ingest:\n  wide: {parquet: data-in/wide.parquet}\n", 1)
+    (folder / "params.yaml").write_text(f"{text}\nwide: {json.dumps({'question': 'Wide?', 'features': features})}\n")
+    layout, known = Layout(folder), loading.load(folder / "params.yaml")
+    built = problems.kind("classification").build({"wide": frame.lazy()}, {}, known.section("wide"), None)
+    layout.features("wide").mkdir(parents=True)
+    for part, each in built.items():
+        each.write_parquet(layout.features("wide") / f"{part}.parquet")
+    projects.deploy(layout, "wide", "logistic")
+    few = frame.head(20).with_columns(id=pl.format("w-{}", pl.int_range(20)), entity=pl.format("e{}", pl.int_range(20)))
+    few = few.with_columns(prediction=pl.lit("yes"), probability_no=pl.lit(0.3), probability_yes=pl.lit(0.7))
+    settings.ledger(layout).append_frame(
+        "wide", 1, few, at=NOW, key="entity", id="id", features=tuple(columns),
+        outputs=("prediction", "probability_no", "probability_yes"),
+    )  # fmt: skip
     return layout
 
 

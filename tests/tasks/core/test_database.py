@@ -1,7 +1,9 @@
 """Connections to databases that do not answer."""
 
 import socket
+import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -29,3 +31,16 @@ def test_limits_of_the_address_win(silent_port: int):
     url = sa.make_url("postgresql+psycopg://me@host/x?connect_timeout=90&keepalives_idle=7")
     assert set(database.TIMEOUTS) - set(database._timeouts(url)) == {"connect_timeout", "keepalives_idle"}
     assert database._timeouts(sa.make_url("sqlite:///x.db")) == {}
+
+
+def test_a_file_is_opened_while_another_process_writes_into_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(database, "BUSY_MILLISECONDS", 100)
+    address, tables = f"sqlite:///{tmp_path / 'a.db'}", sa.MetaData()
+    sa.Table("some", tables, sa.Column("number", sa.Integer))
+    database.connect(address, "numbers", tables).dispose()
+    writer = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
+    writer.execute("BEGIN EXCLUSIVE")
+    with database.transaction(database.connect(address, "numbers", tables), "numbers") as link:
+        assert link.execute(sa.text("SELECT number FROM some")).all() == []
+        assert link.execute(sa.text("PRAGMA auto_vacuum")).scalar() == 2  # incremental: set when it was new
+    writer.close()
