@@ -97,14 +97,18 @@ def postgres() -> Iterator[str]:
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The address of an empty database: in a file, and on a server."""
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'evergreen.db'}"
-        return
-    found = request.getfixturevalue("postgres")
-    yield found
-    engine, tables = sa.create_engine(found), sa.MetaData()
+        return f"sqlite:///{tmp_path / 'evergreen.db'}"
+    return request.getfixturevalue("empty_postgres")
+
+
+@pytest.fixture
+def empty_postgres(postgres: str) -> Iterator[str]:
+    """The address of an empty database on a server."""
+    yield postgres
+    engine, tables = sa.create_engine(postgres), sa.MetaData()
     tables.reflect(engine)
     tables.drop_all(engine)
     engine.dispose()

@@ -21,9 +21,9 @@ from evergreen.flows.console import commands
 from evergreen.tasks.config.operations import Rollout
 from evergreen.tasks.core import database
 from evergreen.tasks.core.paths import Layout
+from tests import projects
 from tests.flows.console import operated
 from tests.flows.console.operated import open_console, post, token
-from tests.projects import Deployed
 
 ODD = ("a/b", "a b", "ü'\"", "<b>bold</b>", "100%", "a?b#c", "../x", "a//b", "&amp;", "日本")
 """Ids and entities that a table may hold."""
@@ -255,10 +255,10 @@ def addresses() -> list[str]:
 
 @pytest.mark.postgres
 def test_every_view_and_action_works_with_the_ledger_on_a_server(
-    tmp_path: Path, deployed: Deployed, postgres: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, empty_postgres: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("EVERGREEN_DATABASE", postgres)
-    layout = operated.lay(tmp_path, deployed)
+    monkeypatch.setenv("EVERGREEN_DATABASE", empty_postgres)
+    layout = operated.lay(tmp_path, projects.lay_deployed)
     operated.begin_rollout(layout)
     operated.add_lists(layout)
     with open_console(layout) as client:
