@@ -94,7 +94,7 @@ def run(layout: Layout, problems: Sequence[str], as_of: date | None, actions: Ac
     for completed in retraining.complete(layout, list(problems), actions.train):
         log.info("%s: %s", completed.problem, completed.outcome)
     prometheus_textfile.write(layout, decisions)
-    status.page(layout)
+    status.page_after(layout, "the monitoring run")
     return results
 
 

@@ -43,7 +43,7 @@ def backtest(
     params = read_params(place)
     days = [_day(option, text) for option, text in (("--from", first), ("--to", last))]
     found = backtest.run(place, params, name, policy or [backtest.OWN], days[0], days[1], metric, say)
-    status.page(place)
+    status.page_after(place, "the backtest")
     if as_json:
         print_json(found.model_dump(mode="json"))
         return

@@ -43,7 +43,7 @@ def steer(layout: Layout, problem: str, act: "Act", by: str, reason: str, of: in
     rollouts = settings.rollouts(layout)
     if act == "promote":
         rollouts.promote(settings.registry(layout), problem, by, reason, of)
-        status.page(layout)
+        status.page_after(layout, "the promotion")
     else:
         {"pause": rollouts.pause, "resume": rollouts.resume, "abort": rollouts.abort}[act](problem, by, reason, of)
 
@@ -56,7 +56,7 @@ def roll_back(layout: Layout, problem: str, to: int | None, by: str, reason: str
     _require_reason("rollback", problem, reason)
     with locking(layout.var / "train.lock", "rollback"):
         decision = settings.rollouts(layout).rollback(settings.registry(layout), problem, to, by, reason)
-        status.page(layout)
+        status.page_after(layout, "the rollback")
     return decision
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from evergreen.flows import settings
 from evergreen.flows.operations import rollouts as rolling
 from evergreen.tasks.__main__ import STEPS
 from evergreen.tasks.config.loading import load
+from evergreen.tasks.core.errors import EvergreenError
 from evergreen.tasks.core.paths import Layout, read_json
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from evergreen.tasks.release.deployments import Deployment
     from evergreen.tasks.release.mlflow_store import Version
     from evergreen.tasks.release.model_registry import Registry
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -131,6 +135,14 @@ def page(layout: Layout) -> Path:
     params = load(layout.params)
     champions = {name: found for name in params.problems if (found := champion(layout, name))}
     return build(params, layout, champions, {problem: production_records(layout, problem) for problem in params.problems})
+
+
+def page_after(layout: Layout, what: str) -> None:
+    """Rebuild the page after `what`, which is recorded and stands without it: a failure is a warning."""
+    try:
+        page(layout)
+    except (EvergreenError, OSError) as error:
+        log.warning("the page was not rebuilt: %s. %s is done; evergreen report rebuilds the page", error, what.capitalize())
 
 
 def champion(layout: Layout, problem: str) -> dict[str, Any] | None:

@@ -192,7 +192,8 @@ def shrink(engine: sa.Engine) -> int:
 
         before = pages()
         if cursor.execute("PRAGMA auto_vacuum").fetchone()[0] == 0:
-            cursor.execute("VACUUM")  # each connection asks for INCREMENTAL, which begins with this
+            cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            cursor.execute("VACUUM")  # from now on; a file of an earlier version
         else:
             give_space_back(engine)
         cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

@@ -1,6 +1,7 @@
 """Open the project's databases, run transactions, and report failures in one line."""
 
 import os
+import sqlite3
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ TIMEOUTS = {
 
 BUSY_MILLISECONDS = 30_000
 """SQLite: a writer waits so long for another one."""
+NO_ROOM = ("database or disk is full", "disk I/O error", "unable to open database file", "attempt to write a readonly database")
+"""What SQLite says where it cannot make or write its files."""
 
 
 def connect(address: str, of: str, tables: sa.MetaData) -> sa.Engine:
@@ -39,7 +42,8 @@ def connect(address: str, of: str, tables: sa.MetaData) -> sa.Engine:
         raise ProjectError(f"the address of the database of {of}: {str(error).splitlines()[0]}") from error
     try:
         if engine.dialect.name == "sqlite":
-            sqlalchemy.event.listen(engine, "connect", _prepare)
+            sqlalchemy.event.listen(engine, "do_connect", _open)
+            sqlalchemy.event.listen(engine, "checkin", _forget_copy)
             make_file(url.database or "")
         _make(engine, tables)
     except (SQLAlchemyError, OSError) as error:
@@ -93,13 +97,43 @@ def _add_columns(engine: sa.Engine, table: sa.Table) -> None:
             index.create(link, checkfirst=True)
 
 
-def _prepare(link: Any, _record: Any) -> None:
-    """SQLite: concurrent readers, a wait for other writers, durability after power loss; a new file can give space back."""
+def _open(dialect: Any, record: Any, arguments: Any, options: Any) -> Any:
+    """Open an SQLite file. On a full or read-only disk, where SQLite can make no files beside it, it is only read."""
+    link = dialect.connect(*arguments, **options)
+    try:
+        _prepare(link)
+        return link
+    except sqlite3.OperationalError as error:
+        link.close()
+        path = Path(arguments[0]).absolute()
+        if not str(error).startswith(NO_ROOM) or not _is_at_rest(path):
+            raise
+        record.info["at_rest"] = True
+        return dialect.connect(f"{path.as_uri()}?immutable=1", **{**options, "uri": True})
+
+
+def _prepare(link: Any) -> None:
+    """SQLite: concurrent readers, a wait for other writers, durability after power loss; a new file can give space back.
+
+    A file with tables is not written: a reader must neither wait for a writer nor fail on a full disk.
+    """
     link.execute(f"PRAGMA busy_timeout = {BUSY_MILLISECONDS}")
-    if link.execute("PRAGMA page_count").fetchone() == (0,):  # it takes the lock of a writer, so only for a new file
+    if not link.execute("PRAGMA page_count").fetchone()[0]:
         link.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    for setting in ("journal_mode = WAL", "synchronous = FULL"):
-        link.execute(f"PRAGMA {setting}")
+    link.execute("PRAGMA journal_mode = WAL")
+    link.execute("PRAGMA synchronous = FULL")
+
+
+def _is_at_rest(path: Path) -> bool:
+    """Whether all of an SQLite database is in its file."""
+    log = path.with_name(f"{path.name}-wal")
+    return path.is_file() and path.stat().st_size > 0 and not (log.exists() and log.stat().st_size)
+
+
+def _forget_copy(_link: Any, record: Any) -> None:
+    """A file that was opened at rest is opened again for the next transaction, which may find it changed."""
+    if record.info.pop("at_rest", False):
+        record.invalidate()
 
 
 def lock(link: sa.Connection, name: str) -> None:

@@ -34,7 +34,7 @@ from evergreen.tasks.config.params import Params, Section
 from evergreen.tasks.core import new_databases
 from evergreen.tasks.core.database import make_file
 from evergreen.tasks.core.errors import ModelError, StorageError
-from evergreen.tasks.core.paths import make_folder
+from evergreen.tasks.core.paths import make_folder, writing
 from evergreen.tasks.logged_model.manifest import MANIFEST, Manifest, Trained
 from evergreen.tasks.release.artifact_locations import Locations, local_path
 from evergreen.tasks.release.candidate import Candidate, to_text
@@ -82,6 +82,13 @@ def _alone_in(folder: Path) -> Iterator[None]:
         os.close(place)
 
 
+def _make_database(file: Path) -> None:
+    """Have MLflow make its tables beside `file`, which appears with all of them: MLflow refuses a database with some."""
+    with writing(file) as scratch:
+        make_file(str(scratch))
+        MlflowClient(tracking_uri=f"sqlite:///{scratch}", registry_uri=f"sqlite:///{scratch}")
+
+
 class MlflowStore:
     """Runs, models and aliases at `uri` (sqlite:///FILE, or http://HOST:PORT of a server).
 
@@ -107,7 +114,7 @@ class MlflowStore:
                 new = self._locations is not None and not file.exists() and not new_databases.copy("mlflow", file)
                 if not file.exists():
                     log.info("mlflow: creating its database %s, once; this takes a few seconds", file.name)
-                    make_file(str(file))
+                    _make_database(file)
                 self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
                 self._make_relative()
                 if new:

@@ -1,8 +1,10 @@
-"""Connections to databases that do not answer."""
+"""Connections to databases that do not answer, are locked, or lie on a full disk."""
 
+import shutil
 import socket
 import sqlite3
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,51 @@ def test_a_file_is_opened_while_another_process_writes_into_it(tmp_path: Path, m
         assert link.execute(sa.text("SELECT number FROM some")).all() == []
         assert link.execute(sa.text("PRAGMA auto_vacuum")).scalar() == 2  # incremental: set when it was new
     writer.close()
+
+
+TABLES = sa.MetaData()
+NOTES = sa.Table("notes", TABLES, sa.Column("text", sa.Text))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A database with one row, which nobody has open."""
+    path = tmp_path / "disk" / "notes.db"
+    engine = database.connect(f"sqlite:///{path}", "notes", TABLES)
+    with engine.begin() as link:
+        link.execute(sa.insert(NOTES).values(text="first"))
+    engine.dispose()
+    return path
+
+
+def texts(engine: sa.Engine) -> list[str]:
+    with database.transaction(engine, "notes") as link:
+        return list(link.execute(sa.select(NOTES.c.text)).scalars())
+
+
+def test_a_full_disk_can_be_read_and_is_named_to_writers(small_disk: Path, file: Path):
+    moved = small_disk / "notes.db"
+    shutil.copy(file, moved)
+    ballast = small_disk / "ballast"
+    with suppress(OSError), ballast.open("wb", buffering=0) as full:
+        while True:
+            full.write(bytes(4096))
+    engine = database.connect(f"sqlite:///{moved}", "notes", TABLES)
+    assert texts(engine) == ["first"]
+    with (
+        pytest.raises(ProjectError, match=r"notes cannot be used: .*readonly.* free space"),
+        database.transaction(engine, "notes") as link,
+    ):
+        link.execute(sa.insert(NOTES).values(text="second"))
+    ballast.unlink()
+    with database.transaction(engine, "notes") as link:
+        link.execute(sa.insert(NOTES).values(text="second"))
+    assert texts(engine) == ["first", "second"]
+    engine.dispose()
+
+
+def test_a_log_beside_the_file_is_not_passed_over(file: Path):
+    assert database._is_at_rest(file)
+    file.with_name(f"{file.name}-wal").write_bytes(b"x")
+    assert not database._is_at_rest(file)
+    assert not database._is_at_rest(file.with_name("other.db"))

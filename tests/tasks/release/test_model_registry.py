@@ -11,6 +11,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from evergreen.tasks.model_files import skops_models
 from evergreen.tasks.release.candidate import Candidate
 from evergreen.tasks.release.deployments import Deployments
 from evergreen.tasks.release.mlflow_model import requirements
-from evergreen.tasks.release.mlflow_store import Version
+from evergreen.tasks.release.mlflow_store import MlflowStore, Version
 from evergreen.tasks.release.model_registry import Registry
 from evergreen.tasks.release.promotion_gate import Verdict
 from tests import ROOT
@@ -521,3 +522,15 @@ def test_figures_lie_in_the_run_of_their_version(shared: Shared, tmp_path: Path,
     assert [each.path for each in client_of(shared).list_artifacts(shared[2].run_id, "figures")] == ["figures/roc.svg"]
     with pytest.raises(ModelError, match="no such version is registered"):
         shared[0].log_figures(shared[2].problem, 99, tmp_path)
+
+
+def test_a_registry_that_could_not_be_made_is_made_when_there_is_space(small_disk: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(small_disk / "cache"))
+    file = small_disk / "var" / "mlflow.db"
+    store = partial(MlflowStore, f"sqlite:///{file}", str(small_disk / "artifacts"), small_disk)
+    for _ in range(2):
+        with pytest.raises(ModelError, match="database or disk is full"):
+            store()
+        assert not file.exists(), "half of the tables are no database"
+    subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
+    assert store().versions("dear") == []

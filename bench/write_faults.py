@@ -1,0 +1,305 @@
+"""`python -m bench.write_faults`: each verb that writes, with a full disk or a kill at its n-th write.
+
+    python -m bench.write_faults                          every verb, ten places for each fault
+    python -m bench.write_faults --places 40 score labels more, and only these
+
+A project in a temporary folder, with registry, ledger and caches of its own, is copied for each trial (see tests.write_faults
+for the faults). The verb must end with one line, or without an error; then no file may be taken for whole that is not, and the
+same command must succeed and leave what an undisturbed run leaves. Needs a C compiler.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from evergreen.flows import settings
+from evergreen.flows.fork_server import LIBRARIES as FORKED
+from evergreen.tasks.config.operations import Rollout
+from evergreen.tasks.core.paths import Layout, truncated_parquet
+from tests import projects
+from tests.e2e.shop import ENVIRONMENT
+from tests.tasks.problems.tabular import test_tabular_kind
+from tests.write_faults import MODES, Ended, Fault, WriteFaults
+
+ROWS, SHOP = "redeem", "recommend"
+CANARY = Rollout(strategy="canary", steps=(0.5,), step_minutes=600, timeout_hours=100)
+LIBRARIES = (
+    "evergreen.tasks.release.mlflow_store", "evergreen.tasks.release.lineage", "evergreen.monitoring.ledger.predictions",
+    "evergreen.flows.operations.batch_scoring", "evergreen.flows.monitoring", "evergreen.monitoring.report.page",
+    "evergreen.flows.training", *FORKED,
+)  # fmt: skip
+"""What commands import: forks have it at once."""
+log = logging.getLogger("bench")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command, and the commands that come before it and are not disturbed."""
+
+    words: Sequence[str]
+    base: str = "deployed"
+    is_step: bool = False
+    before: Sequence["Case"] = ()
+    results: Sequence[str] = ()
+    """Tables that the command writes, below the project's folder."""
+
+
+def _step(*words: str) -> Case:
+    return Case(words, "deployed", True)
+
+
+def _steps(problem: str) -> dict[str, Case]:
+    """Each step, after those before it."""
+    every = [_step("ingest"), _step("validate")]
+    every += [_step(step, problem) for step in ("features", "tune", "train", "evaluate", "diagnose", "explain")]
+    return {f"step {each.words[0]}": Case(each.words, "deployed", True, every[:place]) for place, each in enumerate(every)}
+
+
+TRAINED = Case(("train", "--seconds", "4"), "initialised")
+SCORED = Case(("score", ROWS))
+CASES: dict[str, Case] = {
+    "score": Case(("score", ROWS), results=("data/scores/redeem.parquet",)),
+    "score lists": Case(("score", SHOP), results=("data/scores/recommend.parquet",)),
+    "labels": Case(("labels", ROWS, "--data", "labels.csv"), before=(SCORED,)),
+    "events": Case(("events", SHOP, "--data", "purchases.csv")),
+    "withdraw": Case(("events", SHOP, "--withdraw", "e1"), before=(Case(("events", SHOP, "--data", "purchases.csv")),)),
+    "monitor": Case(("monitor", ROWS), before=(_step("ingest"), _step("validate"), SCORED)),
+    "rollback": Case(("rollback", ROWS, "--reason", "a fault")),
+    "rollout promote": Case(("rollout", "promote", ROWS, "--reason", "good"), "rollout"),
+    "rollout abort": Case(("rollout", "abort", ROWS, "--reason", "bad"), "rollout"),
+    "prune": Case(("prune",), before=(SCORED,)),
+    "report": Case(("report",), results=("reports/index.html",)),
+    "keys add": Case(("keys", "add", "ann", "--scope", "predict")),
+    "export": Case(("export", ROWS, "--out", "bundle")),
+    "doctor": Case(("doctor", "--repair")),
+    "status": Case(("status",)),
+    "init": Case(("init", "dear", "--data", "houses.csv", "--target", "dear"), "table"),
+    **_steps(ROWS),
+    "train": TRAINED,
+    "retrain": Case(("retrain", "dear", "--reason", "new rows"), "initialised", before=(TRAINED,)),
+}
+
+
+def _deployed(folder: Path) -> None:
+    layout = projects.lay_deployed(folder, (ROWS, SHOP))
+    projects.deploy(layout, ROWS, "logistic", C=0.1)
+    projects.register(layout, ROWS, "logistic", C=0.01)
+    lines = pl.read_parquet(layout.features(SHOP) / "lines.parquet").head(40)
+    moment = datetime.now(UTC).isoformat(timespec="seconds")
+    lines.select(
+        pl.format("e{}", pl.int_range(pl.len())).alias("id"), pl.col("user").alias("household_id"),
+        pl.col("item").alias("product_id"), pl.lit("b1").alias("basket_id"), pl.lit(moment).alias("transaction_timestamp"),
+    ).write_csv(folder / "purchases.csv")  # fmt: skip
+    rows = pl.read_parquet(layout.features(ROWS) / "rows.parquet").filter(pl.col("cutoff") == pl.col("cutoff").max())
+    rows.select("household_id", "cutoff", pl.int_range(pl.len()).mod(2).alias("label")).write_csv(folder / "labels.csv")
+
+
+def _rollout(folder: Path) -> None:
+    _deployed(folder)
+    settings.rollouts(Layout(folder)).begin(ROWS, 3, CANARY, "bench", "bench")
+
+
+def _table(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    test_tabular_kind.houses(300).write_csv(folder / "houses.csv")
+
+
+class Bench:
+    """One folder: `base` holds the projects, `work` the copy of a trial (projects, caches and temporary files)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self.work = folder, folder / "work"
+        (folder / "tools").mkdir()
+        self._clear()
+        places = {"XDG_CACHE_HOME": "cache", "TMPDIR": "tmp", "PREFECT_HOME": "prefect"}
+        environment = {**ENVIRONMENT, **{name: str(self.work / part) for name, part in places.items()}}
+        self._faults = WriteFaults(folder / "tools", self.work, environment, LIBRARIES)
+
+    def lay(self, name: str, case: Case) -> None:
+        """Prepare the state that trials of a case begin with."""
+        base = self._folder / "base" / case.base
+        if not base.exists():
+            self._clear()
+            BASES[case.base](self.work / "project")
+            if case.base == "initialised":
+                self._undisturbed(CASES["init"])
+            base.parent.mkdir(exist_ok=True)
+            shutil.copytree(self.work, base, symlinks=True)
+        self._restore(base)
+        for each in case.before:
+            self._undisturbed(each)
+        shutil.rmtree(self._folder / "start", ignore_errors=True)
+        shutil.copytree(self.work, self._folder / "start", symlinks=True)
+
+    def begin(self) -> None:
+        self._restore(self._folder / "start")
+
+    def _clear(self) -> None:
+        shutil.rmtree(self.work, ignore_errors=True)
+        for part in ("cache", "tmp", "prefect"):
+            (self.work / part).mkdir(parents=True)
+
+    def _restore(self, base: Path) -> None:
+        shutil.rmtree(self.work, ignore_errors=True)
+        shutil.copytree(base, self.work, symlinks=True)
+
+    def _undisturbed(self, case: Case) -> Ended:
+        ended = self.run(case)
+        if ended.code:
+            raise RuntimeError(f"{' '.join(case.words)}: exit status {ended.code} without a fault\n{ended.stderr[-3000:]}")
+        return ended
+
+    def run(self, case: Case, number: int = 0, fault: Fault = "full") -> Ended:
+        project = self.work / "project"
+        return self._faults.run(case.words, number, fault, cwd=project, step=case.is_step)
+
+    def close(self) -> None:
+        self._faults.close()
+
+    def undisturbed(self, case: Case) -> tuple[int, dict[str, Any]]:
+        """The number of writes of a case, and what it leaves."""
+        self.begin()
+        ended = self._undisturbed(case)
+        return ended.calls, self.state(case)
+
+    def state(self, case: Case) -> dict[str, Any]:
+        """Rows of each table of the database, tables of results, and files that a killed process left."""
+        project = self.work / "project"
+        found: dict[str, Any] = dict(_counts(project / "var" / "evergreen.db"))
+        for name in case.results:
+            path = project / name
+            found[name] = _content(path) if path.exists() else None
+        found["left"] = sorted(str(path.relative_to(project)) for path in project.rglob(".*.*.[0-9]*.*") if path.is_dir())
+        found["files"] = sorted(_files(project))
+        return found
+
+    def damage(self) -> str | None:
+        """A file that looks whole and is not; None without one."""
+        layout = Layout(self.work / "project")
+        if broken := truncated_parquet(layout):
+            return f"truncated: {broken}"
+        for part in ("data", "models", "reports", "var/costs", "params.yaml"):
+            for path in sorted((layout.root / part).rglob("*.json")):
+                try:
+                    json.loads(path.read_text())
+                except ValueError as error:
+                    return f"{path}: {error}"
+        return None
+
+
+def _content(path: Path) -> Any:
+    """What a table holds; the size of another file is not compared, as it may hold moments."""
+    if path.suffix != ".parquet":
+        return True
+    frame = pl.read_parquet(path)
+    return frame.drop("id", "at", strict=False).write_json()
+
+
+def _files(project: Path) -> Iterator[str]:
+    """Names of results, without those that hold random parts or moments."""
+    for part in ("data", "models", "reports", "bundle"):
+        for path in (project / part).rglob("*"):
+            if path.is_file():
+                yield str(path.relative_to(project))
+
+
+def _counts(database: Path) -> Iterator[tuple[str, int]]:
+    if not database.exists():
+        return
+    with closing(sqlite3.connect(database)) as connection:
+        names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
+        for name in names:
+            if not name.startswith("sqlite_"):
+                yield name, connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]
+
+
+BASES: dict[str, Callable[[Path], None]] = {
+    "deployed": _deployed, "rollout": _rollout, "table": _table, "initialised": _table,
+}  # fmt: skip
+
+
+def places(calls: int, count: int) -> list[int]:
+    """Numbers of writes to try: the first and the last ones, and others in between."""
+    between = np.linspace(1, calls, max(count, 2)).round().astype(int).tolist()
+    return sorted({1, *between, calls} if calls else set())
+
+
+def sweep(bench: Bench, name: str, case: Case, count: int, faults: Sequence[Fault]) -> list[str]:
+    """Try one case; returns what went wrong."""
+    bench.lay(name, case)
+    calls, expected = bench.undisturbed(case)
+    wrong: list[str] = []
+    tried = ended_well = 0
+    for fault in faults:
+        for number in places(calls, count):
+            bench.begin()
+            ended = bench.run(case, number, fault)
+            tried += 1
+            ended_well += ended.code == 0
+            where = f"{name}: {fault} at write {number} of {calls} ({ended.place.replace(str(bench.work), '')})"
+            if fault == "full" and not ended.is_clear:
+                wrong.append(f"{where}: exit status {ended.code}: {ended.stderr[-700:]}")
+            if damage := bench.damage():
+                wrong.append(f"{where}: {damage}")
+            again = bench.run(case)
+            if again.code and not (again.is_clear and bench.state(case) == expected):  # else the first run had done its work
+                wrong.append(f"{where}: the second run: exit status {again.code}: {again.stderr[-700:]}")
+            elif not again.code and (state := bench.state(case)) != expected:
+                wrong.append(f"{where} (exit status {ended.code}): after the second run: {_difference(expected, state)}")
+    log.info("| %s | %d | %d | %d | %d |", name, calls, tried, ended_well, len(wrong))
+    return wrong
+
+
+def _difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    parts = []
+    for key in sorted({*expected, *found}):
+        one, other = expected.get(key), found.get(key)
+        if one != other and isinstance(one, list) and isinstance(other, list):
+            parts.append(f"{key}: missing {sorted({*one} - {*other})[:5]}, more {sorted({*other} - {*one})[:5]}")
+        elif one != other:
+            parts.append(f"{key}: {str(other)[:80]} instead of {str(one)[:80]}")
+    return "; ".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("verbs", nargs="*", metavar="VERB", choices=[*CASES, []], help=f"of {', '.join(CASES)}")
+    parser.add_argument("--places", type=int, default=10, help="writes of a verb at which each fault happens")
+    parser.add_argument("--fault", choices=[*MODES], action="append", help="default: both")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    log.setLevel(logging.INFO)
+    for name in [each for each in os.environ if each.startswith(("EVERGREEN_", "PREFECT_"))]:
+        del os.environ[name]
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="evergreen-writes-") as folder:
+        bench = Bench(Path(folder).resolve())
+        log.info("| verb | writes | trials | ended without an error | wrong |\n| --- | --- | --- | --- | --- |")
+        for name in options.verbs or CASES:
+            try:
+                found = sweep(bench, name, CASES[name], options.places, options.fault or list(MODES))
+            except RuntimeError as error:
+                found = [str(error)]
+            for each in found:
+                log.info("%s", each)
+            wrong += found
+        bench.close()
+    if wrong:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
