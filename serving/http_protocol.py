@@ -7,6 +7,7 @@ connections that send nothing keep nobody out.
 
 import asyncio
 import resource
+import select
 from collections import Counter
 from contextlib import suppress
 from functools import lru_cache, partial
@@ -35,6 +36,8 @@ OTHER_FILES = 128
 FILES = 65_536
 """A worker raises its limit of open files to this, where the system allows."""
 KEEP_ALIVE_SECONDS = 75
+LEFT = getattr(select, "POLLRDHUP", 0)
+"""The other side sends no more; systems without it report connections that ended only. `poll` reports errors always."""
 SHORT_URL = 256
 """Bytes of an address that is remembered in parts."""
 HEADERS = b"".join(f"{name}: {value}\r\n".encode() for name, value in SECURITY_HEADERS)
@@ -87,7 +90,7 @@ class ConnectionLimits:
                 del self._by_client[lost.caller]
 
     def sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Close connections whose head is overdue, and those of clients that do not read."""
+        """Close connections whose head is overdue, and those of clients that left or do not read."""
         self._sweep = loop.call_later(SWEEP_SECONDS, self.sweep, loop) if self.connections else None
         now = loop.time()
         for each in list(self.connections):
@@ -257,7 +260,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def check(self, now: float) -> None:
-        """Close the connection if its head is overdue, or if its client stopped reading."""
+        """Close the connection if its head is overdue, or if its client left or stopped reading."""
+        if self.flow.read_paused and self._has_left():
+            self.drop("left")
+            return
         unsent = self.transport.get_write_buffer_size()
         if not unsent or unsent < self._unsent or not self._unsent:
             self._unsent_since = now
@@ -275,6 +281,15 @@ class LimitedProtocol(HttpToolsProtocol):
                 self._refuse(408, f"the request's head took longer than {self._limits.head_seconds:g} s (serve.head_seconds)")
             else:
                 self.drop("silent")
+
+    def _has_left(self) -> bool:
+        """Whether the client closed its side, which a transport that does not read at present does not notice.
+
+        Not seen where the client had sent more than the system's buffers hold: its end comes behind that.
+        """
+        found = select.poll()
+        found.register(self.transport.get_extra_info("socket").fileno(), LEFT)
+        return bool(found.poll(0))
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._current = cycle

@@ -19,6 +19,8 @@ from evergreen.tasks.config.operations import Serve
 
 POLICY = Serve(max_head_kb=2, head_seconds=0.3, max_connections_per_client=20)
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+SLOW = b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n"
+LARGE = b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
 class Application:
@@ -189,6 +191,29 @@ def test_work_ends_when_its_client_leaves(connect, application):
     assert application.cancelled.wait(10)
 
 
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("behind", [GET * 3, b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 90000\r\n\r\n" + bytes(90_000)])
+def test_work_ends_when_its_client_leaves_while_nothing_is_read(connect, application, behind, reset):
+    """The server reads no further request while one is answered, and so not the end of the connection either."""
+    application.cancelled.clear()
+    before, link = application.limits.dropped["left"], connect()
+    if reset:
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    link.sendall(SLOW + behind)
+    time.sleep(0.2)
+    assert not application.cancelled.is_set()
+    link.close()
+    assert application.cancelled.wait(10)
+    assert application.limits.dropped["left"] == before + 1
+
+
+def test_a_slow_body_is_no_leaving(connect):
+    link = connect()
+    link.sendall(b"POST /body HTTP/1.1\r\nhost: x\r\ncontent-length: 200000\r\n\r\n" + bytes(100_000))
+    time.sleep(0.3)
+    assert status(answer(link, bytes(100_000))) == 200
+
+
 def test_a_client_that_does_not_read_is_cut_off(connect, application):
     before = application.limits.dropped["not_reading"]
     link = connect()
@@ -197,10 +222,6 @@ def test_a_client_that_does_not_read_is_cut_off(connect, application):
     while application.limits.dropped["not_reading"] == before and time.monotonic() < until:
         time.sleep(0.02)
     assert application.limits.dropped["not_reading"] == before + 1
-
-
-SLOW = b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n"
-LARGE = b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
 @pytest.mark.parametrize(
