@@ -116,8 +116,8 @@ class Seen:
     wrong: list[str] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
     """Ids of predictions for odd rows."""
-    failures: list[tuple[float, str, int]] = field(default_factory=list)
-    """Time, kind and status of responses of status 500 and above."""
+    failures: list[tuple[float, str, int, str]] = field(default_factory=list)
+    """Time, kind, status and error of responses of status 500 and above."""
     memory: list[tuple[float, int, float]] = field(default_factory=list)
     """Time, process id and megabytes of a worker."""
     hostile: int = 0
@@ -170,7 +170,7 @@ class Soak:
         reply = await self.client.post(path, body if isinstance(body, bytes) else json.dumps(body).encode())
         self.seen.statuses[kind, reply.status] += 1
         if reply.status >= 500:
-            self.seen.failures.append((time.monotonic(), kind, reply.status))
+            self.seen.failures.append((time.monotonic(), kind, reply.status, reply.body[:200].decode(errors="replace")))
         return reply.json() if reply.status == 200 else None
 
     async def _predict(self, number: int) -> None:
@@ -328,11 +328,11 @@ def verdicts(soak: Soak, scores: Mapping[int, np.ndarray]) -> list[tuple[bool, s
         return any(at[since] - SETTLED <= moment <= at[until] + MOST_SECONDS for since, until in times)
 
     unexpected = [each for each in seen.failures if each[2] != 503 or not is_locked(each[0])]
-    failed = Counter((kind, status) for _, kind, status in unexpected)
+    failed = Counter((kind, status) for _, kind, status, _ in unexpected)
     after = Counter(
         max((each for each in at if at[each] <= moment), key=at.__getitem__, default="start") for moment, *_ in unexpected
     )
-    refused = sum(status == 503 and is_locked(moment) for moment, _, status in seen.failures)
+    refused = sum(status == 503 and is_locked(moment) for moment, _, status, _ in seen.failures)
     rejected = {key: count for key, count in seen.statuses.items() if 400 <= key[1] < 500 and key[0] not in ("invalid", "odd")}
     away = [moment for moment in seen.broken if not any(each - 1 <= moment <= each + SETTLED for each in kills)]
     engine = sa.create_engine(settings.read(soak.layout).database)
@@ -371,6 +371,17 @@ def verdicts(soak: Soak, scores: Mapping[int, np.ndarray]) -> list[tuple[bool, s
          f"memory of a worker: at most {most:.0f} MB; MB per minute towards the end: "
          + (", ".join(f"{each:+.2f}" for each in growth.values()) or "not enough measurements")),
     ]  # fmt: skip
+
+
+def _log_failures(seen: Seen) -> None:
+    """Each error with its number, and when it came first and last, in seconds after what had happened before."""
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for moment, kind, _, error in seen.failures:
+        earlier = [each for each in seen.happened if seen.happened[each] <= moment]
+        last = max(earlier, key=seen.happened.__getitem__, default="start")
+        found.setdefault((last, kind, error), []).append(moment - seen.happened.get(last, moment))
+    for (last, kind, error), times in found.items():
+        log.info("%d of %s, %.1f to %.1f s after %s: %s", len(times), kind, min(times), max(times), last, error)
 
 
 def slopes(seen: Seen) -> dict[int, float]:
@@ -445,6 +456,7 @@ def _soak(folder: Path, seconds: float, rate: float, postgres: Postgres | None) 
     log.info("| holds | what |\n| --- | --- |")
     for fine, line in found:
         log.info("| %s | %s |", "yes" if fine else "NO", line)
+    _log_failures(soak.seen)
     log.info(
         "requests: %s",
         ", ".join(f"{kind} {status}: {count}" for (kind, status), count in sorted(soak.seen.statuses.items())),

@@ -11,6 +11,7 @@ same command must succeed and leave what an undisturbed run leaves. Needs a C co
 import argparse
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import sqlite3
@@ -133,7 +134,11 @@ class Bench:
         base = self._folder / "base" / case.base
         if not base.exists():
             self._clear()
-            BASES[case.base](self.work / "project")
+            maker = multiprocessing.get_context("spawn").Process(target=BASES[case.base], args=(self.work / "project",))
+            maker.start()  # a process of its own: MLflow keeps the files of an address open
+            maker.join()
+            if maker.exitcode:
+                raise RuntimeError(f"{case.base}: no project")
             if case.base == "initialised":
                 self._undisturbed(CASES["init"])
             base.parent.mkdir(exist_ok=True)
@@ -185,6 +190,11 @@ class Bench:
         found["left"] = sorted(str(path.relative_to(project)) for path in project.rglob(".*.*.[0-9]*.*") if path.is_dir())
         found["files"] = sorted(_files(project))
         return found
+
+    def has_done(self, expected: Mapping[str, Any]) -> bool:
+        """Whether the database holds what an undisturbed run leaves in it."""
+        found = dict(_counts(self.work / "project" / "var" / "evergreen.db"))
+        return all(expected[table] == count for table, count in found.items())
 
     def damage(self) -> str | None:
         """A file that looks whole and is not; None without one."""
@@ -255,7 +265,7 @@ def sweep(bench: Bench, name: str, case: Case, count: int, faults: Sequence[Faul
             if damage := bench.damage():
                 wrong.append(f"{where}: {damage}")
             again = bench.run(case)
-            if again.code and not (again.is_clear and bench.state(case) == expected):  # else the first run had done its work
+            if again.code and not (again.is_clear and bench.has_done(expected)):  # refused, as the first run had done its work
                 wrong.append(f"{where}: the second run: exit status {again.code}: {again.stderr[-700:]}")
             elif not again.code and (state := bench.state(case)) != expected:
                 wrong.append(f"{where} (exit status {ended.code}): after the second run: {_difference(expected, state)}")

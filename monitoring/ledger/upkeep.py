@@ -3,20 +3,23 @@
 Between two pieces every other writer has its turn, and a kill leaves whole pieces (ledger.pieces).
 """
 
+import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import date
 from itertools import groupby
 from typing import Any
 
 import polars as pl
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 
 from evergreen.monitoring.ledger import blocks, cohorts, label_matching
 from evergreen.monitoring.ledger.cohorts import Cohort, midnight
 from evergreen.monitoring.ledger.pieces import Connect, Pieces, resting
 from evergreen.monitoring.ledger.schema import BLOCK_LABELS, BLOCKS, IDS, LABELS, PERIOD_DAYS, to_days, to_micros
 from evergreen.monitoring.ledger.writing import describe
+from evergreen.tasks.core import database
 
 MERGED_ROWS = 20_000
 """Most rows of a block that others are merged into."""
@@ -173,7 +176,7 @@ def give_space_back(engine: sa.Engine) -> None:
     """SQLite: give free pages of the file back, a few at a time. PostgreSQL uses its own again."""
     if engine.dialect.name != "sqlite":
         return
-    with closing(engine.raw_connection()) as connection, closing(connection.cursor()) as cursor:
+    with _cursor(engine) as cursor:
         while free := cursor.execute("PRAGMA freelist_count").fetchone()[0]:
             with resting():
                 cursor.execute(f"PRAGMA incremental_vacuum({PAGES_PER_PIECE})").fetchall()  # a page per row that is fetched
@@ -185,7 +188,7 @@ def shrink(engine: sa.Engine) -> int:
     """See Ledger.shrink."""
     if engine.dialect.name != "sqlite":
         return 0
-    with closing(engine.raw_connection()) as connection, closing(connection.cursor()) as cursor:
+    with _cursor(engine) as cursor:
 
         def pages() -> int:
             return cursor.execute("PRAGMA page_count").fetchone()[0]
@@ -198,3 +201,13 @@ def shrink(engine: sa.Engine) -> int:
             give_space_back(engine)
         cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return (before - pages()) * cursor.execute("PRAGMA page_size").fetchone()[0]
+
+
+@contextmanager
+def _cursor(engine: sa.Engine) -> Iterator[Any]:
+    """A cursor of SQLite outside of transactions. Raises ProjectError, in one line, where it refuses."""
+    try:
+        with closing(engine.raw_connection()) as connection, closing(connection.cursor()) as cursor:
+            yield cursor
+    except (sqlite3.Error, SQLAlchemyError) as error:
+        raise database.unusable(engine, "predictions", error) from error
