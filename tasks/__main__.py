@@ -55,6 +55,14 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return error.code
+    except OSError as error:
+        from evergreen.tasks.core.paths import refusal
+
+        line = refusal(error)
+        if options.debug or line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,6 +101,8 @@ def _run(step: str, problem: str | None, root: Path) -> int:
     except EvergreenError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and paths.refusal(error):
+            raise
         if broken := paths.truncated_parquet(place):
             raise ProjectError(
                 f"{broken}: is damaged: truncated parquet file. Remove it, then run evergreen train or dvc repro."

@@ -1,14 +1,12 @@
 """The `evergreen` command. Its help imports no heavy library: each verb has a file of its name, which imports what it needs."""
 
-import errno
 import sys
-import tempfile
 from importlib import import_module
 
 import typer
 
 from evergreen.flows.cli.common import with_shared_options
-from evergreen.tasks.core import garbage
+from evergreen.tasks.core import garbage, paths
 from evergreen.tasks.core.errors import EvergreenError
 
 GROUPS = {
@@ -19,7 +17,6 @@ GROUPS = {
     "Inspect": ("status", "history", "why", "cohorts", "reproduce", "report"),
 }
 """Group of the help -> its verbs, in the order in which a person meets them."""
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def _build() -> typer.Typer:
@@ -52,10 +49,10 @@ def main() -> None:
             raise
         _fail(f"error: {error}", 1)
     except OSError as error:
-        if "--debug" in sys.argv or error.errno not in FULL:
+        line = paths.refusal(error)
+        if "--debug" in sys.argv or line is None:
             raise
-        where = error.filename or f"the project's folder or {tempfile.gettempdir()}"  # a write to an open file names none
-        _fail(f"error: {where}: {error.strerror}. Free space or allow writing there, then run the same command again.", 1)
+        _fail(f"error: {line}", 1)
 
 
 def _fail(line: str, code: int) -> None:

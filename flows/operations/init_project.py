@@ -1,5 +1,6 @@
 """`evergreen init`: a table becomes a problem of this project, or of a new one. Nothing is written before all is known."""
 
+import logging
 import secrets
 import string
 import tempfile
@@ -13,7 +14,7 @@ import polars as pl
 
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import KindName, Params, Source
-from evergreen.tasks.core.errors import ParamsError, ProjectError
+from evergreen.tasks.core.errors import ParamsError, ProjectError, StorageError
 from evergreen.tasks.core.paths import Layout, find, locking, writing
 from evergreen.tasks.data import csv_dialect, snapshot
 from evergreen.tasks.data.readers import read_table
@@ -51,6 +52,8 @@ ingest:
 # Rules of each table, in the vocabulary of Great Expectations.
 validate:
 """
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -167,24 +170,34 @@ def _timed(found: InferredSchema, params: Params | None, layout: Layout, warning
 
 def _add(layout: Layout, new: bool, parts: Sequence[params_template.Insertion], name: str, kind: KindName) -> list[str]:
     with locking(layout.var / "train.lock", "init"):
+        text = _text(layout, new, parts) if new else ""
+        made = _make(layout) if new else ["params.yaml"]
+        in_pipeline = (layout.root / "dvc.yaml").is_file()
+        if in_pipeline:
+            _add_plots(layout, name, kind)
         if new:
-            text = _text(layout, new, parts)
-            made = [*_make(layout), *_file(layout.params, text)]
+            made += _file(layout.params, text)
         else:
             params_template.write(layout.params, parts)
-            made = ["params.yaml"]
-        if (layout.root / "dvc.yaml").is_file():
-            _record(layout, name, kind)
+        if in_pipeline:
+            _name_sources(layout)
     return made
 
 
-def _record(layout: Layout, name: str, kind: KindName) -> None:
-    """Enter the problem into dvc.yaml: its source files and its plots."""
+def _add_plots(layout: Layout, name: str, kind: KindName) -> None:
+    """Enter the plots of the problem into dvc.yaml, before params.yaml: once it has the problem, `init` refuses."""
     from evergreen.monitoring.report import dvc_templates, plots
 
     own = plots.OF_KIND[kind]
-    pipeline_file.name_sources(layout, load(layout.params))
     pipeline_file.add_plots(layout, name, list(own), dvc_templates.templates(own))
+
+
+def _name_sources(layout: Layout) -> None:
+    """Enter the problem's source files into dvc.yaml, as each training does too."""
+    try:
+        pipeline_file.name_sources(layout, load(layout.params))
+    except StorageError as error:
+        log.warning("the problem is in params.yaml; its files are not in dvc.yaml yet, evergreen train enters them: %s", error)
 
 
 def _text(layout: Layout, new: bool, parts: Sequence[params_template.Insertion]) -> str:

@@ -33,6 +33,7 @@ where only the day is known)."""
 COMPILED = "model.onnx"
 """The ONNX model, in the folder `compiled` of a registered version."""
 
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 STATE = "var"
 """Folder of a project that only its user may enter: keys, predictions, labels and logs lie there."""
 
@@ -165,6 +166,14 @@ def shortage(error: BaseException, folder: Path) -> str | None:
     return None
 
 
+def refusal(error: OSError) -> str | None:
+    """One line for a disk that is full or refuses; None for other errors."""
+    if error.errno not in REFUSALS:
+        return None
+    where = error.filename or f"the project's folder or {tempfile.gettempdir()}"  # a write to an open file names none
+    return f"{where}: {error.strerror}. Free space or allow writing there, then run the same command again."
+
+
 def _no_space(path: Path, why: str | None) -> StorageError:
     return StorageError(f"{path}: {why}. Free space or allow writing there, then run the same command again.")
 
@@ -247,9 +256,16 @@ def read_json(path: Path) -> Any:
 
 
 def truncated_parquet(layout: Layout) -> Path | None:
-    """The first truncated parquet file under data/ or models/; None without one."""
+    """The first truncated parquet file under data/ or models/; None without one.
+
+    What a killed process left beside them is not read by anyone.
+    """
     every = (path for part in ("data", "models") for path in sorted((layout.root / part).rglob("*.parquet")))
-    return next((path for path in every if _end(path) != b"PAR1"), None)
+    return next((path for path in every if not _is_scratch(layout, path) and _end(path) != b"PAR1"), None)
+
+
+def _is_scratch(layout: Layout, path: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(layout.root).parts)
 
 
 def _end(path: Path) -> bytes:

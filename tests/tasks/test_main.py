@@ -1,11 +1,14 @@
 """What a step says it cost is what it cost itself."""
 
+import errno
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from evergreen.tasks import ingest
 from evergreen.tasks.__main__ import STEPS, main
 
 SPENDING = """
@@ -45,3 +48,14 @@ def test_a_step_that_is_asked_wrongly_says_how(words, tmp_path, capsys):
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: ")
     assert ("needs a problem" if STEPS[words[0]] else "takes no problem") in line
+
+
+def test_a_full_disk_in_a_step_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "params.yaml").write_text("project: {name: shop}\ningest: {}\nproblems: {}\n")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/var/tuning")
+
+    monkeypatch.setattr(ingest, "run", full)
+    assert main(["ingest", "--root", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("error: /var/tuning: No space left on device. Free space")

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from contextlib import nullcontext
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import yaml
 from evergreen.flows.cli import main
 from evergreen.flows.operations import init_project
 from evergreen.tasks.config import loading, params
-from evergreen.tasks.core.errors import DataError, EvergreenError, ParamsError, ProjectError, SourceError
+from evergreen.tasks.core.errors import DataError, EvergreenError, ParamsError, ProjectError, SourceError, StorageError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.onboarding.options import InitOptions
 from evergreen.tasks.scoring import batch
@@ -144,6 +145,25 @@ def test_a_second_problem_joins_and_every_byte_that_was_there_stays(folder: Path
     assert known.problems == {"left": "classification", "worth": "regression"}
     lines = iter((folder / "params.yaml").read_bytes().splitlines())
     assert all(line in lines for line in before.splitlines())
+
+
+@pytest.mark.parametrize("part", ["add_plots", "name_sources"])
+def test_a_full_disk_at_dvc_yaml_leaves_a_problem_that_is_whole_or_absent(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, part: str
+):
+    start(folder, target="left")
+
+    def full(*_: object) -> None:
+        raise StorageError("dvc.yaml: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(init_project.pipeline_file, part, full)
+        with nullcontext() if part == "name_sources" else pytest.raises(StorageError, match="No space left"):
+            start(folder, name="worth", target="spend")
+    if part == "add_plots":
+        start(folder, name="worth", target="spend")
+    assert loading.load(folder / "params.yaml").problems == {"left": "classification", "worth": "regression"}
+    assert "reports/worth/plots" in (folder / "dvc.yaml").read_text()
 
 
 @pytest.mark.parametrize(

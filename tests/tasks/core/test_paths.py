@@ -143,5 +143,9 @@ def test_a_torn_parquet_file_is_found_and_a_whole_one_is_not_taken_for_one(tmp_p
     layout.raw("a").parent.mkdir(parents=True)
     layout.raw("a").write_bytes(b"PAR1 rows PAR1")
     assert truncated_parquet(layout) is None
+    left = layout.raw("a").parent / ".a.parquet.host.7.x" / "a.parquet"
+    left.parent.mkdir()
+    left.write_bytes(content)
+    assert truncated_parquet(layout) is None, "nobody reads what a killed process left"
     layout.raw("b").write_bytes(content)
     assert truncated_parquet(layout) == layout.raw("b")
