@@ -73,6 +73,7 @@ TRAINED = Case(("train", "--seconds", "4"), "initialised")
 SCORED = Case(("score", ROWS))
 CASES: dict[str, Case] = {
     "score": Case(("score", ROWS), results=("data/scores/redeem.parquet",)),
+    "score file": Case(("score", ROWS, "--data", "rows.parquet", "--out", "out.parquet"), results=("out.parquet",)),
     "score lists": Case(("score", SHOP), results=("data/scores/recommend.parquet",)),
     "labels": Case(("labels", ROWS, "--data", "labels.csv"), before=(SCORED,)),
     "events": Case(("events", SHOP, "--data", "purchases.csv")),
@@ -85,7 +86,7 @@ CASES: dict[str, Case] = {
     "report": Case(("report",), results=("reports/index.html",)),
     "keys add": Case(("keys", "add", "ann", "--scope", "predict")),
     "export": Case(("export", ROWS, "--out", "bundle")),
-    "doctor": Case(("doctor", "--repair")),
+    "doctor": Case(("doctor", "--repair"), before=tuple(_step(each) for each in ("ingest", "validate"))),
     "status": Case(("status",)),
     "init": Case(("init", "dear", "--data", "houses.csv", "--target", "dear"), "table"),
     **_steps(ROWS),
@@ -105,6 +106,7 @@ def _deployed(folder: Path) -> None:
         pl.col("item").alias("product_id"), pl.lit("b1").alias("basket_id"), pl.lit(moment).alias("transaction_timestamp"),
     ).write_csv(folder / "purchases.csv")  # fmt: skip
     rows = pl.read_parquet(layout.features(ROWS) / "rows.parquet").filter(pl.col("cutoff") == pl.col("cutoff").max())
+    rows.drop("cutoff", "target", "label", strict=False).write_parquet(folder / "rows.parquet")
     rows.select("household_id", "cutoff", pl.int_range(pl.len()).mod(2).alias("label")).write_csv(folder / "labels.csv")
 
 

@@ -99,14 +99,9 @@ def run(
         folder.mkdir(exist_ok=True)
         source = chunks.open_file(data, folder, written, scorer.columns, rows or (chunks.MAX_ROWS if tabular else MAX_LISTS))
         job = _Job(scorer, source, data, out, folder, record, context, say)
-        if len(source.spans) > 1:
-            result = job.run_chunks(workers)
-            shutil.rmtree(folder)
-            return result
-        try:
-            return job.run_at_once()
-        finally:
-            shutil.rmtree(folder)
+        result = job.run_chunks(workers) if len(source.spans) > 1 else job.run_at_once()
+        shutil.rmtree(folder)
+        return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,32 +119,42 @@ class _Job:
     say: Callable[[str], None]
 
     def run_at_once(self) -> Result:
-        rows = self.source.read(self.source.spans[0])
-        scored = self.scorer.score(rows, self.data.name)
+        try:
+            rows = self.source.read(self.source.spans[0])
+            scored = self.scorer.score(rows, self.data.name)
+        except BaseException:
+            shutil.rmtree(self.folder)
+            raise
+        at = self._begin(self._parts_folder(self.source)) if self.record else None
         with writing(self.out) as scratch:
             WRITERS[self.out.suffix](scored.rows.lazy(), scratch)
-            logged = self.record(scored.ledger_rows(), datetime.now(UTC)) if self.record else None
+            logged = self.record(scored.ledger_rows(), at) if self.record and at else None
         return self._result([_count(rows, scored)], logged)
 
     def run_chunks(self, workers: int | None) -> Result:
         source, parts = self.source, _Parts(self._parts_folder(self.source))
-        parts.folder.mkdir(exist_ok=True)
-        start = parts.folder / "start.json"
-        if not start.exists():
-            write_json(start, {"at": datetime.now(UTC).isoformat()})
+        at = self._begin(parts.folder)
         todo = [number for number in range(len(source.spans)) if not parts.counts(number).exists()]
         work = _Work(self.scorer, source, parts, self.data.name, self.record is not None)
         self._score(work, todo, workers)
         counts = [read_json(parts.counts(number)) for number in range(len(source.spans))]
-        at = datetime.fromisoformat(read_json(start)["at"])
         with writing(self.out) as scratch:
             WRITERS[self.out.suffix](parts.join(counts), scratch)
             logged = sum(self.record(rows, at) for rows in parts.ledger_rows(counts)) if self.record else None
         return self._result(counts, logged, len(counts) - len(todo))
 
+    def _begin(self, folder: Path) -> datetime:
+        """When this scoring began first: with the same time its predictions are in the ledger once, also if it is run again."""
+        folder.mkdir(exist_ok=True)
+        start = folder / "start.json"
+        if not start.exists():
+            write_json(start, {"at": datetime.now(UTC).isoformat()})
+        return datetime.fromisoformat(read_json(start)["at"])
+
     def _parts_folder(self, source: chunks.Csv | chunks.Parquet) -> Path:
         """The folder of the parts of exactly this scoring. Parts of others are deleted."""
-        features = sorted(self.scorer.layout.features(self.scorer.problem).iterdir())
+        place = self.scorer.layout.features(self.scorer.problem)
+        features = sorted(place.iterdir()) if place.is_dir() else []
         inputs = [self.scorer.problem, self.scorer.version, self.scorer.section.model_dump_json(), self.context, repr(source)]
         folder = self.folder / _digest(json.dumps([*inputs, [self._stamp(path) for path in (self.data, *features)]]))
         for other in self.folder.iterdir():

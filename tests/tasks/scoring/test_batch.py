@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from evergreen.flows import settings as addresses
 from evergreen.flows.operations import batch_scoring
 from evergreen.tasks.config import loading
-from evergreen.tasks.core.errors import DataError, EvergreenError, ModelError, ParamsError, SourceError
+from evergreen.tasks.core import paths
+from evergreen.tasks.core.errors import DataError, EvergreenError, ModelError, ParamsError, SourceError, StorageError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.model_files.onnx_export import compile_model
 from evergreen.tasks.model_files.onnx_runtime import Compiled
@@ -257,6 +259,34 @@ def test_an_interrupted_run_resumes_with_its_finished_chunks_and_records_one_mom
     newest_row = many(newest, 1).head(1)
     newest_row.write_parquet(place)
     assert batch.run(one, place, out, rows=50).resumed == 0
+
+
+@pytest.mark.parametrize("rows", [None, 50])
+def test_predictions_recorded_before_a_full_disk_are_recorded_at_the_same_moment_again(redeem, newest, monkeypatch, rows):
+    """The ledger takes the same prediction of the same moment once."""
+    made, one, moments = redeem[0], scorer(redeem[0], "logistic"), list[datetime]()
+    out, replace = made.folder / f"full-out-{rows}.parquet", paths._replace
+
+    def record(found: LedgerFrame, at: datetime) -> int:
+        moments.append(at)
+        return found.frame.height
+
+    def full(new: Path, path: Path) -> None:
+        if path == out:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(new, path)
+
+    many(newest, 1).write_parquet(made.folder / "full.parquet")
+    with monkeypatch.context() as patch:
+        patch.setattr(paths, "_replace", full)
+        with pytest.raises(StorageError, match="No space left"):
+            batch.run(one, made.folder / "full.parquet", out, rows=rows, record=record)
+    assert not out.exists()
+    batch.run(one, made.folder / "full.parquet", out, rows=rows, record=record)
+    assert len(set(moments)) == 1
+    assert out.exists()
+    batch.run(one, made.folder / "full.parquet", out, rows=rows, record=record)
+    assert len(set(moments)) == 2, "another scoring of the same file"
 
 
 def test_the_compiled_model_scores_as_the_pipeline_does(redeem, newest):
