@@ -82,6 +82,29 @@ def test_every_view_is_accessible_and_fits_the_screen(browser: Browser, made: La
             assert page.evaluate("document.documentElement.scrollWidth") == width, path
 
 
+NARROW = {
+    "/problems/dear/history": "history", "/problems/dear/find?entity=street+3": "predictions",
+    "/problems/dear/compare?rows=1&whole=1": "disagreements",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", NARROW)
+def test_a_phone_shows_each_line_of_a_long_table_whole(browser: Browser, made: Layout, path: str):
+    with opened(browser, made, 390) as page:
+        page.goto(path)
+        table = page.locator(f"table[data-table='{NARROW[path]}']")
+        shown, whole = table.locator("xpath=..").evaluate("box => [box.clientWidth, box.scrollWidth]")
+    assert whole == shown
+
+
+def test_a_phone_shows_a_prediction_right_below_a_form_of_many_columns(browser: Browser, tmp_path: Path):
+    with opened(browser, operated.lay_wide(tmp_path, [f"column {place}" for place in range(70)]), 390) as page:
+        page.goto("/problems/wide/try")
+        page.click("button:text('Predict')")
+        page.wait_for_selector("text=Prediction of v1")
+        assert page.locator("#trial").evaluate("each => each.offsetTop") < 1_500
+
+
 def test_the_overview_shows_what_happens_without_a_reload(browser: Browser, layout: Layout):
     with opened(browser, layout) as page:
         page.goto("/")
