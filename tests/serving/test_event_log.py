@@ -295,6 +295,34 @@ def test_a_purchase_changes_the_next_list_in_every_process_and_after_a_restart(s
     assert bought_before(here, 6) == bought_before(there, 6)
 
 
+def test_an_item_that_nobody_had_bought_is_in_its_buyers_next_list_in_every_process_until_withdrawn(
+    world, known, model, tmp_path
+):
+    """A product of the table of items that no purchase before the training names."""
+    frames = {
+        **world.frames,
+        "items": pl.concat([world.frames["items"], pl.DataFrame({"item": [4999]})], how="diagonal_relaxed"),
+    }
+    place = Layout(tmp_path).features("recommend")
+    place.parent.mkdir(parents=True)
+    write(frames, place)
+
+    def start() -> OnlineRecommender:
+        return OnlineRecommender(known, "recommend", Layout(tmp_path), model, 1, EventLog(f"sqlite:///{tmp_path / 'live.db'}"))
+
+    here, there = start(), start()
+    before = bought_before(here, 6)
+    assert here.record_events([{"id": "first", "user": 6, "item": 4999, "time": "2017-07-30"}], NOW).accepted == 1
+    there.refresh()
+    for each in (here, there, start()):
+        assert set(bought_before(each, 6)) == {*before, 4999}
+        assert 4999 in each.recommend(Request(users=(6,), k=50)).item.tolist()
+        assert 4999 not in each.recommend(Request(users=(7,), k=50)).item.tolist()
+    assert here.withdraw_events(["first"]).withdrawn == 1
+    there.refresh()
+    assert bought_before(here, 6) == bought_before(there, 6) == before
+
+
 def test_a_withdrawn_purchase_is_as_if_it_had_never_been_in_every_process(start):
     here, there = start(), start()
     before = bought_before(here, 6)

@@ -119,11 +119,13 @@ class Recommendation(RankedLists):
         """
         if (found := data.stored_predictions(model, cutoff)) is not None:
             return found
-        targets, reader = data.targets(cutoff), model.reading(data.before(cutoff), to_day(cutoff))
+        targets, known = data.targets(cutoff), data.before(cutoff)
+        reader = model.reading(known, to_day(cutoff)).covering(known.items, data.items_table)
         ids = data.histories.users[targets.users]
         positions = codes(ids, reader.histories_.users)
         columns: dict[str, Any] = {"entity": ids, "visits": data.visits(targets.users, cutoff)}
-        both = self._both(model, reader, data, cutoff, positions, section.pipeline.k)
+        shared = model if reader.catalogue_ is model.catalogue_ else reader
+        both = self._both(shared, reader, data, cutoff, positions, section.pipeline.k)
         for suffix, lists in zip(LISTS, both, strict=True):
             columns |= _judged(lists, reader, data, targets, section.pipeline.k, suffix, data.items(cutoff))
         return data.store_predictions(model, cutoff, pl.DataFrame(columns, nan_to_null=True))

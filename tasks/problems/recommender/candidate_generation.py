@@ -1,6 +1,6 @@
 """The first stage: a few hundred items per user out of the whole catalogue, with all that the second stage looks at."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import polars as pl
 from scipy import sparse
 
 from evergreen.model_types import stored_type
-from evergreen.tasks.problems.recommender import ranker_features
+from evergreen.tasks.problems.recommender import item_catalogue, ranker_features
 from evergreen.tasks.problems.recommender.candidate_sources import (
     BLOCK,
     SOURCES,
@@ -24,7 +24,7 @@ from evergreen.tasks.problems.recommender.candidate_sources import (
 )
 from evergreen.tasks.problems.recommender.item_contents import Contents
 from evergreen.tasks.problems.recommender.online_histories import OnlineHistories
-from evergreen.tasks.problems.recommender.user_histories import Histories, Sparse, codes, distinct, matrix
+from evergreen.tasks.problems.recommender.user_histories import Histories, Insertion, Sparse, codes, distinct, matrix
 
 OWN = 0.7
 """Weight of a user's own purchases against those of similar users, in TIFU-kNN."""
@@ -184,6 +184,33 @@ class Learned:
             lately = known.between(day - LATELY + 1, day).matrix(learnable)
             segment = favourites(lately, self.category[self.common]) if segment is None else segment
             self.segment_popularity = Segments.learn(known.users, segment, lately)
+
+    def including(self, more: Insertion, table: pl.DataFrame, day: int) -> "Learned":
+        """With items that nobody had bought when this was learned, as rare as any: whoever bought one may buy it again.
+
+        Their facts are those of an item that one user bought once, on `day`. `table`: the items with their attributes; a value
+        that no known item has counts as none.
+        """
+        new = more.ids[more.order >= more.known]
+        alike = item_catalogue.alike(table, new, self.catalogue)
+        category = np.where(alike["category"] >= 0, self.category[alike["category"]], 0)
+        groups = self.groups
+        if groups is not None:
+            found = [alike[name] for name in item_catalogue.GROUPS[: groups.shape[1]]]
+            groups = more.take(groups, np.column_stack([np.where(at >= 0, groups[at, n], 0) for n, at in enumerate(found)]))
+        fact = ranker_features.of_one_purchase(day)[: self.facts.shape[1]]
+        common = np.arange(more.known) if self.common is None else self.common
+        return replace(
+            self,
+            catalogue=more.ids,
+            category=more.take(self.category, category),
+            popular=more.take(self.popular, 0),
+            facts=more.take(self.facts, fact),
+            groups=groups,
+            common=more.moved[common],
+            users=self._users(),
+            content=None if self.content is None else self.content.including(more),
+        )
 
     @property
     def sources(self) -> tuple[str, ...]:

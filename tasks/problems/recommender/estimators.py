@@ -15,11 +15,12 @@ import polars as pl
 from sklearn.base import BaseEstimator
 
 from evergreen.model_types import stored_type
+from evergreen.tasks.problems.recommender import item_catalogue
 from evergreen.tasks.problems.recommender.candidate_generation import Candidates, Learned, Settings, order
 from evergreen.tasks.problems.recommender.candidate_sources import SOURCES, Decay, popularity
-from evergreen.tasks.problems.recommender.online_histories import OnlineHistories, merged
+from evergreen.tasks.problems.recommender.online_histories import OnlineHistories, merged, typed
 from evergreen.tasks.problems.recommender.ranker_features import FEATURES, Lines
-from evergreen.tasks.problems.recommender.user_histories import Histories, codes
+from evergreen.tasks.problems.recommender.user_histories import Histories, Insertion, codes, distinct, to_ids
 
 NAMES = pd.Series(list(SOURCES)).array
 """Of the sources, as a column has them: to make such a column of text takes longer than to take from one."""
@@ -80,6 +81,20 @@ class Recommender(BaseEstimator):
         twin.__dict__.update(self.__dict__)  # copy would save and load it
         return twin.read(histories, day)
 
+    def covering(self, items: np.ndarray, table: pl.DataFrame) -> Self:
+        """A twin whose catalogue holds `items` too: nobody had bought some of them when the model learned, and whoever did
+        since may buy them again. Itself where there are none. `table`: the items with their attributes (item_catalogue.items).
+        """
+        late = distinct(items[codes(items, self.catalogue_) < 0])
+        if not len(late):
+            return self
+        twin = self.reading(self.histories_, self.day_)
+        twin._include(Insertion.of(self.catalogue_, late), table)
+        return twin
+
+    def _include(self, more: Insertion, table: pl.DataFrame) -> None:
+        self.catalogue_, self.popular_ = more.ids, more.take(self.popular_, 0)
+
     def observe(self, events: pd.DataFrame) -> "Recommender":
         """Add newer lines to the histories: the user and item columns, `basket` and `day` (a date).
 
@@ -87,6 +102,10 @@ class Recommender(BaseEstimator):
         """
         frame = pl.from_pandas(events).rename({self.user: "user", self.item: "item"})
         histories = OnlineHistories.of(self.histories_).and_then(frame)
+        items = to_ids(typed(frame, histories.base)["item"])
+        late = distinct(items[codes(items, self.catalogue_) < 0])
+        if len(late):
+            self._include(Insertion.of(self.catalogue_, late), item_catalogue.NONE)
         return self.read(histories, max(self.day_, histories.last_day))
 
     def predict(self, X: pd.DataFrame) -> pd.DataFrame:
@@ -226,6 +245,9 @@ class FirstStage(FrequencyRecommender):
         """Answer with `learned` from now on."""
         self.learned_, self.catalogue_, self.popular_ = learned, learned.catalogue, learned.popular
         return self
+
+    def _include(self, more: Insertion, table: pl.DataFrame) -> None:
+        self.take(self.learned_.including(more, table, self.day_))
 
 
 @stored_type

@@ -1,7 +1,7 @@
 """The catalogue of items: category, name, stock, buyers and places, for rules and explanations."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import polars as pl
@@ -10,7 +10,7 @@ from evergreen.tasks.config.params import Interactions, ListRules
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.core.suggestions import nearest, require
 from evergreen.tasks.problems.recommender.online_histories import as_id
-from evergreen.tasks.problems.recommender.user_histories import Histories, codes, distinct, to_ids
+from evergreen.tasks.problems.recommender.user_histories import Histories, Insertion, codes, distinct, to_ids
 
 NONE = pl.DataFrame(schema={"item": pl.String, "category": pl.String, "name": pl.String, "stock": pl.Boolean})
 NOWHERE = pl.DataFrame(schema={"user": pl.String, "basket": pl.String, "place": pl.String})
@@ -33,6 +33,24 @@ def items(tables: Mapping[str, pl.LazyFrame], section: Interactions) -> pl.DataF
                 raise ParamsError(f"features.{key} = {getattr(section, key)}: needs a table of items; give features.items")
     found = NONE if section.items is None else _items(tables[section.items], section)
     return found if section.stock is None else _stocked(found, tables, section)
+
+
+def alike(table: pl.DataFrame, ids: np.ndarray, known: np.ndarray) -> dict[str, np.ndarray]:
+    """`category` and each group -> of each of `ids` the place in `known` (sorted ids) of an item with the same value, or -1."""
+    table, asked = table.with_columns(item=_like(table["item"], known)), pl.DataFrame({"item": ids})
+    mine, found = asked.join(table, on="item", how="left", maintain_order="left"), dict[str, np.ndarray]()
+    for name in ("category", *GROUPS):
+        if name not in table.columns:
+            found[name] = np.full(len(ids), -1)
+            continue
+        others = table.filter(pl.col(name).is_in(mine[name].drop_nulls().unique().to_list())).select("item", name).drop_nulls()
+        others = others.with_columns(at=pl.Series(codes(to_ids(others["item"]), known), dtype=pl.Int64)).filter(
+            pl.col("at") >= 0
+        )
+        first = others.group_by(name).agg(pl.col("at").min())
+        at = mine.select(name).join(first, on=name, how="left", maintain_order="left")["at"]
+        found[name] = at.fill_null(-1).to_numpy()
+    return found
 
 
 def places(lines: pl.LazyFrame, section: Interactions) -> pl.DataFrame:
@@ -164,6 +182,32 @@ class ItemCatalogue:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def including(self, new: np.ndarray) -> "ItemCatalogue":
+        """With the sorted ids `new` in the catalogue: some of `rare`, and some that nothing was known of."""
+        more = Insertion.of(self.ids[: self.size], new)
+        at = codes(new, self.rare)
+        rest = self.size + np.delete(np.arange(len(self.rare)), at[at >= 0])
+        came_from = np.concatenate([np.arange(self.size), np.where(at >= 0, self.size + at, len(self))])
+        place = np.concatenate([came_from[more.order], rest])
+        moved = np.argsort(place)[: len(self)]  # those of unknown ids come last
+
+        def take(values: np.ndarray, blank: object) -> np.ndarray:
+            return np.append(values, np.array([blank], values.dtype))[place]
+
+        found = replace(
+            self,
+            ids=np.concatenate([more.ids, self.ids[rest]]),
+            size=len(more.ids),
+            category=take(self.category, 0),
+            names=take(self.names, ""),
+            stock=None if self.stock is None else take(self.stock, False),
+            users=np.maximum(take(self.users, 0), np.isin(place, came_from[self.size :])),  # somebody bought it
+            popular=take(self.popular, 0),
+        )
+        if self.local is not None:
+            found.local = Local({name: (moved[item], count) for name, (item, count) in self.local.users.items()})
+        return found
 
     def positions(self, asked: list[object]) -> np.ndarray:
         """Of the items `asked`, -1 for one that is not known."""

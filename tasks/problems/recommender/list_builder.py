@@ -34,7 +34,7 @@ from evergreen.tasks.problems.recommender.list_composition import (
 )
 from evergreen.tasks.problems.recommender.list_request import Note, RecommendedLists, Request
 from evergreen.tasks.problems.recommender.online_histories import OnlineHistories, Session, as_id, merged, typed
-from evergreen.tasks.problems.recommender.user_histories import Histories, codes, distinct, to_date, to_day
+from evergreen.tasks.problems.recommender.user_histories import Histories, Insertion, codes, distinct, to_date, to_day, to_ids
 
 BLOCK = 256
 """Users whose lists are built at a time: bounds memory."""
@@ -68,12 +68,13 @@ class ListBuilder:
         cls, model: Recommender, data: InteractionData, section: Recommend, histories: Histories, day: int, learned: int
     ) -> "ListBuilder":
         first = day - model.popularity_days + 1
+        model = model.reading(histories, day).covering(histories.items, data.items_table)
         catalogue = ItemCatalogue.of(model.catalogue_, histories, data.items_table, first)
         if len(data.places):
             catalogue.local = Local.of(catalogue, histories.between(first, day).frame(), data.places)
         later = histories.between(day + 1, np.iinfo(np.int32).max)
         ahead = dict(zip(histories.users[later.user].tolist(), later.day.tolist(), strict=True))
-        return cls(model.reading(histories, day), catalogue, section, data, learned, ahead)
+        return cls(model, catalogue, section, data, learned, ahead)
 
     @property
     def day(self) -> int:
@@ -95,7 +96,18 @@ class ListBuilder:
                 key = as_id(user, histories.users)
                 ahead[key] = max(to_day(day), ahead.get(key, self.day))
         twin.model, twin.ahead, twin._earlier = self.model.reading(histories, self.day), ahead, {}
+        twin._cover(to_ids(typed(lines, histories.base)["item"]))
         return twin
+
+    def _cover(self, items: np.ndarray) -> None:
+        """Let the catalogue hold `items` too."""
+        known = self.model.catalogue_
+        late = distinct(items[codes(items, known) < 0])
+        if not len(late):
+            return
+        self.model, self.catalogue = self.model.covering(late, self.data.items_table), self.catalogue.including(late)
+        if self._co_purchases is not None:
+            self._co_purchases = self._co_purchases.including(Insertion.of(known, late))
 
     def restocked(self, stock: pl.DataFrame) -> "ListBuilder":
         """With another table of stock (see item_catalogue.stock)."""

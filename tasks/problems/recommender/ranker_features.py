@@ -143,6 +143,13 @@ def of_items(
     )
 
 
+def of_one_purchase(day: int) -> np.ndarray:
+    """The facts, as of_items has them, of an item without category that one user bought once, on `day`."""
+    none = np.zeros(1, np.int64)
+    bought = Histories(none, none, none.astype(np.int32), none.astype(np.int32), none, none.astype(np.int32) + day)
+    return of_items(bought, none, none, day)[0]
+
+
 def _shrunk(hits: np.ndarray, cases: np.ndarray) -> np.ndarray:
     """hits / cases, the nearer to that of all together the fewer the cases."""
     usual = hits.sum() / max(cases.sum(), 1)

@@ -46,6 +46,42 @@ def distinct(values: np.ndarray) -> np.ndarray:
     return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if len(ordered) else ordered
 
 
+@dataclass(frozen=True, eq=False)
+class Insertion:
+    """New ids among sorted ones. `ids`: all, sorted; `order`: of each its place in the known ones followed by the new."""
+
+    ids: np.ndarray
+    order: np.ndarray
+    known: int
+
+    @classmethod
+    def of(cls, known: np.ndarray, new: np.ndarray) -> "Insertion":
+        """
+        >>> Insertion.of(np.array([1, 5]), np.array([3])).take(np.array([10, 50]), 0).tolist()
+        [10, 0, 50]
+        """
+        both = np.concatenate([known, new])
+        order = np.argsort(both, kind="stable")
+        return cls(both[order], order, len(known))
+
+    @property
+    def moved(self) -> np.ndarray:
+        """The new place of each known id."""
+        return np.argsort(self.order)[: self.known]
+
+    def take(self, values: np.ndarray, blank: Any) -> np.ndarray:
+        """`values` of the known ids, and `blank` for the new ones: one value, or one row for each."""
+        more = np.empty((len(self.ids) - self.known, *values.shape[1:]), values.dtype)
+        more[...] = blank
+        return np.concatenate([values, more])[self.order]
+
+    def rows(self, matrix: Sparse) -> Sparse:
+        """The rows of a sparse matrix, empty ones for the new ids."""
+        empty: Sparse = sparse.csr_array((len(self.ids) - self.known, matrix.shape[1]), dtype=matrix.dtype)
+        whole: Sparse = sparse.vstack([matrix, empty], format="csr")
+        return whole[self.order]
+
+
 @stored_type
 @dataclass(eq=False)
 class Histories:
