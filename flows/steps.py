@@ -31,6 +31,7 @@ from evergreen.tasks.core.paths import Layout, make_folder
 
 if TYPE_CHECKING:
     from evergreen.tasks.release.model_registry import Registry
+    from evergreen.tasks.release.off_policy_value import OffPolicyValue
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +185,24 @@ def judge(root: str, problem: str) -> dict[str, Any]:
                 version = None
             champion = registry.load(problem, version, judged=True) if version else None
             seen = status.cutoff(registry, problem, version) if version else None
-        return gates.run(load(layout.params), problem, layout, champion, version, seen).model_dump()
+        params = load(layout.params)
+        verdict = gates.run(params, problem, layout, champion, version, seen)
+        if champion is not None and version:
+            verdict = verdict.with_off_policy(_off_policy(params, problem, layout, champion, version))
+        return verdict.model_dump()
+
+
+def _off_policy(params: Params, problem: str, layout: Layout, champion: Any, version: int) -> "OffPolicyValue | None":
+    """See monitoring.rollout.unseen_lists; where that fails the verdict on past data stands."""
+    if params.section(problem).predicts != "lists":
+        return None
+    from evergreen.monitoring.rollout import unseen_lists
+
+    try:
+        return unseen_lists.judge_challenger(params, problem, layout, settings.ledger(layout), champion, version)
+    except Exception as error:  # noqa: BLE001  # an old champion may fail in any way
+        log.warning("%s: gate: no estimate of lists that nobody saw: %s", problem, " ".join(str(error).split()))
+        return None
 
 
 def import_release_libraries() -> None:

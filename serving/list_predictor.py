@@ -131,7 +131,8 @@ class ListPredictor:
             await self._background.lists.run(serving.counts.probes.measure, *calls)
 
     async def _shadow(self, serving: "Serving", request: "Request", entities: Sequence[str | None], ids: Sequence[str]) -> None:
-        model = serving.candidate
+        """Without exploration, whose draws would be those of the champion: see monitoring.rollout.off_policy."""
+        model, request = serving.candidate, request.model_copy(update={"explore": 0.0})
         assert isinstance(model, ListModel)
         failed = True
         try:

@@ -1,6 +1,6 @@
 """Now: each problem with its champion, rollout, traffic and monitoring; what runs, and what comes next."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from evergreen.monitoring.ledger.decisions import MonitoringRun
     from evergreen.monitoring.rollout.sequential_tests import Judgement, Test
     from evergreen.tasks.release.deployments import Deployment
+    from evergreen.tasks.release.off_policy_value import OffPolicyValue
     from evergreen.tasks.release.rollout_state import RolloutState
 
 METER = TrafficMeter()
@@ -50,6 +51,17 @@ class RolloutNow:
     uncounted: int
     """Predictions of both versions that are too many for a page; 0: their labels are in the judgement."""
     hours_left: float
+    off_policy: "OffPolicyValue | None" = None
+    """What a shadow's lists would have earned."""
+
+
+@dataclass(frozen=True)
+class GateUnseen:
+    """The gate's newest verdict that judged lists which nobody saw."""
+
+    version: int
+    at: datetime
+    found: "OffPolicyValue"
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,7 @@ class ProblemNow:
     """The newest monitoring run."""
     suggestion: "MonitoringRun | None"
     server_errors: tuple[str, ...]
+    gate_unseen: GateUnseen | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +139,17 @@ def problem(layout: Layout, params: Params, name: str, traffic: Traffic | None =
         run=runs[-1] if runs else None,
         suggestion=suggestions.pending(layout, params, name),
         server_errors=tuple(server_errors(rollouts.reports.servers(name))),
+        gate_unseen=_gate_unseen(decisions),
     )
+
+
+def _gate_unseen(decisions: "Sequence[Deployment]") -> GateUnseen | None:
+    from evergreen.tasks.release.off_policy_value import OffPolicyValue
+
+    for each in sorted(decisions, key=lambda one: one.at, reverse=True):
+        if (found := each.evidence.get("off_policy")) and each.action in ("deploy", "refuse", "begin"):
+            return GateUnseen(each.version, each.at, OffPolicyValue.model_validate(found))
+    return None
 
 
 def _rollout(layout: Layout, params: Params, name: str) -> RolloutNow | None:
@@ -157,6 +180,7 @@ def _rollout(layout: Layout, params: Params, name: str) -> RolloutNow | None:
         judgement.tests,
         rows if rows > MOST_ROWS else 0,
         max(0.0, (state.ends - now).total_seconds() / 3600),
+        judgement.off_policy,
     )
 
 

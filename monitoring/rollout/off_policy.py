@@ -19,9 +19,9 @@ from collections.abc import Sequence
 import polars as pl
 
 from evergreen.monitoring.rollout.overlap import pair_with_shadow
-from evergreen.monitoring.rollout.sequential_tests import OffPolicyEstimate, OffPolicyValue
 from evergreen.tasks.core import intervals
 from evergreen.tasks.problems.prediction_type import Labelled
+from evergreen.tasks.release.off_policy_value import OffPolicyEstimate, OffPolicyValue
 from evergreen.tasks.release.rollout_state import RolloutState
 
 ESTIMATORS = ("ips", "snips", "dr")
@@ -36,60 +36,82 @@ FOLDS = 2
 
 def estimate_shadow(kind: Labelled, rows: pl.DataFrame, stands: RolloutState, seed: int = 0) -> OffPolicyValue | None:
     """Of the lists of a shadow, by the champion's labelled ones of the same requests. `rows`: of the ledger, with labels. None
-    without a list that has propensities and a label, and for a kind that predicts no lists."""
+    without a list that has propensities and a label, and for a kind that predicts no lists.
+
+    A shadow's list with explored items is left out: they were drawn as the champion's of that user and day were, so that they
+    are found in the served list for sure and not with their propensity.
+    """
     if not {"items", "propensities", "label"} <= set(rows.columns):
         return None
     served, shadows = pair_with_shadow(rows, stands)
     pairs = served.with_columns(kind.readable(served), entity=pl.coalesce("entity", "id"), wanted=shadows["items"])
+    if "sources" in shadows.columns:
+        pairs = pairs.filter(~shadows["sources"].list.contains("explore").fill_null(False))
     return estimate(pairs, seed)
 
 
-def estimate(pairs: pl.DataFrame, seed: int = 0) -> OffPolicyValue | None:
+def estimate(pairs: pl.DataFrame, seed: int = 0, confidence: float = CONFIDENCE) -> OffPolicyValue | None:
     """`pairs`: one row per served list: entity (its user), `items` and `propensities` as served, `wanted` (items of the list to
     be judged) and `label` (what the user bought after it).
 
-    Lists without propensities, or with propensities that are none, are left out. None: no list is left.
+    The gain is that over the served lists, which explored; with a column `against` (items of other lists that nobody saw),
+    that over the same estimate of those. Lists without propensities, or with propensities that are none, are left out. None:
+    no list is left.
 
     >>> lists = {"items": [["a", "b"]], "propensities": [[0.5, 0.5]], "wanted": [["a", "c"]], "label": [["a", "c"]]}
     >>> found = estimate(pl.DataFrame({"entity": ["u"], **lists}))
     >>> found.estimates[0].value, found.served, found.covered, found.why
     (2.0, 1.0, 1.0, 'too few items: 1 effective, at least 100 are needed')
     """
-    lists = _judged(_usable(pairs))
-    if lists.is_empty():
+    usable = _usable(pairs)
+    sides = [_judged(usable.with_columns(wanted=name)) for name in ("wanted", "against") if name in usable.columns]
+    if sides[0].is_empty():
         return None
-    weight, squares = float(lists["weight"].sum()), float(lists["squares"].sum())
-    effective = weight**2 / squares if squares else 0.0
-    count, lists = lists.height, lists.group_by("entity", maintain_order=True).agg(pl.exclude("entity").mean())
-    without = [part for (part,) in intervals.leave_out([lists], seed)] if effective >= FEWEST else []
-    covered = intervals.interval(_covered(lists), [_covered(part) for part in without], CONFIDENCE)
-    why = _too_few(effective, _covered(lists), covered)
-    values, served = {name: _value(lists, name) for name in ESTIMATORS}, _mean(lists, "served")
+    effective, lists = min(_effective(each) for each in sides), sides[0].height
+    sides = [each.group_by("entity", maintain_order=True).agg(pl.exclude("entity").mean()) for each in sides]
+    without = list(intervals.leave_out(sides, seed)) if effective >= FEWEST else []
+    why = _too_few_items(effective)
+    for place, side in enumerate(sides):
+        spread = intervals.interval(_covered(side), [_covered(parts[place]) for parts in without], confidence)
+        why = why or _too_few_covered(_covered(side), spread)
     found = list[OffPolicyEstimate]()
     for name in ESTIMATORS:
-        gains = [_value(part, name) - _mean(part, "served") for part in without]
-        each = intervals.interval(values[name], [_value(part, name) for part in without], CONFIDENCE)
-        gain = intervals.interval(values[name] - served, gains, CONFIDENCE)
-        why = why or each.why or gain.why
-        bounds = [None] * 4 if why else [each.low, each.high, gain.low, gain.high]
-        found.append(_estimate(name, values[name], served, bounds))
+        value, gain = _value(sides[0], name), _gain(sides, name)
+        each = intervals.interval(value, [_value(parts[0], name) for parts in without], confidence)
+        more = intervals.interval(gain, [_gain(parts, name) for parts in without], confidence)
+        why = why or each.why or more.why
+        found.append(_estimate(name, (value, gain), None if why else (each.low, each.high, more.low, more.high)))
     return OffPolicyValue(
         estimates=tuple(found),
-        served=served,
-        covered=_covered(lists),
+        served=_mean(sides[0], "served"),
+        covered=min(_covered(each) for each in sides),
         effective=effective,
-        lists=count,
-        users=lists.height,
+        lists=lists,
+        users=sides[0].height,
         why=why,
+        **({"against": "the champion's lists"} if len(sides) > 1 else {}),
     )
 
 
+def _effective(lists: pl.DataFrame) -> float:
+    """Effective sample size in items (Kish 1965)."""
+    weight, squares = float(lists["weight"].sum()), float(lists["squares"].sum())
+    return weight**2 / squares if squares else 0.0
+
+
+def _gain(sides: Sequence[pl.DataFrame], method: str) -> float:
+    other = _value(sides[1], method) if len(sides) > 1 else _mean(sides[0], "served")
+    return _value(sides[0], method) - other
+
+
 def _usable(pairs: pl.DataFrame) -> pl.DataFrame:
-    texts = [pl.col(name).cast(pl.List(pl.String)) for name in ("items", "wanted", "label")]
+    names = [name for name in ("items", "wanted", "against", "label") if name in pairs.columns]
+    texts = [pl.col(name).cast(pl.List(pl.String)) for name in names]
     found = pairs.select("entity", *texts, pl.col("propensities").cast(pl.List(pl.Float64))).drop_nulls()
     chances = pl.col("propensities").list
     valid = (chances.len() == pl.col("items").list.len()) & (chances.min() > 0) & (chances.max() <= 1)
-    return found.filter(valid & (pl.col("wanted").list.len() > 0))
+    judged = [pl.col(name).list.len() > 0 for name in ("wanted", "against") if name in names]
+    return found.filter(valid, *judged)
 
 
 def _judged(pairs: pl.DataFrame) -> pl.DataFrame:
@@ -144,16 +166,20 @@ def _covered(lists: pl.DataFrame) -> float:
     return _mean(lists, "weight") / _mean(lists, "size")
 
 
-def _too_few(effective: float, covered: float, interval: intervals.Interval) -> str:
+def _too_few_items(effective: float) -> str:
+    enough = effective >= FEWEST
+    return "" if enough else f"{intervals.TOO_FEW} items: {effective:.0f} effective, at least {FEWEST} are needed"
+
+
+def _too_few_covered(covered: float, interval: intervals.Interval) -> str:
     """`interval`: of `covered`."""
-    if effective < FEWEST:
-        return f"{intervals.TOO_FEW} items: {effective:.0f} effective, at least {FEWEST} are needed"
     if interval.high < COVERED:
         return f"{intervals.TOO_FEW} of the items had a chance to be shown: {covered:.0%}, at least {COVERED:.0%} are needed"
     return interval.why
 
 
-def _estimate(method: str, value: float, served: float, bounds: Sequence[float | None]) -> OffPolicyEstimate:
-    low, high, gain_low, gain_high = bounds
-    gain = value - served
+def _estimate(method: str, values: tuple[float, float], bounds: tuple[float, float, float, float] | None) -> OffPolicyEstimate:
+    """`values`, `bounds`: of the value and of the gain."""
+    low, high, gain_low, gain_high = bounds or (None,) * 4
+    value, gain = values
     return OffPolicyEstimate(method=method, value=value, low=low, high=high, gain=gain, gain_low=gain_low, gain_high=gain_high)

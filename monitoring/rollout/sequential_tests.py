@@ -26,6 +26,7 @@ import numpy as np
 from evergreen.monitoring.rollout import bets
 from evergreen.tasks.config.base import Section
 from evergreen.tasks.config.operations import Rollout
+from evergreen.tasks.release.off_policy_value import OffPolicyValue
 from evergreen.tasks.release.server_reports import EDGES, RequestCounts, SideBySide
 
 LEARNED = 50
@@ -89,48 +90,6 @@ class Overlap(Section):
     def words(self) -> str:
         interval = "" if self.low is None or self.high is None else f" [{self.low:.3f}, {self.high:.3f}]"
         return f"rank-biased overlap of the lists {self.mean:.3f}{interval} ({self.requests:,} lists of {self.users:,} users)"
-
-
-class OffPolicyEstimate(Section):
-    """Hits per list, the mean over users of the mean over their lists; and how many more than the served lists had."""
-
-    method: str
-    value: float
-    low: float | None
-    high: float | None
-    gain: float
-    gain_low: float | None
-    gain_high: float | None
-    """None, as the other bounds: too few."""
-
-
-class OffPolicyValue(Section):
-    """Estimates of the value of lists that nobody saw."""
-
-    estimates: tuple[OffPolicyEstimate, ...]
-    served: float
-    """Hits of a served list, the mean likewise."""
-    covered: float
-    """Mean weight: about the share of the items that had a chance to be shown."""
-    effective: float
-    """Effective sample size in items: the squared sum of the weights over the sum of their squares."""
-    lists: int
-    users: int
-    why: str
-    """Why there is no interval, in words; empty where there is one."""
-
-    def words(self) -> str:
-        """One clause for a person."""
-        seen = (
-            f"{self.lists:,} lists of {self.users:,} users, effective items {self.effective:,.0f}, covered {self.covered:.0%}"
-        )
-        if self.why:
-            return f"hits of lists that nobody saw: {self.why} ({seen})"
-        best = self.estimates[-1]
-        return (
-            f"hits per list that nobody saw {best.value:.3f} [{best.low:.3f}, {best.high:.3f}] against {self.served:.3f} "
-            f"({best.method}; {seen})"
-        )
 
 
 class Judgement(Section):

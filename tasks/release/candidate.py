@@ -72,7 +72,7 @@ class Candidate:
     def tags(self) -> dict[str, str]:
         evaluation = read_json(self.layout.report(self.problem) / "evaluation" / "evaluation.json")
         own = {"model": self.card["config"]["model"], "kind": self.card["kind"], "metric": evaluation["primary"]}
-        judged = {f"verdict.{key}": to_text(value) for key, value in self.verdict.model_dump().items()}
+        judged = {f"verdict.{key}": to_text(value) for key, value in self.verdict.model_dump(exclude_none=True).items()}
         commit = {"mlflow.source.git.commit": self.lineage["git.commit"]} if self.lineage.get("git.commit") else {}
         found = {**self.lineage, **commit, **own, **judged, "candidate": self.digest}
         return {key: str(value) for key, value in found.items() if value != ""}

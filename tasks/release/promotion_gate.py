@@ -22,6 +22,7 @@ from evergreen.tasks.core import bootstrap, intervals
 from evergreen.tasks.core.errors import ParamsError, StepError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.problems.base import Metric, Model
+from evergreen.tasks.release.off_policy_value import OffPolicyValue
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,19 @@ class Verdict(Section):
     """Rows that both predicted."""
     against: str
     """The model it is compared with, such as champion v3 or baseline prior."""
+    off_policy: OffPolicyValue | None = None
+    """What a recommender's lists would have earned where the champion's were served; None: not estimated."""
+
+    def with_off_policy(self, found: OffPolicyValue | None) -> "Verdict":
+        """With these estimates as evidence. A candidate whose lists are surely worse than the champion's is not promoted,
+        however it did on past data; where there is too little to tell they change nothing."""
+        if found is None:
+            return self
+        if not found.surely_worse:
+            return self.model_copy(update={"off_policy": found, "reason": f"{self.reason}; {found.words()}"})
+        past = self.reason.removeprefix("promoted: ").removeprefix("not promoted: ")
+        reason = f"not promoted: surely worse by lists that nobody saw: {found.words()}; on past data: {past}"
+        return self.model_copy(update={"off_policy": found, "decision": "worse", "promote": False, "reason": reason})
 
 
 def judge(

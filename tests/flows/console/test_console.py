@@ -5,21 +5,27 @@ import re
 import time
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import polars as pl
 import pytest
 
+from bench.statistics.off_policy import shop
 from evergreen.flows import running_steps, settings
 from evergreen.flows.console import app, commands
 from evergreen.flows.operations import retention, suggestions
+from evergreen.monitoring.ledger.label_matching import Label
+from evergreen.monitoring.rollout.off_policy import estimate
 from evergreen.serving.event_log import RejectedEvent
 from evergreen.tasks import problems
 from evergreen.tasks.config import loading
+from evergreen.tasks.config.operations import Rollout
 from evergreen.tasks.core.errors import ModelError, ParamsError, ProjectError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.release.model_registry import Registry
+from evergreen.tasks.release.promotion_gate import Verdict
+from evergreen.tasks.release.rollout_state import SHADOW_SUFFIX
 from tests.flows.console import operated
 from tests.flows.console.operated import open_console, post, token
 
@@ -203,6 +209,35 @@ def test_a_rollout_of_a_recommender_shows_its_losses_and_weeks_per_version(layou
     assert "Realised, as counted by the last monitoring run" in page
     assert "In production, week by week" in weeks
     assert re.findall(r'<td>v(\d)</td>.*?class="interval">([0-9.]+)', weeks) == [("2", "1.0"), ("1", "0.82")]
+
+
+def test_what_lists_that_nobody_saw_would_have_earned_is_shown_for_a_shadow_and_for_the_gate(layout: Layout):
+    pairs = shop(1, users=200).pairs
+    found = estimate(pairs)
+    assert found is not None
+    ledger, names = settings.ledger(layout), [f"list-{row}" for row in range(pairs.height)]
+    verdict = Verdict(
+        decision="better", promote=True, reason="promoted: ndcg", metric="ndcg", candidate=0.2, other=0.1, gain=0.1, low=0.0,
+        high=0.2, rows=9, against="champion v1",
+    ).with_off_policy(found)  # fmt: skip
+    policy = Rollout(strategy="shadow")
+    settings.rollouts(layout).begin("recommend", 2, policy, "ann", verdict.reason, verdict.model_dump())
+    served = pairs.select("entity", "items", "propensities").with_columns(id=pl.Series(names))
+    shadows = pairs.select("entity", items="wanted").with_columns(id=pl.Series(names) + SHADOW_SUFFIX)
+    for version, frame, variant in ((1, served, "champion"), (2, shadows, "shadow")):
+        outputs = [name for name in ("items", "propensities") if name in frame.columns]
+        ledger.append_frame(
+            "recommend", version, frame, at=datetime.now(UTC), key="entity", id="id", features=(), outputs=outputs,
+            variant=cast(Any, variant),
+        )  # fmt: skip
+    ledger.add_labels("recommend", [Label(items, id=id_) for id_, items in zip(names, pairs["label"].to_list(), strict=True)])
+    with open_console(layout) as client:
+        page = client.get("/problems/recommend").text
+    assert page.count('data-table="unseen"') == page.count(f"From {found.lists} served lists of 200 users") == 2
+    assert "What the lists of v2 would have earned" in page
+    assert "gain over the champion&#39;s lists" in page
+    assert "gain over the served lists" in page
+    assert page.count("doubly robust") == 2
 
 
 def test_the_champion_of_a_past_moment_is_told(reader: httpx.Client):
