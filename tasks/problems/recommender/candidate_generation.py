@@ -41,6 +41,8 @@ BASKETS = 182
 """Days of baskets for co-visitation."""
 STRONGEST = 100
 """Most items of a user that item-kNN learns from, by decayed purchases: counts of pairs grow with the square."""
+CHUNK = 512
+"""Users whose features are made at a time; a multiple of BLOCK."""
 SAMPLED = 8
 """Every n-th score of a user, from which a lower bound of the best is estimated."""
 
@@ -192,11 +194,11 @@ class Learned:
         that no known item has counts as none.
         """
         new = more.ids[more.order >= more.known]
-        alike = item_catalogue.alike(table, new, self.catalogue)
-        category = np.where(alike["category"] >= 0, self.category[alike["category"]], 0)
+        matches = item_catalogue.matching_items(table, new, self.catalogue)
+        category = np.where(matches["category"] >= 0, self.category[matches["category"]], 0)
         groups = self.groups
         if groups is not None:
-            found = [alike[name] for name in item_catalogue.GROUPS[: groups.shape[1]]]
+            found = [matches[name] for name in item_catalogue.GROUPS[: groups.shape[1]]]
             groups = more.take(groups, np.column_stack([np.where(at >= 0, groups[at, n], 0) for n, at in enumerate(found)]))
         fact = ranker_features.of_one_purchase(day)[: self.facts.shape[1]]
         common = np.arange(more.known) if self.common is None else self.common
@@ -221,7 +223,28 @@ class Learned:
     def propose(
         self, histories: Histories | OnlineHistories, positions: np.ndarray, day: int, settings: Settings
     ) -> Candidates:
-        """Up to settings.candidates bought and as many new items for each user; `positions`: in `histories.users`."""
+        """Up to settings.candidates bought and as many new items for each user; `positions`: in `histories.users`.
+
+        Some users at a time: what is between takes several times the memory of what is returned.
+        """
+        parts = [
+            self._propose(histories, positions[first : first + CHUNK], day, settings)
+            for first in range(0, max(len(positions), 1), CHUNK)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        row = np.concatenate([part.row + number * CHUNK for number, part in enumerate(parts)])
+        item, bought = (np.concatenate([getattr(part, name) for part in parts]) for name in ("item", "bought"))
+        table, last = np.empty((len(row), len(ranker_features.FEATURES)), np.float32), 0
+        while parts:
+            part = parts.pop(0)  # and its memory is free
+            first, last = last, last + len(part.row)
+            table[first:last] = part.features
+        return Candidates(row, item, bought, table)
+
+    def _propose(
+        self, histories: Histories | OnlineHistories, positions: np.ndarray, day: int, settings: Settings
+    ) -> Candidates:
         lines = ranker_features.Lines.of(histories, positions, self.catalogue, day)
         row, item, bought, scores = self._pick(lines, histories.users[positions], settings)
         users = ranker_features.of_users(lines)
@@ -230,8 +253,11 @@ class Learned:
         pairs = ranker_features.of_pairs(
             lines, row, item, self.category, settings.half_life_days, users[:, 0], gap, self.groups
         )
-        table = np.column_stack([users[row], facts[item], pairs, scores, self.places(row, scores)])
-        return Candidates(row, item, bought, table.astype(np.float32))
+        table, last = np.empty((len(row), len(ranker_features.FEATURES)), np.float32), 0
+        for part in (users[row], facts[item], pairs, scores, self.places(row, scores)):
+            first, last = last, last + part.shape[1]
+            table[:, first:last] = part
+        return Candidates(row, item, bought, table)
 
     def score(
         self, histories: Histories | OnlineHistories, positions: np.ndarray, day: int, settings: Settings

@@ -32,6 +32,8 @@ def propose(
     """Learned.propose, partition by partition."""
     shared = (learned, day, settings)
     parts = _each(_propose, shared, merged(histories), positions)
+    if len(parts) == 1:
+        return parts[0]
     firsts = np.arange(len(parts)) * PARTITION
     return Candidates(
         np.concatenate([part.row + first for part, first in zip(parts, firsts, strict=True)]),

@@ -327,6 +327,8 @@ class InteractionData:
         if len(there) > MAX_SHARED_USERS:
             return self.labelled(self.learned(to_day(cutoff), settings), cutoff, settings, drawn)
         found, catalogue = self._own(cutoff, settings)
+        if len(drawn) == len(there):
+            return found, self._label(found, catalogue, cutoff, there)
         kept = np.isin(there[found.row], drawn)
         found = Candidates(found.row[kept], found.item[kept], found.bought[kept], found.features[kept])
         return found, self._label(found, catalogue, cutoff, there)

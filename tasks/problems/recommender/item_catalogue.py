@@ -35,7 +35,7 @@ def items(tables: Mapping[str, pl.LazyFrame], section: Interactions) -> pl.DataF
     return found if section.stock is None else _stocked(found, tables, section)
 
 
-def alike(table: pl.DataFrame, ids: np.ndarray, known: np.ndarray) -> dict[str, np.ndarray]:
+def matching_items(table: pl.DataFrame, ids: np.ndarray, known: np.ndarray) -> dict[str, np.ndarray]:
     """`category` and each group -> of each of `ids` the place in `known` (sorted ids) of an item with the same value, or -1."""
     table, asked = table.with_columns(item=_like(table["item"], known)), pl.DataFrame({"item": ids})
     mine, found = asked.join(table, on="item", how="left", maintain_order="left"), dict[str, np.ndarray]()

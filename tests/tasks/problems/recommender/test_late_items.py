@@ -104,7 +104,7 @@ def test_attributes_of_a_late_item_are_those_of_the_items_like_it():
     table = pl.DataFrame(
         {"item": [1, 2, 3, 9], "category": ["a", "b", "b", "b"], "name": None, "stock": None, "group1": ["x", None, "y", "z"]}
     )
-    found = item_catalogue.alike(table, np.array([9, 10]), np.array([1, 2, 3]))
+    found = item_catalogue.matching_items(table, np.array([9, 10]), np.array([1, 2, 3]))
     assert {name: at.tolist() for name, at in found.items()} == {"category": [1, -1], "group1": [-1, -1], "group2": [-1, -1]}
 
 
