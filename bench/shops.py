@@ -189,19 +189,19 @@ def _chosen(layout: Layout) -> dict[str, Any]:
 
 
 def _answers(layout: Layout, rows: pl.DataFrame) -> dict[str, Any]:
-    """Lists of a known user and of a stranger; and the page."""
+    """Lists of a known and of an unknown user; and the page."""
     params, registry = loading.load(layout.params), settings.registry(layout)
     version = settings.deployments(layout).champion(NAME)
     if version is None:
         raise RuntimeError("nothing is deployed")
     recommender = OnlineRecommender(params, NAME, layout, registry.load(NAME, version), version, settings.events(layout))
     known = recommender.recommend(Request(users=(rows["who"][-1],)))
-    stranger = recommender.recommend(Request(users=("nobody",)))
+    anonymous = recommender.recommend(Request(users=("nobody",)))
     sent = recommender.record_events([{"user": "nobody", "item": rows["what"][0], "basket": "first"}], datetime.now(UTC))
     page = status.page(layout).read_text()
-    if not len(known.item) or not len(stranger.item) or sent.accepted != 1 or NAME not in page:
-        raise RuntimeError(f"lists of {len(known.item)} and {len(stranger.item)} items, {sent}")
-    return {"list": len(known.item), "stranger's": len(stranger.item), "first": str(known.explanation[0])}
+    if not len(known.item) or not len(anonymous.item) or sent.accepted != 1 or NAME not in page:
+        raise RuntimeError(f"lists of {len(known.item)} and {len(anonymous.item)} items, {sent}")
+    return {"list": len(known.item), "list of nobody": len(anonymous.item), "first": str(known.explanation[0])}
 
 
 def main(words: list[str] | None = None) -> int:

@@ -136,7 +136,7 @@ def section(name: str, found: InferredSchema, asked: InitOptions) -> Block:
         "tune": _tune(found),
         "train": {},
         "evaluate": {"windows": found.windows},
-        "gate": {},
+        "gate": {"metric": "ndcg_novel"} if lists else {},  # by the lists that are shown
     }
     return Block(question=_question(name, found, asked), features=features, **rest)
 

@@ -53,6 +53,15 @@ class Verdict(Section):
     off_policy: OffPolicyValue | None = None
     """What a recommender's lists would have earned where the champion's were served; None: not estimated."""
 
+    def of_first(self) -> "Verdict":
+        """For lists, while nothing is deployed: what is not surely worse than the baseline serves, and the reason says so. A
+        shop is not left without lists."""
+        if self.promote or self.decision == "worse":
+            return self
+        past = self.reason.removeprefix("not promoted: ")
+        why = "nothing is deployed yet, and lists that are not surely worse than the baseline are better than none"
+        return self.model_copy(update={"promote": True, "reason": f"promoted: {why}: {past}"})
+
     def with_off_policy(self, found: OffPolicyValue | None) -> "Verdict":
         """With these estimates as evidence. A candidate whose lists are surely worse than the champion's is not promoted,
         however it did on past data; where there is too little to tell they change nothing."""
@@ -181,6 +190,8 @@ def run(
         against,
         params.project.seed,
     )
+    if champion is None and section.predicts == "lists":
+        verdict = verdict.of_first()
     log.info("%s: gate: %s", problem, verdict.reason)
     return verdict
 

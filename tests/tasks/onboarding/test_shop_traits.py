@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from bench import shops
 from evergreen.tasks.onboarding.options import InitOptions
 from evergreen.tasks.onboarding.params_template import section
 from evergreen.tasks.onboarding.schema_inference import infer_schema
@@ -121,6 +122,42 @@ def test_the_draft_weighs_by_ratings_and_offers_to_weigh_by_quantities():
     assert "weight" not in counted
     assert "weight: quantity  # to let purchases count by their quantity" in map(str, counted)
     assert counted["where"].value == '"quantity" >= 0'
+
+
+SEEN = {
+    "few shoppers": ("calendar", 28, "200 users: differences"),
+    "one purchase per item": ("last_orders", 14, "lists show new items only"),
+    "visitors without an account": ("last_lines", 14, "only 0 have two orders, 300 two lines"),
+    "news": ("last_orders", 1, "items that are sold for 3 days"),
+    "seasons": ("calendar", 28, "train at least once a season"),
+    "subscriptions": ("calendar", 31, "come monthly"),
+    "ratings": ("calendar", 28, ""),
+    "bundles": ("calendar", 28, "co_visitation is on"),
+    "reseller": ("calendar", 28, "one user (reseller) has 34% of all lines"),
+    "robots": ("calendar", 28, "robots?"),
+    "out of stock": ("calendar", 28, ""),
+    "returns": ("calendar", 28, ""),
+}
+"""Shape of bench.shops with dates -> how `init` judges it, the days of a window, and what it says."""
+
+
+@pytest.mark.parametrize("shape", SEEN)
+def test_init_reads_each_planted_shape(shape: str):
+    rows = shops.table(shape, 0)
+    found = find_shape(rows.lazy(), "who", "what", "till", "at")
+    judge_by, days, says = SEEN[shape]
+    assert (found.judge_by, found.horizon_days) == (judge_by, days)
+    assert says in " ".join(found.notes)
+    drafted = draft(rows)
+    discover = shape in ("one purchase per item", "visitors without an account", "news")
+    assert found.discover is discover
+    assert (drafted["gate"] == {"metric": "ndcg_novel"}) is discover  # the gate judges the lists that are shown
+
+
+def test_every_shape_is_planted():
+    assert {*SEEN, "orders without dates"} == {*shops.SHAPES}
+    assert len(shops.SHAPES) == 13
+    assert shops.table("orders without dates", 0).columns == ["who", "till", "what", "turn"]
 
 
 def test_the_draft_of_a_shop_with_bundles_looks_at_baskets():

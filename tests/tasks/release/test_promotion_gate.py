@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evergreen.tasks import evaluate, problems, train, tune
+from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Gate, Params
 from evergreen.tasks.core import intervals
 from evergreen.tasks.core.errors import DataError, ParamsError, StepError
@@ -21,6 +22,7 @@ from evergreen.tasks.problems.base import Metric
 from evergreen.tasks.release import promotion_gate
 from evergreen.tasks.release.promotion_gate import Verdict
 from tests import plain_kind
+from tests.monitoring.retraining import test_backtest_lists as turning_shop
 from tests.plain_kind import Plain
 
 ACCURACY = Metric("accuracy")
@@ -179,6 +181,21 @@ def test_the_first_model_is_measured_against_the_baseline(finished: tuple[Params
     verdict = promotion_gate.run(finished[0], "pay", finished[1], None, None)
     assert (verdict.decision, verdict.against, verdict.rows) == ("better", "baseline mean", 60)
     assert verdict.gain == pytest.approx(verdict.other - verdict.candidate)
+
+
+def test_a_shop_is_not_left_without_lists_where_nothing_beats_popularity(tmp_path: Path) -> None:
+    """What sells most changes each day, so that the chosen model is the baseline."""
+    layout = turning_shop.project(tmp_path / "shop", turning_shop.visits())
+    known = load(layout.params)
+    for step in (train, evaluate):
+        step.run(known, turning_shop.PROBLEM, layout)
+    verdict = promotion_gate.run(known, turning_shop.PROBLEM, layout, None, None)
+    assert (verdict.decision, verdict.gain, verdict.promote) == ("not worse", 0.0, True)
+    assert verdict.reason.startswith("promoted: nothing is deployed yet, and lists that are not surely worse than the baseline")
+    champion = skops_models.load(layout.model(turning_shop.PROBLEM) / "model.skops")
+    assert not promotion_gate.run(known, turning_shop.PROBLEM, layout, champion, 3).promote
+    worse = verdict.model_copy(update={"decision": "worse", "promote": False})
+    assert worse.of_first() == worse
 
 
 @pytest.mark.usefixtures("_plain")
