@@ -71,6 +71,8 @@ def new(catalogue: ItemCatalogue, item: int, source: str, partner: int | None) -
         return "promoted"
     if partner is not None and source != "popular":
         return f"bought with {called(catalogue, partner)}"
+    if source == "popular" and not catalogue.popular[item]:
+        return f"bought by {customers(int(catalogue.users[item]))} so far"
     if source == "popular":
         return f"popular now, bought by {customers(int(catalogue.popular[item]))} lately"
     return FROM_OTHERS["tifu_knn"]

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from evergreen.tasks.problems.recommender import item_catalogue
+from evergreen.tasks.problems.recommender import item_catalogue, item_explanations
 from evergreen.tasks.problems.recommender.item_catalogue import ItemCatalogue, Local
 from evergreen.tasks.problems.recommender.list_builder import ListBuilder
 from evergreen.tasks.problems.recommender.list_request import Request
@@ -131,6 +131,13 @@ def test_the_catalogue_moves_every_array_and_keeps_what_is_known_of_a_rare_item(
     assert found.local.users["here"][0].tolist() == [1, 5]
     assert made.positions(["b"]).tolist() == [0]
     assert found.positions(["b", "a", "aa"]).tolist() == [1, 5, 0]
+
+
+def test_an_item_that_nobody_bought_lately_is_not_called_popular():
+    table = pl.DataFrame({"item": ["a"], "category": [None], "name": [None], "stock": [None]}, item_catalogue.NONE.schema)
+    bought = Histories.of(purchases("u", ["a"], [date(2024, 1, 1)]))
+    catalogue = ItemCatalogue.of(np.array(["a"]), bought, table, bought.day[-1] + 1)
+    assert item_explanations.new(catalogue, 0, "popular", None) == "bought by 1 customer so far"
 
 
 def test_insertion_keeps_rows_and_columns_together():
