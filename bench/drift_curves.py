@@ -4,8 +4,8 @@
     python -m bench.drift_curves 40 7     with so many, and this seed
 
 Twenty columns, 26 weeks of 154 rows as reference, windows of 1,000 rows. NannyML gets an environment of its own and chunks by
-week. A calm window counts as alarm where any column is flagged, a changed one where the changed column is. Figures go to
-bench/results/drift-curves.csv.
+week. A calm window counts as alarm where any column is flagged, a changed one where the changed column is; NannyML's domain
+classifier judges all columns at once. Figures go to bench/results/drift-curves.csv.
 """
 
 import json
@@ -87,11 +87,12 @@ def curves(runs: int, seed: int) -> Iterator[dict[str, str | int | float]]:
     for world, sd in WORLDS.items():
         with tempfile.TemporaryDirectory() as folder:
             found = [list(run(sd, np.random.default_rng([seed, each]), Path(folder) / f"{each:04}")) for each in range(runs)]
-            subprocess.run([rival, RIVAL, folder], check=True)
+            subprocess.run([rival, RIVAL, folder], check=True, stdout=subprocess.DEVNULL)
             theirs = json.loads((Path(folder) / "nannyml.json").read_text())
         for place, (case, _) in enumerate(found[0]):
             hits = {who: np.mean([each[place][1][who] for each in found]) for who in ("evergreen", "evidently")}
-            hits["nannyml"] = np.mean([raised(case, each[place]) for each in theirs])
+            hits["nannyml"] = np.mean([raised(case, each[place]["columns"]) for each in theirs])
+            hits["nannyml's domain classifier"] = np.mean([each[place]["classifier"] for each in theirs])
             yield {"world": world, "case": case.name, "runs": runs} | {who: float(rate) for who, rate in hits.items()}
 
 

@@ -28,7 +28,7 @@ MOVED_ODDS = 100.0
 below it."""
 UNITS = (1 / 1000, 1 / 100, 1 / 10, 10.0, 100.0, 1000.0)
 """Factors between units, such as cents and dollars, grams and kilograms."""
-TYPICAL, SURE, FEWEST = 0.05, 0.0025, 0.02
+TYPICAL, SURE, FEWEST = 0.05, 0.001, 0.02
 """Shares of rows in other units: that the test is best at, that must surely be exceeded, and that the estimate must reach."""
 SEPARATE = 0.4
 """Mean score of rows in other units beyond that of the others; with less, they lie among the others."""

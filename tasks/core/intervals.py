@@ -35,7 +35,7 @@ MIN_FREEDOM = 2.5
 HEAVY_TAILS = 1.5
 """Of losses, factor on the skewness, because a sample shows too little of that of heavy tails. Chosen by simulation."""
 HALF_SEEN = 0.5
-"""Of R², factor on the degrees of freedom, for the same reason: tails are in errors and labels. Chosen by simulation."""
+"""Of R² and of differences, factor on the degrees of freedom, for the same reason. Chosen by simulation."""
 TOO_FEW = "too few"
 """First words of the reason for an interval that is not given."""
 
@@ -91,7 +91,8 @@ def interval(score: float, without: Sequence[float], confidence: float, scale: S
         middle, influence = float(onto(score)), _influence(np.asarray(onto(values)))
     if not math.isfinite(middle) or not np.isfinite(influence).all():
         return too_few("rows that differ for an interval")
-    tails, seen = HEAVY_TAILS if scale == "positive" else 1.0, HALF_SEEN if scale == "explained" else 1.0
+    tails = HEAVY_TAILS if scale == "positive" else 1.0
+    seen = HALF_SEEN if scale in ("explained", "linear") else 1.0
     return _studentised(middle, influence, confidence, back, tails, seen)
 
 
