@@ -58,6 +58,11 @@ def is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
+def has_shared_state(layout: Layout) -> bool:
+    """Whether the environment names a database and a registry that is no local file, so that no project folder is needed."""
+    return bool(Settings().database) and not read(layout).mlflow_uri.startswith("sqlite:///")
+
+
 def has_registry(layout: Layout) -> bool:
     """Whether the registry is a server, or a file that exists. Imports no MLflow, which takes seconds."""
     uri = read(layout).mlflow_uri

@@ -27,7 +27,10 @@ def flagged(folder: Path) -> list[dict[str, object]]:
     found, told = (one.calculate(windows).filter(period="analysis").to_df() for one in (each, classifier))
     apart = told[("domain_classifier_auroc", "alert")].tolist()
     return [
-        {"columns": [name for name in columns if found[name].iloc[row].xs("alert", level=-1).any()], "classifier": bool(apart[row])}
+        {
+            "columns": [name for name in columns if found[name].iloc[row].xs("alert", level=-1).any()],
+            "classifier": bool(apart[row]),
+        }
         for row in range(len(found))
     ]
 

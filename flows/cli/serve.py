@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from evergreen.flows.cli.common import find, print_json, read_params, say
+from evergreen.flows.cli.common import print_json, read_params, say
 
 
 def serve(
@@ -26,9 +26,10 @@ def serve(
     import logging
 
     from evergreen.flows.operations.http_server import Supervisor
+    from evergreen.flows.operations.served_project import find_or_fetch
     from evergreen.tasks.core import log_limits
 
-    place = find(root)
+    place = find_or_fetch(root)
     names = tuple(dict.fromkeys(each.strip() for each in only.split(",") if each.strip()))
     params = read_params(place).narrow(names)
     log_limits.configure(logging.INFO, "%(asctime)s %(levelname)s %(name)s: %(message)s")

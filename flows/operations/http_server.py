@@ -347,6 +347,7 @@ def application(
     from evergreen.serving.metrics import Metrics
     from evergreen.serving.prediction_service import PredictionService
     from evergreen.serving.status_endpoints import SpoolState
+    from evergreen.tasks.release import serving_files
 
     params = params.narrow(only)
     registry, events = settings.registry(layout), settings.events(layout)
@@ -359,6 +360,8 @@ def application(
     fresh = FreshProblems(params, layout, lambda: settings.row_log(layout))
 
     def load_model(problem: str, version: int) -> LoadedModel:
+        if serving_files.is_fetched(layout):
+            serving_files.fetch(registry, problem, version, layout)
         source = text_values.source(params, problem, layout)
         readers = text_values.readers(source)
         return model_loading.load(params, layout, registry, events, problem, version, readers, source, fresh.of(problem))

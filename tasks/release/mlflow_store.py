@@ -158,6 +158,15 @@ class MlflowStore:
         aliases = self._aliases(problem) if found else {}
         return sorted((self._read(each, aliases) for each in found), key=lambda each: each.version)
 
+    def names(self) -> list[str]:
+        """Of all registered models, also those of other projects."""
+        return [each.name for each in self._client.search_registered_models(max_results=1000)]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other machines read it."""
+        return not self.uri.startswith("sqlite:///")
+
     def set_alias(self, problem: str, alias: str, version: int) -> None:
         self._client.set_registered_model_alias(self._name(problem), alias, str(version))
 

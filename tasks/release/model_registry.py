@@ -19,6 +19,7 @@ from evergreen.tasks.core.errors import ModelError
 from evergreen.tasks.core.paths import BACKGROUND, COMPILED, JUDGED, LEVELS, MODEL, Layout, read_json, sha256
 from evergreen.tasks.logged_model.manifest import MANIFEST
 from evergreen.tasks.problems.base import Model
+from evergreen.tasks.release import serving_files
 from evergreen.tasks.release.candidate import Candidate
 from evergreen.tasks.release.mlflow_store import MlflowStore, Version, input_columns
 
@@ -201,6 +202,33 @@ class Registry:
             file = self._verified(found, name, tag, scratch)
             return Path(shutil.copy(file, folder / file.name))
 
+    def serving_files(self, problem: str, version: int, folder: Path, only: str = "") -> dict[str, Path]:
+        """Path in the project -> a copy in `folder`, of each file that a server without the project needs; `only`: of this one.
+
+        Raises ModelError for a version without them, and for a file that is not the one that was registered.
+        """
+        found = self.require(problem, version)
+        if serving_files.TAG not in found.tags:
+            raise ModelError(
+                f"{problem} v{version}: is registered without the files that a server without a project folder needs. Register "
+                f"it in a registry that is no local file: evergreen train {problem}"
+            )
+        with self._store.errors():
+            listed: dict[str, str] = read_json(self._verified(found, serving_files.LIST, serving_files.TAG, str(folder)))
+            digests = {name: digest for name, digest in listed.items() if only in ("", name)}
+            copies = {
+                name: self._store.download(problem, version, f"{serving_files.FOLDER}/{name}", str(folder)) for name in digests
+            }
+        for name, digest in digests.items():
+            if sha256(copies[name]) != digest or ".." in Path(name).parts or Path(name).is_absolute():
+                raise ModelError(_changed(found, name))
+        return copies
+
+    def names(self) -> list[str]:
+        """All registered models of the store, by their full names."""
+        with self._store.errors():
+            return self._store.names()
+
     def model_input(self, problem: str, version: int) -> ModelInput:
         """What the version takes, with an example. Raises ModelError for an unknown version."""
         found = self.require(problem, version)
@@ -263,16 +291,25 @@ class Registry:
         compiled = attempt(candidate.params, candidate.problem, candidate.layout, model)
         if compiled.reason:
             log.info("%s: not compiled: %s", candidate.problem, compiled.reason)
-        self._store.publish(
-            run_id, candidate, lambda folder, identity: mlflow_model.write(folder, candidate, model, compiled, identity)
-        )
+
+        def write(folder: Path, identity: Any) -> dict[str, str]:
+            tags = mlflow_model.write(folder, candidate, model, compiled, identity)
+            if self._store.is_shared:
+                tags |= serving_files.write(folder, candidate.params, candidate.problem, candidate.layout)
+            return tags
+
+        self._store.publish(run_id, candidate, write)
 
     def _verified(self, version: Version, name: str, tag: str, folder: str) -> Path:
         """The file `name` of `version`, laid into `folder`. Raises ModelError unless its sha256 equals the version's `tag`."""
         file = self._store.download(version.problem, version.version, name, folder)
         if sha256(file) != version.tags.get(tag):
-            raise ModelError(
-                f"{version.problem} v{version.version}: {name} is not the file that was registered (its sha256 differs). "
-                f"Do not use it; roll back to another version, and train again."
-            )
+            raise ModelError(_changed(version, name))
         return file
+
+
+def _changed(version: Version, name: str) -> str:
+    return (
+        f"{version.problem} v{version.version}: {name} is not the file that was registered (its sha256 differs). "
+        f"Do not use it; roll back to another version, and train again."
+    )

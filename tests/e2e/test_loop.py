@@ -95,7 +95,8 @@ def server(tmp_path: Path) -> Iterator[dict[str, str]]:
 def inject(shop: Shop) -> None:
     """From BEFORE on, every household spends forty times as much.
 
-    So a column moves as a whole. Eight times is found too, but as other units in some rows: a fault, which asks for no retraining.
+    So a column moves as a whole. Eight times is found too, but as other units in some rows: a fault, which asks for no
+    retraining.
     """
     path = next((shop.root / "data-in").glob("transactions.*"))
     rows = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path)

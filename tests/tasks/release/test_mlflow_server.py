@@ -1,6 +1,7 @@
-"""Two projects on one MLflow server, which keeps their files."""
+"""Projects on one MLflow server, which keeps their files; and a server that has no project folder."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,13 +12,17 @@ from contextlib import suppress
 from pathlib import Path
 
 import mlflow
+import polars as pl
 import pytest
 from ruamel.yaml import YAML
 
 from evergreen.flows import settings
+from evergreen.flows.operations.served_project import find_or_fetch
+from evergreen.tasks.core.errors import ProjectError
 from evergreen.tasks.core.paths import Layout
 from tests import projects
 from tests.projects import Deployed
+from tests.serving.server import Server
 
 pytestmark = pytest.mark.slow
 
@@ -96,3 +101,67 @@ def test_the_variable_of_mlflow_names_the_experiment(
     experiment = client.get_experiment_by_name("houses")
     assert experiment is not None
     assert len(client.search_runs([experiment.experiment_id], "tags.candidate != ''")) == 1
+
+
+def test_a_server_without_a_project_folder_answers_by_key_and_with_lists_and_follows_deployments(
+    deployed: Deployed, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    layout = deployed(tmp_path / "shop", ("dear", "redeem", "recommend"))
+    monkeypatch.setenv("EVERGREEN_MLFLOW_URI", server)
+    monkeypatch.setenv("EVERGREEN_DATABASE", f"sqlite:///{tmp_path / 'evergreen.db'}")
+    rename(layout, "west")
+    for name in ("dear", "redeem", "recommend"):
+        projects.deploy(layout, name, projects.MODELS[name])
+    rows = pl.read_parquet(layout.features("redeem") / "rows.parquet")
+    key = rows.filter(pl.col("cutoff") == pl.col("cutoff").max())["household_id"][0]
+    layout.root.rename(tmp_path / "elsewhere")
+    pod = Layout(tmp_path / "pod")
+    pod.root.mkdir()
+    shop = Server(pod, env={**os.environ, "EVERGREEN_PROJECT": "west"})
+    try:
+        answer = shop.client.post("/v1/predict/redeem", json={"household_id": key}).json()
+        assert answer["version"] == 1, answer
+        listed = shop.client.post("/v1/recommend/recommend", json={"users": [key]}).json()
+        assert len(listed["lists"][0]["items"]) > 0, listed
+        house = {"size": 100, "colour": "red", "built": "1990-05-01"}
+        assert shop.client.post("/v1/predict/dear", json=house).json()["version"] == 1
+        assert shop.client.get("/ready").status_code == 200
+        moved = Layout(tmp_path / "elsewhere")
+        projects.deploy(moved, "redeem", "logistic", C=0.3)
+        shop.wait_for(r"redeem: has the features and tables of v2")
+        for _ in range(100):
+            again = shop.client.post("/v1/predict/redeem", json={"household_id": key}).json()
+            if again["version"] == 2:
+                break
+            time.sleep(0.1)
+        assert again["version"] == 2
+    finally:
+        shop.stop()
+    assert sorted(each.name for each in (pod.root / "data" / "features").iterdir()) == ["recommend", "redeem"]
+    assert pl.read_parquet(pod.features("redeem") / "rows.parquet")["cutoff"].n_unique() == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({}, "To serve without a project folder, set EVERGREEN_DATABASE and EVERGREEN_MLFLOW_URI"),
+        ({"EVERGREEN_PROJECT": "nowhere"}, "EVERGREEN_PROJECT = nowhere: is no project of the registry; it has "),
+        ({"EVERGREEN_PROJECT": ""}, "EVERGREEN_PROJECT: is not set, and the registry has "),
+    ],
+)
+def test_a_folder_without_a_project_is_told_what_to_set(
+    deployed: Deployed, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], told: str
+):
+    if variables:
+        monkeypatch.setenv("EVERGREEN_MLFLOW_URI", server)
+        monkeypatch.setenv("EVERGREEN_DATABASE", f"sqlite:///{tmp_path / 'evergreen.db'}")
+        for name in ("first", "second"):
+            layout = deployed(tmp_path / name, ("dear",))
+            rename(layout, name)
+            projects.register(layout, "dear", "logistic")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "pod").mkdir()
+    with pytest.raises(ProjectError, match=re.escape(told)):
+        find_or_fetch(tmp_path / "pod")
+    assert not list((tmp_path / "pod").iterdir())

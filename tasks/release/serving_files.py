@@ -1,0 +1,115 @@
+"""The files of a project that a server needs beside the model of a version, for servers that have no project folder.
+
+A version in a registry that other machines read has them in its folder `serving`: params, what ingest found, features by key or
+histories, and the tables that are read while serving. A file keeps its path in the project. `fetch` lays them into the folder
+of a server.
+"""
+
+import fcntl
+import logging
+import shutil
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from evergreen.tasks.config.params import Params
+from evergreen.tasks.core.paths import Layout, make_folder, read_json, sha256, write_json, writing
+from evergreen.tasks.data.snapshot import facts_file
+
+if TYPE_CHECKING:
+    from evergreen.tasks.release.model_registry import Registry
+
+log = logging.getLogger(__name__)
+
+FOLDER = "serving"
+LIST = f"{FOLDER}/files.json"
+"""File of a version: path in the project -> sha256."""
+TAG = f"sha256.{LIST}"
+
+
+# -- training
+
+
+def write(folder: Path, params: Params, problem: str, layout: Layout) -> dict[str, str]:
+    """Copy the files into `folder`, that of a version. Returns the tag with the checksum of their list."""
+    files = {}
+    for path in _files(params, problem, layout):
+        name = layout.relative(path)
+        copy = folder / FOLDER / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if path == layout.features(problem) / "rows.parquet":
+            rows = pl.scan_parquet(path)
+            rows.filter(pl.col("cutoff") == pl.col("cutoff").max()).sink_parquet(copy)
+        else:
+            shutil.copyfile(path, copy)
+        files[name] = sha256(copy)
+    write_json(folder / LIST, files)
+    return {TAG: sha256(folder / LIST)}
+
+
+def _files(params: Params, problem: str, layout: Layout) -> Iterator[Path]:
+    """Of these, the ones that exist."""
+    section = params.section(problem)
+    wanted = [layout.params, facts_file(layout)]
+    if section.predicts == "lists":
+        wanted += sorted(each for each in layout.features(problem).rglob("*") if each.is_file())
+        wanted += [layout.table(section.features.stock_table)] if section.features.stock_table else []
+    elif section.features.by_cutoff is True:
+        wanted.append(layout.features(problem) / "rows.parquet")
+        if section.answers.features == "fresh":
+            wanted += [layout.table(name) for name in section.features.tables]
+    return (each for each in wanted if each.is_file())
+
+
+# -- serving
+
+
+def is_fetched(layout: Layout) -> bool:
+    """Whether the project's files came from the registry."""
+    return _fetched(layout).is_dir()
+
+
+def fetch(registry: "Registry", problem: str, version: int, layout: Layout) -> None:
+    """Lay the files of a version into the folder, unless those of this version or a newer one are there; params stay.
+
+    Raises ModelError for a version without such files, and for a file that is not the one that was registered.
+    """
+    with _alone(layout, problem) as seen:
+        if seen.is_file() and int(read_json(seen)["version"]) >= version:
+            return
+        with TemporaryDirectory() as folder:
+            for name, path in registry.serving_files(problem, version, Path(folder)).items():
+                if name != layout.params.name:
+                    _replace(layout.root / name, path)
+        write_json(seen, {"version": version})
+    log.info("%s: has the features and tables of v%d", problem, version)
+
+
+def fetch_params(registry: "Registry", problem: str, version: int, layout: Layout) -> None:
+    """Write the params of a version into the folder, and mark it as fetched. Raises what `fetch` raises."""
+    make_folder(_fetched(layout))
+    with TemporaryDirectory() as folder:
+        name = layout.params.name
+        _replace(layout.params, registry.serving_files(problem, version, Path(folder), only=name)[name])
+
+
+def _replace(place: Path, path: Path) -> None:
+    with writing(place) as scratch:
+        shutil.copyfile(path, scratch)
+
+
+def _fetched(layout: Layout) -> Path:
+    return layout.var / "fetched"
+
+
+@contextmanager
+def _alone(layout: Layout, problem: str) -> Generator[Path]:
+    """The file that says which version's files are there, while no other worker of this folder is in such a block."""
+    make_folder(_fetched(layout))
+    with (_fetched(layout) / f"{problem}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield _fetched(layout) / f"{problem}.json"
