@@ -73,8 +73,31 @@ def running(layout: Layout, say: Callable[[str], None], scheduling: bool = False
 
     `scheduling`: it also makes the runs of schedules.
 
-    Sets PREFECT_API_URL and its like in this process, so do it before the first import of prefect.
+    Sets PREFECT_API_URL and its like in this process, so do it before the first import of prefect. Raises StepError where the
+    server refuses a request of the block, as on a full disk.
     """
+    with _running(layout, say, scheduling) as found, _one_line(found):
+        yield found
+
+
+@contextmanager
+def _one_line(server: Server) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        from prefect.exceptions import PrefectHTTPStatusError  # here: the block has imported it
+
+        if not isinstance(error, PrefectHTTPStatusError):
+            raise
+        why = f"{error.response.status_code} for {error.request.url.path}"
+        raise StepError(
+            f"the Prefect server at {server.url} failed: {why}. Look at it and at the space for its database, "
+            "then run the same command again."
+        ) from error
+
+
+@contextmanager
+def _running(layout: Layout, say: Callable[[str], None], scheduling: bool) -> Iterator[Server]:
     home = layout.var / "prefect"
     for name, value in {**ENVIRONMENT, "PREFECT_HOME": str(home)}.items():
         os.environ.setdefault(name, value)

@@ -5,11 +5,13 @@ from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import pytest
+from prefect.exceptions import PrefectHTTPStatusError
 
 from evergreen.flows.prefect_runtime import server
 from evergreen.tasks.core import new_databases
-from evergreen.tasks.core.errors import StorageError
+from evergreen.tasks.core.errors import StepError, StorageError
 from evergreen.tasks.core.paths import Layout
 
 
@@ -86,3 +88,20 @@ def test_a_database_elsewhere_leaves_no_copy(cache: Path, tmp_path: Path, monkey
     monkeypatch.setattr(server.child_process, "start", lambda *_, **__: SimpleNamespace(pid=1))
     assert not started(tmp_path / "first", []).exists()
     assert not cache.exists()
+
+
+def test_a_server_that_fails_ends_the_command_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    request = httpx.Request("POST", "http://127.0.0.1:9/api/flow_runs/7/set_state")
+    error = PrefectHTTPStatusError("500", request=request, response=httpx.Response(500, request=request))
+    with (
+        pytest.raises(StepError, match=r"at http://127\.0\.0\.1:9/api failed: 500 for /api/flow_runs/7/set_state\. .*space"),
+        server.running(Layout(tmp_path), print),
+    ):
+        raise error
+
+
+def test_other_errors_of_the_block_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    with pytest.raises(ZeroDivisionError, match="division"), server.running(Layout(tmp_path), print):
+        _ = 1 / 0
