@@ -18,8 +18,8 @@ from bench.load import HOST
 from evergreen.flows import settings
 from evergreen.tasks.core.paths import Layout, make_folder
 
-SPOOL_MB = 24
-"""Size of the file system of the spool."""
+SPOOL_MB = 64
+"""Size of the file system of the spool: more than a full segment of each worker, and of killed ones, needs."""
 HOSTILE_ADDRESS = "127.0.0.2"
 """Address of the hostile client: limits per client leave the others alone."""
 HOSTILE_CONNECTIONS, HOSTILE_SECONDS = 300, 8.0

@@ -234,13 +234,14 @@ class _Counter:
 def drain(folder: Path, ledger: "Ledger") -> int:
     """Move all written lines into `ledger`; returns the number of new predictions. Concurrent calls run one after the other.
 
-    Raises ProjectError where the ledger's database cannot be used; nothing is lost then.
+    Raises ProjectError where the ledger's database cannot be used; nothing is lost then. On a full disk it goes on: what is in
+    the ledger leaves the disk.
     """
     if not folder.is_dir():
         return 0
     new = 0
     with _locked(folder, "drain"):
-        with _locked(folder, "settle"):
+        with _locked(folder, "settle"), _going_on_without_space(folder):
             _settle(folder)
         for path in sorted(folder.glob("*.jsonl")):
             finished = not _is_locked(path)  # checked before reading: a later line must not be removed unread
@@ -278,10 +279,33 @@ def _drain_segment(path: Path, ledger: "Ledger") -> int:
 def _move(path: Path, lines: list[bytes], position: int, ledger: "Ledger") -> int:
     predictions = [parsed for parsed in (_parse(path, line) for line in lines) if parsed is not None]
     new = refused_rows.store_each(predictions, ledger.append, path.parent)
-    scratch = _progress_file(path).with_suffix(".new")
-    scratch.write_text(str(position + sum(map(len, lines))))
-    scratch.replace(_progress_file(path))
+    with _going_on_without_space(path.parent):  # lines that are read again are in the ledger already
+        _write_number(_progress_file(path), position + sum(map(len, lines)))
     return new
+
+
+@contextmanager
+def _going_on_without_space(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if shortage(error, folder) is None:
+            raise
+
+
+def _write_number(path: Path, number: int) -> None:
+    """Replace the number in a file atomically; on a full disk it is written over the old one, which needs no space."""
+    scratch = path.with_name(f"{path.name}.new")
+    try:
+        scratch.write_text(str(number))
+        scratch.replace(path)
+    except OSError as error:
+        if shortage(error, path.parent) is None or not path.exists():
+            raise
+        scratch.unlink(missing_ok=True)
+        with path.open("r+") as file:
+            file.write(str(number))
+            file.truncate()
 
 
 def _parse(path: Path, line: bytes) -> "Prediction | None":
@@ -331,9 +355,7 @@ def _settle(folder: Path) -> int:
             log.warning("%s is damaged: it counts %d lost predictions, more than a server may queue", path, missing)
             missing = 0
         lost += max(0, missing)
-        scratch = folder / "lost.new"
-        scratch.write_text(str(lost))
-        scratch.replace(total)
+        _write_number(total, lost)
         path.unlink()
     return lost
 

@@ -271,6 +271,36 @@ def test_a_full_disk_keeps_lines_queued_and_leaves_no_incomplete_line(folder, le
     assert spool.lost() == 0
 
 
+def test_a_disk_that_is_full_of_predictions_is_drained(folder, ledger, monkeypatch):
+    """The drainer needs no space to make some."""
+    first, second = Spool(folder), Spool(folder)
+    put(first, 1)
+    first.flush()
+    assert drain(folder, ledger) == 1
+    put(first, 2)
+    put(second, 3)
+    first.flush()
+    second.flush()
+    second.close()
+    write = Path.write_text
+
+    def full(path: Path, *arguments: Any, **options: Any) -> int:
+        if path.suffix == ".new":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return write(path, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        assert drain(folder, ledger) == 2
+        (left,) = folder.glob("*.jsonl")
+        assert spools.progress(left) == left.stat().st_size
+        assert drain(folder, ledger) == 0
+    assert ids(ledger) == ["p1", "p2", "p3"]
+    first.close()
+    drain(folder, ledger)
+    assert (list(folder.glob("*.jsonl")), Spool(folder).lost()) == ([], 0)
+
+
 def test_predictions_beyond_the_queue_limit_are_dropped_and_counted(folder, monkeypatch):
     monkeypatch.setattr(spools, "MAX_WAITING", 3)
     spool = Spool(folder)
