@@ -86,7 +86,6 @@ CASES: dict[str, Case] = {
     "report": Case(("report",), results=("reports/index.html",)),
     "keys add": Case(("keys", "add", "ann", "--scope", "predict")),
     "export": Case(("export", ROWS, "--out", "bundle")),
-    "doctor": Case(("doctor", "--repair"), before=tuple(_step(each) for each in ("ingest", "validate"))),
     "status": Case(("status",)),
     "init": Case(("init", "dear", "--data", "houses.csv", "--target", "dear"), "table"),
     **_steps(ROWS),

@@ -4,7 +4,7 @@ Between two pieces every other writer has its turn, and a kill leaves whole piec
 """
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import date
 from itertools import groupby
@@ -204,7 +204,7 @@ def shrink(engine: sa.Engine) -> int:
 
 
 @contextmanager
-def _cursor(engine: sa.Engine) -> Iterator[Any]:
+def _cursor(engine: sa.Engine) -> Generator[Any]:
     """A cursor of SQLite outside of transactions. Raises ProjectError, in one line, where it refuses."""
     try:
         with closing(engine.raw_connection()) as connection, closing(connection.cursor()) as cursor:
