@@ -20,6 +20,7 @@ def run(layout: Layout, host: str, port: int, user: str, on_ready: Callable[[str
     import anyio.to_thread
     import uvicorn
 
+    from evergreen.flows.console import preload
     from evergreen.flows.console.app import build
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -32,6 +33,7 @@ def run(layout: Layout, host: str, port: int, user: str, on_ready: Callable[[str
             anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
             await super().startup(sockets=sockets)
             on_ready(http_server.url_of(bound))
+            preload.begin(layout)
 
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5, server_header=False)
     Server(config).run(sockets=[bound])

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -441,6 +443,21 @@ def test_a_running_step_links_to_its_prefect_run_where_the_server_has_an_address
         page = reader.get("/").text
     assert '<a href="https://prefect.example/runs/flow-run/0a1b"' in page
     assert "secret" not in page
+
+
+def test_the_console_loads_beforehand_what_the_first_views_wait_for(made: Layout):
+    program = (
+        "import pathlib, sys; from evergreen.flows.console import app, preload\n"
+        "from evergreen.tasks.core.paths import Layout; layout = Layout(pathlib.Path(sys.argv[1]))\n"
+        "app.build(layout, '127.0.0.1', 'ann'); assert 'mlflow' not in sys.modules\n"
+        "preload.preload(layout); assert 'mlflow' in sys.modules\n"
+        "layout.params.write_text('projekt: {}'); preload.preload(layout)"
+    )
+    kept = made.params.read_text()
+    try:
+        subprocess.run([sys.executable, "-c", program, str(made.root)], check=True)
+    finally:
+        made.params.write_text(kept)
 
 
 def test_versions_whose_mlflow_run_is_gone_are_compared_all_the_same(reader: httpx.Client, monkeypatch: pytest.MonkeyPatch):
