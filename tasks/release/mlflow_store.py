@@ -22,6 +22,7 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdou
 
 import mlflow.artifacts
 import mlflow.models
+import requests
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -46,6 +47,9 @@ STATES = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "kille
 """State of a trial -> status of its run."""
 MLFLOW_TYPES: Mapping[Trained, str] = {"number": "double", "text": "string", "date": "datetime"}
 """Type in training -> MLflow's name of it."""
+WAIT_SECONDS = 20.0
+"""How long a server may take to respond, such as one that is being restarted."""
+ANSWER_SECONDS = 5.0
 BATCH = 100
 """Most params or tags that MLflow takes at once."""
 Write = Callable[[Path, mlflow.models.Model], Mapping[str, str]]
@@ -89,6 +93,36 @@ def _make_database(file: Path) -> None:
         MlflowClient(tracking_uri=f"sqlite:///{scratch}", registry_uri=f"sqlite:///{scratch}")
 
 
+def _await_server(uri: str) -> None:
+    """Return once an MLflow server responds. MLflow itself would try for minutes, without a word.
+
+    Raises ModelError where it does not within WAIT_SECONDS.
+    """
+    end, said = time.monotonic() + WAIT_SECONDS, False
+    while (why := _silence(uri)) is not None:
+        if time.monotonic() > end:
+            raise ModelError(f"MLflow at {_without_password(uri)}: {why}. Check the address and the server.")
+        if not said:
+            log.warning("MLflow at %s: %s; trying for %.0f s", _without_password(uri), why, WAIT_SECONDS)
+            said = True
+        time.sleep(1)
+
+
+def _silence(uri: str) -> str | None:
+    """Why a server does not respond; None where it does, be it with an error."""
+    try:
+        requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS)
+    except requests.exceptions.SSLError:
+        return None  # MLflow has settings for that, and its own words
+    except requests.ConnectionError:
+        return "nothing listens there, or the network does not lead there"
+    except requests.Timeout:
+        return f"does not respond within {ANSWER_SECONDS:.0f} s"
+    except requests.RequestException as error:
+        return str(error)
+    return None
+
+
 class MlflowStore:
     """Runs, models and aliases at `uri` (sqlite:///FILE, or http://HOST:PORT of a server).
 
@@ -107,6 +141,8 @@ class MlflowStore:
         self._locations = Locations.of(uri, artifacts, root)
         with self.errors():
             if not uri.startswith("sqlite:///"):
+                if uri.startswith("http"):
+                    _await_server(uri)
                 self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
                 return
             make_folder(file.parent)

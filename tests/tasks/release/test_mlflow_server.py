@@ -18,8 +18,9 @@ from ruamel.yaml import YAML
 
 from evergreen.flows import settings
 from evergreen.flows.operations.served_project import find_or_fetch
-from evergreen.tasks.core.errors import ProjectError
+from evergreen.tasks.core.errors import ModelError, ProjectError
 from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.release import mlflow_store
 from tests import projects
 from tests.projects import Deployed
 from tests.serving.server import Server
@@ -165,3 +166,18 @@ def test_a_folder_without_a_project_is_told_what_to_set(
     with pytest.raises(ProjectError, match=re.escape(told)):
         find_or_fetch(tmp_path / "pod")
     assert not list((tmp_path / "pod").iterdir())
+
+
+def test_a_server_that_does_not_respond_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(mlflow_store, "WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(mlflow_store, "ANSWER_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with pytest.raises(ModelError, match=f"MLflow at http://127.0.0.1:{port}: does not respond within 0 s. Check"):
+            mlflow_store.MlflowStore(f"http://127.0.0.1:{port}", "", tmp_path)
+    with pytest.raises(ModelError, match="nothing listens there") as told:
+        mlflow_store.MlflowStore(f"http://ann:secret@127.0.0.1:{port}", "", tmp_path)
+    assert "secret" not in str(told.value) + caplog.text
+    assert "trying for" in caplog.text
