@@ -26,6 +26,8 @@ ENDS = ("_low", "_high", "_baseline", "_gain", "_gain_low", "_gain_high")
 """Of the registry's names of a metric's further numbers."""
 OUTCOMES = ("cpu_seconds.", "peak_mb.", "verdict.", "compiled", "dvc.reports/", "dvc.models/", "digest", "sha256", "candidate")
 """How lineage names what came out of a training. Prefect's run is linked instead."""
+LADDER = "ladder."
+"""Begins the registry's names of the validated scores of models."""
 COSTS = {"cpu_seconds": "CPU seconds of", "peak_mb": "peak memory in MB of"}
 """Names of the registry that are costs of a step, and how they are shown."""
 SHOWN_WEEKS = 24
@@ -81,6 +83,8 @@ def show(visit: Visit) -> Response:
         second=second,
         champion=champion,
         figures=_figures(one, two),
+        ladder=_ladder(one, two),
+        chosen=[each.tags.get("model", "unknown") for each in (one, two)],
         costs=_costs(one, two),
         differences=_differences(one.tags, two.tags),
         asked=asked,
@@ -159,8 +163,16 @@ def _asked(visit: Visit, name: str, default: int, known: Sequence[int]) -> int:
 
 def _figures(one: "Version", two: "Version") -> list[Pair]:
     """The metrics of both, each as it was evaluated, with its interval."""
-    names = [name for name in {**one.metrics, **two.metrics} if not name.endswith(ENDS) and not name.startswith(tuple(COSTS))]
+    names = [
+        name for name in {**one.metrics, **two.metrics} if not name.endswith(ENDS) and not name.startswith((LADDER, *COSTS))
+    ]
     return [Pair(formatting.label(name), _shown(one.metrics, name), _shown(two.metrics, name)) for name in sorted(names)]
+
+
+def _ladder(one: "Version", two: "Version") -> list[Pair]:
+    """The models that each search tried, with their validated scores."""
+    names = {name for name in {**one.metrics, **two.metrics} if name.startswith(LADDER) and not name.endswith(ENDS)}
+    return [Pair(name.removeprefix(LADDER), _shown(one.metrics, name), _shown(two.metrics, name)) for name in sorted(names)]
 
 
 def _costs(one: "Version", two: "Version") -> list[Pair]:

@@ -83,13 +83,18 @@ class Candidate:
         return _key(read_json(self.layout.report(self.problem) / "evaluation" / "evaluation.json")["primary"])
 
     def metrics(self) -> dict[str, float]:
-        """metrics.json flat: metric -> score, metric_low -> low and so on, and the costs of each step: cpu_seconds.STEP and
-        peak_mb.STEP. Without what is not a finite number."""
+        """metrics.json flat: metric -> score, metric_low -> low and so on; the validated score of each model of the ladder:
+        ladder.MODEL, with _low and _high; and the costs of each step: cpu_seconds.STEP and peak_mb.STEP. Without what is not a
+        finite number."""
         flat = {
             _key(name if part == "score" else f"{name}_{part}"): value
             for name, parts in read_json(self.layout.report(self.problem) / "metrics.json").items()
             for part, value in parts.items()
         }
+        best = self.layout.tuning(self.problem) / "best.json"
+        for rung in (read_json(best).get("ladder") or []) if best.exists() else []:
+            model = _key(f"ladder.{rung['model']}")
+            flat |= {model: rung["score"], f"{model}_low": rung["low"], f"{model}_high": rung["high"]}
         for path in self._costs():
             cost = read_json(path)
             flat |= {f"{name}.{path.stem.partition('@')[0]}": cost[name] for name in ("cpu_seconds", "peak_mb")}

@@ -18,16 +18,18 @@ from evergreen.flows import running_steps, settings
 from evergreen.flows.console import app, commands
 from evergreen.flows.operations import retention, suggestions
 from evergreen.monitoring.ledger.label_matching import Label
+from evergreen.monitoring.report import formatting
 from evergreen.monitoring.rollout.off_policy import estimate
 from evergreen.serving.event_log import RejectedEvent
 from evergreen.tasks import problems
 from evergreen.tasks.config import loading
 from evergreen.tasks.config.operations import Rollout
 from evergreen.tasks.core.errors import ModelError, ParamsError, ProjectError
-from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.core.paths import Layout, write_json
 from evergreen.tasks.release.model_registry import Registry
 from evergreen.tasks.release.promotion_gate import Verdict
 from evergreen.tasks.release.rollout_state import SHADOW_SUFFIX
+from tests import projects
 from tests.flows.console import operated
 from tests.flows.console.operated import open_console, post, token
 
@@ -127,6 +129,22 @@ def test_two_versions_are_compared_on_the_same_rows_with_intervals(reader: httpx
     assert "60 rows of the ledger, the newest with a label" in page
     assert "gain of v2" in page
     assert "Where they disagree most" in page
+
+
+def test_the_ladders_of_two_searches_stand_side_by_side(layout: Layout):
+    rungs = [
+        {"model": model, "score": score, "low": score - 0.1, "high": score + 0.1}
+        for model, score in (("prior", 0.5), ("logistic", 0.75))
+    ]
+    write_json(layout.tuning("dear") / "best.json", {"ladder": rungs})
+    version = projects.register(layout, "dear", "logistic", C=0.123)
+    with open_console(layout) as client:
+        page = client.get(f"/problems/dear/compare?a=1&b={version}").text
+    found = re.search(r'data-table="ladder".*?</table>', page, re.DOTALL)
+    assert found
+    for expected in ("prior", "0.500 [0.400, 0.600]", "0.750 [0.650, 0.850]", formatting.MISSING):
+        assert expected in found[0], found[0]
+    assert "ladder" not in page[: found.start()].split('data-table="figures"')[1].split("</table>")[0]
 
 
 def test_a_comparison_shows_its_page_at_once_and_predicts_once_for_it(layout: Layout, monkeypatch: pytest.MonkeyPatch):
