@@ -57,6 +57,9 @@ def browser() -> Iterator[Browser]:
         found.close()
 
 
+SCREENS = pytest.mark.parametrize(("width", "scheme"), [(1300, "light"), (390, "dark")])
+
+
 @contextmanager
 def opened(browser: Browser, layout: Layout, width: int = 1300, scheme: str = "light") -> Iterator[Page]:
     """A page of the console; an error of a script fails the test."""
@@ -139,8 +142,9 @@ def test_the_rows_that_both_versions_predict_follow_their_page(browser: Browser,
         expect(page.locator("text=Predicted at")).not_to_have_text(before)
 
 
-def test_a_person_tries_a_value_and_sees_the_prediction_move(browser: Browser, made: Layout):
-    with opened(browser, made) as page:
+@SCREENS
+def test_a_person_tries_a_value_and_sees_the_prediction_move(browser: Browser, made: Layout, width: int, scheme: str):
+    with opened(browser, made, width, scheme) as page:
         page.goto("/problems/dear/try?id=house-5")
         page.click("button:text('Predict')")
         page.wait_for_selector("text=Prediction of v1")
@@ -155,8 +159,9 @@ def test_a_person_tries_a_value_and_sees_the_prediction_move(browser: Browser, m
         expect(page.locator("#fields label:visible")).to_have_count(1)
 
 
-def test_a_person_answers_a_suggestion_and_steers_a_rollout(browser: Browser, layout: Layout):
-    with opened(browser, layout) as page:
+@SCREENS
+def test_a_person_answers_a_suggestion_and_steers_a_rollout(browser: Browser, layout: Layout, width: int, scheme: str):
+    with opened(browser, layout, width, scheme) as page:
         page.goto("/problems/dear")
         suggestion = page.locator("section", has_text="A retraining is suggested")
         suggestion.locator("input[name=reason]").fill("the holidays")
@@ -184,7 +189,10 @@ def test_a_person_answers_a_suggestion_and_steers_a_rollout(browser: Browser, la
         assert "complaints" in page.inner_text("main")
 
 
-def test_a_person_snoozes_approves_retrains_and_cancels(browser: Browser, layout: Layout, monkeypatch: pytest.MonkeyPatch):
+@SCREENS
+def test_a_person_snoozes_approves_retrains_and_cancels(
+    browser: Browser, layout: Layout, monkeypatch: pytest.MonkeyPatch, width: int, scheme: str
+):
     begun: list[list[str]] = []
     start = commands.start
 
@@ -194,7 +202,7 @@ def test_a_person_snoozes_approves_retrains_and_cancels(browser: Browser, layout
         start(layout, problem, by, ["rollout", "status", problem])
 
     monkeypatch.setattr(commands, "start", stand_in)
-    with opened(browser, layout) as page:
+    with opened(browser, layout, width, scheme) as page:
         page.goto("/problems/dear")
         _press(page, "A retraining is suggested", "Retrain now", "go on")
         assert begun == [["ann", "suggestion", "approve", "dear", "--reason=go on"]]
