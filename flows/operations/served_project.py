@@ -55,13 +55,17 @@ def _fetch_params(layout: Layout) -> None:
 
 
 def _choose(projects: list[str], wanted: str) -> str:
-    """The one project, or that whose name or id is `wanted`."""
-    matching = [each for each in projects if not wanted or wanted == each or each.endswith(f"-{wanted}")]
+    """The one project, or that whose name or id is `wanted`. The registry has NAME-ID of a project with an id.
+
+    >>> _choose(["store-7f3a", "south"], "store"), _choose(["store-7f3a", "south"], "7f3a")
+    ('store-7f3a', 'store-7f3a')
+    """
+    fitting = [each for each in projects if not wanted or each.startswith(f"{wanted}-") or each.endswith(f"-{wanted}")]
+    matching = [wanted] if wanted in projects else fitting
     if len(matching) == 1:
         return matching[0]
     known = ", ".join(each or "one without a name" for each in projects) or "none"
     if wanted:
-        raise ProjectError(
-            f"{KEY} = {wanted}: is {'no' if not matching else 'not one'} project of the registry; it has {known}."
-        )
+        said = "fits several projects" if matching else "is no project"
+        raise ProjectError(f"{KEY} = {wanted}: {said} of the registry; it has {known}.")
     raise ProjectError(f"{KEY}: is not set, and the registry has {known}. Set it to the project to serve.")
