@@ -5,11 +5,9 @@ histories, and the tables that are read while serving. A file keeps its path in 
 of a server.
 """
 
-import fcntl
 import logging
 import shutil
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from evergreen.tasks.config.params import Params
-from evergreen.tasks.core.paths import Layout, make_folder, read_json, sha256, write_json, writing
+from evergreen.tasks.core.paths import Layout, locking, make_folder, read_json, sha256, write_json, writing
 from evergreen.tasks.data.snapshot import facts_file
 
 if TYPE_CHECKING:
@@ -78,7 +76,8 @@ def fetch(registry: "Registry", problem: str, version: int, layout: Layout) -> N
 
     Raises ModelError for a version without such files, and for a file that is not the one that was registered.
     """
-    with _alone(layout, problem) as seen:
+    seen = _fetched(layout) / f"{problem}.json"
+    with locking(seen.with_suffix(".lock"), f"{problem}: fetch", wait=True):  # of the workers of a folder one fetches
         if seen.is_file() and int(read_json(seen)["version"]) >= version:
             return
         with TemporaryDirectory() as folder:
@@ -104,12 +103,3 @@ def _replace(place: Path, path: Path) -> None:
 
 def _fetched(layout: Layout) -> Path:
     return layout.var / "fetched"
-
-
-@contextmanager
-def _alone(layout: Layout, problem: str) -> Generator[Path]:
-    """The file that says which version's files are there, while no other worker of this folder is in such a block."""
-    make_folder(_fetched(layout))
-    with (_fetched(layout) / f"{problem}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield _fetched(layout) / f"{problem}.json"
