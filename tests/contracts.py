@@ -279,7 +279,9 @@ class LabelledContract(PredictionsContract):
         frame = self.frame(predictions)
         assert {"entity", "label", "label_at"} <= set(frame.columns)
         assert np.isfinite(predictions.primary_score(frame, self.section))
-        assert predictions.metrics[0].name in predictions.why_undefined(frame["label"].head(1))
+        name = predictions.realised_metric(self.section).name
+        assert name in predictions.why_undefined(frame["label"].head(1), self.section)
+        assert name in predictions.realised_scores(frame, self.section)
 
     def test_labels_are_drawn_for_the_rows_that_are_there_or_it_says_why_not(self, predictions):
         frame = self.frame(predictions)

@@ -46,7 +46,7 @@ def cohorts(
     shown = sorted({each.week for each in found})[-weeks:]
     found = [each for each in found if each.week in shown]
     if as_json:
-        print_json({"problem": name, "metric": kind.metrics[0].name, "cohorts": [_as_json(each) for each in found]})
+        print_json({"problem": name, "metric": _metric(kind, section), "cohorts": [_as_json(each) for each in found]})
         return
     cells = [
         (
@@ -60,7 +60,7 @@ def cohorts(
         )
         for each in found
     ]
-    metric = kind.metrics[0].name
+    metric = _metric(kind, section)
     more = list(dict.fromkeys(name for each in found if each.score for name in each.score.more))
     cells = [
         (*cell, *(_score(each.score and each.score.more.get(name)) for name in more))
@@ -77,6 +77,12 @@ def cohorts(
     for each in found:
         if each.score and each.score.left_out:
             say(f"{each.week}, v{each.version}: {each.score.left_out}")
+
+
+def _metric(kind: Any, section: Any) -> str:
+    from evergreen.tasks.problems.prediction_type import Labelled
+
+    return (kind.realised_metric(section) if isinstance(kind, Labelled) else kind.headline(section)).name
 
 
 def _score(found: Any) -> str:

@@ -146,7 +146,7 @@ def build_world(
         section=section,
         past=past,
         config=config,
-        metric=problems.metric(kind, metric, "--metric"),
+        metric=problems.metric(kind, metric or kind.headline(section).name, "--metric"),
         gate_metric=problems.metric(kind, section.gate.metric, f"{problem}.gate.metric"),
         seed=params.project.seed,
         cache=DiskCache(folder),

@@ -121,7 +121,7 @@ def _measure_performance(
     windows = [(end, Predictions(rows.filter(pl.col("at") > end - step, pl.col("at") <= end), pl.DataFrame())) for end in ends]
     earlier = [each for each in windows if each[1].rows.height]
     evaluated = _evaluation_rows(layout, problem, champion.version)
-    expected = _expected_score(champion, kind.metrics[0].name)
+    expected = _expected_score(champion, kind.realised_metric(section).name)
     return measure(kind, section, expected, [*earlier, (until, predictions)], evaluated, params.project.seed)
 
 

@@ -42,5 +42,5 @@ def estimated(
         return unscored(rows, drawn)
     scores = np.array([kind.primary_score(part, section) for part in drawn])
     if np.isfinite(scores).sum() <= DRAWS / 2:
-        return unscored(rows, f"one class is too unlikely on these {rows:,} rows to expect a {kind.metrics[0].name}")
+        return unscored(rows, f"one class is too unlikely on these {rows:,} rows to expect a {kind.headline(section).name}")
     return scoring.with_interval(float(np.nanmean(scores)), scores.tolist(), rows, narrower, section.evaluate.confidence)

@@ -36,7 +36,7 @@ def measure(
     """
     if not isinstance(kind, Labelled):
         return None
-    metric, now = kind.metrics[0], windows[-1][1]
+    metric, now = kind.realised_metric(section), windows[-1][1]
     frames = [to_scorable(kind, section, predicted) for _, predicted in windows]
     newest = _newest_mature(frames)
     earlier = [*([known] if known is not None else []), *frames[:-1]]

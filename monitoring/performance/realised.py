@@ -36,8 +36,8 @@ def _score(kind: Labelled, section: Problem, frame: pl.DataFrame, seed: int) -> 
     if rows < MIN_ROWS:
         return unscored(rows, "no label is known yet" if not rows else f"{rows} labels are known; a score needs {MIN_ROWS}")
     scores = kind.realised_scores(frame, section)
-    if not math.isfinite(scores[kind.metrics[0].name]):
-        return unscored(rows, kind.why_undefined(frame["label"]))
+    if not math.isfinite(scores[kind.realised_metric(section).name]):
+        return unscored(rows, kind.why_undefined(frame["label"], section))
     some, narrower = scoring.subsample(frame, seed)
     without = [kind.realised_scores(part, section) for (part,) in intervals.leave_out([some], seed, GROUPS)]
     own = kind.realised_scores(some, section) if narrower < 1 else scores
@@ -47,5 +47,5 @@ def _score(kind: Labelled, section: Problem, frame: pl.DataFrame, seed: int) -> 
         low, high, why = intervals.interval(score, shrunk, section.evaluate.confidence, kind.scale_of(name))
         known = None if why else low, None if why else high
         found[name] = Figure(score=score if math.isfinite(score) else None, low=known[0], high=known[1], reason=why or None)
-    primary = found.pop(kind.metrics[0].name)
+    primary = found.pop(kind.realised_metric(section).name)
     return Estimate(**primary.model_dump(), rows=rows, more=found)

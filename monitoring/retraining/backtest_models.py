@@ -23,6 +23,7 @@ from evergreen.tasks.core import intervals
 from evergreen.tasks.core.paths import JUDGED, MODEL, read_json, write_json, writing
 from evergreen.tasks.model_files import skops_models
 from evergreen.tasks.problems.base import Config, Metric, Model
+from evergreen.tasks.problems.prediction_type import Labelled
 from evergreen.tasks.release import promotion_gate
 
 GROUPS = 200
@@ -93,6 +94,12 @@ class CounterfactualModels:
     @property
     def days(self) -> Sequence[date]:
         return self.past.days
+
+    @property
+    def realised_metric(self) -> Metric:
+        """The metric that monitoring compares with that of the evaluation."""
+        kind = self.kind
+        return kind.realised_metric(self.section) if isinstance(kind, Labelled) else kind.headline(self.section)
 
     def __post_init__(self) -> None:
         self.entities = pl.DataFrame({"entity": self.past.entities().unique().sort()})
@@ -165,8 +172,8 @@ class CounterfactualModels:
         if training_set.test is None:
             return Estimate(score=None, low=None, high=None, rows=0, reason="no rows were left for the evaluation")
         rows = self.kind.predict(model, training_set.rows, training_set.test, self.section)
-        scores = self.score_without(rows)[self.kind.metrics[0].name].to_numpy()
-        low, high, _ = intervals.interval(scores[0], scores[1:].tolist(), 0.95, self.kind.metrics[0].scale)
+        scores = self.score_without(rows)[self.realised_metric.name].to_numpy()
+        low, high, _ = intervals.interval(scores[0], scores[1:].tolist(), 0.95, self.realised_metric.scale)
         known = [float(each) if math.isfinite(each) else None for each in (scores[0], low, high)]
         return Estimate(score=known[0], low=known[1], high=known[2], rows=rows.height)
 

@@ -112,8 +112,8 @@ class CounterfactualWorld(CounterfactualModels):
         if policy.on_performance_drop is None:
             none = Estimate(score=None, low=None, high=None, rows=0, reason=NOT_REQUESTED)
             return Performance(
-                metric=self.kind.metrics[0].name,
-                greater_is_better=self.kind.metrics[0].greater_is_better,
+                metric=self.realised_metric.name,
+                greater_is_better=self.realised_metric.greater_is_better,
                 expected=none,
                 realised=none,
                 realised_until=None,
@@ -148,8 +148,8 @@ class CounterfactualWorld(CounterfactualModels):
         expected = self.summary(champion.name).expected
         if expected.score is not None or not mature:
             return expected
-        scores = self.score_window(champion.name, mature[0])[self.kind.metrics[0].name].to_numpy()
-        low, high, _ = intervals.interval(scores[0], scores[1:].tolist(), 0.95, self.kind.metrics[0].scale)
+        scores = self.score_window(champion.name, mature[0])[self.realised_metric.name].to_numpy()
+        low, high, _ = intervals.interval(scores[0], scores[1:].tolist(), 0.95, self.realised_metric.scale)
         if not np.isfinite([scores[0], low, high]).all():
             return expected
         return Estimate(score=float(scores[0]), low=low, high=high, rows=self._count_rows(mature[0], self._has_labels))

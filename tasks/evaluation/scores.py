@@ -141,7 +141,7 @@ def describe(kind: Kind, tested: Sequence[Window], found: Sequence[MetricScore],
     rows = pl.concat([each.predictions.select("entity") for each in tested])
     return {
         "baseline": kind.baseline,
-        "primary": kind.metrics[0].name,
+        "primary": kind.headline(section).name,
         "confidence": section.evaluate.confidence,
         "rows": rows.height,
         "entities": rows["entity"].n_unique(),

@@ -41,14 +41,14 @@ def score_slices(kind: Kind, data: Data, tested: Sequence[Window], section: Prob
 def _score_slice(kind: Kind, frames: Sequence[pl.DataFrame], section: Problem, seed: int) -> dict[str, Any]:
     def score(part: Sequence[pl.DataFrame]) -> float:
         scores = bootstrap.mean_scores(part, lambda frame: kind.score(frame, section))
-        return scores.get(kind.metrics[0].name, math.nan)
+        return scores.get(kind.headline(section).name, math.nan)
 
     frames = [frame for frame in frames if frame.height]
     if not frames:
         return {"rows": 0, "score": None, "low": None, "high": None}
     value = score(frames)
     without = [score(part) for part in intervals.leave_out(frames, seed, min(section.evaluate.resamples, GROUPS))]
-    low, high, _ = intervals.interval(value, without, section.evaluate.confidence, kind.metrics[0].scale)
+    low, high, _ = intervals.interval(value, without, section.evaluate.confidence, kind.headline(section).scale)
     rows = sum(frame.height for frame in frames)
     return {"rows": rows, "score": known(value), "low": known(low), "high": known(high)}
 

@@ -72,6 +72,10 @@ class Kind(Protocol):
     baseline: str
     """Name of the model that needs no learning worth the name."""
 
+    def headline(self, section: Any) -> Metric:
+        """The metric that pages, cards and monitoring show first."""
+        ...
+
     def build(
         self, tables: Mapping[str, pl.LazyFrame], times: Mapping[str, str | None], section: Any, as_of: date
     ) -> dict[str, pl.DataFrame]:

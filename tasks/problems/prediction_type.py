@@ -74,6 +74,10 @@ class PredictionType(ABC):
     def score(self, predictions: pl.DataFrame, section: Any) -> dict[str, float]:
         """Every metric over rows of `Kind.predict` for one part (or a resample of them), in the order of `metrics`."""
 
+    def headline(self, section: Any) -> Metric:
+        """The metric that pages, cards and monitoring show first."""
+        return self.metrics[0]
+
     @abstractmethod
     def comparable(self, rows: pl.DataFrame, features: pl.DataFrame | None, context: Context) -> pl.DataFrame:
         """The columns of predictions that drift detection compares: one row each for `rows`, no column where they hold none.
@@ -194,13 +198,17 @@ class Labelled(PredictionType):
     def as_predicted(self, rows: pl.DataFrame, section: Any) -> pl.DataFrame:
         """Rows of the ledger as `Kind.predict` gives them, with label_at; invalid labels are null."""
 
+    def realised_metric(self, section: Any) -> Metric:
+        """The metric of predictions whose labels are known: the headline, where labels allow it."""
+        return self.headline(section)
+
     def primary_score(self, predictions: pl.DataFrame, section: Any) -> float:
-        """The primary metric over rows of `as_predicted`."""
-        return self.score(predictions, section)[self.metrics[0].name]
+        """The headline metric over rows of `as_predicted`."""
+        return self.score(predictions, section)[self.realised_metric(section).name]
 
     def realised_scores(self, predictions: pl.DataFrame, section: Any) -> dict[str, float]:
-        """Score name -> value over rows of `as_predicted` with label: the primary metric, and what else is told of a week."""
-        return {self.metrics[0].name: self.primary_score(predictions, section)}
+        """Score name -> value over rows of `as_predicted` with label: the realised metric, and what else is told of a week."""
+        return {self.realised_metric(section).name: self.primary_score(predictions, section)}
 
     def scale_of(self, score: str) -> "Scale":
         """The scale of the interval of a realised score."""
@@ -209,9 +217,9 @@ class Labelled(PredictionType):
                 return each.scale
         return "linear"
 
-    def why_undefined(self, labels: pl.Series) -> str:
-        """Why the primary metric is not defined on rows with these labels."""
-        name, count = self.metrics[0].name, len(labels)
+    def why_undefined(self, labels: pl.Series, section: Any) -> str:
+        """Why the realised metric is not defined on rows with these labels."""
+        name, count = self.realised_metric(section).name, len(labels)
         if labels.n_unique() > 1:
             return f"{name} is not defined on these {count:,} rows"
         only = f"{labels[0]:g}" if labels.dtype.is_numeric() else labels[0]

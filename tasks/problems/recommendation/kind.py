@@ -34,7 +34,7 @@ from evergreen.tasks.problems.recommender.model_ladder import MODELS
 from evergreen.tasks.problems.recommender.ranker_features import USER
 from evergreen.tasks.problems.recommender.ranking_metrics import Items, of_lists, per_user
 from evergreen.tasks.problems.recommender.source_ablation import ablate
-from evergreen.tasks.problems.recommender.user_histories import codes, to_date, to_day
+from evergreen.tasks.problems.recommender.user_histories import codes, to_date
 
 log = logging.getLogger(__name__)
 
@@ -119,13 +119,11 @@ class Recommendation(RankedLists):
         """
         if (found := data.stored_predictions(model, cutoff)) is not None:
             return found
-        targets, known = data.targets(cutoff), data.before(cutoff)
-        reader = model.reading(known, to_day(cutoff)).covering(known.items, data.items_table)
+        targets, reader = data.targets(cutoff), data.reader(model, cutoff)
         ids = data.histories.users[targets.users]
         positions = codes(ids, reader.histories_.users)
         columns: dict[str, Any] = {"entity": ids, "visits": data.visits(targets.users, cutoff)}
-        shared = model if reader.catalogue_ is model.catalogue_ else reader
-        both = self._both(shared, reader, data, cutoff, positions, section.pipeline.k)
+        both = self._both(data.scorer(model, cutoff), reader, data, cutoff, positions, section.pipeline.k)
         for suffix, lists in zip(LISTS, both, strict=True):
             columns |= _judged(lists, reader, data, targets, section.pipeline.k, suffix, data.items(cutoff))
         return data.store_predictions(model, cutoff, pl.DataFrame(columns, nan_to_null=True))

@@ -21,7 +21,9 @@ RANKED = ("ndcg", "recall", "map", "hit_rate")
 BEYOND_ACCURACY = ("novelty", "diversity", "dissimilarity", "popularity_bias")
 """Metrics of lists other than their accuracy."""
 FORMATS = {"novelty": ".2f", "popularity_bias": ".2f"}
-LISTS = {"": False, "_novel": True}
+NEW = "_novel"
+"""Suffix of metrics and columns of lists of new items alone."""
+LISTS = {"": False, NEW: True}
 """Suffix of metrics and columns -> whether the list holds new items only."""
 COVERED = 50
 """Users whose lists the realised coverage counts, so that weeks of more and of fewer users can be compared."""
@@ -59,6 +61,16 @@ class RankedLists(Labelled):
 
     def question(self, name: str, columns: Mapping[str, str | None]) -> str:
         return f"Which {columns['item']} will each {columns['user']} take next?"
+
+    def headline(self, section: Recommend) -> Metric:
+        """The metric of the promotion gate: where lists are there to discover, that of new items."""
+        return next((each for each in self.metrics if each.name == section.gate.metric), self.metrics[0])
+
+    def realised_metric(self, section: Recommend) -> Metric:
+        """The headline; of all items where lists show more than new ones, and NDCG where one user's list has no such score."""
+        found = self.headline(section).name
+        name = found if _counts_new(section) else found.removesuffix(NEW)
+        return next((each for each in self.metrics if each.name == name and name.removesuffix(NEW) in RANKED), self.metrics[0])
 
     def _parse(self, given: Any, outputs: Collection[str]) -> list[Any]:
         """One item, several, or several as text of JSON."""
@@ -110,6 +122,8 @@ class RankedLists(Labelled):
     ) -> Iterable[tuple[str, date, Any]]:
         """The items that each user bought, in the order of their ids; none for a user who bought nothing.
 
+        Where the realised metric is one of new items, only those that the user had not bought before the list.
+
         After a served list (`at`) come the purchases of later days, and those of its own day whose moment is known and later.
         Orders without dates join only served lists, through the purchases that the server received.
         """
@@ -127,6 +141,9 @@ class RankedLists(Labelled):
         else:
             after = after.filter(pl.col("moment") <= pl.col("at") + horizon)
         key = ["entity", "day", "at"]
+        if _counts_new(section):
+            known_items = _bought_before(_received(tables, lines, dated), lines, wanted.lazy(), dated)
+            after = after.join(known_items, on=[*key, "item"], how="anti", nulls_equal=True)
         lists = after.group_by(key).agg(pl.col("item").unique().sort()).collect()
         found = wanted.join(lists, on=key, how="left", nulls_equal=True).with_columns(pl.col("item").fill_null([]))
         return [(entity, at or day, items) for entity, day, at, items in found.select(*key, "item").iter_rows()]
@@ -149,7 +166,7 @@ class RankedLists(Labelled):
             relevant[row] = len(wanted)
             hits[row, : min(len(items or ()), k)] = [each in wanted for each in (items or ())[:k]]
         values = per_user(hits, relevant)
-        names = {"prediction": self.metrics[0].name, "hit_rate": "hit_rate"}
+        names = {"prediction": self.realised_metric(section).name.removesuffix(NEW), "hit_rate": "hit_rate"}
         found = rows.with_columns(pl.Series(name, values[metric], nan_to_null=True) for name, metric in names.items())
         return found.select(list(schema))
 
@@ -161,10 +178,11 @@ class RankedLists(Labelled):
         """The primary metric, `hit_rate` (a mean over users, too) and COVERAGE."""
         primary = self.primary_score(predictions, section)
         hits = _mean_over_users(predictions, "hit_rate")
-        return {self.metrics[0].name: primary, "hit_rate": hits, COVERAGE: _coverage(predictions)}
+        return {self.realised_metric(section).name: primary, "hit_rate": hits, COVERAGE: _coverage(predictions)}
 
-    def why_undefined(self, labels: pl.Series) -> str:
-        return f"none of the {len(labels):,} bought anything, so there is no {self.metrics[0].name}"
+    def why_undefined(self, labels: pl.Series, section: Recommend) -> str:
+        what = "anything new" if _counts_new(section) else "anything"
+        return f"none of the {len(labels):,} bought {what}, so there is no {self.realised_metric(section).name}"
 
     def context(self, folder: Path, card: Mapping[str, Any]) -> dict[str, Any]:
         """From the purchases up to the cutoff of the version."""
@@ -217,6 +235,11 @@ class RankedLists(Labelled):
 PREDICTIONS = RankedLists()
 
 
+def _counts_new(section: Recommend) -> bool:
+    """Whether lists show new items alone and are judged by those."""
+    return section.lists.show == "discover" and (section.gate.metric or "").endswith(NEW)
+
+
 def _ndcg_lost(items: Any, bought: Any) -> float:
     if bought is None or isinstance(bought, str) or items is None or not len(items):
         return math.nan
@@ -258,6 +281,21 @@ def _received(tables: Mapping[str, Path], lines: pl.LazyFrame, dated: bool) -> p
     columns = pl.col("user").alias("entity"), pl.col("item").cast(item, strict=False), pl.col("day").alias("bought"), "moment"
     held = ["entity", "item", *(["bought"] if dated else [])]
     return received.drop_nulls("moment").select(*columns).join(lines.select(held), on=held, how="semi")
+
+
+def _bought_before(received: pl.LazyFrame, lines: pl.LazyFrame, wanted: pl.LazyFrame, dated: bool) -> pl.LazyFrame:
+    """entity, day, at and item: what the user of each of `wanted` had bought when the list was made.
+
+    On the day of the list itself a purchase of unknown moment came before it.
+    """
+    held = ["entity", "item", *(["bought"] if dated else [])]
+    later = received.group_by(held).len("received")
+    plain = lines.group_by(held).len().join(later, on=held, how="left").filter(pl.col("len") > pl.col("received").fill_null(0))
+    day, bought = pl.col("day"), pl.col("bought")
+    own = plain.join(wanted, on="entity").filter(bought <= day if dated else True)
+    by_moment = pl.when(pl.col("at").is_null()).then(bought <= day).otherwise(pl.col("moment") <= pl.col("at"))
+    heard = received.join(wanted, on="entity").filter(by_moment)
+    return pl.concat([each.select("entity", "day", "at", "item") for each in (own, heard)]).unique()
 
 
 def _items(rows: pl.DataFrame) -> str | None:

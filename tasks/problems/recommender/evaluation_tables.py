@@ -246,9 +246,10 @@ def _diversity(predictions: pl.DataFrame, model: TwoStage, data: InteractionData
     cutoff = predictions["cutoff"].max()
     assert isinstance(cutoff, date)
     rows, targets, found = data.draw(cutoff, SAMPLED_USERS, 0), data.targets(cutoff), []
-    candidates, label = data.labelled(model.learned_, cutoff, model.settings, rows)
-    score, category = model.order_by(candidates), model.learned_.category[candidates.item]
-    place = codes(model.catalogue_, data.histories.items)[candidates.item]
+    scorer: TwoStage = data.scorer(model, cutoff)
+    candidates, label, score = data.scored_rows(scorer, cutoff, rows)
+    category = scorer.learned_.category[candidates.item]
+    place = codes(scorer.catalogue_, data.histories.items)[candidates.item]
     for series, suffix, kept in (("all items", "", label | True), ("new items", "_novel", ~candidates.bought)):
         by = np.flatnonzero(kept)[order(candidates.row[kept], score[kept])[0]]
         starts = np.searchsorted(candidates.row[by], np.arange(len(rows) + 1))
@@ -272,12 +273,13 @@ def _candidates(predictions: pl.DataFrame, model: TwoStage, data: InteractionDat
     """
     cutoff = predictions["cutoff"].max()
     assert isinstance(cutoff, date)
-    (found, ranked), targets, known = data.scored(model, cutoff), data.targets(cutoff), data.known_rows(cutoff)
-    scores = {name: found.features[:, FEATURES.index(name)] for name in model.learned_.sources}
+    scorer: TwoStage = data.scorer(model, cutoff)
+    (found, ranked), targets, known = data.scored(scorer, cutoff), data.targets(cutoff), data.known_rows(cutoff)
+    scores = {name: found.features[:, FEATURES.index(name)] for name in scorer.learned_.sources}
     if "tifu_knn" in scores:
         scores["tifu_knn"] = OWN * scores["rebuy"] + (1 - OWN) * scores["tifu_knn"]
     scores["two_stage"] = ranked
-    item = codes(model.catalogue_, data.histories.items)
+    item = codes(scorer.catalogue_, data.histories.items)
     rows = []
     for name, score in scores.items():
         row: dict[str, str | float] = {"source": name}

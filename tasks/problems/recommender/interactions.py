@@ -224,6 +224,7 @@ class InteractionData:
     _kept: dict[str, dict[Hashable, Any]] = field(default_factory=dict)
     _predictions: WeakKeyDictionary[Any, dict[date, pl.DataFrame]] = field(default_factory=WeakKeyDictionary)
     _scores: WeakKeyDictionary[Any, dict[date, np.ndarray]] = field(default_factory=WeakKeyDictionary)
+    _readers: WeakKeyDictionary[Any, dict[date, Any]] = field(default_factory=WeakKeyDictionary)
     _proposed: WeakKeyDictionary[Learned, dict[Hashable, Candidates]] = field(default_factory=WeakKeyDictionary)
 
     def __post_init__(self) -> None:
@@ -296,12 +297,38 @@ class InteractionData:
             kept[cutoff, settings] = self._own(cutoff, settings)[0] if own else self._propose(learned, cutoff, settings)
         return kept[cutoff, settings]
 
+    def reader(self, model: Any, cutoff: date) -> Any:
+        """The twin of a Recommender that answers from the histories before `cutoff`, and whose catalogue covers their items;
+        once for each model object and cutoff."""
+        kept = self._readers.setdefault(model, {})
+        if cutoff not in kept:
+            known = self.before(cutoff)
+            kept[cutoff] = model.reading(known, to_day(cutoff)).covering(known.items, self.items_table)
+        return kept[cutoff]
+
+    def scorer(self, model: Any, cutoff: date) -> Any:
+        """Whom `scored` takes for a model at `cutoff`: the model itself, or its reader where items came after its training."""
+        reader = self.reader(model, cutoff)
+        return model if reader.catalogue_ is model.catalogue_ else reader
+
     def scored(self, model: Any, cutoff: date) -> tuple[Candidates, np.ndarray]:
         """The `candidates` of a TwoStage, and its ranker's score of each; once for each model object and cutoff."""
         found, kept = self.candidates(model.learned_, cutoff, model.settings), self._scores.setdefault(model, {})
         if cutoff not in kept:
             kept[cutoff] = model.order_by(found)
         return found, kept[cutoff]
+
+    def scored_rows(self, model: Any, cutoff: date, rows: np.ndarray) -> tuple[Candidates, np.ndarray, np.ndarray]:
+        """As `labelled`, with the ranker's score of each, from `scored` where that keeps its results. `model`: a TwoStage."""
+        there = self.known_rows(cutoff)
+        if len(there) > MAX_SHARED_USERS:
+            found, label = self.labelled(model.learned_, cutoff, model.settings, rows)
+            return found, label, model.order_by(found)
+        whole, score = self.scored(model, cutoff)
+        place = codes(there[whole.row], rows)
+        kept = place >= 0
+        found = Candidates(place[kept], whole.item[kept], whole.bought[kept], whole.features[kept])
+        return found, self._label(found, model.catalogue_, cutoff, rows), score[kept]
 
     def _propose(self, learned: Learned, cutoff: date, settings: Settings) -> Candidates:
         known = self.before(cutoff)
@@ -384,7 +411,7 @@ class InteractionData:
 
     def forget(self) -> None:
         """Free what was computed and kept for later calls."""
-        for kept in (self._kept, self._predictions, self._scores, self._proposed):
+        for kept in (self._kept, self._predictions, self._scores, self._readers, self._proposed):
             kept.clear()
 
     def once(self, what: str, key: Hashable, make: Callable[[], Any]) -> Any:

@@ -113,6 +113,52 @@ def test_orders_without_dates_join_served_lists_by_the_moment_of_their_receipt(t
     assert found == [("1", NOON, ["new"])]
 
 
+DISCOVER = {"lists": {"show": "discover"}, "gate": {"metric": "ndcg_novel"}}
+
+
+@pytest.mark.parametrize(
+    ("given", "headline", "realised"),
+    [
+        ({}, "ndcg", "ndcg"),
+        ({"gate": {"metric": "recall"}}, "recall", "recall"),
+        (DISCOVER, "ndcg_novel", "ndcg_novel"),
+        ({"gate": {"metric": "ndcg_novel"}}, "ndcg_novel", "ndcg"),
+        ({"lists": {"show": "discover"}}, "ndcg", "ndcg"),
+        ({"gate": {"metric": "coverage"}}, "coverage", "ndcg"),
+    ],
+)
+def test_the_gates_metric_is_shown_first_and_realised_where_lists_show_what_it_counts(given, headline, realised):
+    section = Recommend.model_validate(SECTION.model_dump(exclude_unset=True) | given)
+    assert PREDICTIONS.headline(section).name == headline
+    assert PREDICTIONS.realised_metric(section).name == realised
+
+
+def test_where_lists_show_new_items_alone_only_those_are_labels(tmp_path):
+    section = Recommend.model_validate(SECTION.model_dump(exclude_unset=True) | DISCOVER)
+    day, next_day, before = date(2024, 5, 1), date(2024, 5, 2), date(2024, 4, 1)
+    old = [(1, "again", before, None), (1, "morning", day, NOON.replace(hour=11)), (1, "some time", day, None)]
+    new = [(1, "again", next_day, None), (1, "morning", next_day, None), (1, "some time", next_day, None)]
+    tables = write_purchases(tmp_path, *old, *new, (1, "night", day, NIGHT), (1, "later", next_day, None))
+    wanted = pl.DataFrame({"entity": ["1"] * 2, "day": [day] * 2, "at": [NOON, None]}, schema_overrides={"at": MOMENT})
+    found = list(PREDICTIONS.find_labels(wanted, section, tables, {}, tmp_path, date(2024, 5, 31)))
+    assert found == [("1", NOON, ["later", "night"]), ("1", day, ["later"])]
+    rows = pl.DataFrame({"entity": ["1"], "items": [["later", "night"]], "label": [["later", "night"]], "label_at": [NIGHT]})
+    assert PREDICTIONS.realised_scores(PREDICTIONS.as_predicted(rows, section), section)["ndcg_novel"] == 1.0
+
+
+def test_an_order_without_date_that_came_before_the_list_makes_an_item_known(tmp_path):
+    features = {name: each for name, each in FEATURES.items() if name != "horizon_days"}
+    features |= {"order": "number", "horizon_orders": 1, "days_per_order": 7}
+    section = Recommend.model_validate({"question": "?", "features": features} | DISCOVER)
+    day = date(2024, 5, 30)
+    tables = write_purchases(tmp_path, (1, "new", day, NIGHT), (1, "again", day, NIGHT))
+    lines = pl.read_parquet(tmp_path / "lines.parquet")
+    old = lines.filter(pl.col("item") == "again").with_columns(day=date(2024, 5, 2))
+    pl.concat([lines, old]).write_parquet(tmp_path / "lines.parquet")
+    wanted = pl.DataFrame({"entity": ["1"], "day": [date(2024, 5, 1)], "at": [NOON]}, schema_overrides={"at": MOMENT})
+    assert list(PREDICTIONS.find_labels(wanted, section, tables, {}, tmp_path, date(2024, 5, 31))) == [("1", NOON, ["new"])]
+
+
 def test_a_rare_item_makes_a_list_less_popular(tmp_path):
     lines = pl.DataFrame({"user": [1, 2, 3, 4, 1, 2], "item": [*"aaaa", *"bb"], "day": date(2024, 5, 1)})
     lines.write_parquet(tmp_path / "lines.parquet")

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from evergreen.tasks.problems.recommender import item_catalogue, item_explanations
+from evergreen.tasks.problems.recommender.estimators import TwoStage
 from evergreen.tasks.problems.recommender.item_catalogue import ItemCatalogue, Local
 from evergreen.tasks.problems.recommender.list_builder import ListBuilder
 from evergreen.tasks.problems.recommender.list_request import Request
@@ -98,6 +99,24 @@ def test_a_champion_that_learned_earlier_is_judged_with_the_items_bought_since(w
     rows = kind.predict(early, known, cutoff, section).filter(pl.col("entity") == late["user"][0])
     assert LATE[1] in rows["items"].to_list()[0]
     assert LATE[1] not in early.catalogue_
+
+
+def test_lists_and_the_table_of_sources_share_the_scores_of_a_model_that_covers_late_items(world, monkeypatch):
+    data, kind = world.data, world.kind
+    section = world.section.model_copy(update={"evaluate": world.section.evaluate.model_copy(update={"ablation_users": 0})})
+    splits = kind.splits(data, section)
+    model = kind.fit(data, splits.tests[-1].train, world.defaults("two_stage"), section, 0)
+    cutoff = splits.tests[-1].test
+    line = world.frames["lines"].filter(pl.col("day") == cutoff).head(1)
+    late = line.with_columns(item=pl.lit(LATE[1], line.schema["item"]), basket=pl.lit(10**9, line.schema["basket"]))
+    known = world.reload({**world.frames, "lines": pl.concat([world.frames["lines"], late])}, "shared")
+    assert LATE[1] not in model.catalogue_
+    scored, order_by = [], TwoStage.order_by
+    monkeypatch.setattr(TwoStage, "order_by", lambda self, found: scored.append(len(found.row)) or order_by(self, found))
+    predictions = kind.predict(model, known, cutoff, section).with_columns(cutoff=pl.lit(cutoff))
+    tables = kind.plots(predictions, predictions, model, known, section)
+    assert len(scored) == 1
+    assert tables["candidates"].height
 
 
 def test_attributes_of_a_late_item_are_those_of_the_items_like_it():
