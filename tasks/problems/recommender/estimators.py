@@ -26,6 +26,9 @@ NAMES = pd.Series(list(SOURCES)).array
 """Of the sources, as a column has them: to make such a column of text takes longer than to take from one."""
 
 
+BINNED = 100_000
+"""Candidates, drawn at random, whose values decide the bins of the ranker's features."""
+
 Scored = tuple[Candidates, np.ndarray | None]
 """Candidates and the ranker's score of each. None: not computed yet."""
 
@@ -317,17 +320,12 @@ class TwoStage(FirstStage):
         most = _negatives([each for _, each in lists], self.ranker_rows)
         draw = np.random.default_rng(self.seed)
         parts = [(found, *_thinned(each, most, draw)) for found, each in lists]
-        table = np.empty((sum(len(kept) for _, kept, _, _ in parts), len(FEATURES)), np.float32)
-        last = 0
-        for found, kept, _, _ in parts:  # one by one: all side by side would take the memory twice
-            first, last = last, last + len(kept)
-            table[first:last] = found.features[kept]
         data = lightgbm.Dataset(
-            table,
+            [_Rows(found.features, kept) for found, kept, _, _ in parts if len(kept)],
             np.concatenate([label for _, _, label, _ in parts]),
             group=np.concatenate([sizes for _, _, _, sizes in parts]),
             feature_name=list(FEATURES),
-            params={"max_bin": 63, "verbosity": -1, "num_threads": 1},
+            params={"max_bin": 63, "bin_construct_sample_cnt": BINNED, "verbosity": -1, "num_threads": 1},
         )
         self._keep(lightgbm.train(self._ranking(), data, self.ranker_trees))
         return self
@@ -421,6 +419,21 @@ def ranked(row: np.ndarray, item: np.ndarray, score: np.ndarray, source: np.ndar
     by, rank = order(row, score)
     by, rank = by[rank < k], rank[rank < k]
     return Ranked(row[by], rank, item[by], score[by], source[by])
+
+
+class _Rows(lightgbm.Sequence):
+    """Some rows of a table, copied part by part: LightGBM keeps a byte of each value, so that no second table is needed."""
+
+    batch_size = 16_384
+
+    def __init__(self, table: np.ndarray, places: np.ndarray) -> None:
+        self.table, self.places = table, places
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.table[self.places[index]].astype(np.float64)
+
+    def __len__(self) -> int:
+        return len(self.places)
 
 
 Examples = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -338,10 +338,14 @@ class InteractionData:
         )
 
     def _own(self, cutoff: date, settings: Settings) -> tuple[Candidates, np.ndarray]:
-        """Candidates at `cutoff` of the first stage that learned up to `cutoff`, and its catalogue; shared by the steps."""
+        """Candidates at `cutoff` of the first stage that learned up to `cutoff`, and its catalogue; shared by the steps.
+
+        That first stage is not kept: nobody else asks for those of past cutoffs, and one takes about 80 MB.
+        """
 
         def make() -> dict[str, np.ndarray]:
-            learned = self.learned(to_day(cutoff), settings)
+            kept = self._kept.get("learned", {}).get((to_day(cutoff), settings))
+            learned = self._learn(to_day(cutoff), settings) if kept is None else kept
             return vars(self._propose(learned, cutoff, settings)) | {"catalogue": learned.catalogue}
 
         found = dict(self.once("own", (cutoff, settings), lambda: step_cache.arrays(f"{cutoff} {settings}", make)))

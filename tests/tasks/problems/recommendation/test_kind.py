@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import lightgbm
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -330,6 +331,20 @@ def test_cutoffs_do_not_overlap_and_leave_as_much_history_before_them(world):
     assert cutoffs[-1] + step == world.data.as_of
     assert all(later - earlier == step for earlier, later in pairwise(cutoffs))
     assert cutoffs[0] - world.data.first >= step - timedelta(days=1)
+
+
+def test_training_keeps_one_first_stage_and_copies_no_table_of_candidates(world, monkeypatch):
+    """The ranker's bins are made from the rows of the candidates as they are."""
+    data, given, made = world.reload(world.frames, "lean"), [], lightgbm.Dataset
+    monkeypatch.setattr(lightgbm, "Dataset", lambda rows, *label, **more: given.append(rows) or made(rows, *label, **more))
+    cutoffs = world.kind.cutoffs(data)[:-1]
+    model = world.kind.fit(data, cutoffs, world.defaults("two_stage"), world.section, 0)
+    assert [each is model.learned_ for each in data._kept["learned"].values()] == [True]
+    ((first, *_),) = given
+    oldest = cutoffs[-world.section.pipeline.ranker_windows :][0]
+    assert first.table is data.examples(oldest, model.settings, 10_000, 0)[0].features
+    assert np.array_equal(first[1:3], first.table[first.places[1:3]])
+    assert np.array_equal(first[2], first.table[first.places[2]])
 
 
 def test_slices_are_facts_about_users_and_an_unknown_one_is_refused(world):
