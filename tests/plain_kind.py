@@ -32,6 +32,9 @@ class Plain:
         self.fitted: list[tuple[tuple[date, ...], dict[str, Any]]] = []
         self.predicted: list[date] = []
 
+    def headline(self, section: Any) -> Metric:
+        return self.metrics[0]
+
     def build(self, tables: Any, times: Any, section: Any, as_of: date) -> dict[str, pl.DataFrame]:
         raise AssertionError("features are written by `project` below")
 
