@@ -1,4 +1,4 @@
-"""A staged search: baseline, linear, trees, boosting, then an ensemble; a stage that no longer improves ends early.
+"""A staged search: baseline, linear, trees, boosting, networks, then an ensemble; a stage without progress ends early.
 
 With a time budget the defaults of all stages come first, boosting right after the linear model: however short the time, both
 are judged, and a stage far behind another one is not searched.
@@ -19,13 +19,14 @@ from evergreen.tasks.search.trials import FinishedTrial, paired_gain
 Request = Config | str | None
 """What to try next: a configuration; a model, whose hyper-parameters the sampler suggests; None, where the sampler suggests the
 model too; or BLEND, an ensemble of the trials so far."""
-STAGES = ("baseline", "linear", "trees", "boosting", "ensemble")
-OPENING = ("baseline", "linear", "boosting", "trees")
+STAGES = ("baseline", "linear", "trees", "boosting", "network", "ensemble")
+OPENING = ("baseline", "linear", "boosting", "network", "trees")
 """The order of the defaults with a time budget; forests take the longest, so warm starts of boosting come before them."""
-SHARES = {"baseline": 0.02, "linear": 0.2, "trees": 0.4, "boosting": 1.0}
-"""Stage -> the share of the trials (or of the time) at which it ends."""
+SHARES = {"baseline": 0.02, "linear": 0.2, "trees": 0.4, "boosting": 0.85, "network": 1.0}
+"""Stage -> the share of the trials (or of the time) at which it ends; the last one of a kind ends with the search."""
 PATIENCE = 3
-"""A stage ends after this many batches without improvement."""
+"""A stage ends after this many batches without improvement; with a time budget after twice as many, and that of the best trial,
+once no other uses the time, after four times as many."""
 MAX_ERRORS_BEHIND = 2.0
 """A stage ends after its first batch when it is more standard errors than this behind an earlier stage."""
 MAX_ERRORS_DEFAULT = 4.0
@@ -69,7 +70,7 @@ class StagedSearch:
         if self.clock.seconds is None or top is None or top.model not in self.searchable:
             return []
         stage = self.stages.get(top.model, "boosting")
-        return self._requests(stage, self._models(stage), trials, self.batch, share=1.0)
+        return self._requests(stage, self._models(stage), trials, self.batch, share=1.0, patience=4 * PATIENCE)
 
     def _models(self, stage: str) -> list[str]:
         return [model for model in self.defaults if self.stages.get(model, "boosting") == stage]
@@ -97,11 +98,17 @@ class StagedSearch:
         return self.defaults[min(self.defaults, key=lambda model: STAGES.index(self.stages.get(model, "boosting")))]
 
     def _requests(
-        self, stage: str, models: Sequence[str], trials: Sequence[FinishedTrial], most: int, share: float | None = None
+        self,
+        stage: str,
+        models: Sequence[str],
+        trials: Sequence[FinishedTrial],
+        most: int,
+        share: float | None = None,
+        patience: int | None = None,
     ) -> list[Request]:
         """Requests of one stage: defaults, warm starts, then trials of its searchable models. Empty where the stage is over.
 
-        `share`: see SHARES, which has the default.
+        `share`, `patience`: see SHARES and PATIENCE, which have the defaults.
         """
         mine = [each for each in trials if each.model in models]
         room = self._trials_left(stage, trials)
@@ -115,14 +122,14 @@ class StagedSearch:
         known = [each.config for each in mine]
         for start in self.warm_starts:
             fits = start["model"] in models and start not in known and len(batch) < min(most, max(room, len(batch)))
-            if fits and self._has_time(start, mine, room, stage, trials, len(batch), share or SHARES[stage]):
+            if fits and self._has_time(start, mine, room, stage, trials, len(batch), share or self._share(stage)):
                 batch.append(start)
         searched = [model for model in models if model in self.searchable and (model not in missing or model in affordable)]
-        if searched and (batch or self._improves(mine, trials)):
+        if searched and (batch or self._improves(mine, trials, patience)):
             turns = self._by_score(searched, mine)
             more = [turns[place % len(turns)] for place in range(min(most, room) - len(batch))]
             for model in more:
-                if self._has_time(model, mine, room, stage, trials, len(batch), share or SHARES[stage]):
+                if self._has_time(model, mine, room, stage, trials, len(batch), share or self._share(stage)):
                     batch.append(model)
         return batch
 
@@ -130,8 +137,13 @@ class StagedSearch:
         """Trials that the stage may still run."""
         if self.clock.seconds is not None:
             return self.batch
-        last = stage == "boosting" and BLEND in self.stages
-        return max(round(SHARES[stage] * self.n_trials) - last - len(trials), 0)
+        kept = BLEND in self.stages and self._share(stage) == 1.0
+        return max(round(self._share(stage) * self.n_trials) - kept - len(trials), 0)
+
+    def _share(self, stage: str) -> float:
+        """Where the stage ends, see SHARES; the last one that has models ends with the search."""
+        later = STAGES[STAGES.index(stage) + 1 : -1]
+        return SHARES[stage] if any(self._models(each) for each in later) else 1.0
 
     def _seconds_of(self, request: Config | str, trials: Sequence[FinishedTrial]) -> float:
         """Wall time that a configuration, or the sampler's next one of a model, is expected to take.
@@ -185,13 +197,13 @@ class StagedSearch:
         new = [model for model, each in top.items() if each is None]
         return [*(model for model, each in known if not _clearly_behind(each, first, self.metric)), *new]
 
-    def _improves(self, mine: Sequence[FinishedTrial], trials: Sequence[FinishedTrial]) -> bool:
+    def _improves(self, mine: Sequence[FinishedTrial], trials: Sequence[FinishedTrial], patience: int | None) -> bool:
         """Whether the stage improved lately, and is not clearly behind the stages before it."""
         top = best_of(mine, self.metric)
         if top is None:
             return False
         since = sum(each.position > top.position for each in mine)
-        patience = PATIENCE if self.clock.seconds is None else 2 * PATIENCE
+        patience = patience or (PATIENCE if self.clock.seconds is None else 2 * PATIENCE)
         if since >= patience * self.batch:
             return False
         others = [each for each in trials if each not in mine]

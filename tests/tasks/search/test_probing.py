@@ -1,14 +1,16 @@
 """A search that has little time."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
+from evergreen.tasks.problems.base import Config
 from evergreen.tasks.search import probing
 from evergreen.tasks.search.probing import affordable_folds, probes_as_trials
 from evergreen.tasks.search.selection import select_trial
-from evergreen.tasks.search.trials import Outcome
-from tests.tasks.search.toy_search import DEFAULTS, folded, searching
+from evergreen.tasks.search.trials import Cost, Outcome
+from tests.tasks.search.toy_search import DEFAULTS, STAGED, folded, searching
 
 
 def test_without_time_for_a_trial_the_best_probe_is_chosen() -> None:
@@ -27,20 +29,51 @@ def test_a_cross_validation_is_repeated_where_there_is_time_for_many_trials() ->
 
 
 def test_however_short_the_time_ten_thousand_rows_are_searched_or_all() -> None:
-    assert probing.affordable_rows(seconds=0.1, seconds_per_row=1.0, available=50_000) == probing.FEWEST_ROWS
-    assert probing.affordable_rows(seconds=0.1, seconds_per_row=1.0, available=700) == 700
-    assert probing.affordable_rows(seconds=600.0, seconds_per_row=0.008, available=50_000) == 20_000
+    slow, quick = (lambda rows: 1.0 * rows), (lambda rows: 0.0024 * rows)
+    assert probing.affordable_rows(0.1, slow, 50_000) == probing.FEWEST_ROWS
+    assert probing.affordable_rows(0.1, slow, 700) == 700
+    assert probing.affordable_rows(600.0, quick, 50_000) == 20_000
+    assert probing.affordable_rows(600.0, lambda rows: quick(rows) ** 0.5, 50_000) == 50_000
+
+
+@dataclass(frozen=True)
+class Timed:
+    """An evaluator whose time grows by a power of the rows."""
+
+    power: float
+    sample_rows: int = 0
+    most_folds: int = 0
+    keep_predictions: bool = False
+
+    def __call__(self, config: Config) -> Outcome:
+        return Outcome([1.0], cost=Cost(wall_seconds=self.sample_rows**self.power / 1000))
+
+
+@pytest.mark.parametrize(("power", "found"), [(0.5, 0.5), (0.9, 0.9), (1.4, 1.0), (0.0, probing.LEAST_GROWTH)])
+def test_the_growth_of_the_time_is_measured_on_tables_that_are_large_enough(power: float, found: float) -> None:
+    search: Any = replace(searching(), stages=STAGED)
+    evaluator: Any = Timed(power)
+    assert probing.growth(search, evaluator, 50_000) == pytest.approx(found)
+    assert probing.growth(search, evaluator, 2 * probing.SECOND_PROBE_ROWS - 1) == 1.0
+
+
+def test_warm_starts_of_a_large_table_begin_with_its_largest_trees() -> None:
+    starts = [{"model": "line"}, {"model": "curve", "num_leaves": 8}, {"model": "curve", "num_leaves": 64}]
+    assert probing.largest_trees_first(starts) == [starts[2], starts[1], starts[0]]
 
 
 @pytest.mark.parametrize(
     ("rows", "folds", "available", "found"),
     [
-        (10_000, 5, 50_000, (25_000, 2)),
-        (10_000, 5, 11_000, (11_000, 4)),
-        (20_000, 5, 30_000, (30_000, 3)),
+        (4_000, 5, 50_000, (10_000, 2)),
+        (4_000, 5, 5_000, (5_000, 4)),
         (700, 5, 700, (700, 5)),
         (10_000, 2, 50_000, (10_000, 2)),
         (10_000, 1, 50_000, (10_000, 1)),
+        (10_000, 5, 80_000, (50_000, 1)),
+        (10_000, 5, 20_000, (20_000, 2)),
+        (15_000, 2, 80_000, (30_000, 1)),
+        (30_000, 3, 30_000, (30_000, 3)),
     ],
 )
 def test_a_part_of_the_rows_is_searched_with_fewer_folds_and_more_rows(

@@ -130,7 +130,8 @@ def test_the_time_that_no_stage_uses_goes_to_the_best_one() -> None:
     done = [finished(place, model, score) for place, (model, score) in enumerate(scores.items())]
     spent = staged(clock=Spent(60, 30))  # the share of the linear models is over, the other stages are far behind
     assert spent.next_batch(done) == ["line"] * 4
-    assert spent.next_batch([*done, *(finished(4 + place, "line", 0.8) for place in range(24))]) == [BLEND]
+    assert spent.next_batch([*done, *(finished(4 + place, "line", 0.8) for place in range(24))]) == ["line"] * 4
+    assert spent.next_batch([*done, *(finished(4 + place, "line", 0.8) for place in range(48))]) == [BLEND]
     assert staged(clock=Spent(60, 60)).next_batch(done) == [BLEND]
 
 
