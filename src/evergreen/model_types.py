@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 CLUSTERING = "evergreen.tasks.problems.clustering.kind"
 REGRESSION = "evergreen.tasks.problems.regression.kind"
 PREPROCESSING = "evergreen.tasks.problems.tabular.preprocessing"
+PAIRS = "evergreen.tasks.problems.tabular.column_pairs"
 DATES_TEXTS = "evergreen.tasks.problems.tabular.date_text_encoders"
 CALIBRATION = "evergreen.tasks.problems.tabular.calibration"
 ENSEMBLE = "evergreen.tasks.problems.tabular.weighted_ensemble"
+NETWORKS = "evergreen.tasks.problems.tabular.neural_network"
 RECOMMENDERS = "evergreen.tasks.problems.recommender.estimators"
 LINEAR_RUNGS = "evergreen.tasks.problems.recommender.linear_rungs"
 CANDIDATES = "evergreen.tasks.problems.recommender.candidate_generation"
@@ -24,6 +26,8 @@ HISTORIES = "evergreen.tasks.problems.recommender.user_histories"
 HOMES = {
     "QuantileGroups": CLUSTERING,
     "Segmenter": CLUSTERING,
+    "NeuralNetworkClassifier": NETWORKS,
+    "NeuralNetworkRegressor": NETWORKS,
     "LogRegressor": REGRESSION,
     "OffsetRegressor": REGRESSION,
     "Curves": PREPROCESSING,
@@ -35,6 +39,7 @@ HOMES = {
     "f_of_classes": PREPROCESSING,
     "f_of_numbers": PREPROCESSING,
     "l1_weights": PREPROCESSING,
+    "ColumnPairs": PAIRS,
     "Dates": DATES_TEXTS,
     "Words": DATES_TEXTS,
     "Calibrated": CALIBRATION,

@@ -31,6 +31,9 @@ class Pipeline(Section):
     spline_knots: Options[Annotated[int, Field(ge=0)]] = (0,)
     """Number of knots, at quantiles, of a piecewise-linear (spline) expansion for linear models; values are clipped to the
     1st and 99th percentile. 0: no expansion. Large and wide tables get fewer knots; boosted trees need none."""
+    column_pairs: Options[Annotated[int, Field(ge=0)]] = (0,)
+    """Feature creation: largest number of differences and ratios of two number columns to add. Small boosted trees select them
+    in each fold, among pairs that they split one after the other. 0: none."""
     target_log: Options[bool | Literal["auto"]] = (False,)
     """regression: fit the signed logarithm of the target, for skewed amounts. auto: if no training target is negative and the
     logarithm shortens a long tail."""
@@ -79,8 +82,8 @@ class Tune(Section):
 
     method: Literal["grid", "random", "tpe", "staged"] | None = None
     """Search method: grid search, random search, Bayesian optimisation (tree-structured Parzen estimator), or staged: baseline,
-    linear, trees, boosting, then an ensemble of the best, where a stage without progress ends early. null: staged for a plain
-    table, otherwise tpe."""
+    linear, trees, boosting, networks, then an ensemble of the best, where a stage without progress ends early. null: staged for
+    a plain table, otherwise tpe."""
     choose: Literal["simplest", "best"] | None = None
     """How the winner is selected. simplest: the simplest model within one standard error of the best (of the paired differences
     over the folds, of lists over the users) and, on tables, within 1 % of its score, or 0.1 % of a blend's; the baseline needs

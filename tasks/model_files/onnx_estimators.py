@@ -10,6 +10,7 @@ from evergreen.tasks.core.errors import CompileError
 from evergreen.tasks.model_files.onnx_graph import EQUAL_WITHIN, Added, Converter, Graph, Value, matrix
 from evergreen.tasks.model_files.tree_tables import Tree, boosted, grown, histogram, objective
 from evergreen.tasks.problems.tabular.calibration import SMALLEST
+from evergreen.tasks.problems.tabular.neural_network import LARGEST_INPUT
 
 LARGEST_LOG = 700.0
 """exp of more overflows."""
@@ -97,6 +98,38 @@ def _sum_leaf_rows(graph: Graph, x: str, trees: Sequence[Tree]) -> str:
     return graph.add("ReduceSum", rows, np.array([1]), keepdims=0)
 
 
+# -- neural networks
+
+
+def _network_regressor(graph: Graph, model: Any, x: Value) -> str:
+    mean = _mean(graph, _network_scores(graph, model, x))
+    return graph.linear(mean, np.array([[model.deviation_]]), np.array([model.mean_]))
+
+
+def _network_classifier(graph: Graph, model: Any, x: Value) -> str:
+    """The mean of the networks' probabilities."""
+    scores, several = _network_scores(graph, model, x), len(model.classes_) > 2
+    each = [graph.add("Softmax", score, axis=1) if several else graph.add("Sigmoid", score) for score in scores]
+    mean = _mean(graph, each)
+    return mean if several else _both_classes(graph, mean)
+
+
+def _mean(graph: Graph, values: Sequence[str]) -> str:
+    return _weighted_sum(graph, values, [1 / len(values)] * len(values))
+
+
+def _network_scores(graph: Graph, model: Any, x: Value) -> list[str]:
+    """The last layer's sums of each network."""
+    found = list[str]()
+    bounded = graph.clip(matrix(x), -LARGEST_INPUT, LARGEST_INPUT)
+    for layers in model.layers_:
+        points = bounded
+        for place, (weights, intercepts) in enumerate(layers):
+            points = graph.linear(graph.add("Relu", points) if place else points, weights, intercepts)
+        found.append(points)
+    return found
+
+
 # -- clusterers
 
 
@@ -158,10 +191,11 @@ def _offset_regressor(graph: Graph, model: Any, x: Value) -> str:
 
 def _blend(graph: Graph, model: Any, x: Value) -> str:
     """The weighted mean of models side by side."""
-    parts = [
-        graph.add("Mul", graph.convert(each, x), np.array([float(weight)]))
-        for each, weight in zip(model.models_, model.weights_, strict=True)
-    ]
+    return _weighted_sum(graph, [graph.convert(each, x) for each in model.models_], model.weights_)
+
+
+def _weighted_sum(graph: Graph, values: Sequence[str], weights: Sequence[float]) -> str:
+    parts = [graph.add("Mul", value, np.array([float(weight)])) for value, weight in zip(values, weights, strict=True)]
     return parts[0] if len(parts) == 1 else graph.add("Sum", *parts)
 
 
@@ -216,6 +250,8 @@ CONVERTERS: dict[str, Converter] = {
     "sklearn.RandomForestRegressor": _forest,
     "sklearn.ExtraTreesClassifier": _forest,
     "sklearn.ExtraTreesRegressor": _forest,
+    "evergreen.NeuralNetworkClassifier": _network_classifier,
+    "evergreen.NeuralNetworkRegressor": _network_regressor,
     "sklearn.KMeans": _kmeans,
     "sklearn.GaussianMixture": _gaussian_mixture,
     "evergreen.QuantileGroups": _quantile_groups,

@@ -118,6 +118,14 @@ def _dates(graph: Graph, step: Any, names: Sequence[str], frame: Frame) -> str:
     return graph.concatenate(found)
 
 
+def _column_pairs(graph: Graph, step: Any, x: Value) -> str:
+    """Differences and ratios, in the order of the step."""
+    first, second = graph.pick(matrix(x), step.first_), graph.pick(matrix(x), step.second_)
+    zero = graph.add("Equal", second, np.array([0.0]))
+    ratios = graph.add("Where", zero, np.array([np.nan]), graph.add("Div", first, second))
+    return graph.add("Where", step.ratio_[None, :], ratios, graph.add("Sub", first, second))
+
+
 def _texts(graph: Graph, step: Any, names: Sequence[str], frame: Frame) -> str:
     spaces = zip(names, step.spaces_, strict=True)
     return graph.concatenate([part for name, space in spaces for part in _text(graph, name, space, frame)])
@@ -291,6 +299,7 @@ CONVERTERS: dict[str, Converter] = {
     "sklearn.Pipeline": _pipeline,
     "sklearn.ColumnTransformer": _columns,
     "evergreen.Numbers": _identity,
+    "evergreen.ColumnPairs": _column_pairs,
     "sklearn.FunctionTransformer": _function,
     "sklearn.SimpleImputer": _impute,
     "evergreen.SignedLog": _signed_log,

@@ -22,17 +22,21 @@ from evergreen.tasks.problems.classification import plots
 from evergreen.tasks.problems.classification.predictions import ClassProbabilities
 from evergreen.tasks.problems.classification.scores import PREFIX, arrays
 from evergreen.tasks.problems.tabular import calibration
+from evergreen.tasks.problems.tabular.neural_network import NeuralNetworkClassifier
 from evergreen.tasks.problems.tabular.tabular_kind import (
     BOOSTING,
     BOOSTING_OF_CLASSES,
     BOOSTING_SPACE,
     FOR_BOOSTING,
     FOR_LINES,
+    FOR_NETWORKS,
     FOR_TREES,
     FOREST,
     FOREST_DEFAULTS,
     FOREST_SPACE,
     LIGHTGBM,
+    NETWORK_DEFAULTS,
+    NETWORK_SPACE,
     PLAIN_BOOSTING_SPACE,
     PLAIN_LIGHTGBM,
     Family,
@@ -74,6 +78,7 @@ class Classification(ClassProbabilities, TabularKind):
         "lightgbm": Family(
             LGBMClassifier, PLAIN_LIGHTGBM, BOOSTING_OF_CLASSES, PLAIN_BOOSTING_SPACE, native=True, choices=FOR_BOOSTING
         ),
+        "network": Family(NeuralNetworkClassifier, {}, NETWORK_DEFAULTS, NETWORK_SPACE, stage="network", choices=FOR_NETWORKS),
     }
     blend = BlendClassifier
 

@@ -20,6 +20,7 @@ from evergreen.tasks.core.suggestions import require
 from evergreen.tasks.problems.base import Config, Kind, Model, Part
 from evergreen.tasks.problems.regression.predictions import Quantities, labelled
 from evergreen.tasks.problems.tabular import preprocessing
+from evergreen.tasks.problems.tabular.neural_network import NeuralNetworkRegressor
 from evergreen.tasks.problems.tabular.tabular_kind import (
     BLEND,
     BOOSTING,
@@ -28,11 +29,14 @@ from evergreen.tasks.problems.tabular.tabular_kind import (
     FOR_AMOUNTS,
     FOR_BOOSTING,
     FOR_LINES,
+    FOR_NETWORKS,
     FOR_TREES,
     FOREST,
     FOREST_DEFAULTS,
     FOREST_SPACE,
     LIGHTGBM,
+    NETWORK_DEFAULTS,
+    NETWORK_SPACE,
     PLAIN_BOOSTING_SPACE,
     PLAIN_LIGHTGBM,
     Family,
@@ -123,6 +127,9 @@ class Regression(Quantities, TabularKind):
             *(LGBMRegressor, PLAIN_LIGHTGBM, BOOSTING_OF_NUMBERS, PLAIN_BOOSTING_SPACE),
             native=True,
             choices=FOR_BOOSTING | FOR_AMOUNTS,
+        ),
+        "network": Family(
+            NeuralNetworkRegressor, {}, NETWORK_DEFAULTS, NETWORK_SPACE, stage="network", choices=FOR_NETWORKS | FOR_AMOUNTS
         ),
     }
     blend = BlendRegressor

@@ -32,6 +32,7 @@ from evergreen.model_types import stored_type
 from evergreen.tasks.config import params
 from evergreen.tasks.config.params import Range
 from evergreen.tasks.problems.base import Config
+from evergreen.tasks.problems.tabular.column_pairs import ColumnPairs
 from evergreen.tasks.problems.tabular.date_text_encoders import Dates, Words
 
 Task = Literal["binary", "multiclass", "continuous", "none"]
@@ -48,7 +49,7 @@ OTHER = "(other)"
 """The category of those that are too rare to be told apart."""
 
 FOR_NUMBERS = ("impute", "scale", "log", "missing_indicator", "spline_knots")
-FOR_ALL = ("encode", "encode_high", "min_category_count", "select", "select_share", "reduce", "components")
+FOR_ALL = ("column_pairs", "encode", "encode_high", "min_category_count", "select", "select_share", "reduce", "components")
 
 
 def space(pipeline: params.Pipeline, native: bool) -> dict[str, Range]:
@@ -87,6 +88,7 @@ def preprocess(
     if not splits_categories(chosen, native):
         chosen |= {name: "target" for name in ("encode", "encode_high") if chosen[name] == "native"}
     scale = [] if raw else _scale(chosen["scale"], seed)
+    pairs = chosen["column_pairs"] and len(numeric) > 1 and task != "none"
     parts = [
         ("numbers", Pipeline([("read", Numbers())] if raw else _numbers(chosen, seed)), list(numeric)),
         (
@@ -95,6 +97,7 @@ def preprocess(
             list(low),
         ),
         ("high", Pipeline(_categories(chosen["encode_high"], task, seed, scale, stratified)), list(high)),
+        ("pairs", Pipeline(_pairs(chosen, task, seed, raw, scale)), list(numeric) if pairs else []),
         ("dates", Pipeline([("read", Dates()), *([] if raw else _filled("median")), *scale]), list(dates)),
         ("texts", Pipeline([("read", _words(pipeline, seed)), *scale]), list(texts)),
     ]
@@ -132,6 +135,11 @@ def _numbers(chosen: dict[str, Any], seed: int) -> list[tuple[str, Any]]:
         *([("curves", Curves(chosen["spline_knots"]))] if chosen["spline_knots"] else []),
         *_scale(chosen["scale"], seed),
     ]
+
+
+def _pairs(chosen: dict[str, Any], task: Task, seed: int, raw: bool, scale: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    made = ColumnPairs(chosen["column_pairs"], task != "continuous", seed)
+    return [("read", Numbers()), ("make", made), *([] if raw else _filled("median")), *scale]
 
 
 def _filled(strategy: str, indicate: bool = False) -> list[tuple[str, Any]]:
@@ -337,16 +345,19 @@ def fold_back(steps: Pipeline, weights: np.ndarray) -> dict[str, float]:
     for name, part, inputs in columns.transformers_:
         if name != "remainder":
             block = weights[columns.output_indices_[name]]
-            found |= dict(zip(inputs, (float(each) for each in block @ _owners(part, inputs)), strict=True))
+            for each, weight in zip(inputs, block @ _owners(part, inputs), strict=True):
+                found[each] = found.get(each, 0.0) + float(weight)
     total = sum(found.values()) or 1.0
     return {name: value / total for name, value in sorted(found.items(), key=lambda item: -item[1])}
 
 
 def _owners(part: Pipeline, inputs: Sequence[str]) -> np.ndarray:
     """Which share of each column (row of the matrix) that `part` gives belongs to each of its inputs."""
-    read, encoder, fill = (part.named_steps.get(name) for name in ("read", "encode", "impute"))
+    read, encoder, fill, made = (part.named_steps.get(name) for name in ("read", "encode", "impute", "make"))
     if isinstance(read, Dates | Words):
         return read.owners_
+    if isinstance(made, ColumnPairs):
+        return made.owners_
     one = np.eye(len(inputs))
     if isinstance(encoder, OneHotEncoder):
         return np.repeat(one, [len(categories) for categories in encoder.categories_], axis=0)

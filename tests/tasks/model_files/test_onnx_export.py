@@ -37,6 +37,7 @@ from evergreen.tasks.problems.clustering.kind import QuantileGroups, Segmenter
 from evergreen.tasks.problems.regression.kind import LogRegressor, OffsetRegressor
 from evergreen.tasks.problems.tabular import preprocessing
 from evergreen.tasks.problems.tabular.calibration import Calibrated, Calibration
+from evergreen.tasks.problems.tabular.neural_network import NeuralNetworkClassifier, NeuralNetworkRegressor
 from evergreen.tasks.problems.tabular.weighted_ensemble import BlendClassifier, BlendRegressor
 from tests.tasks.problems.tabular import test_tabular_kind as plain
 
@@ -120,6 +121,7 @@ CLASSIFIERS = [
     (DecisionTreeClassifier(max_depth=4), False),
     (RandomForestClassifier(**TREES), False),
     (ExtraTreesClassifier(**TREES), False),
+    (NeuralNetworkClassifier(16, 2), False),
 ]
 REGRESSORS = [
     (Ridge(), False),
@@ -129,6 +131,7 @@ REGRESSORS = [
     (HistGradientBoostingRegressor(max_iter=20), True),
     (DecisionTreeRegressor(max_depth=4), False),
     (RandomForestRegressor(**TREES), False),
+    (NeuralNetworkRegressor(16), False),
 ]
 CLUSTERERS = [
     KMeans(4, n_init=1),
@@ -166,6 +169,7 @@ CHOICES: list[dict[str, Any]] = [
     {"log": True},
     {"missing_indicator": True, "log": True},
     {"spline_knots": 5, "log": True},
+    {"column_pairs": 4},
     {"min_category_count": 80},
     {"min_category_count": 80, "encode": "ordinal"},
     {"impute": "mean"},

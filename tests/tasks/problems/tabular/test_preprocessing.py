@@ -27,6 +27,7 @@ from evergreen.tasks.problems.tabular.preprocessing import (
 
 NUMERIC, LOW, HIGH = ["spend", "visits", "noise"], ["colour"], ["street"]
 CHOICES = [
+    {"column_pairs": 4},
     {},
     {"impute": "mean", "scale": "robust"},
     {"impute": "zero", "scale": "quantile"},

@@ -20,7 +20,7 @@ from evergreen.tasks.problems.tabular.calibration import Calibrated, mapped
 from evergreen.tasks.problems.tabular.tabular_kind import BLEND
 
 COLUMNS = {"size": "number", "empty": "number", "colour": "category", "street": "category", "built": "date", "note": "text"}
-ORDER = ("baseline", "linear", "trees", "boosting", "ensemble")
+ORDER = ("baseline", "linear", "trees", "boosting", "network", "ensemble")
 
 
 def houses(count=400, seed=0):
@@ -95,7 +95,7 @@ def test_every_model_learns_from_mixed_columns_and_survives_saving(name, target,
 
 def blend(kind, chosen):
     members = [kind.defaults(model, chosen) for model in kind.space(chosen) if model != kind.baseline]
-    members += [each for each in kind.portfolio(chosen) if each["encode_high"] == "native"][:1]
+    members += [each for each in kind.portfolio(chosen) if each.get("encode_high") == "native"][:1]
     return {"model": BLEND, "members": members, "weights": [2, *[1] * (len(members) - 1)]}
 
 
