@@ -30,8 +30,8 @@ BATCHES = 30
 """Batches of an epoch, about; a batch has LEAST_BATCH to MOST_BATCH rows."""
 LEAST_BATCH, MOST_BATCH = 16, 256
 
-log_loss: Any = metrics.log_loss
-softmax: Any = special.softmax
+log_loss: Any = metrics.log_loss  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+softmax: Any = special.softmax  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 Layers = list[tuple[np.ndarray, np.ndarray]]
 """Weights (input x output) and intercepts of each layer."""
 Loss = Callable[[Any, np.ndarray, np.ndarray], float]
