@@ -1,13 +1,15 @@
 """Rollouts from the command line: evaluated by the same function that running servers call."""
 
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from evergreen.flows import settings
 from evergreen.flows.operations import status
 from evergreen.tasks.config.loading import load
-from evergreen.tasks.core.errors import ParamsError
-from evergreen.tasks.core.paths import Layout, locking
+from evergreen.tasks.core.errors import ParamsError, ProjectError, StorageError
+from evergreen.tasks.core.paths import Layout, locking, read_json, write_json
 
 if TYPE_CHECKING:
     from evergreen.tasks.release.deployments import Deployment
@@ -51,13 +53,41 @@ def steer(layout: Layout, problem: str, act: "Act", by: str, reason: str, of: in
 def roll_back(layout: Layout, problem: str, to: int | None, by: str, reason: str) -> "Deployment":
     """Make an earlier version champion again (`to`; None: the previous champion), or abort the rollout in progress.
 
-    Raises LockedError during a training, ParamsError without a reason, ModelError for a version that was never champion.
+    The same call after one that was killed returns its decision, and goes no further back. Raises LockedError during a training,
+    ParamsError without a reason, ModelError for a version that was never champion.
     """
     _require_reason("rollback", problem, reason)
     with locking(layout.var / "train.lock", "rollback"):
-        decision = settings.rollouts(layout).rollback(settings.registry(layout), problem, to, by, reason)
+        rollouts, call = settings.rollouts(layout), {"to": to, "by": by, "reason": reason}
+        note = layout.var / "rollbacks" / f"{problem}.json"
+        decision = _decision_before_kill(rollouts, problem, note, call)
+        if decision is None:
+            _note_call(rollouts, problem, note, call)
+            decision = rollouts.rollback(settings.registry(layout), problem, to, by, reason)
         status.page_after(layout, "the rollback")
+        note.unlink(missing_ok=True)
     return decision
+
+
+def _note_call(rollouts: "Rollouts", problem: str, note: Path, call: dict[str, Any]) -> None:
+    """Write down what is about to be done, and after which decision. A full disk does not stop a rollback."""
+    rows = rollouts.deployments.numbered(problem)
+    with suppress(StorageError, OSError):
+        write_json(note, {**call, "after": rows[-1][0] if rows else 0})
+
+
+def _decision_before_kill(rollouts: "Rollouts", problem: str, note: Path, call: dict[str, Any]) -> "Deployment | None":
+    """The decision of the same call, if it was recorded, its process ended before the page was there, and it is the newest."""
+    try:
+        noted = read_json(note)
+    except (OSError, ProjectError):
+        return None
+    rows = rollouts.deployments.numbered(problem)
+    if not rows or noted != {**call, "after": noted.get("after")} or rows[-1][0] <= noted["after"]:
+        return None
+    newest = rows[-1][1]
+    mine = newest.action in ("rollback", "abort") and (newest.by, newest.reason) == (call["by"], call["reason"])
+    return newest if mine else None
 
 
 def _require_reason(what: str, problem: str, reason: str) -> None:

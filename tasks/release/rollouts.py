@@ -50,14 +50,15 @@ class Rollouts:
             return self.deployments.deploy(registry, problem, version, verdict, by)
         registry.require(problem, version)
         evidence = json.loads(verdict.model_dump_json())
-        return self.begin(problem, version, policy, by, verdict.reason, evidence)
+        begun = self.begin(problem, version, policy, by, verdict.reason, evidence)
+        return begun or self.deployments.deploy(registry, problem, version, verdict, by)  # rolled back meanwhile: refused
 
     def begin(
         self, problem: str, version: int, policy: Rollout, by: str, reason: str, evidence: Mapping[str, Any] | None = None
-    ) -> Deployment:
-        """Begin the rollout of `version` beside the champion. `evidence`: the gate's verdict on it.
+    ) -> Deployment | None:
+        """Begin the rollout of `version` beside the champion; None for a version that was rolled back.
 
-        Idempotent. Raises ModelError where nothing is deployed.
+        `evidence`: the gate's verdict on it. Idempotent. Raises ModelError where nothing is deployed.
         """
         given = {**(evidence or {}), "policy": policy.model_dump(mode="json")}
         while True:
@@ -67,6 +68,8 @@ class Rollouts:
                 raise ModelError(f"{problem}: v{version} has no champion to roll out beside; deploy it directly")
             if state and state.candidate == version:
                 return next(row for number, row in rows if number == state.id)
+            if self.deployments.barred(problem, version):
+                return None
             made = make_decision(problem, version, "begin", by, reason, champion, given)
             ended = [_replaced(state, made)] if state else []
             if self.deployments.try_append([*ended, made], rows[-1][0]):
@@ -115,8 +118,10 @@ class Rollouts:
             last = rows[-1][1] if rows else None
             if last and (last.action, last.by, last.reason) == ("promote", by, reason):
                 return last
-            if made := self.try_promote(registry, self.require(problem, of), by, reason):
+            state = self.require(problem, of)
+            if made := self.try_promote(registry, state, by, reason):
                 return made
+            of = state.id  # a rollout that begins meanwhile is not the one that was meant
 
     def rollback(self, registry: "Registry", problem: str, to: int | None, by: str, reason: str) -> Deployment:
         """`Deployments.rollback`; while a rollout is in progress, abort it instead."""
@@ -145,6 +150,7 @@ class Rollouts:
                 return state
             if self._write(state, action, by, reason):
                 return state if action == "abort" else self.require(problem)
+            of = state.id
 
     def _write(
         self, state: RolloutState, action: Action, by: str, reason: str, evidence: Mapping[str, Any] | None = None

@@ -371,6 +371,36 @@ def test_a_decision_on_a_state_that_is_past_is_not_written(rollouts: Rollouts, n
     assert told(rollouts)[-1] == ("rollback", 3, 1)
 
 
+def test_a_verdict_on_a_version_that_is_rejected_meanwhile_begins_no_rollout(rollouts: Rollouts, names: Names):
+    """The rejection comes after the gate's call has looked, and before it writes."""
+    enter(rollouts, names, 2)
+    barred = rollouts.deployments.barred
+
+    def reject_then_look(problem: str, version: int) -> str | None:
+        found = barred(problem, version)
+        if rollouts.current(problem):
+            rollouts.abort(problem, "bob", "no")
+        return found
+
+    rollouts.deployments.barred = reject_then_look  # type: ignore[method-assign]
+    assert enter(rollouts, names, 2).action == "refuse"
+    assert rollouts.current("redeem") is None
+
+
+def test_a_promotion_is_not_of_a_rollout_that_began_after_it_was_asked_for(rollouts: Rollouts, names: Names):
+    enter(rollouts, names, 2)
+    before = rollouts.try_promote
+
+    def try_late(*arguments: Any) -> Deployment | None:
+        enter(rollouts, names, 3)  # takes the place of v2
+        return before(*arguments)
+
+    rollouts.try_promote = try_late  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match="that rollout has ended; the one of v3 is in progress now"):
+        rollouts.promote(cast(Registry, names), "redeem", "ann", "fine")
+    assert names.aliases == {"champion": 1}
+
+
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_a_version_that_was_rejected_is_never_champion_whoever_acts_at_once(tmp_path: Path, seed: int):
     """A promotion, a rejection, a return to the champion and a look by the alias, at once, some of them killed."""
