@@ -32,6 +32,7 @@ from evergreen.tasks.config.operations import Rollout
 from evergreen.tasks.core.paths import Layout, truncated_parquet
 from tests import projects
 from tests.e2e.shop import ENVIRONMENT
+from tests.flows.console import operated
 from tests.tasks.problems.tabular import test_tabular_kind
 from tests.write_faults import MODES, Ended, Fault, WriteFaults
 
@@ -46,6 +47,10 @@ LIBRARIES = (
 log = logging.getLogger("bench")
 
 
+CTRL_C = (0, 1, 130)
+"""Exit statuses of a command that serves."""
+
+
 @dataclass(frozen=True)
 class Case:
     """A command, and the commands that come before it and are not disturbed."""
@@ -56,6 +61,10 @@ class Case:
     before: Sequence["Case"] = ()
     results: Sequence[str] = ()
     """Tables that the command writes, below the project's folder."""
+    until: str = ""
+    """What a command prints that serves until Ctrl-C."""
+    codes: Sequence[int] = (0,)
+    """Exit statuses without a fault."""
 
 
 def _step(*words: str) -> Case:
@@ -87,6 +96,14 @@ CASES: dict[str, Case] = {
     "keys add": Case(("keys", "add", "ann", "--scope", "predict")),
     "export": Case(("export", ROWS, "--out", "bundle")),
     "status": Case(("status",)),
+    "serve": Case(("serve", "--port", "0", "--workers", "1"), until="Ctrl-C to stop", codes=CTRL_C),
+    "serve new": Case(("serve", "--port", "0", "--workers", "2"), "unserved", until="Ctrl-C to stop", codes=CTRL_C),
+    "console": Case(("console", "--port", "0"), until="Ctrl-C to stop", codes=CTRL_C),
+    "schedule": Case(("schedule",), until="Ctrl-C to stop", codes=CTRL_C),
+    "suggestion": Case(("suggestion", "snooze", "dear", "--reason", "not now"), "operated"),
+    "backtest": Case(("backtest", "spend", "--policy", "never"), "trained"),
+    "reproduce": Case(("reproduce", "dear"), "initialised", before=(TRAINED,), codes=(0, 1)),
+    "doctor": Case(("doctor", "--repair"), codes=(0, 1)),
     "init": Case(("init", "dear", "--data", "houses.csv", "--target", "dear"), "table"),
     **_steps(ROWS),
     "train": TRAINED,
@@ -112,6 +129,25 @@ def _deployed(folder: Path) -> None:
 def _rollout(folder: Path) -> None:
     _deployed(folder)
     settings.rollouts(Layout(folder)).begin(ROWS, 3, CANARY, "bench", "bench")
+
+
+def _unserved(folder: Path) -> None:
+    """Deployed, and a ledger without tables: nothing was ever served."""
+    _deployed(folder)
+    layout = Layout(folder)
+    with closing(sqlite3.connect(layout.var / "evergreen.db")) as link:
+        for (name,) in link.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            if name not in ("deployments", "sqlite_sequence"):
+                link.execute(f'DROP TABLE "{name}"')
+
+
+def _operated(folder: Path) -> None:
+    """With a suggestion that waits for an answer."""
+    operated.lay(folder, projects.lay_deployed)
+
+
+def _trained(folder: Path) -> None:
+    projects.lay_trained(folder)
 
 
 def _table(folder: Path) -> None:
@@ -164,13 +200,13 @@ class Bench:
 
     def _undisturbed(self, case: Case) -> Ended:
         ended = self.run(case)
-        if ended.code:
+        if ended.code not in case.codes:
             raise RuntimeError(f"{' '.join(case.words)}: exit status {ended.code} without a fault\n{ended.stderr[-3000:]}")
         return ended
 
     def run(self, case: Case, number: int = 0, fault: Fault = "full") -> Ended:
         project = self.work / "project"
-        return self._faults.run(case.words, number, fault, cwd=project, step=case.is_step)
+        return self._faults.run(case.words, number, fault, cwd=project, step=case.is_step, until=case.until)
 
     def close(self) -> None:
         self._faults.close()
@@ -238,7 +274,8 @@ def _counts(database: Path) -> Iterator[tuple[str, int]]:
 
 
 BASES: dict[str, Callable[[Path], None]] = {
-    "deployed": _deployed, "rollout": _rollout, "table": _table, "initialised": _table,
+    "deployed": _deployed, "rollout": _rollout, "table": _table, "initialised": _table, "unserved": _unserved,
+    "operated": _operated, "trained": _trained,
 }  # fmt: skip
 
 
@@ -259,16 +296,18 @@ def sweep(bench: Bench, name: str, case: Case, count: int, faults: Sequence[Faul
             bench.begin()
             ended = bench.run(case, number, fault)
             tried += 1
-            ended_well += ended.code == 0
+            ended_well += ended.code in case.codes
             where = f"{name}: {fault} at write {number} of {calls} ({ended.place.replace(str(bench.work), '')})"
             if fault == "full" and not ended.is_clear:
                 wrong.append(f"{where}: exit status {ended.code}: {ended.stderr[-700:]}")
             if damage := bench.damage():
                 wrong.append(f"{where}: {damage}")
             again = bench.run(case)
-            if again.code and not (again.is_clear and bench.has_done(expected)):  # refused, as the first run had done its work
+            if again.code not in case.codes and not (
+                again.is_clear and bench.has_done(expected)
+            ):  # refused, as the first run had done its work
                 wrong.append(f"{where}: the second run: exit status {again.code}: {again.stderr[-700:]}")
-            elif not again.code and (state := bench.state(case)) != expected:
+            elif again.code in case.codes and (state := bench.state(case)) != expected:
                 wrong.append(f"{where} (exit status {ended.code}): after the second run: {_difference(expected, state)}")
     log.info("| %s | %d | %d | %d | %d |", name, calls, tried, ended_well, len(wrong))
     return wrong

@@ -32,6 +32,8 @@ MODES: Mapping[Fault, int] = {"full": 1, "killed": 2}
 NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 SECONDS = 180
 """Longest run of a command."""
+SERVED_SECONDS = 1.0
+"""A command that serves goes on for so long once it is ready."""
 SOURCE = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -334,15 +336,17 @@ class WriteFaults:
             cwd=ROOT, env={**environment, **own}, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
-    def run(self, words: Sequence[str], number: int = 0, fault: Fault = "full", *, cwd: Path, step: bool = False) -> Ended:
+    def run(
+        self, words: Sequence[str], number: int = 0, fault: Fault = "full", *, cwd: Path, step: bool = False, until: str = ""
+    ) -> Ended:
         """Run `evergreen words`, or a step; `fault` happens at its `number`-th write, for 0 at none.
 
-        No process of it is left afterwards.
+        `until`: what a command prints that runs until Ctrl-C, which it then gets. No process of it is left afterwards.
         """
         assert self._server.stdin
         assert self._server.stdout
         self._prepare(number, fault)
-        self._server.stdin.write(json.dumps({"words": list(words), "cwd": str(cwd), "step": step}) + "\n")
+        self._server.stdin.write(json.dumps({"words": list(words), "cwd": str(cwd), "step": step, "until": until}) + "\n")
         self._server.stdin.flush()
         code = int(self._server.stdout.readline())
         self._end_others()
@@ -385,20 +389,26 @@ def _serve(modules: Sequence[str]) -> None:
     tools = Path(os.environ["WRITE_FAULTS"]).parent
     for line in sys.stdin:
         asked = json.loads(line)
+        for name in ("stdout", "stderr"):
+            (tools / name).write_text("")
         pid = os.fork()
         if not pid:
             _become(asked["words"], Path(asked["cwd"]), asked["step"], tools)
-        print(os.waitstatus_to_exitcode(_end_of(pid)), flush=True)  # noqa: T201
+        print(os.waitstatus_to_exitcode(_end_of(pid, tools, asked["until"])), flush=True)  # noqa: T201
 
 
-def _end_of(pid: int) -> int:
-    """The status of a process, which is killed after SECONDS."""
-    until = time.monotonic() + SECONDS
-    while time.monotonic() < until:
+def _end_of(pid: int, tools: Path, until: str) -> int:
+    """The status of a process, which gets Ctrl-C once it printed `until`, and is killed after SECONDS."""
+    last = time.monotonic() + SECONDS
+    while time.monotonic() < last:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             return status
         time.sleep(0.01)
+        if until and any(until in (tools / name).read_text(errors="replace") for name in ("stdout", "stderr")):
+            time.sleep(SERVED_SECONDS)
+            os.kill(pid, signal.SIGINT)
+            until = ""
     os.killpg(pid, signal.SIGKILL)
     return os.waitpid(pid, 0)[1]
 
@@ -406,6 +416,7 @@ def _end_of(pid: int) -> int:
 def _become(words: Sequence[str], cwd: Path, is_step: bool, tools: Path) -> NoReturn:
     """Run a command in this process, as a new one would."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for target, name, flags in ((0, "/dev/null", 0), (1, tools / "stdout", NEW), (2, tools / "stderr", NEW)):
         os.dup2(os.open(name, flags, 0o600), target)
     sys.stdin, sys.stdout, sys.stderr = (os.fdopen(each, "w" if each else "r") for each in range(3))

@@ -53,8 +53,8 @@ def steer(layout: Layout, problem: str, act: "Act", by: str, reason: str, of: in
 def roll_back(layout: Layout, problem: str, to: int | None, by: str, reason: str) -> "Deployment":
     """Make an earlier version champion again (`to`; None: the previous champion), or abort the rollout in progress.
 
-    The same call after one that was killed returns its decision, and goes no further back. Raises LockedError during a training,
-    ParamsError without a reason, ModelError for a version that was never champion.
+    The same call after one that was killed returns its decision and goes no further back. Raises LockedError during a
+    training, ParamsError without a reason, ModelError for a version that was never champion.
     """
     _require_reason("rollback", problem, reason)
     with locking(layout.var / "train.lock", "rollback"):

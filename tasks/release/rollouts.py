@@ -124,11 +124,15 @@ class Rollouts:
             of = state.id  # a rollout that begins meanwhile is not the one that was meant
 
     def rollback(self, registry: "Registry", problem: str, to: int | None, by: str, reason: str) -> Deployment:
-        """`Deployments.rollback`; while a rollout is in progress, abort it instead."""
+        """`Deployments.rollback`; while a rollout is in progress, abort it instead.
+
+        Where another process ends that rollout first, the champion beside it is the one that this rolls back to.
+        """
         state = self.current(problem)
-        if state and to in (None, state.champion):
-            self.abort(problem, by, reason)
-            return self.deployments.history(problem)[-1]
+        while state and to in (None, state.champion):
+            if self.try_abort(state, by, reason, {}):
+                return next(each for each in reversed(self.deployments.history(problem)) if each.action == "abort")
+            to, state = state.champion, self.current(problem)
         return self.deployments.rollback(registry, problem, to, by, reason)
 
     def require(self, problem: str, of: int | None = None) -> RolloutState:

@@ -387,6 +387,27 @@ def test_a_verdict_on_a_version_that_is_rejected_meanwhile_begins_no_rollout(rol
     assert rollouts.current("redeem") is None
 
 
+@pytest.mark.parametrize("act", ["promote", "abort", "pause"])
+def test_a_rollback_of_a_rollout_that_changes_meanwhile_leaves_its_champion(rollouts: Rollouts, names: Names, act: str):
+    """It ended with an error after a promotion, and would go one version further after an abort."""
+    enter(rollouts, names, 2, policy=Rollout())
+    enter(rollouts, names, 3)
+    before = rollouts.try_abort
+
+    def try_late(*arguments: Any) -> bool:
+        rollouts.try_abort = before  # type: ignore[method-assign]
+        if act == "promote":
+            rollouts.promote(cast(Registry, names), "redeem", "bob", "fine")
+        else:
+            getattr(rollouts, act)("redeem", "bob", "no")
+        return before(*arguments)
+
+    rollouts.try_abort = try_late  # type: ignore[method-assign]
+    rollouts.rollback(cast(Registry, names), "redeem", None, "ann", "complaints")
+    assert names.aliases == {"champion": 2}
+    assert rollouts.current("redeem") is None
+
+
 def test_a_promotion_is_not_of_a_rollout_that_began_after_it_was_asked_for(rollouts: Rollouts, names: Names):
     enter(rollouts, names, 2)
     before = rollouts.try_promote
