@@ -5,6 +5,7 @@ import sqlite3
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def connect(address: str, of: str, tables: sa.MetaData) -> sa.Engine:
             sqlalchemy.event.listen(engine, "do_connect", _open)
             sqlalchemy.event.listen(engine, "checkin", _forget_copy)
             make_file(url.database or "")
-        _make(engine, tables)
+        _make_or_stand_in(engine, tables)
     except (SQLAlchemyError, OSError) as error:
         raise unusable(engine, of, error) from error
     return engine
@@ -66,6 +67,38 @@ def _timeouts(url: sa.URL) -> dict[str, int]:
         if url.get_backend_name() == "postgresql"
         else {}
     )
+
+
+def _make_or_stand_in(engine: sa.Engine, tables: sa.MetaData) -> None:
+    """Create what is missing. On a full disk, tables that an SQLite file lacks are read as empty; each transaction tries again."""
+    try:
+        _make(engine, tables)
+    except sa.exc.OperationalError as error:
+        if engine.dialect.name != "sqlite" or not str(error.orig).startswith(NO_ROOM):
+            raise
+        engine.dispose()
+        sqlalchemy.event.listen(engine, "connect", partial(_stand_in, engine.dialect, tables))
+        _make(engine, tables)  # columns that are missing have no stand-in
+
+
+def _stand_in(dialect: sa.Dialect, tables: sa.MetaData, link: sqlite3.Connection, record: Any) -> None:
+    """Create the tables that a new connection does not find, or else views of no rows in their place, in memory."""
+    known = {name for (name,) in link.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    missing = [each for each in tables.sorted_tables if each.name not in known]
+    parts = [made for each in missing for made in (sa.schema.CreateTable(each), *map(sa.schema.CreateIndex, each.indexes))]
+    try:
+        for part in parts:
+            link.execute(str(part.compile(dialect=dialect)))
+    except sqlite3.OperationalError as error:
+        link.rollback()
+        if not str(error).startswith(NO_ROOM):
+            raise
+        record.info["at_rest"] = True
+        link.execute("PRAGMA temp_store = MEMORY")
+        quote = dialect.identifier_preparer.quote
+        for each in missing:
+            columns = ", ".join(f"NULL AS {quote(column.name)}" for column in each.columns)
+            link.execute(f"CREATE TEMP VIEW {quote(each.name)} AS SELECT {columns} WHERE 0")
 
 
 def _make(engine: sa.Engine, tables: sa.MetaData) -> None:

@@ -4,7 +4,7 @@ import shutil
 import socket
 import sqlite3
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -68,13 +68,19 @@ def texts(engine: sa.Engine) -> list[str]:
         return list(link.execute(sa.select(NOTES.c.text)).scalars())
 
 
-def test_a_full_disk_can_be_read_and_is_named_to_writers(small_disk: Path, file: Path):
-    moved = small_disk / "notes.db"
-    shutil.copy(file, moved)
-    ballast = small_disk / "ballast"
+def fill(disk: Path) -> Path:
+    """A file that takes all space."""
+    ballast = disk / "ballast"
     with suppress(OSError), ballast.open("wb", buffering=0) as full:
         while True:
             full.write(bytes(4096))
+    return ballast
+
+
+def test_a_full_disk_can_be_read_and_is_named_to_writers(small_disk: Path, file: Path):
+    moved = small_disk / "notes.db"
+    shutil.copy(file, moved)
+    ballast = fill(small_disk)
     engine = database.connect(f"sqlite:///{moved}", "notes", TABLES)
     assert texts(engine) == ["first"]
     with (
@@ -86,6 +92,25 @@ def test_a_full_disk_can_be_read_and_is_named_to_writers(small_disk: Path, file:
     with database.transaction(engine, "notes") as link:
         link.execute(sa.insert(NOTES).values(text="second"))
     assert texts(engine) == ["first", "second"]
+    engine.dispose()
+
+
+def test_tables_that_a_full_disk_did_not_take_are_empty_and_made_once_there_is_space(small_disk: Path, file: Path):
+    """`evergreen status` and a server's start read tables that nothing has written yet."""
+    more = sa.MetaData()
+    table = sa.Table("later", more, sa.Column("id", sa.Integer, primary_key=True), sa.Column("note", sa.Text, index=True))
+    moved = Path(shutil.copy(file, small_disk / "notes.db"))
+    ballast = fill(small_disk)
+    engine = database.connect(f"sqlite:///{moved}", "later", more)
+    with database.transaction(engine, "later") as link:
+        assert link.execute(sa.select(table)).all() == []
+    with pytest.raises(ProjectError, match="later cannot be used.*free space"), database.transaction(engine, "later") as link:
+        link.execute(sa.insert(table).values(id=1))
+    ballast.unlink()
+    with database.transaction(engine, "later") as link:
+        link.execute(sa.insert(table).values(id=1, note="a"))
+    with closing(sqlite3.connect(moved)) as plain:
+        assert plain.execute("SELECT id, note FROM later").fetchall() == [(1, "a")]
     engine.dispose()
 
 
