@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 import sqlalchemy.event
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, OperationalError, SQLAlchemyError, StatementError
 
 from evergreen.tasks.core.errors import ProjectError, RefusedValueError
 from evergreen.tasks.core.paths import make_folder
@@ -70,10 +70,10 @@ def _timeouts(url: sa.URL) -> dict[str, int]:
 
 
 def _make_or_stand_in(engine: sa.Engine, tables: sa.MetaData) -> None:
-    """Create what is missing. On a full disk, tables that an SQLite file lacks are read as empty; each transaction tries again."""
+    """Create what is missing. Tables for which an SQLite file's disk has no space are read as empty, until there is some."""
     try:
         _make(engine, tables)
-    except sa.exc.OperationalError as error:
+    except OperationalError as error:
         if engine.dialect.name != "sqlite" or not str(error.orig).startswith(NO_ROOM):
             raise
         engine.dispose()
