@@ -179,6 +179,8 @@ class Clerk:
         wrong = [f"{role}: {each}" for role, each in outcomes.items() if each not in ("done", "refused", "killed")]
         if rejected and (champion != 1 or state):
             wrong.append(f"the rejected version is champion or in a rollout: {ends}")
+        if state and state.candidate == champion:
+            wrong.append(f"the champion has a rollout beside itself: {ends}")
         if outcomes["reject"] == "done" and not rejected:
             wrong.append(f"a rejection that was reported is not recorded: {ends}")
         if outcomes["promote"] == "done" and "promote" not in ends:
@@ -230,12 +232,12 @@ class Process:
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.join()
         try:
-            answered = str(self.pipe.recv()) if self.pipe.poll() else "killed"
+            reply = str(self.pipe.recv()) if self.pipe.poll() else "killed"
         except (EOFError, ConnectionError):
-            answered = "killed"
+            reply = "killed"
         self.pipe.close()
         self.start()
-        return answered
+        return reply
 
     def close(self) -> None:
         self.pipe.close()
@@ -249,7 +251,7 @@ def _run(target: Callable[..., None], parents: Connection, given: tuple[Any, ...
 
 
 def play(workers: dict[str, Process], problem: str, draw: random.Random, kills: float) -> tuple[dict[str, str], str]:
-    """One round: what each role answered, and the role that was killed ("": none)."""
+    """One round: what each role reported, and the role that was killed ("": none)."""
     for role, each in workers.items():
         each.pipe.send((problem, draw.choice([*ACTS[role]]), draw.random() * SPREAD))
     victim = draw.choice([*workers]) if draw.random() < kills else ""

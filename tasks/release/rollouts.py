@@ -51,12 +51,12 @@ class Rollouts:
         registry.require(problem, version)
         evidence = json.loads(verdict.model_dump_json())
         begun = self.begin(problem, version, policy, by, verdict.reason, evidence)
-        return begun or self.deployments.deploy(registry, problem, version, verdict, by)  # rolled back meanwhile: refused
+        return begun or self.deployments.deploy(registry, problem, version, verdict, by)  # it was decided on meanwhile
 
     def begin(
         self, problem: str, version: int, policy: Rollout, by: str, reason: str, evidence: Mapping[str, Any] | None = None
     ) -> Deployment | None:
-        """Begin the rollout of `version` beside the champion; None for a version that was rolled back.
+        """Begin the rollout of `version` beside the champion; None for the champion itself and a version that was rolled back.
 
         `evidence`: the gate's verdict on it. Idempotent. Raises ModelError where nothing is deployed.
         """
@@ -68,7 +68,7 @@ class Rollouts:
                 raise ModelError(f"{problem}: v{version} has no champion to roll out beside; deploy it directly")
             if state and state.candidate == version:
                 return next(row for number, row in rows if number == state.id)
-            if self.deployments.barred(problem, version):
+            if champion == version or self.deployments.barred(problem, version):
                 return None
             made = make_decision(problem, version, "begin", by, reason, champion, given)
             ended = [_replaced(state, made)] if state else []

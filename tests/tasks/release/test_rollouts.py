@@ -387,6 +387,22 @@ def test_a_verdict_on_a_version_that_is_rejected_meanwhile_begins_no_rollout(rol
     assert rollouts.current("redeem") is None
 
 
+def test_a_verdict_on_a_version_that_is_promoted_meanwhile_begins_no_rollout_beside_itself(rollouts: Rollouts, names: Names):
+    """A rollback would then end that rollout, and leave the version champion."""
+    enter(rollouts, names, 2)
+    barred = rollouts.deployments.barred
+
+    def look_then_promote(problem: str, version: int) -> str | None:
+        found = barred(problem, version)
+        if rollouts.current(problem):
+            rollouts.promote(cast(Registry, names), problem, "bob", "fine")
+        return found
+
+    rollouts.deployments.barred = look_then_promote  # type: ignore[method-assign]
+    assert enter(rollouts, names, 2).action == "promote"
+    assert told(rollouts)[1:] == [("begin", 2, 1), ("promote", 2, 1)]
+
+
 @pytest.mark.parametrize("act", ["promote", "abort", "pause"])
 def test_a_rollback_of_a_rollout_that_changes_meanwhile_leaves_its_champion(rollouts: Rollouts, names: Names, act: str):
     """It ended with an error after a promotion, and would go one version further after an abort."""
