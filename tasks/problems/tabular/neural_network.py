@@ -101,22 +101,24 @@ def _fit(
 ) -> Layers:
     """The layers after the epoch with the least loss on the rows `held`, or after the last one where there are none."""
     epochs = int(np.clip(MOST_STEPS * batch // max(len(rest), 1), 1, MOST_EPOCHS))
-    best, found, since = math.inf, _layers(network), 0
+    inside, targets, best, since = points[rest], y[rest], math.inf, 0
+    found: Layers = []
     for _ in range(epochs):
-        network.partial_fit(points[rest], y[rest], **classes)
+        network.partial_fit(inside, targets, **classes)
         now = loss(network, points[held], y[held]) if len(held) else -math.inf
-        since = 0 if now < best else since + 1
-        if now < best or not len(held):
-            best, found = now, _layers(network)
+        if now < best or not len(held) or not found:
+            best, found, since = now, _layers(network), 0
+        else:
+            since += 1
         if since >= PATIENCE:
             break
     return found
 
 
 def _layers(network: Any) -> Layers:
-    """A copy in double precision; empty before the first epoch."""
-    weights, intercepts = getattr(network, "coefs_", []), getattr(network, "intercepts_", [])
-    return [(np.array(one, dtype=float), np.array(two, dtype=float)) for one, two in zip(weights, intercepts, strict=True)]
+    """A copy in double precision."""
+    parts = zip(network.coefs_, network.intercepts_, strict=True)
+    return [(np.array(weights, dtype=float), np.array(intercepts, dtype=float)) for weights, intercepts in parts]
 
 
 def _bounded(X: Any) -> np.ndarray:

@@ -49,3 +49,16 @@ def test_the_importance_is_that_of_the_columns_that_count() -> None:
     shares = NeuralNetworkRegressor(32, 2).fit(X, X[:, 1]).feature_importances_
     assert shares.shape == (3,)
     assert shares.argmax() == 1
+
+
+def test_with_too_few_rows_to_hold_any_out_all_epochs_are_run() -> None:
+    X = points(60)
+    y = X[:, 0] - X[:, 1]
+    model = NeuralNetworkRegressor(64).fit(X, y)
+    assert np.mean((model.predict(X) - y) ** 2) < 0.01 * y.var()
+
+
+def test_a_network_that_diverges_is_an_error() -> None:
+    X = points(400)
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match="non-finite"):
+        NeuralNetworkRegressor(8, learning_rate_init=1e30).fit(X, X[:, 0])
