@@ -83,7 +83,7 @@ def fit_to_budget(search: Search, evaluator: Evaluator, section: Problem, worker
         expected_seconds={
             model: folds * each.cost.wall_seconds * (rows / probed) ** powers[model] for model, each in probes.items()
         },
-        warm_starts=largest_trees_first(search.warm_starts) if rows >= ONE_FOLD_ROWS else search.warm_starts,
+        warm_starts=pairs_and_largest_trees_first(search.warm_starts) if rows >= ONE_FOLD_ROWS else search.warm_starts,
         estimate=estimate,
         probes=probes,
     )
@@ -129,9 +129,10 @@ def growth(search: Search, evaluator: Evaluator, available: int) -> float:
     return min(max(found, LEAST_GROWTH), 1.0)
 
 
-def largest_trees_first(warm_starts: Sequence[Config]) -> list[Config]:
-    """Warm starts of a large table: its boosting gains from more leaves, and there may not be time for all."""
-    return sorted(warm_starts, key=lambda config: -config.get("num_leaves", 0))
+def pairs_and_largest_trees_first(warm_starts: Sequence[Config]) -> list[Config]:
+    """Warm starts of a large table, for which there may not be time for all: those with pairs of columns, then those with the
+    most leaves, which such a table gains from."""
+    return sorted(warm_starts, key=lambda config: (not config.get("column_pairs"), -config.get("num_leaves", 0)))
 
 
 def affordable_folds(count: int, folds: int, fold_seconds: float, seconds: float) -> int:

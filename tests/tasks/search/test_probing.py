@@ -57,9 +57,10 @@ def test_the_growth_of_the_time_is_measured_on_tables_that_are_large_enough(powe
     assert probing.growth(search, evaluator, 2 * probing.SECOND_PROBE_ROWS - 1) == 1.0
 
 
-def test_warm_starts_of_a_large_table_begin_with_its_largest_trees() -> None:
-    starts = [{"model": "line"}, {"model": "curve", "num_leaves": 8}, {"model": "curve", "num_leaves": 64}]
-    assert probing.largest_trees_first(starts) == [starts[2], starts[1], starts[0]]
+def test_warm_starts_of_a_large_table_begin_with_pairs_of_columns_then_the_largest_trees() -> None:
+    trees = [{"model": "curve", "num_leaves": leaves} for leaves in (8, 64)]
+    starts: list[Config] = [{"model": "line"}, *trees, {**trees[0], "column_pairs": 8}]
+    assert probing.pairs_and_largest_trees_first(starts) == [starts[3], starts[2], starts[1], starts[0]]
 
 
 @pytest.mark.parametrize(
