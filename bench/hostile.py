@@ -14,7 +14,6 @@ import http.client
 import json
 import logging
 import multiprocessing
-import os
 import secrets
 import tempfile
 import time
@@ -193,8 +192,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     log.setLevel(logging.INFO)
-    for name in [each for each in os.environ if each.startswith("EVERGREEN_")]:
-        del os.environ[name]
+    projects.forget_settings()
     with tempfile.TemporaryDirectory(prefix="evergreen-hostile-") as folder:
         layout = projects.lay_deployed(Path(folder), ("redeem", "recommend"))
         server = Server(layout, "--workers", str(WORKERS), seconds=240)

@@ -315,8 +315,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     log.setLevel(logging.INFO)
-    for name in [each for each in os.environ if each.startswith("EVERGREEN_")]:
-        del os.environ[name]
+    projects.forget_settings()
     with tempfile.TemporaryDirectory(prefix="rounds", dir="/tmp") as folder, ExitStack() as stack:
         address = f"sqlite:///{folder}/evergreen.db"
         if options.postgres:

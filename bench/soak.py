@@ -407,8 +407,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     log.setLevel(logging.INFO)
-    for name in [each for each in os.environ if each.startswith("EVERGREEN_")]:
-        del os.environ[name]
+    projects.forget_settings()
     with (
         tempfile.TemporaryDirectory(prefix="evergreen-soak-") as folder,
         tempfile.TemporaryDirectory(prefix="pg", dir="/tmp") as database,

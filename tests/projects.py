@@ -5,6 +5,7 @@ Beside the small store's problems there is `dear`: houses, a plain table with ru
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -48,6 +49,12 @@ RULES = """  houses:
       - {type: expect_column_values_to_be_in_set, kwargs: {column: colour, value_set: [red, green, blue]}}
       - {type: expect_column_values_to_be_between, kwargs: {column: size, max_value: 50}, severity: warning}
 """
+
+
+def forget_settings() -> None:
+    """Remove what the environment says to Evergreen, so that a bench uses its own project."""
+    for name in [each for each in os.environ if each.startswith("EVERGREEN_")]:
+        del os.environ[name]
 
 
 def lay_deployed(folder: Path, names: Sequence[str]) -> Layout:

@@ -35,10 +35,12 @@ def cohorts(
     from evergreen.flows import settings
     from evergreen.monitoring.performance.measurement import cohort_scorer
     from evergreen.tasks import problems
+    from evergreen.tasks.problems.prediction_type import realised_metric
 
     place = find(root)
     params = read_params(place)
     kind, section = problems.predictions(params.kind(name)), params.section(name)
+    metric = realised_metric(kind, section).name
     judge = cohort_scorer(kind, section, params.project.seed)
     most = None if refresh else MOST_ROWS
     found = settings.ledger(place).cohorts(name, judge, most_rows=most)
@@ -46,7 +48,7 @@ def cohorts(
     shown = sorted({each.week for each in found})[-weeks:]
     found = [each for each in found if each.week in shown]
     if as_json:
-        print_json({"problem": name, "metric": _metric(kind, section), "cohorts": [_as_json(each) for each in found]})
+        print_json({"problem": name, "metric": metric, "cohorts": [_as_json(each) for each in found]})
         return
     cells = [
         (
@@ -60,7 +62,6 @@ def cohorts(
         )
         for each in found
     ]
-    metric = _metric(kind, section)
     more = list(dict.fromkeys(name for each in found if each.score for name in each.score.more))
     cells = [
         (*cell, *(_score(each.score and each.score.more.get(name)) for name in more))
@@ -77,12 +78,6 @@ def cohorts(
     for each in found:
         if each.score and each.score.left_out:
             say(f"{each.week}, v{each.version}: {each.score.left_out}")
-
-
-def _metric(kind: Any, section: Any) -> str:
-    from evergreen.tasks.problems.prediction_type import Labelled
-
-    return (kind.realised_metric(section) if isinstance(kind, Labelled) else kind.headline(section)).name
 
 
 def _score(found: Any) -> str:

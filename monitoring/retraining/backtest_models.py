@@ -23,7 +23,7 @@ from evergreen.tasks.core import intervals
 from evergreen.tasks.core.paths import JUDGED, MODEL, read_json, write_json, writing
 from evergreen.tasks.model_files import skops_models
 from evergreen.tasks.problems.base import Config, Metric, Model
-from evergreen.tasks.problems.prediction_type import Labelled
+from evergreen.tasks.problems.prediction_type import realised_metric
 from evergreen.tasks.release import promotion_gate
 
 GROUPS = 200
@@ -98,8 +98,7 @@ class CounterfactualModels:
     @property
     def realised_metric(self) -> Metric:
         """The metric that monitoring compares with that of the evaluation."""
-        kind = self.kind
-        return kind.realised_metric(self.section) if isinstance(kind, Labelled) else kind.headline(self.section)
+        return realised_metric(self.kind, self.section)
 
     def __post_init__(self) -> None:
         self.entities = pl.DataFrame({"entity": self.past.entities().unique().sort()})

@@ -242,6 +242,11 @@ def scan(path: Path) -> pl.LazyFrame:
     return pl.scan_parquet(path)
 
 
+def realised_metric(kind: Any, section: Any) -> Metric:
+    """The metric that monitoring compares with that of the evaluation: the headline, where labels allow it."""
+    return kind.realised_metric(section) if isinstance(kind, Labelled) else kind.headline(section)
+
+
 def _hashable(value: Any) -> Any:
     """A value of a column as a key."""
     if isinstance(value, pl.Series):

@@ -116,7 +116,10 @@ def _wall(costs: Sequence[Cost]) -> float:
 
 
 def growth(search: Search, evaluator: Evaluator, available: int) -> float:
-    """The exponent by which the time of boosting grows with the rows, from a second probe; 1 for tables of few rows."""
+    """The exponent by which the time of boosting grows with the rows, from a second probe; 1 for tables of few rows.
+
+    The first is repeated, since its time holds that of loading the library.
+    """
     model = next((each for each in search.defaults if search.stages.get(each) == "boosting"), None)
     if model is None or available < 2 * SECOND_PROBE_ROWS:
         return 1.0

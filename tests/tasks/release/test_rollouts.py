@@ -371,18 +371,23 @@ def test_a_decision_on_a_state_that_is_past_is_not_written(rollouts: Rollouts, n
     assert told(rollouts)[-1] == ("rollback", 3, 1)
 
 
+def decide_after_look(rollouts: Rollouts, decide: Callable[[], object]) -> None:
+    """Let `decide` come right after the gate's call has looked whether the version was rejected, once a rollout is on."""
+    barred = rollouts.deployments.barred
+
+    def look(problem: str, version: int) -> str | None:
+        found = barred(problem, version)
+        if rollouts.current(problem):
+            decide()
+        return found
+
+    rollouts.deployments.barred = look  # type: ignore[method-assign]
+
+
 def test_a_verdict_on_a_version_that_is_rejected_meanwhile_begins_no_rollout(rollouts: Rollouts, names: Names):
     """The rejection comes after the gate's call has looked, and before it writes."""
     enter(rollouts, names, 2)
-    barred = rollouts.deployments.barred
-
-    def reject_then_look(problem: str, version: int) -> str | None:
-        found = barred(problem, version)
-        if rollouts.current(problem):
-            rollouts.abort(problem, "bob", "no")
-        return found
-
-    rollouts.deployments.barred = reject_then_look  # type: ignore[method-assign]
+    decide_after_look(rollouts, lambda: rollouts.abort("redeem", "bob", "no"))
     assert enter(rollouts, names, 2).action == "refuse"
     assert rollouts.current("redeem") is None
 
@@ -390,15 +395,7 @@ def test_a_verdict_on_a_version_that_is_rejected_meanwhile_begins_no_rollout(rol
 def test_a_verdict_on_a_version_that_is_promoted_meanwhile_begins_no_rollout_beside_itself(rollouts: Rollouts, names: Names):
     """A rollback would then end that rollout, and leave the version champion."""
     enter(rollouts, names, 2)
-    barred = rollouts.deployments.barred
-
-    def look_then_promote(problem: str, version: int) -> str | None:
-        found = barred(problem, version)
-        if rollouts.current(problem):
-            rollouts.promote(cast(Registry, names), problem, "bob", "fine")
-        return found
-
-    rollouts.deployments.barred = look_then_promote  # type: ignore[method-assign]
+    decide_after_look(rollouts, lambda: rollouts.promote(cast(Registry, names), "redeem", "bob", "fine"))
     assert enter(rollouts, names, 2).action == "promote"
     assert told(rollouts)[1:] == [("begin", 2, 1), ("promote", 2, 1)]
 
