@@ -26,7 +26,8 @@ class Result(Section):
     diagnosis: str
     """Path of diagnosis.json."""
     step: str | None
-    """leak, stop, longer search, simpler model, richer model, more data, better features; null: no diagnosis."""
+    """leak, longer diagnosis, stop, longer search, simpler model, richer model, more data or better features; null: no
+    diagnosis."""
     recommendation: str
     """The step in words, or the reason why there is none."""
 

@@ -12,10 +12,11 @@ import polars as pl
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Tabular
 from evergreen.tasks.core import bootstrap, intervals
+from evergreen.tasks.diagnosis.recommendation import sees_few
 from evergreen.tasks.problems.base import Config, Fold, Kind
 from evergreen.tasks.problems.tabular import row_subset
 from evergreen.tasks.problems.tabular.row_subset import ROWS
-from evergreen.tasks.problems.tabular.tabular_kind import Rows
+from evergreen.tasks.problems.tabular.tabular_kind import BLEND, Rows
 
 MAX_FOLDS = 3
 """Most folds of the search that are used."""
@@ -83,14 +84,29 @@ class Examination:
         validation = row_subset.by_entity(self.data, row_subset.places(self.data, (fold.test,)), self.seed)[:SCORED_ROWS]
         return train, np.sort(validation)
 
-    def plan(self, config: Config) -> None:
-        """Time two small fits, and choose folds and rows so that the examination fits into its time."""
+    def plan(self, config: Config) -> Config:
+        """Choose folds and rows so that the examination fits into its time.
+
+        Returns what to examine: `config`; the member with the largest weight where there is no time for enough rows of a blend.
+        """
+        self._plan(config)
+        if config["model"] == BLEND and sees_few(self.rows, self.all_rows):
+            config = max(zip(config["weights"], config["members"], strict=True), key=lambda each: each[0])[1]
+            self._plan(config)
+        return config
+
+    def _plan(self, config: Config) -> None:
+        """By the time of two small fits, or of one where that is long already."""
+        fits, whole_fits = 3.5 + len(CURVE_SHARES), 3.5 + sum(CURVE_SHARES)
         sizes = [min(size, self.all_rows) for size in TIMED_ROWS]
         sizes[0] = min(sizes[0], -(-sizes[1] // 2))
-        took = [self._time(config, size) for size in sizes]
-        self.seconds_per_row = max(took[1] - took[0], 0.0) / max(sizes[1] - sizes[0], 1)
+        took = [self._time(config, sizes[0])]
+        if fits * took[0] < DECISION_SHARE * self.seconds - self.spent:
+            took.append(self._time(config, sizes[1]))
+        self.seconds_per_row = (
+            max(took[-1] - took[0], 0.0) / max(sizes[1] - sizes[0], 1) if len(took) > 1 else took[0] / sizes[0]
+        )
         self.seconds_per_fit = max(took[0] - sizes[0] * self.seconds_per_row, 0.0)
-        fits, whole_fits = 3.5 + len(CURVE_SHARES), 3.5 + sum(CURVE_SHARES)
         budget = DECISION_SHARE * self.seconds - self.spent
         per_fold = fits * self.seconds_per_fit + whole_fits * self.all_rows * self.seconds_per_row
         for count in range(len(self.folds), 0, -1):

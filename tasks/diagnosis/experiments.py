@@ -45,13 +45,15 @@ def diagnose(
     """
     examination = Examination(kind, data, section, seed, seconds)
     metric = problems.metric(kind, section.tune.metric, "tune.metric")
-    examination.plan(config)
+    whole, config = config, examination.plan(config)
+    member = "" if config is whole else str(config["model"])
     chosen = examination.evaluate(config)
     if chosen is None:
         return {"recommendation": f"The model could not be fitted on a part of its rows: {examination.failed}"}, {}
     rivals = {name: fit for name, other in _rivals(kind, section, config).items() if (fit := examination.evaluate(other))}
     skills, formula = single_column_skills(examination)
-    facts = replace(_facts(examination, chosen, rivals, skills, formula), cut=search_was_cut(section, trials))
+    facts = _facts(examination, chosen, rivals, skills, formula)
+    facts = replace(facts, member=member, cut=search_was_cut(section, trials))
     curve = {share: fit for share in CURVE_SHARES if (fit := examination.evaluate(config, "learning curve", share))}
     facts = extrapolate(examination, facts, curve, chosen)
     facts = estimate_ceiling(examination, facts, chosen)

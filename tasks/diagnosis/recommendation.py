@@ -17,6 +17,8 @@ OVERFIT_GAP = 0.3
 """A model overfits when its training skill is this far above its validation skill."""
 PERFECT = 0.97
 """Skill from which next to nothing is left to gain."""
+ENOUGH_ROWS = 2_000
+"""Fits of fewer rows, of four times as many, say little about models of all rows: complex models gain more with rows."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Facts:
     """The largest share that any model could explain; see diagnosis.noise_ceiling."""
     ceiling_error: float = 0.0
     """Standard error of `ceiling`."""
+    member: str = ""
+    """The largest member of a blend, which stands for it; "": the model itself was examined."""
     cut: bool = False
     """Whether the search ended for lack of time before it had tried much: another model may be what it did not come to."""
 
@@ -76,9 +80,15 @@ class Step:
     evidence: list[str]
 
 
+def sees_few(rows: int, all_rows: int) -> bool:
+    """Whether fits of `rows` say little about models of `all_rows`."""
+    return rows < ENOUGH_ROWS and 4 * rows <= all_rows
+
+
 def decide(facts: Facts) -> Step:
-    """The first of these that applies: a leak, noise, another model, nothing to gain, more rows; else better features."""
-    for rule in (_leak, _noise, _other_model, _nothing_to_gain, _more_data):
+    """The first of these that applies: a leak, too few rows seen, noise, another model, nothing to gain, more rows; else better
+    features."""
+    for rule in (_leak, _sees_few, _noise, _other_model, _nothing_to_gain, _more_data):
         if step := rule(facts):
             return step
     return Step(
@@ -129,6 +139,18 @@ def _leak_of(names: Sequence[str], evidence: list[str]) -> Step:
         f"A leak: check {column} {_and(names)}. Find out when {becomes} known; if that is after the prediction is needed, "
         f"drop {it} from the features and train again.",
         evidence,
+    )
+
+
+def _sees_few(facts: Facts) -> Step | None:
+    if not sees_few(facts.rows, facts.all_rows):
+        return None
+    return Step(
+        "longer diagnosis",
+        "Too few rows seen to say more",
+        f"In its time the diagnosis fitted models on {facts.rows:,} of {facts.all_rows:,} rows, too few to say what holds for "
+        "all. Train with a longer tune.budget_seconds (--seconds), or without one and a longer evaluate.diagnose_seconds.",
+        [_level(facts)],
     )
 
 
@@ -240,7 +262,8 @@ def _last_doubling(facts: Facts) -> list[str]:
 
 def _level(facts: Facts) -> str:
     training, validation = _score(facts, facts.train_skill), _score(facts, facts.skill)
-    return f"The model reaches {training} on training rows and {validation} on validation rows."
+    model = f"{facts.member}, the largest member of the blend," if facts.member else "The model"
+    return f"{model} reaches {training} on training rows and {validation} on validation rows."
 
 
 def _compare(rival: Rival, facts: Facts) -> str:

@@ -127,6 +127,22 @@ def test_what_time_does_not_allow_is_left_out_and_named(tmp_path: Path):
     assert tables["learning_curve"]["rows"].n_unique() == 1
 
 
+def test_the_largest_member_stands_for_a_blend_that_takes_too_long(tmp_path: Path):
+    kind, _ = planted("line")
+    draw = np.random.default_rng(1)
+    wide = {f"x{place}": draw.normal(size=9_000) for place in range(5)}
+    kind, data, section = read(kind, pl.DataFrame({**wide, "y": wide["x0"] + draw.normal(size=9_000)}), tmp_path)
+    ridge, trees = (
+        {**kind.defaults(model, section), **more} for model, more in (("ridge", {}), ("extra_trees", {"n_estimators": 300}))
+    )
+    blend = {"model": "blend", "members": [trees, ridge], "weights": [0.3, 0.7]}
+    assert Examination(kind, data, section, 0, 60.0).plan(blend) == blend
+    found, _ = experiments.diagnose(kind, data, section, blend, 0, 1.0)
+    assert found["facts"]["member"] == "ridge"
+    assert found["rows"] > 2_000
+    assert "ridge, the largest member of the blend, reaches" in " ".join(found["evidence"])
+
+
 def test_no_test_row_is_used(tmp_path: Path):
     kind, data, section = read(*planted("classes"), tmp_path)
     examination = Examination(kind, data, section, 0, 1.0)
@@ -184,6 +200,11 @@ def rival(gain: float, low: float, train_skill: float) -> Rival:
         (changed(explained=0.4, ceiling=0.41), "stop"),
         (changed(explained=0.4, ceiling=0.6), "better features"),
         (changed(skill=0.98), "stop"),
+        (changed(rows=500, all_rows=40_000, rivals=[rival(0.1, 0.05, 0.65)]), "longer diagnosis"),
+        (changed(rows=500, all_rows=40_000, best_low=-0.01), "longer diagnosis"),
+        (changed(rows=500, all_rows=40_000, skill=0.99, single_columns=[("paid", 0.99), ("age", 0.2)]), "leak"),
+        (changed(rows=2000, all_rows=40_000, rivals=[rival(0.1, 0.05, 0.65)]), "simpler model"),
+        (changed(rows=500, all_rows=1500, rivals=[rival(0.1, 0.05, 0.65)]), "simpler model"),
         (changed(skill=0.99, single_columns=[("paid", 0.99), ("age", 0.2)]), "leak"),
         (changed(skill=0.6, single_columns=[("paid", 0.99), ("age", 0.2)]), "better features"),
         (changed(skill=0.9, single_columns=[("paid", 0.88), ("age", 0.2)], skill_without_suspects=0.3), "leak"),

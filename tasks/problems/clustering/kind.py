@@ -110,6 +110,10 @@ class Clustering(Segments, TabularKind):
             raise ParamsError(
                 f"pipeline.select = {wrong.pop()}: needs a target, and clustering has none; choose none or variance"
             )
+        if pairs := max(section.pipeline.column_pairs):
+            raise ParamsError(
+                f"pipeline.column_pairs = {pairs}: pairs are selected by the target, and clustering has none; set 0"
+            )
         return super().space(section)
 
     def fit(self, data: Rows, parts: Sequence[Part], config: Config, section: Tabular, seed: int) -> Model:

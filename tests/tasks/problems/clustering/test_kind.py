@@ -130,6 +130,11 @@ def test_a_selection_that_needs_a_target_is_refused(select):
         KIND.space(section(select=select))
 
 
+def test_pairs_of_columns_that_need_a_target_are_refused():
+    with pytest.raises(ParamsError, match=r"pipeline\.column_pairs = 8: pairs are selected by the target.*set 0"):
+        KIND.space(section(column_pairs=[0, 8]))
+
+
 def test_too_few_rows_for_the_groups_are_refused():
     data, _ = blobs(count=6)
     with pytest.raises(DataError, match=r"6 rows to make 4 groups of; give more history or fewer groups"):
