@@ -24,7 +24,13 @@ from evergreen.tasks.problems.base import Config, Fold, Part, Splits
 from evergreen.tasks.problems.recommendation.predictions import LISTS, RankedLists
 from evergreen.tasks.problems.recommender import dask_partitions, evaluation_tables, interactions
 from evergreen.tasks.problems.recommender.candidate_sources import SOURCES
-from evergreen.tasks.problems.recommender.decay_choice import choose_decay, choose_popularity_days
+from evergreen.tasks.problems.recommender.decay_choice import (
+    choose_co_visitation_days,
+    choose_decay,
+    choose_popularity_days,
+    choose_second_decay,
+    choose_segment_days,
+)
 from evergreen.tasks.problems.recommender.estimators import FirstStage, FrequencyRecommender, Ranked, Recommender, TwoStage
 from evergreen.tasks.problems.recommender.hidden_items import judge_hidden
 from evergreen.tasks.problems.recommender.interactions import InteractionData
@@ -229,13 +235,34 @@ def _unfitted(config: Config, section: Recommend, seed: int) -> Recommender:
 
 
 def _choose(model: Recommender, data: InteractionData, cutoffs: Sequence[date], section: Recommend) -> None:
-    """The half-life and the window of popularity that `section` leaves open, by the newest of `cutoffs`."""
+    """The half-lives and windows of days that `section` leaves open, by the newest of `cutoffs`."""
     newest, k = tuple(sorted(cutoffs)[-CHOOSING_WINDOWS:]), section.pipeline.k
     if isinstance(model, FrequencyRecommender) and section.pipeline.half_life_days is None:
         decay = data.once("decay", (newest, k), lambda: choose_decay(data.cases(newest), k))
         model.half_life_days, model.half_life_orders = decay.days, decay.orders
     if type(model) is not Recommender and section.pipeline.popularity_days is None:
         model.popularity_days = data.once("window", (newest, k), lambda: choose_popularity_days(data.cases(newest), k))
+    if isinstance(model, TwoStage):
+        _choose_for_sources(model, data, newest, k)
+
+
+def _choose_for_sources(model: TwoStage, data: InteractionData, newest: tuple[date, ...], k: int) -> None:
+    """The second decay of own purchases, and the days that segments and co-visitation look back, where they are on."""
+    few, first = model.min_users, model.settings.decay
+    second = data.once("second decay", (newest, k, first), lambda: choose_second_decay(data.cases(newest), k, first))
+    model.second_half_life_days, model.second_half_life_orders = second.days, second.orders
+    if model.with_segment_popularity:
+        model.segment_days = data.once(
+            "segment days",
+            (newest, k),
+            lambda: choose_segment_days(data.cases(newest), k, few, data.categories, data.segments),
+        )
+    if model.with_co_visitation:
+        model.co_visitation_days = data.once(
+            "co-visitation days",
+            (newest, k, first),
+            lambda: choose_co_visitation_days(data.cases(newest), k, few, model.item_neighbours, first),
+        )
 
 
 def _judged(

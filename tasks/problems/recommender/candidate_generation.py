@@ -36,9 +36,9 @@ NEW = {"ease": 0.5} | dict.fromkeys(
 CELLS = 8_000_000
 """Users x items of one block, at most, where even BLOCK users would be more."""
 LATELY = 91
-"""Days of purchases for segments and their popular items."""
+"""Days of purchases for segments and their popular items, unless others are chosen (decay_choice)."""
 BASKETS = 182
-"""Days of baskets for co-visitation."""
+"""Days of baskets for co-visitation, unless others are chosen."""
 STRONGEST = 100
 """Most items of a user that item-kNN learns from, by decayed purchases: counts of pairs grow with the square."""
 CHUNK = 512
@@ -68,11 +68,20 @@ class Settings:
     item_neighbours: int = 50
     max_dense_users: int = 10_000
     half_life_orders: float | None = None
+    segment_days: int = LATELY
+    co_visitation_days: int = BASKETS
+    second_half_life_days: float = ranker_features.FAST.days
+    second_half_life_orders: float | None = None
 
     @property
     def decay(self) -> Decay:
         """Of purchases, in own purchases and in those of similar users."""
         return Decay(self.half_life_days, self.half_life_orders)
+
+    @property
+    def second_decay(self) -> Decay:
+        """Of own purchases, in a feature of the ranker beside those of `decay`."""
+        return Decay(self.second_half_life_days, self.second_half_life_orders)
 
 
 @dataclass(eq=False)
@@ -178,12 +187,12 @@ class Learned:
             recent = decayed(known, learnable, day, settings.decay)
             self.item_knn = ItemNeighbours.learn(strongest(recent, STRONGEST), settings.item_neighbours)
         if settings.with_co_visitation:
-            baskets = _baskets(known.between(day - BASKETS + 1, day), learnable)
-            self.co_visitation = ItemNeighbours.learn(baskets, settings.item_neighbours)
+            held = baskets(known.between(day - settings.co_visitation_days + 1, day), learnable)
+            self.co_visitation = ItemNeighbours.learn(held, settings.item_neighbours)
         if settings.with_als or (settings.with_ease and many):
             self.als = Factors.learn(counts.log1p(), settings.als_factors, seed=day)
         if settings.with_segment_popularity:
-            lately = known.between(day - LATELY + 1, day).matrix(learnable)
+            lately = known.between(day - settings.segment_days + 1, day).matrix(learnable)
             segment = favourites(lately, self.category[self.common]) if segment is None else segment
             self.segment_popularity = Segments.learn(known.users, segment, lately)
 
@@ -251,7 +260,9 @@ class Learned:
         facts = self._facts()
         gap = facts[:, ranker_features.ITEM.index("usual_gap")]
         pairs = ranker_features.of_pairs(
-            lines, row, item, self.category, settings.half_life_days, users[:, 0], gap, self.groups
+            lines,
+            *(row, item, self.category, settings.half_life_days, users[:, 0], gap, self.groups),
+            settings.second_decay,
         )
         table, last = np.empty((len(row), len(ranker_features.FEATURES)), np.float32), 0
         for part in (users[row], facts[item], pairs, scores, self.places(row, scores)):
@@ -417,7 +428,7 @@ def _step(columns: int) -> int:
     return min(BLOCK, 1 << max(CELLS // max(columns, 1), 1).bit_length() - 1)
 
 
-def _baskets(histories: Histories, catalogue: np.ndarray) -> Sparse:
+def baskets(histories: Histories, catalogue: np.ndarray) -> Sparse:
     """Baskets x catalogue: 1 for an item in a basket."""
     basket = codes(histories.basket, known := distinct(histories.basket))
     return matrix(basket, histories.columns(catalogue)[histories.item], (len(known), len(catalogue)))

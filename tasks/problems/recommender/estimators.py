@@ -16,10 +16,10 @@ from sklearn.base import BaseEstimator
 
 from evergreen.model_types import stored_type
 from evergreen.tasks.problems.recommender import item_catalogue
-from evergreen.tasks.problems.recommender.candidate_generation import Candidates, Learned, Settings, order
+from evergreen.tasks.problems.recommender.candidate_generation import BASKETS, LATELY, Candidates, Learned, Settings, order
 from evergreen.tasks.problems.recommender.candidate_sources import SOURCES, Decay, popularity
 from evergreen.tasks.problems.recommender.online_histories import OnlineHistories, merged, typed
-from evergreen.tasks.problems.recommender.ranker_features import FEATURES, Lines
+from evergreen.tasks.problems.recommender.ranker_features import FAST, FEATURES, Lines
 from evergreen.tasks.problems.recommender.user_histories import Histories, Insertion, codes, distinct, to_ids
 
 NAMES = pd.Series(list(SOURCES)).array
@@ -289,6 +289,10 @@ class TwoStage(FirstStage):
         max_dense_users: int = 10_000,
         half_life_orders: float | None = None,
         ranker_rows: int = 600_000,
+        segment_days: int = LATELY,
+        co_visitation_days: int = BASKETS,
+        second_half_life_days: float = FAST.days,
+        second_half_life_orders: float | None = None,
     ) -> None:
         super().__init__(user, item, k, novel, min_users, popularity_days, half_life_days, half_life_orders)
         self.candidates = candidates
@@ -309,6 +313,10 @@ class TwoStage(FirstStage):
         self.item_neighbours = item_neighbours
         self.max_dense_users = max_dense_users
         self.ranker_rows = ranker_rows
+        self.segment_days = segment_days
+        self.co_visitation_days = co_visitation_days
+        self.second_half_life_days = second_half_life_days
+        self.second_half_life_orders = second_half_life_orders
 
     def learn_ranker(self, learned: Learned, examples: Sequence[tuple[Candidates, np.ndarray]]) -> "TwoStage":
         """`examples`: candidates of an earlier day, and whether each was bought in the days after it.

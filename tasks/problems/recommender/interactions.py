@@ -23,7 +23,7 @@ from evergreen.tasks.problems.recommender import (
     ranker_features,
     received_purchases,
 )
-from evergreen.tasks.problems.recommender.candidate_generation import LATELY, Candidates, Learned, Settings
+from evergreen.tasks.problems.recommender.candidate_generation import Candidates, Learned, Settings
 from evergreen.tasks.problems.recommender.decay_choice import Case
 from evergreen.tasks.problems.recommender.evaluation_windows import CalendarWindows, OwnWindows, Windows
 from evergreen.tasks.problems.recommender.ranking_metrics import Items
@@ -284,10 +284,14 @@ class InteractionData:
         known = self.histories.until(day)
         if settings.with_content:
             known = known.with_items(item_catalogue.ids(self.items_table, known.items))
-        segment = item_catalogue.mostly_at(self.places, known, day - LATELY + 1) if settings.with_segment_popularity else None
+        segment = self.segments(known, day - settings.segment_days + 1) if settings.with_segment_popularity else None
         items = codes(known.items, self.histories.items)
         groups = None if self.groups is None else self.groups[items]
         return Learned.of(known, self.categories[items], day, settings, segment, groups, self.items_table)
+
+    def segments(self, known: Histories, first: int) -> np.ndarray | None:
+        """The place where each of `known.users` was most often from the day `first` on; None: places are unknown."""
+        return item_catalogue.mostly_at(self.places, known, first)
 
     def candidates(self, learned: Learned, cutoff: date, settings: Settings) -> Candidates:
         """Candidates at `cutoff` for those users of its targets that have a history."""

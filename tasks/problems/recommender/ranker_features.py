@@ -34,8 +34,8 @@ PAIR = (
 FEATURES = (*USER, *ITEM, *PAIR, *SOURCES, *(f"{source}_place" for source in SOURCES))
 NEVER = 999.0
 """Days since something that never happened."""
-FAST = 30.0
-"""Half-life in days of purchases that hardly count when they are old."""
+FAST = Decay(30.0)
+"""A second decay of own purchases, unless another is chosen (decay_choice)."""
 PRIOR = 5
 """Prior weight in an item's rebuy share, in buyers."""
 
@@ -187,18 +187,19 @@ def of_pairs(
     visits: np.ndarray,
     usual_gap: np.ndarray | None = None,
     groups: np.ndarray | None = None,
+    fast: Decay = FAST,
 ) -> np.ndarray:
     """pairs x PAIR of the parallel `user` (row in `lines`) and `item` (column of the catalogue).
 
     `visits`: per user. `usual_gap`: days between two purchases, per item of the catalogue; None: unknown.
-    `groups`: as `category`, up to two columns.
+    `groups`: as `category`, up to two columns. `half_life`: in days; `fast`: another decay, of `decayed_fast`.
     """
     row, column, ago, pairs = lines.bought()
     weight = decay(ago, half_life)
     mine = np.maximum(np.bincount(row, weight, minlength=lines.rows), 1e-9)[user]
     user = user.astype(np.int64)
     lately = [ago < days for days in (28, 7, 14, 56, 91)]
-    facts = [pairs.size, pairs.squares(), *pairs.sums(np.column_stack([weight, decay(ago, FAST), *lately])).T]
+    facts = [pairs.size, pairs.squares(), *pairs.sums(np.column_stack([weight, fast.weigh(row, ago), *lately])).T]
     days = [pairs.oldest(), *(pairs.newest(place) for place in (1, 2, 3))]
     found = pairs.at(user * len(category) + item, facts, days)
     bought, squares, decayed, quick, *within, first, last, second, third = found.T
