@@ -13,7 +13,7 @@ GROUPS = {
     "Start": ("demo", "init", "params", "doctor"),
     "Train": ("train", "retrain", "backtest"),
     "Predict": ("score", "serve", "recommend", "events", "labels", "keys", "export"),
-    "Operate": ("console", "monitor", "suggestion", "schedule", "rollout", "rollback", "prune"),
+    "Operate": ("console", "monitor", "suggestion", "schedule", "rollout", "rollback", "prune", "upgrade"),
     "Inspect": ("status", "history", "why", "cohorts", "reproduce", "report"),
 }
 """Group of the help -> its verbs, in the order in which a person meets them."""

@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 import sqlalchemy as sa
 
-from evergreen.monitoring.ledger import blocks, cohorts, label_matching, migration, rejected_labels, scored_cohorts, upkeep
+from evergreen.monitoring.ledger import blocks, cohorts, label_matching, rejected_labels, scored_cohorts, upkeep
 from evergreen.monitoring.ledger.blocks import Blocks
 from evergreen.monitoring.ledger.cohorts import Cohort, Week, monday
 from evergreen.monitoring.ledger.label_matching import Label, LabelCounts
@@ -50,14 +50,13 @@ ROWS = ("id", "version", "variant", "at", "cutoff", "entity")
 
 class Ledger:
     """Predictions and labels in tables at the SQLAlchemy `address`; missing tables, or the folder of an SQLite file, are
-    created. Tables of an earlier Evergreen are moved into the present ones, which takes some minutes for millions of rows.
+    created.
 
     Raises ProjectError where the database cannot be used.
     """
 
     def __init__(self, address: str) -> None:
         self._engine = database.connect(address, "predictions", METADATA)
-        migration.move(self._engine)
 
     def append(self, predictions: Iterable[Prediction]) -> int:
         """Write all of them or none; a known id changes nothing. Returns the number of new predictions."""

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 import sqlalchemy.event
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, OperationalError, SQLAlchemyError, StatementError
 
+from evergreen.tasks.core import schema_revision
 from evergreen.tasks.core.errors import ProjectError, RefusedValueError
 from evergreen.tasks.core.paths import make_folder
 
@@ -32,23 +33,30 @@ NO_ROOM = ("database or disk is full", "disk I/O error", "unable to open databas
 
 
 def connect(address: str, of: str, tables: sa.MetaData) -> sa.Engine:
-    """The database at the SQLAlchemy `address`; creates missing tables and columns, and the folder of an SQLite file.
+    """The database at the SQLAlchemy `address`; creates missing tables, and the folder of an SQLite file.
 
-    `of`: its content, for errors. Raises ProjectError if it cannot be used.
+    `of`: its content, for errors. Raises ProjectError if it cannot be used, or if another Evergreen wrote its tables.
     """
+    engine = open_engine(address, of)
+    try:
+        if engine.dialect.name == "sqlite":
+            make_file(engine.url.database or "")
+        _make_or_stand_in(engine, tables)
+    except (SQLAlchemyError, OSError) as error:
+        raise unusable(engine, of, error) from error
+    return engine
+
+
+def open_engine(address: str, of: str) -> sa.Engine:
+    """The database at the SQLAlchemy `address`, whatever is in it. Raises ProjectError for a bad address."""
     try:
         url = sa.make_url(address)
         engine = sa.create_engine(url, pool_pre_ping=True, connect_args=_timeouts(url))
     except (SQLAlchemyError, ImportError) as error:
         raise ProjectError(f"the address of the database of {of}: {str(error).splitlines()[0]}") from error
-    try:
-        if engine.dialect.name == "sqlite":
-            sqlalchemy.event.listen(engine, "do_connect", _open)
-            sqlalchemy.event.listen(engine, "checkin", _forget_copy)
-            make_file(url.database or "")
-        _make_or_stand_in(engine, tables)
-    except (SQLAlchemyError, OSError) as error:
-        raise unusable(engine, of, error) from error
+    if engine.dialect.name == "sqlite":
+        sqlalchemy.event.listen(engine, "do_connect", _open)
+        sqlalchemy.event.listen(engine, "checkin", _forget_copy)
     return engine
 
 
@@ -72,23 +80,56 @@ def _timeouts(url: sa.URL) -> dict[str, int]:
 def _make_or_stand_in(engine: sa.Engine, tables: sa.MetaData) -> None:
     """Create what is missing. Tables for which an SQLite file's disk has no space are read as empty, until there is some."""
     try:
+        _require_revision(engine)
         _make(engine, tables)
     except OperationalError as error:
         if engine.dialect.name != "sqlite" or not str(error.orig).startswith(NO_ROOM):
             raise
+        with engine.connect() as link:
+            first = () if schema_revision.read(link) is not None else schema_revision.statements()
         engine.dispose()
-        sqlalchemy.event.listen(engine, "connect", partial(_stand_in, engine.dialect, tables))
-        _make(engine, tables)  # columns that are missing have no stand-in
+        sqlalchemy.event.listen(engine, "connect", partial(_stand_in, engine.dialect, tables, first))
+        _make(engine, tables)
 
 
-def _stand_in(dialect: sa.Dialect, tables: sa.MetaData, link: sqlite3.Connection, record: Any) -> None:
-    """Create the tables that a new connection does not find, or else views of no rows in their place, in memory."""
+def _require_revision(engine: sa.Engine) -> None:
+    """Raise ProjectError for tables of another Evergreen. A database without tables gets the newest revision first, and so
+    does one that the last version without revisions left: its tables are the same.
+    """
+    with engine.connect() as link:
+        revision = schema_revision.read(link)
+        due = schema_revision.may_be_written(link, revision)
+    if due:
+        with engine.begin() as link:
+            lock(link, schema_revision.TABLE.name)
+            revision = schema_revision.read(link)  # another process may have been faster
+            if schema_revision.may_be_written(link, revision):
+                revision = schema_revision.write(link)
+    schema_revision.require_newest(revision or "", engine.url.render_as_string(hide_password=True))
+
+
+def _stand_in(
+    dialect: sa.Dialect,
+    tables: sa.MetaData,
+    first: tuple[sa.schema.CreateTable | sa.Insert, ...],
+    link: sqlite3.Connection,
+    record: Any,
+) -> None:
+    """Create the tables that a new connection does not find, or else views of no rows in their place, in memory.
+
+    `first`: what a database gets before its first table of Evergreen, if no other process has made one meanwhile.
+    """
     known = {name for (name,) in link.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     missing = [each for each in tables.sorted_tables if each.name not in known]
-    parts = [made for each in missing for made in (sa.schema.CreateTable(each), *map(sa.schema.CreateIndex, each.indexes))]
+    if schema_revision.TABLE.name in known:
+        first = ()
+    made = [part for each in missing for part in (sa.schema.CreateTable(each), *map(sa.schema.CreateIndex, each.indexes))]
     try:
-        for part in parts:
-            link.execute(str(part.compile(dialect=dialect)))
+        if made:
+            link.execute("BEGIN IMMEDIATE")
+        for part in (*first, *made):
+            link.execute(str(part.compile(dialect=dialect, compile_kwargs={"literal_binds": True})))
+        link.commit()
     except sqlite3.OperationalError as error:
         link.rollback()
         if not str(error).startswith(NO_ROOM):
@@ -102,32 +143,14 @@ def _stand_in(dialect: sa.Dialect, tables: sa.MetaData, link: sqlite3.Connection
 
 
 def _make(engine: sa.Engine, tables: sa.MetaData) -> None:
-    """Create what is missing; retry, because other processes may create some of it at the same time."""
+    """Create missing tables; retry, because other processes may create some of them at the same time."""
     for left in reversed(range(1 + sum(1 + len(each.indexes) for each in tables.tables.values()))):
         try:
             tables.create_all(engine)
-            for each in tables.tables.values():
-                _add_columns(engine, each)
             return
         except SQLAlchemyError:
             if not left:
                 raise
-
-
-def _add_columns(engine: sa.Engine, table: sa.Table) -> None:
-    """Add the columns that an earlier version did not know: they are nullable, or have a default on the server."""
-    there = {each["name"] for each in sa.inspect(engine).get_columns(table.name)}
-    missing = [each for each in table.columns if each.name not in there]
-    if not missing:
-        return
-    with engine.begin() as link:
-        for column in missing:
-            described = sa.schema.CreateColumn(column).compile(dialect=engine.dialect)
-            link.execute(
-                sa.text(f"ALTER TABLE {engine.dialect.identifier_preparer.format_table(table)} ADD COLUMN {described}")
-            )
-        for index in table.indexes:
-            index.create(link, checkfirst=True)
 
 
 def _open(dialect: Any, record: Any, arguments: Any, options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The ledger of an earlier version is moved into the present tables when it is opened, without loss."""
+"""`evergreen upgrade` moves the ledger of an earlier version into the present tables, without loss."""
 
 import subprocess
 import sys
@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from evergreen.monitoring.ledger import blocks, migration
+from evergreen.flows.operations import upgrade
+from evergreen.monitoring.ledger import blocks
 from evergreen.monitoring.ledger.label_matching import Label
 from evergreen.monitoring.ledger.predictions import Ledger
 
@@ -70,7 +71,8 @@ def check(ledger: Ledger) -> None:
     assert ledger.add_labels("churn", [Label(1, id="1.1"), Label(3, entity="69", at=NOON.date())]).duplicate == 2
 
 
-def test_an_earlier_ledger_is_moved_once_and_reads_the_same(earlier):
+def test_an_earlier_ledger_is_moved_and_reads_the_same(earlier: str):
+    upgrade.run(earlier)
     check(Ledger(earlier))
     check(Ledger(earlier))
     engine = sa.create_engine(earlier)
@@ -78,31 +80,10 @@ def test_an_earlier_ledger_is_moved_once_and_reads_the_same(earlier):
     engine.dispose()
 
 
-def test_a_move_that_was_killed_goes_on(earlier, monkeypatch):
-    moved = migration._move_next
-    monkeypatch.setattr(migration, "_move_next", lambda *given: moved(*given) and 1 / 0)
-    with pytest.raises(ZeroDivisionError, match="division"):
-        Ledger(earlier)
-    monkeypatch.undo()
-    check(Ledger(earlier))
-
-
-def test_a_move_that_another_process_finishes_first_is_no_error(earlier, monkeypatch):
-    moved = migration._move_next
-
-    def lose(engine: sa.Engine, *tables: sa.Table) -> bool:
-        monkeypatch.undo()
-        Ledger(earlier)
-        return moved(engine, *tables)
-
-    monkeypatch.setattr(migration, "_move_next", lose)
-    check(Ledger(earlier))
-
-
 KILLS = """
 import os, shutil, signal, sys
 import sqlalchemy as sa, sqlalchemy.event
-from evergreen.monitoring.ledger.predictions import Ledger
+from evergreen.flows.operations import upgrade
 
 source, number, status = sys.argv[1], 0, 9
 while status:
@@ -120,19 +101,20 @@ while status:
             if len(writes) == number:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        Ledger(f"sqlite:///{source}.{number}")
+        upgrade.run(f"sqlite:///{source}.{number}")
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     assert status in (0, signal.SIGKILL), status
 print(number - 1)
 """
-"""Moves a copy of a ledger once per statement that writes, and kills the process before it; prints how many there are."""
+"""Upgrades a copy of a ledger once per statement that writes, and kills the process before it; prints how many there are."""
 
 
 @pytest.mark.parametrize("address", ["sqlite"], indirect=True)
-def test_a_move_that_is_killed_before_any_statement_loses_nothing_and_moves_nothing_twice(earlier):
+def test_an_upgrade_that_is_killed_before_any_statement_loses_nothing_and_moves_nothing_twice(earlier: str):
     source = earlier.removeprefix("sqlite:///")
     done = subprocess.run([sys.executable, "-c", KILLS, source], capture_output=True, text=True, check=True, timeout=300)
     assert int(done.stdout) > 15
     for number in range(1, int(done.stdout) + 1):
+        upgrade.run(f"sqlite:///{source}.{number}")
         check(Ledger(f"sqlite:///{source}.{number}"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from evergreen.tasks.core import database
+from evergreen.tasks.core import database, schema_revision
 from evergreen.tasks.core.errors import ProjectError
 
 
@@ -95,8 +95,14 @@ def test_a_full_disk_can_be_read_and_is_named_to_writers(small_disk: Path, file:
     engine.dispose()
 
 
-def test_tables_that_a_full_disk_did_not_take_are_empty_and_made_once_there_is_space(small_disk: Path, file: Path):
+@pytest.mark.parametrize("revised", [True, False])
+def test_tables_that_a_full_disk_did_not_take_are_empty_and_made_once_there_is_space(
+    small_disk: Path, file: Path, revised: bool
+):
     """`evergreen status` and a server's start read tables that nothing has written yet."""
+    if not revised:  # as where another program made the file
+        with closing(sqlite3.connect(file)) as plain:
+            plain.execute(f"DROP TABLE {schema_revision.TABLE.name}")
     more = sa.MetaData()
     table = sa.Table("later", more, sa.Column("id", sa.Integer, primary_key=True), sa.Column("note", sa.Text, index=True))
     moved = Path(shutil.copy(file, small_disk / "notes.db"))
@@ -111,6 +117,8 @@ def test_tables_that_a_full_disk_did_not_take_are_empty_and_made_once_there_is_s
         link.execute(sa.insert(table).values(id=1, note="a"))
     with closing(sqlite3.connect(moved)) as plain:
         assert plain.execute("SELECT id, note FROM later").fetchall() == [(1, "a")]
+        kept = plain.execute(f"SELECT version_num FROM {schema_revision.TABLE.name}").fetchall()
+    assert kept == [(schema_revision.NEWEST,)]
     engine.dispose()
 
 
