@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from typer.testing import CliRunner
 
 from evergreen.flows.cli.main import app as command
+from evergreen.flows.operations import upgrade
 from evergreen.serving.access_control import AccessControl
 from evergreen.serving.app import App
 from evergreen.serving.feature import Feature
@@ -22,6 +23,7 @@ from evergreen.serving.prediction_service import PredictionService
 from evergreen.serving.serving_set import ServingSet
 from evergreen.tasks.config import loading
 from evergreen.tasks.config.params import Params
+from evergreen.tasks.core import schema_revision
 from evergreen.tasks.core.errors import ParamsError
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -208,13 +210,15 @@ def test_admin_cannot_be_bound(keys):
     assert keys.list() == []
 
 
-def test_a_table_of_an_earlier_version_gets_the_column_and_its_keys_all_problems(tmp_path):
+def test_the_upgrade_gives_keys_of_an_earlier_version_all_problems(tmp_path):
     address = f"sqlite:///{tmp_path / 'evergreen.db'}"
     secret = Keys(address).add("till", ["predict"])
     engine = sa.create_engine(address)
     with engine.begin() as link:
         link.execute(sa.text("ALTER TABLE api_keys DROP COLUMN problems"))
+        schema_revision.TABLE.drop(link)
     engine.dispose()
+    upgrade.run(address)
     keys = Keys(address)
     assert [each.problems for each in keys.list()] == [frozenset()]
     assert Client(keys).ask("POST", f"/v1/predict/{OTHER}", secret, {"baskets": 1})[0] == 200

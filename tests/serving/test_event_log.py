@@ -14,12 +14,13 @@ import sqlalchemy as sa
 
 from evergreen.flows import settings
 from evergreen.flows.cli import events as events_command
-from evergreen.flows.operations import batch_scoring, recommend
+from evergreen.flows.operations import batch_scoring, recommend, upgrade
 from evergreen.serving import event_log, recommender_service
 from evergreen.serving.event_log import Event, EventLog, RejectedEvent
 from evergreen.serving.event_validation import EventValidator
 from evergreen.serving.recommender_service import OnlineRecommender
 from evergreen.tasks.config import loading, params
+from evergreen.tasks.core import schema_revision
 from evergreen.tasks.core.errors import DataError, ModelError, ParamsError, ProjectError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.problems.recommender.list_request import Request
@@ -196,13 +197,15 @@ def test_events_of_a_dump_of_another_server_are_read_once(postgres):
     event_log.METADATA.drop_all(engine)
 
 
-def test_a_table_of_an_earlier_version_gets_its_columns(address):
+def test_the_upgrade_gives_a_table_of_an_earlier_version_its_columns(address):
     engine = sa.create_engine(address)
     EventLog(address).append("recommend", [event(1)])
     with engine.begin() as link:
         link.execute(sa.text("DROP INDEX events_by_change"))
         for column in ("changed", "withdrawn"):
             link.execute(sa.text(f"ALTER TABLE events DROP COLUMN {column}"))
+        schema_revision.TABLE.drop(link)
+    upgrade.run(address)
     log = EventLog(address)
     found, position = read(log, event_log.START)
     log.append("recommend", [event(2, basket="b2")])
