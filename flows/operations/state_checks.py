@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from evergreen.flows import settings
 from evergreen.tasks.config.params import Params
+from evergreen.tasks.core import schema_revision
 from evergreen.tasks.core.errors import EvergreenError
 from evergreen.tasks.core.paths import Layout, truncated_parquet
 
@@ -49,7 +50,11 @@ def examine(layout: Layout, params: Params) -> Iterator[Finding]:
     yield check_journal_records(layout)
     yield check_lag(layout)
     yield check_outputs(layout)
-    if databases.ok:
+    if not databases.ok:
+        return
+    tables = check_tables(layout)
+    yield tables
+    if tables.ok:
         for problem in params.problems:
             yield check_champion(layout, problem)
             yield check_alias(layout, problem)
@@ -92,6 +97,15 @@ def check_databases(layout: Layout) -> Finding:
     damaged = [layout.relative(path) for path in sorted(layout.var.rglob("*.db")) if not _whole(path)]
     copy = f"cp -a ORIGINAL/{damaged[0]} {shlex.quote(str(layout.root / damaged[0]))}" if damaged else ""
     return Finding("databases", not damaged, _listed(damaged, "is damaged", "whole"), f"stop what runs here, then {copy}")
+
+
+def check_tables(layout: Layout) -> Finding:
+    """Whether the database answers, with the tables of this version."""
+    try:
+        settings.deployments(layout)
+    except EvergreenError as error:
+        return Finding("tables", False, str(error), "mend what the line says")
+    return Finding("tables", True, f"revision {schema_revision.NEWEST}", "")
 
 
 def check_journal(layout: Layout) -> Finding:

@@ -35,7 +35,7 @@ TRIGGERS = {"loss": "performance"}
 def upgrade() -> None:
     link = op.get_bind()
     if columns(link, "truths") and columns(link, "labels"):
-        _drop_older_truths(link)
+        _drop_replaced_rows(link)
     for old, new in TABLES.items():
         rename_table(link, old, new)
     for table, names in COLUMNS.items():
@@ -50,9 +50,9 @@ def upgrade() -> None:
             link.execute(statement, {"old": old, "new": new})
 
 
-def _drop_older_truths(link: sa.Connection) -> None:
-    """A later version has made labels beside the truths. Numbers order labels, and truths get new ones: a truth is dropped
-    where a label, which is newer, replaces it."""
+def _drop_replaced_rows(link: sa.Connection) -> None:
+    """A later version has made labels beside the truths. Numbers order labels, and rows of truths get new ones: such a row
+    is dropped where a label, which is newer, replaces it."""
     same = "labels.problem = truths.problem AND (labels.id = truths.id OR labels.entity = truths.entity AND "
     same += "COALESCE(labels.second, labels.day) = COALESCE(truths.second, truths.day))"
     link.exec_driver_sql(f"DELETE FROM truths WHERE EXISTS (SELECT 1 FROM labels WHERE {same})")

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from evergreen.flows.operations import doctor, state_checks, status
 from evergreen.monitoring.ledger.spool import Spool, drain
 from evergreen.serving.deployment_watcher import DeploymentWatcher
 from evergreen.tasks.config.loading import load
+from evergreen.tasks.core import schema_revision
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.release.server_reports import ServerReport
 from tests import projects
@@ -90,6 +93,16 @@ def test_a_database_cut_short_is_damaged(shop: Layout):
         log.unlink()
     os.truncate(path, path.stat().st_size // 2)
     assert wrong(shop)["databases"][0] == "var/evergreen.db is damaged"
+
+
+def test_tables_of_an_earlier_version_are_one_finding(shop: Layout):
+    settings.deployments(shop)._engine.dispose()
+    with closing(sqlite3.connect(shop.var / "evergreen.db")) as link:
+        link.execute(f"DROP TABLE {schema_revision.TABLE.name}")
+        link.execute("ALTER TABLE deployments DROP COLUMN sha256")
+    found = wrong(shop)
+    assert [*found] == ["tables"]
+    assert "run evergreen upgrade" in found["tables"][0]
 
 
 def test_an_output_that_is_recorded_and_missing_is_found(shop: Layout):
