@@ -13,7 +13,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +25,7 @@ from evergreen.tasks.core import database
 from evergreen.tasks.core.errors import ModelError
 
 if TYPE_CHECKING:
+    from evergreen.tasks.release.mlflow_store import Version
     from evergreen.tasks.release.model_registry import Registry
     from evergreen.tasks.release.promotion_gate import Verdict
 
@@ -53,6 +54,8 @@ FIELDS = [column for column in TABLE.columns if column.name not in ("id", "after
 Action = Literal["deploy", "refuse", "rollback", "begin", "step", "pause", "resume", "promote", "abort"]
 MOVES = ("deploy", "rollback", "promote")
 """Actions that make a version champion."""
+LATE = timedelta(minutes=1)
+"""A process that moves the alias to a champion which others replace meanwhile is at most so late."""
 SHAPING = (*MOVES, "begin", "step", "pause", "resume", "abort")
 """Actions that change what serves; a refusal does not."""
 
@@ -188,16 +191,15 @@ class Deployments:
         A champion that the registry does not have is logged, and the alias stays.
         """
         while True:
-            moves = _moves(self.history(problem))
+            moves, named = self._read_both(registry, problem)
             champion = moves[-1].version if moves else None
-            named = registry.version(problem, "champion")
             if champion is None:
                 if named:
                     reason = f"no decision was recorded, and the registry's alias champion stood at v{named.version}"
                     self.try_append([make_decision(problem, named.version, "deploy", "unknown", reason, None)], 0)
                 return
             if named is None or named.version != champion:
-                if named and named.version != moves[-1].previous:
+                if named and not _was_champion(moves, named.version):
                     log.warning(
                         "%s: the alias champion stood at v%d, moved by another tool; it goes back to v%d, which serves. "
                         "evergreen rollback %s --to %d deploys v%d",
@@ -209,9 +211,20 @@ class Deployments:
 
     def unfollowed(self, registry: "Registry", problem: str) -> Deployment | None:
         """The newest move of the champion, if the registry's alias does not stand where it led; else None."""
-        moves = _moves(self.history(problem))
-        named = registry.version(problem, "champion")
+        moves, named = self._read_both(registry, problem)
         return moves[-1] if moves and (named is None or named.version != moves[-1].version) else None
+
+    def _read_both(self, registry: "Registry", problem: str) -> "tuple[list[Deployment], Version | None]":
+        """The moves of the record and the version that the alias champion names, as they were at one moment.
+
+        Other processes move both, the record first: the alias is read between two equal readings of the record.
+        """
+        moves = _moves(self.history(problem))
+        while True:
+            named = registry.version(problem, "champion")
+            before, moves = moves, _moves(self.history(problem))
+            if len(moves) == len(before):
+                return moves, named
 
     def replaced(self, registry: "Registry", problem: str) -> str | None:
         """How the champion's entry in the registry differs from the model that was deployed; None: it does not."""
@@ -286,6 +299,12 @@ def _newest(rows: Sequence[tuple[int, Deployment]]) -> int:
 def _champion(rows: Sequence[tuple[int, Deployment]]) -> int | None:
     moves = _moves([row for _, row in rows])
     return moves[-1].version if moves else None
+
+
+def _was_champion(moves: Sequence[Deployment], version: int) -> bool:
+    """Whether the record left `version` last, or a moment ago: its alias then stands where a process of ours left it."""
+    lately = datetime.now(UTC) - LATE
+    return any(each.previous == version for each in moves if each is moves[-1] or each.at > lately)
 
 
 def _arrival(rows: Sequence[tuple[int, Deployment]]) -> Deployment:

@@ -20,15 +20,19 @@ NOON = datetime(2026, 5, 3, 12, tzinfo=UTC)
 
 
 class Names:
-    """The aliases of a registry with `count` versions of every problem; `before` and `after` are called around a move."""
+    """The aliases of a registry with `count` versions of every problem; `before` and `after` are called around a move, and
+    `reads` before an alias is read."""
 
     def __init__(self, count: int) -> None:
         self.numbers = range(1, count + 1)
         self.aliases: dict[str, int] = {}
         self.before: Callable[[], None] = lambda: None
         self.after: Callable[[], None] = lambda: None
+        self.reads: Callable[[], None] = lambda: None
 
     def version(self, problem: str, which: int | str) -> Version | None:
+        if isinstance(which, str):
+            self.reads()
         number = which if isinstance(which, int) else self.aliases.get(which, 0)
         names = tuple(name for name, each in self.aliases.items() if each == number)
         made = Version(problem=problem, version=number, run_id="", created=NOON, aliases=names, tags={}, metrics={})
@@ -256,6 +260,40 @@ def test_an_alias_moved_by_another_tool_goes_back_to_the_champion(
     assert told(deployments) == [("deploy", 1, None)]
     assert "the alias champion stood at v3, moved by another tool; it goes back to v1" in caplog.text
     assert "evergreen rollback redeem --to 3 deploys v3" in caplog.text
+
+
+def test_an_alias_that_another_process_moves_between_two_readings_is_not_another_tools(
+    deployments: Deployments, names: Names, caplog: pytest.LogCaptureFixture
+):
+    deploy(deployments, names, 1)
+    steps = [lambda: deploy(deployments, names, 2)]
+    names.reads = lambda: steps.pop()() if steps else None
+    deployments.update_alias(cast(Registry, names), "redeem")
+    assert names.aliases == {"champion": 2}
+    assert "another tool" not in caplog.text
+
+
+def test_an_alias_that_a_late_process_set_two_champions_ago_is_not_another_tools(
+    deployments: Deployments, names: Names, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("evergreen.tasks.release.deployments.LATE", timedelta(minutes=10))  # the clock takes a minute per look
+    for version in (1, 2, 3):
+        deploy(deployments, names, version)
+    names.aliases["champion"] = 1
+    deployments.update_alias(cast(Registry, names), "redeem")
+    assert names.aliases == {"champion": 3}
+    assert "another tool" not in caplog.text
+
+
+def test_a_rollback_beside_a_promotion_is_not_taken_for_one_that_was_killed(deployments: Deployments, names: Names):
+    """The record ends with a rollback to v1 when it is read; v3 is deployed before the alias is read."""
+    deploy(deployments, names, 1)
+    deploy(deployments, names, 2)
+    roll_back(deployments, names)
+    steps = [lambda: deploy(deployments, names, 3)]
+    names.reads = lambda: steps.pop()() if steps else None
+    assert roll_back(deployments, names).previous == 3
+    assert told(deployments)[2:] == [("rollback", 1, 2), ("deploy", 3, 1), ("rollback", 1, 3)]
 
 
 def test_an_empty_record_adopts_the_alias_once(deployments: Deployments, names: Names):
