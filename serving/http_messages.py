@@ -1,8 +1,7 @@
 """Requests, whose body is read later, and responses of the endpoints."""
 
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 import orjson
@@ -59,7 +58,10 @@ class HttpRequest:
 
     def header(self, name: bytes) -> bytes | None:
         """`name` in lower case."""
-        return next((value for key, value in self.scope["headers"] if key == name), None)
+        for key, value in self.scope["headers"]:
+            if key == name:
+                return value
+        return None
 
     def flag(self, name: str) -> bool:
         """Whether the query string sets it, such as ?explain=true."""
@@ -70,33 +72,28 @@ class HttpRequest:
         """The body, decompressed. Raises BodyTooLargeError beyond serve.max_body_kb, compressed or not; UnsupportedTypeError
         and MalformedRequestError for a compressed body that cannot be read; ClientDisconnectedError if the client disconnects.
         """
-        body, encoding = await self._read(), self.header(b"content-encoding")
+        body = self._receive if isinstance(self._receive, bytes) else await self._read(self._receive)
+        if len(body) > self._max_bytes:
+            raise BodyTooLargeError
+        encoding = self.header(b"content-encoding")
         return body if encoding is None else decompress(body, encoding, self._max_bytes)
 
-    async def _read(self) -> bytes:
-        if isinstance(self._receive, bytes):
-            if len(self._receive) > self._max_bytes:
-                raise BodyTooLargeError
-            return self._receive
-        message = await self._receive()
+    async def _read(self, receive: Receive) -> bytes:
+        message = await receive()
         part = message.get("body", b"")
         if not message.get("more_body") and message["type"] == "http.request":
-            if len(part) > self._max_bytes:
-                raise BodyTooLargeError
             return part
         parts, size = [part], len(part)
         self._hold(size)
         while message["type"] == "http.request" and message.get("more_body"):
             if size > self._max_bytes:
                 raise BodyTooLargeError
-            message = await self._receive()
+            message = await receive()
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             self._hold(len(parts[-1]))
         if message["type"] != "http.request":
             raise ClientDisconnectedError
-        if size > self._max_bytes:
-            raise BodyTooLargeError
         return b"".join(parts)
 
     def _hold(self, size: int) -> None:
@@ -105,8 +102,9 @@ class HttpRequest:
 
     def release(self) -> None:
         """Count the body no more: the request has ended."""
-        self._budget.give_back(self.held)
-        self.held = 0
+        if self.held:
+            self._budget.give_back(self.held)
+            self.held = 0
 
     async def json(self) -> Any:
         """The parsed body. Raises MalformedRequestError for invalid or too deeply nested JSON."""
@@ -121,8 +119,7 @@ def require_shallow(body: bytes) -> None:
         raise MalformedRequestError(f"the JSON is nested too deep; the limit is {MAX_DEPTH} levels")
 
 
-@dataclass(frozen=True, slots=True)
-class HttpResponse:
+class HttpResponse(NamedTuple):
     status: int
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...] = JSON_HEADERS

@@ -108,6 +108,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """`app`: answers what may be answered directly; None: all goes through ASGI."""
         super().__init__(*arguments, **options)
         self._limits, self._direct, self.caller = limits, app, ""
+        self._max_head, self._idle = limits.max_head, limits.idle
         self._direct_left = PER_READ
         self._idle_since = 0.0
         self._head_due: float | None = None
@@ -142,38 +143,53 @@ class LimitedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        if self._head_due is None and self in self._limits.idle:
+        if self._head_due is None and self in self._idle:
             self._head_due = self.loop.time() + self._limits.head_seconds
         self._outside += len(data)
         self._direct_left = PER_READ
         super().data_received(data)
-        if self._outside > self._limits.max_head and not self.transport.is_closing():
+        if self._outside > self._max_head and not self.transport.is_closing():
             self._refuse(431, self._too_large())
 
     def on_message_begin(self) -> None:
-        self._head, self._unread = 0, True
-        super().on_message_begin()
+        """As uvicorn's, without the scope, which a direct request does not need."""
+        self._head, self._unread, self.expect_100_continue = 0, True, False
+        self.url, self.headers = b"", []
 
     def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
+        self.url += url
+        self._head += len(url)
+        if self._head > self._max_head:
+            self._fail(431, self._too_large())
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value) + 4)
-        name = name.lower()
+        self._head += len(name) + len(value) + 4
+        headers, name = self.headers, name.lower()
+        if self._head > self._max_head:
+            self._fail(431, self._too_large())
+        if len(headers) >= MAX_HEADERS:
+            self._fail(431, f"more than {MAX_HEADERS} headers")
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
-        self.headers.append((name, value))
+        headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         if len(self.pipeline) >= MAX_PIPELINED:
             self._fail(429, f"more than {MAX_PIPELINED} requests wait on this connection")
         self._head_due = None
-        self._limits.idle.pop(self, None)
+        self._idle.pop(self, None)
         if self._may_be_direct():
             self.cycle = DirectRequest(self.parser.should_keep_alive())
         else:
-            super().on_headers_complete()
+            self._start_asgi()
+
+    def _start_asgi(self) -> None:
+        """Give the request to the ASGI application, with the scope that uvicorn makes when a message begins."""
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers += headers
+        super().on_headers_complete()
 
     def _may_be_direct(self) -> bool:
         """Whether the request may be answered once its body is there, without ASGI."""
@@ -232,7 +248,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def _hand_over(self, waiting: DirectRequest) -> None:
         """Give a request to the ASGI application, which reads the rest of its body."""
         self.cycle = None
-        super().on_headers_complete()
+        self._start_asgi()
         self.cycle.keep_alive &= waiting.keep_alive
         if waiting.body:
             super().on_body(waiting.body)
@@ -296,13 +312,6 @@ class LimitedProtocol(HttpToolsProtocol):
         self._running = task = self.loop.create_task(cycle.run_asgi(partial(_answer, app, cycle)))
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
-
-    def _count(self, number: int) -> None:
-        self._head += number
-        if self._head > self._limits.max_head:
-            self._fail(431, self._too_large())
-        if len(self.headers) >= MAX_HEADERS:
-            self._fail(431, f"more than {MAX_HEADERS} headers")
 
     def _fail(self, status: int, line: str) -> None:
         """End the parsing: uvicorn then calls `send_400_response`."""

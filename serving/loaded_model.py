@@ -9,7 +9,9 @@ from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from evergreen.serving import examples
+import orjson
+
+from evergreen.serving import examples, json_rows
 from evergreen.serving.batching import MicroBatcher
 from evergreen.serving.column_rules import Rule
 from evergreen.serving.feature import Feature
@@ -33,8 +35,8 @@ PredictRows = Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]]
 
 @dataclass(slots=True)
 class ParsedRow:
-    features: Mapping[str, Any]
-    """The features alone, as received or as looked up."""
+    given: Mapping[str, Any] | bytes
+    """The features alone, as received or as looked up, or their JSON."""
     entity: str | None
     cutoff: date | None
     """The last day that the features know, if known."""
@@ -44,6 +46,14 @@ class ParsedRow:
     """Whether the features were computed from events as new as the request."""
     known: bool = False
     """Whether each category of type text is missing or one that training saw."""
+
+    @property
+    def features(self) -> Mapping[str, Any]:
+        """The features alone."""
+        found = self.given
+        if isinstance(found, bytes):
+            found = self.given = orjson.loads(found)
+        return found
 
 
 class LoadedModel:
@@ -108,6 +118,35 @@ class RowModel(LoadedModel):
         self._width = len(self.features)
         fast = self.compiled is not None and len(self.compiled.features) == self._width
         self._read_plain = self.compiled.encode_plain if self.compiled and fast else None
+        self._read_json = self._json_reader(self.compiled) if self.compiled and fast else None
+
+    def _json_reader(self, compiled: Compiled) -> Callable[[bytes], EncodedRow | None] | None:
+        """Reads a body as `read` says; None for a version whose values need a closer look than their types."""
+        is_number = {name: self.features[name].type == "number" for name in compiled.features}
+        parse = json_rows.reader(is_number)
+        if parse is None or self._other_levels or any(compiled.reads_number(name) is not is_number[name] for name in is_number):
+            return None
+        place = {name: each for each, name in enumerate(compiled.features)}
+        encode = compiled.typed_encoder({name: levels for name, levels, _ in self._texts})
+        checks = json_rows.Checks(
+            tuple((place[name], missing) for name, levels, missing in self._texts if not levels and missing),
+            tuple((place[name], missing) for name, missing in self._sentinels),
+            tuple((place[name], rule.holds) for name, rules in self._ruled for rule in rules),
+        )
+
+        def read(body: bytes) -> EncodedRow | None:
+            values = parse(body)
+            return encode(values) if values is not None and checks.hold(values) else None
+
+        return read
+
+    def read(self, body: bytes) -> ParsedRow | None:
+        """A row as `parse` gives it, from JSON with all features and no other key, in a fraction of the time.
+
+        None for a body that `parse` must look at.
+        """
+        point = self._read_json(body) if self._read_json else None
+        return ParsedRow(body, None, None, point, known=True) if point else None
 
     def parse(self, row: Mapping[str, Any]) -> ParsedRow:
         """A row of features as JSON values, optionally with the entity's key and the cutoff; or the entity's key alone. An

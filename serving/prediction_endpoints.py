@@ -31,10 +31,11 @@ class PredictionEndpoints:
 
     async def predict(self, request: HttpRequest) -> HttpResponse:
         """POST /v1/predict: a row, a list of rows, or {rows, explain}."""
-        body = await request.body()
+        body, explain = await request.body(), request.flag("explain")
+        if not explain and (found := self._service.predict_json(request.problem, body)):
+            return HttpResponse(200, orjson.dumps((await found).as_json(), option=JSON_OPTIONS))
         require_shallow(body)
         given = protocols.parse(body)
-        explain = request.flag("explain")
         if type(given) is dict and not explain and "rows" not in given and "explain" not in given:
             received = orjson.Fragment(body) if b"\n" not in body else None
             prediction = await self._service.predict_one(request.problem, given, received)

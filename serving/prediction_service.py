@@ -49,6 +49,10 @@ class PredictionService:
             return self._rows.predict_one(serving, row, received)
         return self._predict_single(problem, row)
 
+    def predict_json(self, problem: str, body: bytes) -> Awaitable[RowPrediction] | None:
+        """See RowPredictor.predict_json."""
+        return self._rows.predict_json(self.versions.serving_set(problem), body)
+
     async def _predict_single(self, problem: str, row: Mapping[str, Any]) -> RowPrediction:
         return (await self.predict_rows(problem, [row]))[0]
 

@@ -6,8 +6,7 @@ predictions into a body. All are pure functions.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -32,8 +31,7 @@ class BodiesTooLargeError(Exception):
     """The bodies of all open requests together; status 503."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowPrediction:
+class RowPrediction(NamedTuple):
     """The prediction for one row, with its id and the version that made it."""
 
     id: str

@@ -6,10 +6,12 @@ Runs in the event loop's thread and hands slow work to threads.
 import asyncio
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from evergreen.serving import explanation
 from evergreen.serving.background_work import BackgroundWork
@@ -63,15 +65,39 @@ class RowPredictor:
         assert isinstance(model, RowModel)
         model, variant, parsed = _parse(serving, model, variant, row)
         self._metrics.count_unseen(model.problem, model.unseen(parsed))
+        features = received if received is not None and parsed.given is row else parsed.given
+        return await self._predict_parsed(serving, id_, model, variant, parsed, row, features)
+
+    def predict_json(self, serving: "Serving", body: bytes) -> Awaitable[RowPrediction] | None:
+        """The prediction for a row from its JSON, without rows in between; None for a body that `predict_one` must look at."""
+        model = serving.champion
+        if serving.candidate is not None or not isinstance(model, RowModel) or b"\n" in body:
+            return None
+        parsed = model.read(body)
+        if parsed is None:
+            return None
+        id_, received = self._writer.new_id(), orjson.Fragment(body)
+        return self._predict_parsed(serving, id_, model, "champion", parsed, None, received)
+
+    async def _predict_parsed(
+        self,
+        serving: "Serving",
+        id_: str,
+        model: RowModel,
+        variant: "Variant",
+        parsed: ParsedRow,
+        row: Row | None,
+        features: Any,
+    ) -> RowPrediction:
+        """`row`: as received, None where it has the features alone. `features`: for the spool."""
         output, model, variant = await self._predict(serving, model, variant, parsed, row)
         if self._writer.spool:
-            features = received if received is not None and parsed.features is row else parsed.features
             self._writer.write(id_, model, variant, parsed.entity, features, _stored(output, parsed), parsed.cutoff)
             if self._writer.durable:
                 await self._writer.until_durable()
         self._parity.maybe_sample(model, parsed, output)
         if serving.candidate is not None:
-            self._follow_up(serving, [row], [id_])
+            self._follow_up(serving, [parsed.features if row is None else row], [id_])
         return RowPrediction(id_, model.version, variant, output)
 
     async def predict_rows(
@@ -118,7 +144,7 @@ class RowPredictor:
         return id_, model, variant
 
     async def _predict(
-        self, serving: "Serving", model: RowModel, variant: "Variant", parsed: ParsedRow, row: Row
+        self, serving: "Serving", model: RowModel, variant: "Variant", parsed: ParsedRow, row: Row | None
     ) -> "tuple[Output, RowModel, Variant]":
         """The output, and the version that made it: if a candidate fails, the champion predicts."""
         try:
@@ -131,6 +157,7 @@ class RowPredictor:
             if model is champion or not isinstance(champion, RowModel):
                 raise ServiceUnavailableError(f"{model.problem}: v{model.version} failed to predict") from error
             log.warning("%s v%d: failed to predict; the champion did instead: %r", model.problem, model.version, error)
+            row = parsed.features if row is None else row
             return await self._predict(serving, champion, "champion", champion.parse(row), row)
         serving.record(variant)
         self._metrics.rows[model.problem, model.version, variant] += 1

@@ -158,6 +158,44 @@ class Compiled:
             return None
         return EncodedRow(numbers, words)
 
+    def typed_encoder(self, levels: Mapping[str, frozenset[str]]) -> "Callable[[Sequence[Any]], EncodedRow | None]":
+        """Encodes a row as `encode_plain` does, from the values of `features` in their order: each float or None where
+        `reads_number`, else text or None. None for a row that `encode` must check.
+
+        `levels`: feature -> its categories; of such a feature any other one is left to `encode`.
+        """
+        tables = [
+            (place, read.table(levels.get(name, frozenset())))
+            for place, (name, read) in enumerate(self._readers)
+            if isinstance(read, _Code) and levels.get(name)
+        ]
+        others = [(place, read) for place, read in self._coded if place not in dict(tables)]
+        place_of = {name: place for place, name in enumerate(self.features)}
+        places = [place_of[name] for name, _ in self._readers]
+        take = list if places == list(range(len(self.features))) else _getter(places)
+        texts = [(place_of[text.name], read) for text, read in self._texts]
+        complete = self.signature.requires_numbers
+
+        def encode(values: Sequence[Any]) -> EncodedRow | None:
+            numbers: list[Any] = list(take(values))
+            try:
+                for place, table in tables:
+                    numbers[place] = table[numbers[place]]
+                for place, read in others:
+                    numbers[place] = read.plain(numbers[place])
+                words = [read(values[place]) for place, read in texts]
+            except (KeyError, DataError):
+                return None
+            return None if complete and None in numbers else EncodedRow(numbers, words)
+
+        return encode
+
+    def reads_number(self, name: str) -> bool:
+        """Whether the graph takes that feature as a number, and not by its text."""
+        return all(isinstance(read, _Number) for each, read in self._readers if each == name) and not any(
+            each.name == name for each, _ in self._texts
+        )
+
     def _order(self, names: tuple[str, ...]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
         """Where the cells of the graph's columns stand in a row with these keys. Raises KeyError for one that is not there."""
         places = {name: place for place, name in enumerate(names)}
@@ -348,6 +386,10 @@ class _Code:
         if not isinstance(value, str):
             value = text(value, self.missing)
         return self.codes.get(value, self.unseen)
+
+    def table(self, levels: frozenset[str]) -> dict[str | None, float]:
+        """The number of each of `levels`, and of None."""
+        return {level: float(self.plain(level)) for level in (None, *levels)}
 
     def plain(self, value: Any) -> float:
         """Of a text or None; raises TypeError for anything else."""

@@ -9,13 +9,15 @@ import logging
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from evergreen.flows.operations.http_server import application
-from evergreen.serving import http_protocol
+from evergreen.serving import http_protocol, json_rows
 from evergreen.serving.access_control import AccessControl
 from evergreen.serving.app import App
 from evergreen.serving.direct_requests import MAX_BODY, DirectRequest
@@ -108,8 +110,6 @@ class Worker:
 
 
 def _text(fragment: Any) -> Any:
-    import orjson
-
     return orjson.loads(orjson.dumps(fragment))
 
 
@@ -155,6 +155,56 @@ REQUESTS = st.builds(
 def test_both_ways_give_the_same_bytes_rows_and_counts(worker, requests, cut):
     sent = b"".join(requests)
     worker.compare(*(part for part in (sent[:cut], sent[cut:]) if part))
+
+
+TEXTS = st.one_of(
+    st.sampled_from(["30.5", "null", "-0", "1e3", "1e999", "01", "NaN", "true", "9007199254740993", "18446744073709551616"]),
+    st.sampled_from(['"red"', '" red "', '""', '"\\u0072ed"', '"\\ud800"', '"mauve"', '"1990-05-04"', '"1990-05-04T10:00"',
+                     '"12.5"', '"x\ty"', "[1]", "{}"]),
+    st.text(max_size=4).map(json.dumps), st.floats(allow_nan=False, allow_infinity=False).map(repr),
+)  # fmt: skip
+"""Values as JSON, or nearly."""
+MEMBERS = st.tuples(st.sampled_from([*ROW, *ROW, "size", "owner", "cutoff", "x"]), TEXTS)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    more=st.lists(MEMBERS, max_size=3),
+    absent=st.sampled_from([None, None, None, *ROW]),
+    end=st.sampled_from(["}", "} ", "}x", ",}"]),
+)
+def test_a_row_read_from_its_json_is_the_row_that_is_parsed(worker, more, absent, end):
+    champion = worker.parts.versions.serving_set("dear").champion
+    members = [(name, json.dumps(value)) for name, value in ROW.items() if name != absent] + more
+    body = ("{" + ",".join(f"{json.dumps(name)}: {value}" for name, value in members) + end).encode("utf-8", "surrogatepass")
+    found = champion.read(body)
+    if found is not None:
+        expected = champion.parse(orjson.loads(body))
+        same = [float("nan") if each is None else float(each) for each in expected.point.numbers]
+        read = [float("nan") if each is None else float(each) for each in found.point.numbers]
+        assert np.array_equal(read, same, equal_nan=True)
+        assert found.point.words == expected.point.words
+        assert (found.features, found.entity, found.cutoff, found.fresh) == (expected.features, None, None, False)
+        assert champion.unseen(found) == champion.unseen(expected) == []
+
+
+def test_a_whole_row_makes_no_dictionary_on_its_way_to_the_model(worker, monkeypatch):
+    monkeypatch.setattr("evergreen.serving.protocols.parse", lambda body: 1 / 0)
+    assert worker.run(worker.ask(True, row_request()))[0].startswith(b"HTTP/1.1 200")
+    champion = worker.parts.versions.serving_set("dear").champion
+    for changed in ({"colour": "mauve"}, {"owner": "ann"}, {"size": "30.5"}):  # `parse` looks at these
+        assert champion.read(json.dumps({**ROW, **changed}).encode()) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "readable"), [(["a b", "ümläut"], True), (['a"b'], False), (["a\\b"], False), (["rows"], False), ([], False)]
+)
+def test_names_that_json_escapes_and_keys_of_other_bodies_are_left_to_the_parser(names, readable):
+    read = json_rows.reader(dict.fromkeys(names, True))
+    assert (read is not None) is readable
+    if read:
+        assert read(orjson.dumps(dict.fromkeys(names, 1))) == tuple(1.0 for _ in names)
+        assert read(orjson.dumps(dict.fromkeys(names, "1"))) is None
 
 
 def row_request(**changed: Any) -> bytes:
