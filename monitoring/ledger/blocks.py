@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from io import BytesIO
 from itertools import chain, groupby
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import orjson
 import polars as pl
 import sqlalchemy as sa
 
+from evergreen.monitoring.ledger import json_columns
 from evergreen.monitoring.ledger.schema import BLOCK_LABELS, BLOCKS, DAY_MICROS
 
 PARQUET_ROWS = 64
@@ -77,6 +78,15 @@ def pack_columns(columns: Mapping[str, Sequence[Any]], height: int) -> bytes:
     if height >= PARQUET_ROWS and columns:
         return pack_frame(_as_frame(columns, height), list(columns))
     return zlib.compress(orjson.dumps([height, columns], default=_as_text, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+def pack_rows(rows: Sequence[Mapping[str, Any] | bytes]) -> bytes:
+    """Rows, each from name to value or as JSON, column by column."""
+    if len(rows) >= PARQUET_ROWS and all(type(each) is bytes for each in rows):
+        frame = json_columns.to_frame(cast("Sequence[bytes]", rows), as_series)
+        if frame is not None:
+            return pack_frame(frame, frame.columns)
+    return pack_columns(to_columns([orjson.loads(each) if isinstance(each, bytes) else each for each in rows]), len(rows))
 
 
 def to_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -26,9 +26,10 @@ class Prediction:
     entity: str | None
     cutoff: date | None
     """Last day that its features cover; None for rows of a plain table."""
-    features: Mapping[str, Any]
-    outputs: Mapping[str, Any]
-    """`prediction`, and further outputs such as `probability_<class>`; for a list `items` and `scores`."""
+    features: Mapping[str, Any] | bytes
+    """Name -> value, or the JSON of that."""
+    outputs: Mapping[str, Any] | bytes
+    """As features: `prediction`, and further outputs such as `probability_<class>`; for a list `items` and `scores`."""
 
 
 @dataclass(frozen=True, eq=False)

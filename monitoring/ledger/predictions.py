@@ -330,9 +330,8 @@ def _write_part(connection: sa.Connection, problem: str, version: int, part: Seq
     }
 
     def pack(places: Sequence[int]) -> tuple[bytes, bytes]:
-        outputs = blocks.to_columns([found[place].outputs for place in places])
-        features = blocks.to_columns([found[place].features for place in places])
-        return blocks.pack_columns(outputs, len(places)), blocks.pack_columns(features, len(places))
+        outputs = blocks.pack_rows([found[place].outputs for place in places])
+        return outputs, blocks.pack_rows([found[place].features for place in places])
 
     return write_block(connection, problem, version, head, pack)
 

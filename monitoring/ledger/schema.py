@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from typing import Any, TypeVar
 
 import polars as pl
@@ -145,7 +145,8 @@ def to_utc(moment: datetime) -> datetime:
 
 
 def to_micros(moment: datetime) -> int:
-    return (to_utc(moment) - EPOCH) // timedelta(microseconds=1)
+    passed = (moment if moment.tzinfo is UTC else to_utc(moment)) - EPOCH
+    return (passed.days * 86_400 + passed.seconds) * 1_000_000 + passed.microseconds
 
 
 def to_days(day: date | None) -> int | None:
