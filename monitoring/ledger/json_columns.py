@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Union, cast
 
 import msgspec
 import orjson
@@ -47,13 +47,13 @@ def _series(name: str, kind: Kind, values: Sequence[Any], as_series: Callable[[s
 
 def _kinds(sample: Sequence[Any]) -> dict[str, Kind]:
     """Name -> float, text, int, or None for any other type; empty where the rows differ in their names."""
-    first = sample[0]
-    if not isinstance(first, dict) or any(type(each) is not dict or each.keys() != first.keys() for each in sample):
+    if any(type(each) is not dict or each.keys() != sample[0].keys() for each in sample):
         return {}
-    if any(UNWRITABLE.search(name) for name in first):
+    rows = cast("list[dict[str, Any]]", sample)
+    if any(UNWRITABLE.search(name) for name in rows[0]):
         return {}
     found = dict[str, Kind]()
-    for name in first:
-        types = {type(each[name]) for each in sample} - {type(None)}
+    for name in rows[0]:
+        types = set[type[Any]](type(each[name]) for each in rows) - {type(None)}
         found[name] = float if float in types and types <= {float, int} else types.pop() if types in ({str}, {int}) else None
     return found
