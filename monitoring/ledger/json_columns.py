@@ -49,11 +49,13 @@ def _kinds(sample: Sequence[Any]) -> dict[str, Kind]:
     """Name -> float, text, int, or None for any other type; empty where the rows differ in their names."""
     if any(type(each) is not dict or each.keys() != sample[0].keys() for each in sample):
         return {}
-    rows = cast("list[dict[str, Any]]", sample)
+    rows = cast("list[dict[str, object]]", sample)
     if any(UNWRITABLE.search(name) for name in rows[0]):
         return {}
     found = dict[str, Kind]()
     for name in rows[0]:
-        types = set[type[Any]](type(each[name]) for each in rows) - {type(None)}
-        found[name] = float if float in types and types <= {float, int} else types.pop() if types in ({str}, {int}) else None
+        types = {type(each[name]) for each in rows} - {type(None)}
+        found[name] = (
+            float if float in types and types <= {float, int} else str if types == {str} else int if types == {int} else None
+        )
     return found

@@ -30,6 +30,8 @@ BUSY_MILLISECONDS = 30_000
 """SQLite: a writer waits so long for another one."""
 NO_ROOM = ("database or disk is full", "disk I/O error", "unable to open database file", "attempt to write a readonly database")
 """What SQLite says where it cannot make or write its files."""
+IS_STAND_IN = "because it is a view"
+"""What it says of a write to a table that it had no space to make."""
 
 
 def connect(address: str, of: str, tables: sa.MetaData) -> sa.Engine:
@@ -226,8 +228,9 @@ def _concerns_a_value(error: SQLAlchemyError) -> bool:
 
 def unusable(engine: sa.Engine, of: str, error: Exception) -> ProjectError:
     """A one-line error without the password of the address."""
-    shown = engine.url.render_as_string(hide_password=True)
+    shown, reason = engine.url.render_as_string(hide_password=True), str(error).splitlines()[0]
+    if IS_STAND_IN in reason:
+        reason = "its tables are not made yet, as the disk is full or may not be written"
     return ProjectError(
-        f"{shown}: the database of {of} cannot be used: {str(error).splitlines()[0]}. "
-        "Check the address, free space and write permission."
+        f"{shown}: the database of {of} cannot be used: {reason}. Check the address, free space and write permission."
     )
