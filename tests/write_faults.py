@@ -358,7 +358,7 @@ class WriteFaults:
     def close(self) -> None:
         assert self._server.stdin
         self._server.stdin.close()
-        self._server.wait(10)
+        self._server.wait(60)
 
     def _prepare(self, number: int, fault: Fault) -> None:
         with self._state.open("r+b" if self._state.exists() else "w+b") as file:  # the same file: processes map it

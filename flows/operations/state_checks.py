@@ -5,7 +5,7 @@ import shlex
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -14,14 +14,17 @@ from ruamel.yaml import YAML
 
 from evergreen.flows import settings
 from evergreen.tasks.config.params import Params
-from evergreen.tasks.core import schema_revision
+from evergreen.tasks.core import database, schema_revision
 from evergreen.tasks.core.errors import EvergreenError
 from evergreen.tasks.core.paths import Layout, truncated_parquet
 
 PARTS = ("data", "models", "reports", "var", ".dvc")
 """Folders of a project that hold its state."""
 FILES = ("params.yaml", "dvc.yaml", "dvc.lock")
+DAMAGED = "damaged"
 REPAIR = "evergreen doctor --repair"
+LOCK_SECONDS = 5.0
+"""Longest wait for a database that another process locks."""
 MAX_LAG = timedelta(minutes=1)
 """A server writes predictions into the ledger every second."""
 SHOWN = 3
@@ -94,7 +97,12 @@ def _private(layout: Layout) -> Iterator[Path]:
 
 def check_databases(layout: Layout) -> Finding:
     """Whether the SQLite files of the state are whole."""
-    damaged = [layout.relative(path) for path in sorted(layout.var.rglob("*.db")) if not _whole(path)]
+    found = {layout.relative(path): _fault_of(path) for path in sorted(layout.var.rglob("*.db"))}
+    damaged = [name for name, fault in found.items() if fault == DAMAGED]
+    unread = [f"{name} ({fault})" for name, fault in found.items() if fault and fault != DAMAGED]
+    if unread and not damaged:
+        advice = "free space, allow writing beside it, or end what locks it; then evergreen doctor"
+        return Finding("databases", False, _listed(unread, "cannot be read now", ""), advice)
     copy = f"cp -a ORIGINAL/{damaged[0]} {shlex.quote(str(layout.root / damaged[0]))}" if damaged else ""
     return Finding("databases", not damaged, _listed(damaged, "is damaged", "whole"), f"stop what runs here, then {copy}")
 
@@ -221,12 +229,28 @@ def _allowed(path: Path) -> bool:
     return os.access(path, os.R_OK | os.W_OK if path.suffix == ".db" else os.R_OK)
 
 
-def _whole(path: Path) -> bool:
+def _fault_of(path: Path) -> str | None:
+    """What is wrong with an SQLite file: DAMAGED, or why it cannot be read now (a full disk, a lock); None: nothing."""
+    address = f"{path.absolute().as_uri()}?mode=ro"
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as link:
-            return link.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+        return _check(address)
+    except sqlite3.OperationalError as error:
+        if not database.is_at_rest(path):
+            return str(error)
+    with suppress(sqlite3.OperationalError):
+        return _check(f"{address}&immutable=1")  # SQLite then makes no files beside it
+    return DAMAGED
+
+
+def _check(address: str) -> str | None:
+    """Raises sqlite3.OperationalError for a file that cannot be read."""
+    try:
+        with closing(sqlite3.connect(address, uri=True, timeout=LOCK_SECONDS)) as link:
+            return None if link.execute("PRAGMA quick_check(1)").fetchone() == ("ok",) else DAMAGED
+    except sqlite3.OperationalError:
+        raise
     except sqlite3.DatabaseError:
-        return False
+        return DAMAGED
 
 
 def _listed(paths: list[str], what: str, otherwise: str) -> str:

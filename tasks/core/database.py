@@ -164,7 +164,7 @@ def _open(dialect: Any, record: Any, arguments: Any, options: Any) -> Any:
     except sqlite3.OperationalError as error:
         link.close()
         path = Path(arguments[0]).absolute()
-        if not str(error).startswith(NO_ROOM) or not _is_at_rest(path):
+        if not str(error).startswith(NO_ROOM) or not is_at_rest(path):
             raise
         record.info["at_rest"] = True
         return dialect.connect(f"{path.as_uri()}?immutable=1", **{**options, "uri": True})
@@ -182,7 +182,7 @@ def _prepare(link: Any) -> None:
     link.execute("PRAGMA synchronous = FULL")
 
 
-def _is_at_rest(path: Path) -> bool:
+def is_at_rest(path: Path) -> bool:
     """Whether all of an SQLite database is in its file."""
     log = path.with_name(f"{path.name}-wal")
     return path.is_file() and path.stat().st_size > 0 and not (log.exists() and log.stat().st_size)

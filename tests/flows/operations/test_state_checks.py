@@ -95,6 +95,36 @@ def test_a_database_cut_short_is_damaged(shop: Layout):
     assert wrong(shop)["databases"][0] == "var/evergreen.db is damaged"
 
 
+def test_a_locked_database_is_not_said_to_be_damaged(shop: Layout, monkeypatch: pytest.MonkeyPatch):
+    settings.deployments(shop)._engine.dispose()
+    monkeypatch.setattr(state_checks, "LOCK_SECONDS", 0.1)
+    with closing(sqlite3.connect(shop.var / "evergreen.db")) as link:
+        link.execute("PRAGMA locking_mode = EXCLUSIVE")
+        link.execute("BEGIN EXCLUSIVE")
+        link.execute("CREATE TABLE more (id INTEGER)")
+        link.commit()
+        link.execute("BEGIN EXCLUSIVE")
+        found = state_checks.check_databases(shop)
+    assert (found.ok, found.found) == (False, "var/evergreen.db (database is locked) cannot be read now")
+    assert found.advice == "free space, allow writing beside it, or end what locks it; then evergreen doctor"
+
+
+def test_a_database_on_a_full_disk_is_read_as_it_lies(shop: Layout, monkeypatch: pytest.MonkeyPatch):
+    """Without space SQLite can make no files beside a database, and says that it cannot open it."""
+    check = state_checks._check
+
+    def on_full_disk(address: str) -> str | None:
+        if "immutable" not in address:
+            raise sqlite3.OperationalError("unable to open database file")
+        return check(address)
+
+    settings.deployments(shop)._engine.dispose()
+    monkeypatch.setattr(state_checks, "_check", on_full_disk)
+    assert state_checks.check_databases(shop).ok
+    os.truncate(shop.var / "evergreen.db", (shop.var / "evergreen.db").stat().st_size // 2)
+    assert state_checks.check_databases(shop).found == "var/evergreen.db is damaged"
+
+
 def test_tables_of_an_earlier_version_are_one_finding(shop: Layout):
     settings.deployments(shop)._engine.dispose()
     with closing(sqlite3.connect(shop.var / "evergreen.db")) as link:

@@ -126,7 +126,7 @@ def test_tables_that_a_full_disk_did_not_take_are_empty_and_made_once_there_is_s
 
 
 def test_a_log_beside_the_file_is_not_passed_over(file: Path):
-    assert database._is_at_rest(file)
+    assert database.is_at_rest(file)
     file.with_name(f"{file.name}-wal").write_bytes(b"x")
-    assert not database._is_at_rest(file)
-    assert not database._is_at_rest(file.with_name("other.db"))
+    assert not database.is_at_rest(file)
+    assert not database.is_at_rest(file.with_name("other.db"))
