@@ -314,9 +314,9 @@ def sweep(bench: Bench, name: str, case: Case, count: int, faults: Sequence[Faul
 
 
 def _is_clear(ended: Ended, case: Case) -> bool:
-    """Whether it ended well, with one line that says what is wrong, or with findings, as a doctor does."""
-    has_findings = ended.code in case.codes and bool(ended.stdout.strip()) and "Traceback" not in ended.stderr
-    return ended.is_clear or has_findings
+    """Whether it ended well (a server by Ctrl-C), with one line that says what is wrong, or with findings, as a doctor."""
+    expected = ended.code in case.codes and (ended.code != 1 or bool(ended.stdout.strip()))
+    return ended.is_clear or (expected and "Traceback" not in ended.stderr)
 
 
 def _difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
