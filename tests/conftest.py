@@ -1,4 +1,4 @@
-"""Threads and order of the suite, the projects that tests share, and PostgreSQL.
+"""Threads and order of the suite, the projects that tests share, PostgreSQL and S3.
 
 Each numeric library has one thread, as in a step: two halves of the suite run side by side on two cores.
 """
@@ -94,6 +94,17 @@ def postgres() -> Iterator[str]:
             yield server.address
         finally:
             server.stop()
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The endpoint of a store with one bucket, which the environment names."""
+    from tests import s3 as store
+
+    with store.running() as endpoint:
+        for name, value in store.environment(endpoint).items():
+            monkeypatch.setenv(name, value)
+        yield endpoint
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])

@@ -30,7 +30,7 @@ class Source(Section):
     store: str | None = None
     """Table of the worked example's package."""
     csv: str | None = None
-    """Path of a CSV file, relative to params.yaml; compressed if it ends in .gz."""
+    """Path of a CSV file, relative to params.yaml; compressed if it ends in .gz. Files may lie in S3: s3://BUCKET/KEY."""
     parquet: str | None = None
     """Path or glob of Parquet files, relative to params.yaml."""
     jsonl: str | None = None

@@ -1,4 +1,4 @@
-"""Read the table of a source: CSV, JSON lines, Parquet, Excel, SQL query, or the worked example's package.
+"""Read the table of a source: CSV, JSON lines, Parquet, Excel (local, or in S3), SQL query, or the worked example's package.
 
 Row numbers in messages count from 1, without the header.
 """
@@ -21,6 +21,7 @@ import polars as pl
 from evergreen.tasks.config.data import Source
 from evergreen.tasks.core.errors import SourceError, UnavailableError
 from evergreen.tasks.core.paths import shortage
+from evergreen.tasks.data import s3_files
 from evergreen.tasks.data.conversion import changed_columns, check_formats, convert_times, convert_types, select_columns
 from evergreen.tasks.data.csv_files import (
     SEPARATORS,
@@ -120,18 +121,23 @@ def scan_source(name: str, source: Source, root: Path, staging: Path) -> pl.Lazy
     if source.csv is not None:
         return _scan_csv(name, source, root, staging)
     if source.parquet is not None:
-        return pl.scan_parquet(source_files(name, "parquet", source.parquet, root), glob=False)
+        return pl.scan_parquet(_fetched(name, "parquet", source.parquet, root, staging), glob=False)
     if source.jsonl is not None:
-        return _scan_json_lines(source_files(name, "jsonl", source.jsonl, root)[0])
+        return _scan_json_lines(_fetched(name, "jsonl", source.jsonl, root, staging)[0])
     if source.excel is not None:
-        return _read_sheet(name, source_files(name, "excel", source.excel, root)[0], source)
+        return _read_sheet(name, _fetched(name, "excel", source.excel, root, staging)[0], source)
     if source.store is not None:
         return pl.scan_parquet(_store_file(name, source.store), glob=False)
     return _scan_query(name, source, staging)
 
 
+def _fetched(name: str, key: str, pattern: str, root: Path, staging: Path) -> list[Path]:
+    """The files of a source, those of an S3-compatible store in `staging`."""
+    return s3_files.fetch(name, key, pattern, staging) if s3_files.is_s3(pattern) else source_files(name, key, pattern, root)
+
+
 def source_files(name: str, key: str, pattern: str, root: Path) -> list[Path]:
-    """The files of a path, a folder or a glob, sorted. Raises SourceError if there is none."""
+    """The local files of a path, a folder or a glob, sorted. Raises SourceError if there is none."""
     path = root / pattern
     if path.is_file():
         return [path]
@@ -168,7 +174,7 @@ def _store_file(name: str, table: str) -> Path:
 
 
 def _scan_csv(name: str, source: Source, root: Path, staging: Path) -> pl.LazyFrame:
-    (original,) = source_files(name, "csv", str(source.csv), root)[:1]
+    original = _fetched(name, "csv", str(source.csv), root, staging)[0]
     path = plain_csv(name, source, original, staging / f"{name}.csv")
     names = _check_header(name, source, path)
     rows = pl.scan_csv(path, **read_options(source), glob=False)

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from evergreen.tasks.config.params import Params, Source
-from evergreen.tasks.core.errors import DataError, ProjectError, SourceError
+from evergreen.tasks.core.errors import DataError, ProjectError, SourceError, UnavailableError
 from evergreen.tasks.core.paths import Layout, read_json
-from evergreen.tasks.data import received_events
+from evergreen.tasks.data import received_events, s3_files
 from evergreen.tasks.data.readers import source_files
 
 log = logging.getLogger(__name__)
 
 FileStats = dict[str, list[list[str | int]]]
-"""Table -> path (relative to the project where it can be), size in bytes and modification time (ns) of each local file."""
+"""Table -> path (relative to the project where it can be), size in bytes and modification time (ns) of each local file;
+address, size and ETag of each object in S3."""
 
 
 def raw_folder(layout: Layout) -> Path:
@@ -33,23 +34,30 @@ def file_stats_file(layout: Layout) -> Path:
 
 
 def file_stats(params: Params, layout: Layout) -> FileStats:
-    """The state of all local source files, snapshots of received events included. Raises SourceError for a missing file."""
-    local = {name: source.files for name, source in params.ingest.items() if source.files is not None}
-    files = {name: source_files(name, *each, layout.root) for name, each in local.items()}
+    """The state of all source files, snapshots of received events included.
+
+    Raises SourceError for a missing file, UnavailableError where an S3-compatible store does not answer.
+    """
+    named = {name: source.files for name, source in params.ingest.items() if source.files is not None}
+    remote = {name: each for name, each in named.items() if s3_files.is_s3(each[1])}
+    files = {name: source_files(name, *each, layout.root) for name, each in named.items() if name not in remote}
     files |= {name: [path] for name, path in received_events.snapshots(params, layout).items()}
     stats = {name: [(path, path.stat()) for path in paths] for name, paths in files.items()}
-    return {
+    found: FileStats = {name: s3_files.states(name, *each) for name, each in remote.items()}
+    return found | {
         name: [[layout.relative(path), stat.st_size, stat.st_mtime_ns] for path, stat in each] for name, each in stats.items()
     }
 
 
 def sources_changed(params: Params, layout: Layout) -> bool:
-    """Whether a local source file has changed since the last run of ingest. Databases are not checked."""
+    """Whether a source file has changed since the last run of ingest. Databases are not checked."""
     path = file_stats_file(layout)
     try:
         return path.is_file() and read_json(path) != file_stats(params, layout)
-    except SourceError:
-        return False  # a missing file cannot be read again; the snapshot stays valid
+    except SourceError as error:  # a file that cannot be read now cannot be read again; the snapshot stays valid
+        if isinstance(error, UnavailableError):
+            log.warning("%s The tables that were read before are used.", error)
+        return False
 
 
 def resolve_as_of(params: Params, layout: Layout) -> date:

@@ -19,6 +19,9 @@ from pathlib import Path
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads it while it is imported
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is for results
+os.environ.setdefault("AWS_MAX_ATTEMPTS", "2")  # MLflow's client of S3: a store that is gone is noticed sooner
+os.environ.setdefault("AWS_RETRY_MODE", "standard")
+os.environ.setdefault("AWS_DEFAULTS_MODE", "standard")  # 3 s for a connection
 
 import mlflow.artifacts
 import mlflow.models
@@ -123,6 +126,11 @@ def _silence(uri: str) -> str | None:
     return None
 
 
+def _is_of_s3(error: Exception) -> bool:
+    """Whether the client of an S3-compatible store raised it. It is not imported: other stores do not need it."""
+    return type(error).__module__.startswith(("boto3.", "botocore."))
+
+
 class MlflowStore:
     """Runs, models and aliases at `uri` (sqlite:///FILE, or http://HOST:PORT of a server).
 
@@ -170,6 +178,14 @@ class MlflowStore:
             where = error.filename or _without_password(self.uri)
             raise StorageError(
                 f"{where}: {error.strerror or error}. Free space or allow writing there, then try again."
+            ) from error
+        except Exception as error:
+            if not _is_of_s3(error):
+                raise
+            text = " ".join(str(error).split())
+            raise ModelError(
+                f"MLflow's files: {text[:300]}. Check EVERGREEN_ARTIFACTS, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY."
             ) from error
 
     # -- versions and aliases
@@ -224,7 +240,9 @@ class MlflowStore:
         source = f"{self._resolve(self._client.get_model_version_download_uri(self._name(problem), str(version)))}/{name}"
         try:
             return Path(mlflow.artifacts.download_artifacts(source, dst_path=folder, tracking_uri=self.uri))
-        except (OSError, MlflowException) as error:
+        except Exception as error:
+            if not isinstance(error, OSError | MlflowException) and not _is_of_s3(error):
+                raise
             text = " ".join(str(error).split())[:200]
             raise ModelError(f"{problem} v{version}: cannot read {source}: {text}. Roll back, or train again.") from error
 

@@ -16,6 +16,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import SourceError
 from evergreen.tasks.core.paths import Layout, writing
+from evergreen.tasks.data import s3_files
 from evergreen.tasks.data.readers import source_files
 
 ABOUT_PLOTS = "\nDrawn by `dvc plots show` and `dvc plots diff` with the templates in .dvc/plots, like the charts of the page."
@@ -72,7 +73,7 @@ def add_plots(layout: Layout, problem: str, names: Sequence[str], templates: Map
 
 def _dependencies(layout: Layout, params: Params) -> Iterator[str]:
     for table, source in params.ingest.items():
-        if source.files is None:
+        if source.files is None or s3_files.is_s3(source.files[1]):
             continue
         key, pattern = source.files
         if not re.search(r"[*?\[]", pattern):
