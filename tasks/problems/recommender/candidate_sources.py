@@ -54,10 +54,13 @@ class Decay:
         return 0.5 ** (since / self.orders)
 
 
-MOVED = 64
-"""Most new items of a basket that are handled one by one; for more, the product with all of K is faster."""
-SHARES = 64 << 20
-"""Most bytes of stored products of items and K."""
+MOVED = 0.25
+"""Most buyers of a basket's new items, as a part of all users, for which these are handled one by one; for more, the product
+with all of K is faster."""
+SHARES = 32 << 20
+"""Most bytes of stored products of items and K: of those prepared, and again of those asked for last."""
+PREPARED = 12_000_000_000
+"""Most multiplications for prepared products, about 0.3 s."""
 
 
 def _learned(learned: Any) -> dict[str, Any]:
@@ -85,6 +88,10 @@ class Ease:
     """X', by rows; computed once."""
     _shares: dict[int, np.ndarray] | None = field(default=None, init=False, repr=False)
     """Item -> x' K, see `_share`."""
+    _prepared: np.ndarray | None = field(default=None, init=False, repr=False)
+    """The same of some items, one row each."""
+    _place: np.ndarray | None = field(default=None, init=False, repr=False)
+    """Of each item its row in `_prepared`, -1 for none."""
 
     @classmethod
     def learn(cls, users: Sparse, penalty: float) -> "Ease":
@@ -103,30 +110,72 @@ class Ease:
             self._by_item = self.users.T.tocsr()
         return self._by_item
 
+    def prepare(self) -> None:
+        """Store the products of K and the items with most buyers: for a user who bought since, they take longest.
+
+        Others share them from then on; without it the scores are the same.
+        """
+        if self._place is not None:
+            return
+        users, count = len(self.kernel), np.diff(self.by_item.indptr)
+        most = np.argsort(-count, kind="stable")[: min(PREPARED // max(users, 1) ** 2, SHARES // max(4 * users, 1))]
+        self._prepared = self.by_item[most].toarray() @ self.kernel
+        self._place = np.full(len(count), -1)
+        self._place[most] = np.arange(len(most))
+
     def score(self, rows: Sparse, own: np.ndarray | None = None) -> np.ndarray:
         """rows x items, dense: rows @ B. `own`: which learned user each row is about, -1 for another one."""
-        dense = rows.toarray()
-        if own is not None and len(own) == 1 and self.penalty is not None:
-            weights = self._moved(dense[0], own[0])[None]
-        else:
+        if own is None or self.penalty is None:
             weights = (rows @ self.by_item).toarray() @ self.kernel
-        explained = (self.by_item @ weights.T).T
-        return np.ascontiguousarray((explained - dense * (1 - self.remainder)) / self.remainder)
+        elif len(own) == 1:
+            weights = self._moved(rows, own[0])[None]
+        else:
+            weights = self._all_moved(rows, own)
+        found = np.ascontiguousarray((self.by_item @ weights.T).T)
+        row = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
+        found[row, rows.indices] -= rows.data * (1 - self.remainder[rows.indices])
+        found /= self.remainder
+        return found
 
-    def _moved(self, row: np.ndarray, own: int) -> np.ndarray:
-        """row X' K, from what changed since the row was learned, mostly nothing: the product with all of K takes longest.
+    def _all_moved(self, rows: Sparse, own: np.ndarray) -> np.ndarray:
+        """rows X' K, as `_moved` has it; `own`: per row."""
+        weights, there = np.zeros((len(own), len(self.kernel)), np.float32), np.flatnonzero(own >= 0)
+        weights[there] = -(self.penalty or 0.0) * self.kernel[own[there]]
+        weights[there, own[there]] += 1
+        size = np.diff(self.users.indptr)[own[there]]
+        mine = ranges(self.users.indptr[own[there]], size)
+        learned = sparse.csr_array(
+            (self.users.data[mine], (np.repeat(there, size), self.users.indices[mine])), shape=rows.shape, dtype=np.float32
+        )
+        change = rows - learned
+        change.eliminate_zeros()
+        changed = np.flatnonzero(np.diff(change.indptr))
+        if len(changed):
+            weights[changed] += (change[changed] @ self.by_item).toarray() @ self.kernel
+        return weights
+
+    def _moved(self, rows: Sparse, own: int) -> np.ndarray:
+        """rows X' K of one row, from what changed since it was learned, mostly nothing: to multiply all of K takes longest.
 
         By the definition of K a learned row gives x X' K = e - penalty K[own], e being one at `own` (-1: nobody learned from).
         """
-        weights, change = np.zeros(len(self.kernel), np.float32), row.copy()
+        weights, change = np.zeros(len(self.kernel), np.float32), np.zeros(rows.shape[1], np.float32)
+        change[rows.indices] = rows.data
         if own >= 0:
             weights = -(self.penalty or 0.0) * self.kernel[own]
             weights[own] += 1
             mine = slice(*self.users.indptr[own : own + 2])
             change[self.users.indices[mine]] -= self.users.data[mine]
         changed = np.flatnonzero(change)
-        if len(changed) > MOVED:
-            return weights + _touched(self.by_item, changed, change) @ self.kernel
+        if self._place is not None and self._prepared is not None:
+            place = self._place[changed]
+            weights += change[changed[place >= 0]] @ self._prepared[place[place >= 0]]
+            changed = changed[place < 0]
+        buyers = self.by_item.indptr[changed + 1] - self.by_item.indptr[changed]
+        if buyers.sum() > MOVED * len(self.kernel):
+            return weights + self.kernel @ _touched(
+                self.by_item, changed, change
+            )  # K is symmetric, and rows are faster to read
         for item in changed.tolist():
             weights += change[item] * self._share(item)
         return weights
@@ -165,6 +214,8 @@ class TifuKnn:
     neighbours: int
     _by_item: Sparse | None = field(default=None, init=False, repr=False)
     """Items x users, each user of length one: asked for with every score and the same every time."""
+    _norm: np.ndarray | None = field(default=None, init=False, repr=False)
+    """Lengths of the users."""
 
     def __getstate__(self) -> dict[str, Any]:
         return _learned(self)
@@ -184,9 +235,15 @@ class TifuKnn:
         similarity[np.flatnonzero(own >= 0), own[own >= 0]] = -1
         count = min(self.neighbours, similarity.shape[1])
         nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count] if count else np.zeros((len(ids), 0), int)
-        share = np.full(nearest.size, 1 / max(count, 1), np.float32)
-        chosen = sparse.csr_array((share, nearest.ravel(), np.arange(len(ids) + 1) * count), shape=similarity.shape)
-        return (chosen @ self.users).toarray()
+        share = np.zeros(similarity.shape, np.float32)
+        np.put_along_axis(share, nearest, 1 / max(count, 1), axis=1)
+        # a product with a dense matrix is faster than one of two sparse ones; `by_item` holds users of length one
+        return np.ascontiguousarray((self.by_item @ (share * self._norms()).T).T)
+
+    def _norms(self) -> np.ndarray:
+        if self._norm is None:
+            self._norm = np.asarray(sparse.linalg.norm(self.users, axis=1), np.float32)
+        return self._norm
 
     def _score_one(self, rows: Sparse, own: np.ndarray) -> np.ndarray:
         """`score` of one row without sparse matrices: to make them takes longer than to use them. Its length is no matter."""

@@ -84,6 +84,9 @@ class Recommender(BaseEstimator):
         twin.__dict__.update(self.__dict__)  # copy would save and load it
         return twin.read(histories, day)
 
+    def prepare(self) -> None:
+        """Compute beforehand what many lists ask for; twins share it. Without it lists are the same."""
+
     def covering(self, items: np.ndarray, table: pl.DataFrame) -> Self:
         """A twin whose catalogue holds `items` too: nobody had bought some of them when the model learned, and whoever did
         since may buy them again. Itself where there are none. `table`: the items with their attributes (item_catalogue.items).
@@ -248,6 +251,10 @@ class FirstStage(FrequencyRecommender):
         """Answer with `learned` from now on."""
         self.learned_, self.catalogue_, self.popular_ = learned, learned.catalogue, learned.popular
         return self
+
+    def prepare(self) -> None:
+        if self.learned_.ease is not None:
+            self.learned_.ease.prepare()
 
     def _include(self, more: Insertion, table: pl.DataFrame) -> None:
         self.take(self.learned_.including(more, table, self.day_))

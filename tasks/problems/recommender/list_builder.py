@@ -61,6 +61,7 @@ class ListBuilder:
     @classmethod
     def of(cls, model: Recommender, data: InteractionData, section: Recommend) -> "ListBuilder":
         """Reads the histories of `data` up to its day. `learned`: the day up to which `model` reads when it comes."""
+        model.prepare()
         return cls._at(model, data, section, data.histories, to_day(data.as_of), int(model.day_))
 
     @classmethod

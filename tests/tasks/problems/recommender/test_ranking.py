@@ -132,6 +132,20 @@ def test_facts_of_users_and_pairs_by_hand():
     assert pairs["category_days_since"] == [0, NEVER, 29]
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 7.0, np.nan])), max_size=40),
+    st.booleans(),
+    st.sampled_from([np.float32, np.float64]),
+)
+def test_rows_are_ordered_as_one_long_sort_would(entries, by_row, kind):
+    entries = sorted(entries, key=lambda entry: entry[0]) if by_row else entries
+    row, score = np.array([row for row, _ in entries], np.int64), np.array([score for _, score in entries], kind)
+    by, rank = order(row, score)
+    np.testing.assert_array_equal(by, np.lexsort((-score, row)))
+    np.testing.assert_array_equal(rank, [sum(row[by[:at]] == row[by[at]]) for at in range(len(row))])
+
+
 def test_the_best_of_each_row_leave_out_what_is_ruled_out():
     scores = np.array([[1.0, 3.0, 2.0], [-np.inf, 5.0, -np.inf]])
     assert sorted(best(scores, 2)) == [1, 2, 4]
@@ -176,14 +190,19 @@ def test_many_new_lines_are_merged_and_a_known_one_waits_nowhere(monkeypatch):
     assert (again.waiting, len(again.base), again.last_day) == (0, len(LINES) + 2, 42)
 
 
+@pytest.mark.parametrize("prepared", [False, True])
 @pytest.mark.parametrize("few", [0, 10**6])
-def test_what_one_user_gets_alone_is_what_he_gets_among_many(few, monkeypatch):
+def test_what_one_user_gets_alone_is_what_he_gets_among_many(few, prepared, monkeypatch):
     monkeypatch.setattr("evergreen.tasks.problems.recommender.candidate_sources.MOVED", few)
     monkeypatch.setattr("evergreen.tasks.problems.recommender.candidate_sources.SHARES", 500)
     draw = np.random.default_rng(0)
     x = draw.poisson(0.5, (30, 40)).astype(np.float32)
     ease = Ease.learn(sparse.csr_array(x), 3.0)
+    direct = ease.score(sparse.csr_array(x))
+    if prepared:
+        ease.prepare()  # room for four items
     similar = TifuKnn(np.arange(30), sparse.csr_array(x), neighbours=5)
+    np.testing.assert_allclose(ease.score(sparse.csr_array(x), np.arange(30)), direct, atol=1e-4)
     moved = x.copy()
     moved[3, 7] += 2
     for rows in (sparse.csr_array(x), sparse.csr_array(moved)):
@@ -192,6 +211,8 @@ def test_what_one_user_gets_alone_is_what_he_gets_among_many(few, monkeypatch):
         for at in (3, 8):
             np.testing.assert_allclose(ease.score(rows[[at]], own[[at]])[0], together[at], atol=1e-4)
             np.testing.assert_allclose(similar.score(rows[[at]], own[[at]])[0], lent[at], atol=1e-6)
+            stranger = ease.score(rows[[at]], np.array([-1]))[0]
+            np.testing.assert_allclose(stranger, ease.score(rows[[at, at]], np.array([-1, at]))[0], atol=1e-4)
 
 
 @settings(max_examples=100, deadline=None)
