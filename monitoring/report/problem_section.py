@@ -177,7 +177,7 @@ def _answer(name: str, params: Params, layout: Layout, champion: Mapping[str, An
     )
     if not evaluation:
         return found
-    scores: list[Score] = tried.get("Performance", none, lambda: [_score(each) for each in evaluation.get("metrics", [])])
+    scores: list[Score] = tried.get("Performance", none, lambda: [_score(each) for each in _metrics(evaluation)])
     primary = next((each for each in scores if each.name == evaluation.get("primary")), scores[0] if scores else None)
     importance, left_out = tried.get("Feature importance", (none, 0), _importance, card.get("importance") or {})
     is_baseline = evaluation.get("model") == evaluation.get("baseline")
@@ -222,6 +222,16 @@ def _newer(champion: Mapping[str, Any] | None, evaluation: Mapping[str, Any]) ->
     windows = evaluation.get("windows") or [{}]
     now, then = (windows[-1].get("scores") or {}).get(verdict.get("metric")), verdict.get("candidate")
     return now is not None and then is not None and not math.isclose(now, then, rel_tol=1e-6)
+
+
+def _metrics(evaluation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The metric that the gate judges by, then the others, without those that are undefined for these data."""
+    known = [
+        each
+        for each in evaluation.get("metrics", [])
+        if not (formatting.absent(each.get("score")) and formatting.absent(each.get("baseline")))
+    ]
+    return sorted(known, key=lambda metric: metric["name"] != evaluation.get("primary"))
 
 
 def _score(metric: Mapping[str, Any]) -> Score:
@@ -298,7 +308,7 @@ def _windows(evaluation: Mapping[str, Any], primary: Score | None) -> list[dict[
                     formatting.number((each.get("scores") or {}).get(metric["name"])),
                     formatting.number((each.get("baseline") or {}).get(metric["name"])),
                 )
-                for metric in evaluation.get("metrics", [])
+                for metric in _metrics(evaluation)
             ],
         }
         for each, (score, baseline) in zip(windows, pairs, strict=True)

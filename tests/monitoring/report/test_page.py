@@ -189,6 +189,19 @@ def test_metrics_without_interval_or_value_are_shown_as_such(tmp_path: Path):
     assert "nan" not in read(path).said.lower().replace("unanswered", "")
 
 
+def test_the_metric_of_the_gate_comes_first_and_one_that_is_undefined_for_the_data_is_left_out(tmp_path: Path):
+    given = project(tmp_path, ONE)
+    judged = evaluation("redeem", "classification")
+    judged["primary"] = judged["metrics"][1]["name"]
+    labels = [formatting.label(each["name"]) for each in judged["metrics"]]
+    judged["metrics"][2] |= {"score": None, "baseline": None, "low": None, "high": None, "no_interval": "too few rows"}
+    write(given[1].report("redeem") / "evaluation" / "evaluation.json", judged)
+    performance = page.build(*given).read_text().partition("<h3>Performance</h3>")[2].partition("</table>")[0]
+    places = [performance.find(f">{label} <") for label in labels]
+    assert 0 < places[1] < places[0]
+    assert places[2] == -1
+
+
 def test_a_number_keeps_the_digits_that_its_interval_supports():
     assert formatting.number(0.41329, formatting.digits(0.41329, 0.42529)) == "0.413"
     assert formatting.number(107.618, formatting.digits(107.618, 112.818)) == "107.6"
