@@ -2,6 +2,7 @@
 
     python -m bench.write_faults                          every verb, ten places for each fault
     python -m bench.write_faults --places 40 score labels more, and only these
+    python -m bench.write_faults --postgres score labels  with decisions, ledger and keys in PostgreSQL, whose own writes go on
 
 A project in a temporary folder, with registry, ledger and caches of its own, is copied for each trial (see tests.write_faults
 for the faults). The verb must end with one line, or without an error; then no file may be taken for whole that is not, and the
@@ -17,7 +18,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import sqlalchemy as sa
 
 from evergreen.flows import settings
 from evergreen.flows.fork_server import LIBRARIES as FORKED
@@ -33,6 +35,7 @@ from evergreen.tasks.core.paths import Layout, truncated_parquet
 from tests import projects
 from tests.e2e.shop import ENVIRONMENT
 from tests.flows.console import operated
+from tests.postgres import Postgres
 from tests.tasks.problems.tabular import test_tabular_kind
 from tests.write_faults import MODES, Ended, Fault, WriteFaults
 
@@ -155,15 +158,47 @@ def _table(folder: Path) -> None:
     test_tabular_kind.houses(300).write_csv(folder / "houses.csv")
 
 
+class Server:
+    """A PostgreSQL server with one database for the trial, `work`, and a copy of it for each state to come back to."""
+
+    def __init__(self, folder: Path) -> None:
+        self._postgres = Postgres(folder)
+        self._postgres.start()
+        self.address = self._postgres.address.replace("/postgres?", "/work?")
+        self._engine = sa.create_engine(self._postgres.address, isolation_level="AUTOCOMMIT")
+        self.copy("work", "template0")
+
+    def copy(self, name: str, source: str) -> None:
+        """Make the database `name` what `source` is."""
+        with self._engine.connect() as link:
+            link.execute(sa.text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+            link.execute(sa.text(f"CREATE DATABASE {name} TEMPLATE {source}"))
+
+    def counts(self) -> dict[str, int]:
+        """Table -> rows."""
+        engine = sa.create_engine(self.address, poolclass=sa.NullPool)
+        with engine.connect() as link:
+            names = sorted(sa.inspect(link).get_table_names())
+            return {name: link.execute(sa.text(f'SELECT count(*) FROM "{name}"')).scalar_one() for name in names}
+
+    def stop(self) -> None:
+        self._engine.dispose()
+        self._postgres.stop()
+
+
 class Bench:
     """One folder: `base` holds the projects, `work` the copy of a trial (projects, caches and temporary files)."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self.work = folder, folder / "work"
+    def __init__(self, folder: Path, server: Server | None = None) -> None:
+        """`server`: holds decisions, ledger and keys; None: an SQLite file of the project does."""
+        self._folder, self.work, self._server = folder, folder / "work", server
         (folder / "tools").mkdir()
         self._clear()
         places = {"XDG_CACHE_HOME": "cache", "TMPDIR": "tmp", "PREFECT_HOME": "prefect"}
         environment = {**ENVIRONMENT, **{name: str(self.work / part) for name, part in places.items()}}
+        environment["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "180"  # it shares the machine with other work
+        if server:
+            environment["EVERGREEN_DATABASE"] = os.environ["EVERGREEN_DATABASE"] = server.address
         self._faults = WriteFaults(folder / "tools", self.work, environment, LIBRARIES)
 
     def lay(self, name: str, case: Case) -> None:
@@ -171,6 +206,8 @@ class Bench:
         base = self._folder / "base" / case.base
         if not base.exists():
             self._clear()
+            if self._server:
+                self._server.copy("work", "template0")
             maker = multiprocessing.get_context("spawn").Process(target=BASES[case.base], args=(self.work / "project",))
             maker.start()  # a process of its own: MLflow keeps the files of an address open
             maker.join()
@@ -179,12 +216,12 @@ class Bench:
             if case.base == "initialised":
                 self._undisturbed(CASES["init"])
             base.parent.mkdir(exist_ok=True)
-            shutil.copytree(self.work, base, symlinks=True)
+            self._keep(base)
         self._restore(base)
         for each in case.before:
             self._undisturbed(each)
         shutil.rmtree(self._folder / "start", ignore_errors=True)
-        shutil.copytree(self.work, self._folder / "start", symlinks=True)
+        self._keep(self._folder / "start")
 
     def begin(self) -> None:
         self._restore(self._folder / "start")
@@ -194,9 +231,19 @@ class Bench:
         for part in ("cache", "tmp", "prefect"):
             (self.work / part).mkdir(parents=True)
 
+    def _keep(self, base: Path) -> None:
+        shutil.copytree(self.work, base, symlinks=True)
+        if self._server:
+            self._server.copy(base.name, "work")
+
     def _restore(self, base: Path) -> None:
         shutil.rmtree(self.work, ignore_errors=True)
         shutil.copytree(base, self.work, symlinks=True)
+        if self._server:
+            self._server.copy("work", base.name)
+
+    def _counts(self) -> dict[str, int]:
+        return self._server.counts() if self._server else dict(_counts(self.work / "project" / "var" / "evergreen.db"))
 
     def _undisturbed(self, case: Case) -> Ended:
         ended = self.run(case)
@@ -220,7 +267,7 @@ class Bench:
     def state(self, case: Case) -> dict[str, Any]:
         """Rows of each table of the database, tables of results, and files that a killed process left."""
         project = self.work / "project"
-        found: dict[str, Any] = dict(_counts(project / "var" / "evergreen.db"))
+        found: dict[str, Any] = dict(self._counts())
         for name in case.results:
             path = project / name
             found[name] = _content(path) if path.exists() else None
@@ -230,7 +277,7 @@ class Bench:
 
     def has_done(self, expected: Mapping[str, Any]) -> bool:
         """Whether the database holds what an undisturbed run leaves in it."""
-        found = dict(_counts(self.work / "project" / "var" / "evergreen.db"))
+        found = self._counts()
         return all(expected[table] == count for table, count in found.items())
 
     def damage(self) -> str | None:
@@ -334,6 +381,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("verbs", nargs="*", metavar="VERB", choices=[*CASES, []], help=f"of {', '.join(CASES)}")
     parser.add_argument("--places", type=int, default=10, help="writes of a verb at which each fault happens")
+    parser.add_argument("--postgres", action="store_true")
     parser.add_argument("--fault", choices=[*MODES], action="append", help="default: both")
     options = parser.parse_args()
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
@@ -341,8 +389,12 @@ def main() -> None:
     for name in [each for each in os.environ if each.startswith(("EVERGREEN_", "PREFECT_"))]:
         del os.environ[name]
     wrong: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="evergreen-writes-") as folder:
-        bench = Bench(Path(folder).resolve())
+    with tempfile.TemporaryDirectory(prefix="evergreen-writes-") as folder, ExitStack() as stack:
+        server = None
+        if options.postgres:
+            server = Server(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pg", dir="/tmp"))))
+            stack.callback(server.stop)
+        bench = Bench(Path(folder).resolve(), server)
         log.info("| verb | writes | trials | ended without an error | wrong |\n| --- | --- | --- | --- | --- |")
         for name in options.verbs or CASES:
             try:
