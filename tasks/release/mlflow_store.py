@@ -26,6 +26,7 @@ os.environ.setdefault("AWS_DEFAULTS_MODE", "standard")  # 3 s for a connection
 import mlflow.artifacts
 import mlflow.models
 import requests
+import sqlalchemy as sa
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, LoggedModelStatus, Metric, Param, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -36,7 +37,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from evergreen.tasks.config.params import Params, Section
 from evergreen.tasks.core import new_databases
-from evergreen.tasks.core.database import make_file
+from evergreen.tasks.core.database import TIMEOUTS, make_file
 from evergreen.tasks.core.errors import ModelError, StorageError
 from evergreen.tasks.core.paths import make_folder, writing
 from evergreen.tasks.logged_model.manifest import MANIFEST, Manifest, Trained
@@ -53,6 +54,8 @@ MLFLOW_TYPES: Mapping[Trained, str] = {"number": "double", "text": "string", "da
 WAIT_SECONDS = 20.0
 """How long a server may take to respond, such as one that is being restarted."""
 ANSWER_SECONDS = 5.0
+DATABASES = "postgresql"
+"""Scheme of the addresses of databases that stand in the place of a server."""
 BATCH = 100
 """Most params or tags that MLflow takes at once."""
 Write = Callable[[Path, mlflow.models.Model], Mapping[str, str]]
@@ -97,7 +100,7 @@ def _make_database(file: Path) -> None:
 
 
 def _await_server(uri: str) -> None:
-    """Return once an MLflow server responds. MLflow itself would try for minutes, without a word.
+    """Return once an MLflow server, or a database in its place, responds. MLflow itself would try for minutes, without a word.
 
     Raises ModelError where it does not within WAIT_SECONDS.
     """
@@ -113,6 +116,8 @@ def _await_server(uri: str) -> None:
 
 def _silence(uri: str) -> str | None:
     """Why a server does not respond; None where it does, be it with an error."""
+    if uri.startswith(DATABASES):
+        return _silence_of_database(uri)
     try:
         requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS)
     except requests.exceptions.SSLError:
@@ -124,6 +129,26 @@ def _silence(uri: str) -> str | None:
     except requests.RequestException as error:
         return str(error)
     return None
+
+
+def _silence_of_database(uri: str) -> str | None:
+    """Why a database takes no connection. MLflow tries for minutes."""
+    try:
+        engine = sa.create_engine(uri, connect_args={"connect_timeout": round(ANSWER_SECONDS)})
+        engine.connect().close()
+        engine.dispose()
+    except (SQLAlchemyError, ImportError) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def _bounded(uri: str) -> str:
+    """The address with limits for a PostgreSQL server that falls silent, unless it has its own."""
+    if not uri.startswith(DATABASES):
+        return uri
+    url = sa.make_url(uri)
+    limits = {name: str(value) for name, value in TIMEOUTS.items() if name not in url.query}
+    return url.update_query_dict(limits).render_as_string(hide_password=False)
 
 
 def _is_of_s3(error: Exception) -> bool:
@@ -143,15 +168,15 @@ class MlflowStore:
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # errors arrive as exceptions
         file = Path(uri.removeprefix("sqlite:///"))
-        self.uri, self._root = uri, root.absolute()
+        self.uri, self._bounded, self._root = uri, _bounded(uri), root.absolute()
         self._artifacts = artifacts if "://" in artifacts or not artifacts else Path(artifacts).absolute().as_uri()
         self._prefix = f"{project}." if project else ""
         self._locations = Locations.of(uri, artifacts, root)
         with self.errors():
             if not uri.startswith("sqlite:///"):
-                if uri.startswith("http"):
+                if uri.startswith(("http", DATABASES)):
                     _await_server(uri)
-                self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+                self._client = MlflowClient(tracking_uri=self._bounded, registry_uri=self._bounded)
                 return
             make_folder(file.parent)
             with _alone_in(file.parent):
@@ -239,7 +264,7 @@ class MlflowStore:
         """The file `name` of a version, laid into `folder`. Raises ModelError where it cannot be read."""
         source = f"{self._resolve(self._client.get_model_version_download_uri(self._name(problem), str(version)))}/{name}"
         try:
-            return Path(mlflow.artifacts.download_artifacts(source, dst_path=folder, tracking_uri=self.uri))
+            return Path(mlflow.artifacts.download_artifacts(source, dst_path=folder, tracking_uri=self._bounded))
         except Exception as error:
             if not isinstance(error, OSError | MlflowException) and not _is_of_s3(error):
                 raise
@@ -438,7 +463,7 @@ class MlflowStore:
     # -- files
 
     def _upload(self, folder: str, location: str) -> None:
-        get_artifact_repository(self._resolve(location), tracking_uri=self.uri).log_artifacts(folder)
+        get_artifact_repository(self._resolve(location), tracking_uri=self._bounded).log_artifacts(folder)
 
     def _resolve(self, location: str) -> str:
         return self._locations.resolve(location) if self._locations else location

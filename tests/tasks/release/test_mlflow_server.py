@@ -133,7 +133,7 @@ def test_a_server_without_a_project_folder_answers_by_key_and_follows_deployment
         assert again["version"] == 2
     finally:
         shop.stop()
-    assert sorted(each.name for each in (pod.root / "data" / "features").iterdir()) == ["recommend", "redeem"]
+    assert sorted(each.name for each in (pod.root / "data" / "features").iterdir()) == ["redeem"]
     assert pl.read_parquet(pod.features("redeem") / "rows.parquet")["cutoff"].n_unique() == 1
 
 
@@ -176,3 +176,24 @@ def test_a_server_that_does_not_respond_is_one_line(
         mlflow_store.MlflowStore(f"http://ann:secret@127.0.0.1:{port}", "", tmp_path)
     assert "secret" not in str(told.value) + caplog.text
     assert "trying for" in caplog.text
+
+
+def test_a_database_in_the_place_of_a_server_that_does_not_respond_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mlflow_store, "WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(mlflow_store, "ANSWER_SECONDS", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"postgresql+psycopg://ann:secret@127.0.0.1:{silent.getsockname()[1]}/x"
+        with pytest.raises(ModelError, match=r"MLflow at postgresql.*: .*timeout expired. Check the address"):
+            mlflow_store.MlflowStore(address, "s3://shop/models", tmp_path)
+    with pytest.raises(ModelError, match=r"MLflow at postgresql.*: .*Connection refused. Check the address") as told:
+        mlflow_store.MlflowStore(address, "s3://shop/models", tmp_path)
+    assert "secret" not in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_mlflow_has_limits_for_a_database_that_falls_silent_unless_the_address_has_its_own():
+    bounded = mlflow_store._bounded("postgresql+psycopg://ann:a%40b@host/x?connect_timeout=90")
+    assert bounded.startswith("postgresql+psycopg://ann:a%40b@host/x?")
+    assert "connect_timeout=90" in bounded
+    assert "tcp_user_timeout=25000" in bounded
+    assert mlflow_store._bounded("http://host:5000") == "http://host:5000"
