@@ -138,19 +138,13 @@ def sharing(place: "Layout", step: str, problem: str | None, known: "Params") ->
 
 def usage() -> dict[str, float]:
     """CPU seconds (user and system) of this process and its children, and peak memory in MB of the largest."""
+    from evergreen.tasks.core import memory
+
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    unit = 2**20 if sys.platform == "darwin" else 2**10
     return {
         "cpu_seconds": round(sum(each.ru_utime + each.ru_stime for each in (own, children)), 3),
-        "peak_mb": round(max(_peak(own.ru_maxrss), children.ru_maxrss) / unit, 1),
+        "peak_mb": round(max(memory.peak_mb(), children.ru_maxrss / memory.PER_MB), 1),
     }
-
-
-def _peak(reported: int) -> int:
-    """Peak memory in kB: VmHWM on Linux, where ru_maxrss includes the memory of the parent process."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), reported)
 
 
 if __name__ == "__main__":

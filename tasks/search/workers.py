@@ -7,22 +7,18 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
-from evergreen.tasks.core import library_warnings
-from evergreen.tasks.core.errors import UnavailableError
+from evergreen.tasks.core import dask_cluster, library_warnings
 from evergreen.tasks.search.time_budget import Clock
 from evergreen.tasks.search.trials import Evaluator, Outcome
 
 log = logging.getLogger(__name__)
 
-DASK = "EVERGREEN_DASK"
-"""Environment: address of a Dask scheduler. Its workers need the same code, and the project under the same path."""
 WORKERS = "EVERGREEN_WORKERS"
 """Environment: number of processes for trials where tune.workers is null; the flow sets it when problems share the machine."""
-DASK_TIMEOUT = "10s"
 PRELOAD_SECONDS = 0.3
 WATCHER = "exit with parent"
 """Name of the thread that ends a worker with its parent."""
@@ -57,7 +53,7 @@ class Workers:
     def run(self, evaluate: Any, configs: Sequence[Any], best_scores: Sequence[float] | None) -> Iterator[Outcome]:
         """One outcome per configuration, in their order, as they finish. When the time is over, the remaining ones fail.
 
-        Raises UnavailableError where the cluster cannot be reached.
+        Raises UnavailableError where the cluster cannot be reached, or is lost.
         """
         in_process = self.count == 1 or len(configs) == 1 or (self._starting and self._starting.is_alive())
         if self.address is None and in_process:
@@ -93,7 +89,8 @@ class Workers:
 
         left = self.clock.left()
         timeout = None if left == float("inf") else max(left, 0.1)
-        with parallel_config(**self._backend()):
+        losses = dask_cluster.telling_losses(self.address) if self.address else nullcontext()
+        with losses, parallel_config(**self._backend()):
             work = Parallel(return_as="generator", timeout=timeout)
             found: Any = work(delayed(run_in_worker)(evaluate, config, best_scores, self._parent()) for config in configs)
             for outcome in found:
@@ -108,15 +105,7 @@ class Workers:
         if self.address is None:
             return {"backend": "loky", "n_jobs": self.count, "inner_max_num_threads": 1}
         if self._client is None:
-            from distributed import Client
-
-            try:
-                self._client = Client(self.address, timeout=DASK_TIMEOUT, set_as_default=False)
-            except (OSError, ValueError) as error:
-                raise UnavailableError(
-                    f"{DASK} = {self.address}: no scheduler answers ({error}). Start dask scheduler and dask worker there, or "
-                    "unset it."
-                ) from None
+            self._client = dask_cluster.connect(self.address)
         return {"backend": "dask", "client": self._client, "n_jobs": -1}
 
 
@@ -149,4 +138,4 @@ def preload(evaluator: Evaluator, parent: int | None) -> None:
 
 def available_workers(batch: int, workers: int | None, clock: Clock) -> Workers:
     """The workers that params.yaml and the environment ask for."""
-    return Workers(worker_count(workers, batch), clock, os.environ.get(DASK) or None)
+    return Workers(worker_count(workers, batch), clock, dask_cluster.address())

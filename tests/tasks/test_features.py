@@ -2,6 +2,7 @@
 
 import doctest
 import math
+import re
 import statistics
 from datetime import date, datetime, timedelta
 
@@ -16,6 +17,7 @@ from evergreen.tasks.config import loading
 from evergreen.tasks.config.params import Features
 from evergreen.tasks.core.errors import DataError, LeakError, ParamsError, SourceError
 from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.problems.tabular import entity_partitions
 from evergreen.tasks.problems.tabular import point_in_time as point_in_time_module
 from evergreen.tasks.problems.tabular.point_in_time import list_cutoffs, point_in_time
 from tests import store
@@ -436,6 +438,38 @@ def test_the_same_data_give_the_same_bytes(project):
         features.run(known, "spend", project)
         made.append((project.features("spend") / "rows.parquet").read_bytes())
     assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("problem", ["redeem", "spend", "segments"])
+def test_any_number_of_parts_gives_the_same_bytes(project, problem, monkeypatch):
+    known, path = loading.load(project.params), project.features(problem) / "rows.parquet"
+    made = set()
+    for number in (1, 2, 7):
+        monkeypatch.setattr(entity_partitions, "count", lambda events, number=number: number)
+        features.run(known, problem, project)
+        made.add(path.read_bytes())
+    assert len(made) == 1
+
+
+def test_parts_follow_from_the_memory_that_one_may_take(project, monkeypatch, caplog):
+    assert entity_partitions.count(0) == 1
+    assert entity_partitions.count(4_000_000) == 1
+    assert entity_partitions.count(20_000_000) == 5
+    monkeypatch.setenv("EVERGREEN_MEMORY_MB", "1")
+    with caplog.at_level("INFO"):
+        features.run(loading.load(project.params), "spend", project)
+    parts = [each.message for each in caplog.records if each.message.startswith("part ")]
+    assert len(parts) > 1
+    assert re.fullmatch(rf"part 1 of {len(parts)}: \d+ rows, peak memory \d+ MB", parts[0])
+
+
+@pytest.mark.parametrize("value", ["much", "0", "-5", "nan", "inf"])
+def test_memory_that_is_no_number_of_megabytes_is_refused(value, monkeypatch):
+    monkeypatch.setenv("EVERGREEN_MEMORY_MB", value)
+    with pytest.raises(
+        ParamsError, match=rf"EVERGREEN_MEMORY_MB = {value}: is no number of megabytes from 1 on; .* or unset it"
+    ):
+        entity_partitions.count(10)
 
 
 def test_a_run_that_fails_leaves_the_old_features_and_names_the_problem(project):

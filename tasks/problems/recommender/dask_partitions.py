@@ -1,27 +1,22 @@
 """What is independent per user, partition by partition: one after the other here, or on a Dask cluster.
 
-The cluster is one setting, EVERGREEN_DASK in the environment: the address of its scheduler, such as tcp://10.0.0.5:8786. Its
-workers need the same code and libraries. A partition takes nothing but its own users' lines and what was learned, and holds
+The cluster is that of core.dask_cluster. A partition takes nothing but its own users' lines and what was learned, and holds
 whole blocks of users, so that the result is the same to the bit wherever, and in how many parts, it was made.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from evergreen.tasks.core.errors import UnavailableError
+from evergreen.tasks.core import dask_cluster
 from evergreen.tasks.problems.recommender.candidate_generation import Candidates, Learned, Settings
 from evergreen.tasks.problems.recommender.estimators import Ranked, Recommender, TwoStage
 from evergreen.tasks.problems.recommender.online_histories import OnlineHistories, merged
 from evergreen.tasks.problems.recommender.user_histories import Histories
 
-ADDRESS = "EVERGREEN_DASK"
 PARTITION = 2048
 """Users of one partition; a multiple of candidates.BLOCK. Their features take about 100 MB."""
-WAIT = "10s"
-"""How long a scheduler may take to answer."""
 
 T = TypeVar("T")
 
@@ -73,9 +68,9 @@ def _joined(parts: list[Ranked]) -> Ranked:
 def _each(function: Callable[..., T], shared: Any, histories: Histories, positions: np.ndarray) -> list[T]:
     """function(shared, histories of a partition, its positions in them) for each partition; -1: a user without history."""
     cuts = range(0, max(len(positions), 1), PARTITION)
-    address = os.environ.get(ADDRESS)
-    if address and len(cuts) > 1:
-        return _on_cluster(address, function, shared, [_cut(histories, positions, first) for first in cuts])
+    scheduler = dask_cluster.address()
+    if scheduler and len(cuts) > 1:
+        return list(dask_cluster.each(scheduler, function, shared, [_cut(histories, positions, first) for first in cuts]))
     return [function(shared, *_cut(histories, positions, first)) for first in cuts]
 
 
@@ -84,23 +79,3 @@ def _cut(histories: Histories, positions: np.ndarray, first: int) -> tuple[Histo
     asked = positions[first : first + PARTITION]
     there = np.unique(asked[asked >= 0])
     return histories.of_users(there), np.where(asked >= 0, np.searchsorted(there, asked), -1)
-
-
-def _on_cluster(address: str, function: Callable[..., T], shared: Any, parts: list[tuple[Histories, np.ndarray]]) -> list[T]:
-    """What was learned goes to every worker once, each partition to one of them; results come back in order.
-
-    Raises UnavailableError where no scheduler answers.
-    """
-    from distributed import Client
-
-    try:
-        client = Client(address, timeout=WAIT, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise UnavailableError(
-            f"{ADDRESS} = {address}: no scheduler answers ({error}). Start dask scheduler and dask worker there, or unset it."
-        ) from None
-    with client:
-        everywhere = client.scatter(shared, broadcast=True, hash=False)
-        futures = [client.submit(function, everywhere, *part, pure=False) for part in parts]
-        found: Any = client.gather(futures)
-        return list(found)

@@ -14,6 +14,17 @@ DAY = "__day"
 
 
 @dataclass(frozen=True)
+class Part:
+    """Part `place` of `count` of the entities, by a hash of their keys."""
+
+    place: int
+    count: int
+
+    def holds(self, entity: str) -> pl.Expr:
+        return pl.col(entity).hash(0) % self.count == self.place
+
+
+@dataclass(frozen=True)
 class Known:
     """The tables as events of one entity, up to `as_of` (inclusive)."""
 
@@ -21,6 +32,8 @@ class Known:
     times: Mapping[str, str | None]
     entity: str
     as_of: date
+    part: Part | None = None
+    """Of the entities; None: all of them."""
 
     def events(self, table: str, join: tuple[str, str] | None = None) -> pl.LazyFrame:
         """One row per event of an entity: the table's columns, those that `join` adds, and the day on which both were known."""
@@ -32,7 +45,12 @@ class Known:
                 f"ingest.{table}.time: is missing, so rows of {table} lie neither before nor after a cutoff; name the "
                 "column, or join a table that has one"
             )
-        return keyed(frame, self.entity).filter(pl.col(self.entity).is_not_null(), pl.col(DAY) <= self.as_of)
+        return self.own(frame).filter(pl.col(self.entity).is_not_null(), pl.col(DAY) <= self.as_of)
+
+    def own(self, frame: pl.LazyFrame) -> pl.LazyFrame:
+        """The rows of `frame` whose entity is in the part; whole numbers of any width are the same key."""
+        frame = keyed(frame, self.entity)
+        return frame if self.part is None else frame.filter(self.part.holds(self.entity))
 
     def is_events(self, table: str) -> bool:
         return self.times.get(table) is not None and self.entity in self.tables[table].collect_schema()

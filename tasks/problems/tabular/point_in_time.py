@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from typing import Any
 
@@ -21,10 +21,11 @@ from polars.exceptions import PolarsError
 from evergreen.tasks.config.params import Aggregate, Attributes, Features, Ratio, Share, Target
 from evergreen.tasks.core.errors import DataError, LeakError, ParamsError
 from evergreen.tasks.core.suggestions import nearest
+from evergreen.tasks.problems.tabular import entity_partitions
 from evergreen.tasks.problems.tabular.known_events import (
     DAY,
     Known,
-    keyed,
+    Part,
     refuse_mixed_keys,
     refuse_repeats,
     refuse_unknown,
@@ -38,8 +39,8 @@ AGE, NEXT = "__age", "__next"
 EVER = range(100_000)
 """Ages of all history."""
 IN_ORDER = "in-memory"
-"""The engine that adds numbers up in one order, so that the same data give the same bytes; streaming does not. Joins and groups
-may change the order of rows, hence the sorting before sums."""
+"""The engine that keeps the order of rows in groups, so that the same data give the same bytes; streaming does not. Joins and
+groups may change the order of rows, hence the sorting before sums."""
 PER_ROW = {"StringExpr", "TemporalExpr", "Boolean", "Sql", "Abs", "Coalesce", "FillNull", "MaxHorizontal", "MinHorizontal"}
 """Polars' names of functions that look at one row only."""
 YEAR = {"week_of_year": 52.1775, "day_of_year": 365.2425}
@@ -51,6 +52,8 @@ def point_in_time(
 ) -> pl.DataFrame:
     """One row per entity and cutoff, sorted by cutoff and entity: the entity's key, `cutoff`, `target`, the features.
 
+    Made in parts of the entities, see entity_partitions: the same to the bit for any number of them.
+
     `times`: table -> its time column. Numbers are Float64, categories String. The cutoff `as_of` is among them, its `target`
     null; every `target` is null where the section names none. No event after a row's cutoff has a part in its features.
     Raises ParamsError for a column, feature or condition that cannot be, LeakError for one that looks past its cutoff, and
@@ -60,10 +63,28 @@ def point_in_time(
     cutoffs = list_cutoffs(section, as_of)
     refuse_mixed_keys(known.entity, tables)
     definitions = _define(known, section, cutoffs[0])
-    rows = _population(known, section, cutoffs)
+    parts = entity_partitions.each(_rows_of, (known, section, definitions, cutoffs), _events(known))
+    rows = pl.concat(parts).sort(CUTOFF, section.entity)
     log.info("%d rows at %d cutoffs from %s to %s", len(rows), len(cutoffs), cutoffs[0], as_of)
+    _refuse_no_rows(rows, known, section, cutoffs)
     if section.target:
-        rows = _label(known, rows, section.target, section.horizon_days, cutoffs)
+        _refuse_one_answer(rows[TARGET].drop_nulls(), section.target)
+    return rows
+
+
+def _events(known: Known) -> int:
+    """Number of events of all entities, about."""
+    tables = [known.tables[name] for name in known.tables if known.is_events(name)]
+    return sum(int(each.select(pl.len()).collect().item()) for each in tables)
+
+
+def _rows_of(shared: tuple[Known, Features, "Definitions", Sequence[date]], part: Part) -> pl.DataFrame:
+    """The rows of the entities of `part`."""
+    known, section, definitions, cutoffs = shared
+    known = replace(known, part=part)
+    rows = _entities(known, section, cutoffs)
+    if section.target:
+        rows = _targets(known, rows, section.target, section.horizon_days, cutoffs)
     return _build(known, section, definitions, rows, cutoffs)
 
 
@@ -318,8 +339,8 @@ def _parts(name: str, measure: Measure) -> list[pl.Expr]:
         return [pl.when(measure.where).then(pl.col(DAY)).count().alias(f"n{name}")]
     value = pl.when(measure.where).then(measure.value)
     parts = {
-        "sum": {"s": value.sum()},
-        "mean": {"s": value.sum(), "n": value.count()},
+        "sum": {"s": _sum(value)},
+        "mean": {"s": _sum(value), "n": value.count()},
         "min": {"m": value.min()},
         "max": {"m": value.max()},
         "std": {"n": value.count(), "m": value.mean(), "q": value.var(ddof=0) * value.count()},
@@ -330,14 +351,14 @@ def _parts(name: str, measure: Measure) -> list[pl.Expr]:
 def _total(name: str, function: str) -> pl.Expr:
     """The number for many days from the parts of each; deviations add up as in Chan, Golub and LeVeque (1979)."""
     n, s, m, q = (pl.col(f"{letter}{name}") for letter in "nsmq")
-    number, mean = n.sum(), (n * m).sum() / n.sum()
+    number, mean = n.sum(), _sum(n * m) / n.sum()
     totals = {
         "count": number,
-        "sum": s.sum(),
-        "mean": pl.when(number > 0).then(s.sum() / number),
+        "sum": _sum(s),
+        "mean": pl.when(number > 0).then(_sum(s) / number),
         "min": m.min(),
         "max": m.max(),
-        "std": pl.when(number > 1).then(((q + n * (m - mean) ** 2).sum() / (number - 1)).sqrt()),
+        "std": pl.when(number > 1).then((_sum(q + n * (m - mean) ** 2) / (number - 1)).sqrt()),
         "days_since_last": pl.col(AGE).filter(n > 0).min(),
         "days_since_first": pl.col(AGE).filter(n > 0).max(),
     }
@@ -359,7 +380,17 @@ def _direct(measure: Measure) -> pl.Expr:
         return ages.get(measure.function, pl.len())
     if measure.function == "n_unique":
         return pl.col(measure.column).drop_nulls().n_unique()
-    return getattr(measure.value, measure.function)()
+    return {"sum": _sum, "mean": _mean}.get(measure.function, lambda value: getattr(value, measure.function)())(measure.value)
+
+
+def _sum(value: pl.Expr) -> pl.Expr:
+    """Of the values of a group as a list: Expr.sum adds in another order in a frame of another size."""
+    known = value.drop_nulls()
+    return pl.when(known.len() > 0).then(known.implode().list.sum()).otherwise(0.0)  # that of an empty list is -0.0
+
+
+def _mean(value: pl.Expr) -> pl.Expr:
+    return value.drop_nulls().implode().list.mean()
 
 
 def _distinct(events: pl.LazyFrame, entity: str, measure: Measure, cutoffs: Sequence[date]) -> Iterator[pl.DataFrame]:
@@ -393,23 +424,15 @@ def _population_tables(known: Known, section: Features) -> list[str]:
     return [section.population.table] if section.population else [each for each in known.tables if known.is_events(each)]
 
 
-def _population(known: Known, section: Features, cutoffs: Sequence[date]) -> pl.DataFrame:
-    """The same. Raises DataError if no entity has a row at a cutoff with labels."""
-    rows, chosen, tables = _entities(known, section, cutoffs), section.population, _population_tables(known, section)
+def _refuse_no_rows(rows: pl.DataFrame, known: Known, section: Features, cutoffs: Sequence[date]) -> None:
+    """Refuse rows without one at a cutoff with labels."""
+    chosen, tables = section.population, _population_tables(known, section)
     if rows.filter(pl.col(CUTOFF) < known.as_of).is_empty():
         when = f"in the {chosen.within_days} days up to" if chosen else "before"
         raise DataError(
             f"population: no {known.entity} has an event in {', '.join(tables)} {when} any of {len(cutoffs) - 1} cutoffs "
             f"({cutoffs[0]} to {cutoffs[-2]}). Move cutoffs.first, or look further back with population.within_days."
         )
-    return rows
-
-
-def _label(known: Known, rows: pl.DataFrame, target: Target, horizon_days: int, cutoffs: Sequence[date]) -> pl.DataFrame:
-    """`rows` with `target`, null where the days that it looks at are not all known; refused where all labels are the same."""
-    rows = _targets(known, rows, target, horizon_days, cutoffs)
-    _refuse_one_answer(rows[TARGET].drop_nulls(), target)
-    return rows
 
 
 def targets(
@@ -506,7 +529,7 @@ def _attach(known: Known, rows: pl.DataFrame, attributes: Attributes) -> pl.Data
     schema = facts.collect_schema()
     chosen = [_fact(table, column, schema[column]) for column in attributes.columns]
     dated = [pl.col(DAY)] if DAY in schema else []
-    rows = rows.join(keyed(facts, known.entity).select(known.entity, *chosen, *dated).collect(), on=known.entity, how="left")
+    rows = rows.join(known.own(facts).select(known.entity, *chosen, *dated).collect(), on=known.entity, how="left")
     if dated:
         _refuse_leak(rows, attributes)
     return rows.drop(DAY, strict=False)

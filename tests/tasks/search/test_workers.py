@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from evergreen.tasks.core import library_warnings
+from evergreen.tasks.core import dask_cluster, library_warnings
 from evergreen.tasks.core.errors import UnavailableError
 from evergreen.tasks.problems.base import Config
 from evergreen.tasks.search import workers
@@ -58,7 +58,7 @@ def test_a_search_finds_the_same_here_in_two_processes_and_on_a_cluster(
 ) -> None:
     here = run_search(searching(batch_size=3, workers=1), tmp_path / "pay-a.log")
     beside = run_search(searching(batch_size=3, workers=2), tmp_path / "pay-bb.log")
-    monkeypatch.setenv(workers.DASK, cluster.scheduler_address)
+    monkeypatch.setenv(dask_cluster.ADDRESS, cluster.scheduler_address)
     away = run_search(searching(batch_size=3, workers=2), tmp_path / "pay-ccc.log")
     assert len(configs(here)) == 12
     assert configs(here) == configs(beside) == configs(away)
@@ -79,7 +79,7 @@ def test_warnings_of_worker_processes_are_counted_and_not_printed(capfd: pytest.
 
 
 def test_a_cluster_is_used_where_the_environment_names_one(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(workers.DASK, cluster.scheduler_address)
+    monkeypatch.setenv(dask_cluster.ADDRESS, cluster.scheduler_address)
     there = available_workers(4, None, Clock(None))
     processes = {float(nanny.pid) for nanny in cluster.workers.values()}
     found = list(there.run(where, asked(4), None))
@@ -88,7 +88,7 @@ def test_a_cluster_is_used_where_the_environment_names_one(cluster: Any, monkeyp
 
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "DASK_TIMEOUT", "0.5s")
+    monkeypatch.setattr(dask_cluster, "WAIT", "0.5s")
     away = Workers(2, address="tcp://127.0.0.1:9")
     with pytest.raises(UnavailableError, match=r"EVERGREEN_DASK = tcp://127\.0\.0\.1:9: no scheduler answers .*or unset it"):
         list(away.run(where, asked(2), None))

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from evergreen.tasks.core import dask_cluster
 from evergreen.tasks.core.errors import UnavailableError
 from evergreen.tasks.problems.recommender import dask_partitions, interactions
 from evergreen.tasks.problems.recommender.candidate_generation import BLOCK, Candidates
@@ -71,7 +72,7 @@ def test_a_cluster_gives_the_same_candidates_lists_scores_and_ranker_to_the_bit(
     monkeypatch.setattr(dask_partitions, "PARTITION", BLOCK)
     monkeypatch.setattr(interactions, "MAX_SHARED_USERS", 0)
     here = answers(world, model)
-    monkeypatch.setenv(dask_partitions.ADDRESS, cluster.scheduler_address)
+    monkeypatch.setenv(dask_cluster.ADDRESS, cluster.scheduler_address)
     before = executed(cluster)
     there = answers(world, model)
     assert all(now > then for now, then in zip(executed(cluster), before, strict=True))
@@ -108,7 +109,7 @@ def test_the_ranker_of_a_large_shop_learns_from_drawn_users_alone_and_from_the_s
 
 def test_a_scheduler_that_does_not_answer_is_named(world, model, monkeypatch):
     monkeypatch.setattr(dask_partitions, "PARTITION", BLOCK)
-    monkeypatch.setattr(dask_partitions, "WAIT", "1s")
-    monkeypatch.setenv(dask_partitions.ADDRESS, "tcp://127.0.0.1:9")
+    monkeypatch.setattr(dask_cluster, "WAIT", "1s")
+    monkeypatch.setenv(dask_cluster.ADDRESS, "tcp://127.0.0.1:9")
     with pytest.raises(UnavailableError, match=r"EVERGREEN_DASK = tcp://127\.0\.0\.1:9: no scheduler answers .*or unset it"):
         dask_partitions.propose(*known(world, model))
