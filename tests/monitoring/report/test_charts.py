@@ -173,3 +173,12 @@ def test_texts_of_a_chart_are_those_of_its_table():
     said = Tree(str(chart.svg)).said
     for text in ('a id="b" #0f0010', "0.413", "0.0123", "0.0456"):
         assert text in said
+
+
+def test_no_rule_of_the_console_changes_the_marks_of_the_pages_that_it_shows():
+    drawn = set(re.findall(r"svg\.([\w-]+)", (ROOT / "monitoring" / "templates" / "style.css").read_text()))
+    rules = re.findall(
+        r"(?:^|[,}])\s*\.([\w-]+)", (ROOT / "flows" / "templates" / "console" / "console.css").read_text(), re.MULTILINE
+    )
+    assert drawn
+    assert not drawn & set(rules)
