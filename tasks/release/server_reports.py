@@ -48,6 +48,8 @@ SERVERS = sa.Table(
 )
 SERVER_TIMEOUT = timedelta(seconds=60)
 """A server without a report for so long counts as dead."""
+KEPT = timedelta(days=1)
+"""How long the reports of a dead server are kept at least."""
 
 FINEST = 1e-5
 """Seconds: the first bucket of a latency histogram holds what took no longer."""
@@ -156,10 +158,11 @@ class ServerReports:
         values = report.model_dump()
         self._put(SERVERS, {key: values.pop(key) for key in ("server", "problem")}, values)
 
-    def remove(self, server: str) -> None:
-        """Remove the reports of a server that stops."""
+    def remove(self, server: str, now: datetime | None = None) -> None:
+        """Remove the reports of a server that stops, and those of servers that were killed a day ago or earlier."""
+        old = SERVERS.c.at < (now or datetime.now(UTC)) - KEPT
         with self._transaction() as link:
-            link.execute(sa.delete(SERVERS).where(SERVERS.c.server == server))
+            link.execute(sa.delete(SERVERS).where(sa.or_(SERVERS.c.server == server, old)))
 
     def servers(self, problem: str, now: datetime | None = None) -> list[ServerReport]:
         """The newest report on `problem` of each server that is alive."""

@@ -571,9 +571,18 @@ def test_what_servers_say_is_known_as_long_as_they_live(rollouts: Rollouts):
     rollouts.reports.write(later)
     assert rollouts.reports.servers("redeem", now) == [said[0], later]
     assert rollouts.reports.servers("redeem", now + timedelta(seconds=61)) == [later]
-    rollouts.reports.remove("b")
+    rollouts.reports.remove("b", now)
     assert rollouts.reports.servers("redeem", now) == [said[0]]
     assert rollouts.reports.servers("spend", now) == []
+
+
+def test_the_reports_of_killed_servers_go_when_another_one_stops_a_day_later(rollouts: Rollouts):
+    now = datetime(2026, 5, 3, 12, tzinfo=UTC)
+    rollouts.reports.write(ServerReport(server="a", problem="redeem", champion=1, candidate=2, error=None, at=now))
+    rollouts.reports.remove("b", now + timedelta(hours=23))
+    assert len(rollouts.reports.servers("redeem", now)) == 1
+    rollouts.reports.remove("b", now + timedelta(hours=25))
+    assert rollouts.reports.servers("redeem", now) == []
 
 
 def predictions(stands: RolloutState, right: dict[str, float], shadow: bool = False) -> Iterator[Prediction]:
