@@ -269,7 +269,8 @@ class MlflowStore:
             if not isinstance(error, OSError | MlflowException) and not _is_of_s3(error):
                 raise
             text = " ".join(str(error).split())[:200]
-            raise ModelError(f"{problem} v{version}: cannot read {source}: {text}. Roll back, or train again.") from error
+            advice = "Check AWS_ENDPOINT_URL and the keys, roll back" if source.startswith("s3://") else "Roll back"
+            raise ModelError(f"{problem} v{version}: cannot read {source}: {text}. {advice}, or train again.") from error
 
     def folder(self, problem: str, version: int) -> Path | None:
         """The folder of a version's files; None where they are not in a folder of this machine."""

@@ -48,7 +48,9 @@ def test_a_store_that_refuses_or_is_gone_is_one_line(shop: Layout, s3: str, monk
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", gone)
     with pytest.raises(ModelError, match=r"Could not connect to the endpoint URL.*AWS_ENDPOINT_URL") as dead:
         projects.register(shop, "dear", "logistic", C=0.5)
-    assert "\n" not in f"{refused.value}{dead.value}"
+    with pytest.raises(ModelError, match=r"dear v1: cannot read .*s3://.*Check AWS_ENDPOINT_URL") as unread:
+        registry._store.download("dear", 1, "MLmodel", str(shop.var))
+    assert "\n" not in f"{refused.value}{dead.value}{unread.value}"
 
 
 def test_dvc_keeps_data_in_the_store(s3: str, tmp_path: Path):
