@@ -334,12 +334,13 @@ def test_a_page_of_another_origin_is_denied(live):
         assert "access-control-allow-origin" not in reply.headers
 
 
-def test_an_internal_error_is_logged_and_not_shown(live, monkeypatch, caplog):
+@pytest.mark.parametrize(("method", "indent"), [("predict_json", None), ("predict_one", 1)])
+def test_an_internal_error_is_logged_and_not_shown(live, method, indent, monkeypatch, caplog):
     def fail(*_: Any) -> Any:
         raise RuntimeError("secret at /etc/evergreen")
 
-    monkeypatch.setattr(live.app.service, "predict_one", fail)
-    reply = live.client.post("/v1/predict/dear", json=ROW)
+    monkeypatch.setattr(live.app.service, method, fail)
+    reply = live.client.post("/v1/predict/dear", content=json.dumps(ROW, indent=indent))
     assert reply.status_code == 500
     assert reply.json() == {"error": "internal error; see the server's log"}
     assert "secret at /etc/evergreen" in caplog.text
