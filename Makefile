@@ -6,7 +6,7 @@ ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 
 ifneq ($(CURDIR),$(ROOT))
 
-install demo test check check-images docs bench bench-recommend bench-automl bench-serve bench-ledger soak bench-monitor bench-statistics plots lock clean:
+install demo test check check-images docs bench bench-recommend bench-automl bench-serve bench-ledger bench-scale soak bench-monitor bench-statistics plots lock clean:
 	@$(MAKE) --no-print-directory -C "$(ROOT)" $@
 
 else
@@ -85,6 +85,9 @@ bench-serve: install  ## the server beside MLflow's, BentoML and MLServer on the
 bench-ledger: install  ## a ledger of 5 million predictions: a day's monitoring, cohorts, retention, waits of other writers; a quarter of an hour
 	@python -m bench.ledger
 
+bench-scale: install  ## how each step of a training grows, with 1, 3 and 10 times the store; a quarter of an hour
+	@python -m bench.scale
+
 soak: install  ## twenty minutes of mixed load and faults on the server; as root it fills a disk too, with PostgreSQL it crashes the database
 	@python -m bench.soak
 
@@ -103,4 +106,4 @@ clean:  ## all that runs have made; the environment and git's files stay
 
 endif
 
-.PHONY: install demo test check check-images docs bench bench-recommend bench-automl bench-serve bench-ledger soak bench-monitor bench-statistics plots lock clean
+.PHONY: install demo test check check-images docs bench bench-recommend bench-automl bench-serve bench-ledger bench-scale soak bench-monitor bench-statistics plots lock clean
