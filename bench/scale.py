@@ -57,9 +57,8 @@ def project(folder: Path, scale: int, seed: int = 0) -> int:
         lines = max(lines, table.height)
         table.write_parquet(folder / "data-in" / f"{name}.parquet")
         given["parquet"] = f"data-in/{name}.parquet"
-    params["problems"] = {PROBLEM: params["problems"][PROBLEM]}
-    for other in ("recommend", "spend", "segments"):
-        del params[other]
+    for other in set(params["problems"]) - {PROBLEM}:
+        del params["problems"][other], params[other]
     params[PROBLEM]["tune"] = {"models": ["lightgbm"], "method": "random", "n_trials": 1, "folds": 2}
     params[PROBLEM]["evaluate"]["diagnose_seconds"] = 0
     with (folder / "params.yaml").open("w") as file:

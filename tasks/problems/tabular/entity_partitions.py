@@ -22,7 +22,7 @@ MEMORY = "EVERGREEN_MEMORY_MB"
 """Environment: megabytes that the events of one part may take."""
 MEMORY_MB = 1000
 BYTES_PER_EVENT = 250
-"""While 70 features are made at 10 cutoffs, measured on the worked example; more cutoffs and features take more."""
+"""While 70 features are made at 22 cutoffs, measured on the worked example; more cutoffs and features take more."""
 
 
 def count(events: int) -> int:

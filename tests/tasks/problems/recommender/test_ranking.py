@@ -211,8 +211,8 @@ def test_what_one_user_gets_alone_is_what_he_gets_among_many(few, prepared, monk
         for at in (3, 8):
             np.testing.assert_allclose(ease.score(rows[[at]], own[[at]])[0], together[at], atol=1e-4)
             np.testing.assert_allclose(similar.score(rows[[at]], own[[at]])[0], lent[at], atol=1e-6)
-            stranger = ease.score(rows[[at]], np.array([-1]))[0]
-            np.testing.assert_allclose(stranger, ease.score(rows[[at, at]], np.array([-1, at]))[0], atol=1e-4)
+            anonymous = ease.score(rows[[at]], np.array([-1]))[0]
+            np.testing.assert_allclose(anonymous, ease.score(rows[[at, at]], np.array([-1, at]))[0], atol=1e-4)
 
 
 @settings(max_examples=100, deadline=None)
