@@ -22,6 +22,7 @@ from evergreen.serving.row_validation import RowValidator
 from evergreen.tasks.config.params import Features, Params
 from evergreen.tasks.core.errors import EvergreenError, ModelError, RequestError
 from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.data import received_rows
 from evergreen.tasks.data.snapshot import resolve_as_of
 from evergreen.tasks.problems.tabular import point_in_time
 
@@ -49,7 +50,7 @@ class FreshFeatures:
         self._params, self._problem, self._layout, self._section = params, problem, layout, section
         self._log, self._clock = rows, clock
         self._times = {name: params.ingest[name].time for name in section.tables}
-        self._zone = _zone(params, section.event_tables)
+        self._zone = business_zone(params, section.event_tables)
         self._updating = threading.Lock()
         self._written: Mapping[str, int] = {}
         self._failure = ""
@@ -131,7 +132,19 @@ class FreshFeatures:
         self._events = {name: tables[name] for name in self._section.event_tables}
         self._others = {name: frame.collect().lazy() for name, frame in tables.items() if name not in self._events}
         self._schemas = {name: frame.collect_schema() for name, frame in self._events.items()}
+        self._unique = {name: list(self._params.validate_[name].unique) for name in self._events}
+        self._aside = {name: self._set_aside(name) for name in self._events}
         self._validator = RowValidator(self._params, self._section.entity, self._schemas, self._zone)
+
+    def _set_aside(self, table: str) -> pl.DataFrame | None:
+        """The keys of the rows that validate set aside: a received row among them does not count here either."""
+        path = self._layout.quarantine(table)
+        if not path.is_file():
+            return None
+        found = pl.read_parquet(path, columns=self._unique[table], glob=False).cast(
+            {name: self._schemas[table][name] for name in self._unique[table]}
+        )
+        return found.unique()
 
     def _build_all(self) -> None:
         """Build the rows of all entities, from the tables and all received rows."""
@@ -172,9 +185,10 @@ class FreshFeatures:
         whole = stored.collect()
         if not rows:
             return whole.lazy()
-        unique = list(self._params.validate_[table].unique)
-        new = _frame_of(rows, self._schemas[table]).unique(unique, keep="first", maintain_order=True)
-        return pl.concat([whole, new.join(whole, on=unique, how="anti", maintain_order="left")]).lazy()
+        new = received_rows.lacking(received_rows.frame(rows, self._schemas[table]), whole.lazy(), self._unique[table])
+        if (aside := self._aside[table]) is not None:
+            new = new.join(aside, on=self._unique[table], how="anti", maintain_order="left")
+        return pl.concat([whole, new]).lazy()
 
     def _today(self) -> date:
         return self._params.project.as_of or self._clock().astimezone(self._zone).date()
@@ -185,18 +199,7 @@ class FreshFeatures:
         return {name: path.stat().st_mtime_ns for name, path in paths.items() if path.is_file()}
 
 
-def _zone(params: Params, tables: Iterable[str]) -> tzinfo:
+def business_zone(params: Params, tables: Iterable[str]) -> tzinfo:
     """The time zone of the business, by the first table that names one."""
     named = (params.ingest[name].local_timezone for name in tables)
     return next((ZoneInfo(each) for each in named if each), UTC)
-
-
-def _frame_of(rows: Sequence[Mapping[str, Any]], schema: pl.Schema) -> pl.DataFrame:
-    """Received rows with the columns and types of their table."""
-    read = {name: pl.String() if kind.is_temporal() else kind for name, kind in schema.items()}
-    times = [
-        pl.col(name).str.to_date() if kind == pl.Date else pl.col(name).str.to_datetime().cast(kind)
-        for name, kind in schema.items()
-        if kind.is_temporal()
-    ]
-    return pl.DataFrame(rows, schema=read).with_columns(times)

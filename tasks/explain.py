@@ -12,6 +12,7 @@ import polars as pl
 
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Params, Section, Tabular
+from evergreen.tasks.core import received_counts
 from evergreen.tasks.core.paths import MODEL, Layout, read_json, writing
 from evergreen.tasks.explanation.column_values import MAX_COLUMNS
 from evergreen.tasks.explanation.error_slices import find_error_slices
@@ -169,6 +170,7 @@ def _card(params: Params, problem: str, layout: Layout, explanation: dict[str, A
         diagnosis=read_json(diagnosis) if diagnosis.exists() else {},
         explanation=explanation,
         costs=_step_costs(layout, problem),
+        received=received_counts.read(layout.features(problem)),
     )
 
 

@@ -6,6 +6,7 @@ from datetime import date
 import polars as pl
 
 from evergreen.tasks.config.params import Params, Section
+from evergreen.tasks.core import received_counts
 from evergreen.tasks.core.errors import DataError, ParamsError, SourceError
 from evergreen.tasks.core.paths import Layout, writing
 from evergreen.tasks.data import received_events
@@ -45,7 +46,8 @@ def run(params: Params, problem: str, layout: Layout) -> Result:
     except DataError as error:
         raise type(error)(f"{problem}: {error}") from error
     folder = layout.features(problem)
-    _write(layout, problem, frames)
+    counts = received_counts.read(layout.table("any").parent)
+    _write(layout, problem, frames, {name: counts.get(name, 0) for name in section.features.tables})
     for name, frame in frames.items():
         log.info("%s: %s: %d rows, %d columns", problem, name, frame.height, frame.width)
     return Result(
@@ -63,8 +65,10 @@ def _scan(layout: Layout, table: str) -> pl.LazyFrame:
     return pl.scan_parquet(path)
 
 
-def _write(layout: Layout, problem: str, frames: dict[str, pl.DataFrame]) -> None:
+def _write(layout: Layout, problem: str, frames: dict[str, pl.DataFrame], received: dict[str, int]) -> None:
+    """`received`: table -> how many of its rows servers received."""
     with writing(layout.features(problem)) as scratch:
         scratch.mkdir()
         for name, frame in frames.items():
             frame.write_parquet((scratch / name).with_suffix(".parquet"))
+        received_counts.write(scratch, received)

@@ -1,5 +1,5 @@
-"""The ingest stage: sources -> data/raw, one Parquet file per table, in local time, with the rows known at `as_of`; beside them
-the purchases that the server received (see data.received_events).
+"""The ingest stage: sources -> data/raw, one Parquet file per table, in local time, with the rows known at `as_of`; in them the
+rows that the server received (see data.received_rows), beside them its purchases (see data.received_events).
 
 The folder is replaced as a whole or not at all. The same input gives the same bytes (for a query: the same rows in the same
 order).
@@ -15,7 +15,7 @@ import polars as pl
 from evergreen.tasks.config.params import Params, Section, Source
 from evergreen.tasks.core.errors import DataError
 from evergreen.tasks.core.paths import Layout, write_json, writing
-from evergreen.tasks.data import received_events
+from evergreen.tasks.data import received_events, received_rows, source_lock
 from evergreen.tasks.data.conversion import CONTRACT, type_of
 from evergreen.tasks.data.readers import ROW_GROUP, Read, describe, read_table
 from evergreen.tasks.data.snapshot import choose_as_of, facts_file, file_stats, file_stats_file, raw_folder
@@ -42,6 +42,7 @@ def run(params: Params, problem: str | None, layout: Layout) -> Ingested:
     Raises SourceError if a table cannot be read as configured, and DataError if no row is known at `as_of`, or `as_of` is
     after today.
     """
+    source_lock.report_missing(layout)
     stats, folder = file_stats(params, layout), raw_folder(layout)
     with writing(folder) as new:
         staging = new.parent / "staging"
@@ -50,7 +51,13 @@ def run(params: Params, problem: str | None, layout: Layout) -> Ingested:
         tables = {name: read_table(name, source, layout.root, staging) for name, source in params.ingest.items()}
         newest = {name: _newest_day(table.rows, params.ingest[name].time) for name, table in tables.items()}
         as_of = choose_as_of(params.project.as_of, newest)
-        facts = {name: _write(name, table, params.ingest[name], as_of, new) for name, table in tables.items()}
+        exports = {name: table.rows for name, table in tables.items()}
+        received = received_rows.read(params, layout, exports)
+        if not params.project.as_of:
+            as_of = received_rows.last_day(params, as_of, received, exports)
+        facts = {
+            name: _write(name, table, params.ingest[name], as_of, new, received.get(name)) for name, table in tables.items()
+        }
         _check_rows_left(params, facts, as_of)
         events = received_events.copy(received_events.snapshots(params, layout), new, params.project.as_of)
         for name, count in events.items():
@@ -70,22 +77,42 @@ def _newest_day(table: pl.LazyFrame, time: str | None) -> date | None:
     return table.select(pl.col(time).max().cast(pl.Date)).collect().item() if time else None
 
 
-def _write(name: str, table: Read, source: Source, as_of: date, to: Path) -> dict[str, Any]:
-    """Write the rows known at `as_of`. Rows without a time are kept; validation judges them."""
+def _write(
+    name: str, table: Read, source: Source, as_of: date, to: Path, received: pl.DataFrame | None = None
+) -> dict[str, Any]:
+    """Write the rows known at `as_of`, then those of `received`. Rows without a time are kept; validation judges them."""
     rows = table.rows
     read = rows.select(pl.len()).collect().item()
+    day = pl.col(source.time).cast(pl.Date) if source.time else pl.lit(None, pl.Date)
+    known = day.is_null() | (day <= as_of)
+    told = None if received is None else received.filter(known)
     if source.time:
-        day = pl.col(source.time).cast(pl.Date)
-        rows = rows.filter(day.is_null() | (day <= as_of))
+        rows = rows.filter(known)
+    if told is not None:
+        rows = pl.concat([rows, told.lazy()])
     path = to / f"{name}.parquet"
     rows.sink_parquet(path, compression="zstd", row_group_size=ROW_GROUP, maintain_order=True)
-    kept = pl.scan_parquet(path, glob=False).select(pl.len()).collect().item()
+    kept = pl.scan_parquet(path, glob=False).select(pl.len()).collect().item() - (0 if told is None else len(told))
     late = f", {read - kept:,} after {as_of} left out" if read > kept else ""
     log.info("ingest: %s: %s rows%s", name, f"{kept:,}", late)
     types = {column: kind for column, held in rows.collect_schema().items() if (kind := type_of(held))}
-    facts = {"source": describe(source), "time": source.time, "rows_read": read, "rows": kept, "left_out": read - kept}
+    counts = {"rows_read": read, "rows": kept, "left_out": read - kept}
+    if received is not None and told is not None:
+        counts |= {"rows": kept + len(told), "received": len(told), "waiting": len(received) - len(told)}
+        _report_received(name, counts, as_of)
+    facts = {"source": describe(source), "time": source.time, **counts}
     contract = table.source.model_dump(mode="json", include=set(CONTRACT), exclude_defaults=True)
     return {**facts, "contract": {**contract, "types": types}, "notes": list(table.notes)}
+
+
+def _report_received(name: str, counts: dict[str, int], as_of: date) -> None:
+    log.info("ingest: %s: %s more rows that the server received", name, f"{counts['received']:,}")
+    if counts["waiting"]:
+        log.warning(
+            "ingest: %s: %s rows that the server received after %s wait until an export or project.as_of reaches their days: "
+            "they are of fewer than half of the usual number of entities, or project.as_of is earlier",
+            name, f"{counts['waiting']:,}", as_of,
+        )  # fmt: skip
 
 
 def _check_rows_left(params: Params, facts: dict[str, dict[str, Any]], as_of: date) -> None:

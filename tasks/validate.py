@@ -13,9 +13,10 @@ from typing import Any
 import polars as pl
 
 from evergreen.tasks.config.params import Params, Rules, Section
+from evergreen.tasks.core import received_counts
 from evergreen.tasks.core.errors import DataError, ParamsError, ProjectError
 from evergreen.tasks.core.paths import Layout, write_json, writing
-from evergreen.tasks.data import received_events
+from evergreen.tasks.data import received_events, snapshot
 from evergreen.tasks.data.great_expectations import check_expectations, render_pages, run_expectations, silence
 from evergreen.tasks.data.rules import ROW, Outcome, add_rule_columns, check_builtin_rules, failed_rules
 
@@ -33,6 +34,10 @@ class Counts(Section):
     quarantined: int
     duplicates: int
     """Dropped copies of an earlier row."""
+    received: int = 0
+    """Of those read, the rows that servers received."""
+    received_quarantined: int = 0
+    """Of the quarantined, the rows that servers received. They do not count towards max_bad_share: no export can mend them."""
     warnings: int
     """Failed rules of severity warning."""
 
@@ -80,6 +85,8 @@ def run(params: Params, problem: str | None, layout: Layout) -> Validated:
             _log_counts(name, checked)
             done[name] = Checked(checked.kept.clear(), checked.quarantined.clear(), *_without_rows(checked))
         received_events.copy(received_events.raw(params, layout), good)
+        counts = {name: checked.counts for name, checked in done.items()}
+        received_counts.write(good, {name: each.received - each.received_quarantined for name, each in counts.items()})
         _write_report(layout.validation, params, done)
         problems = [each for name in params.ingest for each in done[name].problems]
         if problems:
@@ -123,13 +130,20 @@ def _check_file(name: str, params: Params, layout: Layout, checked: Path) -> Che
     for reference in rules.references.values():
         table = reference.to.split(".")[0]
         known[table] = pl.read_parquet(checked / f"{table}.parquet", glob=False)
-    return check(name, pl.read_parquet(raw, glob=False), rules, params.ingest[name].time, known)
+    received = snapshot.received_count(layout, name)
+    return check(name, pl.read_parquet(raw, glob=False), rules, params.ingest[name].time, known, received)
 
 
 def _log_counts(name: str, checked: Checked) -> None:
     counts = checked.counts
     numbers = (f"{n:,}" for n in (counts.kept, counts.read, counts.quarantined))
     log.info("validate: %s: %s of %s rows kept, %s quarantined", name, *numbers)
+    if counts.received_quarantined:
+        log.warning(
+            "validate: %s: %s rows that the server received are set aside, see data/quarantine; withdraw them with evergreen "
+            "events, or correct them in an export",
+            name, f"{counts.received_quarantined:,}",
+        )  # fmt: skip
     if counts.duplicates:
         log.info("validate: %s: %s duplicates dropped", name, f"{counts.duplicates:,}")
     for outcome in checked.outcomes:
@@ -138,11 +152,17 @@ def _log_counts(name: str, checked: Checked) -> None:
 
 
 def check(
-    name: str, table: pl.DataFrame, rules: Rules, time: str | None = None, known: Mapping[str, pl.DataFrame] | None = None
+    name: str,
+    table: pl.DataFrame,
+    rules: Rules,
+    time: str | None = None,
+    known: Mapping[str, pl.DataFrame] | None = None,
+    received: int = 0,
 ) -> Checked:
     """Check `table` against `rules` and the built-in rules: numbers are finite, `time` is present.
 
-    `known`: validated tables that `rules.references` name. Always kept + quarantined + duplicates = read.
+    `known`: validated tables that `rules.references` name. `received`: how many rows at the end servers
+    received. Always kept + quarantined + duplicates = read.
     Raises ParamsError for an invalid SQL expression.
     """
     rows = table.with_row_index(ROW, 1)
@@ -162,6 +182,8 @@ def check(
         quarantined=len(quarantined),
         duplicates=len(table) - len(rows),
         warnings=sum(not outcome.passed and outcome.severity == "warning" for outcome in outcomes),
+        received=received,
+        received_quarantined=int(rows.select(broken.is_not_null() & (pl.col(ROW) > len(table) - received)).sum().item()),
     )
     if counts.read != counts.kept + counts.quarantined + counts.duplicates:
         raise AssertionError(f"{name}: the counts of rows do not add up: {counts}")
@@ -178,11 +200,12 @@ def _problems(name: str, rules: Rules, counts: Counts, outcomes: tuple[Outcome, 
             yield f'{where}: rule "{outcome.name}": {outcome.problem}. {ADVICE} under validate.{name}.'
         elif outcome.severity == "error" and outcome.level == "table" and not outcome.passed:
             yield f"{where}: {_finding(outcome)}. {ADVICE} under validate.{name}.expectations."
-    if counts.quarantined > rules.max_bad_share * counts.read:
+    quarantined, read = counts.quarantined - counts.received_quarantined, counts.read - counts.received
+    if quarantined > rules.max_bad_share * read:
         failed = [each for each in outcomes if each.severity == "error" and each.level == "row" and not each.passed]
         worst = max(failed, key=lambda each: each.failed or 0)
-        all_rules = f"; {counts.quarantined:,} rows break {len(failed)} rules" if len(failed) > 1 else ""
-        share = counts.quarantined / counts.read
+        all_rules = f"; {quarantined:,} rows break {len(failed)} rules" if len(failed) > 1 else ""
+        share = quarantined / read
         yield (
             f"{where}: {_finding(worst)}{all_rules}. "
             f"{FIX}, or raise validate.{name}.max_bad_share (now {rules.max_bad_share:g}) above {share:.2g}."

@@ -11,7 +11,7 @@ from evergreen.tasks.core.errors import EvergreenError
 
 GROUPS = {
     "Start": ("demo", "init", "params", "doctor"),
-    "Train": ("train", "retrain", "backtest"),
+    "Train": ("train", "refresh", "retrain", "backtest"),
     "Predict": ("score", "serve", "recommend", "events", "labels", "keys", "export"),
     "Operate": ("console", "monitor", "suggestion", "schedule", "rollout", "rollback", "prune", "upgrade"),
     "Inspect": ("status", "history", "why", "cohorts", "reproduce", "report"),

@@ -30,6 +30,8 @@ IGNORED = (
     "/data/quarantine/",
     "/data/features/",
     "/data/scores/",
+    "/data/events/",
+    "/data/received/",
     "/models/",
     "/reports/",
     "/dvc_plots/",

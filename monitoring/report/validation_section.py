@@ -33,6 +33,8 @@ class Table:
     kept: int | None
     quarantined: int | None
     duplicates: int | None
+    received: int
+    """Rows among those read that servers received."""
     rules: list[Rule]
     errors: int
     warnings: int
@@ -61,6 +63,7 @@ def _table(layout: Layout, name: str, result: Mapping[str, Any]) -> Table:
         kept=result.get("kept"),
         quarantined=result.get("quarantined"),
         duplicates=result.get("duplicates"),
+        received=result.get("received") or 0,
         rules=sorted(rules, key=lambda rule: (rule.ok, rule.severity == "warning")),
         errors=len(failed) - warnings,
         warnings=warnings,

@@ -141,6 +141,16 @@ class FeatureSource(Section):
         return None
 
     @property
+    def event_tables(self) -> list[str]:
+        """The tables whose rows are events of an entity, without duplicates. Empty: none takes rows from a server."""
+        return []
+
+    @property
+    def event_entity(self) -> str:
+        """Column of `event_tables` with the entity; "" without such tables."""
+        return ""
+
+    @property
     def label_horizon_days(self) -> int | None:
         """Days after the cutoff whose events give the label. None: labels are not computed from the project's tables."""
         return None
@@ -189,8 +199,11 @@ class Features(FeatureSource):
         return self.horizon_days if self.target else None
 
     @property
+    def event_entity(self) -> str:
+        return self.entity
+
+    @property
     def event_tables(self) -> list[str]:
-        """The tables whose rows are events of an entity, without duplicates."""
         used = [each.table for each in (*self.aggregates, *self.shares)]
         return list(dict.fromkeys([*([self.population.table] if self.population else []), *used]))
 

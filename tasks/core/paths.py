@@ -49,6 +49,11 @@ class Layout:
         return self.root / "params.yaml"
 
     @property
+    def source_lock(self) -> Path:
+        """What DVC cannot see of the sources; see tasks.data.source_lock."""
+        return self.root / "sources.lock"
+
+    @property
     def lock(self) -> Path:
         return self.root / "requirements.lock"
 
@@ -60,6 +65,10 @@ class Layout:
     def events(self, problem: str) -> Path:
         """The purchases that the server received for a recommender; see tasks.data.received_events."""
         return self.root / "data" / "events" / f"{problem}.parquet"
+
+    def received(self, table: str) -> Path:
+        """The rows of a table that the server received; see tasks.data.received_rows."""
+        return self.root / "data" / "received" / f"{table}.parquet"
 
     def raw(self, table: str) -> Path:
         return self.root / "data" / "raw" / f"{table}.parquet"

@@ -8,7 +8,7 @@ from typing import Any
 from evergreen.tasks.config.params import Params, Source
 from evergreen.tasks.core.errors import DataError, ProjectError, SourceError, UnavailableError
 from evergreen.tasks.core.paths import Layout, read_json
-from evergreen.tasks.data import received_events, s3_files
+from evergreen.tasks.data import received_events, received_rows, s3_files
 from evergreen.tasks.data.readers import source_files
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ def file_stats(params: Params, layout: Layout) -> FileStats:
     remote = {name: each for name, each in named.items() if s3_files.is_s3(each[1])}
     files = {name: source_files(name, *each, layout.root) for name, each in named.items() if name not in remote}
     files |= {name: [path] for name, path in received_events.snapshots(params, layout).items()}
+    files |= {f"rows@{name}": [path] for name, path in received_rows.snapshots(params, layout).items()}
     stats = {name: [(path, path.stat()) for path in paths] for name, paths in files.items()}
     found: FileStats = {name: s3_files.states(name, *each) for name, each in remote.items()}
     return found | {
@@ -91,6 +92,12 @@ def contract_notes(params: Params, problem: str, layout: Layout) -> list[str]:
     facts = facts_file(layout)
     tables: dict[str, dict[str, list[str]]] = read_json(facts)["tables"] if facts.is_file() else {}
     return [note for name in params.section(problem).features.tables for note in tables.get(name, {}).get("notes", [])]
+
+
+def received_count(layout: Layout, table: str) -> int:
+    """How many rows at the end of a table in data/raw servers received."""
+    facts = facts_file(layout)
+    return read_json(facts)["tables"].get(table, {}).get("received", 0) if facts.is_file() else 0
 
 
 def choose_as_of(wanted: date | None, newest: dict[str, date | None]) -> date:

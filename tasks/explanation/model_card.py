@@ -25,15 +25,17 @@ def card(
     diagnosis: Mapping[str, Any],
     explanation: Mapping[str, Any],
     costs: Mapping[str, Mapping[str, float]],
+    received: Mapping[str, int] | None = None,
 ) -> Card:
     """`model`: model.json. `explanation`: explanation.json, with `serving`. `costs`: step -> cpu_seconds, peak_mb.
+    `received`: table -> how many of its rows servers received.
 
     The other arguments are the files of these names.
     """
     section = params.section(problem)
     parts = [
         ("Model", _model(section, model)),
-        ("Training data", _data(params, section, model)),
+        ("Training data", _data(params, section, model, received or {})),
         ("Performance", _performance(evaluation, best)),
         ("Feature importance", _importance(explanation)),
         ("Limitations", _limitations(model, evaluation, explanation)),
@@ -65,15 +67,21 @@ def _member(config: Mapping[str, Any], weight: float) -> str:
     return f"{config['model']} ({weight:.0%})"
 
 
-def _data(params: Params, section: Problem, model: Mapping[str, Any]) -> Iterator[str]:
+def _data(params: Params, section: Problem, model: Mapping[str, Any], received: Mapping[str, int]) -> Iterator[str]:
     features = section.features
     table = features.source_name
     target = getattr(features, "target", None)
     what = f"; target {target}" if isinstance(target, str) else ""
     yield f"{model['rows']:,} rows from {table}, with {len(model['features'])} features{what}."
     yield f"Data up to {params.project.as_of or 'the newest day in the tables'}."
+    if received:
+        yield f"Rows that servers received, besides those of the exports: {_counted(received)}."
     if not features.by_cutoff and features.entity:
         yield f"The rows of one {features.entity} are all training rows or all test rows."
+
+
+def _counted(rows: Mapping[str, int]) -> str:
+    return ", ".join(f"{number:,} of {table}" for table, number in rows.items())
 
 
 def _performance(evaluation: Mapping[str, Any], best: Mapping[str, Any]) -> Iterator[str]:

@@ -36,6 +36,8 @@ DIGEST = re.compile(r"\b[0-9a-f]{32}(?:\.dir)?")
 """A hash of DVC."""
 NOTHING_RECORDED = b"schema: '2.0'\nstages: {}\n"
 """dvc.lock before the first stage is recorded."""
+NOT_CODE = (":(exclude)dvc.lock", ":(exclude)sources.lock")
+"""Files of the commit that follow the data."""
 _ONE_AT_A_TIME = threading.RLock()
 
 
@@ -247,10 +249,10 @@ def _name(address: str) -> str:
 def lineage(layout: Layout, params: Params, problem: str) -> dict[str, str]:
     """The origin of the model of `problem`, as short texts.
 
-    git.commit ("none" before the first one), git.dirty (true, false; dvc.lock does not count), git.changed (up to 20 files),
-    dvc.PATH (DVC's hash of each recorded output that belongs to the problem), params (its section, JSON), cutoff (or the name
-    of the last test window), begins and as_of (ISO dates, inclusive), requirements.lock (sha256), cpu_seconds.STEP,
-    peak_mb.STEP, python.
+    git.commit ("none" before the first one), git.dirty (true, false; dvc.lock and sources.lock do not count), git.changed (up
+    to 20 files), dvc.PATH (DVC's hash of each recorded output that belongs to the problem), params (its section, JSON), cutoff
+    (or the name of the last test window), begins and as_of (ISO dates, inclusive), requirements.lock (sha256),
+    cpu_seconds.STEP, peak_mb.STEP, python.
     Raises ProjectError where the folder is not under git.
     """
     model = layout.model(problem) / "model.json"
@@ -269,7 +271,7 @@ def lineage(layout: Layout, params: Params, problem: str) -> dict[str, str]:
 
 def _git(root: Path) -> dict[str, str]:
     head = _ask_git(root, "rev-parse", "--verify", "--quiet", "HEAD", allowed=(0, 1)).strip()
-    listed = _ask_git(root, "status", "--porcelain", "--no-renames", "-z", "--", ".", ":(exclude)dvc.lock")
+    listed = _ask_git(root, "status", "--porcelain", "--no-renames", "-z", "--", ".", *NOT_CODE)
     changed = [entry[3:] for entry in listed.split("\0") if entry]
     more = f" and {len(changed) - CHANGED_FILES} more" if len(changed) > CHANGED_FILES else ""
     return {

@@ -28,7 +28,8 @@ def name_sources(layout: Layout, params: Params) -> bool:
     """Make the source files of params.yaml dependencies of ingest. Returns whether dvc.yaml changed.
 
     A file or a folder is named by its key in params.yaml and so follows it; a glob by its folder, or by its files where the
-    folder holds outputs too. Queries, addresses and packages are none: DVC cannot see them change.
+    folder holds outputs too. Queries and packages are none: DVC cannot see them change. sources.lock stands for addresses in
+    S3 and for what servers received.
     """
     path = layout.root / "dvc.yaml"
     if not path.is_file():
@@ -72,6 +73,8 @@ def add_plots(layout: Layout, problem: str, names: Sequence[str], templates: Map
 
 
 def _dependencies(layout: Layout, params: Params) -> Iterator[str]:
+    if layout.source_lock.is_file():
+        yield layout.source_lock.name
     for table, source in params.ingest.items():
         if source.files is None or s3_files.is_s3(source.files[1]):
             continue

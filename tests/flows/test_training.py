@@ -192,7 +192,7 @@ def branches(
         monkeypatch.setattr(steps, "SHARED", {name: Step(name, None, ran) for name in steps.SHARED})
         monkeypatch.setattr(steps, "OWN", {name: Step(name, train if name == "train" else None, ran) for name in steps.OWN})
         monkeypatch.setattr(status, "standing", lambda layout, problem: standing)
-        monkeypatch.setattr(training, "load", lambda path: SimpleNamespace(problems={}))
+        monkeypatch.setattr(training, "load", lambda path: SimpleNamespace(problems={}, ingest={}))
         monkeypatch.setattr(training.pipeline_file, "name_sources", lambda *_: None)
         monkeypatch.setattr(training, "Stages", lambda layout: Recorder(fresh))
         monkeypatch.setattr(steps, "open_run", lambda root, problem: f"run of {problem}")

@@ -12,6 +12,7 @@ import pytest
 
 from evergreen.tasks import evaluate, explain, problems, train
 from evergreen.tasks.config.params import KindName, Params, Tabular
+from evergreen.tasks.core import received_counts
 from evergreen.tasks.core.paths import Layout, read_json, write_json
 from evergreen.tasks.explanation.example_explanations import CONTRIBUTIONS, Contributions
 from evergreen.tasks.explanation.partial_dependence import partial_dependence
@@ -59,6 +60,7 @@ def project(folder: Path, kind: KindName = "regression", model: str = "ridge") -
 def explained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that explain writes for a ridge of numbers."""
     params, layout = project(tmp_path_factory.mktemp("explain"))
+    received_counts.write(layout.features("pay"), {"t": 1200, "u": 0})
     explain.run(params, "pay", layout)
     return layout.report("pay") / "explanation"
 
@@ -109,6 +111,7 @@ def test_the_card_says_what_data_quality_limits_and_cost(explained: Path):
     assert text.startswith("# Model card\n\n## Model\n\n- Question: How much?\n- Kind: regression; model: ridge.")
     for title in ("Training data", "Performance", "Feature importance", "Limitations", "Cost"):
         assert f"\n## {title}\n\n- " in text
+    assert "\n- Rows that servers received, besides those of the exports: 1,200 of t.\n" in text
     assert re.search(r"3\d\d test rows, unseen in search and training", text)
     assert "Permutation importance in rmse: big (" in text
     assert "region north" in text

@@ -211,6 +211,7 @@ def validation(layout: Layout, category: str = "quantity at least 0") -> None:
         "read": 1469307,
         "kept": 1464471,
         "quarantined": 4836,
+        "received": 1234,
         "duplicates": 0,
         "passed": True,
         "page": None,
