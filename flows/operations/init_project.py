@@ -17,11 +17,11 @@ from evergreen.tasks.config.params import KindName, Params, Source
 from evergreen.tasks.core.errors import ParamsError, ProjectError, StorageError
 from evergreen.tasks.core.paths import Layout, find, locking, writing
 from evergreen.tasks.data import csv_dialect, snapshot
-from evergreen.tasks.data.readers import read_table
+from evergreen.tasks.data.readers import Read, read_table
 from evergreen.tasks.onboarding import draft_proof, params_template
 from evergreen.tasks.onboarding.odd_values import find_odd_values
 from evergreen.tasks.onboarding.options import InitOptions
-from evergreen.tasks.onboarding.schema_inference import InferredSchema, infer_schema
+from evergreen.tasks.onboarding.schema_inference import WHOLE_CLASSES, InferredSchema, infer_schema
 from evergreen.tasks.release import lineage, pipeline_file
 
 IGNORED = (
@@ -82,6 +82,9 @@ def run(name: str, data: str, url: str | None, asked: InitOptions, root: Path, h
         staging = Path(scratch)
         given = csv_dialect.detect_source(data, url, layout.root, here.resolve(), staging)
         table = read_table(name, given, layout.root, staging, infer=True)
+        if _is_written_as_classes(table, asked):
+            given = given.model_copy(update={"types": {**given.types, str(asked.target): "text"}})
+            table = read_table(name, given, layout.root, staging, infer=True)
         found = infer_schema(table.rows, asked, today)
         odd = find_odd_values(name, table.rows)
         warnings = [*_skipped(given), *_outside(given), *table.guesses, *table.notes, *odd, *found.warnings]
@@ -96,6 +99,14 @@ def run(name: str, data: str, url: str | None, asked: InitOptions, root: Path, h
         _prove(name, _text(layout, params is None, parts), table.written, staging / "proof")
     made = _add(layout, params is None, parts, name, found.kind)
     return Started(name, str(layout.root), found, tuple(made), tuple(warnings))
+
+
+def _is_written_as_classes(table: Read, asked: InitOptions) -> bool:
+    """Whether the target has few values and a format of numbers, as 0, 1, 2, 3+ have: they keep their names."""
+    name = asked.target
+    if name not in table.source.number_formats or asked.kind == "regression":
+        return False
+    return table.written.select(pl.col(name).n_unique()).collect().item() <= WHOLE_CLASSES
 
 
 def _skipped(source: Source) -> list[str]:

@@ -12,7 +12,7 @@ from evergreen.tasks.config.params import Evaluate, Role, Table, Tune
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.onboarding.column_inference import ID_NAME, Column
 from evergreen.tasks.onboarding.options import InitOptions
-from evergreen.tasks.onboarding.row_groups import FEWEST_GROUPS, Group, find_groups
+from evergreen.tasks.onboarding.row_groups import FEWEST_GROUPS, SAME_SHARE, Group, find_groups
 
 CANDIDATES = 6
 """Columns that are looked at as groups, those with the most values first."""
@@ -63,7 +63,10 @@ def choose_roles(
             f"Rows of one {kept.column} stay on one side of each split, so scores hold for new ones; it is no feature. "
             "--entity none: rows are split one by one, and it is a feature"
         )
-    roles.warnings += [_known_only(each, roles) for each in groups[:2] if each.column != roles.entity]
+    aliases = _aliases(table, roles.entity, columns) if roles.entity else []
+    for name in aliases:
+        columns[name] = replace(columns[name], role=None, reason=f"another name of {roles.entity}")
+    roles.warnings += [_known_only(each, roles) for each in groups[:2] if each.column not in (roles.entity, *aliases)]
     if roles.entity is None and "entity" not in asked.refused:
         roles.entity = _key(asked, columns, rows, roles)
     _codes_are_categories(asked, columns, roles.entity)
@@ -113,6 +116,23 @@ def _names(columns: Mapping[str, Column]) -> list[Column]:
     """Columns of whole numbers or words, without missing values."""
     usable = (each for each in columns.values() if each.inferred_type in ("identifier", "number", "category", "text"))
     return [each for each in usable if not each.missing and (each.whole or each.low is None)]
+
+
+def _aliases(table: pl.LazyFrame, entity: str, columns: Mapping[str, Column]) -> list[str]:
+    """Categories and words that name the entities a second time, as a country's code does: they say nothing about new ones."""
+    words = [each.name for each in columns.values() if each.role in ("category", "text") and each.name != entity]
+    pairs = [
+        pl.struct(pl.col(entity), pl.col(name)).filter(pl.col(name).is_not_null()).n_unique().alias(str(place))
+        for place, name in enumerate(words)
+    ]
+    found = table.select(pl.len().alias("rows"), pl.col(entity).n_unique().alias("entities"), *pairs).collect().row(0)
+    if found[1] == found[0]:
+        return []  # one row each: every word that differs from row to row would be a name
+    return [
+        name
+        for name, count in zip(words, found[2:], strict=True)
+        if SAME_SHARE * found[1] <= count <= min(found[1], columns[name].distinct) / SAME_SHARE
+    ]
 
 
 def _key(asked: InitOptions, columns: Mapping[str, Column], rows: int, roles: Roles) -> str | None:

@@ -336,3 +336,16 @@ def test_rows_are_scored_as_their_table_is_written_and_bad_ones_say_why(tmp_path
         None, None, "seen = 31/12/2024: not a date", "spend = much: not a finite number", None,
     ]  # fmt: skip
     assert answers["prediction"].to_list()[:2] == ["yes", "no"]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "classes"),
+    [(["0", "1", "2", "3+"], None, True), (["0", "1", "2", "3+"], "regression", False), (["5 %", "10 %"], None, True),
+     ([f"{each} %" for each in range(30)], None, False)],
+    ids=["open end", "asked for a number", "percent", "many amounts"],
+)  # fmt: skip
+def test_a_target_of_few_values_keeps_their_names(tmp_path: Path, values: list[str], kind: str | None, classes: bool):
+    customers().with_columns(kids=pl.Series([values[each % len(values)] for each in range(300)])).write_csv(tmp_path / "t.csv")
+    found = start(tmp_path, target="kids", kind=kind).found
+    assert found.kind == ("classification" if classes else "regression")
+    assert ("kids: text" in (tmp_path / "params.yaml").read_text()) is classes

@@ -60,6 +60,17 @@ def test_a_panel_keeps_each_countrys_years_together_and_says_what_is_known_of_ne
     assert "year" in found.features
 
 
+def test_a_second_name_of_the_entity_is_no_feature_and_no_reason_to_warn():
+    number = panel()["country"].rank("dense").cast(pl.Int64)
+    names = pl.DataFrame({"iso": [f"C{each}" for each in number], "continent": [f"K{each % 4}" for each in number]})
+    found = of(pl.concat([panel(), names], how="horizontal").select(pl.exclude("life"), "life"))
+    other = ({"country", "iso"} - {found.entity}).pop()
+    assert "continent" in found.features
+    assert other not in found.features
+    assert next(each.reason for each in found.columns if each.name == other) == f"another name of {found.entity}"
+    assert not any(each.startswith(other) for each in found.warnings)
+
+
 def test_a_name_like_that_of_an_identifier_makes_no_entity_and_costs_no_feature():
     for seed in range(5):
         found = of(stores(seed=seed))
