@@ -39,6 +39,8 @@ LOT = 5
 """So many rows with the same key and target share a draw; the next ones have another."""
 ENTITIES = 0.75
 """Entities are few, and each counts: at least this part of test_share of them are test entities."""
+FEWEST_ENTITIES = 10
+"""Of the test entities, where there are twice as many: the gate cannot tell models apart with fewer."""
 DISTINCT = 0.99
 """A key is complete when it has this share of the distinct rows that all columns have."""
 
@@ -133,7 +135,7 @@ def _drawn(rows: pl.DataFrame, found: pl.DataFrame, section: Table, stratified: 
     """Whether each row is a test row, without time. `rows`: as read; `found`: as typed for the model.
 
     Each class, or the whole without classes, gives one draw at least, and keeps one to learn from; of entities it gives
-    ENTITIES of their share at least.
+    ENTITIES of their share at least, and the whole FEWEST_ENTITIES or half of them.
     """
     if section.entity:
         draws = hash_rows(found.select(ENTITY))
@@ -142,7 +144,10 @@ def _drawn(rows: pl.DataFrame, found: pl.DataFrame, section: Table, stratified: 
         content = pl.DataFrame({"key": hash_rows((rows if section.test_key else found).select(key)), "target": found[TARGET]})
         lots = content.select("key", lot=pl.int_range(pl.len()).over("key", "target") // LOT)
         draws = np.where(lots["lot"] == 0, lots["key"], hash_rows(lots.cast(pl.String)))
-    test = np.unique(draws[draws < section.test_share * 2.0**64])
+    whole = np.unique(draws)
+    test = whole[whole < section.test_share * 2.0**64]
+    if section.entity:
+        test = np.union1d(test, whole[: min(FEWEST_ENTITIES, len(whole) // 2)])
     classes = found[TARGET].rank("dense").to_numpy() if stratified else np.zeros(len(draws))
     for each in np.unique(classes):
         mine = np.unique(draws[classes == each])

@@ -200,6 +200,14 @@ def test_few_entities_give_one_to_each_side_at_least():
             assert 0 < rows[TEST].sum() < 60
 
 
+@pytest.mark.parametrize(("entities", "least"), [(51, 10), (20, 10), (15, 7)])
+def test_few_entities_give_enough_to_judge_by(entities, least):
+    frame = cases(600).with_columns(who=pl.int_range(600) % entities, y=pl.lit("no"))
+    for first in range(20):
+        rows = plain(frame.with_columns(pl.col("who") + 100 * first).lazy(), section(entity="who").features, False)
+        assert least <= rows.filter(TEST)[ENTITY].n_unique() < entities - least + 1
+
+
 @MANY
 @given(st.integers(100, 400), st.integers(0, 99), st.integers(0, 8))
 def test_what_judges_is_later_than_what_was_learned_by_the_gap_at_least(count, seed, gap):
