@@ -58,12 +58,25 @@ def leave_out(frames: Sequence[pl.DataFrame], seed: int, groups: int = GROUPS) -
     At most `groups` groups, of as many entities each as possible; one entity each where there are fewer. The same seed makes
     the same groups of the same entities.
     """
+    codes, count = _groups(frames, seed, groups)
+    for left_out in range(count):
+        yield [frame.filter(code != left_out) for frame, code in zip(frames, codes, strict=True)]
+
+
+def each_alone(frames: Sequence[pl.DataFrame], seed: int, groups: int = GROUPS) -> Iterator[list[pl.DataFrame]]:
+    """The rows of `frames` of one group of entities, for each group of `leave_out`."""
+    codes, count = _groups(frames, seed, groups)
+    for alone in range(count):
+        yield [frame.filter(code == alone) for frame, code in zip(frames, codes, strict=True)]
+
+
+def _groups(frames: Sequence[pl.DataFrame], seed: int, groups: int) -> tuple[list[pl.Series], int]:
+    """The group of each row of each frame, and their number."""
     names = pl.concat([frame.select("entity") for frame in frames]).unique().sort("entity")
     group = group_of(names.height, seed, groups)
     names = names.with_columns(__group=pl.Series(group, dtype=pl.Int64))
     codes = [frame.select("entity").join(names, on="entity", how="left", maintain_order="left")["__group"] for frame in frames]
-    for left_out in range(group.max() + 1 if len(group) else 0):
-        yield [frame.filter(code != left_out) for frame, code in zip(frames, codes, strict=True)]
+    return codes, int(group.max()) + 1 if len(group) else 0
 
 
 def group_of(entities: int, seed: int, groups: int = GROUPS) -> np.ndarray:

@@ -26,6 +26,9 @@ from evergreen.tasks.release.off_policy_value import OffPolicyValue
 
 log = logging.getLogger(__name__)
 
+FAR_BELOW = 0.25
+"""A first model whose loss is at most this share of the baseline's may be judged by a sign test. Chosen by simulation."""
+
 Decision = Literal["better", "not worse", "worse", "cannot tell"]
 
 
@@ -109,6 +112,34 @@ def judge(
     )
 
 
+def of_first_loss(
+    verdict: Verdict,
+    candidate: pl.DataFrame,
+    other: pl.DataFrame,
+    score: Callable[[pl.DataFrame], float],
+    metric: Metric,
+    policy: Gate,
+    seed: int,
+) -> Verdict:
+    """`verdict` on a loss while nothing is deployed. Arguments as of `judge`.
+
+    A few rows with huge values, or few entities, leave an interval that no model could pass. A candidate whose loss is at most
+    FAR_BELOW of the baseline's serves then if it is better in surely more than half of the groups of entities (sign test).
+    """
+    if verdict.decision != "cannot tell" or metric.greater_is_better or not verdict.candidate <= FAR_BELOW * verdict.other:
+        return verdict
+    from scipy.stats import binom
+
+    groups = intervals.each_alone(bootstrap.paired(candidate, other), seed, policy.resamples)
+    gains = [metric.gain(score(one), score(two)) for one, two in groups]
+    won, told = sum(gain > 0 for gain in gains), sum(gain != 0 for gain in gains)
+    if binom.sf(won - 1, told, 0.5) >= (1 - policy.confidence) / 2:
+        return verdict
+    past = verdict.reason.removeprefix("not promoted: ")
+    why = f"nothing is deployed yet, and it is better in {won:,} of {told:,} groups of entities"
+    return verdict.model_copy(update={"promote": True, "reason": f"promoted: {why}: {past}"})
+
+
 def decide(gain: float, low: float, high: float, policy: Gate) -> Decision:
     """The rule at the head of this file.
 
@@ -181,17 +212,15 @@ def run(
         raise ParamsError(
             f"params.yaml: {problem}.gate.metric = {metric.name}: cannot be computed from predictions; choose another"
         )
-    verdict = judge(
-        candidate,
-        other,
-        lambda rows: kind.score(rows, section)[metric.name],
-        metric,
-        section.gate,
-        against,
-        params.project.seed,
-    )
+
+    def score(rows: pl.DataFrame) -> float:
+        return kind.score(rows, section)[metric.name]
+
+    verdict = judge(candidate, other, score, metric, section.gate, against, params.project.seed)
     if champion is None and section.predicts == "lists":
         verdict = verdict.of_first()
+    elif champion is None:
+        verdict = of_first_loss(verdict, candidate, other, score, metric, section.gate, params.project.seed)
     log.info("%s: gate: %s", problem, verdict.reason)
     return verdict
 

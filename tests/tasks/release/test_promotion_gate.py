@@ -160,6 +160,32 @@ def test_with_few_entities_the_gate_cannot_tell_and_says_so() -> None:
     assert verdict.reason.endswith("gain 1.000 (too few entities for an interval: 3) (3 rows of the last window)")
 
 
+def rmse(frame: pl.DataFrame) -> float:
+    return float(np.sqrt(np.mean(frame["value"].to_numpy() ** 2)))
+
+
+@pytest.mark.parametrize(
+    ("candidate", "other", "promoted"),
+    [
+        ([1.0] * 150 + [1e4], [9.0] * 150 + [1e6], True),
+        ([1.0] * 6, [9.0] * 6, True),
+        ([1.0] * 5, [9.0] * 5, False),
+        ([1.0] * 150 + [5e5], [9.0] * 150 + [1e6], False),
+        ([9.0] * 150 + [1e4], [1.0] * 150 + [1e6], False),
+    ],
+    ids=["huge value", "six entities", "five entities", "half the loss", "worse in most rows"],
+)
+def test_where_huge_values_leave_no_interval_a_first_model_far_below_the_baseline_serves(
+    candidate: list[float], other: list[float], promoted: bool
+) -> None:
+    verdict = judged(candidate, other, LOSS, rmse)
+    assert (verdict.decision, verdict.promote) == ("cannot tell", False)
+    policy = Gate.model_validate({"resamples": 400})
+    first = promotion_gate.of_first_loss(verdict, rows(candidate), rows(other), rmse, LOSS, policy, seed=1)
+    assert first.promote is promoted
+    assert ("nothing is deployed yet, and it is better in" in first.reason) is promoted
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Params, Layout]:
     """A project after evaluate."""
