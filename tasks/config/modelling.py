@@ -20,8 +20,9 @@ class Pipeline(Section):
     encode: Options[Literal["onehot", "ordinal", "target", "native"]] = ("onehot",)
     """Encoding of categories of low cardinality. native: LightGBM splits the categories by itself, where nothing is selected or
     reduced; other models use target."""
-    encode_high: Options[Literal["target", "frequency", "ordinal", "native"]] = ("target",)
-    """Encoding of categories of high cardinality. target: cross-fitted; clustering uses frequency instead. native: as above."""
+    encode_high: Options[Literal["target", "frequency", "ordinal", "native", "onehot"]] = ("target",)
+    """Encoding of categories of high cardinality. target: cross-fitted; clustering uses frequency instead. native: as above.
+    onehot: the 200 most frequent, and one column for all others and for those of a single row."""
     high_cardinality: int = 20
     """A column with more distinct categories has high cardinality."""
     min_category_count: Options[Annotated[int, Field(ge=0)]] = (0,)

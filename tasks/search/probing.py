@@ -40,6 +40,8 @@ FEW_FOLDS = 2
 """Folds of a search on a part of the rows: a model of more rows is chosen better than one of fewer rows by more folds."""
 ONE_FOLD_ROWS = 25_000
 """From so many rows on a single fold is enough: its validation rows tell models apart."""
+CHEAP = 0.02
+"""Share of the search that the defaults of a model may take for its warm starts to come first."""
 MANY_TRIALS = 40
 """With time for fewer trials than this, a cross-validation is not repeated: other models gain more than a steadier score."""
 
@@ -76,14 +78,14 @@ def fit_to_budget(search: Search, evaluator: Evaluator, section: Problem, worker
     folds = folds if folds * opening <= seconds_left else 1
     search_seconds = max(search_seconds, clock.spent() + opening / workers)
     powers = {model: power if search.stages.get(model) == "boosting" else 1.0 for model in probes}
+    expected = {model: folds * each.cost.wall_seconds * (rows / probed) ** powers[model] for model, each in probes.items()}
+    largest_first = pairs_and_largest_trees_first(search.warm_starts) if rows >= ONE_FOLD_ROWS else search.warm_starts
     return replace(
         search,
         evaluate=replace(evaluator, sample_rows=rows, most_folds=folds),
         clock=Clock(search_seconds, clock.began),
-        expected_seconds={
-            model: folds * each.cost.wall_seconds * (rows / probed) ** powers[model] for model, each in probes.items()
-        },
-        warm_starts=pairs_and_largest_trees_first(search.warm_starts) if rows >= ONE_FOLD_ROWS else search.warm_starts,
+        expected_seconds=expected,
+        warm_starts=cheap_first(largest_first, expected, CHEAP * search_seconds),
         estimate=estimate,
         probes=probes,
     )
@@ -136,6 +138,11 @@ def pairs_and_largest_trees_first(warm_starts: Sequence[Config]) -> list[Config]
     """Warm starts of a large table, for which there may not be time for all: those with pairs of columns, then those with the
     most leaves, which such a table gains from."""
     return sorted(warm_starts, key=lambda config: (not config.get("column_pairs"), -config.get("num_leaves", 0)))
+
+
+def cheap_first(warm_starts: Sequence[Config], expected: Mapping[str, float], seconds: float) -> list[Config]:
+    """`warm_starts`, those of models whose defaults are expected to take at most `seconds` before the others."""
+    return sorted(warm_starts, key=lambda config: expected.get(config["model"], math.inf) > seconds)
 
 
 def affordable_folds(count: int, folds: int, fold_seconds: float, seconds: float) -> int:

@@ -1,7 +1,7 @@
 """A staged search: baseline, linear, trees, boosting, networks, then an ensemble; a stage without progress ends early.
 
 With a time budget the defaults of all stages come first, boosting right after the linear model: however short the time, both
-are judged, and a stage far behind another one is not searched.
+are judged, and a stage far behind another one is not searched. A network that takes a large part of the time waits for others.
 
 Pure: the next batch follows from the finished trials and the time left.
 """
@@ -22,6 +22,8 @@ model too; or BLEND, an ensemble of the trials so far."""
 STAGES = ("baseline", "linear", "trees", "boosting", "network", "ensemble")
 OPENING = ("baseline", "linear", "boosting", "network", "trees")
 """The order of the defaults with a time budget; forests take the longest, so warm starts of boosting come before them."""
+LATE = 0.2
+"""With a time budget: share of the search from which the default of a network waits for the warm starts."""
 SHARES = {"baseline": 0.02, "linear": 0.2, "trees": 0.4, "boosting": 0.85, "network": 1.0}
 """Stage -> the share of the trials (or of the time) at which it ends; the last one of a kind ends with the search."""
 PATIENCE = 3
@@ -80,8 +82,8 @@ class StagedSearch:
         if self.clock.seconds is None:
             return []
         defaults = [self.defaults[model] for stage in OPENING for model in self._models(stage)]
-        forests = [self.defaults[model] for model in self._models("trees")]
-        order = [*(each for each in defaults if each not in forests), *self.warm_starts, *forests]
+        slow = [each for each in defaults if self._waits(each, trials)]
+        order = [*(each for each in defaults if each not in slow), *self.warm_starts, *slow]
         models, tried = {each.model for each in trials}, [each.config for each in trials]
         found, need = list[Config](), 0.0
         for config in order:
@@ -92,6 +94,12 @@ class StagedSearch:
                 found.append(config)
                 need += own
         return found
+
+    def _waits(self, default: Config, trials: Sequence[FinishedTrial]) -> bool:
+        """Whether a default comes after the warm starts: a forest, or a network that takes LATE of the search or more."""
+        stage = self.stages.get(default["model"])
+        slow = self._seconds_of(default, trials) >= LATE * (self.clock.seconds or 0.0)
+        return stage == "trees" or (stage == "network" and slow)
 
     def _simplest(self) -> Config:
         """The default of the model in the earliest stage."""

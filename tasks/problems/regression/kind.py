@@ -116,7 +116,7 @@ class Regression(Quantities, TabularKind):
             Ridge,
             {},
             {"alpha": 10.0},
-            {"alpha": Range(low=0.01, high=1e4, log=True)},
+            {"alpha": Range(low=1e-6, high=1e4, log=True)},
             stage="linear",
             choices=FOR_LINES | FOR_AMOUNTS,
         ),

@@ -45,6 +45,8 @@ ENCODING_FOLDS = 5
 """A target encoder gives each fold of its training rows what it learns from the others."""
 OUTER = 0.01
 """Share of the values at either end that Curves takes as their edge."""
+ONEHOT_LEVELS = 200
+"""Most categories of a column of high cardinality that get a column of their own: the matrix stays in memory."""
 OTHER = "(other)"
 """The category of those that are too rare to be told apart."""
 
@@ -96,7 +98,7 @@ def preprocess(
             Pipeline(_categories(chosen["encode"], task, seed, scale, stratified, chosen["min_category_count"])),
             list(low),
         ),
-        ("high", Pipeline(_categories(chosen["encode_high"], task, seed, scale, stratified)), list(high)),
+        ("high", Pipeline(_categories(chosen["encode_high"], task, seed, scale, stratified, 2, ONEHOT_LEVELS)), list(high)),
         ("pairs", Pipeline(_pairs(chosen, task, seed, raw, scale)), list(numeric) if pairs else []),
         ("dates", Pipeline([("read", Dates()), *([] if raw else _filled("median")), *scale]), list(dates)),
         ("texts", Pipeline([("read", _words(pipeline, seed)), *scale]), list(texts)),
@@ -163,10 +165,15 @@ def _scale(name: str, seed: int) -> list[tuple[str, Any]]:
 
 
 def _categories(
-    name: str, task: Task, seed: int, scale: list[tuple[str, Any]], stratified: bool, rare: int = 0
+    name: str, task: Task, seed: int, scale: list[tuple[str, Any]], stratified: bool, rare: int = 0, most: int | None = None
 ) -> list[tuple[str, Any]]:
-    """Text to numbers. Without a target there is nothing to encode by, so frequency takes the place of target."""
-    read: list[tuple[str, Any]] = [("read", Text()), *([("rare", Rare(rare))] if rare else [])]
+    """Text to numbers. Without a target there is nothing to encode by, so frequency takes the place of target.
+
+    `rare`: rows of a category to stand for itself, and `most`: categories that may; of those of high cardinality, which `most`
+    bounds, this is asked where each gets a column.
+    """
+    merged = rare and (most is None or name == "onehot")
+    read: list[tuple[str, Any]] = [("read", Text()), *([("rare", Rare(rare, most))] if merged else [])]
     if name == "onehot":
         return [*read, ("encode", OneHotEncoder(handle_unknown="ignore", sparse_output=False))]
     if name == "target" and task != "none":
@@ -291,14 +298,18 @@ class Text(TransformerMixin, BaseEstimator):
 
 @stored_type
 class Rare(TransformerMixin, BaseEstimator):
-    """Categories with fewer than `least` training rows become one, OTHER; so does one never seen."""
+    """Categories with fewer than `least` training rows become one, OTHER; so do those never seen, and all but the `most`
+    frequent."""
 
-    def __init__(self, least: int = 2) -> None:
+    def __init__(self, least: int = 2, most: int | None = None) -> None:
         self.least = least
+        self.most = most
 
     def fit(self, X: np.ndarray, y: Any = None) -> "Rare":
         counted = [np.unique(column, return_counts=True) for column in X.T]
-        self.categories_ = [categories[counts >= self.least] for categories, counts in counted]
+        places = [np.argsort(-counts, kind="stable")[: self.most] for _, counts in counted]
+        kept = zip(counted, places, strict=True)
+        self.categories_ = [categories[np.sort(place[counts[place] >= self.least])] for (categories, counts), place in kept]
         return self
 
     def transform(self, X: np.ndarray) -> np.ndarray:

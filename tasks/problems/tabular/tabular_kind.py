@@ -83,6 +83,16 @@ PLAIN_BOOSTING_SPACE = {
     "reg_lambda": Range(low=0.01, high=50.0, log=True),
 }
 NATIVE = {"encode": "native", "encode_high": "native"}
+OWN_DEFAULTS = NATIVE | {
+    "extra_trees": False,
+    "n_estimators": 100,
+    "learning_rate": 0.1,
+    "num_leaves": 31,
+    "min_child_samples": 20,
+    "colsample_bytree": 1.0,
+    "reg_lambda": 0.01,
+}
+"""LightGBM's, which are tried first, so that no search falls behind them."""
 PORTFOLIO = (
     NATIVE
     | {
@@ -102,16 +112,6 @@ PORTFOLIO = (
         "num_leaves": 22,
         "min_child_samples": 4,
         "colsample_bytree": 0.58,
-        "reg_lambda": 0.01,
-    },
-    NATIVE
-    | {
-        "extra_trees": False,
-        "n_estimators": 100,
-        "learning_rate": 0.1,
-        "num_leaves": 31,
-        "min_child_samples": 20,
-        "colsample_bytree": 1.0,
         "reg_lambda": 0.01,
     },
     {
@@ -165,11 +165,15 @@ PORTFOLIO = (
     },
 )
 """Boosting of plain tables that is tried right after its defaults: what greedy selection (`python -m bench.portfolio`) found on
-26 public tables, LightGBM's own defaults, so that no search falls behind them, and large trees for large tables: three
-by hand, picked by eye on eight of those tables with all of their 12,579 to 51,920 rows."""
+26 public tables, and large trees for large tables: three by hand, picked by eye on eight of those tables with all of their
+12,579 to 51,920 rows."""
 STRAIGHT = {"spline_knots": 0}
+UNSHRUNK = STRAIGHT | {"alpha": 1e-4, "target_log": False}
+BY_LEVEL = {"encode_high": "onehot", "alpha": 1.0}
 BY_RANK = {"scale": "quantile", "log": False}
-"""A linear model without splines, which bounds no column, and a network of ranks: they follow the first three of PORTFOLIO."""
+"""A linear model without splines, which bounds no column; one nearly without a penalty, for a target that the columns add up
+to; one with an effect of each category; and a network of ranks: they follow the first two of PORTFOLIO, but see
+`probing.cheap_first`."""
 PAIRED = {"column_pairs": 8}
 """With differences and ratios: the defaults, and the large trees of PORTFOLIO."""
 FOREST = {"n_jobs": 1, "n_estimators": 100}
@@ -184,6 +188,7 @@ FOR_LINES = {
     "missing_indicator": Range(values=(True,)),
     "spline_knots": Range(values=(5, 0)),
     "log": Range(values=(False, True)),
+    "encode_high": Range(values=("target", "onehot")),
 }
 FOR_TREES = {"encode": Range(values=("target", "onehot"))}
 FOR_BOOSTING = {
@@ -385,8 +390,10 @@ class TabularKind(RowPredictions):
         if not isinstance(section.features, Table) or "lightgbm" not in self.plain:
             return []
         lines = [model for model, family in self.plain.items() if family.stage == "linear"]
-        others = [{"model": model, **STRAIGHT} for model in lines] + [{"model": "network", **BY_RANK}]
-        found = [PAIRED, *PORTFOLIO[:3], *others, *PORTFOLIO[3:], PORTFOLIO[1] | PAIRED, PORTFOLIO[-2] | PAIRED]
+        others = [{"model": model, **more} for model in lines for more in (STRAIGHT, UNSHRUNK, BY_LEVEL)] + [
+            {"model": "network", **BY_RANK}
+        ]
+        found = [OWN_DEFAULTS, PAIRED, *PORTFOLIO[:2], *others, *PORTFOLIO[2:], PORTFOLIO[1] | PAIRED, PORTFOLIO[-2] | PAIRED]
         return [{**self.defaults(str(each.get("model", "lightgbm")), section), **each} for each in found]
 
     def rows(self, data: Rows, parts: Sequence[Part]) -> int:

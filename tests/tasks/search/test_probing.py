@@ -57,6 +57,12 @@ def test_the_growth_of_the_time_is_measured_on_tables_that_are_large_enough(powe
     assert probing.growth(search, evaluator, 2 * probing.SECOND_PROBE_ROWS - 1) == 1.0
 
 
+def test_warm_starts_of_models_that_take_hardly_any_time_come_first() -> None:
+    starts: list[Config] = [{"model": "boost"}, {"model": "line", "alpha": 1.0}, {"model": "net"}, {"model": "line"}]
+    found = probing.cheap_first(starts, {"boost": 1.0, "line": 0.1}, 0.2)
+    assert found == [starts[1], starts[3], starts[0], starts[2]]
+
+
 def test_warm_starts_of_a_large_table_begin_with_pairs_of_columns_then_the_largest_trees() -> None:
     trees = [{"model": "curve", "num_leaves": leaves} for leaves in (8, 64)]
     starts: list[Config] = [{"model": "line"}, *trees, {**trees[0], "column_pairs": 8}]

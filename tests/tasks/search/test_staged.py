@@ -113,6 +113,17 @@ def test_with_a_time_budget_warm_starts_come_before_the_forests() -> None:
     assert search.next_batch(done) == [start, DEFAULTS["forest"]]
 
 
+@pytest.mark.parametrize(("seconds", "first"), [(5.0, False), (30.0, True)])
+def test_a_network_that_takes_a_large_part_of_the_time_waits_for_the_warm_starts(seconds: float, first: bool) -> None:
+    start, network = {"model": "boost", "n": 99}, DEFAULTS["forest"]
+    expected = dict.fromkeys(DEFAULTS, 0.1) | {"forest": 2.0}
+    search = staged(
+        clock=Spent(seconds, 0), stages=STAGES | {"forest": "network"}, warm_starts=[start], expected_seconds=expected
+    )
+    done = [finished(place, model, SCORES[model], seconds=0.1) for place, model in enumerate(["prior", "line", "boost"])]
+    assert search.next_batch(done)[:2] == ([network, start] if first else [start, network])
+
+
 def test_with_a_time_budget_a_stage_far_behind_a_later_one_is_not_searched() -> None:
     done = [finished(place, model, SCORES[model]) for place, model in enumerate(["prior", "line", "boost", "forest"])]
     assert set(staged(clock=Spent(60, 5)).next_batch(done)) == {"boost"}

@@ -14,6 +14,7 @@ from evergreen.tasks.model_files import skops_models
 from evergreen.tasks.problems.tabular import preprocessing
 from evergreen.tasks.problems.tabular import tabular_kind as tabular
 from evergreen.tasks.problems.tabular.preprocessing import (
+    ONEHOT_LEVELS,
     OTHER,
     Curves,
     FrequencyEncoder,
@@ -43,6 +44,7 @@ CHOICES = [
     {"spline_knots": 3, "missing_indicator": True},
     {"spline_knots": 4, "log": True, "scale": "none"},
     {"min_category_count": 30},
+    {"encode_high": "onehot"},
 ]
 
 
@@ -189,6 +191,16 @@ def test_rare_categories_are_one_with_those_never_seen():
     column = np.array([["a"]] * 5 + [["b"]] * 5 + [["c"], ["d"]])
     found = Rare(2).fit(column).transform(np.array([["a"], ["c"], ["d"], ["zz"]]))
     assert found[:, 0].tolist() == ["a", OTHER, OTHER, OTHER]
+
+
+def test_the_most_frequent_of_many_categories_get_a_column_each():
+    X, y = frame(1000)
+    X["town"] = [f"{min(each % 500, 450)}" for each in range(len(X))]  # two rows each, the last 100
+    encoded = preprocess(params.Pipeline(encode_high=("onehot",)), {}, [], [], ["town"], "continuous", 0).fit_transform(X, y)
+    assert encoded.shape == (len(X), ONEHOT_LEVELS + 1)
+    assert (encoded.sum(axis=1) == 1).all()
+    column = np.array([["a"]] * 5 + [["b"]] * 4 + [["c"]] * 3)
+    assert set(Rare(2, most=2).fit(column).transform(column)[:, 0]) == {"a", "b", OTHER}
 
 
 def test_a_class_with_one_row_does_not_hinder_target_encoding():

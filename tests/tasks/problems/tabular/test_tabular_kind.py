@@ -333,3 +333,28 @@ def test_a_large_table_bends_at_fewer_points(tmp_path, monkeypatch):
         model = model.named_steps if hasattr(model, "named_steps") else model.regressor_.named_steps
         knots.append(model["model"].coef_.size - 1)
     assert knots == [5 + 1, 2 + 1, 0 + 1], "the last one: which were missing"
+
+
+def sums(count=600, streets=30):
+    """`other` is a sum of two like columns; `above` says how far a house lies above the level of its street."""
+    draw = np.random.default_rng(0)
+    half, street = draw.normal(650, 20, count), draw.integers(0, streets, count)
+    whole = half + draw.normal(0, 3, count)
+    above = draw.normal(0, 10, count)
+    size = above + draw.normal(0, 30, streets)[street]
+    named = [f"street {each}" for each in street]
+    return pl.DataFrame(
+        {"whole": whole, "half": half, "other": 2 * whole - half, "street": named, "size": size, "above": above}
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "columns", "floor"), [("other", ("whole", "half"), 0.99999), ("above", ("size", "street"), 0.7)]
+)
+def test_the_portfolio_has_a_linear_model_for_sums_and_one_for_levels(target, columns, floor, tmp_path):
+    kind = problems.kind("regression")
+    chosen = section(target, {each: "category" if each == "street" else "number" for each in columns})
+    data = loaded(tmp_path, kind, chosen, sums())
+    tried = [kind.defaults("ridge", chosen), *(each for each in kind.portfolio(chosen) if each["model"] == "ridge")]
+    scores = [kind.score(learned(data, kind, chosen, each)[1], chosen)["r2"] for each in tried]
+    assert max(scores) > floor > max(scores[:2])
