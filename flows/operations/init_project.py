@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
+from evergreen.tasks import problems
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import KindName, Params, Source
 from evergreen.tasks.core.errors import ParamsError, ProjectError, StorageError
@@ -104,7 +105,7 @@ def run(name: str, data: str, url: str | None, asked: InitOptions, root: Path, h
 def _is_written_as_classes(table: Read, asked: InitOptions) -> bool:
     """Whether the target has few values and a format of numbers, as 0, 1, 2, 3+ have: they keep their names."""
     name = asked.target
-    if name not in table.source.number_formats or asked.kind == "regression":
+    if name not in table.source.number_formats or (asked.kind and problems.predictions(asked.kind).target != "class"):
         return False
     return table.written.select(pl.col(name).n_unique()).collect().item() <= WHOLE_CLASSES
 
