@@ -140,7 +140,7 @@ class OnlineRecommender:
     def _cache_key(self, request: Request) -> str | None:
         """The user of a request that can be cached; None for several users or with a session basket."""
         single = len(request.users) == 1 and not request.items
-        return str(as_id(request.users[0], self._builder.histories.users)) if single else None
+        return str(as_id(request.users[0], self._builder.histories.id_kind)) if single else None
 
     def users(self) -> list[Any]:
         """Ids of all users with purchases up to the last training."""

@@ -12,7 +12,7 @@ from evergreen.tasks.core.errors import DataError
 from evergreen.tasks.logged_model.manifest import Manifest
 from evergreen.tasks.problems.recommender.estimators import Ranked, Recommender
 from evergreen.tasks.problems.recommender.online_histories import Session, as_id
-from evergreen.tasks.problems.recommender.user_histories import codes
+from evergreen.tasks.problems.recommender.user_histories import take
 
 BASKET = "basket"
 """Column of the input: the items of a session, a list or a text with commas between them."""
@@ -65,17 +65,21 @@ class ListScorer:
 
     def _list(self, ranked: Ranked, row: int, basket: Sequence[Any], k: int) -> tuple[list[Any], list[float]]:
         mine = np.flatnonzero(ranked.row == row)
-        items, scores = self._model.catalogue_[ranked.item[mine]].tolist(), ranked.score[mine].astype(float).tolist()
+        items, scores = (
+            take(self._model.catalogue_, ranked.item[mine], ranked.late).tolist(),
+            ranked.score[mine].astype(float).tolist(),
+        )
         kept = [(item, score) for item, score in zip(items, scores, strict=True) if item not in set(basket)][:k]
         return [item for item, _ in kept], [score for _, score in kept]
 
     def _positions(self, users: Any) -> np.ndarray:
         """Of users in the histories; -1 for an unknown or missing one."""
-        known = self._model.histories_.users
-        ids = [None if each is pd.NA else as_id(each, known) for each in users]
+        histories = self._model.histories_
+        ids = [None if each is pd.NA else as_id(each, histories.id_kind) for each in users]
         there = np.array([each is not None for each in ids], dtype=bool)
         found = np.full(len(ids), -1)
-        found[there] = codes(np.array([each for each in ids if each is not None], dtype=known.dtype), known)
+        if there.any():
+            found[there] = histories.find(np.array([each for each in ids if each is not None]))
         return found
 
     def _basket(self, given: Any) -> list[Any]:

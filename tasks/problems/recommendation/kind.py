@@ -40,7 +40,7 @@ from evergreen.tasks.problems.recommender.model_ladder import MODELS
 from evergreen.tasks.problems.recommender.ranker_features import USER
 from evergreen.tasks.problems.recommender.ranking_metrics import Items, of_lists, per_user
 from evergreen.tasks.problems.recommender.source_ablation import ablate
-from evergreen.tasks.problems.recommender.user_histories import codes, to_date
+from evergreen.tasks.problems.recommender.user_histories import codes, take, to_date
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class Recommendation(RankedLists):
             return found
         targets, reader = data.targets(cutoff), data.reader(model, cutoff)
         ids = data.histories.users[targets.users]
-        positions = codes(ids, reader.histories_.users)
+        positions = reader.histories_.find(ids)
         columns: dict[str, Any] = {"entity": ids, "visits": data.visits(targets.users, cutoff)}
         both = self._both(data.scorer(model, cutoff), reader, data, cutoff, positions, section.pipeline.k)
         for suffix, lists in zip(LISTS, both, strict=True):
@@ -270,7 +270,7 @@ def _judged(
 ) -> dict[str, Any]:
     """The columns of one kind of list."""
     count, novel = len(targets.users), bool(suffix)
-    item = model.catalogue_[lists.item]
+    item = take(model.catalogue_, lists.item, lists.late)
     place = codes(item, data.histories.items)
     hits = np.zeros((count, k), bool)
     hits[lists.row, lists.rank] = targets.holds(lists.row, place, novel)

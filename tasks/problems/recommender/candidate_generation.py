@@ -1,5 +1,6 @@
 """The first stage: a few hundred items per user out of the whole catalogue, with all that the second stage looks at."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,8 +24,9 @@ from evergreen.tasks.problems.recommender.candidate_sources import (
     strongest,
 )
 from evergreen.tasks.problems.recommender.item_contents import Contents
+from evergreen.tasks.problems.recommender.late_items import LateItems
 from evergreen.tasks.problems.recommender.online_histories import OnlineHistories
-from evergreen.tasks.problems.recommender.user_histories import Histories, Insertion, Sparse, codes, distinct, matrix, ranges
+from evergreen.tasks.problems.recommender.user_histories import Histories, Sparse, codes, distinct, matrix, ranges, take
 
 OWN = 0.7
 """Weight of a user's own purchases against those of similar users, in TIFU-kNN."""
@@ -90,7 +92,8 @@ class Settings:
 class Candidates:
     """Pairs of a user and an item, sorted by user: parallel arrays.
 
-    `row`: user, in the order asked for. `item`: column of the catalogue. `bought`: whether the user ever bought it.
+    `row`: user, in the order asked for. `item`: column of the catalogue, and behind it of `late`: the sorted ids of what these
+    users bought, and nobody had when the model learned. `bought`: whether the user ever bought it.
     `features`: pairs x features.FEATURES; the last columns hold the scores of the sources and their places, 0 is the best of
     the user's; both are 0 for a source that is off.
     """
@@ -99,6 +102,7 @@ class Candidates:
     item: np.ndarray
     bought: np.ndarray
     features: np.ndarray
+    late: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @stored_type
@@ -135,6 +139,8 @@ class Learned:
     """Of each column of the catalogue its place in `common`, -1 for none."""
     _ordered: np.ndarray | None = field(default=None, init=False, repr=False)
     """The catalogue by popularity: asked for with every list and the same every time."""
+    _late: LateItems | None = field(default=None, init=False, repr=False)
+    """Attributes of items outside the catalogue. None: unknown."""
 
     @classmethod
     def of(
@@ -198,32 +204,11 @@ class Learned:
             segment = favourites(lately, self.category[self.common]) if segment is None else segment
             self.segment_popularity = Segments.learn(known.users, segment, lately)
 
-    def including(self, more: Insertion, table: pl.DataFrame, day: int) -> "Learned":
-        """With items that nobody had bought when this was learned, as rare as any: whoever bought one may buy it again.
-
-        Their facts are those of an item that one user bought once, on `day`. `table`: the items with their attributes; a value
-        that no known item has counts as none.
-        """
-        new = more.ids[more.order >= more.known]
-        matches = item_catalogue.matching_items(table, new, self.catalogue)
-        category = np.where(matches["category"] >= 0, self.category[matches["category"]], 0)
-        groups = self.groups
-        if groups is not None:
-            found = [matches[name] for name in item_catalogue.GROUPS[: groups.shape[1]]]
-            groups = more.take(groups, np.column_stack([np.where(at >= 0, groups[at, n], 0) for n, at in enumerate(found)]))
-        fact = ranker_features.of_one_purchase(day)[: self.facts.shape[1]]
-        common = np.arange(more.known) if self.common is None else self.common
-        return replace(
-            self,
-            catalogue=more.ids,
-            category=more.take(self.category, category),
-            popular=more.take(self.popular, 0),
-            facts=more.take(self.facts, fact),
-            groups=groups,
-            common=more.moved[common],
-            users=self._users(),
-            content=None if self.content is None else self.content.including(more),
-        )
+    def knowing(self, table: pl.DataFrame) -> "Learned":
+        """With the attributes of items that nobody had bought when this was learned. `table`: see item_catalogue.items."""
+        found = replace(self, users=self._users())
+        found._late = LateItems.of(table, self.catalogue, self.category, self.groups)
+        return found
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -245,39 +230,55 @@ class Learned:
         if len(parts) == 1:
             return parts[0]
         row = np.concatenate([part.row + number * CHUNK for number, part in enumerate(parts)])
-        item, bought = (np.concatenate([getattr(part, name) for part in parts]) for name in ("item", "bought"))
+        item, late = joined_items([(part.item, part.late) for part in parts], len(self.catalogue))
+        bought = np.concatenate([part.bought for part in parts])
         table, last = np.empty((len(row), len(ranker_features.FEATURES)), np.float32), 0
         while parts:
             part = parts.pop(0)  # and its memory is free
             first, last = last, last + len(part.row)
             table[first:last] = part.features
-        return Candidates(row, item, bought, table)
+        return Candidates(row, item, bought, table, late)
 
     def _propose(
         self, histories: Histories | OnlineHistories, positions: np.ndarray, day: int, settings: Settings
     ) -> Candidates:
-        lines = ranker_features.Lines.of(histories, positions, self.catalogue, day)
-        row, item, bought, scores = self._pick(lines, histories.users[positions], settings)
+        lines = ranker_features.Lines.of(histories, positions, self.catalogue, day, whole=True)
+        row, item, bought, scores = self._pick(lines, histories.ids(positions), settings)
         users = ranker_features.of_users(lines)
-        facts = self._facts()
+        facts = self._facts(item, lines.late)
         gap = facts[:, ranker_features.ITEM.index("usual_gap")]
         pairs = ranker_features.of_pairs(
             lines,
-            *(row, item, self.category, settings.half_life_days, users[:, 0], gap, self.groups),
+            *(row, item, self._kinds(lines, item), settings.half_life_days, users[:, 0], gap),
             settings.second_decay,
         )
         table, last = np.empty((len(row), len(ranker_features.FEATURES)), np.float32), 0
-        for part in (users[row], facts[item], pairs, scores, self.places(row, scores)):
+        for part in (users[row], facts, pairs, scores, self.places(row, scores)):
             first, last = last, last + part.shape[1]
             table[:, first:last] = part
-        return Candidates(row, item, bought, table)
+        return Candidates(row, item, bought, table, lines.late)
+
+    def _kinds(self, lines: ranker_features.Lines, item: np.ndarray) -> list[ranker_features.Kind]:
+        """Category and groups of the lines and of the pairs."""
+        column, late = lines.bought()[1], lines.late
+        category, groups = self.numbers(late)
+        found = [(take(self.category, column, category), take(self.category, item, category))]
+        for n, known in enumerate(() if self.groups is None else self.groups.T):
+            found.append((take(known, column, groups[:, n]), take(known, item, groups[:, n])))
+        return found
+
+    def numbers(self, late: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The category of items outside the catalogue, and their groups; 0 for unknown ones."""
+        if self._late is not None:
+            return self._late.numbers(late)
+        return np.zeros(len(late), np.int64), np.zeros((len(late), len(item_catalogue.GROUPS)), np.int64)
 
     def score(
         self, histories: Histories | OnlineHistories, positions: np.ndarray, day: int, settings: Settings
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """As `propose`, without features: row, item, bought, and pairs x SOURCES."""
-        lines = ranker_features.Lines.of(histories, positions, self.catalogue, day)
-        return self._pick(lines, histories.users[positions], settings)
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """As `propose`, without features: row, item, bought, pairs x SOURCES, and the late items."""
+        lines = ranker_features.Lines.of(histories, positions, self.catalogue, day, whole=True)
+        return *self._pick(lines, histories.ids(positions), settings), lines.late
 
     def _pick(
         self, lines: ranker_features.Lines, ids: np.ndarray, settings: Settings
@@ -298,9 +299,10 @@ class Learned:
         self, counts: Sparse, recent: Sparse, ids: np.ndarray, first: int, size: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """row (from `first` on), item, bought and the score of each source."""
-        scores, columns, place = self._scores(counts, recent, ids), counts.shape[1], self._places_of_common()
+        scores, columns = self._scores(counts, recent, ids), counts.shape[1]
         owner = np.repeat(np.arange(len(ids)), np.diff(counts.indptr))
-        own, mine, known = owner * columns + counts.indices, place[counts.indices], place[counts.indices] >= 0
+        mine = self._common_places(counts.indices)
+        own, known = owner * columns + counts.indices, mine >= 0
         picks = []
         parts = {name: share for name, share in BOUGHT.items() if name in scores} or {"rebuy": 1.0}
         for name, share in parts.items():
@@ -316,7 +318,7 @@ class Learned:
         for name, share in parts.items():
             count = round(size * share / total)
             if name == "popular":
-                picks.append(self._popular(own, owner, len(ids), count))
+                picks.append(self._popular(own, owner, len(ids), columns, count))
                 continue
             new, bought = scores[name], scores[name][owner[known], mine[known]]
             new[owner[known], mine[known]] = -np.inf
@@ -328,10 +330,10 @@ class Learned:
             picks.append(fresh[0])
         pairs = distinct(np.concatenate(picks))
         row, item = np.divmod(pairs, max(columns, 1))
-        at, mine = codes(pairs, own), place[item]
+        at, mine = codes(pairs, own), self._common_places(item)
         chosen = np.zeros((len(row), len(SOURCES)), np.float32)
         chosen[at >= 0, SOURCES.index("rebuy")] = recent.data[at[at >= 0]]
-        chosen[:, SOURCES.index("popular")] = self.popular[item]
+        chosen[:, SOURCES.index("popular")] = take(self.popular, item, np.zeros(columns - len(self.popular), np.float32))
         for name, score in scores.items():
             chosen[:, SOURCES.index(name)] = np.where(mine >= 0, score[row, mine], 0)
         if fresh is not None:
@@ -342,7 +344,7 @@ class Learned:
     def _new_items(self, recent: Sparse, own: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """row * columns + column of the `count` new items most similar to what each row bought, sorted, and how similar."""
         assert self.content is not None
-        score, new, columns = self.content.score(recent), self.content.new, len(self.catalogue)
+        score, new, columns = self.content.score(_first(recent, len(self.catalogue))), self.content.new, recent.shape[1]
         found = np.where(score > 0, score, -np.inf).astype(np.float32)
         row, column = np.divmod(own, max(columns, 1))
         place = codes(column, new)
@@ -370,27 +372,31 @@ class Learned:
             found["segment_popularity"] = self.segment_popularity.score(ids)
         return found
 
-    def _places_of_common(self) -> np.ndarray:
+    def _common_places(self, column: np.ndarray) -> np.ndarray:
+        """Of columns of the catalogue, or behind it, their places in `common`; -1 for none."""
         if self._columns is None:
             self._columns = np.full(len(self.catalogue), -1)
             common = slice(None) if self.common is None else self.common
             self._columns[common] = np.arange(len(self._columns[common]))
-        return self._columns
+        size = len(self._columns)
+        if column.max(initial=-1) < size:
+            return self._columns[column]
+        return np.where(column < size, self._columns[np.minimum(column, size - 1)], -1) if size else np.full(len(column), -1)
 
     def _narrow(self, rows: Sparse) -> Sparse:
         """The columns of the common items alone."""
         if self.common is None:
-            return rows
-        column = self._places_of_common()[rows.indices]
+            return _first(rows, len(self.catalogue))
+        column = self._common_places(rows.indices)
         kept = column >= 0
         starts = np.concatenate([[0], np.cumsum(kept)])[rows.indptr]
         return sparse.csr_array((rows.data[kept], column[kept], starts), shape=(rows.shape[0], len(self.common)))
 
-    def _popular(self, own: np.ndarray, owner: np.ndarray, users: int, count: int) -> np.ndarray:
+    def _popular(self, own: np.ndarray, owner: np.ndarray, users: int, columns: int, count: int) -> np.ndarray:
         """row * columns + column of the `count` most popular items of each row without `own`."""
         if self._ordered is None:
             self._ordered = np.argsort(-self.popular, kind="stable")
-        columns, most = len(self.catalogue), np.bincount(owner, minlength=users).max(initial=0)
+        most = np.bincount(owner, minlength=users).max(initial=0)
         near = (np.arange(users)[:, None] * columns + self._ordered[: count + most]).ravel()
         near = near[codes(near, own) < 0]
         row = near // max(columns, 1)
@@ -401,10 +407,14 @@ class Learned:
             return self.users
         return self.tifu_knn.ids if self.tifu_knn is not None else self.catalogue[:0]
 
-    def _facts(self) -> np.ndarray:
-        """`facts`; facts that an older model lacks are not features of its trees."""
-        more = len(ranker_features.ITEM) - self.facts.shape[1]
-        return np.pad(self.facts, ((0, 0), (0, more))) if more else self.facts
+    def _facts(self, item: np.ndarray, late: np.ndarray) -> np.ndarray:
+        """`facts` of columns of the catalogue, behind which `late` items follow: each as if one user had bought it once, today.
+
+        Facts that an older model lacks are not features of its trees.
+        """
+        one = np.tile(ranker_features.of_one_purchase()[: self.facts.shape[1]], (len(late), 1))
+        facts, more = take(self.facts, item, one), len(ranker_features.ITEM) - self.facts.shape[1]
+        return np.pad(facts, ((0, 0), (0, more))) if more else facts
 
     def places(self, row: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Rank of each entry among those of its row, from 0, per column of `scores`; 0 for a source that is off."""
@@ -420,6 +430,22 @@ class Learned:
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+
+
+def joined_items(parts: Sequence[tuple[np.ndarray, np.ndarray]], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns of several parts in one, and the late items of all. `parts`: columns and late items of each (see Candidates)."""
+    late = [mine for _, mine in parts if len(mine)]
+    whole = distinct(np.concatenate(late)) if late else parts[0][1][:0]
+    moved = [
+        np.where(item < size, item, size + np.searchsorted(whole, mine)[np.maximum(item - size, 0)]) if len(mine) else item
+        for item, mine in parts
+    ]
+    return np.concatenate(moved), whole
+
+
+def _first(rows: Sparse, columns: int) -> Sparse:
+    """The first columns alone."""
+    return rows if rows.shape[1] == columns else rows[:, :columns]
 
 
 def _step(columns: int) -> int:

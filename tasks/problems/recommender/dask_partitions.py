@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from evergreen.tasks.core import dask_cluster
-from evergreen.tasks.problems.recommender.candidate_generation import Candidates, Learned, Settings
+from evergreen.tasks.problems.recommender.candidate_generation import Candidates, Learned, Settings, joined_items
 from evergreen.tasks.problems.recommender.estimators import Ranked, Recommender, TwoStage
 from evergreen.tasks.problems.recommender.online_histories import OnlineHistories, merged
 from evergreen.tasks.problems.recommender.user_histories import Histories
@@ -30,10 +30,10 @@ def propose(
     if len(parts) == 1:
         return parts[0]
     firsts = np.arange(len(parts)) * PARTITION
-    return Candidates(
-        np.concatenate([part.row + first for part, first in zip(parts, firsts, strict=True)]),
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("item", "bought", "features")),
-    )
+    row = np.concatenate([part.row + first for part, first in zip(parts, firsts, strict=True)])
+    item, late = joined_items([(part.item, part.late) for part in parts], len(learned.catalogue))
+    bought, features = (np.concatenate([getattr(part, name) for part in parts]) for name in ("bought", "features"))
+    return Candidates(row, item, bought, features, late)
 
 
 def _propose(shared: tuple[Learned, int, Settings], histories: Histories, positions: np.ndarray) -> Candidates:
@@ -46,7 +46,7 @@ def rank(reader: Recommender, positions: np.ndarray, k: int, lists: Sequence[boo
     histories = merged(reader.histories_)
     shared = (reader.reading(histories.between(1, 0), reader.day_), k, tuple(lists))
     parts = _each(_rank, shared, histories, positions)
-    return [_joined([part[place] for part in parts]) for place in range(len(lists))]
+    return [_joined([part[place] for part in parts], len(reader.catalogue_)) for place in range(len(lists))]
 
 
 def _rank(shared: tuple[Recommender, int, tuple[bool, ...]], histories: Histories, positions: np.ndarray) -> list[Ranked]:
@@ -59,10 +59,12 @@ def _rank(shared: tuple[Recommender, int, tuple[bool, ...]], histories: Historie
     return [reader.rank(positions, k, novel, scored) for novel in lists]
 
 
-def _joined(parts: list[Ranked]) -> Ranked:
+def _joined(parts: list[Ranked], catalogue: int) -> Ranked:
+    """`catalogue`: its size."""
     rows = np.concatenate([part.row + first * PARTITION for first, part in enumerate(parts)])
-    rest = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("rank", "item", "score", "source")}
-    return type(parts[0])(row=rows, **rest)
+    item, late = joined_items([(part.item, part.late) for part in parts], catalogue)
+    rest = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("rank", "score", "source")}
+    return Ranked(row=rows, item=item, late=late, **rest)
 
 
 def _each(function: Callable[..., T], shared: Any, histories: Histories, positions: np.ndarray) -> list[T]:

@@ -5,7 +5,7 @@ What a model learned and the histories it reads are apart: histories move on eve
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import lightgbm
@@ -15,12 +15,11 @@ import polars as pl
 from sklearn.base import BaseEstimator
 
 from evergreen.model_types import stored_type
-from evergreen.tasks.problems.recommender import item_catalogue
 from evergreen.tasks.problems.recommender.candidate_generation import BASKETS, LATELY, Candidates, Learned, Settings, order
 from evergreen.tasks.problems.recommender.candidate_sources import SOURCES, Decay, popularity
-from evergreen.tasks.problems.recommender.online_histories import OnlineHistories, merged, typed
+from evergreen.tasks.problems.recommender.online_histories import OnlineHistories, merged
 from evergreen.tasks.problems.recommender.ranker_features import FAST, FEATURES, Lines
-from evergreen.tasks.problems.recommender.user_histories import Histories, Insertion, codes, distinct, to_ids
+from evergreen.tasks.problems.recommender.user_histories import Histories, take
 
 NAMES = pd.Series(list(SOURCES)).array
 """Of the sources, as a column has them: to make such a column of text takes longer than to take from one."""
@@ -35,13 +34,17 @@ Scored = tuple[Candidates, np.ndarray | None]
 
 @dataclass(eq=False)
 class Ranked:
-    """Entries of lists, sorted by user and rank: parallel arrays. `source`: number in SOURCES."""
+    """Entries of lists, sorted by user and rank: parallel arrays. `source`: number in SOURCES.
+
+    `item`: column of the catalogue, behind which the items `late` (sorted ids) have theirs, as in Candidates.
+    """
 
     row: np.ndarray
     rank: np.ndarray
     item: np.ndarray
     score: np.ndarray
     source: np.ndarray
+    late: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @stored_type
@@ -87,31 +90,20 @@ class Recommender(BaseEstimator):
     def prepare(self) -> None:
         """Compute beforehand what many lists ask for; twins share it. Without it lists are the same."""
 
-    def covering(self, items: np.ndarray, table: pl.DataFrame) -> Self:
-        """A twin whose catalogue holds `items` too: nobody had bought some of them when the model learned, and whoever did
-        since may buy them again. Itself where there are none. `table`: the items with their attributes (item_catalogue.items).
+    def knowing(self, table: pl.DataFrame) -> Self:
+        """A twin that knows the attributes of items that nobody had bought when the model learned; `table`: see
+        item_catalogue.items.
         """
-        late = distinct(items[codes(items, self.catalogue_) < 0])
-        if not len(late):
-            return self
-        twin = self.reading(self.histories_, self.day_)
-        twin._include(Insertion.of(self.catalogue_, late), table)
-        return twin
-
-    def _include(self, more: Insertion, table: pl.DataFrame) -> None:
-        self.catalogue_, self.popular_ = more.ids, more.take(self.popular_, 0)
+        return self
 
     def observe(self, events: pd.DataFrame) -> "Recommender":
         """Add newer lines to the histories: the user and item columns, `basket` and `day` (a date).
 
         Lines known already change nothing. Today becomes the newest day of the lines.
         """
-        frame = pl.from_pandas(events).rename({self.user: "user", self.item: "item"})
+        names = {self.user: "user", "basket": "basket", self.item: "item", "day": "day"}
+        frame = pl.DataFrame([pl.Series(name, events[column]) for column, name in names.items()])
         histories = OnlineHistories.of(self.histories_).and_then(frame)
-        items = to_ids(typed(frame, histories.base)["item"])
-        late = distinct(items[codes(items, self.catalogue_) < 0])
-        if len(late):
-            self._include(Insertion.of(self.catalogue_, late), item_catalogue.NONE)
         return self.read(histories, max(self.day_, histories.last_day))
 
     def predict(self, X: pd.DataFrame) -> pd.DataFrame:
@@ -120,7 +112,7 @@ class Recommender(BaseEstimator):
         A user without history gets what is popular. Higher scores are better; they compare within one list only.
         """
         asked = X[self.user]
-        wanted = known_as(asked.to_numpy(), self.histories_.users)
+        wanted = known_as(asked.to_numpy(), self.histories_)
         found, place = np.unique(wanted, return_inverse=True)
         lists = self.rank(found, self.k, self.novel)
         starts = np.searchsorted(lists.row, np.arange(len(found) + 1))
@@ -131,7 +123,7 @@ class Recommender(BaseEstimator):
             {
                 self.user: np.repeat(asked.to_numpy(), sizes),
                 "rank": lists.rank[entry] + 1,
-                self.item: self.catalogue_[lists.item[entry]],
+                self.item: take(self.catalogue_, lists.item[entry], lists.late),
                 "score": lists.score[entry].astype(float),
                 "source": NAMES.take(lists.source[entry]),
             }
@@ -164,8 +156,7 @@ class Recommender(BaseEstimator):
         short = np.flatnonzero(np.diff(starts) < k)
         if not len(short):
             return lists
-        popular = np.argsort(-self.popular_, kind="stable")
-        share = self.popular_ / (self.popular_.max(initial=0) + 1)
+        popular, most = self._by_popularity(), self.popular_.max(initial=0)
         taken = self._bought(short, positions[short]) if novel else {}
         added = []
         for row in short:
@@ -173,11 +164,17 @@ class Recommender(BaseEstimator):
             out = np.concatenate([lists.item[mine], taken.get(int(row), np.zeros(0, int))])
             items = popular[: k + len(out)]
             items = items[~np.isin(items, out)][: k - len(lists.item[mine])]
-            score = lists.score[mine].min(initial=0) - 1 + share[items]
+            score = lists.score[mine].min(initial=0) - 1 + self.popular_[items] / (most + 1)
             added.append((np.full(len(items), row), items, score, np.full(len(items), SOURCES.index("popular"))))
         parts = zip((lists.row, lists.item, lists.score, lists.source), *added, strict=True)
         row, item, score, source = (np.concatenate(each) for each in parts)
-        return ranked(row, item, score, source, k)
+        return ranked(row, item, score, source, k, lists.late)
+
+    def _by_popularity(self) -> np.ndarray:
+        """Columns of the catalogue, what most users bought lately first; sorted once."""
+        if self._popular is None or len(self._popular) != len(self.popular_):
+            self._popular = np.argsort(-self.popular_, kind="stable")
+        return self._popular
 
     def _bought(self, rows: np.ndarray, positions: np.ndarray) -> dict[int, np.ndarray]:
         """Row -> the columns of the catalogue that the user at its position bought."""
@@ -188,12 +185,14 @@ class Recommender(BaseEstimator):
 
     def __getstate__(self) -> dict[str, Any]:
         """What is saved: histories with their newest lines in place, and nothing that is built when first asked for."""
-        kept = {name: value for name, value in self.__dict__.items() if name not in ("_built", "_asked")}
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("_built", "_asked", "_popular")}
         return {**kept, "histories_": merged(kept["histories_"])} if "histories_" in kept else kept
 
     def importance(self) -> dict[str, float]:
         """Feature -> share of the gain, largest first; empty without a ranker."""
         return {}
+
+    _popular: np.ndarray | None = None
 
 
 @stored_type
@@ -227,11 +226,16 @@ class FrequencyRecommender(Recommender):
         if novel:
             return super()._rank(positions, k, novel, scored)
         decay = Decay(self.half_life_days, getattr(self, "half_life_orders", None))
-        lines = Lines.of(self.histories_, positions, self.catalogue_, self.day_)
+        lines = Lines.of(self.histories_, positions, self.catalogue_, self.day_, whole=True)
         own, liked = lines.decayed(decay), lines.counts().data > 0  # not what the user rated lowest
-        tie = 1e-3 * self.popular_ / max(self.popular_.max(initial=0), 1)
         row, item = np.repeat(np.arange(len(positions)), np.diff(own.indptr))[liked], own.indices[liked]
-        return ranked(row, item, own.data[liked] + tie[item], np.full(len(row), SOURCES.index("rebuy")), k)
+        score = own.data[liked] + self._ties(1e-3, item, lines.late)
+        return ranked(row, item, score, np.full(len(row), SOURCES.index("rebuy")), k, lines.late)
+
+    def _ties(self, weight: float, item: np.ndarray, late: np.ndarray) -> np.ndarray:
+        """Up to `weight`, by popularity: orders what is else equal."""
+        most = max(self.popular_.max(initial=0), 1)
+        return weight * take(self.popular_, item, np.zeros(len(late), np.float32)) / most
 
 
 @stored_type
@@ -256,8 +260,8 @@ class FirstStage(FrequencyRecommender):
         if self.learned_.ease is not None:
             self.learned_.ease.prepare()
 
-    def _include(self, more: Insertion, table: pl.DataFrame) -> None:
-        self.take(self.learned_.including(more, table, self.day_))
+    def knowing(self, table: pl.DataFrame) -> Self:
+        return self.reading(self.histories_, self.day_).take(self.learned_.knowing(table))
 
 
 @stored_type
@@ -381,7 +385,8 @@ class TwoStage(FirstStage):
         table = found.features[kept]
         scores = self._scores(table) if scores is None else scores[kept]
         places = table[:, FEATURES.index(f"{SOURCES[0]}_place") :]
-        return ranked(found.row[kept], found.item[kept], scores, credited(places, found.bought[kept], self.learned_.sources), k)
+        source = credited(places, found.bought[kept], self.learned_.sources)
+        return ranked(found.row[kept], found.item[kept], scores, source, k, found.late)
 
     def order_by(self, candidates: Candidates) -> np.ndarray:
         """The ranker's score of each candidate; higher is better."""
@@ -417,23 +422,26 @@ class TwoStage(FirstStage):
     """The columns that the trees of an older model ask for. None: all."""
 
 
-def known_as(ids: np.ndarray, users: np.ndarray) -> np.ndarray:
-    """Position of each asked id in `users`, -1 for an unknown one. Where ids are numbers, 7, 7.0 and "7" are the same user."""
-    if ids.dtype.kind == users.dtype.kind == "i":
-        return codes(ids, users)
+def known_as(ids: np.ndarray, histories: Histories | OnlineHistories) -> np.ndarray:
+    """Position of each asked user, -1 for an unknown one. Where ids are numbers, 7, 7.0 and "7" are the same user."""
+    kind = histories.id_kind
+    if ids.dtype.kind == kind == "i":
+        return histories.find(ids)
     asked = pl.Series(ids)
-    if users.dtype.kind in "iu":
+    if kind in "iu":
         numbers = asked.cast(pl.Int64, strict=False)
-        place = codes(numbers.fill_null(-1).to_numpy(), users)
+        place = histories.find(numbers.fill_null(-1).to_numpy())
         return np.where(numbers.is_null().to_numpy(), -1, place)
-    return codes(asked.cast(pl.String).fill_null("").to_numpy().astype(str), users)
+    return histories.find(asked.cast(pl.String).fill_null("").to_numpy().astype(str))
 
 
-def ranked(row: np.ndarray, item: np.ndarray, score: np.ndarray, source: np.ndarray, k: int) -> Ranked:
-    """The `k` best entries of each row, in order."""
+def ranked(
+    row: np.ndarray, item: np.ndarray, score: np.ndarray, source: np.ndarray, k: int, late: np.ndarray | None = None
+) -> Ranked:
+    """The `k` best entries of each row, in order. `late`: ids of the items behind the catalogue."""
     by, rank = order(row, score)
     by, rank = by[rank < k], rank[rank < k]
-    return Ranked(row[by], rank, item[by], score[by], source[by])
+    return Ranked(row[by], rank, item[by], score[by], source[by], *(() if late is None else (late,)))
 
 
 class _Rows(lightgbm.Sequence):

@@ -16,7 +16,7 @@ from evergreen.tasks.problems.recommender.interactions import MAX_SHARED_USERS, 
 from evergreen.tasks.problems.recommender.ranker_features import FEATURES
 from evergreen.tasks.problems.recommender.ranking_metrics import of_lists, per_user
 from evergreen.tasks.problems.recommender.reranking import choose
-from evergreen.tasks.problems.recommender.user_histories import Histories, codes, distinct, to_day
+from evergreen.tasks.problems.recommender.user_histories import Histories, codes, distinct, take, to_day
 
 LISTS = {"": False, "_novel": True}
 """Suffix of metrics and columns -> whether the list holds new items only."""
@@ -223,7 +223,7 @@ def _short_histories(predictions: pl.DataFrame, model: Recommender, data: Intera
     for count in (*KNOWN, None) if len(chosen) else ():
         cut = known.part(np.sort(place if count is None else place[visit < count]))
         lists = model.reading(cut, to_day(cutoff)).rank(np.full(len(users), -1) if count == 0 else users, k, False)
-        item = codes(model.catalogue_[lists.item], data.histories.items)
+        item = data.places_of(lists, model.catalogue_)
         hits = np.zeros((len(chosen), k), bool)
         hits[lists.row, lists.rank] = targets.holds(chosen[lists.row], item, False)
         score = pl.DataFrame({"entity": np.arange(len(chosen)), "ndcg": per_user(hits, relevant)["ndcg"]})
@@ -248,8 +248,8 @@ def _diversity(predictions: pl.DataFrame, model: TwoStage, data: InteractionData
     rows, targets, found = data.draw(cutoff, SAMPLED_USERS, 0), data.targets(cutoff), []
     scorer: TwoStage = data.scorer(model, cutoff)
     candidates, label, score = data.scored_rows(scorer, cutoff, rows)
-    category = scorer.learned_.category[candidates.item]
-    place = codes(scorer.catalogue_, data.histories.items)[candidates.item]
+    category = take(scorer.learned_.category, candidates.item, scorer.learned_.numbers(candidates.late)[0])
+    place = data.places_of(candidates, scorer.catalogue_)
     for series, suffix, kept in (("all items", "", label | True), ("new items", "_novel", ~candidates.bought)):
         by = np.flatnonzero(kept)[order(candidates.row[kept], score[kept])[0]]
         starts = np.searchsorted(candidates.row[by], np.arange(len(rows) + 1))
@@ -279,8 +279,7 @@ def _candidates(predictions: pl.DataFrame, model: TwoStage, data: InteractionDat
     if "tifu_knn" in scores:
         scores["tifu_knn"] = OWN * scores["rebuy"] + (1 - OWN) * scores["tifu_knn"]
     scores["two_stage"] = ranked
-    item = codes(scorer.catalogue_, data.histories.items)
-    rows = []
+    item, rows = data.places_of(found, scorer.catalogue_), []
     for name, score in scores.items():
         row: dict[str, str | float] = {"source": name}
         for suffix, novel in LISTS.items():
@@ -288,7 +287,7 @@ def _candidates(predictions: pl.DataFrame, model: TwoStage, data: InteractionDat
             by, rank = order(found.row[kept], score[kept])
             top = np.flatnonzero(kept)[by[rank < k]]
             hits = np.zeros((len(known), k), bool)
-            hits[found.row[top], rank[rank < k]] = targets.holds(known[found.row[top]], item[found.item[top]], novel)
+            hits[found.row[top], rank[rank < k]] = targets.holds(known[found.row[top]], item[top], novel)
             values = per_user(hits, targets.sizes(novel)[known])
             row |= {f"{metric}{suffix}": float(np.nanmean(values[metric])) for metric in ("ndcg", "recall")}
         rows.append(row)

@@ -25,6 +25,7 @@ from evergreen.tasks.problems.recommender import (
 )
 from evergreen.tasks.problems.recommender.candidate_generation import Candidates, Learned, Settings
 from evergreen.tasks.problems.recommender.decay_choice import Case
+from evergreen.tasks.problems.recommender.estimators import Ranked
 from evergreen.tasks.problems.recommender.evaluation_windows import CalendarWindows, OwnWindows, Windows
 from evergreen.tasks.problems.recommender.ranking_metrics import Items
 from evergreen.tasks.problems.recommender.user_histories import Histories, codes, distinct, to_date, to_day
@@ -302,18 +303,20 @@ class InteractionData:
         return kept[cutoff, settings]
 
     def reader(self, model: Any, cutoff: date) -> Any:
-        """The twin of a Recommender that answers from the histories before `cutoff`, and whose catalogue covers their items;
-        once for each model object and cutoff."""
+        """The twin of a Recommender that answers from the histories before `cutoff`, and knows what items came since it
+        learned; once for each model object and cutoff."""
         kept = self._readers.setdefault(model, {})
         if cutoff not in kept:
             known = self.before(cutoff)
-            kept[cutoff] = model.reading(known, to_day(cutoff)).covering(known.items, self.items_table)
+            reader = model.reading(known, to_day(cutoff))
+            late = (codes(known.items, model.catalogue_) < 0).any()
+            kept[cutoff] = reader.knowing(self.items_table) if late else reader
         return kept[cutoff]
 
     def scorer(self, model: Any, cutoff: date) -> Any:
         """Whom `scored` takes for a model at `cutoff`: the model itself, or its reader where items came after its training."""
         reader = self.reader(model, cutoff)
-        return model if reader.catalogue_ is model.catalogue_ else reader
+        return model if getattr(reader, "learned_", None) is getattr(model, "learned_", None) else reader
 
     def scored(self, model: Any, cutoff: date) -> tuple[Candidates, np.ndarray]:
         """The `candidates` of a TwoStage, and its ranker's score of each; once for each model object and cutoff."""
@@ -331,7 +334,7 @@ class InteractionData:
         whole, score = self.scored(model, cutoff)
         place = codes(there[whole.row], rows)
         kept = place >= 0
-        found = Candidates(place[kept], whole.item[kept], whole.bought[kept], whole.features[kept])
+        found = Candidates(place[kept], whole.item[kept], whole.bought[kept], whole.features[kept], whole.late)
         return found, self._label(found, model.catalogue_, cutoff, rows), score[kept]
 
     def _propose(self, learned: Learned, cutoff: date, settings: Settings) -> Candidates:
@@ -365,7 +368,7 @@ class InteractionData:
         if len(drawn) == len(there):
             return found, self._label(found, catalogue, cutoff, there)
         kept = np.isin(there[found.row], drawn)
-        found = Candidates(found.row[kept], found.item[kept], found.bought[kept], found.features[kept])
+        found = Candidates(found.row[kept], found.item[kept], found.bought[kept], found.features[kept], found.late)
         return found, self._label(found, catalogue, cutoff, there)
 
     def draw(self, cutoff: date, users: int, seed: int) -> np.ndarray:
@@ -381,8 +384,11 @@ class InteractionData:
         return found, self._label(found, learned.catalogue, cutoff, rows)
 
     def _label(self, found: Candidates, catalogue: np.ndarray, cutoff: date, rows: np.ndarray) -> np.ndarray:
-        column = codes(catalogue, self.histories.items)
-        return self.targets(cutoff).holds(rows[found.row], column[found.item], False)
+        return self.targets(cutoff).holds(rows[found.row], self.places_of(found, catalogue), False)
+
+    def places_of(self, found: Candidates | Ranked, catalogue: np.ndarray) -> np.ndarray:
+        """Places in `histories.items` of the items of `found`."""
+        return np.concatenate([codes(ids, self.histories.items) for ids in (catalogue, found.late)])[found.item]
 
     def known_rows(self, cutoff: date) -> np.ndarray:
         """The rows of the targets of `cutoff` whose user has a history; rows of `candidates` count these."""

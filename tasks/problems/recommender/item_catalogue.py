@@ -1,7 +1,8 @@
 """The catalogue of items: category, name, stock, buyers and places, for rules and explanations."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -10,12 +11,14 @@ from evergreen.tasks.config.params import Interactions, ListRules
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.core.suggestions import nearest, require
 from evergreen.tasks.problems.recommender.online_histories import as_id
-from evergreen.tasks.problems.recommender.user_histories import Histories, Insertion, codes, distinct, to_ids
+from evergreen.tasks.problems.recommender.user_histories import Histories, codes, distinct, take, to_ids
 
 NONE = pl.DataFrame(schema={"item": pl.String, "category": pl.String, "name": pl.String, "stock": pl.Boolean})
 NOWHERE = pl.DataFrame(schema={"user": pl.String, "basket": pl.String, "place": pl.String})
 GROUPS = ("group1", "group2")
 """Columns of `items` for features.groups; only those that are given are there."""
+ROOM = 4_096
+"""Rows for items that nothing is known of yet; doubled when they are used up."""
 MASKS = 64
 """So many sets of rules are kept worked out."""
 
@@ -136,9 +139,10 @@ def stock(table: pl.LazyFrame, section: Interactions) -> pl.DataFrame:
 
 @dataclass(eq=False)
 class ItemCatalogue:
-    """Everything that can be recommended: the catalogue, in its order, then other known items, too rare to learn of (`rare`).
+    """Everything that can be recommended: the catalogue of the model, in its order, then other known items, then those that
+    nothing was known of before somebody bought them. The first two parts are sorted, and their `ids` never change.
 
-    Arrays are parallel to `ids`; both parts are sorted.
+    Other arrays have rows for all three: behind `ids` those of items to come, the same for each.
     """
 
     ids: np.ndarray
@@ -156,7 +160,11 @@ class ItemCatalogue:
     """Number of users who bought each."""
     popular: np.ndarray
     """Number of users who bought each lately."""
-    _place: dict[object, int] = field(default_factory=dict, init=False, repr=False)
+    late: "Late" = field(default_factory=lambda: Late())
+    late_count: int = 0
+    """How many of `late` came before this catalogue."""
+    unknown_count: int = 0
+    """How many of late.unknown did."""
     _masks: dict[ListRules, list[tuple[str, np.ndarray]]] = field(default_factory=dict, init=False, repr=False)
     _orders: dict[str | None, np.ndarray] = field(default_factory=dict, init=False, repr=False)
     _pools: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, init=False, repr=False)
@@ -175,45 +183,76 @@ class ItemCatalogue:
         names = facts["name"].fill_null(facts["category"]).fill_null("").to_numpy()
         lately = histories.between(first, np.iinfo(np.int32).max)
         users, popular = (_buyers(each, ids, len(catalogue)) for each in (histories, lately))
-        return cls(ids, len(catalogue), category, categories, names, in_stock, users, popular)
+        bought = len(catalogue) + np.flatnonzero(users[len(catalogue) :])
+        late = Late(bought.tolist(), set(bought.tolist()))
+        made = cls(
+            ids, len(catalogue), category, categories, names, in_stock, users, popular, late=late, late_count=len(bought)
+        )
+        return made._with_room(ROOM)
 
-    def __post_init__(self) -> None:
-        self.rare = self.ids[self.size :]
+    def _with_room(self, room: int) -> "ItemCatalogue":
+        """With rows for as many more items of which nothing is known, but that somebody bought them."""
+
+        def longer(values: np.ndarray, blank: Any) -> np.ndarray:
+            return np.append(values, np.full(room, blank, values.dtype))
+
+        return replace(
+            self,
+            category=longer(self.category, 0),
+            names=longer(self.names, ""),
+            stock=None if self.stock is None else longer(self.stock, False),
+            users=longer(self.users, 1),
+            popular=longer(self.popular, 0),
+        )
 
     def __len__(self) -> int:
-        return len(self.ids)
+        """How many items the model can recommend."""
+        return self.size + self.late_count
 
-    def including(self, new: np.ndarray) -> "ItemCatalogue":
-        """With the sorted ids `new` in the catalogue: some of `rare`, and some that nothing was known of."""
-        more = Insertion.of(self.ids[: self.size], new)
-        at = codes(new, self.rare)
-        rest = self.size + np.delete(np.arange(len(self.rare)), at[at >= 0])
-        came_from = np.concatenate([np.arange(self.size), np.where(at >= 0, self.size + at, len(self))])
-        place = np.concatenate([came_from[more.order], rest])
-        moved = np.argsort(place)[: len(self)]  # those of unknown ids come last
-
-        def take(values: np.ndarray, blank: object) -> np.ndarray:
-            return np.append(values, np.array([blank], values.dtype))[place]
-
-        found = replace(
-            self,
-            ids=np.concatenate([more.ids, self.ids[rest]]),
-            size=len(more.ids),
-            category=take(self.category, 0),
-            names=take(self.names, ""),
-            stock=None if self.stock is None else take(self.stock, False),
-            users=np.maximum(take(self.users, 0), np.isin(place, came_from[self.size :])),  # somebody bought it
-            popular=take(self.popular, 0),
-        )
-        if self.local is not None:
-            found.local = Local({name: (moved[item], count) for name, (item, count) in self.local.users.items()})
+    def including(self, new: Iterable[object]) -> "ItemCatalogue":
+        """With the ids `new`, which somebody bought, too. Costs nothing per item of the catalogue."""
+        late = self.late
+        if len(late.order) > self.late_count:  # another catalogue went on from here
+            late = late.first(self.late_count, self.unknown_count)
+        new = list(dict.fromkeys(new))
+        for each, position in zip(new, self.positions(new).tolist(), strict=True):
+            if position < 0:
+                position = late.unknown[each] = len(self.ids) + len(late.unknown)
+            if position >= self.size:
+                late.add(position)
+        found = replace(self, late=late, late_count=len(late.order), unknown_count=len(late.unknown))
+        if len(self.ids) + found.unknown_count > len(self.category):
+            return found._with_room(len(self.category))
+        found._masks, found._orders, found._pools = self._masks, self._orders, self._pools
         return found
 
-    def positions(self, asked: list[object]) -> np.ndarray:
+    def positions(self, asked: list[Any]) -> np.ndarray:
         """Of the items `asked`, -1 for one that is not known."""
-        if not self._place:
-            self._place.update(zip(self.ids.tolist(), range(len(self.ids)), strict=True))
-        return np.array([self._place.get(as_id(each, self.ids), -1) for each in asked], np.int64)
+        typed = [as_id(each, self.ids.dtype.kind) for each in asked]
+        found = np.full(len(typed), -1, np.int64)
+        there = np.flatnonzero([each is not None for each in typed])
+        if len(there):
+            ids = np.array([typed[each] for each in there])
+            rare, column = codes(ids, self.ids[self.size :]), codes(ids, self.ids[: self.size])
+            found[there] = np.where(column >= 0, column, np.where(rare >= 0, rare + self.size, -1))
+        for at in np.flatnonzero(found < 0) if self.unknown_count else ():
+            position = self.late.unknown.get(typed[at], -1)
+            found[at] = position if position < len(self.ids) + self.unknown_count else -1
+        return found
+
+    def ids_of(self, positions: np.ndarray) -> np.ndarray:
+        """The ids of the items at `positions`."""
+        if positions.max(initial=-1) < len(self.ids):
+            return self.ids[positions]
+        return take(self.ids, positions, np.array(list(self.late.unknown)))
+
+    def can_show(self, positions: np.ndarray) -> np.ndarray:
+        """Which of the items at `positions` the model can recommend: those of the catalogue, and those bought since."""
+        outside = [each in self.late.members for each in positions.tolist()]
+        return (positions < self.size) | np.array(outside, bool)
+
+    def _late(self) -> np.ndarray:
+        return np.array(self.late.order[: self.late_count], np.int64)
 
     def masks(self, rules: ListRules) -> list[tuple[str, np.ndarray]]:
         """Rule -> which items it allows, for the rules that are the same for every user; those that allow all are left out.
@@ -237,7 +276,7 @@ class ItemCatalogue:
             yield "exclude_categories", ~np.isin(self.category, self._codes("exclude_categories", rules.exclude_categories))
         if rules.exclude_items:
             found = self.positions(list(rules.exclude_items))
-            allowed = np.ones(len(self.ids), bool)
+            allowed = np.ones(len(self.category), bool)
             allowed[found[found >= 0]] = False
             yield "exclude_items", allowed
 
@@ -249,7 +288,7 @@ class ItemCatalogue:
         return [known.index(name) + 1 for name in names]
 
     def by_popularity(self, place: str | None) -> np.ndarray:
-        """Positions of the catalogue: what most users bought lately at `place`, then in all, first."""
+        """Positions of what can be shown: what most users bought lately at `place`, then in all, first."""
         if self.local is None or place not in self.local.users:
             place = None
         if place not in self._orders:
@@ -259,16 +298,49 @@ class ItemCatalogue:
                 inside = item < self.size
                 popular[item[inside]] += count[inside] * (len(popular) and popular.max() + 1)
             self._orders[place] = np.argsort(-popular, kind="stable")
-        return self._orders[place]
+        return np.append(self._orders[place], self._late()) if self.late_count else self._orders[place]
 
     def pool(self, fewer_than: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions of the items that fewer users bought, category after category, and where each category begins."""
         if fewer_than not in self._pools:
-            chosen = np.flatnonzero(self.users < fewer_than)
+            chosen = np.flatnonzero(self.users[: len(self.ids)] < fewer_than)
             by = np.argsort(self.category[chosen], kind="stable")
-            starts = np.searchsorted(self.category[chosen][by], np.arange(len(self.categories) + 1))
-            self._pools[fewer_than] = chosen[by], starts
-        return self._pools[fewer_than]
+            self._pools[fewer_than] = chosen[by], self._starts(chosen[by])
+        chosen, starts = self._pools[fewer_than]
+        if not self.late_count:
+            return chosen, starts
+        if fewer_than <= 1:  # somebody bought these since
+            chosen = chosen[~np.isin(chosen, self._late())]
+            return chosen, self._starts(chosen)
+        unknown = self._late()
+        unknown = unknown[unknown >= len(self.ids)]  # without a category, which is the first
+        return np.insert(chosen, starts[1], unknown), starts + len(unknown) * (np.arange(len(starts)) > 0)
+
+    def _starts(self, positions: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.category[positions], np.arange(len(self.categories) + 1))
+
+
+@dataclass(eq=False)
+class Late:
+    """Items outside the catalogue that somebody bought, as they came: their positions in ItemCatalogue.
+
+    Catalogues that follow one another share one and add to it; each counts its own first ones.
+    """
+
+    order: list[int] = field(default_factory=list)
+    members: set[int] = field(default_factory=set)
+    unknown: dict[object, int] = field(default_factory=dict)
+    """Id -> position of those that nothing was known of."""
+
+    def add(self, position: int) -> None:
+        if position not in self.members:
+            self.members.add(position)
+            self.order.append(position)
+
+    def first(self, count: int, unknown: int) -> "Late":
+        """With the first ones alone."""
+        order = self.order[:count]
+        return Late(order, set(order), dict(list(self.unknown.items())[:unknown]))
 
 
 def mostly_at(places: pl.DataFrame, histories: Histories, since: int) -> np.ndarray | None:

@@ -13,7 +13,7 @@ import polars as pl
 
 from evergreen.model_types import stored_type
 from evergreen.tasks.problems.recommender.candidate_sources import unit_rows
-from evergreen.tasks.problems.recommender.user_histories import Insertion, Sparse, codes, matrix, to_ids
+from evergreen.tasks.problems.recommender.user_histories import Sparse, codes, matrix, to_ids
 
 WORDS, VALUES = ("name", "text"), ("category", "group1", "group2")
 """Columns of items that hold words, and those that hold one value."""
@@ -39,10 +39,6 @@ class Contents:
         words = of_items(table, catalogue)
         known = np.diff(words.indptr)[new] > 0
         return cls(words, new[known])
-
-    def including(self, more: Insertion) -> "Contents":
-        """With items that have no attributes and are never proposed as new."""
-        return Contents(more.rows(self.items), more.moved[self.new])
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}

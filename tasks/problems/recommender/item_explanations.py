@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evergreen.tasks.problems.recommender.item_catalogue import ItemCatalogue
-from evergreen.tasks.problems.recommender.user_histories import Histories, Insertion, Sparse, ranges
+from evergreen.tasks.problems.recommender.user_histories import Histories, Sparse, ranges
 
 OWN = 30
 """Most of a user's own items, by purchases, that are tried as partners of a new one."""
@@ -27,10 +27,6 @@ class CoPurchases:
     def of(cls, histories: Histories, catalogue: np.ndarray) -> "CoPurchases":
         every = -(-len(histories.users) // SAMPLE) or 1
         return cls(histories.matrix(catalogue)[::every].T.tocsr())
-
-    def including(self, more: Insertion) -> "CoPurchases":
-        """With items whose buyers are not known."""
-        return CoPurchases(more.rows(self.buyers))
 
     def partners(self, own: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For each of `new`, the most similar of `own` by the cosine of their buyers, and the number of common buyers.

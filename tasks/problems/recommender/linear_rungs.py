@@ -57,11 +57,11 @@ class OneSource(FirstStage):
 
     def _rank(self, positions: np.ndarray, k: int, novel: bool, scored: Scored | None, times: int = 1) -> Ranked:
         settings = dataclasses.replace(self.settings, candidates=times * max(self.candidates, min(k, len(self.catalogue_))))
-        row, item, bought, scores = self.learned_.score(self.histories_, positions, self.day_, settings)
+        row, item, bought, scores, late = self.learned_.score(self.histories_, positions, self.day_, settings)
         kept = ~bought if novel else np.ones(len(row), bool)
         row, item, bought, scores = row[kept], item[kept], bought[kept], scores[kept]
-        value = self._combined(row, scores) + TIE * self.learned_.popular[item] / max(self.learned_.popular.max(initial=0), 1)
-        return ranked(row, item, value, credited(self.learned_.places(row, scores), bought, self.learned_.sources), k)
+        value = self._combined(row, scores) + self._ties(TIE, item, late)
+        return ranked(row, item, value, credited(self.learned_.places(row, scores), bought, self.learned_.sources), k, late)
 
     def _combined(self, row: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """`row`: user of each candidate, sorted; `scores`: candidates x SOURCES."""

@@ -7,7 +7,6 @@ Histories are online: what `observe` is given counts in the next list. Everythin
 import copy
 import dataclasses
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -24,17 +23,17 @@ from evergreen.tasks.problems.recommender.item_catalogue import ItemCatalogue, L
 from evergreen.tasks.problems.recommender.list_composition import (
     EMPTY,
     NAMES,
-    NONE,
     ComposedList,
     Composer,
     ListSettings,
     OwnItems,
+    Pool,
     append_deeper,
     pools_of,
 )
 from evergreen.tasks.problems.recommender.list_request import Note, RecommendedLists, Request
 from evergreen.tasks.problems.recommender.online_histories import OnlineHistories, Session, as_id, merged, typed
-from evergreen.tasks.problems.recommender.user_histories import Histories, Insertion, codes, distinct, to_date, to_day, to_ids
+from evergreen.tasks.problems.recommender.user_histories import Histories, codes, distinct, take, to_date, to_day
 
 BLOCK = 256
 """Users whose lists are built at a time: bounds memory."""
@@ -53,8 +52,6 @@ class ListBuilder:
     data: InteractionData
     learned: int
     """The last day that the model learned from."""
-    ahead: Mapping[Any, int] = field(default_factory=dict)
-    """User -> the day of the newest line, where it is later than that of the histories: for each of these it is later."""
     _earlier: dict[date, "ListBuilder"] = field(default_factory=dict, init=False, repr=False)
     _co_purchases: item_explanations.CoPurchases | None = field(default=None, init=False, repr=False)
 
@@ -69,13 +66,11 @@ class ListBuilder:
         cls, model: Recommender, data: InteractionData, section: Recommend, histories: Histories, day: int, learned: int
     ) -> "ListBuilder":
         first = day - model.popularity_days + 1
-        model = model.reading(histories, day).covering(histories.items, data.items_table)
+        model = model.reading(histories, day).knowing(data.items_table)
         catalogue = ItemCatalogue.of(model.catalogue_, histories, data.items_table, first)
         if len(data.places):
             catalogue.local = Local.of(catalogue, histories.between(first, day).frame(), data.places)
-        later = histories.between(day + 1, np.iinfo(np.int32).max)
-        ahead = dict(zip(histories.users[later.user].tolist(), later.day.tolist(), strict=True))
-        return cls(model, catalogue, section, data, learned, ahead)
+        return cls(model, catalogue, section, data, learned)
 
     @property
     def day(self) -> int:
@@ -89,26 +84,20 @@ class ListBuilder:
     def observe(self, lines: pl.DataFrame) -> "ListBuilder":
         """With newer lines: user, basket, item and day (a date). What is there already changes nothing.
 
-        A line of a later day makes it that day for its user alone. Raises DataError for an id that cannot be one.
+        A line of a later day makes it that day for its user alone. Raises DataError for an id that cannot be one. Costs nothing
+        per item of the catalogue and per line that is there, until online_histories.NEWER lines are merged.
         """
-        histories, twin, ahead = OnlineHistories.of(self.histories).and_then(lines), copy.copy(self), dict(self.ahead)
-        for user, day in zip(lines["user"].to_list(), lines["day"].to_list(), strict=True):
-            if to_day(day) > self.day:
-                key = as_id(user, histories.users)
-                ahead[key] = max(to_day(day), ahead.get(key, self.day))
-        twin.model, twin.ahead, twin._earlier = self.model.reading(histories, self.day), ahead, {}
-        twin._cover(to_ids(typed(lines, histories.base)["item"]))
+        histories, twin = OnlineHistories.of(self.histories).and_then(lines), copy.copy(self)
+        twin.model, twin._earlier = self.model.reading(histories, self.day), {}
+        items = [as_id(each, self.catalogue.ids) for each in lines["item"].to_list()]
+        late = [
+            each
+            for each, place in zip(items, self.catalogue.positions(items).tolist(), strict=True)
+            if place < 0 or place >= self.catalogue.size
+        ]
+        if late:
+            twin.catalogue = self.catalogue.including(late)
         return twin
-
-    def _cover(self, items: np.ndarray) -> None:
-        """Let the catalogue hold `items` too."""
-        known = self.model.catalogue_
-        late = distinct(items[codes(items, known) < 0])
-        if not len(late):
-            return
-        self.model, self.catalogue = self.model.covering(late, self.data.items_table), self.catalogue.including(late)
-        if self._co_purchases is not None:
-            self._co_purchases = self._co_purchases.including(Insertion.of(known, late))
 
     def restocked(self, stock: pl.DataFrame) -> "ListBuilder":
         """With another table of stock (see item_catalogue.stock)."""
@@ -154,14 +143,16 @@ class ListBuilder:
 
     def _recommend(self, request: Request, settings: ListSettings) -> RecommendedLists:
         asked = list(request.users) or [None]
-        users = self.histories.users
-        keys = [as_id(each, users) for each in asked]
+        users = self.histories
+        keys = [as_id(each, users.id_kind) for each in asked]
         known = np.array([key for key in keys if key is not None])  # of its own width: text is not cut to fit
         at = np.full(len(keys), -1, np.int64)
-        at[[number for number, key in enumerate(keys) if key is not None]] = codes(known, users) if len(known) else []
+        at[[number for number, key in enumerate(keys) if key is not None]] = users.find(known) if len(known) else []
         found, place = np.unique(at, return_inverse=True)
-        days = np.array([self.ahead.get(users[each].item(), self.day) if each >= 0 else self.day for each in found])
-        lists, basket = dict[int, ComposedList](), self.catalogue.ids[settings.session[settings.session < self.catalogue.size]]
+        days, there = np.full(len(found), self.day), found >= 0
+        days[there] = np.maximum(users.newest(found[there]), self.day)  # a user who bought later is ahead
+        lists, basket = dict[int, ComposedList](), settings.session[self.catalogue.can_show(settings.session)]
+        basket = self.catalogue.ids_of(basket)
         for day in distinct(days).tolist():
             some = found[days == day]
             reader, positions = self.model if day == self.day else self.model.reading(self.histories, day), some
@@ -180,17 +171,13 @@ class ListBuilder:
         """One list for each of `positions` in what `reader` reads. `users`: positions in the histories, or -1: anonymous."""
         composer, there = Composer(self.catalogue, settings, self.day), np.flatnonzero(positions >= 0)
         owns = self._owned(reader, positions, users, there, settings)
-        pools = (
-            pools_of(reader.everything(positions[there], settings.novel), there, len(positions))
-            if len(there)
-            else [EMPTY] * len(owns)
-        )
+        pools = self._pools(reader, positions, there, settings.novel) if len(there) else [EMPTY] * len(owns)
         lists = [composer.compose(own, pools[row]) for row, own in enumerate(owns)]
         short = np.array([row for row in there if len(lists[row].item) < settings.k], np.int64)
         if len(short) and isinstance(reader, FirstStage):
             for first in range(0, len(short), BLOCK // DEEPER):
                 some = short[first : first + BLOCK // DEEPER]
-                deep = pools_of(reader.everything(positions[some], settings.novel, DEEPER), some, len(positions))
+                deep = self._pools(reader, positions, some, settings.novel, DEEPER)
                 for row in some:
                     pools[row] = append_deeper(pools[row], deep[row])
                     lists[row] = composer.compose(owns[row], pools[row])
@@ -203,23 +190,27 @@ class ListBuilder:
             self._explain(lists[row], own, settings)
         return lists
 
+    def _pools(self, reader: Recommender, positions: np.ndarray, rows: np.ndarray, novel: bool, times: int = 1) -> list[Pool]:
+        """All that the model has to say of the users in `rows` of `positions`, empty for others."""
+        found = reader.everything(positions[rows], novel, times)
+        if len(found.late):
+            found.item = take(np.arange(self.catalogue.size), found.item, self.catalogue.positions(found.late.tolist()))
+        return pools_of(found, rows, len(positions))
+
     def _owned(
         self, reader: Recommender, positions: np.ndarray, users: np.ndarray, there: np.ndarray, settings: ListSettings
     ) -> list[OwnItems]:
-        catalogue, size = self.model.catalogue_, len(positions)
-        parts = []
-        for ids in (catalogue, self.catalogue.rare) if settings.lists.explore and len(self.catalogue.rare) else (catalogue,):
-            row, column, day, _ = reader.histories_.lines(positions[there], ids)
-            kept = (column >= 0) & (day <= reader.day_)
-            starts = np.zeros(size + 1, np.int64)
-            starts[1:] = np.cumsum(np.bincount(there[row[kept]], minlength=size))
-            parts.append((starts, column[kept], reader.day_ - day[kept]))
-        found = []
-        for row, user in enumerate(users.tolist()):
-            mine = [slice(starts[row], starts[row + 1]) for starts, _, _ in parts]
-            column, ago = parts[0][1][mine[0]], parts[0][2][mine[0]]
-            rare = parts[1][1][mine[1]] + self.catalogue.size if len(parts) > 1 else NONE
-            found.append(OwnItems(self.histories.users[user] if user >= 0 else None, column, ago, distinct(column), rare))
+        row, column, day, _, late = reader.histories_.lines(positions[there], self.model.catalogue_)
+        if len(late):
+            column = np.where(column < 0, self.catalogue.positions(late.tolist())[np.maximum(-1 - column, 0)], column)
+        kept = (column >= 0) & (day <= reader.day_)
+        starts = np.zeros(len(positions) + 1, np.int64)
+        starts[1:] = np.cumsum(np.bincount(there[row[kept]], minlength=len(positions)))
+        column, ago, found = column[kept], reader.day_ - day[kept], []
+        ids = iter(self.histories.ids(users[users >= 0]))
+        for number, user in enumerate(users.tolist()):
+            mine = slice(starts[number], starts[number + 1])
+            found.append(OwnItems(next(ids) if user >= 0 else None, column[mine], ago[mine], distinct(column[mine])))
         return found
 
     def _explain(self, found: "ComposedList", own: OwnItems, settings: ListSettings) -> None:
@@ -242,6 +233,8 @@ class ListBuilder:
             return {}
         count = np.bincount(np.searchsorted(own.bought, own.column))
         most = own.bought[np.argsort(-count, kind="stable")[: item_explanations.OWN]]
+        if not len(most := most[most < self.catalogue.size]):
+            return {}
         partner, common = self.co_purchases.partners(most, new)
         enough = common >= item_explanations.ENOUGH
         return dict(zip(new[enough].tolist(), partner[enough].tolist(), strict=True))
@@ -265,12 +258,12 @@ class ListBuilder:
         return RecommendedLists(
             row=row,
             rank=np.arange(len(row)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + 1,
-            item=self.catalogue.ids[item],
+            item=self.catalogue.ids_of(item),
             score=score,
             source=[NAMES[each] for each in source.tolist()],
             explanation=[reason for each in lists for reason in each.explanation],
             notes=tuple(
-                Note(row, asked[row], settings.k, len(each.item), self.catalogue.size, each.costs)
+                Note(row, asked[row], settings.k, len(each.item), len(self.catalogue), each.costs)
                 for row, each in enumerate(lists)
                 if each.costs is not None
             ),

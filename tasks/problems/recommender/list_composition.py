@@ -44,14 +44,12 @@ class ListSettings:
 
 @dataclass(eq=False)
 class OwnItems:
-    """What one user bought: column of the catalogue and days ago of each line, and each such item once, sorted."""
+    """What one user bought: position in ItemCatalogue and days ago of each line, and each such item once, sorted."""
 
     user: Any
     column: np.ndarray
     ago: np.ndarray
     bought: np.ndarray
-    rare: np.ndarray
-    """Positions of the bought items that are not in the catalogue; looked up for exploration alone."""
 
 
 @dataclass(eq=False)
@@ -139,7 +137,7 @@ class Composer:
         items, starts = self.catalogue.pool(self.settings.lists.explore_users)
         if not due[-1] or not len(items):
             return Exploration(NONE, due, [])
-        mine = np.concatenate([pool.item, own.bought, own.rare])
+        mine = np.concatenate([pool.item, own.bought])
         allowed = codes(items, distinct(mine)) < 0
         allowed = np.logical_and.reduce([allowed, *(mask for _, mask in self._allowed(items, own))])
         shares = propensities.pool_shares(starts, self.catalogue.category[own.column])
@@ -156,8 +154,9 @@ class Composer:
 
     def rule_costs(self, own: OwnItems, found: int) -> dict[str, int]:
         """Rule -> how many items of the catalogue it leaves out of those that the rules before it allow."""
-        left, costs = np.ones(self.catalogue.size, bool), {}
-        for name, allowed in self._allowed(np.arange(self.catalogue.size), own):
+        shown = self.catalogue.by_popularity(None)
+        left, costs = np.ones(len(shown), bool), {}
+        for name, allowed in self._allowed(shown, own):
             costs[name] = costs.get(name, 0) + int((left & ~allowed).sum())
             left &= allowed
         if self.settings.rules.max_per_category is not None:

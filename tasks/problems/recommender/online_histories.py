@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from evergreen.tasks.core.errors import DataError
-from evergreen.tasks.problems.recommender.user_histories import Histories, Lines, codes
+from evergreen.tasks.problems.recommender.user_histories import Histories, Lines, codes, distinct, take
 
 NEWER = 20_000
 """Lines that wait beside the others; more of them are merged in one go."""
@@ -22,7 +22,10 @@ Newer = Mapping[tuple[Any, Any], int]
 
 @dataclass(eq=False)
 class OnlineHistories:
-    """`base` and the lines that came since, `newer`: user -> lines, none of them in `base`. Neither ever changes."""
+    """`base` and the lines that came since, `newer`: user -> lines, none of them in `base`. Neither ever changes.
+
+    Positions of users count those of `base`, then the `newcomers`: whoever has no line in `base`, as they came.
+    """
 
     base: Histories
     newer: Mapping[Any, Newer] = field(default_factory=dict)
@@ -30,7 +33,8 @@ class OnlineHistories:
     """Number of lines in `newer`."""
     last_day: int = np.iinfo(np.int32).min
     """The newest day of all lines."""
-    _users: np.ndarray | None = field(default=None, init=False, repr=False)
+    newcomers: Mapping[Any, int] = field(default_factory=dict)
+    """User -> position."""
     _merged: Histories | None = field(default=None, init=False, repr=False)
 
     @classmethod
@@ -43,18 +47,41 @@ class OnlineHistories:
         return len(self.base) + self.waiting
 
     @property
-    def users(self) -> np.ndarray:
-        """Sorted ids of the users of both."""
-        if self._users is None:
-            ids = np.array(list(self.newer)) if self.newer else self.base.users[:0]
-            fresh = ids[codes(ids, self.base.users) < 0]
-            self._users = np.union1d(self.base.users, fresh) if len(fresh) else self.base.users
-        return self._users
+    def id_kind(self) -> str:
+        """Of the users' ids, as NumPy's dtypes have it."""
+        return self.base.id_kind
 
     @property
     def items(self) -> np.ndarray:
         """Sorted ids of the items of `base`."""
         return self.base.items
+
+    def find(self, ids: np.ndarray) -> np.ndarray:
+        """Position of each user, -1 for an unknown one."""
+        found = self.base.find(ids)
+        if self.newcomers:
+            unknown = np.flatnonzero(found < 0)
+            found[unknown] = [self.newcomers.get(each, -1) for each in ids[unknown].tolist()]
+        return found
+
+    def ids(self, positions: np.ndarray) -> np.ndarray:
+        """Of the users at `positions`."""
+        known = self.base.users
+        if positions.max(initial=-1) < len(known):
+            return known[positions]
+        return take(known, positions, np.array(list(self.newcomers)))
+
+    def newest(self, positions: np.ndarray) -> np.ndarray:
+        """Day of the newest line of each of the users at `positions`."""
+        found = np.full(len(positions), np.iinfo(np.int32).min, np.int64)
+        there = positions < len(self.base.users)
+        found[there] = self.base.newest(positions[there])
+        if not self.newer:
+            return found
+        later = [
+            max(self.newer[each].values(), default=0) if each in self.newer else 0 for each in self.ids(positions).tolist()
+        ]
+        return np.maximum(found, later)
 
     def merged(self) -> Histories:
         """All in one."""
@@ -66,15 +93,13 @@ class OnlineHistories:
         return self.merged().frame()
 
     def lines(self, positions: np.ndarray, catalogue: np.ndarray) -> Lines:
-        """See Histories.lines; `positions`: in `users`."""
+        """See Histories.lines."""
         if not self.newer:
             return self.base.lines(positions, catalogue)
-        ids = self.users[positions]
-        place = codes(ids, self.base.users)
-        there = np.flatnonzero(place >= 0)
-        row, column, day, weight = self.base.lines(place[there], catalogue)
-        found: list[Lines] = [(there[row], column, day, weight)]
-        for at, each in enumerate(ids.tolist()):
+        there = np.flatnonzero(positions < len(self.base.users))
+        row, column, day, weight, late = self.base.lines(positions[there], catalogue)
+        found: list[Lines] = [(there[row], column, day, weight, late)]
+        for at, each in enumerate(self.ids(positions).tolist()):
             if each in self.newer:
                 found.append(_lines(at, self.newer[each], catalogue))
         return found[0] if len(found) == 1 else _concatenate(found)
@@ -86,22 +111,28 @@ class OnlineHistories:
         """
         if not len(self.base) or events.height > MANY or self.waiting > NEWER:
             return OnlineHistories.of(self.merged().and_then(typed(events, self.base)))
-        newer, count, last = dict(self.newer), self.waiting, self.last_day
+        newer, newcomers, count, last = dict(self.newer), self.newcomers, self.waiting, self.last_day
         for user, mine in _by_user(events, self.base).items():
-            known, had = self._known(user), newer.get(user, {})
-            if any(day < {**had, **known}.get(line, day) for line, day in mine.items()):
+            known, had = self._known(user, mine), newer.get(user, {})
+            seen = {**had, **known}
+            if any(day < seen.get(line, day) for line, day in mine.items()):
                 return OnlineHistories.of(self.merged().and_then(typed(events, self.base)))
             now = {**had, **{line: min(day, had.get(line, day)) for line, day in mine.items() if line not in known}}
             if now:
                 newer[user], count, last = now, count + len(now) - len(had), max(last, *now.values())
-        return OnlineHistories(self.base, newer, count, last)
+                if not had and self.base.find(np.array([user]))[0] < 0:
+                    newcomers = {**newcomers, user: len(self.base.users) + len(newcomers)}
+        return OnlineHistories(self.base, newer, count, last, newcomers)
 
-    def _known(self, user: Any) -> dict[tuple[Any, Any], int]:
-        """(basket, item) -> day of the lines of `user` in `base`."""
-        position = codes(np.array([user]), self.base.users)
-        if position[0] < 0:
+    def _known(self, user: Any, asked: Newer) -> Newer:
+        """Those lines of `user` in `base` whose items are among the asked."""
+        position = self.base.find(np.array([user]))
+        item = codes(np.array([each for _, each in asked]), self.base.items)
+        item = distinct(item[item >= 0])
+        if position[0] < 0 or not len(item):
             return {}
         place = self.base.places(position)[1]
+        place = place[codes(self.base.item[place], item) >= 0]
         lines = zip(map(str, self.base.basket[place].tolist()), self.base.items[self.base.item[place]].tolist(), strict=True)
         return dict(zip(lines, self.base.day[place].tolist(), strict=True))
 
@@ -128,26 +159,33 @@ class Session(OnlineHistories):
     @classmethod
     def on(cls, histories: Histories | OnlineHistories, position: int, basket: np.ndarray, day: int) -> "Session":
         online = OnlineHistories.of(histories)
-        made = cls(online.base, online.newer, online.waiting, online.last_day, position, basket, day, online)
-        known = online.users
-        if position >= 0:
-            made._users = known[[position]]
-        else:  # an id that is nobody's
-            made._users = np.array([known.min(initial=0) - 1]) if known.dtype.kind in "iu" else np.array([""])
-        return made
+        shared = (online.base, online.newer, online.waiting, online.last_day, online.newcomers)
+        return cls(*shared, position, basket, day, online)
+
+    def ids(self, positions: np.ndarray) -> np.ndarray:
+        """The only position is 0. An anonymous user has an id that is nobody's."""
+        assert self.whole is not None
+        if self.position >= 0:
+            return self.whole.ids(np.full(len(positions), self.position))
+        known = self.base.users
+        nobody = np.array([known[:1].min(initial=0) - 1] if self.id_kind in "iu" else [""])
+        return nobody[positions]
 
     def lines(self, positions: np.ndarray, catalogue: np.ndarray) -> Lines:
         """See Histories.lines; the only position is 0."""
         assert self.whole is not None
         mine = np.full(len(positions), self.position)
         past = self.whole.lines(mine[mine >= 0], catalogue)
-        column = codes(self.basket, catalogue) if len(positions) else np.zeros(0, np.int64)
-        return _concatenate([past, (np.zeros(len(column), np.int64), column, np.full(len(column), self.day), None)])
+        column, late = _columns(self.basket if len(positions) else self.basket[:0], catalogue)
+        return _concatenate([past, (np.zeros(len(column), np.int64), column, np.full(len(column), self.day), None, late)])
 
 
-def as_id(value: Any, known: np.ndarray) -> Any:
-    """`value` as the ids in `known` are: 7, 7.0 and "7" are the same whole number. None where it cannot be one."""
-    if known.dtype.kind not in "iu":
+def as_id(value: Any, known: np.ndarray | str) -> Any:
+    """`value` as the ids in `known` are, or those of such a kind of NumPy's: 7, 7.0 and "7" are the same whole number.
+
+    None where it cannot be one.
+    """
+    if (known if isinstance(known, str) else known.dtype.kind) not in "iu":
         return None if value is None or value == "" else str(value)
     try:
         number = int(value)
@@ -165,38 +203,68 @@ def typed(events: pl.DataFrame, like: Histories) -> pl.DataFrame:
         kind = pl.Int64 if known.dtype.kind in "iu" else pl.String
         turned = events[name].cast(kind, strict=False)
         if turned.null_count():
-            bad = events[name].filter(turned.is_null())[0]
-            raise DataError(f"{name} = {bad}: ids are whole numbers here, such as {known[0]}")
+            raise _no_id(name, events[name].filter(turned.is_null())[0], known)
         events = events.with_columns(turned)
     basket = events["basket"].cast(pl.Int64 if like.basket.dtype.kind in "iu" else pl.String, strict=False)
     return (events if basket.null_count() else events.with_columns(basket)).select(LINE)
 
 
 def _by_user(events: pl.DataFrame, like: Histories) -> dict[Any, dict[tuple[Any, Any], int]]:
-    """User -> (basket, item) -> first day."""
+    """User -> (basket, item) -> first day. Without Polars' queries, which take longer than a basket."""
     found: dict[Any, dict[tuple[Any, Any], int]] = {}
-    days = typed(events, like).with_columns(pl.col("basket").cast(pl.String), pl.col("day").cast(pl.Date).cast(pl.Int32))
-    for user, basket, item, day in days.iter_rows():
+    users, items = (_typed(events[name].to_list(), name, known) for name, known in (("user", like.users), ("item", like.items)))
+    baskets, days = map(str, events["basket"].to_list()), events["day"].cast(pl.Date).cast(pl.Int32).to_list()
+    for user, basket, item, day in zip(users, baskets, items, days, strict=True):
         mine = found.setdefault(user, {})
         mine[basket, item] = min(day, mine.get((basket, item), day))
     return found
 
 
+def _typed(given: list[Any], name: str, known: np.ndarray) -> list[Any]:
+    """As the ids in `known` are. Raises DataError for one that cannot be."""
+    found = [as_id(each, known) for each in given]
+    if None in found:
+        raise _no_id(name, given[found.index(None)], known)
+    return found
+
+
+def _no_id(name: str, value: Any, known: np.ndarray) -> DataError:
+    return DataError(f"{name} = {value}: ids are whole numbers here, such as {known[0]}")
+
+
 def _lines(row: int, newer: Newer, catalogue: np.ndarray) -> Lines:
-    column = codes(np.array([item for _, item in newer]), catalogue)
-    return np.full(len(column), row), column, np.fromiter(newer.values(), np.int64, len(column)), None
+    column, late = _columns(np.array([item for _, item in newer]), catalogue)
+    return np.full(len(column), row), column, np.fromiter(newer.values(), np.int64, len(column)), None, late
+
+
+def _columns(items: np.ndarray, catalogue: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Column and late items, as Lines has them."""
+    column = codes(items, catalogue)
+    late = distinct(items[column < 0])
+    column[column < 0] = -1 - np.searchsorted(late, items[column < 0])
+    return column, late
 
 
 def _concatenate(found: list[Lines]) -> Lines:
     """Lines of the same rows in one, each row's by day. Where some have weights, the others weigh 1."""
-    row, column, day = (np.concatenate(each) for each in zip(*(part[:3] for part in found), strict=True))
+    late = distinct(np.concatenate([each for *_, each in found if len(each)] or [found[0][-1]]))
+    parts = [(row, _renumbered(column, mine, late), day) for row, column, day, _, mine in found]
+    row, column, day = (np.concatenate(each) for each in zip(*parts, strict=True))
     by = np.lexsort((day, row))
-    weights = [weight for _, _, _, weight in found]
+    weights = [weight for _, _, _, weight, _ in found]
     if all(weight is None for weight in weights):
-        return row[by], column[by], day[by], None
+        return row[by], column[by], day[by], None, late
     sizes = [len(part[0]) for part in found]
     filled = [np.ones(size, np.float32) if each is None else each for size, each in zip(sizes, weights, strict=True)]
-    return row[by], column[by], day[by], np.concatenate(filled)[by]
+    return row[by], column[by], day[by], np.concatenate(filled)[by], late
+
+
+def _renumbered(column: np.ndarray, mine: np.ndarray, late: np.ndarray) -> np.ndarray:
+    """Columns whose late items are `mine`, a part of `late`."""
+    if not len(mine):
+        return column
+    place = np.searchsorted(late, mine)
+    return np.where(column < 0, -1 - place[np.maximum(-1 - column, 0)], column)
 
 
 def merged(histories: Histories | OnlineHistories) -> Histories:

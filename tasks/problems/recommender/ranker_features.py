@@ -5,6 +5,7 @@ Facts of items are learned once and kept; facts of users and of pairs come from 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 from scipy import sparse
@@ -32,6 +33,8 @@ PAIR = (
     ),
 )
 FEATURES = (*USER, *ITEM, *PAIR, *SOURCES, *(f"{source}_place" for source in SOURCES))
+Kind = tuple[np.ndarray, np.ndarray]
+"""Numbers of the groups, one of each line inside the catalogue and one of each pair."""
 NEVER = 999.0
 """Days since something that never happened."""
 FAST = Decay(30.0)
@@ -44,7 +47,7 @@ PRIOR = 5
 class Lines:
     """The lines of some users, user after user, each from the first to the last day.
 
-    `row` counts those users, `column` the catalogue (-1 outside), `ago` days before now.
+    `row` counts those users, `column` the catalogue and `late` behind it (below 0: outside), `ago` days before now.
     """
 
     row: np.ndarray
@@ -54,16 +57,23 @@ class Lines:
     columns: int
     weight: np.ndarray | None = None
     """Of each line; None: 1 each."""
+    late: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Sorted ids of the items outside the catalogue that have a column."""
     _visits: np.ndarray | None = field(default=None, init=False, repr=False)
     _bought: "tuple[np.ndarray, np.ndarray, np.ndarray, Groups] | None" = field(default=None, init=False, repr=False)
 
     @classmethod
-    def of(cls, histories: Histories | OnlineHistories, positions: np.ndarray, catalogue: np.ndarray, day: int) -> "Lines":
-        """`positions`: users, as positions in `histories.users`."""
-        row, column, when, weight = histories.lines(positions, catalogue)
+    def of(
+        cls, histories: Histories | OnlineHistories, positions: np.ndarray, catalogue: np.ndarray, day: int, whole: bool = False
+    ) -> "Lines":
+        """`positions`: users, as positions in `histories.users`. `whole`: items outside the catalogue have columns too."""
+        row, column, when, weight, late = histories.lines(positions, catalogue)
+        if whole and len(late):
+            column = np.where(column < 0, len(catalogue) - 1 - column, column)
+        late = late if whole else late[:0]
         kept = when <= day
         ago, weight = (day - when[kept]).astype(np.float32), None if weight is None else weight[kept]
-        return cls(row[kept], column[kept], ago, len(positions), len(catalogue), weight)
+        return cls(row[kept], column[kept], ago, len(positions), len(catalogue) + len(late), weight, late)
 
     def counts(self) -> Sparse:
         """Users x catalogue: the sum of the lines' weights, without weights their number."""
@@ -143,13 +153,6 @@ def of_items(
     )
 
 
-def of_one_purchase(day: int) -> np.ndarray:
-    """The facts, as of_items has them, of an item without category that one user bought once, on `day`."""
-    none = np.zeros(1, np.int64)
-    bought = Histories(none, none, none.astype(np.int32), none.astype(np.int32), none, none.astype(np.int32) + day)
-    return of_items(bought, none, none, day)[0]
-
-
 def _shrunk(hits: np.ndarray, cases: np.ndarray) -> np.ndarray:
     """hits / cases, the nearer to that of all together the fewer the cases."""
     usual = hits.sum() / max(cases.sum(), 1)
@@ -182,34 +185,33 @@ def of_pairs(
     lines: Lines,
     user: np.ndarray,
     item: np.ndarray,
-    category: np.ndarray,
+    kinds: Sequence[Kind],
     half_life: float,
     visits: np.ndarray,
     usual_gap: np.ndarray | None = None,
-    groups: np.ndarray | None = None,
     fast: Decay = FAST,
 ) -> np.ndarray:
     """pairs x PAIR of the parallel `user` (row in `lines`) and `item` (column of the catalogue).
 
-    `visits`: per user. `usual_gap`: days between two purchases, per item of the catalogue; None: unknown.
-    `groups`: as `category`, up to two columns. `half_life`: in days; `fast`: another decay, of `decayed_fast`.
+    `visits`: per user. `usual_gap`: days between two purchases, per pair; None: unknown. `kinds`: of the category, and of up to
+    two groups. `half_life`: in days; `fast`: another decay, of `decayed_fast`.
     """
-    row, column, ago, pairs = lines.bought()
+    row, _, ago, pairs = lines.bought()
     weight = decay(ago, half_life)
     mine = np.maximum(np.bincount(row, weight, minlength=lines.rows), 1e-9)[user]
     user = user.astype(np.int64)
     lately = [ago < days for days in (28, 7, 14, 56, 91)]
     facts = [pairs.size, pairs.squares(), *pairs.sums(np.column_stack([weight, fast.weigh(row, ago), *lately])).T]
     days = [pairs.oldest(), *(pairs.newest(place) for place in (1, 2, 3))]
-    found = pairs.at(user * len(category) + item, facts, days)
+    found = pairs.at(user * lines.columns + item, facts, days)
     bought, squares, decayed, quick, *within, first, last, second, third = found.T
     gaps = np.maximum(bought - 1, 1)
     between = np.where(bought > 1, (first - last) / gaps, NEVER)
     spread = np.sqrt(np.maximum(squares / gaps - between**2, 0)) * (bought > 1)
     since, known = (lines.visits_within(user, np.where(bought > 0, ago, FAR - 1)) for ago in (last, first))
-    usual = np.zeros(len(user)) if usual_gap is None else usual_gap[item]
+    usual = np.zeros(len(user)) if usual_gap is None else usual_gap
     sums = np.column_stack([weight, lately[0]])
-    aisle, *others = (_of_group(each, row, column, ago, sums, user, item) for each in (category, *_columns(groups)))
+    aisle, *others = (_of_group(*each, row, ago, sums, user) for each in kinds)
     of_groups = [fact for each in others for fact in _shares(each, mine, decayed)]
     of_groups += [np.zeros(len(user))] * (12 - len(of_groups))
     in_aisle = _shares(aisle, mine, decayed)
@@ -230,20 +232,19 @@ def _columns(groups: np.ndarray | None) -> list[np.ndarray]:
 
 def _of_group(
     group: np.ndarray,
+    asked: np.ndarray,
     row: np.ndarray,
-    column: np.ndarray,
     ago: np.ndarray,
     sums: np.ndarray,
     user: np.ndarray,
-    item: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """What the user of each pair bought of the item's group: decayed, days since the last, within 28 days, overdue.
 
-    `sums`: lines x 2, what is summed up per group.
+    `group`: of each line; `asked`: of each pair; `sums`: lines x 2, what is summed up per group.
     """
-    count = int(group.max(initial=0)) + 1
-    found = Groups.of(row * count + group[column], ago)
-    facts = found.at(user * count + group[item], [found.size, *found.sums(sums).T], [found.oldest(), found.newest(1)])
+    count = max(int(group.max(initial=0)), int(asked.max(initial=0))) + 1
+    found = Groups.of(row * count + group, ago)
+    facts = found.at(user * count + asked, [found.size, *found.sums(sums).T], [found.oldest(), found.newest(1)])
     bought, decayed, lately, first, last = facts.T
     gap = np.where(bought > 1, (first - last) / np.maximum(bought - 1, 1), NEVER)
     return decayed, last, lately, last / np.maximum(gap, 1)
@@ -307,3 +308,12 @@ class Groups:
         """Sum of the squared gaps."""
         gap = self.gaps().astype(np.float64)
         return np.add.reduceat(gap * gap, self.start) if len(self.start) else gap
+
+
+@cache
+def of_one_purchase() -> np.ndarray:
+    """The facts, as of_items has them, of an item without category that one user bought once, today."""
+    none = np.zeros(1, np.int64)
+    zero = none.astype(np.int32)
+    bought = Histories(none, none, zero, zero, none, zero)
+    return of_items(bought, none, none, 0)[0]

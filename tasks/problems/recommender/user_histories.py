@@ -14,8 +14,9 @@ from scipy import sparse
 from evergreen.model_types import stored_type
 
 EPOCH = date(1970, 1, 1)
-Lines = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
-"""row, column of a catalogue (-1 outside), day and weight (None: 1 each), each row's lines by day."""
+Lines = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]
+"""row, column of a catalogue, day and weight (None: 1 each), each row's lines by day; and the sorted ids of the items outside
+the catalogue, of which the first has column -1, the second -2 …"""
 Sparse = Any
 """A scipy.sparse.csr_array, users x items, float32; the library's type hints do not know its operators."""
 
@@ -40,46 +41,24 @@ def codes(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.where(known[place] == ids, place, -1)
 
 
+def take(values: np.ndarray, column: np.ndarray, late: np.ndarray) -> np.ndarray:
+    """`values` of columns of a catalogue, behind which those of `late` items follow; costs nothing per item of the catalogue.
+
+    >>> take(np.array([4, 5]), np.array([2, 0]), np.array([3])).tolist()
+    [3, 4]
+    """
+    if not len(late):
+        return values[column]
+    outside = column >= len(values)
+    found = np.empty((len(column), *values.shape[1:]), np.result_type(values, late))
+    found[~outside], found[outside] = values[column[~outside]], late[column[outside] - len(values)]
+    return found
+
+
 def distinct(values: np.ndarray) -> np.ndarray:
     """Sorted, each once. NumPy's own takes ten times as long on whole numbers."""
     ordered = np.sort(values)
     return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if len(ordered) else ordered
-
-
-@dataclass(frozen=True, eq=False)
-class Insertion:
-    """New ids among sorted ones. `ids`: all, sorted; `order`: of each its place in the known ones followed by the new."""
-
-    ids: np.ndarray
-    order: np.ndarray
-    known: int
-
-    @classmethod
-    def of(cls, known: np.ndarray, new: np.ndarray) -> "Insertion":
-        """
-        >>> Insertion.of(np.array([1, 5]), np.array([3])).take(np.array([10, 50]), 0).tolist()
-        [10, 0, 50]
-        """
-        both = np.concatenate([known, new])
-        order = np.argsort(both, kind="stable")
-        return cls(both[order], order, len(known))
-
-    @property
-    def moved(self) -> np.ndarray:
-        """The new place of each known id."""
-        return np.argsort(self.order)[: self.known]
-
-    def take(self, values: np.ndarray, blank: Any) -> np.ndarray:
-        """`values` of the known ids, and `blank` for the new ones: one value, or one row for each."""
-        more = np.empty((len(self.ids) - self.known, *values.shape[1:]), values.dtype)
-        more[...] = blank
-        return np.concatenate([values, more])[self.order]
-
-    def rows(self, matrix: Sparse) -> Sparse:
-        """The rows of a sparse matrix, empty ones for the new ids."""
-        empty: Sparse = sparse.csr_array((len(self.ids) - self.known, matrix.shape[1]), dtype=matrix.dtype)
-        whole: Sparse = sparse.vstack([matrix, empty], format="csr")
-        return whole[self.order]
 
 
 @stored_type
@@ -123,6 +102,26 @@ class Histories:
     def __len__(self) -> int:
         return len(self.day)
 
+    @property
+    def id_kind(self) -> str:
+        """Of the users' ids, as NumPy's dtypes have it."""
+        return self.users.dtype.kind
+
+    def find(self, ids: np.ndarray) -> np.ndarray:
+        """Position of each user, -1 for an unknown one."""
+        return codes(ids, self.users)
+
+    def ids(self, positions: np.ndarray) -> np.ndarray:
+        """Of the users at `positions`."""
+        return self.users[positions]
+
+    def newest(self, positions: np.ndarray) -> np.ndarray:
+        """Day of the newest line of each of the users at `positions`; the earliest day there is for one without lines."""
+        row, place = self.places(positions)
+        found = np.full(len(positions), np.iinfo(np.int32).min, np.int64)
+        np.maximum.at(found, row, self.day[place])
+        return found
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
 
@@ -151,9 +150,15 @@ class Histories:
         return columns
 
     def lines(self, positions: np.ndarray, catalogue: np.ndarray) -> "Lines":
-        """row in `positions`, column of the catalogue (-1 outside), day and weight of the lines of these users, each by day."""
+        """The lines of the users at `positions`, which `row` counts."""
         row, place = self.places(positions)
-        return row, self.columns(catalogue)[self.item[place]], self.day[place], self._weights(place)
+        item = self.item[place]
+        column, late = self.columns(catalogue)[item], self.items[:0]
+        if column.min(initial=0) < 0:
+            outside = column < 0
+            found = distinct(item[outside])
+            column[outside], late = -1 - np.searchsorted(found, item[outside]), self.items[found]
+        return row, column, self.day[place], self._weights(place), late
 
     def _weights(self, places: np.ndarray | slice) -> np.ndarray | None:
         return None if self.weight is None else self.weight[places]

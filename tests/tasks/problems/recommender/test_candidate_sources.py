@@ -109,8 +109,9 @@ def test_the_rhythm_of_a_pair_by_hand():
     lines = Lines.of(HISTORY, np.array([0, 1]), catalogue, 40)
     gap = of_items(HISTORY, catalogue, np.zeros(2, int), 40)[:, ITEM.index("usual_gap")]
     assert gap.tolist() == [13, 20]
-    kinds = np.array([[1, 2], [1, 1]])
-    rows = of_pairs(lines, np.array([0, 1, 1]), np.array([0, 0, 1]), np.zeros(2, int), 90.0, np.array([5, 1]), gap, kinds)
+    item, column = np.array([0, 0, 1]), lines.bought()[1]
+    kinds = [(group[column], group[item]) for group in (np.zeros(2, int), np.array([1, 1]), np.array([2, 1]))]
+    rows = of_pairs(lines, np.array([0, 1, 1]), item, kinds, 90.0, np.array([5, 1]), gap[item])
     found = dict(zip(PAIR, rows.T.tolist(), strict=True))
     assert found["days_since_second"] == [10, NEVER, NEVER]
     assert found["days_since_third"] == [30, NEVER, NEVER]

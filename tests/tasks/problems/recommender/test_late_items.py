@@ -9,10 +9,10 @@ import pytest
 
 from evergreen.tasks.problems.recommender import item_catalogue, item_explanations
 from evergreen.tasks.problems.recommender.estimators import TwoStage
-from evergreen.tasks.problems.recommender.item_catalogue import ItemCatalogue, Local
+from evergreen.tasks.problems.recommender.item_catalogue import ItemCatalogue
 from evergreen.tasks.problems.recommender.list_builder import ListBuilder
 from evergreen.tasks.problems.recommender.list_request import Request
-from evergreen.tasks.problems.recommender.user_histories import Histories, Insertion, to_date
+from evergreen.tasks.problems.recommender.user_histories import Histories, to_date
 from tests.contracts import World, build
 
 LATE = [7, 1_010_101]
@@ -127,7 +127,7 @@ def test_attributes_of_a_late_item_are_those_of_the_items_like_it():
     assert {name: at.tolist() for name, at in found.items()} == {"category": [1, -1], "group1": [-1, -1], "group2": [-1, -1]}
 
 
-def test_the_catalogue_moves_every_array_and_keeps_what_is_known_of_a_rare_item():
+def test_the_catalogue_takes_in_what_was_bought_and_keeps_every_position(monkeypatch):
     table = pl.DataFrame(
         {
             "item": ["a", "b", "c", "d"],
@@ -136,20 +136,42 @@ def test_the_catalogue_moves_every_array_and_keeps_what_is_known_of_a_rare_item(
             "stock": [True] * 3 + [False],
         }
     )
+    monkeypatch.setattr(item_catalogue, "ROOM", 1)
     bought = Histories.of(purchases("u", ["b", "c"], [date(2024, 1, 1)]))
     made = ItemCatalogue.of(np.array(["b", "c"]), bought, table, 0)
-    made.local = Local({"here": (np.array([0, 2]), np.array([3, 4]))})
-    found = made.including(np.array(["aa", "d", "longer than all"]))
-    assert found.ids.tolist() == ["aa", "b", "c", "d", "longer than all", "a"]
-    assert (found.size, found.rare.tolist(), found.names.tolist()) == (5, ["a"], ["", "B", "C", "D", "", "A"])
-    assert [found.categories[each] for each in found.category] == ["", "two", "", "two", "", "one"]
+    found = made.including(["aa", "d"]).including(["longer than all", "d", "b"])
+    names = ["b", "c", "a", "d", "aa", "longer than all"]
+    assert found.positions([*names, "e", None]).tolist() == [0, 1, 2, 3, 4, 5, -1, -1]
+    assert found.ids_of(np.arange(6)).tolist() == names
+    assert (len(made), len(found), found.by_popularity(None).tolist()) == (2, 5, [0, 1, 4, 3, 5])
+    assert [found.categories[each] for each in found.category[:6]] == ["two", "", "one", "two", "", ""]
     assert found.stock is not None
-    assert found.stock.tolist() == [False, True, True, False, False, True]
-    assert found.users.tolist() == [1, 1, 1, 1, 1, 0]
-    assert found.local is not None
-    assert found.local.users["here"][0].tolist() == [1, 5]
-    assert made.positions(["b"]).tolist() == [0]
-    assert found.positions(["b", "a", "aa"]).tolist() == [1, 5, 0]
+    assert found.stock[:6].tolist() == [True, True, True, False, False, False]
+    assert found.can_show(np.arange(6)).tolist() == [True, True, False, True, True, True]
+    assert made.positions(["aa", "b"]).tolist() == [-1, 0]
+    other = made.including(["other"])
+    assert other.positions(["other", "aa"]).tolist() == [4, -1]
+    assert other.by_popularity(None).tolist() == [0, 1, 4]
+
+
+def test_exploration_draws_from_items_that_came_since_as_few_users_bought_them():
+    table = pl.DataFrame({"item": ["a", "b"], "category": ["one", "two"], "name": None, "stock": [None, None]})
+    made = ItemCatalogue.of(np.array(["b"]), Histories.of(purchases("u", ["b"], [date(2024, 1, 1)])), table, 0)
+    found = made.including(["new", "a"])
+    assert [made.categories[each] for each in made.category[made.pool(9)[0]]] == ["one", "two"]
+    assert (found.ids_of(found.pool(9)[0]).tolist(), found.pool(9)[1].tolist()) == (["new", "a", "b"], [0, 1, 2, 3])
+    assert (made.pool(1)[0].tolist(), found.pool(1)[0].tolist()) == ([1], [])
+
+
+@pytest.mark.parametrize("model", OWN)
+def test_an_item_that_came_since_moves_nothing_that_was_learned(world, model):
+    before = shop(world, model)
+    after = before.observe(purchases(7, LATE, [to_date(before.day)])).observe(purchases("9876", LATE, [to_date(before.day)]))
+    assert after.model.catalogue_ is before.model.catalogue_
+    assert after.model.learned_ is before.model.learned_ if model != "frequency" else True
+    assert all(getattr(after.catalogue, name) is getattr(before.catalogue, name) for name in ("ids", "category", "users"))
+    assert after.histories.base is before.histories
+    assert set(LATE) <= set(items_of(after, 9876, k=30))
 
 
 def test_an_item_that_nobody_bought_lately_is_not_called_popular():
@@ -157,10 +179,3 @@ def test_an_item_that_nobody_bought_lately_is_not_called_popular():
     bought = Histories.of(purchases("u", ["a"], [date(2024, 1, 1)]))
     catalogue = ItemCatalogue.of(np.array(["a"]), bought, table, bought.day[-1] + 1)
     assert item_explanations.new(catalogue, 0, "popular", None) == "bought by 1 customer so far"
-
-
-def test_insertion_keeps_rows_and_columns_together():
-    more = Insertion.of(np.array(["b", "d"]), np.array(["a", "c"]))
-    assert more.ids.tolist() == ["a", "b", "c", "d"]
-    assert more.moved.tolist() == [1, 3]
-    assert more.take(np.array([[1, 2], [3, 4]]), np.array([[7, 7], [8, 8]])).tolist() == [[7, 7], [1, 2], [8, 8], [3, 4]]

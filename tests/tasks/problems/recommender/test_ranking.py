@@ -123,7 +123,8 @@ def test_facts_of_users_and_pairs_by_hand():
     assert users["days_since_visit"] == [0, 29]
     assert users["visit_gap"] == [28, 0]
     assert users["repeat_share"] == pytest.approx([1 / 3, 0])
-    rows = of_pairs(lines, np.array([0, 0, 1]), np.array([0, 2, 1]), np.array([0, 0, 1]), 28.0, np.array([2, 1]))
+    item, group = np.array([0, 2, 1]), np.array([0, 0, 1])
+    rows = of_pairs(lines, np.array([0, 0, 1]), item, [(group[lines.bought()[1]], group[item])], 28.0, np.array([2, 1]))
     pairs = dict(zip(PAIR, rows.T.tolist(), strict=True))
     assert pairs["bought"] == [2, 0, 1]
     assert pairs["days_since"] == [0, NEVER, 29]
@@ -163,19 +164,26 @@ def test_codes_of_ids_that_are_not_there_are_minus_one():
     assert codes(np.array([3]), np.array([], dtype=int)).tolist() == [-1]
 
 
+def _read(row, column, day, weight, late):
+    names = [*(f"column {each}" for each in range(4)), *late[::-1].tolist()]
+    return sorted(zip(row.tolist(), (names[each] for each in column.tolist()), day.tolist(), strict=True))
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(*[st.integers(1, 4)] * 3, st.integers(30, 50)), min_size=1, max_size=12), st.integers(0, 12))
 def test_live_histories_read_as_if_all_lines_had_been_there_from_the_start(drawn, cut):
     events = purchases(*((user, basket, f"{item}", day) for user, basket, item, day in drawn))
     whole = Histories.of(LINES).and_then(events[:cut]).and_then(events[cut:])
     live = OnlineHistories.of(Histories.of(LINES)).and_then(events[:cut]).and_then(events[cut:])
-    assert (len(live), live.users.tolist(), live.last_day) == (len(whole), whole.users.tolist(), whole.day.max())
+    assert (len(live), live.last_day) == (len(whole), whole.day.max())
+    assert live.ids(live.find(whole.users)).tolist() == whole.users.tolist()
+    assert live.find(np.array([99])).tolist() == [-1]
     catalogue = np.array(["1", "3", "a", "b"])
     for positions in (np.arange(len(whole.users)), np.array([1]), np.array([], dtype=int)):
-        ours, theirs = (
-            zip(*(part.tolist() for part in each.lines(positions, catalogue)[:3]), strict=True) for each in (live, whole)
-        )
-        assert sorted(ours) == sorted(theirs)
+        mine = live.find(whole.users[positions])
+        assert live.newest(mine).tolist() == whole.newest(positions).tolist()
+        ours, theirs = (_read(*each.lines(at, catalogue)) for each, at in ((live, mine), (whole, positions)))
+        assert ours == theirs
     assert live.frame().sort(live.frame().columns).equals(whole.frame().sort(whole.frame().columns))
 
 
