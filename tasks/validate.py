@@ -15,10 +15,12 @@ import polars as pl
 from evergreen.tasks.config.params import Params, Rules, Section
 from evergreen.tasks.core import received_counts
 from evergreen.tasks.core.errors import DataError, ParamsError, ProjectError
+from evergreen.tasks.core.memory import peak_mb
 from evergreen.tasks.core.paths import Layout, write_json, writing
 from evergreen.tasks.data import received_events, snapshot
-from evergreen.tasks.data.great_expectations import check_expectations, render_pages, run_expectations, silence
-from evergreen.tasks.data.rules import ROW, Outcome, add_rule_columns, check_builtin_rules, failed_rules
+from evergreen.tasks.data.great_expectations import Expectations, check_expectations, checked_columns, render_pages, silence
+from evergreen.tasks.data.row_blocks import GRAIN, RowBlocks, rows_per_block
+from evergreen.tasks.data.rules import Outcome, RowRule, builtin_rules, split, view_of
 
 log = logging.getLogger(__name__)
 
@@ -50,19 +52,25 @@ class Validated(Section):
     tables: dict[str, Counts]
 
 
-@dataclass(frozen=True)
-class Checked:
-    """One table after its rules."""
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What the rules found in one table."""
 
-    kept: pl.DataFrame
-    quarantined: pl.DataFrame
-    """Its columns and `_rule`: the names of the rules that a row breaks, separated by a semicolon."""
     counts: Counts
     outcomes: tuple[Outcome, ...]
     problems: tuple[str, ...]
     """Why the run must stop; empty if it need not."""
     docs: Any = field(default=None, compare=False)
     """The result of Great Expectations; None without expectations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked(Judgement):
+    """One table after its rules, in memory."""
+
+    kept: pl.DataFrame
+    quarantined: pl.DataFrame
+    """Its columns and `_rule`: the names of the rules that a row breaks, separated by a semicolon."""
 
 
 def run(params: Params, problem: str | None, layout: Layout) -> Validated:
@@ -74,16 +82,13 @@ def run(params: Params, problem: str | None, layout: Layout) -> Validated:
     silence()
     check_expectations(params)
     tables, quarantine = layout.table("any").parent, layout.quarantine("any").parent
-    done: dict[str, Checked] = {}
+    done: dict[str, Judgement] = {}
     with writing(tables) as good, writing(quarantine) as bad:
         good.mkdir()
         bad.mkdir()
         for name in _in_order_of_references(params):
-            checked = _check_file(name, params, layout, good)
-            checked.kept.write_parquet(good / f"{name}.parquet", row_group_size=2**17)
-            checked.quarantined.write_parquet(bad / f"{name}.parquet")
-            _log_counts(name, checked)
-            done[name] = Checked(checked.kept.clear(), checked.quarantined.clear(), *_without_rows(checked))
+            done[name] = _check_file(name, params, layout, good, bad)
+            _log_counts(name, done[name])
         received_events.copy(received_events.raw(params, layout), good)
         counts = {name: checked.counts for name, checked in done.items()}
         received_counts.write(good, {name: each.received - each.received_quarantined for name, each in counts.items()})
@@ -97,10 +102,6 @@ def run(params: Params, problem: str | None, layout: Layout) -> Validated:
         results=str((layout.validation / "results.json").relative_to(layout.root)),
         tables={name: done[name].counts for name in params.ingest},
     )
-
-
-def _without_rows(checked: Checked) -> tuple[Any, ...]:
-    return checked.counts, checked.outcomes, checked.problems, checked.docs
 
 
 def _in_order_of_references(params: Params) -> list[str]:
@@ -121,20 +122,24 @@ def _in_order_of_references(params: Params) -> list[str]:
     return found
 
 
-def _check_file(name: str, params: Params, layout: Layout, checked: Path) -> Checked:
+def _check_file(name: str, params: Params, layout: Layout, good: Path, bad: Path) -> Judgement:
+    """Check one table, and write its rows to these folders."""
     raw = layout.raw(name)
     if not raw.is_file():
         raise ProjectError(f"{raw.relative_to(layout.root)}: not there. Run ingest first: python -P -m evergreen ingest")
     rules = params.validate_.get(name, Rules())
-    known = {}
+    known: dict[str, pl.LazyFrame] = {}
     for reference in rules.references.values():
         table = reference.to.split(".")[0]
-        known[table] = pl.read_parquet(checked / f"{table}.parquet", glob=False)
-    received = snapshot.received_count(layout, name)
-    return check(name, pl.read_parquet(raw, glob=False), rules, params.ingest[name].time, known, received)
+        known[table] = pl.scan_parquet(good / f"{table}.parquet", glob=False)
+    table, time, received = pl.scan_parquet(raw, glob=False), params.ingest[name].time, snapshot.received_count(layout, name)
+    kept, quarantined, found = judge(name, table, rules, time, known, received)
+    kept.sink_parquet(good / f"{name}.parquet", row_group_size=GRAIN, maintain_order=True)
+    quarantined.sink_parquet(bad / f"{name}.parquet", maintain_order=True)
+    return found
 
 
-def _log_counts(name: str, checked: Checked) -> None:
+def _log_counts(name: str, checked: Judgement) -> None:
     counts = checked.counts
     numbers = (f"{n:,}" for n in (counts.kept, counts.read, counts.quarantined))
     log.info("validate: %s: %s of %s rows kept, %s quarantined", name, *numbers)
@@ -159,35 +164,70 @@ def check(
     known: Mapping[str, pl.DataFrame] | None = None,
     received: int = 0,
 ) -> Checked:
-    """Check `table` against `rules` and the built-in rules: numbers are finite, `time` is present.
+    """Check a table in memory; see `judge`."""
+    others = {other: frame.lazy() for other, frame in (known or {}).items()}
+    kept, quarantined, found = judge(name, table.lazy(), rules, time, others, received)
+    return Checked(
+        kept=kept.collect(),
+        quarantined=quarantined.collect(),
+        counts=found.counts,
+        outcomes=found.outcomes,
+        problems=found.problems,
+        docs=found.docs,
+    )
+
+
+def judge(
+    name: str, table: pl.LazyFrame, rules: Rules, time: str | None, known: Mapping[str, pl.LazyFrame], received: int
+) -> tuple[pl.LazyFrame, pl.LazyFrame, Judgement]:
+    """Check `table` against `rules` and the built-in rules: numbers are finite, `time` is present. Its rows to keep, those to
+    quarantine with `_rule` (see Checked), and what was found; for blocks of any number of rows the same.
 
     `known`: validated tables that `rules.references` name. `received`: how many rows at the end servers
     received. Always kept + quarantined + duplicates = read.
     Raises ParamsError for an invalid SQL expression.
     """
-    rows = table.with_row_index(ROW, 1)
-    if rules.drop_duplicates:
-        rows = rows.unique(table.columns, keep="first", maintain_order=True)
-    view, failures = add_rule_columns(name, rows, rules, known or {})
-    builtin = check_builtin_rules(name, view, table, rules, time, known or {})
-    expected, docs = run_expectations(name, view, rules)
-    results = [*builtin, *failures, *expected]
-    broken = failed_rules(rows, results)
-    kept = rows.filter(broken.is_null()).drop(ROW)
-    quarantined = rows.drop(ROW).with_columns(broken.alias("_rule")).filter(broken.is_not_null())
-    outcomes = tuple(result.outcome for result in results)
+    view, failures = _blocks(name, table, rules, known)
+    builtin = builtin_rules(name, view, rules, time, known)
+    expectations = Expectations(name, view, rules)
+    for start, block in zip(view.starts(view.rows), view.blocks(), strict=True):
+        rows = range(start, min(start + view.rows, view.read))
+        for each in builtin:
+            if isinstance(each, RowRule):
+                each.check(block, rows)
+        expectations.check(block, rows)
+        if view.read > view.rows:
+            log.info("validate: %s: %s of %s rows, peak memory %.0f MB", name, f"{rows.stop:,}", f"{view.read:,}", peak_mb())
+    expected, broken, docs = expectations.finish()
+    tallies = [each.tally for each in builtin if isinstance(each, RowRule)]
+    found = (each.tally.outcome(not each.tally.failed) if isinstance(each, RowRule) else each for each in builtin)
+    outcomes = (*found, *failures, *expected)
+    kept, bad, out = split(view, [*(each for each in tallies if each.severity == "error"), *broken])
+    quarantined, duplicates = int(out.sum()), 0 if view.dropped is None else int(view.dropped.sum())
     counts = Counts(
-        read=len(table),
-        kept=len(kept),
-        quarantined=len(quarantined),
-        duplicates=len(table) - len(rows),
+        read=view.read,
+        kept=view.read - quarantined - duplicates,
+        quarantined=quarantined,
+        duplicates=duplicates,
         warnings=sum(not outcome.passed and outcome.severity == "warning" for outcome in outcomes),
         received=received,
-        received_quarantined=int(rows.select(broken.is_not_null() & (pl.col(ROW) > len(table) - received)).sum().item()),
+        received_quarantined=int(out.slice(view.read - received).sum()),
     )
-    if counts.read != counts.kept + counts.quarantined + counts.duplicates:
-        raise AssertionError(f"{name}: the counts of rows do not add up: {counts}")
-    return Checked(kept, quarantined, counts, outcomes, tuple(_problems(name, rules, counts, outcomes)), docs)
+    problems = tuple(_problems(name, rules, counts, outcomes))
+    return kept, bad, Judgement(counts=counts, outcomes=outcomes, problems=problems, docs=docs)
+
+
+def _blocks(name: str, table: pl.LazyFrame, rules: Rules, known: Mapping[str, pl.LazyFrame]) -> tuple[RowBlocks, list[Outcome]]:
+    """The table in blocks, with the columns that rules add, and the references that cannot be joined."""
+    read = int(table.select(pl.len()).collect().item())
+    added = len(rules.derived) + sum(len(each.join_columns) for each in rules.references.values())
+    view = RowBlocks(table, read, rows_per_block(len(table.collect_schema()) + added + len(checked_columns(rules))))
+    if rules.drop_duplicates:
+        view = view.without_duplicates()
+    view, failures, reader = view_of(name, view, rules, known)
+    if reader and read > view.rows:
+        log.info("validate: %s: %s looks at other rows, so all %s rows are in memory at once", name, reader, f"{read:,}")
+    return view.whole() if reader else view, failures
 
 
 # --- messages and report ------------------------------------------------------------------------------------------------------
@@ -224,7 +264,7 @@ def _finding(outcome: Outcome) -> str:
     return f'{columns}{outcome.failed:,} of {outcome.checked:,} rows break "{outcome.name}" (rows {rows}: {values})'
 
 
-def _write_report(folder: Path, params: Params, done: Mapping[str, Checked]) -> None:
+def _write_report(folder: Path, params: Params, done: Mapping[str, Judgement]) -> None:
     """Write results.json, and a page per table of Great Expectations under docs."""
     with writing(folder) as new:
         new.mkdir()
@@ -232,7 +272,7 @@ def _write_report(folder: Path, params: Params, done: Mapping[str, Checked]) -> 
         write_json(new / "results.json", results(params, done, pages))
 
 
-def results(params: Params, done: Mapping[str, Checked], pages: Mapping[str, str]) -> dict[str, Any]:
+def results(params: Params, done: Mapping[str, Judgement], pages: Mapping[str, str]) -> dict[str, Any]:
     """The report: passed, problems, and per table its counts, limit, page and the outcome of each rule."""
     tables = {
         name: {

@@ -1,9 +1,12 @@
 """Rules in the vocabulary of Great Expectations, and its result pages. This module is the library's one home."""
 
 import difflib
+import gc
 import logging
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -16,17 +19,66 @@ from evergreen.tasks.config.data import Expectation, Rules
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.core.suggestions import nearest
-from evergreen.tasks.data.rules import (
-    NO_ROWS,
-    ROW,
-    Outcome,
-    RuleResult,
-    as_json_value,
-    missing_column,
-    not_computed,
-    row_result,
-)
+from evergreen.tasks.data.column_statistics import distinct, extremes, missing, of, supports, with_nulls
+from evergreen.tasks.data.column_statistics import names as column_names
+from evergreen.tasks.data.column_statistics import rows as row_count
+from evergreen.tasks.data.row_blocks import AT, ROW, RowBlocks
+from evergreen.tasks.data.rules import Outcome, Tally, as_json_value, missing_column, not_computed, positions_of
 
+COMPLETE = {"result_format": {"result_format": "COMPLETE"}}
+PARTIAL = 20
+"""Failing rows that the library lists on its page."""
+UNIQUE = "expect_column_values_to_be_unique"
+PER_ROW = {
+    "expect_column_values_to_not_be_null",
+    "expect_column_values_to_be_null",
+    "expect_column_values_to_be_between",
+    "expect_column_values_to_be_in_set",
+    "expect_column_values_to_not_be_in_set",
+    "expect_column_value_lengths_to_be_between",
+    "expect_column_value_lengths_to_equal",
+    "expect_column_values_to_match_regex",
+    "expect_column_values_to_not_match_regex",
+    "expect_column_values_to_match_regex_list",
+    "expect_column_values_to_not_match_regex_list",
+    "expect_column_values_to_match_strftime_format",
+    "expect_column_values_to_match_json_schema",
+    "expect_column_values_to_be_dateutil_parseable",
+    "expect_column_values_to_be_json_parseable",
+    "expect_column_pair_values_to_be_equal",
+    "expect_column_pair_values_a_to_be_greater_than_b",
+    "expect_column_pair_values_to_be_in_set",
+    "expect_multicolumn_sum_to_equal",
+    "expect_multicolumn_values_to_be_equal",
+    "expect_select_column_values_to_be_unique_within_record",
+}
+"""Expectations that say of each row by itself whether it fails."""
+FROM_STATISTICS = {
+    "expect_column_mean_to_be_between",
+    "expect_column_sum_to_be_between",
+    "expect_column_stdev_to_be_between",
+    "expect_column_median_to_be_between",
+    "expect_column_quantile_values_to_be_between",
+    "expect_column_unique_value_count_to_be_between",
+    "expect_column_proportion_of_unique_values_to_be_between",
+    "expect_column_proportion_of_non_null_values_to_be_between",
+    "expect_table_row_count_to_be_between",
+    "expect_table_row_count_to_equal",
+    "expect_table_column_count_to_be_between",
+    "expect_table_column_count_to_equal",
+    "expect_table_columns_to_match_ordered_list",
+    "expect_table_columns_to_match_set",
+    "expect_column_to_exist",
+}
+"""Expectations whose result the statistics of column_statistics decide."""
+FEW_VALUES: dict[str, Callable[[RowBlocks, str], pl.DataFrame]] = {
+    "expect_column_min_to_be_between": extremes,
+    "expect_column_max_to_be_between": extremes,
+    "expect_column_distinct_values_to_be_in_set": distinct,
+    "expect_column_distinct_values_to_contain_set": distinct,
+    "expect_column_distinct_values_to_equal_set": distinct,
+}
+"""Expectations whose result a few of the values decide."""
 log = logging.getLogger(__name__)
 
 
@@ -77,24 +129,265 @@ def _argument_error(found: Any, error: Exception) -> str:
     return first[0]["msg"] if key == "__root__" else f"{key}: {first[0]['msg']}"
 
 
-def run_expectations(name: str, view: pl.DataFrame, rules: Rules) -> tuple[list[RuleResult], Any]:
-    """Results in the order of `rules.expectations`, and the library's own result (None without expectations)."""
-    if not rules.expectations:
-        return [], None
-    found: dict[int, RuleResult] = {}
-    for number, expectation in enumerate(rules.expectations):
-        columns = _columns(expectation)
-        if problem := missing_column(view, columns, "the table"):
-            found[number] = not_computed(_name(expectation), expectation.type, columns, expectation.severity, problem)
-    computable = {number: each for number, each in enumerate(rules.expectations) if number not in found}
-    results = _run_suite(name, view, computable) if computable else None
-    for result in results.results if results else ():
-        number = result.expectation_config.meta["rule"]
-        found[number] = _rule_result(view, computable[number], result)
-    if len(found) != len(rules.expectations):
-        lost = next(each for number, each in enumerate(rules.expectations) if number not in found)
-        raise ParamsError(f"params.yaml: validate.{name}.expectations: {lost.type} was not checked; is it a duplicate?")
-    return [found[number] for number in sorted(found)], results
+@dataclass
+class _RowRule:
+    """An expectation about single rows while the blocks pass, with the library's result of each block, without long lists."""
+
+    tally: Tally
+    results: list[Any] = field(default_factory=list[Any])
+
+
+class Expectations:
+    """The expectations of one table: those about single rows block by block, the others from statistics that are merged, or
+    from few values that have the same result; what needs its columns as a whole is computed at once, and said in the log.
+    """
+
+    def __init__(self, name: str, view: RowBlocks, rules: Rules) -> None:
+        """Raises ParamsError for a bound that is no time."""
+        self._name, self._view, self._given = name, view, dict(enumerate(rules.expectations))
+        self._found: dict[int, Outcome] = {}
+        self._rows: dict[int, _RowRule] = {}
+        self._repeats: dict[int, np.ndarray] = {}
+        self._results: dict[int, Any] = {}
+        self._meta: dict[str, Any] = {}
+        for number, each in self._given.items():
+            columns = _columns(each)
+            if problem := missing_column(view.schema, columns, "the table"):
+                self._found[number] = not_computed(_name(each), each.type, columns, each.severity, problem)
+            elif is_per_row(each):
+                self._rows[number] = _RowRule(Tally(_name(each), each.type, columns, each.severity))
+            else:
+                self._compute(number, each)
+        used = [column for number in self._rows for column in self._needed(self._given[number])]
+        self._columns = list(dict.fromkeys(used))
+        self._nullable = _nullable(view, self._columns) if view.read > view.rows else {}
+
+    def check(self, block: pl.DataFrame, rows: range) -> None:
+        """One block: `rows` of the file, from 0."""
+        for number, positions in self._repeats.items():
+            self._rows[number].tally.add(block, rows, len(block), positions_of(block, positions))
+        mine = {number: self._given[number] for number in self._rows if number not in self._repeats}
+        mine = {number: each for number, each in mine.items() if number not in self._found}
+        if not mine or (block.is_empty() and self._view.read > self._view.rows):
+            return
+        for number, result in self._run(block.select(AT, *self._columns), mine, self._nullable).items():
+            self._add(number, block, rows, result)
+        if self._view.read > self._view.rows:
+            gc.collect()  # the library's results refer to one another, and hold the rows of the block
+
+    def _add(self, number: int, block: pl.DataFrame, rows: range, result: Any) -> None:
+        rule = self._rows[number]
+        at = None if _first_exception(result.exception_info) else result.result.pop("unexpected_index_list", None)
+        if at is None:
+            self._found[number] = self._outcome(number, result)
+            self._results[number] = result
+            return
+        positions = positions_of(block, np.sort(np.asarray(at, dtype=np.int64)))
+        rule.tally.add(block, rows, int(result.result["element_count"]), positions)
+        rule.results.append(without_row_lists(result))
+
+    def finish(self) -> tuple[list[Outcome], list[Tally], Any]:
+        """Outcomes in the order of the rules, the row rules that quarantine their rows, and the library's result or None."""
+        broken: list[Tally] = []
+        for number, rule in self._rows.items():
+            if number in self._found or not rule.results:
+                continue
+            merged = merge(rule.results, self._given[number].kwargs.get("mostly", 1))
+            self._results[number] = merged
+            self._found[number] = rule.tally.outcome(bool(merged.success))
+            if rule.tally.severity == "error" and not merged.success:
+                broken.append(rule.tally)
+        if len(self._found) != len(self._given):
+            lost = next(each for number, each in self._given.items() if number not in self._found)
+            raise ParamsError(
+                f"params.yaml: validate.{self._name}.expectations: {lost.type} was not checked; is it a duplicate?"
+            )
+        results = [self._results[number] for number in sorted(self._results)]
+        docs = _suite_result(self._name, results, self._meta) if results else None
+        return [self._found[number] for number in sorted(self._found)], broken, docs
+
+    # Rules about the table or a column
+
+    def _compute(self, number: int, each: Expectation) -> None:
+        if each.type == UNIQUE and not each.kwargs.get("row_condition"):
+            self._find_repeats(number, each)
+            return
+        result = self._from_statistics(number, each)
+        if result is None:
+            few = None if each.kwargs.get("row_condition") else FEW_VALUES.get(each.type)
+            values = few(self._view, each.kwargs["column"]) if few else self._whole(each)
+            result = self._run(values, {number: each})[number]
+            at = result.result.get("unexpected_index_list")
+            if at is not None and not _first_exception(result.exception_info):
+                self._keep_positions(number, each, result, np.asarray(at, dtype=np.int64))
+                return
+        self._results[number] = without_row_lists(result)
+        self._found[number] = self._outcome(number, result)
+
+    def _keep_positions(self, number: int, each: Expectation, result: Any, at: np.ndarray) -> None:
+        """Of a row rule that was checked at once."""
+        self._rows[number] = _RowRule(Tally(_name(each), each.type, _columns(each), each.severity), [without_row_lists(result)])
+        self._repeats[number] = np.sort(at)
+
+    def _find_repeats(self, number: int, each: Expectation) -> None:
+        """Only values that are there twice can fail: the library judges these alone, and the others are counted."""
+        column = each.kwargs["column"]
+        repeated = pl.concat(part.filter(pl.col(column).is_duplicated()) for part in self._view.equals([column]))
+        present = repeated.filter(pl.col(column).is_not_null()).sort(AT)
+        if present.schema[column].is_float():
+            present = present.filter(pl.col(column).is_not_nan())
+        result = self._run(present, {number: each}, with_nulls(self._view, [column]))[number]
+        at = result.result.get("unexpected_index_list") if not _first_exception(result.exception_info) else None
+        if at is None:
+            self._results[number], self._found[number] = result, self._outcome(number, result)
+            return
+        result.result["missing_count"] = missing(self._view, column)
+        result.result["element_count"] = row_count(self._view)
+        self._keep_positions(number, each, result, np.asarray(at, dtype=np.int64))
+        self._rows[number].results[0] = merge(self._rows[number].results, each.kwargs.get("mostly", 1))
+
+    def _from_statistics(self, number: int, each: Expectation) -> Any:
+        """The library's result from statistics of column_statistics; None where it needs another one."""
+        from great_expectations.execution_engine.pandas_execution_engine import PandasExecutionEngine
+
+        if each.type not in FROM_STATISTICS or each.kwargs.get("row_condition") or each.kwargs.get("allow_relative_error"):
+            return None
+        arguments = _arguments(self._name, number, self._view.schema, each)
+        expectation, engine = _implementation("", each)(**arguments, meta={"rule": number}), PandasExecutionEngine()
+        needed = expectation.get_validation_dependencies(execution_engine=engine, runtime_configuration=dict(COMPLETE))
+        configured = list(needed.metric_configurations.values())
+        domains = {metric.metric_name: metric.metric_domain_kwargs.get("column") for metric in configured}
+        if not domains or not all(supports(self._view, metric, column) for metric, column in domains.items()):
+            return None
+        metrics = {
+            metric.id: of(self._view, metric.metric_name, domains[metric.metric_name], *_quantiles(metric))
+            for metric in configured
+        }
+        return expectation.metrics_validate(metrics, dict(COMPLETE), engine)
+
+    def _whole(self, each: Expectation) -> pl.DataFrame:
+        if self._view.read > self._view.rows:
+            log.info("validate: %s: %s needs its columns as a whole, in memory", self._name, _name(each))
+        return self._view.values(self._needed(each))
+
+    def _needed(self, each: Expectation) -> list[str]:
+        """The columns that an expectation reads; all where it has a condition on others, or names none."""
+        columns = list(_columns(each))
+        return column_names(self._view) if each.kwargs.get("row_condition") or not columns else columns
+
+    def _outcome(self, number: int, result: Any) -> Outcome:
+        """Of a rule about the table, or of one that could not be computed."""
+        each = self._given[number]
+        columns, name = _columns(each), _name(each)
+        if raised := _first_exception(result.exception_info):
+            types = ", ".join(f"{column} is {self._view.schema.schema[column]}" for column in columns)
+            problem = f"cannot be computed, {types or 'no column'}: {raised}"
+            return not_computed(name, each.type, columns, each.severity, problem)
+        return Outcome(
+            name=name,
+            type=each.type,
+            columns=columns,
+            severity=each.severity,
+            level="table",
+            passed=bool(result.success),
+            observed=as_json_value(result.result.get("observed_value")),
+        )
+
+    def _run(
+        self, values: pl.DataFrame, expectations: Mapping[int, Expectation], nullable: Mapping[str, bool] | None = None
+    ) -> dict[int, Any]:
+        """The library's result per number. AT in the index identifies rows: key columns make it a hundred times slower."""
+        import great_expectations as gx
+
+        suite = gx.ExpectationSuite(
+            name=self._name,
+            expectations=[
+                {"type": each.type, "kwargs": _arguments(self._name, number, values, each), "meta": {"rule": number}}
+                for number, each in expectations.items()
+            ],
+        )
+        asset = _context().data_sources.add_or_update_pandas("tables").add_dataframe_asset(self._name)
+        batch = asset.add_batch_definition_whole_dataframe("whole").get_batch({"dataframe": _as_pandas(values, nullable or {})})
+        found = batch.validate(suite, **COMPLETE)
+        self._meta = found.meta
+        return {each.expectation_config.meta["rule"]: each for each in found.results}
+
+
+def _as_pandas(values: pl.DataFrame, nullable: Mapping[str, bool]) -> Any:
+    """As pandas types whole columns: numbers and truth values with missing ones somewhere (`nullable`) are of another type."""
+    rows = values.drop(ROW, AT, strict=False).with_columns(
+        pl.col(column).cast(pl.Float64)
+        for column, some in nullable.items()
+        if some and column in values.columns and values.schema[column].is_integer()
+    )
+    found = rows.to_pandas()
+    for column, some in nullable.items():
+        if some and column in values.columns and values.schema[column] == pl.Boolean:
+            found[column] = found[column].astype(object)
+    if AT in values.columns:
+        found.index = values[AT].to_numpy().astype(np.int64)
+    return found
+
+
+def _nullable(view: RowBlocks, columns: Sequence[str]) -> dict[str, bool]:
+    kinds = view.schema.schema
+    return with_nulls(view, [each for each in columns if kinds[each].is_integer() or kinds[each] == pl.Boolean])
+
+
+def _quantiles(metric: Any) -> list[Any]:
+    quantiles = metric.metric_value_kwargs.get("quantiles")
+    return [] if quantiles is None else [quantiles]
+
+
+def is_per_row(expectation: Expectation) -> bool:
+    """Whether it says of each row by itself whether it fails."""
+    condition = str(expectation.kwargs.get("row_condition") or "")
+    return expectation.type in PER_ROW and "(" not in re.sub(r"col\(", "", condition) and "@" not in condition
+
+
+def _suite_result(name: str, results: Sequence[Any], meta: Any) -> Any:
+    from great_expectations.core.expectation_validation_result import ExpectationSuiteValidationResult
+
+    passed = sum(bool(each.success) for each in results)
+    return ExpectationSuiteValidationResult(
+        suite_name=name,
+        success=passed == len(results),
+        results=list(results),
+        statistics={
+            "evaluated_expectations": len(results),
+            "successful_expectations": passed,
+            "unsuccessful_expectations": len(results) - passed,
+            "success_percent": 100 * passed / len(results),
+        },
+        meta=meta,
+    )
+
+
+def merge(results: Sequence[Any], mostly: float) -> Any:
+    """The library's result for all rows from those of their blocks, for a rule about single rows."""
+    first = results[0]
+    found: dict[str, Any] = first.result
+    for key in ("element_count", "missing_count", "unexpected_count"):
+        if key in found:
+            found[key] = sum(each.result[key] for each in results)
+    for key in ("partial_unexpected_list", "partial_unexpected_index_list"):
+        if key in found:
+            found[key] = [value for each in results for value in each.result.get(key, ())][:PARTIAL]
+    rows, failed = found["element_count"], found["unexpected_count"]
+    present = rows - found.get("missing_count", 0)
+    shares = {
+        "unexpected_percent": _percent(failed, present),
+        "missing_percent": _percent(found.get("missing_count", 0), rows),
+        "unexpected_percent_total": _percent(failed, rows),
+        "unexpected_percent_nonmissing": _percent(failed, present),
+    }
+    found.update({key: share for key, share in shares.items() if key in found})
+    first.success = not present or (float(present) - float(failed)) / float(present) >= mostly
+    return first
+
+
+def _percent(number: int, of_all: int) -> float | None:
+    return number / of_all * 100 if of_all else None
 
 
 def _columns(expectation: Expectation) -> tuple[str, ...]:
@@ -105,25 +398,14 @@ def _columns(expectation: Expectation) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*single, *expectation.kwargs.get("column_list", ())]))
 
 
+def checked_columns(rules: Rules) -> set[str]:
+    """The columns that the library looks at."""
+    return {column for each in rules.expectations for column in _columns(each)}
+
+
 def _name(expectation: Expectation) -> str:
     columns = ", ".join(_columns(expectation))
     return expectation.name or f"{expectation.type.removeprefix('expect_')} {columns}".strip()
-
-
-def _run_suite(name: str, view: pl.DataFrame, rules: Mapping[int, Expectation]) -> Any:
-    """One pass over the table. Rows are identified by position: key columns make it a hundred times slower."""
-    import great_expectations as gx
-
-    suite = gx.ExpectationSuite(
-        name=name,
-        expectations=[
-            {"type": each.type, "kwargs": _arguments(name, number, view, each), "meta": {"rule": number}}
-            for number, each in rules.items()
-        ],
-    )
-    asset = _context().data_sources.add_or_update_pandas("tables").add_dataframe_asset(name)
-    batch = asset.add_batch_definition_whole_dataframe("whole").get_batch({"dataframe": view.drop(ROW).to_pandas()})
-    return batch.validate(suite, result_format={"result_format": "COMPLETE"})
 
 
 @cache
@@ -138,10 +420,10 @@ def _context() -> Any:
     return context
 
 
-def _arguments(name: str, number: int, view: pl.DataFrame, expectation: Expectation) -> dict[str, Any]:
+def _arguments(name: str, number: int, values: pl.DataFrame, expectation: Expectation) -> dict[str, Any]:
     """The arguments. Bounds of a time column, which are text in YAML, become times."""
     kwargs = dict(expectation.kwargs)
-    if not any(view.schema[column].is_temporal() for column in _columns(expectation)):
+    if not any(values.schema[column].is_temporal() for column in _columns(expectation) if column in values.columns):
         return kwargs
     for key in ("min_value", "max_value"):
         if isinstance(kwargs.get(key), str):
@@ -151,29 +433,6 @@ def _arguments(name: str, number: int, view: pl.DataFrame, expectation: Expectat
                 where = f"params.yaml: validate.{name}.expectations.{number}.kwargs.{key} = {kwargs[key]}"
                 raise ParamsError(f"{where}: must be a date or time such as 2017-12-31") from None
     return kwargs
-
-
-def _rule_result(view: pl.DataFrame, expectation: Expectation, result: Any) -> RuleResult:
-    columns, name = _columns(expectation), _name(expectation)
-    if raised := _first_exception(result.exception_info):
-        types = ", ".join(f"{column} is {view.schema[column]}" for column in columns)
-        problem = f"cannot be computed, {types or 'no column'}: {raised}"
-        return not_computed(name, expectation.type, columns, expectation.severity, problem)
-    positions = result.result.get("unexpected_index_list")
-    if positions is not None:
-        at = np.asarray(positions, dtype=np.int64)
-        checked = int(result.result["element_count"])
-        return row_result(view, name, expectation.type, columns, expectation.severity, checked, at, bool(result.success))
-    outcome = Outcome(
-        name=name,
-        type=expectation.type,
-        columns=columns,
-        severity=expectation.severity,
-        level="table",
-        passed=bool(result.success),
-        observed=as_json_value(result.result.get("observed_value")),
-    )
-    return RuleResult(outcome, NO_ROWS)
 
 
 def _first_exception(info: Any) -> str | None:
@@ -197,7 +456,7 @@ def render_pages(folder: Path, results: Mapping[str, Any]) -> dict[str, str]:
         if result is None:
             continue
         try:
-            page = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(_without_row_lists(result)))
+            page = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result))
         except Exception as error:  # noqa: BLE001  (a page for people, no result)
             log.warning("validate: %s: Great Expectations could not render its page: %s", name, error)
             continue
@@ -206,10 +465,9 @@ def render_pages(folder: Path, results: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _without_row_lists(results: Any) -> Any:
+def without_row_lists(result: Any) -> Any:
     """The result with JSON values, without the lists of all rows, which would be rendered one by one."""
-    for result in results.results:
-        result.result.update({key: as_json_value(value) for key, value in result.result.items()})
-        for key in ("unexpected_list", "unexpected_index_list", "unexpected_index_query", "partial_unexpected_counts"):
-            result.result.pop(key, None)
-    return results
+    result.result.update({key: as_json_value(value) for key, value in result.result.items()})
+    for key in ("unexpected_list", "unexpected_index_list", "unexpected_index_query", "partial_unexpected_counts"):
+        result.result.pop(key, None)
+    return result

@@ -5,36 +5,23 @@ many parts there are follows from the memory that one may take, EVERGREEN_MEMORY
 """
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import polars as pl
 
-from evergreen.tasks.core import dask_cluster
-from evergreen.tasks.core.errors import ParamsError
-from evergreen.tasks.core.memory import peak_mb
+from evergreen.tasks.core import dask_cluster, memory
 from evergreen.tasks.problems.tabular.known_events import Part
 
 log = logging.getLogger(__name__)
 
-MEMORY = "EVERGREEN_MEMORY_MB"
-"""Environment: megabytes that the events of one part may take."""
-MEMORY_MB = 1000
 BYTES_PER_EVENT = 250
 """While 70 features are made at 22 cutoffs, measured on the worked example; more cutoffs and features take more."""
 
 
 def count(events: int) -> int:
     """Number of parts for so many events. Raises ParamsError where the environment says no positive number."""
-    text = os.environ.get(MEMORY, "")
-    try:
-        most = float(text or MEMORY_MB)
-    except ValueError:
-        most = 0.0
-    if not 1 <= most < float("inf"):
-        raise ParamsError(f"{MEMORY} = {text}: is no number of megabytes from 1 on; for example {MEMORY_MB}, or unset it")
-    return max(1, -(-events * BYTES_PER_EVENT // int(most * 2**20)))
+    return max(1, -(-events * BYTES_PER_EVENT // memory.limit()))
 
 
 def each(function: Callable[[Any, Part], pl.DataFrame], shared: Any, events: int) -> Iterator[pl.DataFrame]:
@@ -60,4 +47,4 @@ def each(function: Callable[[Any, Part], pl.DataFrame], shared: Any, events: int
 def _measured(given: tuple[Callable[[Any, Part], pl.DataFrame], Any], part: Part) -> tuple[pl.DataFrame, float]:
     """The rows, and the peak memory of the process that made them, in MB."""
     function, shared = given
-    return function(shared, part), peak_mb()
+    return function(shared, part), memory.peak_mb()

@@ -5,12 +5,11 @@ the n - 1 before it, and the label looks at the days 1 to `horizon_days` after i
 entity and day and then per window, so that many cutoffs and windows cost little more than one.
 """
 
-import json
 import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from typing import Any
@@ -20,6 +19,7 @@ from polars.exceptions import PolarsError
 
 from evergreen.tasks.config.params import Aggregate, Attributes, Features, Ratio, Share, Target
 from evergreen.tasks.core.errors import DataError, LeakError, ParamsError
+from evergreen.tasks.core.sql_expressions import reads_other_rows
 from evergreen.tasks.core.suggestions import nearest
 from evergreen.tasks.problems.tabular import entity_partitions
 from evergreen.tasks.problems.tabular.known_events import (
@@ -41,8 +41,6 @@ EVER = range(100_000)
 IN_ORDER = "in-memory"
 """The engine that keeps the order of rows in groups, so that the same data give the same bytes; streaming does not. Joins and
 groups may change the order of rows, hence the sorting before sums."""
-PER_ROW = {"StringExpr", "TemporalExpr", "Boolean", "Sql", "Abs", "Coalesce", "FillNull", "MaxHorizontal", "MinHorizontal"}
-"""Polars' names of functions that look at one row only."""
 YEAR = {"week_of_year": 52.1775, "day_of_year": 365.2425}
 """Mean length of a year, in the unit of each calendar fact that comes round."""
 
@@ -243,7 +241,7 @@ def _condition(place: str, text: str | None, table: str, events: pl.LazyFrame, a
     for column in where.meta.root_names():
         if column != CUTOFF:
             refuse_unknown(place, column, table, events)
-    if _reads_other_rows(json.loads(where.meta.serialize(format="json"))):
+    if reads_other_rows(where):
         raise LeakError(f"{place} = {text}: looks at other events, also those after the cutoff; a condition is on one event")
     _refuse_other_than_yes_or_no(place, text, events.limit(0).with_columns(pl.lit(as_of).alias(CUTOFF)).select(where))
     return where.fill_null(False)
@@ -256,24 +254,6 @@ def _refuse_other_than_yes_or_no(place: str, text: str, answer: pl.LazyFrame) ->
         raise ParamsError(f"{place} = {text}: does not fit the columns: {_first_line(error)}") from None
     if kind != pl.Boolean:
         raise ParamsError(f"{place} = {text}: gives {kind}; a condition gives true or false, for example {text} > 0")
-
-
-def _reads_other_rows(node: Any) -> bool:
-    """Whether an expression, as Polars serializes it, has an aggregate or a window function in it."""
-    if isinstance(node, list):
-        return any(map(_reads_other_rows, node))
-    if not isinstance(node, dict):
-        return node == "Len"
-    if not {"Agg", "Over"}.isdisjoint(node) or not PER_ROW.issuperset(_function_names(node)):
-        return True
-    return any(_reads_other_rows(inner) for name, inner in node.items() if name not in ("Column", "Literal", "dtype"))
-
-
-def _function_names(node: dict[str, Any]) -> Iterable[str]:
-    if "input" not in node:
-        return ()
-    named = node.get("function", ())
-    return [named] if isinstance(named, str) else named
 
 
 def _first_line(error: Exception) -> str:
