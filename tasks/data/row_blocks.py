@@ -68,7 +68,7 @@ class RowBlocks:
     def pieces(self, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
         """The values of `columns` in order, `scan` rows of the file at a time."""
         for start in self.starts(self.scan):
-            yield self._view(start, self.scan).select(columns).collect()
+            yield self._view(start, self.scan, columns).select(columns).collect()
 
     def values(self, columns: Sequence[str]) -> pl.DataFrame:
         """ROW, AT and `columns` of all rows at once."""
@@ -77,7 +77,7 @@ class RowBlocks:
     def equals(self, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
         """ROW, AT and `columns` of all rows, in parts so that rows with equal values are in the same one; in their order."""
         count = -(-self.read * BYTES_PER_KEY * (1 + len(columns)) // memory.limit())
-        names, whole = [*dict.fromkeys((ROW, AT, *columns))], self._view(0, self.read)
+        names, whole = [*dict.fromkeys((ROW, AT, *columns))], self._view(0, self.read, columns)
         if count <= 1:
             yield whole.select(names).collect()
             return
@@ -92,14 +92,16 @@ class RowBlocks:
         dropped = ~pl.int_range(1, self.read + 1, eager=True).cast(kept.dtype).is_in(kept.implode())
         return replace(self, dropped=dropped if dropped.any() else None)
 
-    def _view(self, start: int, count: int) -> pl.LazyFrame:
-        """The rows of `count` rows of the file from `start` (from 0) on."""
+    def _view(self, start: int, count: int, columns: Sequence[str] | None = None) -> pl.LazyFrame:
+        """The rows of `count` rows of the file from `start` (from 0) on; with `columns` at least, None: with all."""
         rows, at = self.table.slice(start, count).with_row_index(ROW, start + 1), start
         if self.dropped is not None:
             mask = self.dropped.slice(start, count).alias(_DROPPED).to_frame().lazy()
             rows = pl.concat([rows, mask], how="horizontal").filter(~pl.col(_DROPPED)).drop(_DROPPED)
             at -= int(self.dropped.slice(0, start).sum())
         rows = rows.with_row_index(AT, at)
+        if columns is not None and set(columns) <= {ROW, AT, *self.table.collect_schema()}:
+            return rows
         for column, known in self.facts:
             rows = rows.join(known.lazy(), on=column, how="left", maintain_order="left")
         for name, expression in self.derived:

@@ -236,7 +236,8 @@ def as_json_value(value: Any) -> Any:
 
 def split(view: RowBlocks, broken: Sequence[Tally]) -> tuple[pl.LazyFrame, pl.LazyFrame, pl.Series]:
     """The rows that no rule of `broken` quarantines; the others with `_rule`, the names of the rules that a row breaks,
-    separated by a semicolon; and per row of the file whether it is one of those. Both as they were read, without dropped duplicates.
+    separated by a semicolon; and per row of the file whether it is one of those. Both as they were read, without dropped
+    duplicates.
     """
     broken = [each for each in broken if each.failed]
     marks = {f"__rule{place}": _marks(each, view) for place, each in enumerate(broken)}
