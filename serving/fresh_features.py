@@ -1,8 +1,8 @@
 """Features that are as new as the last event: the definitions in params.yaml over the tables and the rows received since.
 
-The batch computation builds them (point_in_time.features_at), of the entities that an event names, when it arrives; of all
-entities when the day or the tables change. A request looks its row up. So a row is, to the bit, the one that the batch
-computation builds from the same rows in the same order.
+They are built (newest_rows) of the entities that an event names, when it arrives; of all entities when the day or the tables
+change. A request looks its row up. A row is, to the bit, the one that the batch computation builds from the same rows in the
+same order.
 """
 
 import logging
@@ -24,7 +24,8 @@ from evergreen.tasks.core.errors import EvergreenError, ModelError, RequestError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.data import received_rows
 from evergreen.tasks.data.snapshot import resolve_as_of
-from evergreen.tasks.problems.tabular import point_in_time
+from evergreen.tasks.problems.tabular import newest_rows, point_in_time
+from evergreen.tasks.problems.tabular.known_events import Known
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class FreshFeatures:
     @property
     def tables(self) -> Sequence[str]:
         """The tables whose rows it takes."""
-        return list(self._events)
+        return self._section.event_tables
 
     @property
     def entity(self) -> str:
@@ -117,7 +118,7 @@ class FreshFeatures:
         with self._updating:
             written = self._write_times()
             if written != self._written and len(written) == len(self._times):
-                self._open_tables()
+                self._open_tables(written)
                 self._build_all()
                 self._written = written
             elif self._today() != self._cutoff:
@@ -125,32 +126,38 @@ class FreshFeatures:
             else:
                 self._follow_log()
 
-    def _open_tables(self) -> None:
-        tables = {name: pl.scan_parquet(self._layout.table(name)) for name in self._times}
+    def _open_tables(self, written: Mapping[str, int]) -> None:
+        tables = {name: pl.scan_parquet(self._layout.table(name), glob=False) for name in self._times}
         as_of = resolve_as_of(self._params, self._layout)
-        self._definitions = point_in_time.define(tables, self._times, self._section, as_of)
-        self._events = {name: tables[name] for name in self._section.event_tables}
-        self._others = {name: frame.collect().lazy() for name, frame in tables.items() if name not in self._events}
-        self._schemas = {name: frame.collect_schema() for name, frame in self._events.items()}
-        self._unique = {name: list(self._params.validate_[name].unique) for name in self._events}
-        self._aside = {name: self._set_aside(name) for name in self._events}
-        self._validator = RowValidator(self._params, self._section.entity, self._schemas, self._zone)
+        definitions = point_in_time.define(tables, self._times, self._section, as_of)
+        events = self._section.event_tables
+        tables |= {name: frame.collect().lazy() for name, frame in tables.items() if name not in events}
+        known = Known(tables, self._times, self._section.entity, as_of)
+        unique = {name: self._params.validate_[name].unique for name in events}
+        schemas = {name: tables[name].collect_schema() for name in events}
+        aside = {name: self._set_aside(name, schemas[name]) for name in events}
+        validator = RowValidator(self._params, self._section.entity, schemas, self._zone)
+        folder = self._layout.var / "fresh" / self._problem
+        self._tables = newest_rows.read(known, self._section, definitions, unique, folder, str(sorted(written.items())))
+        self._schemas, self._aside, self._validator = schemas, aside, validator
 
-    def _set_aside(self, table: str) -> pl.DataFrame | None:
+    def _set_aside(self, table: str, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
         """The keys of the rows that validate set aside: a received row among them does not count here either."""
-        path = self._layout.quarantine(table)
+        unique, path = list(self._params.validate_[table].unique), self._layout.quarantine(table)
+        types = pl.Schema({name: schema[name] for name in unique})
         if not path.is_file():
-            return None
-        found = pl.read_parquet(path, columns=self._unique[table], glob=False).cast(
-            {name: self._schemas[table][name] for name in self._unique[table]}
-        )
-        return found.unique()
+            return pl.DataFrame(schema=types)
+        return pl.read_parquet(path, columns=unique, glob=False).cast(types).unique()
 
     def _build_all(self) -> None:
         """Build the rows of all entities, from the tables and all received rows."""
         changes, cutoff = self._log.rows_since(self._problem), self._today()
-        frame, keys = self._build(changes.rows, cutoff, None)
-        self._received, self._position = list(changes.rows), changes.position
+        received = self._read(changes.rows, _Received())
+        events = dict(self._tables.of(None))
+        for source, stored in events.items():
+            events[source] = pl.concat([stored, *(told for mine, told in received.events.items() if mine[0] == source)])
+        frame, keys = self._rows(self._tables.features(events, cutoff))
+        self._received, self._position = received, changes.position
         self._frame, self._places, self._newer, self._cutoff = frame, dict(zip(keys, range(len(keys)), strict=True)), {}, cutoff
 
     def _follow_log(self) -> None:
@@ -159,36 +166,51 @@ class FreshFeatures:
         if changes.withdrawn:
             self._build_all()
         elif changes.rows:
-            received = [*self._received, *changes.rows]
-            changed = {each.values[self._section.entity] for each in changes.rows}
-            frame, keys = self._build(received, self._cutoff, changed)
-            gone: dict[str, Mapping[str, Any] | None] = dict.fromkeys(map(str, changed))
+            new = self._read(changes.rows, self._received)
+            frame, keys = self._rows(self._tables.features(self._events_of(new), self._cutoff, new.entities))
+            gone: dict[str, Mapping[str, Any] | None] = dict.fromkeys(map(str, new.entities))
             self._newer = {**self._newer, **gone, **dict(zip(keys, frame.iter_rows(named=True), strict=True))}
-            self._received, self._position = received, changes.position
+            self._received.add(new)
+            self._position = changes.position
 
-    def _build(
-        self, received: Sequence[ReceivedRow], cutoff: date, entities: set[Any] | None
-    ) -> tuple[pl.DataFrame, list[str]]:
-        """The features of `entities` (None: of all), one row each, and their keys."""
-        events = {name: self._with_received(name, received, entities) for name in self._events}
-        found = point_in_time.features_at(events | self._others, self._times, self._section, self._definitions, cutoff)
+    def _events_of(self, new: "_Received") -> newest_rows.Events:
+        """The events of the entities of `new`: those of the tables, those received before, then those of `new`."""
+        events = dict(self._tables.of(new.entities))
+        for source, stored in events.items():
+            told = [each.events.get((source, entity)) for entity in new.entities for each in (self._received, new)]
+            events[source] = pl.concat([stored, *(each for each in told if each is not None)])
+        return events
+
+    def _rows(self, found: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
+        """The features, one row per entity, and the entities' keys."""
         entity = self._section.entity
         return found.drop(entity, point_in_time.CUTOFF, point_in_time.TARGET), list(map(str, found[entity]))
 
-    def _with_received(self, table: str, received: Sequence[ReceivedRow], entities: set[Any] | None) -> pl.LazyFrame:
-        """The table, then the received rows that it does not hold, in the order of the log."""
-        stored, entity = self._events[table], self._section.entity
-        rows = [each.values for each in received if each.table == table]
-        if entities is not None:
-            rows = [each for each in rows if each[entity] in entities]
-            stored = stored.filter(pl.col(entity).is_in(list(entities)))
-        whole = stored.collect()
-        if not rows:
-            return whole.lazy()
-        new = received_rows.lacking(received_rows.frame(rows, self._schemas[table]), whole.lazy(), self._unique[table])
-        if (aside := self._aside[table]) is not None:
-            new = new.join(aside, on=self._unique[table], how="anti", maintain_order="left")
-        return pl.concat([whole, new]).lazy()
+    def _read(self, rows: Sequence[ReceivedRow], before: "_Received") -> "_Received":
+        """Those of `rows`, in the order of the log, that neither the tables nor `before` hold."""
+        new = _Received()
+        for table in dict.fromkeys(each.table for each in rows if each.table in self._schemas):
+            values = [each.values for each in rows if each.table == table]
+            new.entities |= {each[self._section.entity] for each in values}
+            for source, frame in self._tables.events_of(table, self._counting(table, values, before, new)).items():
+                for (entity,), part in frame.partition_by(self._section.entity, as_dict=True, maintain_order=True).items():
+                    new.events[source, entity] = part
+        return new
+
+    def _counting(self, table: str, values: Sequence[Mapping[str, Any]], before: "_Received", new: "_Received") -> pl.DataFrame:
+        """The rows of these that count, with the columns of `table`. Adds their keys to `new`."""
+        entity, unique = self._section.entity, list(self._params.validate_[table].unique)
+        rows = received_rows.frame(values, self._schemas[table])
+        if len(self._aside[table]):
+            rows = rows.join(self._aside[table], on=unique, how="anti", maintain_order="left")
+        keys = rows.select(entity, *(each for each in unique if each != entity)).rows()
+        known = {(table, *key) for key in self._tables.stored_keys(table, {key[0] for key in keys})} if keys else set[Any]()
+        kept = list[int]()
+        for place, key in enumerate((table, *key) for key in keys):
+            if key not in known and key not in before.keys and key not in new.keys:
+                new.keys.add(key)
+                kept.append(place)
+        return rows[kept]
 
     def _today(self) -> date:
         return self._params.project.as_of or self._clock().astimezone(self._zone).date()
@@ -203,3 +225,23 @@ def business_zone(params: Params, tables: Iterable[str]) -> tzinfo:
     """The time zone of the business, by the first table that names one."""
     named = (params.ingest[name].local_timezone for name in tables)
     return next((ZoneInfo(each) for each in named if each), UTC)
+
+
+class _Received:
+    """What was received and counts.
+
+    `events`: source and entity -> its events, in the order of the log. `keys`: table, entity and key of each row. `entities`:
+    those of rows that were read, whether they count or not.
+    """
+
+    def __init__(self) -> None:
+        self.events: dict[tuple[newest_rows.Source, Any], pl.DataFrame] = {}
+        self.keys: set[tuple[Any, ...]] = set()
+        self.entities: set[Any] = set()
+
+    def add(self, new: "_Received") -> None:
+        for place, rows in new.events.items():
+            known = self.events.get(place)
+            self.events[place] = rows if known is None else pl.concat([known, rows], rechunk=True)
+        self.keys |= new.keys
+        self.entities |= new.entities

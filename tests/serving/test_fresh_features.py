@@ -1,6 +1,7 @@
 """Features as new as the last event equal those that the batch computation builds from the same rows."""
 
 import re
+import shutil
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ ingest:
   offers: {csv: offers.csv}
   campaigns: {csv: campaigns.csv, time: begins}
   people: {csv: people.csv}
+  visits: {csv: visits.csv, time: at}
 validate:
   sales:
     unique: [person, receipt]
@@ -65,6 +67,12 @@ buys:
       - {name: tenure, table: sales, function: days_since_first, where: amount > 1}
       - {name: offers, table: offers, join: [campaigns, campaign]}
       - {name: running, table: offers, join: [campaigns, campaign], where: ends > cutoff, windows_days: [30]}
+      - {name: early, table: sales, column: amount, function: sum, where: at < cutoff}
+      - {name: early_mean, table: sales, column: amount, function: mean, where: at < cutoff}
+      - {name: early_std, table: sales, column: amount, function: std, where: at < cutoff}
+      - {name: early_low, table: sales, column: amount, function: min, where: at < cutoff and amount > 0}
+      - {name: early_kinds, table: sales, column: item, function: n_unique, where: at < cutoff}
+      - {name: since_early, table: sales, function: days_since_last, where: at < cutoff}
     ratios:
       - {name: trend, numerator: total_3d, denominator: total_14d}
     shares:
@@ -76,6 +84,7 @@ SALES = {"person": pl.Int64, "receipt": pl.Int64, "at": pl.Datetime("us"), "item
 OFFERS = {"person": pl.Int64, "campaign": pl.String}
 TODAY = 24
 """Days after D0 at which the questions are asked."""
+TOLD = "{table: visits, function: any}"
 NEW_YORK = ZoneInfo("America/New_York")
 NOON = datetime(2024, 1, 25, 17, tzinfo=UTC)
 
@@ -166,6 +175,39 @@ def test_features_of_received_rows_equal_the_batch_computation_to_the_bit(
     seen = pl.DataFrame([row for row, _ in found], {name: expected.schema[name] for name in names})
     assert_frame_equal(seen, expected.select(names), check_exact=True)
     assert_frame_equal(fresh(params, layout.root)._frame, expected.select(names), check_exact=True)  # after a restart
+
+
+def test_without_a_population_one_event_builds_the_row_of_its_entity_alone(params: Params, tmp_path: Path):
+    text = PARAMS.replace("    population: {table: sales, within_days: 20}\n", "").replace(
+        "{table: sales, function: any}", TOLD
+    )
+    (tmp_path / "params.yaml").write_text(text)
+    known = loading.load(tmp_path / "params.yaml")
+    layout = shop(tmp_path)
+    pl.DataFrame({"person": [1, 8], "at": [at(3), at(4)]}).write_parquet(layout.table("visits"))
+    features = fresh(known, tmp_path)
+    assert sorted(features.keys()) == ["1", "2", "3", "8"]
+    before = {key: features.lookup(key) for key in ("1", "2", "3", "8")}
+    features.record([sale(100)])
+    assert features.lookup("1") != before.pop("1")
+    assert {key: features.lookup(key) for key in before} == before
+
+
+def test_sorted_copies_are_shared_replaced_with_the_tables_and_not_needed(params: Params, tmp_path: Path, caplog):
+    layout = shop(tmp_path)
+    answer = fresh(params, tmp_path).lookup("1")
+    folder = layout.var / "fresh" / "buys"
+    copies = {path: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
+    assert len(copies) == 5  # sales, sales with goods, offers with campaigns, and two of keys
+    assert fresh(params, tmp_path).lookup("1") == answer
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.parquet")} == copies
+    layout.table("sales").touch()
+    assert fresh(params, tmp_path).lookup("1") == answer
+    assert len(set(folder.glob("*.parquet")) - copies.keys()) == len(copies)
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    assert fresh(params, tmp_path).lookup("1") == answer
+    assert "The events of sales are kept in memory." in caplog.text
 
 
 def shop(folder: Path) -> Layout:

@@ -9,10 +9,10 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 from polars.exceptions import PolarsError
@@ -34,6 +34,7 @@ from evergreen.tasks.problems.tabular.known_events import (
 log = logging.getLogger(__name__)
 
 CUTOFF, TARGET = "cutoff", "target"
+Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
 AGE, NEXT = "__age", "__next"
 """Days from an event to the cutoff; the entity's next day with the same value."""
 EVER = range(100_000)
@@ -97,26 +98,10 @@ class Definitions:
 
 
 def define(tables: Mapping[str, pl.LazyFrame], times: Mapping[str, str | None], section: Features, as_of: date) -> Definitions:
-    """The features that `point_in_time` builds from these tables, for `features_at`. Raises what `point_in_time` raises."""
+    """The features that `point_in_time` builds from these tables, for newest_rows. Raises what `point_in_time` raises."""
     known = Known(tables, times, section.entity, as_of)
     refuse_mixed_keys(known.entity, tables)
     return _define(known, section, list_cutoffs(section, as_of)[0])
-
-
-def features_at(
-    tables: Mapping[str, pl.LazyFrame],
-    times: Mapping[str, str | None],
-    section: Features,
-    definitions: Definitions,
-    cutoff: date,
-) -> pl.DataFrame:
-    """The rows that `point_in_time` builds at `cutoff`, with a `target` of nulls, of the entities whose events `tables` hold.
-
-    A row depends on the events of its entity alone and their order: tables of some entities give the same rows to the bit.
-    """
-    known = Known(tables, times, section.entity, cutoff)
-    rows = _entities(known, section, [cutoff]).with_columns(pl.lit(None, pl.Float64).alias(TARGET))
-    return _build(known, section, definitions, rows, [cutoff])
 
 
 def _define(known: Known, section: Features, first: date) -> Definitions:
@@ -129,12 +114,18 @@ def _build(
     known: Known, section: Features, definitions: Definitions, rows: pl.DataFrame, cutoffs: Sequence[date]
 ) -> pl.DataFrame:
     """`rows` (the entity's key, `cutoff`, perhaps `target`) with their features."""
-    shares, names = definitions.shares, definitions.names
+    shares = definitions.shares
     rows = _measure(known, rows, [*definitions.measures, *(part for parts in shares.values() for part in parts)], cutoffs)
-    rows = _divide(rows, section.ratios, shares)
-    rows = rows.with_columns(_calendar(section.calendar))
+    rows = divide(rows, section.ratios, shares)
+    rows = rows.with_columns(calendar(section.calendar))
     for each in section.attributes:
-        rows = _attach(known, rows, each)
+        rows = join_facts(rows, facts(known, each), section.entity, each)
+    return select_features(rows, section, definitions)
+
+
+def select_features(rows: Frame, section: Features, definitions: Definitions) -> Frame:
+    """The entity's key, `cutoff`, `target` and the features, with their types, sorted by cutoff and entity."""
+    names = definitions.names
     rows = rows.with_columns(pl.col(names).exclude(pl.String).cast(pl.Float64))
     target = pl.col(TARGET) if section.target else pl.lit(None, pl.Float64).alias(TARGET)
     return rows.select(section.entity, CUTOFF, target, *(section.keep or names)).sort(CUTOFF, section.entity)
@@ -262,9 +253,16 @@ def _first_line(error: Exception) -> str:
 
 # From events to rows
 
+Pick = Callable[[pl.Expr], pl.Expr]
+"""Of the rows of a group, those that count."""
+
+
+def _all(rows: pl.Expr) -> pl.Expr:
+    return rows
+
 
 def _measure(known: Known, rows: pl.DataFrame, measures: Sequence[Measure], cutoffs: Sequence[date]) -> pl.DataFrame:
-    """`rows` with the columns of `measures`. Counts and sums over no event are 0, everything else is missing."""
+    """`rows` with the columns of `measures`. Over no event, counts and sums are 0, everything else is missing."""
     for source in dict.fromkeys((each.table, each.join) for each in measures):
         mine = [each for each in measures if (each.table, each.join) == source]
         if len(cutoffs) > 1:  # not for each answer of a server
@@ -272,6 +270,11 @@ def _measure(known: Known, rows: pl.DataFrame, measures: Sequence[Measure], cuto
             log.info("%s: %d numbers from %s", known.entity, number, " with ".join(_named(source)))
         for found in _of_events(known.events(*source), known.entity, mine, cutoffs):
             rows = rows.join(found, on=[known.entity, CUTOFF], how="left", maintain_order="left")
+    return fill_counts(rows, measures)
+
+
+def fill_counts(rows: Frame, measures: Sequence[Measure]) -> Frame:
+    """Counts and sums over no event are 0."""
     zero = [name for each in measures if each.function in ("count", "sum", "n_unique") for name in each.names]
     return rows.with_columns(pl.col(zero).fill_null(0))
 
@@ -295,11 +298,11 @@ def _of_events(
 
 
 def _by_day(events: pl.LazyFrame, entity: str, measures: Sequence[Measure], cutoffs: Sequence[date]) -> Iterator[pl.DataFrame]:
-    parts = [part for number, each in enumerate(measures) for part in _parts(str(number), each)]
-    days = events.group_by(entity, DAY, maintain_order=True).agg(parts).collect(engine=IN_ORDER).sort(entity, DAY)
+    kept = [part for number, each in enumerate(measures) for part in parts(str(number), each)]
+    days = events.group_by(entity, DAY, maintain_order=True).agg(kept).collect(engine=IN_ORDER).sort(entity, DAY)
     for ages in dict.fromkeys(ages for each in measures for ages in each.ages):
         totals = [
-            _total(str(number), each.function).alias(name)
+            total(str(number), each.function).alias(name)
             for number, each in enumerate(measures)
             for window, name in zip(each.ages, each.names, strict=True)
             if window == ages
@@ -313,24 +316,26 @@ def _by_day(events: pl.LazyFrame, entity: str, measures: Sequence[Measure], cuto
         )
 
 
-def _parts(name: str, measure: Measure) -> list[pl.Expr]:
-    """What a day must remember of its events for `_total`: n(umber), s(um), m(ean or extreme), q: squared deviations."""
+def parts(name: str, measure: Measure) -> list[pl.Expr]:
+    """What a day must remember of its events for `total`: n(umber), s(um), m(ean or extreme), q: squared deviations."""
     if measure.column is None:
         return [pl.when(measure.where).then(pl.col(DAY)).count().alias(f"n{name}")]
     value = pl.when(measure.where).then(measure.value)
-    parts = {
+    kept = {
         "sum": {"s": _sum(value)},
         "mean": {"s": _sum(value), "n": value.count()},
         "min": {"m": value.min()},
         "max": {"m": value.max()},
         "std": {"n": value.count(), "m": value.mean(), "q": value.var(ddof=0) * value.count()},
     }
-    return [part.alias(f"{letter}{name}") for letter, part in parts[measure.function].items()]
+    return [part.alias(f"{letter}{name}") for letter, part in kept[measure.function].items()]
 
 
-def _total(name: str, function: str) -> pl.Expr:
-    """The number for many days from the parts of each; deviations add up as in Chan, Golub and LeVeque (1979)."""
-    n, s, m, q = (pl.col(f"{letter}{name}") for letter in "nsmq")
+def total(name: str, function: str, pick: Pick = _all) -> pl.Expr:
+    """The number for many days (those that `pick` leaves) from the parts of each; deviations add up as in Chan, Golub and
+    LeVeque (1979)."""
+    n, s, m, q = (pick(pl.col(f"{letter}{name}")) for letter in "nsmq")
+    age = pick(pl.col(AGE))
     number, mean = n.sum(), _sum(n * m) / n.sum()
     totals = {
         "count": number,
@@ -339,8 +344,8 @@ def _total(name: str, function: str) -> pl.Expr:
         "min": m.min(),
         "max": m.max(),
         "std": pl.when(number > 1).then((_sum(q + n * (m - mean) ** 2) / (number - 1)).sqrt()),
-        "days_since_last": pl.col(AGE).filter(n > 0).min(),
-        "days_since_first": pl.col(AGE).filter(n > 0).max(),
+        "days_since_last": age.filter(n > 0).min(),
+        "days_since_first": age.filter(n > 0).max(),
     }
     return totals[function]
 
@@ -351,16 +356,19 @@ def _by_event(events: pl.LazyFrame, entity: str, measure: Measure, cutoffs: Sequ
     found = events.select(sorted(map(str, needed))).collect()
     for ages, name in zip(measure.ages, measure.names, strict=True):
         valid = _spread(found, cutoffs, ages).filter(measure.where).sort(entity, CUTOFF, DAY, maintain_order=True)
-        yield valid.group_by(entity, CUTOFF, maintain_order=True).agg(_direct(measure).alias(name)).collect(engine=IN_ORDER)
+        yield valid.group_by(entity, CUTOFF, maintain_order=True).agg(direct(measure).alias(name)).collect(engine=IN_ORDER)
 
 
-def _direct(measure: Measure) -> pl.Expr:
+def direct(measure: Measure, pick: Pick = _all) -> pl.Expr:
+    """The number of the events (those that `pick` leaves), in the order of their days."""
     if measure.column is None:
-        ages = {"days_since_last": pl.col(AGE).min(), "days_since_first": pl.col(AGE).max()}
-        return ages.get(measure.function, pl.len())
+        age = pick(pl.col(AGE))
+        ages = {"days_since_last": age.min(), "days_since_first": age.max()}
+        return ages.get(measure.function, age.len())
     if measure.function == "n_unique":
-        return pl.col(measure.column).drop_nulls().n_unique()
-    return {"sum": _sum, "mean": _mean}.get(measure.function, lambda value: getattr(value, measure.function)())(measure.value)
+        return pick(pl.col(measure.column)).drop_nulls().n_unique()
+    value = pick(measure.value)
+    return {"sum": _sum, "mean": _mean}.get(measure.function, lambda value: getattr(value, measure.function)())(value)
 
 
 def _sum(value: pl.Expr) -> pl.Expr:
@@ -395,18 +403,18 @@ def _spread(events: pl.DataFrame, cutoffs: Sequence[date], ages: range) -> pl.La
 def _entities(known: Known, section: Features, cutoffs: Sequence[date]) -> pl.DataFrame:
     """Which entities have a row at which cutoff, sorted by cutoff and entity."""
     ages = range(section.population.within_days) if section.population else EVER
-    tables = _population_tables(known, section)
+    tables = population_tables(known, section)
     seen = pl.concat([known.events(each).select(known.entity, DAY).unique() for each in tables]).collect()
     return _spread(seen, cutoffs, ages).select(known.entity, CUTOFF).unique().sort(CUTOFF, known.entity).collect()
 
 
-def _population_tables(known: Known, section: Features) -> list[str]:
+def population_tables(known: Known, section: Features) -> list[str]:
     return [section.population.table] if section.population else [each for each in known.tables if known.is_events(each)]
 
 
 def _refuse_no_rows(rows: pl.DataFrame, known: Known, section: Features, cutoffs: Sequence[date]) -> None:
     """Refuse rows without one at a cutoff with labels."""
-    chosen, tables = section.population, _population_tables(known, section)
+    chosen, tables = section.population, population_tables(known, section)
     if rows.filter(pl.col(CUTOFF) < known.as_of).is_empty():
         when = f"in the {chosen.within_days} days up to" if chosen else "before"
         raise DataError(
@@ -460,7 +468,7 @@ def _names(section: Features, measures: Sequence[Measure], shares: Mapping[str, 
                 )
         names.append(ratio.name)
     names += [name for _, *parts in shares.values() for part in parts for name in part.names]
-    names += [each.meta.output_name() for each in _calendar(section.calendar)]
+    names += [each.meta.output_name() for each in calendar(section.calendar)]
     names += [column for each in section.attributes for column in each.columns]
     for name, times in Counter([section.entity, CUTOFF, TARGET, *names]).items():
         if times > 1:
@@ -473,7 +481,7 @@ def _names(section: Features, measures: Sequence[Measure], shares: Mapping[str, 
     return names
 
 
-def _divide(rows: pl.DataFrame, ratios: Sequence[Ratio], shares: Mapping[str, Sequence[Measure]]) -> pl.DataFrame:
+def divide(rows: Frame, ratios: Sequence[Ratio], shares: Mapping[str, Sequence[Measure]]) -> Frame:
     for each in ratios:
         below = pl.col(each.denominator) if isinstance(each.denominator, str) else pl.lit(each.denominator)
         rows = rows.with_columns(pl.when(below != 0).then(pl.col(each.numerator) / below).alias(each.name))
@@ -483,35 +491,40 @@ def _divide(rows: pl.DataFrame, ratios: Sequence[Ratio], shares: Mapping[str, Se
     return rows
 
 
-def _calendar(chosen: Sequence[str]) -> list[pl.Expr]:
+def calendar(chosen: Sequence[str], cutoff: pl.Expr = pl.col(CUTOFF)) -> list[pl.Expr]:  # noqa: B008  # it never changes
     """Facts about the cutoff; what comes round each year as sine and cosine."""
     found = []
     for name in chosen:
         if name == "month":
-            found.append(pl.col(CUTOFF).dt.month().alias(name))
+            found.append(cutoff.dt.month().alias(name))
         else:
-            day = pl.col(CUTOFF).dt
+            day = cutoff.dt
             angle = (day.week() if name == "week_of_year" else day.ordinal_day()) * (2 * math.pi / YEAR[name])
             found += [angle.sin().alias(f"{name}_sin"), angle.cos().alias(f"{name}_cos")]
     return found
 
 
-def _attach(known: Known, rows: pl.DataFrame, attributes: Attributes) -> pl.DataFrame:
+def facts(known: Known, attributes: Attributes) -> pl.DataFrame:
+    """One row per entity with facts about it: those columns of `attributes`, and the day of the facts where they have one."""
+    table = attributes.table
+    found = known.dated(table)
+    for column in (known.entity, *attributes.columns):
+        refuse_unknown(f"features.attributes.{table}", column, table, found)
+    refuse_repeats(table, known.entity, found)
+    schema = found.collect_schema()
+    chosen = [_fact(table, column, schema[column]) for column in attributes.columns]
+    dated = [pl.col(DAY)] if DAY in schema else []
+    return known.own(found).select(known.entity, *chosen, *dated).collect()
+
+
+def join_facts(rows: pl.DataFrame, facts: pl.DataFrame, entity: str, attributes: Attributes) -> pl.DataFrame:
     """`rows` with facts about the entity; an entity without any gets nulls.
 
     Raises LeakError where the facts have a time and one of them is younger than the cutoff it would be used at.
     """
-    table = attributes.table
-    facts = known.dated(table)
-    for column in (known.entity, *attributes.columns):
-        refuse_unknown(f"features.attributes.{table}", column, table, facts)
-    refuse_repeats(table, known.entity, facts)
-    schema = facts.collect_schema()
-    chosen = [_fact(table, column, schema[column]) for column in attributes.columns]
-    dated = [pl.col(DAY)] if DAY in schema else []
-    rows = rows.join(known.own(facts).select(known.entity, *chosen, *dated).collect(), on=known.entity, how="left")
-    if dated:
-        _refuse_leak(rows, attributes)
+    rows = rows.join(facts, on=entity, how="left")
+    if DAY in facts.columns:
+        refuse_leak(rows, attributes)
     return rows.drop(DAY, strict=False)
 
 
@@ -525,7 +538,7 @@ def _fact(table: str, column: str, kind: pl.DataType) -> pl.Expr:
     return pl.col(column).cast(pl.String)
 
 
-def _refuse_leak(rows: pl.DataFrame, attributes: Attributes) -> None:
+def refuse_leak(rows: pl.DataFrame, attributes: Attributes) -> None:
     later = rows.filter(pl.col(DAY) > pl.col(CUTOFF))
     if len(later):
         raise LeakError(
