@@ -4,10 +4,11 @@ import getpass
 import inspect
 import json
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import date, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -98,6 +99,20 @@ def as_object(option: str, text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ParamsError(f"{option} {text}: needs an object, such as {{}}")
     return found
+
+
+@contextmanager
+def local_file(data: str | Path, option: str = "--data") -> Iterator[Path]:
+    """The file that an option names; an object in S3 as a copy."""
+    if not isinstance(data, str) or not data.startswith("s3://"):
+        yield Path(data)
+        return
+    from evergreen.tasks.data import s3_files
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / PurePosixPath(data).name
+        s3_files.copy(option, data, path)
+        yield path
 
 
 def cell(value: Any) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evergreen.flows.cli.common import Name, find, print_json, print_table, read_params, say
+from evergreen.flows.cli.common import Name, find, local_file, print_json, print_table, read_params, say
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.core.paths import Layout
 
@@ -20,7 +20,10 @@ SHOWN = 10
 def events(
     name: Name,
     data: Annotated[
-        Path | None, typer.Option(help="csv or parquet: purchases (one line of a basket per row), or rows of a table.")
+        str | None,
+        typer.Option(
+            help="csv or parquet, a file or s3://BUCKET/KEY: purchases (one line of a basket per row), or rows of a table."
+        ),
     ] = None,
     withdraw: Annotated[list[str] | None, typer.Option(help="Id of an event to withdraw. Repeatable.")] = None,
     table: Annotated[str | None, typer.Option(help="Table of the rows, for a problem with several tables of events.")] = None,
@@ -36,7 +39,8 @@ def events(
             raise ParamsError("evergreen events: needs either --data FILE or --withdraw ID")
         _withdraw(place, name, withdraw, as_json)
         return
-    found = _record(place, name, data, table)
+    with local_file(data) as path:
+        found = _record(place, name, path, table)
     rejected = [{"event": dict(each.event), "reason": each.reason} for each in found.rejected]
     if as_json:
         print_json({"problem": name, "accepted": found.accepted, "duplicate": found.duplicate, "rejected": rejected})

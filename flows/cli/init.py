@@ -16,7 +16,7 @@ from evergreen.flows.cli.common import (
 
 def init(
     name: Annotated[str, typer.Argument(help="What the problem and its table are called from now on.")],
-    data: Annotated[str, typer.Option(help="csv or parquet file; with --address, a query.")],
+    data: Annotated[str, typer.Option(help="csv or parquet file, or s3://BUCKET/KEY; with --url, a query.")],
     target: Annotated[str | None, typer.Option(help="Column to predict; none: clustering.")] = None,
     kind: Annotated[
         str | None, typer.Option(help="classification, regression, clustering or recommendation.", show_default="inferred")

@@ -10,6 +10,7 @@ import typer
 from evergreen.flows.cli.common import (
     Name,
     find,
+    local_file,
     print_json,
     print_table,
     read_params,
@@ -26,7 +27,8 @@ SHOWN = 10
 def labels(
     name: Name,
     data: Annotated[
-        Path | None, typer.Option(help="csv or parquet: id, or entity key and cutoff or at; and the label.")
+        str | None,
+        typer.Option(help="csv or parquet, a file or s3://BUCKET/KEY: id, or entity key and cutoff or at; and the label."),
     ] = None,
     label: Annotated[str | None, typer.Option(help="Column of the label.", show_default="label, or as in params")] = None,
     id: Annotated[str | None, typer.Option("--id", help="Column of ids of predictions.", show_default="id")] = None,
@@ -60,7 +62,9 @@ def labels(
     if data is None:
         raise typer.BadParameter("name a file of labels, or give --rejected", param_hint="--data")
     columns = ledger_labels.Columns(label=label, id=id, entity=entity, time=time, known=known)
-    found = ledger_labels.label(settings.ledger(place), name, kind, section, read_all(data), columns)
+    with local_file(data) as path:
+        given = read_all(path)
+    found = ledger_labels.label(settings.ledger(place), name, kind, section, given, columns)
     counts = {each: getattr(found, each) for each in ("matched", "pending", "duplicate", "changed")}
     if as_json:
         reasons = [{"row": each.index, "reason": each.reason} for each in found.rejected]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evergreen.flows.cli.common import Name, Version, as_day, open_problem, print_json, print_table, say
+from evergreen.flows.cli.common import Name, Version, as_day, local_file, open_problem, print_json, print_table, say
 from evergreen.tasks.core.errors import ParamsError
 
 if TYPE_CHECKING:
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 def score(
     name: Name,
     data: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="csv or parquet: rows of features, or entity keys alone. Default: what is new in NAME.schedule.input of a "
+            help="csv or parquet, a file or s3://BUCKET/KEY: rows of features, or entity keys alone. "
+            "Default: what is new in NAME.schedule.input of a "
             "plain table; otherwise every entity, with its newest features."
         ),
     ] = None,
@@ -55,7 +56,8 @@ def score(
     elif out is None:
         raise ParamsError(f"--data {data}: needs --out FILE for the predictions")
     else:
-        result = batch_scoring.run(place, known, name, data, out, version, lists, ledger=not no_ledger, say=say)
+        with local_file(data) as path:
+            result = batch_scoring.run(place, known, name, path, out, version, lists, ledger=not no_ledger, say=say)
     if as_json:
         print_json(result.model_dump(mode="json"))
     else:

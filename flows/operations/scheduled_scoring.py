@@ -7,12 +7,13 @@ not finished, into the same file. A file that cannot be scored is set aside unti
 import itertools
 import logging
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.error import URLError
 from urllib.parse import unquote, urlsplit
@@ -25,6 +26,7 @@ from evergreen.tasks.config.operations import INPUT_NEEDED
 from evergreen.tasks.config.params import Params, ScoringInput, Section, Source
 from evergreen.tasks.core.errors import DataError, EvergreenError, ParamsError, SourceError, UnavailableError
 from evergreen.tasks.core.paths import Layout, locking, read_json, sha256, write_json, writing
+from evergreen.tasks.data import s3_files
 from evergreen.tasks.data.readers import scan_query
 from evergreen.tasks.scoring import batch
 
@@ -80,13 +82,13 @@ class _Run:
 
     # Files
 
-    def score_files(self, files: Iterator[tuple[str, Path]]) -> None:
-        """Score each (name, path) whose content is new. One that cannot be scored does not stop the others."""
+    def score_files(self, files: Iterable["_Input"]) -> None:
+        """Score each whose content is new. One that cannot be scored does not stop the others."""
         place = self.folder / "files.json"
         state: dict[str, dict[str, Any]] = read_json(place) if place.exists() else {}
-        for name, path in files:
+        for each in files:
+            name, digest, reason = each.name, each.digest, each.reason
             before = state.get(name, {})
-            digest, reason = _digest(path)
             if digest == before.get("sha256") and "reason" not in before:
                 self.known += 1
                 continue
@@ -96,7 +98,7 @@ class _Run:
             about: dict[str, Any] = {"sha256": digest, "version": self.version, "at": _now(), "outs": outs}
             if reason is None:
                 out = _output(name, {each for entry in state.values() for each in entry["outs"]})
-                found = self._attempt(path, self.outputs / out)
+                found = self._attempt(each, self.outputs / out)
                 if isinstance(found, batch.Result):
                     self._count(name, found)
                     state[name] = about | {"outs": [*outs, out], "rows": found.rows}
@@ -108,11 +110,11 @@ class _Run:
             state[name] = about | {"reason": reason}
             write_json(place, state)
 
-    def _attempt(self, path: Path, out: Path) -> batch.Result | str:
+    def _attempt(self, given: "_Input", out: Path) -> batch.Result | str:
         """The result of scoring a file, or the reason why it cannot be scored."""
         score = self.score  # a model that cannot be loaded is no fault of the file
         try:
-            return score(path, out)
+            return score(given.path(), out)
         except UnavailableError:
             raise
         except (SourceError, DataError) as error:
@@ -120,7 +122,7 @@ class _Run:
         except EvergreenError:
             raise
         except Exception as error:  # one file may not stop the others
-            log.debug("%s", path, exc_info=error)
+            log.debug("%s", given.name, exc_info=error)
             return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
     @cached_property
@@ -209,8 +211,10 @@ def run(layout: Layout, params: Params, problem: str, *, ledger: bool = True, sa
             found.score_query()
         elif source.address is not None:
             found.score_files(_fetched(problem, source.address, found.folder / "fetched"))
+        elif s3_files.is_s3(pattern := str(source.files)):
+            found.score_files(_objects(problem, pattern, found.folder / "fetched"))
         else:
-            found.score_files(_matching(layout, str(source.files), found.outputs))
+            found.score_files(_matching(layout, pattern, found.outputs))
     return Result(
         problem=problem,
         version=found.version,
@@ -222,7 +226,29 @@ def run(layout: Layout, params: Params, problem: str, *, ledger: bool = True, sa
     )
 
 
-def _matching(layout: Layout, pattern: str, outputs: Path) -> Iterator[tuple[str, Path]]:
+def _objects(problem: str, pattern: str, folder: Path) -> Iterator["_Input"]:
+    """The objects of an address in S3, each copied into `folder` while it is scored. Their names are relative to its folder.
+
+    Raises UnavailableError where the store does not answer, SourceError where it refuses or there is none.
+    """
+    label = f"{problem}.schedule.input.files"
+    bucket, found = s3_files.find(label, "csv", pattern)
+    fixed = re.split(r"[*?\[]", pattern.removeprefix(f"{s3_files.SCHEME}{bucket}/"))[0].rpartition("/")[0]
+    for each in found:
+        name = each.key.removeprefix(f"{fixed}/") if fixed else each.key
+
+        def fetch(key: str = each.key) -> Path:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            path = folder / PurePosixPath(key).name
+            s3_files.copy(label, f"{s3_files.SCHEME}{bucket}/{key}", path)
+            return path
+
+        yield _Input(name, each.etag, None, fetch)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _matching(layout: Layout, pattern: str, outputs: Path) -> Iterator["_Input"]:
     """The files of a pattern, in the order of their names, which are relative to its fixed part. Outputs are no inputs."""
     parts = Path(pattern).parts
     fixed = next((place for place, part in enumerate(parts) if any(mark in part for mark in "*?[")), len(parts) - 1)
@@ -231,10 +257,10 @@ def _matching(layout: Layout, pattern: str, outputs: Path) -> Iterator[tuple[str
     for path in sorted(found):
         hidden = any(part.startswith(".") for part in path.relative_to(start).parts)
         if path.is_file() and not hidden and outputs.resolve() not in path.resolve().parents:
-            yield path.relative_to(start).as_posix(), path
+            yield _file(path.relative_to(start).as_posix(), path)
 
 
-def _fetched(problem: str, address: str, folder: Path) -> Iterator[tuple[str, Path]]:
+def _fetched(problem: str, address: str, folder: Path) -> Iterator["_Input"]:
     """The file at an address, in `folder` while it is scored. Raises UnavailableError where it cannot be had."""
     label = f"{problem}.schedule.input.address"
     if address.startswith("env:"):
@@ -249,7 +275,7 @@ def _fetched(problem: str, address: str, folder: Path) -> Iterator[tuple[str, Pa
         why = getattr(error, "code", None) or error.reason
         raise UnavailableError(f"{label}: {urlsplit(address).hostname} does not give {path.name}: {why}") from None
     try:
-        yield path.name, path
+        yield _file(path.name, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -259,6 +285,23 @@ def _output(name: str, taken: Set[str]) -> str:
     named = Path(name if name.endswith(OUTPUTS) else f"{name}.csv")
     numbered = (named.with_name(f"{named.stem}.{number}{named.suffix}") for number in itertools.count(2))
     return next(each.as_posix() for each in itertools.chain([named], numbered) if each.as_posix() not in taken)
+
+
+@dataclass(frozen=True)
+class _Input:
+    """A file to score."""
+
+    name: str
+    digest: str
+    """Changes with the content."""
+    reason: str | None
+    """Why it cannot be read."""
+    path: Callable[[], Path]
+    """Where it lies, at once or after a download."""
+
+
+def _file(name: str, path: Path) -> _Input:
+    return _Input(name, *_digest(path), lambda: path)
 
 
 def _digest(path: Path) -> tuple[str, str | None]:

@@ -185,8 +185,8 @@ class ScoringInput(Section):
     """Rows of a scheduled scoring: exactly one of files, address and sql."""
 
     files: str | None = None
-    """Pattern of files, relative to params.yaml, for example incoming/*.csv. Each file is scored once, and again when its
-    content changes."""
+    """Pattern of files, relative to params.yaml, for example incoming/*.csv, or in S3: s3://BUCKET/incoming/*.csv. Each file is
+    scored once, and again when its content changes."""
     address: str | None = None
     """HTTP(S) address of a file, or env:NAME to read it from an environment variable. The file is scored when its content
     changes."""

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import polars as pl
@@ -16,6 +16,7 @@ import polars as pl
 from evergreen.tasks.config.data import Source
 from evergreen.tasks.core.column_names import unusable_name
 from evergreen.tasks.core.errors import SourceError
+from evergreen.tasks.data import s3_files
 from evergreen.tasks.data.csv_files import CHUNK, SEPARATORS, fields, open_bytes, open_text, whole_lines
 from evergreen.tasks.data.readers import scan_source
 
@@ -56,18 +57,32 @@ def detect_source(data: str, url: str | None, root: Path, here: Path, staging: P
     """
     if url is not None:
         return Source(sql=data, url=url)
+    if s3_files.is_s3(data):
+        return _detect_object(data, staging)
     path = (here / data).resolve()
     if not path.is_file():
         if re.match(r"(?is)\s*(select|with)\s", data):
             raise SourceError("--data is a query; name its database: --url dialect+driver://user@host/database")
         raise SourceError(f"{data}: {_missing_file(path)}")
-    key = file_key(path)
-    if key is None:
+    key = _known_key(data, path)
+    named = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    return detect_csv(path, named, staging) if key == "csv" else Source.model_validate({key: named})
+
+
+def _detect_object(address: str, staging: Path) -> Source:
+    """The source of an object in S3, by a copy of it."""
+    copy = staging / PurePosixPath(address).name
+    key = _known_key(address, copy)
+    s3_files.copy("--data", address, copy)
+    return detect_csv(copy, address, staging) if key == "csv" else Source.model_validate({key: address})
+
+
+def _known_key(data: str, path: Path) -> str:
+    if (key := file_key(path)) is None:
         raise SourceError(
             f"{data}: unknown file type; Evergreen reads {', '.join(KEYS)}, .gz of text files, and queries with --url"
         )
-    named = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
-    return detect_csv(path, named, staging) if key == "csv" else Source.model_validate({key: named})
+    return key
 
 
 def _missing_file(path: Path) -> str:

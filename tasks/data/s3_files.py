@@ -50,10 +50,15 @@ def is_s3(pattern: str) -> bool:
 
 def states(name: str, kind: str, address: str) -> list[list[str | int]]:
     """Address, bytes and ETag of each object of the address; see `fetch`."""
-    bucket, key = _parts(name, kind, address)
-    with _naming(name, kind, address):
-        found = _find(_client(), name, kind, bucket, key)
+    bucket, found = find(f"ingest.{name}.{kind}", kind, address)
     return [[f"{SCHEME}{bucket}/{each.key}", each.size, each.etag] for each in found]
+
+
+def find(label: str, kind: str, address: str) -> tuple[str, list[Object]]:
+    """The bucket and the objects of an address; see `fetch`. `label`: what names the address, for messages."""
+    bucket, key = _parts(label, kind, address)
+    with _naming(label, address):
+        return bucket, _find(_client(), label, kind, bucket, key)
 
 
 def fetch(name: str, kind: str, address: str, staging: Path) -> list[Path]:
@@ -63,31 +68,36 @@ def fetch(name: str, kind: str, address: str, staging: Path) -> list[Path]:
     Several files make a table of Parquet alone: of other kinds the first is read. Raises SourceError where there is none or
     the keys are refused, UnavailableError where the store does not answer or falls silent.
     """
-    bucket, key = _parts(name, kind, address)
-    with _naming(name, kind, address):
-        client = _client()
-        found = _find(client, name, kind, bucket, key)
+    label = f"ingest.{name}.{kind}"
+    bucket, found = find(label, kind, address)
     folder = staging / f"{name}.s3"
     folder.mkdir()
     copies: list[Path] = []
     for number, each in enumerate(found if kind == "parquet" else found[:1]):
         copies.append(folder / f"{number:06d}-{PurePosixPath(each.key).name}")
-        with _naming(name, kind, f"{SCHEME}{bucket}/{each.key}"):
-            _copy(client, name, bucket, each, copies[-1])
+        copy(label, f"{SCHEME}{bucket}/{each.key}", copies[-1])
     return copies
 
 
-def _parts(name: str, kind: str, address: str) -> tuple[str, str]:
+def copy(label: str, address: str, to: Path) -> None:
+    """Copy the object with this key to a file. Raises what `fetch` raises."""
+    bucket, key = _parts(label, "csv", address)
+    with _naming(label, address):
+        client = _client()
+        if _head(client, bucket, key) is None:
+            raise SourceError(f"{label} = {address}: no such object{_similar(client, bucket, key)}")
+        _copy(client, label, bucket, key, to)
+
+
+def _parts(label: str, kind: str, address: str) -> tuple[str, str]:
     """Bucket and key."""
     bucket, _, key = address.removeprefix(SCHEME).partition("/")
     if not re.fullmatch(r"[a-zA-Z0-9._-]{1,255}", bucket) or not key:
-        raise SourceError(
-            f"ingest.{name}.{kind} = {address}: needs a bucket and a key, for example s3://bucket/folder/file.{kind}"
-        )
+        raise SourceError(f"{label} = {address}: needs a bucket and a key, for example s3://bucket/folder/file.{kind}")
     return bucket, key
 
 
-def _find(client: Any, name: str, kind: str, bucket: str, key: str) -> list[Object]:
+def _find(client: Any, label: str, kind: str, bucket: str, key: str) -> list[Object]:
     """The objects of an address, at least one."""
     if not re.search(r"[*?\[]", key) and not key.endswith("/"):
         one = _head(client, bucket, key)
@@ -98,7 +108,7 @@ def _find(client: Any, name: str, kind: str, bucket: str, key: str) -> list[Obje
         found = _list(client, bucket, re.split(r"[*?\[]", key)[0], _expression(key))
     if found:
         return found
-    raise SourceError(f"ingest.{name}.{kind} = {SCHEME}{bucket}/{key}: no such object{_similar(client, bucket, key)}")
+    raise SourceError(f"{label} = {SCHEME}{bucket}/{key}: no such object{_similar(client, bucket, key)}")
 
 
 def _client() -> Any:
@@ -159,9 +169,9 @@ def _similar(client: Any, bucket: str, key: str) -> str:
     return f"; s3://{bucket}/{prefix} has {', '.join(there[:8]) or 'no objects'}"
 
 
-def _copy(client: Any, name: str, bucket: str, wanted: Object, to: Path) -> None:
+def _copy(client: Any, label: str, bucket: str, key: str, to: Path) -> None:
     """Raises UnavailableError where the file is cut short, or arrives too slowly."""
-    answer = client.get_object(Bucket=bucket, Key=wanted.key)
+    answer = client.get_object(Bucket=bucket, Key=key)
     stream = answer["Body"]._raw_stream  # its read waits for all bytes of a part, and so for ever where one arrives a second
     size, arrived, said, since, before = answer["ContentLength"], 0, 0, time.monotonic(), 0
     with to.open("wb") as file:
@@ -170,7 +180,7 @@ def _copy(client: Any, name: str, bucket: str, wanted: Object, to: Path) -> None
             arrived += len(part)
             if arrived - said >= REPORT_BYTES:
                 said = arrived
-                log.info("ingest: %s: %s of %s MB", name, f"{arrived / 1e6:,.0f}", f"{size / 1e6:,.0f}")
+                log.info("%s: %s of %s MB", label, f"{arrived / 1e6:,.0f}", f"{size / 1e6:,.0f}")
             if time.monotonic() - since > RATE_SECONDS:
                 if arrived - before < MIN_BYTES:
                     raise UnavailableError(_silent(f"{arrived - before:,} bytes arrived within {RATE_SECONDS} s"))
@@ -180,15 +190,15 @@ def _copy(client: Any, name: str, bucket: str, wanted: Object, to: Path) -> None
 
 
 @contextmanager
-def _naming(name: str, kind: str, address: str) -> Generator[None]:
-    """Turn an error of the store into one line with the table's name."""
+def _naming(label: str, address: str) -> Generator[None]:
+    """Turn an error of the store into one line that begins with `label`."""
     try:
         from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
         from urllib3.exceptions import HTTPError
     except ImportError:
         yield  # _client says so
         return
-    where = f"ingest.{name}.{kind} = {address}"
+    where = f"{label} = {address}"
     try:
         yield
     except UnavailableError as error:
