@@ -18,6 +18,8 @@ SOURCES = ("rebuy", "ease", "tifu_knn", "popular", "item_knn", "co_visitation", 
 implicit ALS, popularity in the user's segment, new items by attributes: the order of the scores of a candidate."""
 BLOCK = 256
 """Users or items per block; bounds the memory of dense matrices."""
+TILE = 512
+"""Columns that are transposed at a time."""
 LONGEST = 1_000
 """Most entries of a row in counts of pairs, which grow with its square."""
 
@@ -131,7 +133,7 @@ class Ease:
             weights = self._moved(rows, own[0])[None]
         else:
             weights = self._all_moved(rows, own)
-        found = np.ascontiguousarray((self.by_item @ weights.T).T)
+        found = _by_rows(self.by_item @ weights.T)
         row = np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))
         found[row, rows.indices] -= rows.data * (1 - self.remainder[rows.indices])
         found /= self.remainder
@@ -238,7 +240,7 @@ class TifuKnn:
         share = np.zeros(similarity.shape, np.float32)
         np.put_along_axis(share, nearest, 1 / max(count, 1), axis=1)
         # a product with a dense matrix is faster than one of two sparse ones; `by_item` holds users of length one
-        return np.ascontiguousarray((self.by_item @ (share * self._norms()).T).T)
+        return _by_rows(self.by_item @ (share * self._norms()).T)
 
     def _norms(self) -> np.ndarray:
         if self._norm is None:
@@ -405,11 +407,17 @@ def favourites(bought: Sparse, category: np.ndarray) -> np.ndarray:
 
 def _touched(matrix: Sparse, rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """weight[rows] @ matrix[rows], dense, reading nothing but these rows."""
-    first = matrix.indptr[rows]
-    sizes = matrix.indptr[rows + 1] - first
-    place = ranges(first, sizes)
-    value = matrix.data[place] * np.repeat(weight[rows], sizes)
-    return np.bincount(matrix.indices[place], value, minlength=matrix.shape[1]).astype(np.float32)
+    return matrix[rows].T @ weight[rows]
+
+
+def _by_rows(columns: np.ndarray) -> np.ndarray:
+    """The transposed table, some columns at a time: what is read and written then stays in the processor's cache."""
+    if columns.shape[1] == 1:
+        return columns.reshape(1, -1)
+    found = np.empty(columns.shape[::-1], columns.dtype)
+    for first in range(0, len(columns), TILE):
+        found[:, first : first + TILE] = columns[first : first + TILE].T
+    return found
 
 
 def unit_rows(rows: Sparse) -> Sparse:
