@@ -79,7 +79,8 @@ class OnlineRecommender:
         self._validator = EventValidator(params, problem, data)
         try:
             self._builder = ListBuilder.of(model, data, self._section)
-            self._builder.recommend(Request(users=tuple(data.histories.users[:1].tolist())))  # builds what is built lazily
+            self._builder.prepare()
+            self._builder.recommend(Request(users=tuple(data.histories.users[:1].tolist())))  # fails here, not in a request
         except (AttributeError, ValueError) as error:
             raise ModelError(
                 f"{problem}: version {version} cannot recommend: {error}. Train again, or name another --version."

@@ -23,6 +23,7 @@ from evergreen.tasks.config import loading, params
 from evergreen.tasks.core import schema_revision
 from evergreen.tasks.core.errors import DataError, ModelError, ParamsError, ProjectError
 from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.problems.recommender.item_explanations import CoPurchases
 from evergreen.tasks.problems.recommender.list_request import Request
 from tests.contracts import World, build, write
 
@@ -386,6 +387,12 @@ def test_rejected_events_are_stored(start, known, tmp_path):
         (each.event["item"], each.reason) for each in found.rejected
     ]
     assert EventLog(f"sqlite:///{tmp_path / 'live.db'}").rejected("recommend", 1) == kept[-1:]
+
+
+def test_a_started_recommender_has_built_what_explanations_need(start, monkeypatch):
+    recommender = start()
+    monkeypatch.setattr(CoPurchases, "of", lambda histories, catalogue: pytest.fail("is built with a list"))
+    assert recommender.recommend(Request.read({"users": [6], "show": "discover"})).explanation
 
 
 def test_a_changed_stock_table_is_reloaded(world, known, model, tmp_path):

@@ -39,6 +39,8 @@ CO_VISITATION_DAYS = (BASKETS, 56, 14, 3, 728)
 """Days of baskets for co-visitation."""
 JUDGED = 300
 """Most users of a window by which the days of a source are chosen."""
+TELLING = 20
+"""Fewest users whose lists an option must change to be chosen over an earlier one."""
 Option = TypeVar("Option")
 LINES = 100_000
 """About the most lines that co-visitation learns from to have its days chosen: those of some users."""
@@ -176,8 +178,8 @@ def choose_segment_days(
 def choose_co_visitation_days(cases: Sequence[Case], k: int, min_users: int, neighbours: int, by: Decay) -> int:
     """The window whose baskets bring what users bought lately, by `by`, nearest to what new items they bought next.
 
-    Learned from the baskets of as many users as have about LINES lines. The first of CO_VISITATION_DAYS that no other is better
-    than by more than a standard error.
+    Learned from the baskets of as many users as have about LINES lines. The first of CO_VISITATION_DAYS that no other is surely
+    better than.
     """
 
     def of(case: Case) -> Callable[[int], np.ndarray]:
@@ -234,10 +236,11 @@ def _means(values: np.ndarray) -> np.ndarray:
 def _simplest(values: np.ndarray) -> int:
     """The first option that no other is surely better than: by more than two standard errors, paired by user.
 
-    Close calls so fall the same way in each training, and candidates made for one serve the next.
+    Close calls so fall the same way in each training, and candidates made for one serve the next. Where fewer than TELLING
+    users tell two options apart, the error of so few is no measure, and the first stays.
     """
     if values.shape[1] < 2:
         return 0
     lead = values[int(np.argmax(_means(values)))] - values
     error = lead.std(axis=1, ddof=1) / np.sqrt(values.shape[1])
-    return int(np.argmax(lead.mean(axis=1) <= 2 * error))
+    return int(np.argmax((lead.mean(axis=1) <= 2 * error) | (np.count_nonzero(lead, axis=1) < TELLING)))

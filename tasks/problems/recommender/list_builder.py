@@ -72,6 +72,11 @@ class ListBuilder:
             catalogue.local = Local.of(catalogue, histories.between(first, day).frame(), data.places)
         return cls(model, catalogue, section, data, learned)
 
+    def prepare(self) -> None:
+        """Build what is else built with the first lists that ask for it: the first one of a server would wait for it."""
+        self.histories.newest(np.zeros(0, np.int64))
+        self._co_purchases = self.co_purchases
+
     @property
     def day(self) -> int:
         """The newest day that counts, but for users who are ahead."""

@@ -112,6 +112,12 @@ def test_co_visitation_forgets_baskets_where_partners_change_and_keeps_a_year_wh
     assert choose_co_visitation_days([judged], 1, 1, 50, Decay(7.0)) in days
 
 
+def test_a_handful_of_users_does_not_choose_how_far_co_visitation_looks_back():
+    """Six users buy the partner: by them alone fourteen days look better, surely."""
+    lines = [line for line in pairs(np.random.default_rng(2), 28, 2) if line[0] < 24]
+    assert choose_co_visitation_days([case(lines)], 1, 1, 50, Decay(7.0)) == CO_VISITATION_DAYS[0]
+
+
 def habits(draw: np.random.Generator, gap: int, lasting: bool) -> Iterable[Line]:
     """What each user buys `gap` days apart lasts, beside things he buys once, or ends after four times, beside staples."""
     for user in range(USERS):
