@@ -161,6 +161,14 @@ class RowKind(Kind, Protocol):
         """Name of the score of `importance_loss`."""
         ...
 
+    def load_at(self, folder: Path, section: Any, day: date) -> Data:
+        """Read the rows of one cutoff of `days` alone."""
+        ...
+
+    def days(self, folder: Path) -> list[date]:
+        """The cutoffs that there are rows of, ascending; none for a plain table."""
+        ...
+
     def predict_rows(self, model: Model, features: "pd.DataFrame") -> dict[str, np.ndarray]:
         """The columns of a prediction, such as `prediction`: one value per row of `features`."""
         ...

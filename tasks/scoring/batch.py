@@ -340,23 +340,23 @@ def score_newest(scorer: Scorer, out: Path, as_of: date | None, record: Record |
     Raises ParamsError for a plain table, which has no newest features, and DataError for a day before the first cutoff.
     """
     _check_suffix(out)
-    problem, data = scorer.problem, scorer.data
+    problem = scorer.problem
     if isinstance(scorer.kind, RowKind):
-        if data.cutoff is None:
+        days = scorer.kind.days(scorer.folder)
+        if scorer.table is not None or not days:
             raise ParamsError(
                 f"{problem}: its rows are cases of a plain table, of which none is the newest; "
                 "give --data FILE, or schedule.input in params.yaml"
             )
-        days = data.cutoff.unique().sort()
-        known = days.filter(days <= as_of) if as_of else days
-        if known.is_empty():
+        known = [day for day in days if as_of is None or day <= as_of]
+        if not known:
             raise DataError(f"{problem}: --as-of {as_of}: lies before the first cutoff ({days[0]}); name a later day")
         cutoff = known[-1]
-        scorer = dataclasses.replace(scorer, update=lambda data: data.at([cutoff]))
+        scorer = dataclasses.replace(scorer, cutoff=cutoff)
         rows = pl.DataFrame({scorer.section.features.entity: scorer.data.entity})
     else:
-        cutoff = data.as_of
-        rows = pl.DataFrame({scorer.section.features.user: data.histories.users})
+        cutoff = scorer.data.as_of
+        rows = pl.DataFrame({scorer.section.features.user: scorer.data.histories.users})
     scored = scorer.score(rows, f"the features of {cutoff}")
     with writing(out) as scratch:
         WRITERS[out.suffix](scored.rows.clone().insert_column(1, pl.lit(cutoff).alias(CUTOFF)).lazy(), scratch)

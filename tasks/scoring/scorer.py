@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -77,6 +78,8 @@ class Scorer:
     """Features that a source may lack: training had rows without them."""
     update: Callable[[Data], Data] = _as_built
     """Brings the features up to date, for instance with purchases that came in since they were built."""
+    cutoff: date | None = None
+    """Of a problem with cutoffs: the one whose rows are read. None: all."""
 
     @property
     def section(self) -> Any:
@@ -93,10 +96,18 @@ class Scorer:
 
     @cached_property
     def data(self) -> Data:
-        """The project's features. Raises ModelError where they are not built."""
-        if not self.layout.features(self.problem).exists():
+        """The project's features, at `cutoff` if there is one. Raises ModelError where they are not built."""
+        if self.cutoff is not None:
+            return self.update(self.kind.load_at(self.folder, self.section, self.cutoff))
+        return self.update(self.kind.load(self.folder, self.section))
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the project's features. Raises ModelError where they are not built."""
+        folder = self.layout.features(self.problem)
+        if not folder.exists():
             raise ModelError(f"{self.problem}: has no features yet; run evergreen train {self.problem}")
-        return self.update(self.kind.load(self.layout.features(self.problem), self.section))
+        return folder
 
     @cached_property
     def contract(self) -> Source:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from evergreen.tasks import features
+from evergreen.tasks import features, problems
 from evergreen.tasks.config import loading
 from evergreen.tasks.config.params import Features
 from evergreen.tasks.core.errors import DataError, LeakError, ParamsError, SourceError
@@ -451,6 +451,26 @@ def test_any_number_of_parts_gives_the_same_bytes(project, problem, monkeypatch)
     assert len(made) == 1
 
 
+def test_events_too_old_for_every_window_are_left_out_and_change_no_row(project, monkeypatch):
+    known = loading.load(project.params)
+    features.run(known, "redeem", project)
+    whole = pl.read_parquet(project.features("redeem") / "rows.parquet")
+    left: list[tuple[int, int]] = []
+    counted, listed = point_in_time_module._counted, point_in_time_module.list_cutoffs
+
+    def counting(events, measures, cutoffs):
+        found = counted(events, measures, cutoffs)
+        left.append(tuple(each.select(pl.len()).collect().item() for each in (events, found)))
+        return found
+
+    monkeypatch.setattr(point_in_time_module, "_counted", counting)
+    monkeypatch.setattr(point_in_time_module, "list_cutoffs", lambda section, as_of: listed(section, as_of)[-2:])
+    features.run(known, "redeem", project)
+    newest = pl.read_parquet(project.features("redeem") / "rows.parquet")
+    assert newest.equals(whole.filter(pl.col("cutoff") >= newest["cutoff"].min()))
+    assert any(kept < given for given, kept in left)
+
+
 def test_parts_follow_from_the_memory_that_one_may_take(project, monkeypatch, caplog):
     assert entity_partitions.count(0) == 1
     assert entity_partitions.count(4_000_000) == 1
@@ -497,3 +517,16 @@ def test_a_missing_table_says_which_step_makes_it(tmp_path):
     layout = Layout(store.project(tmp_path, households=20, weeks=20))
     with pytest.raises(SourceError, match=r"data/tables/transactions.parquet: is missing. Run the steps before this one"):
         features.run(loading.load(layout.params), "spend", layout)
+
+
+def test_the_rows_of_one_cutoff_are_read_alone(project):
+    known = loading.load(project.params)
+    features.run(known, "redeem", project)
+    kind, section, folder = problems.kind("classification"), known.section("redeem"), project.features("redeem")
+    whole = kind.load(folder, section)
+    days = kind.days(folder)
+    assert days == whole.cutoff.unique().sort().to_list()
+    alone, wanted = kind.load_at(folder, section, days[-1]), whole.at([days[-1]])
+    assert alone.entity.equals(wanted.entity)
+    assert alone.target.equals(wanted.target)
+    assert alone.features.equals(wanted.features.reset_index(drop=True))

@@ -288,13 +288,24 @@ def _of_events(
 ) -> Iterator[pl.DataFrame]:
     """Frames of one row per entity and cutoff that has events."""
     daily = [each for each in measures if not each.late and each.function != "n_unique"]
-    if daily:
-        yield from _by_day(events, entity, daily, cutoffs)
+    for ever in (False, True):
+        if chosen := [each for each in daily if (EVER in each.ages) is ever]:
+            yield from _by_day(_counted(events, chosen, cutoffs), entity, chosen, cutoffs)
     for each in measures:
         if each.late:
-            yield from _by_event(events, entity, each, cutoffs)
+            yield from _by_event(_counted(events, [each], cutoffs), entity, each, cutoffs)
         elif each.function == "n_unique":
-            yield from _distinct(events, entity, each, cutoffs)
+            yield from _distinct(_counted(events, [each], cutoffs), entity, each, cutoffs)
+
+
+def _counted(events: pl.LazyFrame, measures: Sequence[Measure], cutoffs: Sequence[date]) -> pl.LazyFrame:
+    """Without the events that are too old for the ages of all measures at all cutoffs."""
+    return events.filter(pl.col(DAY) >= _first_day(cutoffs, max(ages.stop for each in measures for ages in each.ages)))
+
+
+def _first_day(cutoffs: Sequence[date], days: int) -> date:
+    """Of the `days` up to the first cutoff."""
+    return min(cutoffs) - timedelta(days=days - 1) if days < EVER.stop else date.min
 
 
 def _by_day(events: pl.LazyFrame, entity: str, measures: Sequence[Measure], cutoffs: Sequence[date]) -> Iterator[pl.DataFrame]:
@@ -404,7 +415,8 @@ def _entities(known: Known, section: Features, cutoffs: Sequence[date]) -> pl.Da
     """Which entities have a row at which cutoff, sorted by cutoff and entity."""
     ages = range(section.population.within_days) if section.population else EVER
     tables = population_tables(known, section)
-    seen = pl.concat([known.events(each).select(known.entity, DAY).unique() for each in tables]).collect()
+    recent = pl.col(DAY) >= _first_day(cutoffs, ages.stop)
+    seen = pl.concat([known.events(each).filter(recent).select(known.entity, DAY).unique() for each in tables]).collect()
     return _spread(seen, cutoffs, ages).select(known.entity, CUTOFF).unique().sort(CUTOFF, known.entity).collect()
 
 

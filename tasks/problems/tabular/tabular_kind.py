@@ -332,7 +332,21 @@ class TabularKind(RowPredictions):
 
     def load(self, folder: Path, section: Tabular) -> Rows:
         """Read rows.parquet. Raises DataError where there is no row, no feature or an infinite number."""
-        frame = pl.read_parquet(folder / "rows.parquet")
+        return self._rows(pl.read_parquet(folder / "rows.parquet"), folder, section)
+
+    def load_at(self, folder: Path, section: Tabular, day: date) -> Rows:
+        """As `load`, the rows of one cutoff; the others take no memory."""
+        rows = pl.scan_parquet(folder / "rows.parquet", glob=False).filter(pl.col("cutoff") == day)
+        return self._rows(rows.collect(engine="streaming"), folder, section)
+
+    def days(self, folder: Path) -> list[date]:
+        """The cutoffs of rows.parquet, those without complete labels too, ascending; none for a plain table."""
+        rows = pl.scan_parquet(folder / "rows.parquet", glob=False)
+        if "cutoff" not in rows.collect_schema():
+            return []
+        return rows.select(pl.col("cutoff").unique().sort()).collect(engine="streaming").to_series().to_list()
+
+    def _rows(self, frame: pl.DataFrame, folder: Path, section: Tabular) -> Rows:
         if isinstance(section.features, Table):
             features = _features(frame.select(*section.features.columns), folder / "rows.parquet")
             parts = holdout_split.parts(frame, section, self.target == "class")
