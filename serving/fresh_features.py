@@ -21,7 +21,7 @@ from evergreen.serving.row_log import ReceivedRow, RowLog
 from evergreen.serving.row_validation import RowValidator
 from evergreen.tasks.config.params import Features, Params
 from evergreen.tasks.core.errors import EvergreenError, ModelError, RequestError
-from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.core.paths import Layout, truncated_parquet
 from evergreen.tasks.data import received_rows
 from evergreen.tasks.data.snapshot import resolve_as_of
 from evergreen.tasks.problems.tabular import newest_rows, point_in_time
@@ -60,7 +60,14 @@ class FreshFeatures:
             raise ModelError(
                 f"{problem}: fresh features need data/tables/{min(lacking)}.parquet; run evergreen train {problem}"
             )
-        self._update()
+        try:
+            self._update()
+        except PolarsError as error:
+            if broken := truncated_parquet(layout):
+                raise ModelError(
+                    f"{problem}: {broken}: is damaged: truncated parquet file. Remove it, then run evergreen train {problem}."
+                ) from error
+            raise
 
     @property
     def names(self) -> Sequence[str]:

@@ -270,7 +270,12 @@ def truncated_parquet(layout: Layout) -> Path | None:
     What a killed process left beside them is not read by anyone.
     """
     every = (path for part in ("data", "models") for path in sorted((layout.root / part).rglob("*.parquet")))
-    return next((path for path in every if not _is_scratch(layout, path) and _end(path) != b"PAR1"), None)
+    return next((path for path in every if not _is_scratch(layout, path) and is_truncated(path)), None)
+
+
+def is_truncated(path: Path) -> bool:
+    """Whether a parquet file lacks its end."""
+    return _end(path) != b"PAR1"
 
 
 def _is_scratch(layout: Layout, path: Path) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from evergreen.tasks.config.params import Params
-from evergreen.tasks.core.paths import RECEIVED, Layout, writing
+from evergreen.tasks.core.paths import RECEIVED, Layout, is_truncated, writing
 
 
 def table_name(problem: str) -> str:
@@ -39,10 +39,10 @@ def recommenders(params: Params) -> list[str]:
 def write_snapshot(path: Path, events: pl.DataFrame) -> None:
     """Write what EventLog.received gives, unless the file holds the same. Without events there is no file."""
     ordered = events.sort(pl.all())
-    if path.is_file():
+    if path.is_file() and not is_truncated(path):
         if pl.read_parquet(path).equals(ordered):
             return
-    elif ordered.is_empty():
+    elif ordered.is_empty() and not path.is_file():
         return
     with writing(path) as scratch:
         ordered.write_parquet(scratch, compression="zstd")

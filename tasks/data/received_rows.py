@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from evergreen.tasks.config.params import Params
-from evergreen.tasks.core.paths import Layout, writing
+from evergreen.tasks.core.paths import Layout, is_truncated, writing
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +49,10 @@ def snapshots(params: Params, layout: Layout) -> dict[str, Path]:
 
 def write_snapshot(path: Path, rows: pl.DataFrame) -> None:
     """Write rows (problem, id, row as JSON) in the order of the log, unless the file holds the same. No file without rows."""
-    if path.is_file():
+    if path.is_file() and not is_truncated(path):
         if pl.read_parquet(path, glob=False).equals(rows):
             return
-    elif rows.is_empty():
+    elif rows.is_empty() and not path.is_file():
         return
     with writing(path) as scratch:
         rows.write_parquet(scratch, compression="zstd")

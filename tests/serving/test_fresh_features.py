@@ -333,6 +333,21 @@ def test_params_that_cannot_be_fresh_are_refused(tmp_path: Path, old: str, new: 
         loading.load(path)
 
 
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def test_a_truncated_copy_is_made_anew_and_a_truncated_table_is_named(params: Params, tmp_path: Path):
+    layout = shop(tmp_path)
+    answer = fresh(params, tmp_path).lookup("1")
+    for path in (layout.var / "fresh" / "buys").glob("*.parquet"):
+        truncate(path)
+    assert fresh(params, tmp_path).lookup("1") == answer
+    truncate(layout.table("sales"))
+    with pytest.raises(ModelError, match=r"buys: .*/data/tables/sales.parquet: is damaged: truncated parquet file. Remove it"):
+        fresh(params, tmp_path)
+
+
 @pytest.mark.slow
 def test_a_purchase_moves_the_next_answer_and_the_ledger_keeps_that_it_was_fresh(deployed: Deployed, tmp_path: Path):
     layout = deployed(tmp_path / "a shop", ("redeem",))

@@ -17,7 +17,7 @@ import polars as pl
 
 from evergreen.tasks.config.params import Features
 from evergreen.tasks.core.errors import StorageError
-from evergreen.tasks.core.paths import locking, writing
+from evergreen.tasks.core.paths import is_truncated, locking, writing
 from evergreen.tasks.problems.tabular import point_in_time as batch
 from evergreen.tasks.problems.tabular.known_events import DAY, Known, keyed
 from evergreen.tasks.problems.tabular.point_in_time import AGE, CUTOFF, IN_ORDER, TARGET, Definitions, Measure
@@ -154,7 +154,7 @@ def _sorted(frame: pl.LazyFrame, entity: str, folder: Path, name: str, mark: str
     path, ordered = folder / f"{name}.{digest}.parquet", frame.sort(entity, maintain_order=True)
     try:
         with locking(folder / f"{name}.lock", name, wait=True):
-            if not path.is_file():
+            if not path.is_file() or is_truncated(path):
                 with writing(path) as scratch:
                     ordered.sink_parquet(scratch, row_group_size=ROW_GROUP, maintain_order=True)
                 for old in set(folder.glob(f"{glob.escape(name)}.*.parquet")) - {path}:

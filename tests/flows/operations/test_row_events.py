@@ -243,6 +243,19 @@ def test_a_column_that_the_export_lost_leaves_its_rows_out(tmp_path: Path, caplo
     assert len(pl.read_parquet(layout.raw("sales"))) == len(whole)
 
 
+def test_a_truncated_snapshot_is_written_again(tmp_path: Path):
+    layout, params = project(tmp_path / "shop")
+    send(layout, params, sale(3, "new"))
+    event_snapshots.update(layout, params)
+    whole = layout.received("sales").read_bytes()
+    for withdrawn in (False, True):
+        layout.received("sales").write_bytes(whole[:-100])
+        if withdrawn:
+            row_events.withdraw(layout, params, "buys", ["sales 3 new"])
+        event_snapshots.update(layout, params)
+        assert len(pl.read_parquet(layout.received("sales"))) == (0 if withdrawn else 1)
+
+
 def test_a_clone_without_the_snapshot_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     layout, params = project(tmp_path / "shop")
     send(layout, params, sale(3, "new"))
