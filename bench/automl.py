@@ -154,12 +154,16 @@ def greater_is_better(table: Table) -> bool:
 
 
 def evergreen(task: Task, choose: str = "best") -> Outcome:
-    """init, train and score in a project of its own; one row by the compiled model (NaN where it has none)."""
+    """init, train and score in a project of its own; one row by the compiled model (NaN where it has none).
+
+    `--entity none`: the test rows are drawn one by one, and are of entities that are known. The others are told so by the rows.
+    """
     project = task.folder / f"evergreen {choose}"
     project.mkdir()
     command = str(Path(sys.executable).with_name("evergreen"))
     table, name = task.table, task.table.name
-    _call([command, "init", name, "--data", str(task.folder / "train.parquet"), "--target", table.target], project)
+    about = ["--data", str(task.folder / "train.parquet"), "--target", table.target, "--entity", "none"]
+    _call([command, "init", name, *about], project)
     _set_tune(project / "params.yaml", name, {"metric": table.metric, "choose": choose})
     began, cpu = time.perf_counter(), _cpu_of_children()
     _call([command, "train", name, "--seconds", f"{task.seconds:g}"], project)
