@@ -1,7 +1,7 @@
 """`make bench-automl`: Evergreen beside FLAML and AutoGluon, on the same splits of public tables, in turn, on two cores.
 
     make bench-automl                                           all: about four hours, on a machine that does nothing else
-    python -m bench.automl --seconds 20 --splits 1 --tables credit_data --systems evergreen flaml
+    python -m bench.automl --seconds 20 --splits 0 --tables credit_data --systems evergreen flaml
 
 Each system gets the training rows and a budget of wall time, in an environment and a process of its own (environments are made
 under .venv-bench when they are first needed), and answers the test rows. Evergreen is used as a person would: init, train,
@@ -40,7 +40,7 @@ from bench.rivals.job import median_ms
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "automl.csv"
 CORES = 2
-SPLITS = 3
+SPLITS = (0, 1, 2)
 RESAMPLES = 500
 """Of the test rows, for the interval of a difference."""
 log = logging.getLogger("bench")
@@ -302,10 +302,10 @@ REFERENCES = ("linear", "lightgbm")
 UNRANKED = (*REFERENCES, "evergreen simplest")
 
 
-def run(tables: Iterable[str], systems: Sequence[str], seconds: float, splits: int) -> pl.DataFrame:
+def run(tables: Iterable[str], systems: Sequence[str], seconds: float, splits: Sequence[int]) -> pl.DataFrame:
     """One row per table, split and system that did not fail, kept as it comes."""
     found: list[dict[str, Any]] = []
-    for name, seed in itertools.product(tables, range(splits)):
+    for name, seed in itertools.product(tables, splits):
         ours = None
         for system in sorted(systems, key=lambda each: each != "evergreen"):
             with tempfile.TemporaryDirectory(prefix="evergreen-bench-") as folder:
@@ -375,7 +375,7 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.automl", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=60, help="budget of each system on each table")
     parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=TABLES)
-    parser.add_argument("--splits", type=int, default=SPLITS, help="random fifths to test on")
+    parser.add_argument("--splits", nargs="+", type=int, default=list(SPLITS), help="seeds of the random fifths to test on")
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
     asked = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
