@@ -26,8 +26,11 @@ from evergreen.tasks.release.off_policy_value import OffPolicyValue
 
 log = logging.getLogger(__name__)
 
-FAR_BELOW = 0.25
-"""A first model whose loss is at most this share of the baseline's may be judged by a sign test. Chosen by simulation."""
+NEAR = 0.25
+"""A first model that misses a perfect score by at most this share of what the baseline misses may be judged by a sign test.
+Chosen by simulation."""
+FEWER_GROUPS = (50, 20, 10)
+"""Of entities in the sign test, where the metric has no value in smaller groups, as that of one class has none."""
 
 Decision = Literal["better", "not worse", "worse", "cannot tell"]
 
@@ -112,7 +115,7 @@ def judge(
     )
 
 
-def of_first_loss(
+def of_first_model(
     verdict: Verdict,
     candidate: pl.DataFrame,
     other: pl.DataFrame,
@@ -121,23 +124,36 @@ def of_first_loss(
     policy: Gate,
     seed: int,
 ) -> Verdict:
-    """`verdict` on a loss while nothing is deployed. Arguments as of `judge`.
+    """`verdict` while nothing is deployed. Arguments as of `judge`.
 
-    A few rows with huge values, or few entities, leave an interval that no model could pass. A candidate whose loss is at most
-    FAR_BELOW of the baseline's serves then if it is better in surely more than half of the groups of entities (sign test).
+    Where a few rows carry the score, as huge values do in a loss and the one row that a nearly perfect model ranks wrong, or
+    where there are few entities, no model passes by an interval. A candidate that is NEAR perfect serves then if it is better
+    in surely more than half of the groups of entities (sign test).
     """
-    if verdict.decision != "cannot tell" or metric.greater_is_better or not verdict.candidate <= FAR_BELOW * verdict.other:
+    missed = _missed(metric, verdict.candidate), _missed(metric, verdict.other)
+    if verdict.decision != "cannot tell" or not missed[0] <= NEAR * missed[1]:
         return verdict
     from scipy.stats import binom
 
-    groups = intervals.each_alone(bootstrap.paired(candidate, other), seed, policy.resamples)
-    gains = [metric.gain(score(one), score(two)) for one, two in groups]
+    pair, gains = bootstrap.paired(candidate, other), [math.nan]
+    for count in (policy.resamples, *FEWER_GROUPS):
+        groups = intervals.each_alone(pair, seed, count)
+        gains = [metric.gain(score(one), score(two)) for one, two in groups]
+        if all(map(math.isfinite, gains)):
+            break
     won, told = sum(gain > 0 for gain in gains), sum(gain != 0 for gain in gains)
-    if binom.sf(won - 1, told, 0.5) >= (1 - policy.confidence) / 2:
+    if not all(map(math.isfinite, gains)) or binom.sf(won - 1, told, 0.5) >= (1 - policy.confidence) / 2:
         return verdict
     past = verdict.reason.removeprefix("not promoted: ")
     why = f"nothing is deployed yet, and it is better in {won:,} of {told:,} groups of entities"
     return verdict.model_copy(update={"promote": True, "reason": f"promoted: {why}: {past}"})
+
+
+def _missed(metric: Metric, score: float) -> float:
+    """How far a score is from a perfect one; NaN where no score is perfect."""
+    if metric.scale == "positive":
+        return score
+    return 1 - score if metric.scale in ("share", "proportion", "explained") else math.nan
 
 
 def decide(gain: float, low: float, high: float, policy: Gate) -> Decision:
@@ -220,7 +236,7 @@ def run(
     if champion is None and section.predicts == "lists":
         verdict = verdict.of_first()
     elif champion is None:
-        verdict = of_first_loss(verdict, candidate, other, score, metric, section.gate, params.project.seed)
+        verdict = of_first_model(verdict, candidate, other, score, metric, section.gate, params.project.seed)
     log.info("%s: gate: %s", problem, verdict.reason)
     return verdict
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from evergreen.tasks import evaluate, problems, train, tune
 from evergreen.tasks.config.loading import load
@@ -175,15 +177,35 @@ def rmse(frame: pl.DataFrame) -> float:
     ],
     ids=["huge value", "six entities", "five entities", "half the loss", "worse in most rows"],
 )
-def test_where_huge_values_leave_no_interval_a_first_model_far_below_the_baseline_serves(
+def test_where_huge_values_leave_no_interval_a_first_model_that_is_far_better_serves(
     candidate: list[float], other: list[float], promoted: bool
 ) -> None:
-    verdict = judged(candidate, other, LOSS, rmse)
+    loss = replace(LOSS, scale="positive")
+    verdict = judged(candidate, other, loss, rmse)
     assert (verdict.decision, verdict.promote) == ("cannot tell", False)
     policy = Gate.model_validate({"resamples": 400})
-    first = promotion_gate.of_first_loss(verdict, rows(candidate), rows(other), rmse, LOSS, policy, seed=1)
+    first = promotion_gate.of_first_model(verdict, rows(candidate), rows(other), rmse, loss, policy, seed=1)
     assert first.promote is promoted
     assert ("nothing is deployed yet, and it is better in" in first.reason) is promoted
+
+
+def area(frame: pl.DataFrame) -> float:
+    """ROC AUC; every fourth entity is positive."""
+    label = frame["entity"].to_numpy() % 4 == 0
+    return float(roc_auc_score(label, frame["value"].to_numpy())) if 0 < label.sum() < len(label) else math.nan
+
+
+@pytest.mark.parametrize(("entities", "promoted"), [(320, True), (12, False)], ids=["many", "few of a class"])
+def test_a_first_model_that_ranks_one_row_wrong_serves(entities: int, promoted: bool) -> None:
+    areas = Metric("roc_auc", scale="share")
+    right = np.where(np.arange(entities) % 4 == 0, 1.0, 0.0)
+    right[5] = 2.0
+    constant = np.zeros(entities)
+    verdict = judged(right, constant, areas, area, resamples=400)
+    assert (verdict.decision, verdict.promote) == ("cannot tell", False)
+    policy = Gate.model_validate({"resamples": 400})
+    first = promotion_gate.of_first_model(verdict, rows(right), rows(constant), area, areas, policy, seed=1)
+    assert first.promote is promoted
 
 
 @pytest.fixture(scope="module")
