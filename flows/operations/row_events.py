@@ -65,7 +65,7 @@ def _table(params: Params, problem: str, names: list[str], table: str | None) ->
         (table,) = names
     if table not in names:
         given = "is missing" if table is None else f"= {table}"
-        near = nearest(table or "", names)
+        near = nearest(table, names) if table else ""
         raise ParamsError(f"--table {given}: must be one of {', '.join(names)}, the tables of events of {problem}{near}")
     if table not in received_rows.entities(params):
         raise ParamsError(

@@ -220,6 +220,15 @@ def test_rows_after_a_fixed_last_day_wait(tmp_path: Path):
     assert sales(layout)["receipt"].to_list().count("now") == 0
 
 
+def test_a_table_must_be_named_where_there_are_several(tmp_path: Path):
+    layout, _ = project(tmp_path / "shop")
+    layout.params.write_text(layout.params.read_text().replace("features: fresh", "features: batch"))
+    other = "      - {name: goods, table: goods}\n"
+    layout.params.write_text(layout.params.read_text().replace("      - {name: recent", f"{other}      - {{name: recent"))
+    with pytest.raises(ParamsError, match=r"--table is missing: must be one of sales, goods, the tables of events of buys$"):
+        row_events.record(layout, loading.load(layout.params), "buys", layout.root / "sales.parquet", None)
+
+
 def test_a_csv_file_is_read_by_the_columns_of_the_table(tmp_path: Path):
     layout, params = project(tmp_path / "shop")
     path = layout.root / "rows.csv"
