@@ -133,7 +133,7 @@ def of_first_model(
     missed = _missed(metric, verdict.candidate), _missed(metric, verdict.other)
     if verdict.decision != "cannot tell" or not missed[0] <= NEAR * missed[1]:
         return verdict
-    from scipy.stats import binom
+    from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
     pair, gains = bootstrap.paired(candidate, other), [math.nan]
     for count in (policy.resamples, *FEWER_GROUPS):
@@ -142,7 +142,8 @@ def of_first_model(
         if all(map(math.isfinite, gains)):
             break
     won, told = sum(gain > 0 for gain in gains), sum(gain != 0 for gain in gains)
-    if not all(map(math.isfinite, gains)) or binom.sf(won - 1, told, 0.5) >= (1 - policy.confidence) / 2:
+    by_chance = float(special.bdtrc(won - 1, told, 0.5))
+    if not all(map(math.isfinite, gains)) or by_chance >= (1 - policy.confidence) / 2:
         return verdict
     past = verdict.reason.removeprefix("not promoted: ")
     why = f"nothing is deployed yet, and it is better in {won:,} of {told:,} groups of entities"
