@@ -79,9 +79,17 @@ def save(plots: Path, folder: Path) -> None:
             vega.save(folder / f"{path.stem}.svg", spec, shown, plot.height)
 
 
-def order(name: str) -> int:
-    """The place of a plot among the others of its problem."""
-    return list(PLOTS).index(name) if name in PLOTS else len(PLOTS)
+NEW = "_novel"
+"""In the names of metrics and plots of new items."""
+
+
+def order(name: str, primary: str = "") -> float:
+    """The place of a plot among the others of its problem; where the primary metric is of new items, their plots come before
+    the same ones of all items."""
+    names, same = list(PLOTS), name.replace(NEW, "")
+    if primary.endswith(NEW) and NEW in name and same in PLOTS:
+        return names.index(same) - 0.5
+    return names.index(name) if name in PLOTS else len(names)
 
 
 def _thinned(table: pl.DataFrame, most: int = ROWS) -> pl.DataFrame:

@@ -193,7 +193,7 @@ def _answer(name: str, params: Params, layout: Layout, champion: Mapping[str, An
         scores=scores,
         evaluation=evaluation,
         windows=tried.get("Window by window", none, _windows, evaluation, primary),
-        charts=tried.get("Charts", none, _charts, layout, name),
+        charts=tried.get("Charts", none, _charts, layout, name, "plots", None, str(evaluation.get("primary"))),
         importance=importance,
         importance_left_out=left_out,
         slices=tried.get(SLICES, none, _slices, evaluation, primary),
@@ -319,14 +319,16 @@ def _small(values: Sequence[float | None]) -> bool:
     return all(each is None or formatting.absent(each) or abs(each) < 10 for each in values)
 
 
-def _charts(layout: Layout, name: str, folder: str = "plots", only: Sequence[str] | None = None) -> list[Chart]:
-    """One per table in a folder of the problem's report; of all, or of those called `only`."""
+def _charts(
+    layout: Layout, name: str, folder: str = "plots", only: Sequence[str] | None = None, primary: str = ""
+) -> list[Chart]:
+    """One per table in a folder of the problem's report; of all, or of those called `only`. `primary`: name of the metric."""
     drawn = []
     for path in sorted((layout.report(name) / folder).glob("*.csv")):
         table = read_csv(path) if only is None or path.stem in only else None
         if table is not None and table.height:
             drawn.append(charts.draw(path.stem, table))
-    return sorted(drawn, key=lambda chart: (charts.order(chart.name), chart.name))
+    return sorted(drawn, key=lambda chart: (charts.order(chart.name, primary), chart.name))
 
 
 def _dependence(layout: Layout, name: str) -> list[Chart]:

@@ -182,3 +182,11 @@ def test_no_rule_of_the_console_changes_the_marks_of_the_pages_that_it_shows():
     )
     assert drawn
     assert not drawn & set(rules)
+
+
+def test_plots_of_new_items_come_first_where_they_are_judged():
+    names = ["sources", "sources_novel", "ndcg_by_history", "ndcg_novel_by_history", "unknown"]
+    plain = ["ndcg_by_history", "ndcg_novel_by_history", "sources", "sources_novel", "unknown"]
+    assert sorted(names, key=lambda name: charts.order(name, "ndcg")) == plain
+    first = sorted(names, key=lambda name: charts.order(name, "ndcg_novel"))
+    assert first == ["ndcg_novel_by_history", "ndcg_by_history", "sources_novel", "sources", "unknown"]
