@@ -19,12 +19,12 @@ from evergreen.tasks.core.paths import make_folder
 
 TIMEOUTS = {
     "connect_timeout": 10,
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
+    "keepalives_idle": 4,
+    "keepalives_interval": 2,
     "keepalives_count": 3,
-    "tcp_user_timeout": 25_000,
+    "tcp_user_timeout": 10_000,
 }
-"""PostgreSQL: a connection that dies silently ends with an error after at most 25 s. Seconds; the last one milliseconds."""
+"""PostgreSQL: a connection that dies silently ends with an error after at most 10 s. Seconds; the last one milliseconds."""
 
 BUSY_MILLISECONDS = 30_000
 """SQLite: a writer waits so long for another one."""

@@ -195,5 +195,5 @@ def test_mlflow_has_limits_for_a_database_that_falls_silent_unless_the_address_h
     bounded = mlflow_store._bounded("postgresql+psycopg://ann:a%40b@host/x?connect_timeout=90")
     assert bounded.startswith("postgresql+psycopg://ann:a%40b@host/x?")
     assert "connect_timeout=90" in bounded
-    assert "tcp_user_timeout=25000" in bounded
+    assert "tcp_user_timeout=10000" in bounded
     assert mlflow_store._bounded("http://host:5000") == "http://host:5000"
