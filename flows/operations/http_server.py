@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from evergreen.flows import child_process, settings
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params
-from evergreen.tasks.core import garbage, log_limits
+from evergreen.tasks.core import database, garbage, log_limits
 from evergreen.tasks.core.errors import ProjectError, StepError
 from evergreen.tasks.core.paths import Layout, make_folder
 
@@ -350,6 +350,7 @@ def application(
     from evergreen.tasks.release import serving_files
 
     params = params.narrow(only)
+    database.expect_answers()
     registry, events = settings.registry(layout), settings.events(layout)
     ledger = settings.ledger(layout) if params.serve.ledger else None
     folder = settings.spool_folder(layout)

@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,10 @@ TIMEOUTS = {
     "tcp_user_timeout": 10_000,
 }
 """PostgreSQL: a connection that dies silently ends with an error after at most 10 s. Seconds; the last one milliseconds."""
+
+SILENT_SECONDS = 10.0
+"""A server process of ours takes a connection for dead that says nothing for so long, see expect_answers."""
+_impatient = threading.Event()
 
 BUSY_MILLISECONDS = 30_000
 """SQLite: a writer waits so long for another one."""
@@ -59,7 +64,24 @@ def open_engine(address: str, of: str) -> sa.Engine:
     if engine.dialect.name == "sqlite":
         sqlalchemy.event.listen(engine, "do_connect", _open)
         sqlalchemy.event.listen(engine, "checkin", _forget_copy)
+    elif engine.dialect.driver == "psycopg" and _impatient.is_set():
+        sqlalchemy.event.listen(engine, "do_connect", _open_impatient)
     return engine
+
+
+def expect_answers() -> None:
+    """From now on this process gives up a connection to PostgreSQL that is silent for SILENT_SECONDS within a statement.
+
+    For servers, whose statements are short: a proxy or a server process that hangs keeps acknowledging packets, so TCP's own
+    limits (TIMEOUTS) never end the wait.
+    """
+    _impatient.set()
+
+
+def _open_impatient(_dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
+    from evergreen.tasks.core.impatient_connection import ImpatientConnection
+
+    return ImpatientConnection.connect(*arguments, **options)
 
 
 def make_file(name: str) -> None:

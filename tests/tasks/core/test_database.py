@@ -1,8 +1,11 @@
 """Connections to databases that do not answer, are locked, or lie on a full disk."""
 
+import os
 import shutil
+import signal
 import socket
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -27,6 +30,34 @@ def test_a_silent_server_is_an_error_and_no_wait_without_end(silent_port: int, m
     monkeypatch.setitem(database.TIMEOUTS, "connect_timeout", 2)
     with pytest.raises(ProjectError, match=r"the database of events cannot be used: .*timeout"):
         database.connect(f"postgresql+psycopg://me@127.0.0.1:{silent_port}/x", "events", sa.MetaData())
+
+
+def test_a_server_gives_up_a_connection_whose_other_end_hangs(postgres: str, monkeypatch: pytest.MonkeyPatch):
+    """The process of the connection is stopped: the kernel acknowledges for it, and it answers nothing."""
+    monkeypatch.setattr(database, "_impatient", threading.Event())
+    monkeypatch.setattr(database, "SILENT_SECONDS", 0.5)
+    database.expect_answers()
+    engine = database.open_engine(postgres, "events")
+    stopped: list[int] = []
+
+    def ask(stop_while_asked: bool) -> None:
+        with database.transaction(engine, "events") as link:
+            stopped.append(link.execute(sa.text("SELECT pg_backend_pid()")).scalar_one())
+            link.execute(sa.text("SELECT pg_sleep(0.3)"))
+            if stop_while_asked:
+                os.kill(stopped[-1], signal.SIGSTOP)
+                link.execute(sa.text("SELECT 1"))
+
+    try:
+        ask(stop_while_asked=False)
+        os.kill(stopped[0], signal.SIGSTOP)
+        with pytest.raises(ProjectError, match=r"the server has not answered for 0.5 s"):
+            ask(stop_while_asked=True)
+        assert stopped[0] != stopped[1]  # the pool gave up the first one by itself
+    finally:
+        for each in stopped:
+            os.kill(each, signal.SIGCONT)
+        engine.dispose()
 
 
 def test_limits_of_the_address_win(silent_port: int):
