@@ -46,7 +46,7 @@ def _s3(params: Params, before: dict[str, Any]) -> dict[str, Any]:
         try:
             found[name] = s3_files.states(name, *source.files)
         except SourceError as error:
-            log.warning("%s sources.lock keeps what it said of %s.", error, name)
+            log.warning("%s sources.lock keeps the last known state of %s.", error, name)
             if name in before:
                 found[name] = before[name]
     return found

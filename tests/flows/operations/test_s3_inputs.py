@@ -99,7 +99,7 @@ def test_a_store_that_is_gone_keeps_what_was_known_of_its_objects(
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     refresh.refresh(root=tmp_path, as_json=True)
     assert (tmp_path / "sources.lock").read_bytes() == before
-    assert "sources.lock keeps what it said of dear." in caplog.text
+    assert "sources.lock keeps the last known state of dear." in caplog.text
 
 
 # What fails
