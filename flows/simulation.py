@@ -133,11 +133,12 @@ def _is_acted_on(decisions: DecisionLog, decision: Decision) -> bool:
 
 
 def cut_features(layout: Layout, params: Params, problem: str, folder: Path, day: date) -> None:
-    """Write the features as of the end of `day`: no later cutoff, no label that was incomplete. `folder`: holds all rows."""
-    features = params.section(problem).features
-    assert features.by_cutoff is True
-    complete = pl.col("cutoff") <= day - timedelta(days=features.horizon_days)
+    """Write the features as the step would have at the end of `day`. `folder`: holds the rows of all cutoffs."""
+    learned = pl.col("cutoff").is_in(backtest_data.training_cutoffs(params, problem, day))
     rows = pl.read_parquet(folder / "rows.parquet").filter(pl.col("cutoff") <= day)
-    with writing(layout.features(problem)) as scratch:
-        scratch.mkdir()
-        rows.with_columns(target=pl.when(complete).then(pl.col("target"))).write_parquet(scratch / "rows.parquet")
+    newest = rows.filter(pl.col("cutoff") == pl.col("cutoff").max())
+    parts = {layout.features(problem): rows.filter(learned), layout.newest(problem): newest.with_columns(target=pl.lit(None))}
+    for place, frame in parts.items():
+        with writing(place) as scratch:
+            scratch.mkdir()
+            frame.cast({"target": pl.Float64}).write_parquet(scratch / "rows.parquet")

@@ -65,7 +65,7 @@ def load(
     if fresh and (unknown := [name for name in described.features if name not in fresh.names]):
         raise ModelError(f"{problem}: v{version} reads {unknown[0]}, which params.yaml no longer defines; train again")
     if section.features.by_cutoff is True and not fresh:
-        online_features = OnlineFeatures(layout.features(problem) / "rows.parquet", section.features.entity, described.features)
+        online_features = OnlineFeatures(partial(layout.newest_rows, problem), section.features.entity, described.features)
     return RowModel(
         problem, version, kind, features, described.example, compiled or load_pipeline(),
         entity=section.features.entity, online_features=online_features, load_pipeline=load_pipeline,

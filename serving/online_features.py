@@ -4,7 +4,7 @@ polars is imported only if there is a file to read: a bundle has neither.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -23,16 +23,16 @@ FeatureRow = tuple[Mapping[str, Any], date]
 
 
 class OnlineFeatures:
-    """The rows of the last cutoff in the feature table `file`. Read at once, and again by `refresh` if the file changed.
+    """The rows of the last cutoff in the feature table that `file` names. Read at once, and again by `refresh` if it changed.
 
     `entity`: the key column. If the file or one of `features` is missing, every lookup fails.
     """
 
     fresh: ClassVar[Literal[False]] = False
 
-    def __init__(self, file: Path, entity: str, features: Iterable[str]) -> None:
+    def __init__(self, file: Callable[[], Path], entity: str, features: Iterable[str]) -> None:
         self._file, self._entity, self._features = file, entity, list(features)
-        self._modified = 0
+        self._read: tuple[Path, int] | None = None
         self._table = _Table(None, {}, None)
         self.refresh()
 
@@ -51,26 +51,27 @@ class OnlineFeatures:
 
     def refresh(self) -> None:
         """Read the file again if it changed."""
+        file = self._file()
         try:
-            modified = self._file.stat().st_mtime_ns
+            found = file, file.stat().st_mtime_ns
         except OSError as error:
-            log.warning("%s: no features to look up: %s", self._file.parent.name, error.strerror)
+            log.warning("%s: no features to look up: %s", file.parent.name, error.strerror)
             return
-        if modified == self._modified:
+        if found == self._read:
             return
         import polars as pl
         from polars.exceptions import PolarsError
 
         try:
-            rows = pl.scan_parquet(self._file)
+            rows = pl.scan_parquet(file)
             newest = rows.filter(pl.col("cutoff") == pl.col("cutoff").max()).collect()
             frame, keys = newest.select(self._features), newest[self._entity].to_list()
         except (OSError, PolarsError) as error:
-            log.warning("%s: no features to look up: %s", self._file.parent.name, str(error).splitlines()[0])
+            log.warning("%s: no features to look up: %s", file.parent.name, str(error).splitlines()[0])
             return
         cutoff = newest["cutoff"][0] if newest.height else None
         self._table = _Table(frame, {str(each): place for place, each in enumerate(keys)}, cutoff)
-        self._modified = modified
+        self._read = found
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from sklearn.linear_model import LinearRegression
 from evergreen.tasks import problems
 from evergreen.tasks.config import loading, params
 from evergreen.tasks.config.params import KindName, Problem
+from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.model_files import onnx_export as compiling
 from evergreen.tasks.model_files import skops_models
 from evergreen.tasks.problems.base import Config, Data, Fold, Kind, Model
@@ -64,6 +65,15 @@ def write(frames: dict[str, pl.DataFrame], folder: Path) -> Path:
     for name, frame in frames.items():
         frame.write_parquet(folder / f"{name}.parquet")
     return folder
+
+
+def keep(frames: dict[str, pl.DataFrame], layout: Layout, problem: str) -> None:
+    """Write the frames where the features step does."""
+    for folder in (layout.features(problem), layout.newest(problem)):
+        folder.mkdir(parents=True)
+    for name, frame in frames.items():
+        place = layout.newest(problem) / "rows" if name == "newest" else layout.features(problem) / name
+        frame.write_parquet(place.with_suffix(".parquet"))
 
 
 def build(problem: str, folder: Path) -> World:

@@ -25,7 +25,7 @@ from evergreen.tasks.problems.base import RowKind
 from evergreen.tasks.release.promotion_gate import Verdict
 from evergreen.tasks.train import background_rows, describe
 from tests import store
-from tests.contracts import localised
+from tests.contracts import keep, localised
 from tests.e2e.shop import WEEKS, Shop
 from tests.flows import in_process
 from tests.tasks.problems.tabular import test_tabular_kind
@@ -74,9 +74,7 @@ def lay_deployed(folder: Path, names: Sequence[str]) -> Layout:
     assert known.project.as_of
     for name in names:
         frames = problems.kind(known.kind(name)).build(tables, times, known.section(name), known.project.as_of)
-        layout.features(name).mkdir(parents=True)
-        for part, frame in frames.items():
-            frame.write_parquet(layout.features(name) / f"{part}.parquet")
+        keep(frames, layout, name)
         deploy(layout, name, MODELS[name])
     return layout
 

@@ -20,6 +20,7 @@ from evergreen.tasks.config.params import Features, Params, Recommend, Table, Ta
 from evergreen.tasks.core.errors import ParamsError, StepError
 from evergreen.tasks.core.paths import Layout, sha256, writing
 from evergreen.tasks.data import snapshot
+from evergreen.tasks.problems.tabular import point_in_time
 
 log = logging.getLogger(__name__)
 
@@ -86,19 +87,21 @@ def _load_event_windows(
     labelled = -(-horizon // step) + 1  # windows until the first cutoff is labelled, and one more for training
     days = _select_days(grid[labelled:], first, last, f"labels of {problem} are first complete")
     key, folder = build_window_rows(layout, params, problem, last, say)
-    return key, EventWindows(kind.load(folder, section), section, days, end, step, features.cutoffs.every_days)
+    return key, EventWindows(
+        kind.load(folder, section), section, days, end, step, frozenset(training_cutoffs(params, problem, end))
+    )
 
 
 def build_window_rows(
     layout: Layout, params: Params, problem: str, last: date, say: Callable[[str], None] = log.info
 ) -> tuple[str, Path]:
-    """The rows of an event problem at the cutoff of every window up to `last`: a digest of what they depend on, and a folder
-    for the kind's `load`. Incomplete targets are null. Raises StepError without tables."""
+    """The rows of an event problem at the cutoffs of windows up to `last` and of trainings: a digest of what they depend on,
+    and a folder for the kind's `load`. Incomplete targets are null. Raises StepError without tables."""
     section = check_section(params, problem)
     assert section.predicts != "lists"
-    features, kind = section.features, problems.kind(params.kind(problem))
+    features = section.features
     assert features.by_cutoff is True
-    step, horizon, end = section.monitor.window_days, features.horizon_days, snapshot.resolve_as_of(params, layout)
+    step, end = section.monitor.window_days, snapshot.resolve_as_of(params, layout)
     paths = {name: layout.table(name) for name in section.features.tables}
     for path in paths.values():
         if not path.is_file():
@@ -108,19 +111,24 @@ def build_window_rows(
     folder = layout.var / "backtest" / problem / f"features-{key}"
     if not (folder / "rows.parquet").exists():
         say(f"{problem}: features of every {step} days up to {last}")
-        cutoffs = features.cutoffs.model_copy(update={"every_days": step})
-        frequent = section.model_copy(update={"features": features.model_copy(update={"cutoffs": cutoffs})})
+        cutoffs = sorted({*windows(features.cutoffs.first, last, step), *training_cutoffs(params, problem, last)})
         tables = {name: pl.scan_parquet(path) for name, path in paths.items()}
         times = {name: params.ingest[name].time for name in tables}
-        # as of a day on which every label of the windows would be complete, so that every window has its cutoff
-        rows = kind.build(tables, times, frequent, last + timedelta(days=horizon))["rows"]
-        complete = pl.col("cutoff") <= end - timedelta(days=horizon)
-        rows = rows.filter(pl.col("cutoff") <= last).with_columns(target=pl.when(complete).then(pl.col("target")))
+        rows = point_in_time.point_in_time(tables, times, features, end, cutoffs)
         with writing(folder) as scratch:
             scratch.mkdir()
             rows.write_parquet(scratch / "rows.parquet")
     touch_folder(folder)
     return key, folder
+
+
+def training_cutoffs(params: Params, problem: str, until: date) -> list[date]:
+    """The cutoffs that a training of an event problem as of `until` learns from."""
+    section = check_section(params, problem)
+    assert section.predicts != "lists"
+    features = section.features
+    assert features.by_cutoff is True
+    return point_in_time.list_cutoffs(features, until)[:-1]
 
 
 def _load_table_windows(

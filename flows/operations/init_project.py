@@ -30,6 +30,7 @@ IGNORED = (
     "/data/tables/",
     "/data/quarantine/",
     "/data/features/",
+    "/data/newest/",
     "/data/scores/",
     "/data/events/",
     "/data/received/",

@@ -72,7 +72,7 @@ class PastWindows(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class EventWindows:
-    """Rows built from events at regular cutoffs: a window holds the predictions of one cutoff."""
+    """Rows built from events: a window holds the predictions of one cutoff."""
 
     rows: Rows
     section: Tabular
@@ -81,8 +81,8 @@ class EventWindows:
     """Last day of the data; targets that are incomplete then are null."""
     step_days: int
     """Between windows."""
-    every_days: int
-    """Distance of the cutoffs in training data."""
+    grid: frozenset[date]
+    """The cutoffs that trainings learn from."""
 
     def window(self, day: date) -> tuple[Rows, Part]:
         return self.rows, day
@@ -102,13 +102,13 @@ class EventWindows:
 
     def first(self) -> TrainingSet:
         day = self.days[0] - timedelta(days=self.step_days)
-        train = self._labelled_cutoffs(day, 1)
+        train = self._labelled_cutoffs(day)
         if not train:
             raise DataError(f"on {day}, before the first window, no cutoff is labelled yet. Begin later: --from.")
         return TrainingSet(self.rows, tuple(train), None, None, day, None)
 
     def training_set(self, day: date, policy: Retrain) -> TrainingSet | None:
-        cutoffs = self._labelled_cutoffs(day, self.every_days)
+        cutoffs = [each for each in self._labelled_cutoffs(day) if each in self.grid]
         try:
             fold = splits.split_by_time(cutoffs, self.rows.horizon_days, 1, self._history_days(policy))[0]
         except DataError:
@@ -116,14 +116,10 @@ class EventWindows:
         assert isinstance(fold.test, date)
         return TrainingSet(self.rows, fold.train, fold.test, None, fold.test, fold.test)
 
-    def _labelled_cutoffs(self, day: date, every_days: int) -> list[date]:
-        """Cutoffs whose labels are complete on `day`, at least `every_days` apart, the newest included."""
+    def _labelled_cutoffs(self, day: date) -> list[date]:
+        """Cutoffs whose labels are complete on `day`, ascending."""
         assert self.rows.cutoff is not None
-        found: list[date] = []
-        for each in self.rows.cutoff.unique().sort(descending=True):
-            if each <= day - self._horizon and (not found or each <= found[-1] - timedelta(days=every_days)):
-                found.append(each)
-        return found[::-1]
+        return [each for each in self.rows.cutoff.unique().sort() if each <= day - self._horizon]
 
     def _history_days(self, policy: Retrain) -> int | None:
         own = self.section.train.history_days

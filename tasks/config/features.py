@@ -89,7 +89,8 @@ class Cutoffs(Section):
     first: date
     """Earliest cutoff: last day (inclusive) that its features use."""
     every_days: Days = 14
-    """Days between cutoffs, counted backwards from the last day with a complete label."""
+    """Days between cutoffs, counted from `first`, so that a row is made once and not anew each day. Models learn of new days at
+    the next cutoff whose label is complete: with 7, within a week."""
 
 
 class Target(Section):

@@ -83,6 +83,15 @@ class Layout:
         """A folder of parquet files, made by the problem's kind."""
         return self.root / "data" / "features" / problem
 
+    def newest(self, problem: str) -> Path:
+        """A folder: the rows of the last day (rows.parquet) of a problem with features from events; empty for others."""
+        return self.root / "data" / "newest" / problem
+
+    def newest_rows(self, problem: str) -> Path:
+        """The file with the rows of the last day; an older version wrote them among the features."""
+        found = self.newest(problem) / "rows.parquet"
+        return found if found.is_file() else self.features(problem) / found.name
+
     def scores(self, problem: str) -> Path:
         """The newest predictions for all entities; see flows.operations.batch_scoring.newest."""
         return self.root / "data" / "scores" / f"{problem}.parquet"

@@ -27,9 +27,8 @@ class _Cache:
     @cached_property
     def home(self) -> Path:
         """The folder of these features, settings and code; folders of others are removed."""
-        digest = hashlib.sha256(self.settings.encode())
-        code = Path(__file__).parents[1] / "problems"
-        for path in [*sorted(self.features.rglob("*.parquet")), *sorted(code.rglob("*.py"))]:
+        digest = hashlib.sha256((self.settings + code()).encode())
+        for path in sorted(self.features.rglob("*.parquet")):
             digest.update(sha256(path).encode())
         home = self.folder / digest.hexdigest()[:16]
         for other in self.folder.iterdir() if self.folder.is_dir() else ():
@@ -49,6 +48,12 @@ def using(folder: Path, features: Path, settings: str) -> Iterator[None]:
         yield
     finally:
         _cache.reset(token)
+
+
+def code() -> str:
+    """A digest of the code that features and models are computed by."""
+    files = sorted((Path(__file__).parents[1] / "problems").rglob("*.py"))
+    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
 
 
 def clear(folder: Path) -> None:

@@ -65,6 +65,25 @@ class Splits:
     """What the model that serves learns from once it is judged; None: the one that was judged in the last test serves."""
 
 
+@dataclass(frozen=True)
+class FeatureFolders:
+    """Where the features step writes."""
+
+    learned: Path
+    """What models learn from."""
+    newest: Path
+    """The rows of the last day, for kinds whose labels come later."""
+    earlier: Path
+    """What an earlier run learned from; perhaps not there."""
+    record: Path
+    """A JSON file for what the frames follow from; perhaps not there."""
+
+
+def write_frames(frames: Mapping[str, pl.DataFrame], folder: Path) -> None:
+    for name, frame in frames.items():
+        frame.write_parquet(folder / f"{name}.parquet")
+
+
 class Kind(Protocol):
     name: KindName
     metrics: tuple[Metric, ...]
@@ -82,8 +101,20 @@ class Kind(Protocol):
         """The features step: file name -> frame, from checked tables cut at `as_of`. `times`: table -> its time column."""
         ...
 
+    def write(
+        self,
+        tables: Mapping[str, pl.LazyFrame],
+        times: Mapping[str, str | None],
+        section: Any,
+        as_of: date,
+        folders: "FeatureFolders",
+    ) -> None:
+        """Write the frames of `build`, one parquet file each; what an earlier run wrote may be used again. Raises what `build`
+        raises."""
+        ...
+
     def load(self, folder: Path, section: Any) -> Data:
-        """Read the frames of `build`."""
+        """Read the frames of `build` that models learn from."""
         ...
 
     def splits(self, data: Data, section: Any) -> Splits:

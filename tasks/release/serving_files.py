@@ -12,8 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import polars as pl
-
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.paths import Layout, locking, make_folder, read_json, sha256, write_json, writing
 from evergreen.tasks.data.snapshot import facts_file
@@ -39,11 +37,7 @@ def write(folder: Path, params: Params, problem: str, layout: Layout) -> dict[st
         name = layout.relative(path)
         copy = folder / FOLDER / name
         copy.parent.mkdir(parents=True, exist_ok=True)
-        if path == layout.features(problem) / "rows.parquet":
-            rows = pl.scan_parquet(path)
-            rows.filter(pl.col("cutoff") == pl.col("cutoff").max()).sink_parquet(copy)
-        else:
-            shutil.copyfile(path, copy)
+        shutil.copyfile(path, copy)
         files[name] = sha256(copy)
     write_json(folder / LIST, files)
     return {TAG: sha256(folder / LIST)}
@@ -57,7 +51,7 @@ def _files(params: Params, problem: str, layout: Layout) -> Iterator[Path]:
         wanted += sorted(each for each in layout.features(problem).rglob("*") if each.is_file())
         wanted += [layout.table(section.features.stock_table)] if section.features.stock_table else []
     elif section.features.by_cutoff is True:
-        wanted.append(layout.features(problem) / "rows.parquet")
+        wanted.append(layout.newest(problem) / "rows.parquet")
         if section.answers.features == "fresh":
             wanted += [layout.table(name) for name in section.features.tables]
     return (each for each in wanted if each.is_file())

@@ -153,8 +153,8 @@ class _Job:
 
     def _parts_folder(self, source: chunks.Csv | chunks.Parquet) -> Path:
         """The folder of the parts of exactly this scoring. Parts of others are deleted."""
-        place = self.scorer.layout.features(self.scorer.problem)
-        features = sorted(place.iterdir()) if place.is_dir() else []
+        layout, problem = self.scorer.layout, self.scorer.problem
+        features = [path for folder in (layout.features(problem), layout.newest(problem)) for path in sorted(folder.glob("*"))]
         inputs = [self.scorer.problem, self.scorer.version, self.scorer.section.model_dump_json(), self.context, repr(source)]
         folder = self.folder / _digest(json.dumps([*inputs, [self._stamp(path) for path in (self.data, *features)]]))
         for other in self.folder.iterdir():
@@ -342,7 +342,7 @@ def score_newest(scorer: Scorer, out: Path, as_of: date | None, record: Record |
     _check_suffix(out)
     problem = scorer.problem
     if isinstance(scorer.kind, RowKind):
-        days = scorer.kind.days(scorer.folder)
+        days = list(scorer.cutoffs)
         if scorer.table is not None or not days:
             raise ParamsError(
                 f"{problem}: its rows are cases of a plain table, of which none is the newest; "

@@ -96,18 +96,23 @@ class Scorer:
 
     @cached_property
     def data(self) -> Data:
-        """The project's features, at `cutoff` if there is one. Raises ModelError where they are not built."""
+        """The project's features, at `cutoff` if there is one, else the newest. Raises ModelError where they are not built."""
         if self.cutoff is not None:
-            return self.update(self.kind.load_at(self.folder, self.section, self.cutoff))
-        return self.update(self.kind.load(self.folder, self.section))
+            return self.update(self.kind.load_at(self.cutoffs[self.cutoff], self.section, self.cutoff))
+        return self.update(self.kind.load(self.folders[-1], self.section))
 
     @property
-    def folder(self) -> Path:
-        """The folder of the project's features. Raises ModelError where they are not built."""
+    def folders(self) -> list[Path]:
+        """The folders of the project's features, that of the newest rows last. Raises ModelError where they are not built."""
         folder = self.layout.features(self.problem)
         if not folder.exists():
             raise ModelError(f"{self.problem}: has no features yet; run evergreen train {self.problem}")
-        return folder
+        return list(dict.fromkeys([folder, self.layout.newest_rows(self.problem).parent]))
+
+    @property
+    def cutoffs(self) -> dict[date, Path]:
+        """The cutoffs that there are rows of, ascending, and the folder of each; none for a plain table."""
+        return {day: folder for folder in self.folders for day in self.kind.days(folder)}
 
     @cached_property
     def contract(self) -> Source:

@@ -116,8 +116,9 @@ def test_targets_by_hand(function, answers):
     assert rows.filter(pl.col("cutoff") == day(15))["target"].to_list() == [None, None]
 
 
-def test_cutoffs_count_back_from_the_last_complete_label_and_end_with_as_of():
-    assert list_cutoffs(section(), day(30)) == [day(11), day(18), day(25), day(30)]
+def test_cutoffs_count_from_the_first_to_the_last_complete_label_and_end_with_as_of():
+    assert list_cutoffs(section(), day(28)) == [day(10), day(17), day(28)]
+    assert list_cutoffs(section(), day(29)) == [day(10), day(17), day(24), day(29)]
     assert list_cutoffs(section(), day(15)) == [day(10), day(15)]
 
 
@@ -196,7 +197,7 @@ def leaky_tables(history, begins=(2, 5, 12)) -> dict[str, pl.LazyFrame]:
 
 
 @settings(max_examples=12, deadline=None)
-@given(histories(), st.randoms(use_true_random=False), st.sampled_from([7, 11, 15, 19]))
+@given(histories(), st.randoms(use_true_random=False), st.sampled_from([6, 10, 14, 18]))
 def test_moving_future_events_changes_no_feature(history, random, cutoff):
     moved = [row for row in history if row[1] <= cutoff]
     for person, number, amount, _ in history:
@@ -418,17 +419,21 @@ def project(tmp_path_factory) -> Layout:
 
 
 @pytest.mark.parametrize("problem", ["redeem", "spend", "segments"])
-def test_the_step_writes_one_folder_of_rows_and_returns_paths_and_numbers(project, problem):
+def test_the_step_writes_two_folders_of_rows_and_returns_paths_and_numbers(project, problem):
     known = loading.load(project.params)
     result = features.run(known, problem, project)
-    rows = pl.read_parquet(project.features(problem) / "rows.parquet")
+    folders = project.features(problem), project.newest(problem)
+    rows, newest = (pl.read_parquet(folder / "rows.parquet") for folder in folders)
     assert (result.folder, result.rows, result.as_of) == (
         str(project.features(problem)),
-        {"rows": rows.height},
+        {"rows": rows.height, "newest": newest.height},
         store.last_day(20),
     )
-    assert [each.name for each in project.features(problem).iterdir()] == ["rows.parquet"]
-    assert not rows.select("household_id", "cutoff").is_duplicated().any()
+    assert [each.name for folder in folders for each in folder.iterdir()] == ["rows.parquet"] * 2
+    assert not pl.concat([rows, newest]).select("household_id", "cutoff").is_duplicated().any()
+    assert newest["cutoff"].unique().to_list() == [store.last_day(20)]
+    last = store.last_day(20) - timedelta(days=known.section(problem).features.horizon_days)
+    assert last - timedelta(days=28) < rows["cutoff"].max() <= last
 
 
 def test_the_same_data_give_the_same_bytes(project):

@@ -1,7 +1,7 @@
 """Clustering: what kinds there are. Groups are judged by how well they separate and by whether they come back."""
 
 from collections.abc import Sequence
-from datetime import date, timedelta
+from datetime import date
 from typing import Any, ClassVar
 
 import numpy as np
@@ -99,11 +99,8 @@ class Clustering(Segments, TabularKind):
     plain: ClassVar = families
 
     def cutoffs(self, data: Rows) -> list[date]:
-        """Those whose horizon is over at the newest cutoff, so that clustering is judged on the same days as its neighbours."""
-        if data.cutoff is None:
-            return []
-        days = data.cutoff.unique().sort().to_list()
-        return [day for day in days if day <= days[-1] - timedelta(days=data.horizon_days)]
+        """All that there are: their horizon is over, so clustering is judged on the same days as its neighbours."""
+        return [] if data.cutoff is None else data.cutoff.unique().sort().to_list()
 
     def space(self, section: Tabular) -> dict[str, dict[str, Range]]:
         if wrong := {"univariate", "model"} & set(section.pipeline.select):

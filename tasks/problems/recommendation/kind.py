@@ -20,7 +20,7 @@ from evergreen.tasks.config.params import Range, Recommend
 from evergreen.tasks.core.errors import DataError
 from evergreen.tasks.core.suggestions import require
 from evergreen.tasks.problems import splits as split
-from evergreen.tasks.problems.base import Config, Fold, Part, Splits
+from evergreen.tasks.problems.base import Config, FeatureFolders, Fold, Part, Splits, write_frames
 from evergreen.tasks.problems.recommendation.predictions import LISTS, RankedLists
 from evergreen.tasks.problems.recommender import dask_partitions, evaluation_tables, interactions
 from evergreen.tasks.problems.recommender.candidate_sources import SOURCES
@@ -56,6 +56,16 @@ class Recommendation(RankedLists):
     ) -> dict[str, pl.DataFrame]:
         """`lines`: one row per user, basket and item with its day; `items`: item and category; `known`: the day `as_of`."""
         return interactions.build(tables, times, section.features, as_of)
+
+    def write(
+        self,
+        tables: Mapping[str, pl.LazyFrame],
+        times: Mapping[str, str | None],
+        section: Recommend,
+        as_of: date,
+        folders: FeatureFolders,
+    ) -> None:
+        write_frames(self.build(tables, times, section, as_of), folders.learned)
 
     def load(self, folder: Path, section: Recommend) -> InteractionData:
         content = section.pipeline.sources.content

@@ -19,15 +19,21 @@ BYTES_PER_EVENT = 250
 """While 70 features are made at 22 cutoffs, measured on the worked example; more cutoffs and features take more."""
 
 
-def count(events: int) -> int:
+def count(events: int, bytes_per_event: int = BYTES_PER_EVENT) -> int:
     """Number of parts for so many events. Raises ParamsError where the environment says no positive number."""
-    return max(1, -(-events * BYTES_PER_EVENT // memory.limit()))
+    return max(1, -(-events * bytes_per_event // memory.limit()))
+
+
+def split(events: int, bytes_per_event: int = BYTES_PER_EVENT) -> list[Part]:
+    """The parts for so many events."""
+    number = count(events, bytes_per_event)
+    return [Part(place, number) for place in range(number)]
 
 
 def each(function: Callable[[Any, Part], pl.DataFrame], shared: Any, events: int) -> Iterator[pl.DataFrame]:
     """function(shared, part) for each part, in order; several parts on the cluster that the environment names, if any."""
-    number = count(events)
-    parts = [Part(place, number) for place in range(number)]
+    parts = split(events)
+    number = len(parts)
     if number == 1:
         yield function(shared, parts[0])
         return

@@ -21,7 +21,7 @@ class Part:
     count: int
 
     def holds(self, entity: str) -> pl.Expr:
-        return pl.col(entity).hash(0) % self.count == self.place
+        return pl.col(entity).hash(0) % self.count == self.place if self.count > 1 else pl.lit(True)
 
 
 @dataclass(frozen=True)

@@ -126,8 +126,7 @@ def read(
     measures = _measures(definitions)
     used: dict[Source, set[str]] = {(each, None): set() for each in batch.population_tables(known, section)}
     for each in measures:
-        needed = {each.column, *each.where.meta.root_names()} - {CUTOFF, None}
-        used.setdefault((each.table, each.join), set()).update(map(str, needed))
+        used.setdefault((each.table, each.join), set()).update(each.columns)
     frames = {
         source: known.events(*source).select(known.entity, DAY, *sorted(columns - {known.entity, DAY}))
         for source, columns in used.items()

@@ -7,20 +7,15 @@ entity and day and then per window, so that many cutoffs and windows cost little
 
 import logging
 import math
-import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import polars as pl
-from polars.exceptions import PolarsError
 
-from evergreen.tasks.config.params import Aggregate, Attributes, Features, Ratio, Share, Target
+from evergreen.tasks.config.params import Attributes, Features, Ratio, Target
 from evergreen.tasks.core.errors import DataError, LeakError, ParamsError
-from evergreen.tasks.core.sql_expressions import reads_other_rows
-from evergreen.tasks.core.suggestions import nearest
 from evergreen.tasks.problems.tabular import entity_partitions
 from evergreen.tasks.problems.tabular.known_events import (
     DAY,
@@ -30,55 +25,62 @@ from evergreen.tasks.problems.tabular.known_events import (
     refuse_repeats,
     refuse_unknown,
 )
+from evergreen.tasks.problems.tabular.measures import (
+    CUTOFF,
+    EVER,
+    TARGET,
+    Definitions,
+    Measure,
+    bind,
+    calendar,
+    target_measure,
+)
 
 log = logging.getLogger(__name__)
 
-CUTOFF, TARGET = "cutoff", "target"
 Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
 AGE, NEXT = "__age", "__next"
 """Days from an event to the cutoff; the entity's next day with the same value."""
-EVER = range(100_000)
-"""Ages of all history."""
 IN_ORDER = "in-memory"
 """The engine that keeps the order of rows in groups, so that the same data give the same bytes; streaming does not. Joins and
 groups may change the order of rows, hence the sorting before sums."""
-YEAR = {"week_of_year": 52.1775, "day_of_year": 365.2425}
-"""Mean length of a year, in the unit of each calendar fact that comes round."""
 
 
 def point_in_time(
-    tables: Mapping[str, pl.LazyFrame], times: Mapping[str, str | None], section: Features, as_of: date
+    tables: Mapping[str, pl.LazyFrame],
+    times: Mapping[str, str | None],
+    section: Features,
+    as_of: date,
+    cutoffs: Sequence[date] = (),
 ) -> pl.DataFrame:
     """One row per entity and cutoff, sorted by cutoff and entity: the entity's key, `cutoff`, `target`, the features.
 
     Made in parts of the entities, see entity_partitions: the same to the bit for any number of them.
 
-    `times`: table -> its time column. Numbers are Float64, categories String. The cutoff `as_of` is among them, its `target`
-    null; every `target` is null where the section names none. No event after a row's cutoff has a part in its features.
+    `times`: table -> its time column. `cutoffs`: these, ascending; none: those of the section, and `as_of`. Numbers are
+    Float64, categories String. A `target` is null where its days are not all known at `as_of`, and where the section names
+    none. No event after a row's cutoff has a part in its features.
     Raises ParamsError for a column, feature or condition that cannot be, LeakError for one that looks past its cutoff, and
     DataError for keys of two types, rows without entities, and labels that are incomplete or all the same.
     """
     known = Known(tables, times, section.entity, as_of)
-    cutoffs = list_cutoffs(section, as_of)
+    cutoffs = cutoffs or list_cutoffs(section, as_of)
     refuse_mixed_keys(known.entity, tables)
-    definitions = _define(known, section, cutoffs[0])
-    parts = entity_partitions.each(_rows_of, (known, section, definitions, cutoffs), _events(known))
+    parts = entity_partitions.each(rows_of, (known, section, bind(known, section), cutoffs), count_events(known))
     rows = pl.concat(parts).sort(CUTOFF, section.entity)
-    log.info("%d rows at %d cutoffs from %s to %s", len(rows), len(cutoffs), cutoffs[0], as_of)
-    _refuse_no_rows(rows, known, section, cutoffs)
-    if section.target:
-        _refuse_one_answer(rows[TARGET].drop_nulls(), section.target)
+    log.info("%d rows at %d cutoffs from %s to %s", len(rows), len(cutoffs), cutoffs[0], cutoffs[-1])
+    refuse_rows(Labels().add(rows.filter(pl.col(CUTOFF) < as_of)), known, section, cutoffs)
     return rows
 
 
-def _events(known: Known) -> int:
+def count_events(known: Known) -> int:
     """Number of events of all entities, about."""
     tables = [known.tables[name] for name in known.tables if known.is_events(name)]
     return sum(int(each.select(pl.len()).collect().item()) for each in tables)
 
 
-def _rows_of(shared: tuple[Known, Features, "Definitions", Sequence[date]], part: Part) -> pl.DataFrame:
-    """The rows of the entities of `part`."""
+def rows_of(shared: tuple[Known, Features, "Definitions", Sequence[date]], part: Part | None = None) -> pl.DataFrame:
+    """The rows of the entities of `part` (None: of all) at cutoffs, sorted by cutoff and entity."""
     known, section, definitions, cutoffs = shared
     known = replace(known, part=part)
     rows = _entities(known, section, cutoffs)
@@ -87,27 +89,12 @@ def _rows_of(shared: tuple[Known, Features, "Definitions", Sequence[date]], part
     return _build(known, section, definitions, rows, cutoffs)
 
 
-@dataclass(frozen=True)
-class Definitions:
-    """The features of a section, bound to the columns of its tables."""
-
-    measures: Sequence["Measure"]
-    shares: Mapping[str, Sequence["Measure"]]
-    """Share -> its total and its categories, which the events up to the first cutoff decide."""
-    names: Sequence[str]
-
-
 def define(tables: Mapping[str, pl.LazyFrame], times: Mapping[str, str | None], section: Features, as_of: date) -> Definitions:
     """The features that `point_in_time` builds from these tables, for newest_rows. Raises what `point_in_time` raises."""
     known = Known(tables, times, section.entity, as_of)
     refuse_mixed_keys(known.entity, tables)
-    return _define(known, section, list_cutoffs(section, as_of)[0])
-
-
-def _define(known: Known, section: Features, first: date) -> Definitions:
-    measures = [_of_aggregate(known, each, section.windows_days) for each in section.aggregates]
-    shares = {each.name: _of_share(known, each, first) for each in section.shares}
-    return Definitions(measures, shares, _names(section, measures, shares))
+    list_cutoffs(section, as_of)
+    return bind(known, section)
 
 
 def _build(
@@ -132,14 +119,15 @@ def select_features(rows: Frame, section: Features, definitions: Definitions) ->
 
 
 def list_cutoffs(section: Features, as_of: date) -> list[date]:
-    """Ascending: every `every_days` back from the last day whose label is complete to `first`, and then `as_of` itself.
+    """Ascending: every `every_days` from `first` to the last day whose label is complete, and then `as_of` itself.
 
-    Raises DataError where not even one label is complete.
+    They stay where they are from one day to the next, so that the rows of a day are made once, and trainings of two days are
+    judged on the same windows. Raises DataError where not even one label is complete.
 
     >>> from evergreen.tasks.config.params import Cutoffs
     >>> section = Features(entity="id", horizon_days=7, cutoffs=Cutoffs(first=date(2024, 1, 1), every_days=10))
     >>> [str(each) for each in list_cutoffs(section, date(2024, 1, 31))]
-    ['2024-01-04', '2024-01-14', '2024-01-24', '2024-01-31']
+    ['2024-01-01', '2024-01-11', '2024-01-21', '2024-01-31']
     """
     newest, first, step = as_of - timedelta(days=section.horizon_days), section.cutoffs.first, section.cutoffs.every_days
     if newest < first:
@@ -147,108 +135,7 @@ def list_cutoffs(section: Features, as_of: date) -> list[date]:
             f"no cutoff from {first} on has a complete label: the {section.horizon_days} days after it must end by {as_of}, "
             f"the last known day. Set cutoffs.first to {newest} or earlier, or give newer data."
         )
-    return [newest - timedelta(days=back * step) for back in range((newest - first).days // step, -1, -1)] + [as_of]
-
-
-# Measures
-
-
-@dataclass(frozen=True, eq=False)
-class Measure:
-    """One number per entity and cutoff for each of `ages`: a function over the events that are that many days old."""
-
-    table: str
-    join: tuple[str, str] | None
-    function: str
-    column: str | None
-    where: pl.Expr
-    ages: tuple[range, ...]
-    names: tuple[str, ...]
-
-    @property
-    def late(self) -> bool:
-        """Whether the condition depends on the cutoff, so that days cannot be summed up once for all cutoffs."""
-        return CUTOFF in self.where.meta.root_names()
-
-    @property
-    def value(self) -> pl.Expr:
-        assert self.column is not None
-        return pl.col(self.column).cast(pl.Float64).fill_nan(None)
-
-
-def _of_aggregate(known: Known, each: Aggregate, windows: tuple[int, ...]) -> Measure:
-    place = f"features.aggregates.{each.name}"
-    events = known.events(each.table, each.join)
-    _refuse_column(f"{place}.column", each.column, each.table, events, numeric=each.function != "n_unique")
-    where = _condition(f"{place}.where", each.where, each.table, events, known.as_of)
-    if each.function.startswith("days_since"):
-        return Measure(each.table, each.join, each.function, None, where, (EVER,), (each.name,))
-    chosen = each.windows_days or windows
-    names = tuple(f"{each.name}_{days}d" for days in chosen)
-    return Measure(each.table, each.join, each.function, each.column, where, tuple(map(range, chosen)), names)
-
-
-def _of_share(known: Known, share: Share, first: date) -> list[Measure]:
-    """The total and one measure per category. Which categories are largest is decided by events up to the first cutoff."""
-    events = known.events(share.table, share.join)
-    _refuse_column(f"features.shares.{share.name}.value", share.value, share.table, events, numeric=True)
-    _refuse_column(f"features.shares.{share.name}.category", share.category, share.table, events, numeric=False)
-    sizes = events.filter(pl.col(DAY) <= first, pl.col(share.category).is_not_null()).group_by(share.category)
-    largest = sizes.agg(pl.col(share.value).sum().cast(pl.Float64)).sort(share.value, share.category, descending=[True, False])
-    found = largest.head(share.top).collect()[share.category].to_list()
-    if not found:
-        raise DataError(
-            f"shares.{share.name}: {share.table} has no {share.category} up to cutoff {first}; set cutoffs.first later"
-        )
-    return [
-        Measure(share.table, share.join, "sum", share.value, where, (range(share.window_days),), (name,))
-        for name, where in [
-            (f"__{share.name}", pl.lit(True)),
-            *((f"{share.name}_{_slug(each)}", pl.col(share.category) == each) for each in found),
-        ]
-    ]
-
-
-def _slug(value: Any) -> str:
-    return re.sub(r"\W+", "_", str(value).lower()).strip("_")
-
-
-def _refuse_column(place: str, column: str | None, table: str, events: pl.LazyFrame, numeric: bool) -> None:
-    if column is None:
-        return
-    kind = events.collect_schema()[refuse_unknown(place, column, table, events)]
-    if numeric and not kind.is_numeric() and kind != pl.Boolean:
-        raise ParamsError(f"{place} = {column}: is {kind} in {table}; numbers are needed. Name another column, or use n_unique")
-
-
-def _condition(place: str, text: str | None, table: str, events: pl.LazyFrame, as_of: date) -> pl.Expr:
-    """`text` as an expression on one event and the cutoff; null counts as false."""
-    if text is None:
-        return pl.lit(True)
-    try:
-        where = pl.sql_expr(text)
-    except PolarsError as error:
-        raise ParamsError(f"{place} = {text}: is no SQL condition: {_first_line(error)}") from None
-    for column in where.meta.root_names():
-        if column != CUTOFF:
-            refuse_unknown(place, column, table, events)
-    if reads_other_rows(where):
-        raise LeakError(f"{place} = {text}: looks at other events, also those after the cutoff; a condition is on one event")
-    _refuse_other_than_yes_or_no(place, text, events.limit(0).with_columns(pl.lit(as_of).alias(CUTOFF)).select(where))
-    return where.fill_null(False)
-
-
-def _refuse_other_than_yes_or_no(place: str, text: str, answer: pl.LazyFrame) -> None:
-    try:
-        (kind,) = answer.collect().dtypes
-    except PolarsError as error:
-        raise ParamsError(f"{place} = {text}: does not fit the columns: {_first_line(error)}") from None
-    if kind != pl.Boolean:
-        raise ParamsError(f"{place} = {text}: gives {kind}; a condition gives true or false, for example {text} > 0")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return [first + timedelta(days=number * step) for number in range((newest - first).days // step + 1)] + [as_of]
 
 
 # From events to rows
@@ -289,7 +176,10 @@ def _of_events(
     """Frames of one row per entity and cutoff that has events."""
     daily = [each for each in measures if not each.late and each.function != "n_unique"]
     for ever in (False, True):
-        if chosen := [each for each in daily if (EVER in each.ages) is ever]:
+        chosen = [each for each in daily if (EVER in each.ages) is ever]
+        if chosen and ever and len(cutoffs) == 1:
+            yield _since(events, entity, chosen, cutoffs[0])
+        elif chosen:
             yield from _by_day(_counted(events, chosen, cutoffs), entity, chosen, cutoffs)
     for each in measures:
         if each.late:
@@ -325,6 +215,16 @@ def _by_day(events: pl.LazyFrame, entity: str, measures: Sequence[Measure], cuto
             .agg(totals)
             .collect(engine=IN_ORDER)
         )
+
+
+def _since(events: pl.LazyFrame, entity: str, measures: Sequence[Measure], cutoff: date) -> pl.DataFrame:
+    """Of one cutoff: no day need be kept for another one."""
+    age = (pl.lit(cutoff) - pl.col(DAY)).dt.total_days()
+    known = events.filter(pl.col(DAY) <= cutoff).select(
+        entity, *(pl.when(each.where).then(age).alias(each.names[0]) for each in measures)
+    )
+    found = [getattr(pl.col(each.names[0]), "min" if each.function == "days_since_last" else "max")() for each in measures]
+    return known.group_by(entity).agg(found).with_columns(pl.lit(cutoff).alias(CUTOFF)).collect(engine="streaming")
 
 
 def parts(name: str, measure: Measure) -> list[pl.Expr]:
@@ -363,8 +263,7 @@ def total(name: str, function: str, pick: Pick = _all) -> pl.Expr:
 
 def _by_event(events: pl.LazyFrame, entity: str, measure: Measure, cutoffs: Sequence[date]) -> Iterator[pl.DataFrame]:
     """For conditions on the cutoff: every event is looked at for every cutoff that it counts for."""
-    needed = {entity, DAY, measure.column, *measure.where.meta.root_names()} - {CUTOFF, None}
-    found = events.select(sorted(map(str, needed))).collect()
+    found = events.select(sorted({entity, DAY, *measure.columns})).collect()
     for ages, name in zip(measure.ages, measure.names, strict=True):
         valid = _spread(found, cutoffs, ages).filter(measure.where).sort(entity, CUTOFF, DAY, maintain_order=True)
         yield valid.group_by(entity, CUTOFF, maintain_order=True).agg(direct(measure).alias(name)).collect(engine=IN_ORDER)
@@ -396,9 +295,14 @@ def _distinct(events: pl.LazyFrame, entity: str, measure: Measure, cutoffs: Sequ
     """A value counts on its last day up to the cutoff alone, so that counting values is counting rows."""
     assert measure.column is not None
     value = pl.col(measure.column).alias("value")
-    days = events.filter(measure.where, value.is_not_null()).select(entity, value, DAY).unique().sort(entity, "value", DAY)
-    same = (pl.col(entity) == pl.col(entity).shift(-1)) & (pl.col("value") == pl.col("value").shift(-1))
-    last = days.select(entity, DAY, pl.when(same).then(pl.col(DAY).shift(-1)).alias(NEXT)).collect()
+    days = events.filter(measure.where, value.is_not_null()).select(entity, value, DAY)
+    if len(cutoffs) == 1:
+        known = days.filter(pl.col(DAY) <= cutoffs[0]).group_by(entity, "value").agg(pl.col(DAY).max())
+        last = known.select(entity, DAY, pl.lit(None, pl.Date).alias(NEXT)).collect(engine="streaming")
+    else:
+        days = days.unique().sort(entity, "value", DAY)
+        same = (pl.col(entity) == pl.col(entity).shift(-1)) & (pl.col("value") == pl.col("value").shift(-1))
+        last = days.select(entity, DAY, pl.when(same).then(pl.col(DAY).shift(-1)).alias(NEXT)).collect()
     for ages, name in zip(measure.ages, measure.names, strict=True):
         counted = _spread(last, cutoffs, ages).filter(pl.col(NEXT).is_null() | (pl.col(NEXT) > pl.col(CUTOFF)))
         yield counted.group_by(entity, CUTOFF).agg(pl.len().alias(name)).collect()
@@ -424,14 +328,37 @@ def population_tables(known: Known, section: Features) -> list[str]:
     return [section.population.table] if section.population else [each for each in known.tables if known.is_events(each)]
 
 
-def _refuse_no_rows(rows: pl.DataFrame, known: Known, section: Features, cutoffs: Sequence[date]) -> None:
-    """Refuse rows without one at a cutoff with labels."""
+@dataclass
+class Labels:
+    """What is known of the rows before the last day."""
+
+    rows: int = 0
+    labelled: int = 0
+    least: float = math.inf
+    most: float = -math.inf
+
+    def add(self, rows: pl.DataFrame) -> "Labels":
+        self.rows += len(rows)
+        self.labelled += len(rows) - rows[TARGET].null_count()
+        for each in (rows[TARGET].min(), rows[TARGET].max()):
+            if isinstance(each, float):
+                self.least, self.most = min(self.least, each), max(self.most, each)
+        return self
+
+
+def refuse_rows(found: Labels, known: Known, section: Features, cutoffs: Sequence[date]) -> None:
+    """Refuse rows without one before the last day, and labels that are all the same."""
     chosen, tables = section.population, population_tables(known, section)
-    if rows.filter(pl.col(CUTOFF) < known.as_of).is_empty():
+    if not found.rows:
         when = f"in the {chosen.within_days} days up to" if chosen else "before"
         raise DataError(
             f"population: no {known.entity} has an event in {', '.join(tables)} {when} any of {len(cutoffs) - 1} cutoffs "
             f"({cutoffs[0]} to {cutoffs[-2]}). Move cutoffs.first, or look further back with population.within_days."
+        )
+    if (target := section.target) and found.labelled and found.least == found.most:
+        raise DataError(
+            f"target: {target.function} of {target.table} is {found.least:g} on all {found.labelled:,} labelled rows, so there "
+            "is nothing to learn. Check target.where and horizon_days, or give more history."
         )
 
 
@@ -450,47 +377,11 @@ def targets(
 
 
 def _targets(known: Known, rows: pl.DataFrame, target: Target, horizon_days: int, cutoffs: Sequence[date]) -> pl.DataFrame:
-    events = known.events(target.table)
-    _refuse_column("features.target.column", target.column, target.table, events, numeric=True)
-    where = _condition("features.target.where", target.where, target.table, events, known.as_of)
-    function = "sum" if target.function == "sum" else "count"
-    measure = Measure(target.table, None, function, target.column, where, (range(-horizon_days, 0),), (TARGET,))
+    measure = target_measure(known, target, horizon_days)
     number = pl.col(TARGET)
     answer = {"any": number > 0, "none": number == 0}.get(target.function, number).cast(pl.Float64)
     complete = pl.col(CUTOFF) <= known.as_of - timedelta(days=horizon_days)
     return _measure(known, rows, [measure], cutoffs).with_columns(pl.when(complete).then(answer).alias(TARGET))
-
-
-def _refuse_one_answer(labels: pl.Series, target: Target) -> None:
-    if labels.n_unique() < 2:
-        raise DataError(
-            f"target: {target.function} of {target.table} is {labels[0]:g} on all {len(labels):,} labelled rows, so there is "
-            "nothing to learn. Check target.where and horizon_days, or give more history."
-        )
-
-
-def _names(section: Features, measures: Sequence[Measure], shares: Mapping[str, Sequence[Measure]]) -> list[str]:
-    """The features in their order. Raises ParamsError for a name given twice and for a name used that is not there."""
-    names = [name for each in measures for name in each.names]
-    for ratio in section.ratios:
-        for role, used in (("numerator", ratio.numerator), ("denominator", ratio.denominator)):
-            if isinstance(used, str) and used not in names:
-                raise ParamsError(
-                    f"features.ratios.{ratio.name}.{role} = {used}: no such feature before it{nearest(used, names)}"
-                )
-        names.append(ratio.name)
-    names += [name for _, *parts in shares.values() for part in parts for name in part.names]
-    names += [each.meta.output_name() for each in calendar(section.calendar)]
-    names += [column for each in section.attributes for column in each.columns]
-    for name, times in Counter([section.entity, CUTOFF, TARGET, *names]).items():
-        if times > 1:
-            raise ParamsError(
-                f"features: {name}: {times} features have this name (or it is the key's, {CUTOFF} or {TARGET}); rename one"
-            )
-    for name in section.keep or ():
-        if name not in names:
-            raise ParamsError(f"features.keep = {name}: no such feature{nearest(name, names)}")
-    return names
 
 
 def divide(rows: Frame, ratios: Sequence[Ratio], shares: Mapping[str, Sequence[Measure]]) -> Frame:
@@ -501,19 +392,6 @@ def divide(rows: Frame, ratios: Sequence[Ratio], shares: Mapping[str, Sequence[M
         total = pl.col(*whole.names)
         rows = rows.with_columns(pl.when(total != 0).then(pl.col(*part.names) / total).alias(*part.names) for part in parts)
     return rows
-
-
-def calendar(chosen: Sequence[str], cutoff: pl.Expr = pl.col(CUTOFF)) -> list[pl.Expr]:  # noqa: B008  # it never changes
-    """Facts about the cutoff; what comes round each year as sine and cosine."""
-    found = []
-    for name in chosen:
-        if name == "month":
-            found.append(cutoff.dt.month().alias(name))
-        else:
-            day = cutoff.dt
-            angle = (day.week() if name == "week_of_year" else day.ordinal_day()) * (2 * math.pi / YEAR[name])
-            found += [angle.sin().alias(f"{name}_sin"), angle.cos().alias(f"{name}_cos")]
-    return found
 
 
 def facts(known: Known, attributes: Attributes) -> pl.DataFrame:

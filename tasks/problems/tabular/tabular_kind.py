@@ -16,8 +16,18 @@ from evergreen.tasks.config.params import Range, Role, Table, Tabular
 from evergreen.tasks.core.errors import DataError
 from evergreen.tasks.core.suggestions import require
 from evergreen.tasks.problems import splits as split
-from evergreen.tasks.problems.base import NOT_SCORED, Config, Fold, Model, Part, PredictRows, Splits
-from evergreen.tasks.problems.tabular import holdout_split, preprocessing
+from evergreen.tasks.problems.base import (
+    NOT_SCORED,
+    Config,
+    FeatureFolders,
+    Fold,
+    Model,
+    Part,
+    PredictRows,
+    Splits,
+    write_frames,
+)
+from evergreen.tasks.problems.tabular import cutoff_files, holdout_split, preprocessing
 from evergreen.tasks.problems.tabular.point_in_time import point_in_time
 from evergreen.tasks.problems.tabular.predictions import RowPredictions
 from evergreen.tasks.problems.tabular.transform_cache import once
@@ -322,13 +332,27 @@ class TabularKind(RowPredictions):
     def build(
         self, tables: Mapping[str, pl.LazyFrame], times: Mapping[str, str | None], section: Tabular, as_of: date
     ) -> dict[str, pl.DataFrame]:
-        """`rows`: one row per entity and cutoff, known at the cutoff; `as_of` itself comes with a missing target.
+        """`rows`: one row per entity and cutoff, known at the cutoff; `newest`: those at `as_of`, with a missing target.
 
         Of a plain table its rows, see table.plain.
         """
         if isinstance(section.features, Table):
             return {"rows": holdout_split.plain(tables[section.features.table], section.features, self.target == "class")}
-        return {"rows": point_in_time(tables, times, section.features, as_of)}
+        rows = point_in_time(tables, times, section.features, as_of)
+        return {"rows": rows.filter(pl.col("cutoff") < as_of), "newest": rows.filter(pl.col("cutoff") == as_of)}
+
+    def write(
+        self,
+        tables: Mapping[str, pl.LazyFrame],
+        times: Mapping[str, str | None],
+        section: Tabular,
+        as_of: date,
+        folders: FeatureFolders,
+    ) -> None:
+        if isinstance(section.features, Table):
+            write_frames(self.build(tables, times, section, as_of), folders.learned)
+        else:
+            cutoff_files.write(tables, times, section.features, as_of, folders)
 
     def load(self, folder: Path, section: Tabular) -> Rows:
         """Read rows.parquet. Raises DataError where there is no row, no feature or an infinite number."""

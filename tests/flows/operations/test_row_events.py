@@ -127,7 +127,7 @@ def test_a_row_that_a_server_received_is_in_the_next_features_and_counted(tmp_pa
     assert (facts["received"], facts["waiting"], facts["rows"]) == (2, 0, len(after))
     features.run(params, "amount", layout)  # told to another problem, but of the same table
     assert read_json(layout.features("amount") / "received.json") == {"sales": 2}
-    newest = pl.read_parquet(layout.features("amount") / "rows.parquet").filter(pl.col(CUTOFF) == LAST)
+    newest = pl.read_parquet(layout.newest_rows("amount")).filter(pl.col(CUTOFF) == LAST)
     assert newest.filter(pl.col("person") == 99)["n_3d"].to_list() == [1]
     lock = read_json(layout.source_lock)
     assert list(lock["received"]) == ["data/received/sales.parquet"]
@@ -142,7 +142,7 @@ def test_the_features_of_the_training_are_to_the_bit_those_that_the_server_answe
     served = FreshFeatures(params, "buys", layout, settings.row_log(layout), lambda: noon)
     read(layout, params)
     features.run(params, "buys", layout)
-    rows = pl.read_parquet(layout.features("buys") / "rows.parquet").filter(pl.col(CUTOFF) == LAST)
+    rows = pl.read_parquet(layout.newest_rows("buys")).filter(pl.col(CUTOFF) == LAST)
     found = pl.DataFrame(
         [served.lookup(str(person))[0] for person in rows["person"]], rows.drop("person", CUTOFF, TARGET).schema
     )

@@ -25,7 +25,7 @@ from evergreen.tasks.config import loading
 from evergreen.tasks.config.params import Params, Tabular
 from evergreen.tasks.core.errors import DataError, ParamsError, SourceError
 from evergreen.tasks.core.paths import Layout
-from tests.contracts import World, build, localised, write
+from tests.contracts import World, build, keep, localised
 
 NOON = datetime(2017, 10, 9, 12, tzinfo=UTC)
 PLAIN = Tabular.model_validate(
@@ -46,8 +46,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """The small store, with its tables and with the features of what is bought next where its project keeps them."""
     made = build("recommend", tmp_path_factory.mktemp("labels"))
     known, layout = loading.load(made.folder / "params.yaml"), Layout(made.folder)
-    layout.features("recommend").parent.mkdir(parents=True)
-    write(made.frames, layout.features("recommend"))
+    keep(made.frames, layout, "recommend")
     layout.table("t").parent.mkdir(parents=True)
     for name in known.ingest:
         rows = localised(pl.scan_parquet(made.folder / "data-in" / f"{name}.parquet"), known, name)
@@ -311,7 +310,7 @@ def test_predictions_get_the_labels_of_training_once_their_horizon_has_passed(wo
     section, as_of = known.section(problem), known.project.as_of
     tables = {name: pl.scan_parquet(Layout(world.folder).table(name)) for name in known.ingest}
     times = {name: known.ingest[name].time for name in tables}
-    rows = problems.kind(known.kind(problem)).build(tables, times, section, as_of)["rows"]
+    rows = pl.concat(problems.kind(known.kind(problem)).build(tables, times, section, as_of).values())
     cutoffs = rows["cutoff"].unique().sort()[-3:].to_list()
     for cutoff in cutoffs:
         scored(ledger, problem, rows.filter(cutoff=cutoff)["household_id"].to_list(), cutoff)

@@ -47,6 +47,7 @@ def write_outputs(root: Path) -> None:
         write(root, path, path)
     for name in PROBLEMS:
         write(root, f"data/features/{name}/rows.parquet", name)
+        (root / "data" / "newest" / name).mkdir(parents=True, exist_ok=True)
         write(root, f"models/{name}/tuning/best.json", name)
         write(root, f"models/{name}/model/model.json", json.dumps({"cutoff": "2017-12-03"}))
         for part in ("metrics", "headline"):
@@ -248,7 +249,7 @@ def test_lineage_names_code_data_params_and_cost(project: Layout):
     assert found["git.dirty"] == "false"
     assert {key for key in found if key.startswith("dvc.")} == {
         *("dvc.data/raw", "dvc.data/tables", "dvc.data/quarantine", "dvc.reports/validation"),
-        *("dvc.data/features/redeem", "dvc.models/redeem/tuning", "dvc.models/redeem/model"),
+        *("dvc.data/features/redeem", "dvc.data/newest/redeem", "dvc.models/redeem/tuning", "dvc.models/redeem/model"),
         *("dvc.reports/redeem/evaluation", "dvc.reports/redeem/metrics.json", "dvc.reports/redeem/plots"),
         "dvc.reports/redeem/headline.json",
         *("dvc.reports/redeem/diagnosis", "dvc.reports/redeem/explanation"),

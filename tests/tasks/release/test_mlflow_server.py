@@ -112,15 +112,14 @@ def test_a_server_without_a_project_folder_answers_by_key_and_follows_deployment
     monkeypatch.setenv("EVERGREEN_DATABASE", f"sqlite:///{tmp_path / 'evergreen.db'}")
     rename(layout, "west")
     projects.deploy(layout, "redeem", "logistic")
-    rows = pl.read_parquet(layout.features("redeem") / "rows.parquet")
-    key = rows.filter(pl.col("cutoff") == pl.col("cutoff").max())["household_id"][0]
+    key = pl.read_parquet(layout.newest_rows("redeem"))["household_id"][0]
     layout.root.rename(tmp_path / "elsewhere")
     pod = Layout(tmp_path / "pod")
     pod.root.mkdir()
     shop = Server(pod, env={**os.environ, "EVERGREEN_PROJECT": "west"})
     try:
         answer = shop.client.post("/v1/predict/redeem", json={"household_id": key}).json()
-        assert answer["version"] == 1, answer
+        assert answer.get("version") == 1, answer
         assert shop.client.get("/ready").status_code == 200
         moved = Layout(tmp_path / "elsewhere")
         projects.deploy(moved, "redeem", "logistic", C=0.3)
@@ -133,8 +132,8 @@ def test_a_server_without_a_project_folder_answers_by_key_and_follows_deployment
         assert again["version"] == 2
     finally:
         shop.stop()
-    assert sorted(each.name for each in (pod.root / "data" / "features").iterdir()) == ["redeem"]
-    assert pl.read_parquet(pod.features("redeem") / "rows.parquet")["cutoff"].n_unique() == 1
+    assert not (pod.root / "data" / "features").exists()
+    assert pl.read_parquet(pod.newest("redeem") / "rows.parquet")["cutoff"].n_unique() == 1
 
 
 @pytest.mark.parametrize(

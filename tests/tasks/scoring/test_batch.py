@@ -38,8 +38,7 @@ Ask = Callable[..., pl.DataFrame]
 def world(folder: Path, problem: str) -> World:
     """The problem's features, also where the project keeps them."""
     made = contracts.build(problem, folder)
-    Layout(folder).features(problem).parent.mkdir(parents=True, exist_ok=True)
-    contracts.write(made.frames, Layout(folder).features(problem))
+    contracts.keep(made.frames, Layout(folder), problem)
     return made
 
 
