@@ -67,8 +67,8 @@ def redeem(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, Ask]:
 
 @pytest.fixture(scope="module")
 def newest(redeem: tuple[World, Ask]) -> pl.DataFrame:
-    rows = redeem[0].frames["rows"]
-    return rows.filter(pl.col("cutoff") == rows["cutoff"].max()).drop("cutoff", "target")
+    """The newest rows with all their features."""
+    return redeem[0].frames["newest"].drop("cutoff", "target")
 
 
 def test_rows_keep_their_order_and_number_and_a_household_asked_twice_is_scored_twice(redeem, newest):
@@ -302,7 +302,7 @@ def test_the_compiled_model_scores_as_the_pipeline_does(redeem, newest):
 
 def test_every_entity_is_scored_by_the_newest_features_up_to_a_day(redeem, newest):
     made, one, recorded = redeem[0], scorer(redeem[0], "logistic"), []
-    days = sorted(one.data.cutoff.unique())
+    days = list(one.cutoffs)
 
     def record(found: LedgerFrame, at: datetime) -> int:
         recorded.extend(found.by_cutoff())
@@ -315,7 +315,7 @@ def test_every_entity_is_scored_by_the_newest_features_up_to_a_day(redeem, newes
     before = batch.score_newest(one, out, days[-1] - timedelta(days=1), record, datetime.now(UTC))
     assert [cutoff for cutoff, _ in recorded] == [days[-1], before.cutoff]
     assert before.cutoff == days[-2]
-    rows = one.data.at([days[-2]])
+    rows = made.data.at([days[-2]])
     assert pl.read_parquet(out)["probability_1"].to_list() == pytest.approx(one.model.predict_proba(rows.features)[:, 1])
     with pytest.raises(DataError, match=r"--as-of 2000-01-01: lies before the first cutoff"):
         batch.score_newest(one, out, date(2000, 1, 1), record, datetime.now(UTC))

@@ -114,9 +114,9 @@ def test_groups_that_are_there_are_stable_and_groups_that_are_not_are_less():
     assert found[0.0] < 0.8
 
 
-def test_rows_are_judged_where_the_horizon_is_over():
+def test_rows_are_judged_at_every_cutoff():
     data, _ = blobs()
-    assert KIND.cutoffs(data) == [DAYS[0]]
+    assert KIND.cutoffs(data) == list(DAYS)
 
 
 def test_training_rows_count_although_they_have_no_target():
