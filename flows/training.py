@@ -85,7 +85,6 @@ def train(
     if context and context.flow_run:
         stale_runs.note(layout, context.flow_run.id)
     branch = Branches(layout, refresh, deploy, by)
-    threading.Thread(target=steps.import_release_libraries, daemon=True).start()
     branch.run_shared_steps(read_events)
     outcomes = _side_by_side(branch.train, problems)
     try:
@@ -178,6 +177,8 @@ class Branches:
             steps.unchanged(name, problem)
             return []
         if problem and name in steps.FITTING and problem not in self._runs:
+            if not self._runs:  # while this step works
+                threading.Thread(target=steps.import_release_libraries, daemon=True).start()
             self._runs[problem] = self._opener.submit(steps.open_run, self.root, problem)
         done = task.with_options(task_run_name=f"{name} {problem or ''}".strip())
         self._last[problem] = done(name, self.root, problem, wait_for=self._before(problem))

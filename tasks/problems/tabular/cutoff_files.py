@@ -72,6 +72,8 @@ def write(
         new = _made(known, section, definitions, made, Path(scratch))
         new(as_of).write_parquet(newest)
         if keys == before:
+            following = cutoffs[-2] + timedelta(days=section.cutoffs.every_days + section.horizon_days)
+            log.info("no label is newer than before: models learn from the same rows until %s", following)
             shutil.copyfile(earlier, learned)
         else:
             old = _kept(known, section, earlier) if kept else new

@@ -99,9 +99,11 @@ def until(last: int) -> list[Sale]:
     return [sale for sale in HISTORY if sale[1] <= last]
 
 
-def test_a_day_later_only_the_rows_of_that_day_are_made(project, made):
+def test_a_day_later_only_the_rows_of_that_day_are_made(project, made, caplog):
     project.run(tables(until(16)), 16)
-    again = project.run(tables(until(17)), 17)
+    with caplog.at_level("INFO"):
+        again = project.run(tables(until(17)), 17)
+    assert f"no label is newer than before: models learn from the same rows until {days(18)[0]}" in caplog.messages
     assert made == [days(5, 8, 11, 16), days(17)]
     assert again == Project(fresh(project)).run(tables(until(17)), 17)
 
