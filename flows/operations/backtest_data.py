@@ -107,11 +107,11 @@ def build_window_rows(
         if not path.is_file():
             raise StepError(f"{path}: is not there. Train first: evergreen train {problem}")
     contents = [sha256(path) for path in paths.values()]
-    key = digest(features.model_dump(mode="json"), str(end), str(last), step, contents)
+    cutoffs = sorted({*windows(features.cutoffs.first, last, step), *training_cutoffs(params, problem, last)})
+    key = digest(features.model_dump(mode="json"), str(end), list(map(str, cutoffs)), contents)
     folder = layout.var / "backtest" / problem / f"features-{key}"
     if not (folder / "rows.parquet").exists():
         say(f"{problem}: features of every {step} days up to {last}")
-        cutoffs = sorted({*windows(features.cutoffs.first, last, step), *training_cutoffs(params, problem, last)})
         tables = {name: pl.scan_parquet(path) for name, path in paths.items()}
         times = {name: params.ingest[name].time for name in tables}
         rows = point_in_time.point_in_time(tables, times, features, end, cutoffs)
