@@ -63,7 +63,7 @@ def batch_scores(shop: Layout, problem: str, asked: pl.DataFrame) -> pl.DataFram
     version = settings.deployments(shop).champion(problem)
     assert version
     model = settings.registry(shop).load(problem, version)
-    return kind.predict_new(model, kind.load(shop.features(problem), section), asked, section)
+    return kind.predict_new(model, kind.load(shop.newest_rows(problem).parent, section), asked, section)
 
 
 def as_json(frame: pl.DataFrame) -> list[dict[str, Any]]:
