@@ -5,8 +5,9 @@ the file of data/raw.
 """
 
 import logging
+import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ import polars as pl
 from evergreen.tasks.config.params import Params, Rules, Section
 from evergreen.tasks.core import received_counts
 from evergreen.tasks.core.errors import DataError, ParamsError, ProjectError
-from evergreen.tasks.core.memory import peak_mb
-from evergreen.tasks.core.paths import Layout, write_json, writing
-from evergreen.tasks.data import received_events, snapshot
-from evergreen.tasks.data.great_expectations import Expectations, check_expectations, checked_columns, render_pages, silence
+from evergreen.tasks.core.paths import Layout, sha256, write_json, writing
+from evergreen.tasks.data import received_events, row_blocks, snapshot
+from evergreen.tasks.data.earlier_results import EarlierResults, as_json, code, digest
+from evergreen.tasks.data.great_expectations import Expectations, check_expectations, checked_columns, render_page, silence
+from evergreen.tasks.data.judged_blocks import Judge, context_of, read_now
+from evergreen.tasks.data.repeated_rows import EarlierRows, later_copies
 from evergreen.tasks.data.row_blocks import GRAIN, RowBlocks, rows_per_block
-from evergreen.tasks.data.rules import Outcome, RowRule, builtin_rules, split, view_of
+from evergreen.tasks.data.row_groups import digests
+from evergreen.tasks.data.rules import Outcome, RowRule, Tally, builtin_rules, split, view_of
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +65,11 @@ class Judgement:
     problems: tuple[str, ...]
     """Why the run must stop; empty if it need not."""
     docs: Any = field(default=None, compare=False)
-    """The result of Great Expectations; None without expectations."""
+    """The result of Great Expectations; None without expectations, or with a page."""
+    page: str | None = None
+    """The page of an earlier run."""
+    parts: tuple[str, ...] = ()
+    """Keys of the results of its blocks, for the next run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,19 +88,27 @@ def run(params: Params, problem: str | None, layout: Layout) -> Validated:
     report is written, and the tables of the last successful run stay.
     """
     silence()
-    check_expectations(params)
+    results = EarlierResults(layout.var / "validation")
+    _check_expectations(params, results)
     tables, quarantine = layout.table("any").parent, layout.quarantine("any").parent
     done: dict[str, Judgement] = {}
     with writing(tables) as good, writing(quarantine) as bad:
         good.mkdir()
         bad.mkdir()
+        keys: dict[str, str] = {}
         for name in _in_order_of_references(params):
-            done[name] = _check_file(name, params, layout, good, bad)
+            keys[name] = _key(name, params, layout, good)
+            done[name] = _as_before(name, layout, good, bad, results, keys[name]) or _check_file(
+                name, params, layout, good, bad, results
+            )
             _log_counts(name, done[name])
         received_events.copy(received_events.raw(params, layout), good)
         counts = {name: checked.counts for name, checked in done.items()}
         received_counts.write(good, {name: each.received - each.received_quarantined for name, each in counts.items()})
-        _write_report(layout.validation, params, done)
+        pages = _write_report(layout.validation, params, done)
+        for name, judgement in done.items():
+            results.put(keys[name], _kept(name, judgement, pages.get(name), good, bad))
+        results.prune()
         problems = [each for name in params.ingest for each in done[name].problems]
         if problems:
             more = f" And {len(problems) - 1} more: see reports/validation/results.json." if len(problems) > 1 else ""
@@ -101,6 +117,62 @@ def run(params: Params, problem: str | None, layout: Layout) -> Validated:
         folder=str(tables.relative_to(layout.root)),
         results=str((layout.validation / "results.json").relative_to(layout.root)),
         tables={name: done[name].counts for name in params.ingest},
+    )
+
+
+def _check_expectations(params: Params, results: EarlierResults) -> None:
+    """Check the arguments of every expectation, unless they were checked before: the library takes seconds to import."""
+    given = {name: [each.model_dump(mode="json") for each in rules.expectations] for name, rules in params.validate_.items()}
+    key = digest("expectations", code(), given)
+    if not results.get(key):
+        check_expectations(params)
+        results.put(key, True)
+
+
+def _key(name: str, params: Params, layout: Layout, good: Path) -> str:
+    """Of all that the results of a table follow from: its file, its rules, and the tables that it refers to."""
+    raw = layout.raw(name)
+    if not raw.is_file():
+        raise ProjectError(f"{raw.relative_to(layout.root)}: not there. Run ingest first: python -P -m evergreen ingest")
+    rules = params.validate_.get(name, Rules())
+    to = [reference.to.split(".")[0] for reference in rules.references.values()]
+    others = [sha256(good / f"{other}.parquet") for other in to]
+    given = [rules.model_dump(mode="json"), read_now(rules), params.ingest[name].time, snapshot.received_count(layout, name)]
+    return digest("table", code(), name, sha256(raw), others, given)
+
+
+def _kept(name: str, judgement: Judgement, page: str | None, good: Path, bad: Path) -> dict[str, Any]:
+    """What is kept of a table for the next run."""
+    return {
+        "counts": judgement.counts.model_dump(mode="json"),
+        "outcomes": [as_json(each.model_dump()) for each in judgement.outcomes],
+        "problems": judgement.problems,
+        "page": page,
+        "parts": judgement.parts,
+        "files": [sha256(folder / f"{name}.parquet") for folder in (good, bad)],
+    }
+
+
+def _as_before(name: str, layout: Layout, good: Path, bad: Path, results: EarlierResults, key: str) -> Judgement | None:
+    """The judgement of an earlier run, with the files that it wrote; None if there is none, or they are not there any more."""
+    kept = results.get(key)
+    if kept is None:
+        return None
+    files = {layout.table(name): good / f"{name}.parquet", layout.quarantine(name): bad / f"{name}.parquet"}
+    for (old, new), expected in zip(files.items(), kept["files"], strict=True):
+        if not old.is_file():
+            return None
+        shutil.copyfile(old, new)
+        if sha256(new) != expected:
+            return None
+    log.info("validate: %s: as before", name)
+    results.keep(kept["parts"])
+    return Judgement(
+        counts=Counts.model_validate(kept["counts"]),
+        outcomes=tuple(Outcome.model_validate(each) for each in kept["outcomes"]),
+        problems=tuple(kept["problems"]),
+        page=kept["page"],
+        parts=tuple(kept["parts"]),
     )
 
 
@@ -122,21 +194,21 @@ def _in_order_of_references(params: Params) -> list[str]:
     return found
 
 
-def _check_file(name: str, params: Params, layout: Layout, good: Path, bad: Path) -> Judgement:
+def _check_file(name: str, params: Params, layout: Layout, good: Path, bad: Path, results: EarlierResults) -> Judgement:
     """Check one table, and write its rows to these folders."""
-    raw = layout.raw(name)
-    if not raw.is_file():
-        raise ProjectError(f"{raw.relative_to(layout.root)}: not there. Run ingest first: python -P -m evergreen ingest")
-    rules = params.validate_.get(name, Rules())
+    raw, rules = layout.raw(name), params.validate_.get(name, Rules())
+    groups = digests(raw, row_blocks.GRAIN)
+    earlier = EarlierRows(results, groups, row_blocks.GRAIN) if groups else None
     known: dict[str, pl.LazyFrame] = {}
     for reference in rules.references.values():
         table = reference.to.split(".")[0]
         known[table] = pl.scan_parquet(good / f"{table}.parquet", glob=False)
     table, time, received = pl.scan_parquet(raw, glob=False), params.ingest[name].time, snapshot.received_count(layout, name)
-    kept, quarantined, found = judge(name, table, rules, time, known, received)
+    others = len(results.used)
+    kept, quarantined, found = judge(name, table, rules, time, known, received, earlier)
     kept.sink_parquet(good / f"{name}.parquet", row_group_size=GRAIN, maintain_order=True)
     quarantined.sink_parquet(bad / f"{name}.parquet", maintain_order=True)
-    return found
+    return replace(found, parts=tuple(results.used)[others:])
 
 
 def _log_counts(name: str, checked: Judgement) -> None:
@@ -178,37 +250,47 @@ def check(
 
 
 def judge(
-    name: str, table: pl.LazyFrame, rules: Rules, time: str | None, known: Mapping[str, pl.LazyFrame], received: int
+    name: str,
+    table: pl.LazyFrame,
+    rules: Rules,
+    time: str | None,
+    known: Mapping[str, pl.LazyFrame],
+    received: int,
+    earlier: EarlierRows | None = None,
 ) -> tuple[pl.LazyFrame, pl.LazyFrame, Judgement]:
     """Check `table` against `rules` and the built-in rules: numbers are finite, `time` is present. Its rows to keep, those to
-    quarantine with `_rule` (see Checked), and what was found; for blocks of any number of rows the same.
+    quarantine with `_rule` (see Checked), and what was found; for blocks of any number of rows, and with `earlier` results,
+    the same.
 
     `known`: validated tables that `rules.references` name. `received`: how many rows at the end servers
     received. Always kept + quarantined + duplicates = read.
     Raises ParamsError for an invalid SQL expression.
     """
-    view, failures = _blocks(name, table, rules, known)
-    builtin = builtin_rules(name, view, rules, time, known)
-    expectations = Expectations(name, view, rules)
-    for start, block in zip(view.starts(view.rows), view.blocks(), strict=True):
-        rows = range(start, min(start + view.rows, view.read))
-        for each in builtin:
-            if isinstance(each, RowRule):
-                each.check(block, rows)
-        expectations.check(block, rows)
-        if view.read > view.rows:
-            log.info("validate: %s: %s of %s rows, peak memory %.0f MB", name, f"{rows.stop:,}", f"{view.read:,}", peak_mb())
+    view, failures, by_block = _blocks(name, table, rules, known, earlier)
+    builtin = builtin_rules(name, view, rules, time, known, earlier)
+    expectations = Expectations(name, view, rules, earlier)
+    row_rules = [each for each in builtin if isinstance(each, RowRule)]
+    judged_by = rules.model_dump(mode="json", exclude={"max_bad_share"})
+    context = context_of(name, view, [judged_by, read_now(rules), time, [each.tally.name for each in row_rules]])
+    parts, reused = Judge(name, view, row_rules, expectations, context, earlier if by_block else None).parts()
+    if expectations.failed and reused:  # a rule that cannot be computed says so of the first block, which may be another one
+        return judge(name, table, rules, time, known, received)
+    for rows, part in parts:
+        for each, found in zip(row_rules, part["rules"], strict=True):
+            each.tally.add(rows, found)
+        expectations.add(rows, part["expected"])
     expected, broken, docs = expectations.finish()
-    tallies = [each.tally for each in builtin if isinstance(each, RowRule)]
-    found = (each.tally.outcome(not each.tally.failed) if isinstance(each, RowRule) else each for each in builtin)
-    outcomes = (*found, *failures, *expected)
-    kept, bad, out = split(view, [*(each for each in tallies if each.severity == "error"), *broken])
-    quarantined, duplicates = int(out.sum()), 0 if view.dropped is None else int(view.dropped.sum())
+    tallied = [each.tally if isinstance(each, RowRule) else each for each in builtin]
+    builtins = (each.outcome(not each.failed) if isinstance(each, Tally) else each for each in tallied)
+    outcomes = tuple(Outcome.model_validate(as_json(each.model_dump())) for each in (*builtins, *failures, *expected))
+    errors = (each for each in tallied if isinstance(each, Tally) and each.severity == "error")
+    kept, bad, out = split(view, [*errors, *broken])
+    quarantined = int(out.sum())
     counts = Counts(
         read=view.read,
-        kept=view.read - quarantined - duplicates,
+        kept=view.height - quarantined,
         quarantined=quarantined,
-        duplicates=duplicates,
+        duplicates=view.read - view.height,
         warnings=sum(not outcome.passed and outcome.severity == "warning" for outcome in outcomes),
         received=received,
         received_quarantined=int(out.slice(view.read - received).sum()),
@@ -217,17 +299,22 @@ def judge(
     return kept, bad, Judgement(counts=counts, outcomes=outcomes, problems=problems, docs=docs)
 
 
-def _blocks(name: str, table: pl.LazyFrame, rules: Rules, known: Mapping[str, pl.LazyFrame]) -> tuple[RowBlocks, list[Outcome]]:
-    """The table in blocks, with the columns that rules add, and the references that cannot be joined."""
+def _blocks(
+    name: str, table: pl.LazyFrame, rules: Rules, known: Mapping[str, pl.LazyFrame], earlier: EarlierRows | None
+) -> tuple[RowBlocks, list[Outcome], bool]:
+    """The table in blocks, with the columns that rules add; the references that cannot be joined; whether the rules judge the
+    rows of a block by themselves.
+    """
     read = int(table.select(pl.len()).collect().item())
     added = len(rules.derived) + sum(len(each.join_columns) for each in rules.references.values())
-    view = RowBlocks(table, read, rows_per_block(len(table.collect_schema()) + added + len(checked_columns(rules))))
+    size = rows_per_block(len(table.collect_schema()) + added + len(checked_columns(rules)))
+    view = RowBlocks(table, read, size, grain=row_blocks.GRAIN)
     if rules.drop_duplicates:
-        view = view.without_duplicates()
+        view = view.without(later_copies(view, table.collect_schema().names(), earlier))
     view, failures, reader = view_of(name, view, rules, known)
     if reader and read > view.rows:
         log.info("validate: %s: %s looks at other rows, so all %s rows are in memory at once", name, reader, f"{read:,}")
-    return view.whole() if reader else view, failures
+    return view.whole() if reader else view, failures, reader is None
 
 
 # --- messages and report ------------------------------------------------------------------------------------------------------
@@ -264,12 +351,17 @@ def _finding(outcome: Outcome) -> str:
     return f'{columns}{outcome.failed:,} of {outcome.checked:,} rows break "{outcome.name}" (rows {rows}: {values})'
 
 
-def _write_report(folder: Path, params: Params, done: Mapping[str, Judgement]) -> None:
-    """Write results.json, and a page per table of Great Expectations under docs."""
+def _write_report(folder: Path, params: Params, done: Mapping[str, Judgement]) -> dict[str, str]:
+    """Write results.json, and a page per table of Great Expectations under docs. Returns table -> its page in HTML."""
+    pages = {name: checked.page for name, checked in done.items() if checked.page}
+    rendered = {name: render_page(name, checked.docs) for name, checked in done.items() if checked.docs}
+    pages |= {name: page for name, page in rendered.items() if page}
     with writing(folder) as new:
-        new.mkdir()
-        pages = render_pages(new / "docs", {name: checked.docs for name, checked in done.items()})
-        write_json(new / "results.json", results(params, done, pages))
+        (new / "docs").mkdir(parents=True)
+        for name, page in pages.items():
+            (new / "docs" / f"{name}.html").write_text(page, encoding="utf8")
+        write_json(new / "results.json", results(params, done, {name: f"docs/{name}.html" for name in pages}))
+    return pages
 
 
 def results(params: Params, done: Mapping[str, Judgement], pages: Mapping[str, str]) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def non_null_proportion(view: RowBlocks, column: str) -> float:
 
 
 def rows(view: RowBlocks) -> int:
-    return view.read - (0 if view.dropped is None else int(view.dropped.sum()))
+    return view.height
 
 
 def names(view: RowBlocks) -> list[str]:

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import polars as pl
@@ -22,8 +21,19 @@ from evergreen.tasks.core.suggestions import nearest
 from evergreen.tasks.data.column_statistics import distinct, extremes, missing, of, supports, with_nulls
 from evergreen.tasks.data.column_statistics import names as column_names
 from evergreen.tasks.data.column_statistics import rows as row_count
+from evergreen.tasks.data.earlier_results import as_json
+from evergreen.tasks.data.repeated_rows import EarlierRows, all_copies
 from evergreen.tasks.data.row_blocks import AT, ROW, RowBlocks
-from evergreen.tasks.data.rules import Outcome, Tally, as_json_value, missing_column, not_computed, positions_of
+from evergreen.tasks.data.rules import (
+    Found,
+    Outcome,
+    Tally,
+    add_rows,
+    as_json_value,
+    missing_column,
+    not_computed,
+    positions_of,
+)
 
 COMPLETE = {"result_format": {"result_format": "COMPLETE"}}
 PARTIAL = 20
@@ -79,6 +89,10 @@ FEW_VALUES: dict[str, Callable[[RowBlocks, str], pl.DataFrame]] = {
     "expect_column_distinct_values_to_equal_set": distinct,
 }
 """Expectations whose result a few of the values decide."""
+RANDOM_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""Of an element of a page, in another one of the same page."""
+RENDERED_AT = re.compile(r"\?d=[0-9TZ.]+")
+"""The time in the address of a picture."""
 log = logging.getLogger(__name__)
 
 
@@ -129,12 +143,20 @@ def _argument_error(found: Any, error: Exception) -> str:
     return first[0]["msg"] if key == "__root__" else f"{key}: {first[0]['msg']}"
 
 
+class Expected(TypedDict):
+    """What an expectation about single rows found in one block."""
+
+    found: Found
+    result: dict[str, Any]
+    """Of the library, without the lists of all rows."""
+
+
 @dataclass
 class _RowRule:
-    """An expectation about single rows while the blocks pass, with the library's result of each block, without long lists."""
+    """An expectation about single rows while the blocks pass."""
 
     tally: Tally
-    results: list[Any] = field(default_factory=list[Any])
+    results: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
 
 class Expectations:
@@ -142,49 +164,63 @@ class Expectations:
     from few values that have the same result; what needs its columns as a whole is computed at once, and said in the log.
     """
 
-    def __init__(self, name: str, view: RowBlocks, rules: Rules) -> None:
+    def __init__(self, name: str, view: RowBlocks, rules: Rules, earlier: EarlierRows | None = None) -> None:
         """Raises ParamsError for a bound that is no time."""
-        self._name, self._view, self._given = name, view, dict(enumerate(rules.expectations))
+        self._name, self._view, self._given, self._earlier = name, view, dict(enumerate(rules.expectations)), earlier
         self._found: dict[int, Outcome] = {}
         self._rows: dict[int, _RowRule] = {}
-        self._repeats: dict[int, np.ndarray] = {}
         self._results: dict[int, Any] = {}
-        self._meta: dict[str, Any] = {}
+        self.failed = False
+        """Whether an expectation about single rows could not be computed in a block."""
         for number, each in self._given.items():
             columns = _columns(each)
             if problem := missing_column(view.schema, columns, "the table"):
                 self._found[number] = not_computed(_name(each), each.type, columns, each.severity, problem)
             elif is_per_row(each):
-                self._rows[number] = _RowRule(Tally(_name(each), each.type, columns, each.severity))
+                self._rows[number] = _RowRule(_tally(each))
             else:
                 self._compute(number, each)
-        used = [column for number in self._rows for column in self._needed(self._given[number])]
+        self._by_block = [number for number, rule in self._rows.items() if not rule.results]
+        used = (column for number in self._by_block for column in self._needed(self._given[number]))
         self._columns = list(dict.fromkeys(used))
-        self._nullable = _nullable(view, self._columns) if view.read > view.rows else {}
 
-    def check(self, block: pl.DataFrame, rows: range) -> None:
-        """One block: `rows` of the file, from 0."""
-        for number, positions in self._repeats.items():
-            self._rows[number].tally.add(block, rows, len(block), positions_of(block, positions))
-        mine = {number: self._given[number] for number in self._rows if number not in self._repeats}
-        mine = {number: each for number, each in mine.items() if number not in self._found}
-        if not mine or (block.is_empty() and self._view.read > self._view.rows):
-            return
-        for number, result in self._run(block.select(AT, *self._columns), mine, self._nullable).items():
-            self._add(number, block, rows, result)
-        if self._view.read > self._view.rows:
-            gc.collect()  # the library's results refer to one another, and hold the rows of the block
+    @property
+    def nullable_columns(self) -> list[str]:
+        """Columns of whole numbers and truth values that are checked block by block: pandas holds them as another type where
+        a value is missing anywhere in the column.
+        """
+        kinds = self._view.schema.schema
+        return [each for each in self._columns if kinds[each].is_integer() or kinds[each] == pl.Boolean]
 
-    def _add(self, number: int, block: pl.DataFrame, rows: range, result: Any) -> None:
-        rule = self._rows[number]
+    def find(self, block: pl.DataFrame, rows: range, nullable: Mapping[str, bool]) -> dict[str, Expected]:
+        """What the rules find in one block, by their number as text: `rows` of the file (from 0); `nullable`: of
+        `nullable_columns` whether a value is missing anywhere. A rule that cannot be computed is not in it any more.
+        """
+        mine = {number: self._given[number] for number in self._by_block if number not in self._found}
+        if not mine or (block.is_empty() and self._view.read):
+            return {}
+        results = self._run(block.select(AT, *self._columns), mine, nullable)
+        found = {number: self._expected(number, block, rows, results.pop(number)) for number in list(results)}
+        gc.collect()  # the library's results refer to one another, and hold the rows of the block
+        return {str(number): each for number, each in found.items() if each is not None}
+
+    def _expected(self, number: int, block: pl.DataFrame, rows: range, result: Any) -> Expected | None:
         at = None if _first_exception(result.exception_info) else result.result.pop("unexpected_index_list", None)
         if at is None:
             self._found[number] = self._outcome(number, result)
             self._results[number] = result
-            return
+            self.failed = True
+            return None
         positions = positions_of(block, np.sort(np.asarray(at, dtype=np.int64)))
-        rule.tally.add(block, rows, int(result.result["element_count"]), positions)
-        rule.results.append(without_row_lists(result))
+        found = self._rows[number].tally.find(block, rows, int(result.result["element_count"]), positions)
+        return {"found": found, "result": without_row_lists(result).result}
+
+    def add(self, rows: range, expected: Mapping[str, Expected]) -> None:
+        """Add what was found in one block; blocks come in their order."""
+        for number, each in expected.items():
+            rule = self._rows[int(number)]
+            rule.tally.add(rows, each["found"])
+            rule.results.append(each["result"])
 
     def finish(self) -> tuple[list[Outcome], list[Tally], Any]:
         """Outcomes in the order of the rules, the row rules that quarantine their rows, and the library's result or None."""
@@ -192,8 +228,7 @@ class Expectations:
         for number, rule in self._rows.items():
             if number in self._found or not rule.results:
                 continue
-            merged = merge(rule.results, self._given[number].kwargs.get("mostly", 1))
-            self._results[number] = merged
+            merged = self._results[number] = self._merged(number, rule.results)
             self._found[number] = rule.tally.outcome(bool(merged.success))
             if rule.tally.severity == "error" and not merged.success:
                 broken.append(rule.tally)
@@ -203,8 +238,23 @@ class Expectations:
                 f"params.yaml: validate.{self._name}.expectations: {lost.type} was not checked; is it a duplicate?"
             )
         results = [self._results[number] for number in sorted(self._results)]
-        docs = _suite_result(self._name, results, self._meta) if results else None
+        docs = _suite_result(self._name, results) if results else None
         return [self._found[number] for number in sorted(self._found)], broken, docs
+
+    def _merged(self, number: int, results: Sequence[dict[str, Any]]) -> Any:
+        """The library's result of a rule about single rows."""
+        from great_expectations.core import ExpectationValidationResult
+
+        each = self._given[number]
+        arguments = _arguments(self._name, number, self._view.schema, each)
+        success, result = merge(results, each.kwargs.get("mostly", 1))
+        return ExpectationValidationResult(
+            success=success,
+            expectation_config=_implementation("", each)(**arguments, meta={"rule": number}).configuration,
+            result=result,
+            exception_info={"raised_exception": False, "exception_traceback": None, "exception_message": None},
+            meta={},
+        )
 
     # Rules about the table or a column
 
@@ -219,21 +269,21 @@ class Expectations:
             result = self._run(values, {number: each})[number]
             at = result.result.get("unexpected_index_list")
             if at is not None and not _first_exception(result.exception_info):
-                self._keep_positions(number, each, result, np.asarray(at, dtype=np.int64))
+                self._keep_rows(number, each, result, values[ROW].to_numpy()[np.sort(np.asarray(at, dtype=np.int64))])
                 return
         self._results[number] = without_row_lists(result)
         self._found[number] = self._outcome(number, result)
 
-    def _keep_positions(self, number: int, each: Expectation, result: Any, at: np.ndarray) -> None:
-        """Of a row rule that was checked at once."""
-        self._rows[number] = _RowRule(Tally(_name(each), each.type, _columns(each), each.severity), [without_row_lists(result)])
-        self._repeats[number] = np.sort(at)
+    def _keep_rows(self, number: int, each: Expectation, result: Any, rows: np.ndarray) -> None:
+        """Of a row rule that was checked at once: the values of ROW that fail, ascending."""
+        rule = self._rows[number] = _RowRule(_tally(each), [as_json(without_row_lists(result).result)])
+        add_rows(rule.tally, self._view, rows.astype(np.int64))
 
     def _find_repeats(self, number: int, each: Expectation) -> None:
         """Only values that are there twice can fail: the library judges these alone, and the others are counted."""
         column = each.kwargs["column"]
-        repeated = pl.concat(part.filter(pl.col(column).is_duplicated()) for part in self._view.equals([column]))
-        present = repeated.filter(pl.col(column).is_not_null()).sort(AT)
+        repeated = self._view.chosen(all_copies(self._view, [column], self._earlier), [column])
+        present = repeated.filter(pl.col(column).is_not_null())
         if present.schema[column].is_float():
             present = present.filter(pl.col(column).is_not_nan())
         result = self._run(present, {number: each}, with_nulls(self._view, [column]))[number]
@@ -243,8 +293,8 @@ class Expectations:
             return
         result.result["missing_count"] = missing(self._view, column)
         result.result["element_count"] = row_count(self._view)
-        self._keep_positions(number, each, result, np.asarray(at, dtype=np.int64))
-        self._rows[number].results[0] = merge(self._rows[number].results, each.kwargs.get("mostly", 1))
+        failing = present.filter(pl.col(AT).is_in(at))[ROW].to_numpy()
+        self._keep_rows(number, each, result, failing)
 
     def _from_statistics(self, number: int, each: Expectation) -> Any:
         """The library's result from statistics of column_statistics; None where it needs another one."""
@@ -309,7 +359,6 @@ class Expectations:
         asset = _context().data_sources.add_or_update_pandas("tables").add_dataframe_asset(self._name)
         batch = asset.add_batch_definition_whole_dataframe("whole").get_batch({"dataframe": _as_pandas(values, nullable or {})})
         found = batch.validate(suite, **COMPLETE)
-        self._meta = found.meta
         return {each.expectation_config.meta["rule"]: each for each in found.results}
 
 
@@ -329,11 +378,6 @@ def _as_pandas(values: pl.DataFrame, nullable: Mapping[str, bool]) -> Any:
     return found
 
 
-def _nullable(view: RowBlocks, columns: Sequence[str]) -> dict[str, bool]:
-    kinds = view.schema.schema
-    return with_nulls(view, [each for each in columns if kinds[each].is_integer() or kinds[each] == pl.Boolean])
-
-
 def _quantiles(metric: Any) -> list[Any]:
     quantiles = metric.metric_value_kwargs.get("quantiles")
     return [] if quantiles is None else [quantiles]
@@ -345,7 +389,8 @@ def is_per_row(expectation: Expectation) -> bool:
     return expectation.type in PER_ROW and "(" not in re.sub(r"col\(", "", condition) and "@" not in condition
 
 
-def _suite_result(name: str, results: Sequence[Any], meta: Any) -> Any:
+def _suite_result(name: str, results: Sequence[Any]) -> Any:
+    import great_expectations as gx
     from great_expectations.core.expectation_validation_result import ExpectationSuiteValidationResult
 
     passed = sum(bool(each.success) for each in results)
@@ -359,20 +404,19 @@ def _suite_result(name: str, results: Sequence[Any], meta: Any) -> Any:
             "unsuccessful_expectations": len(results) - passed,
             "success_percent": 100 * passed / len(results),
         },
-        meta=meta,
+        meta={"great_expectations_version": gx.__version__},
     )
 
 
-def merge(results: Sequence[Any], mostly: float) -> Any:
-    """The library's result for all rows from those of their blocks, for a rule about single rows."""
-    first = results[0]
-    found: dict[str, Any] = first.result
+def merge(results: Sequence[Mapping[str, Any]], mostly: float) -> tuple[bool, dict[str, Any]]:
+    """Whether a rule about single rows holds for all rows, and the library's result, from those of their blocks."""
+    found = dict(results[0])
     for key in ("element_count", "missing_count", "unexpected_count"):
         if key in found:
-            found[key] = sum(each.result[key] for each in results)
+            found[key] = sum(each[key] for each in results)
     for key in ("partial_unexpected_list", "partial_unexpected_index_list"):
         if key in found:
-            found[key] = [value for each in results for value in each.result.get(key, ())][:PARTIAL]
+            found[key] = [value for each in results for value in each.get(key, ())][:PARTIAL]
     rows, failed = found["element_count"], found["unexpected_count"]
     present = rows - found.get("missing_count", 0)
     shares = {
@@ -382,8 +426,7 @@ def merge(results: Sequence[Any], mostly: float) -> Any:
         "unexpected_percent_nonmissing": _percent(failed, present),
     }
     found.update({key: share for key, share in shares.items() if key in found})
-    first.success = not present or (float(present) - float(failed)) / float(present) >= mostly
-    return first
+    return not present or (float(present) - float(failed)) / float(present) >= mostly, found
 
 
 def _percent(number: int, of_all: int) -> float | None:
@@ -403,6 +446,10 @@ def checked_columns(rules: Rules) -> set[str]:
     return {column for each in rules.expectations for column in _columns(each)}
 
 
+def _tally(expectation: Expectation) -> Tally:
+    return Tally(_name(expectation), expectation.type, _columns(expectation), expectation.severity)
+
+
 def _name(expectation: Expectation) -> str:
     columns = ", ".join(_columns(expectation))
     return expectation.name or f"{expectation.type.removeprefix('expect_')} {columns}".strip()
@@ -417,6 +464,7 @@ def _context() -> Any:
     silence()
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    gc.freeze()  # a collection after each block need not look at the library
     return context
 
 
@@ -442,27 +490,20 @@ def _first_exception(info: Any) -> str | None:
     return messages[0].strip().splitlines()[0].rstrip(".") if messages else None
 
 
-def render_pages(folder: Path, results: Mapping[str, Any]) -> dict[str, str]:
-    """Data Docs: one page per table with a result, as table -> path relative to the parent of `folder`.
-
-    `results`: table -> result of run_expectations. Styles are loaded from the network. A failure is logged, not raised.
+def render_page(name: str, result: Any) -> str | None:
+    """The Data Docs of one table in HTML, without time and random ids: the same result gives the same page. Styles
+    are loaded from the network. A failure is logged, not raised: None.
     """
     from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
     from great_expectations.render.view.view import DefaultJinjaPageView
 
-    found: dict[str, str] = {}
-    folder.mkdir()
-    for name, result in results.items():
-        if result is None:
-            continue
-        try:
-            page = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result))
-        except Exception as error:  # noqa: BLE001  (a page for people, no result)
-            log.warning("validate: %s: Great Expectations could not render its page: %s", name, error)
-            continue
-        (folder / f"{name}.html").write_text(page, encoding="utf8")
-        found[name] = f"{folder.name}/{name}.html"
-    return found
+    try:
+        page = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result))
+    except Exception as error:  # noqa: BLE001  (a page for people, no result)
+        log.warning("validate: %s: Great Expectations could not render its page: %s", name, error)
+        return None
+    ids = {each: f"id-{place}" for place, each in enumerate(dict.fromkeys(RANDOM_ID.findall(page)))}
+    return RENDERED_AT.sub("", RANDOM_ID.sub(lambda found: ids[found[0]], page))
 
 
 def without_row_lists(result: Any) -> Any:

@@ -3,10 +3,15 @@
 How many rows a block has follows from the memory that it may take, EVERGREEN_MEMORY_MB in the environment.
 """
 
+import base64
+import io
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 
+import numpy as np
 import polars as pl
 
 from evergreen.tasks.core import memory
@@ -41,6 +46,8 @@ class RowBlocks:
     derived: tuple[tuple[str, pl.Expr], ...] = ()
     scan: int = SCAN_ROWS
     """Rows of one column at a time."""
+    grain: int = GRAIN
+    """The rows after the last multiple of it are a block by themselves: more follow them when the table grows."""
     dropped: pl.Series | None = field(default=None, compare=False)
     """Per row whether it is a dropped duplicate. None: none is."""
 
@@ -49,14 +56,32 @@ class RowBlocks:
         """No rows, with all columns."""
         return self._view(0, 0).collect()
 
-    def blocks(self) -> Iterator[pl.DataFrame]:
-        """All rows with ROW, AT and the columns that rules add; a table without rows is one empty block."""
-        for start in self.starts(self.rows):
-            yield self._view(start, self.rows).collect()
+    @property
+    def height(self) -> int:
+        """Number of the rows that were not dropped."""
+        return self.read - (0 if self.dropped is None else int(self.dropped.sum()))
+
+    def spans(self, rows: range | None = None) -> list[range]:
+        """The rows of the file (from 0) of each block; `rows`: of those alone. A table without rows is one empty block."""
+        rows = range(self.read) if rows is None else rows
+        last = max(rows.start, rows.stop - rows.stop % self.grain)
+        starts = [*range(rows.start, last, self.rows), *range(last, rows.stop, self.rows)] or [rows.start]
+        return [range(one, other) for one, other in pairwise([*starts, rows.stop])]
 
     def whole(self) -> "RowBlocks":
         """As one block, for expressions that look at other rows."""
-        return replace(self, rows=max(self.read, 1), scan=max(self.read, 1))
+        every = max(self.read, 1)
+        return replace(self, rows=every, scan=every, grain=every)
+
+    def part(self, rows: range, columns: Sequence[str] | None = None) -> pl.LazyFrame:
+        """Of these rows of the file (from 0) those that were not dropped, with ROW, AT and `columns` at least; None: with all
+        columns, also those that rules add.
+        """
+        return self._view(rows.start, len(rows), columns)
+
+    def undropped(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Those of `rows`, which have ROW, that were not dropped."""
+        return rows if self.dropped is None else rows.filter(~self.dropped.gather(rows[ROW] - 1))
 
     def starts(self, rows: int) -> range:
         return range(0, max(self.read, 1), rows)
@@ -74,6 +99,12 @@ class RowBlocks:
         """ROW, AT and `columns` of all rows at once."""
         return self._view(0, self.read).select([*dict.fromkeys((ROW, AT, *columns))]).collect()
 
+    def chosen(self, rows: np.ndarray, columns: Sequence[str]) -> pl.DataFrame:
+        """ROW, AT and `columns` of the rows with these values of ROW."""
+        names = [*dict.fromkeys((ROW, AT, *columns))]
+        wanted = pl.col(ROW).is_in(pl.Series(rows, dtype=pl.get_index_type()).implode())
+        return self._view(0, self.read, columns).select(names).filter(wanted).collect()
+
     def equals(self, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
         """ROW, AT and `columns` of all rows, in parts so that rows with equal values are in the same one; in their order."""
         count = -(-self.read * BYTES_PER_KEY * (1 + len(columns)) // memory.limit())
@@ -85,12 +116,11 @@ class RowBlocks:
         for place in range(count):
             yield whole.select(names).filter(key.hash(0) % count == place).collect()
 
-    def without_duplicates(self) -> "RowBlocks":
-        """Without the rows that are equal to an earlier one in every column."""
-        columns = self.table.collect_schema().names()
-        kept = pl.concat(part.unique(columns, keep="first")[ROW] for part in self.equals(columns))
-        dropped = ~pl.int_range(1, self.read + 1, eager=True).cast(kept.dtype).is_in(kept.implode())
-        return replace(self, dropped=dropped if dropped.any() else None)
+    def without(self, rows: np.ndarray) -> "RowBlocks":
+        """Without these rows, by their values of ROW."""
+        dropped = np.zeros(self.read, dtype=bool)
+        dropped[rows - 1] = True
+        return replace(self, dropped=pl.Series(dropped) if len(rows) else None)
 
     def _view(self, start: int, count: int, columns: Sequence[str] | None = None) -> pl.LazyFrame:
         """The rows of `count` rows of the file from `start` (from 0) on; with `columns` at least, None: with all."""
@@ -107,6 +137,28 @@ class RowBlocks:
         for name, expression in self.derived:
             rows = rows.with_columns(expression.alias(name))
         return rows
+
+
+def packed(mask: np.ndarray) -> str:
+    """A mask of rows as text."""
+    return base64.b64encode(zlib.compress(np.packbits(mask).tobytes(), level=1)).decode()
+
+
+def unpacked(text: str, count: int) -> np.ndarray:
+    """The mask, of so many rows."""
+    bits = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8)
+    return np.unpackbits(bits, count=count).astype(bool)
+
+
+def packed_table(rows: pl.DataFrame) -> str:
+    """A small table as text."""
+    file = io.BytesIO()
+    rows.write_parquet(file)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def unpacked_table(text: str) -> pl.DataFrame:
+    return pl.read_parquet(io.BytesIO(base64.b64decode(text)))
 
 
 def rows_per_block(columns: int) -> int:

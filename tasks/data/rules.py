@@ -6,7 +6,7 @@ Row numbers count from 1 in the file of data/raw.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import polars as pl
@@ -16,7 +16,8 @@ from evergreen.tasks.config.data import Rules
 from evergreen.tasks.core.errors import ParamsError
 from evergreen.tasks.core.sql_expressions import reads_other_rows
 from evergreen.tasks.core.suggestions import nearest
-from evergreen.tasks.data.row_blocks import AT, ROW, RowBlocks
+from evergreen.tasks.data.repeated_rows import EarlierRows, later_copies
+from evergreen.tasks.data.row_blocks import AT, ROW, RowBlocks, packed, unpacked
 
 Severity = Literal["error", "warning"]
 EXAMPLES = 3
@@ -48,6 +49,18 @@ class Outcome(Section):
     """Why the rule could not be computed."""
 
 
+class Found(TypedDict):
+    """What a rule found in some rows, as JSON holds it."""
+
+    checked: int
+    """Rows checked."""
+    failed: int
+    examples: list[dict[str, Any]]
+    """Its first failing rows; see Outcome."""
+    mask: str | None
+    """Packed: of each row of the file whether it fails. None where none does, or for a warning."""
+
+
 @dataclass
 class Tally:
     """One row rule while the blocks of a table pass."""
@@ -60,23 +73,41 @@ class Tally:
     """Rows checked."""
     failed: int = 0
     examples: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    marks: list[pl.Series | None] = field(default_factory=list["pl.Series | None"])
-    """Per block and row of the file whether it fails; None: no row does. Kept where they may be quarantined."""
+    masks: list[tuple[range, str]] = field(default_factory=list[tuple[range, str]])
+    """Rows of the file (from 0), and packed whether they fail, where one does. Kept where they may be quarantined."""
 
-    def add(self, block: pl.DataFrame, rows: range, checked: int, positions: np.ndarray) -> None:
-        """Add a block: `rows` of the file (from 0), `positions`: the failing rows of `block`."""
-        self.checked += checked
-        self.failed += len(positions)
-        if len(self.examples) < EXAMPLES:
-            first = block[np.sort(positions)[: EXAMPLES - len(self.examples)]]
-            for row, values in zip(first[ROW], first.select(self.columns).iter_rows(named=True), strict=True):
-                self.examples.append({"row": row, "values": {key: as_json_value(each) for key, each in values.items()}})
-        if self.severity == "error":
-            self.marks.append(self._marked(block, rows, positions) if len(positions) else None)
+    def find(self, block: pl.DataFrame, rows: range, checked: int, failing: np.ndarray) -> Found:
+        """`rows`: those of the file (from 0) of which `block` has the ones that were not dropped; `failing`: its failing rows,
+        ascending.
+        """
+        numbers = block[ROW].to_numpy()[failing].astype(np.int64)
+        return self.found(block[failing[:EXAMPLES]], rows, checked, numbers - rows.start - 1)
 
-    def _marked(self, block: pl.DataFrame, rows: range, positions: np.ndarray) -> pl.Series:
+    def found(self, first: pl.DataFrame, rows: range, checked: int, failing: np.ndarray) -> Found:
+        """`first`: the first failing rows; `failing`: the places of all of them among `rows`."""
+        values = first.select(self.columns).iter_rows(named=True)
+        examples = [
+            {"row": row, "values": {key: as_json_value(each) for key, each in found.items()}}
+            for row, found in zip(first[ROW], values, strict=True)
+        ]
         mask = np.zeros(len(rows), dtype=bool)
-        mask[block[ROW].to_numpy()[positions].astype(np.int64) - rows.start - 1] = True
+        mask[failing] = True
+        marks = packed(mask) if self.severity == "error" and len(failing) else None
+        return {"checked": checked, "failed": len(failing), "examples": examples, "mask": marks}
+
+    def add(self, rows: range, found: Found) -> None:
+        """Blocks are added in their order."""
+        self.checked += found["checked"]
+        self.failed += found["failed"]
+        self.examples += found["examples"][: EXAMPLES - len(self.examples)]
+        if found["mask"] is not None:
+            self.masks.append((rows, found["mask"]))
+
+    def failing(self, read: int) -> pl.Series:
+        """Per row of the file whether it fails."""
+        mask = np.zeros(read, dtype=bool)
+        for rows, each in self.masks:
+            mask[rows.start : rows.stop] = unpacked(each, len(rows))
         return pl.Series(mask)
 
     def outcome(self, passed: bool) -> Outcome:
@@ -96,33 +127,26 @@ class Tally:
 
 @dataclass(frozen=True)
 class RowRule:
-    """A built-in rule that looks at one row at a time; a unique key at the rows of `failing_rows`, which were found before."""
+    """A built-in rule that looks at one row at a time."""
 
     tally: Tally
-    failing: pl.Expr | None = None
+    failing: pl.Expr
     subset: pl.Expr | None = None
     """Checked rows; None: all."""
-    failing_at: np.ndarray | None = None
-    """The values of AT that fail, ascending."""
+    known: pl.Series | None = None
+    """Of a reference: the keys of the other table."""
 
-    def check(self, block: pl.DataFrame, rows: range) -> None:
-        checked, failing = len(block), self.failing
-        if failing is None:
-            self.tally.add(block, rows, checked, positions_of(block, self.failing_at))
-            return
-        failing = failing.fill_null(False)
+    def find(self, block: pl.DataFrame, rows: range) -> Found:
+        checked, failing = len(block), self.failing.fill_null(False)
         if self.subset is not None:
             included = block.select(pl.col(ROW), self.subset.fill_null(False).alias("included"))["included"]
             checked, failing = int(included.sum()), failing & included
-        self.tally.add(block, rows, checked, block.select(failing.arg_true()).to_series().to_numpy())
+        return self.tally.find(block, rows, checked, block.select(failing.arg_true()).to_series().to_numpy())
 
 
-def positions_of(block: pl.DataFrame, at: np.ndarray | None) -> np.ndarray:
+def positions_of(block: pl.DataFrame, at: np.ndarray) -> np.ndarray:
     """The rows of `block` among those with the values `at` (ascending) of AT."""
-    if at is None or not len(at) or not len(block):
-        return np.empty(0, dtype=np.int64)
-    first, last = int(block[AT][0]), int(block[AT][-1])
-    return at[np.searchsorted(at, first) : np.searchsorted(at, last, side="right")] - first
+    return at - int(block[AT][0]) if len(at) else at
 
 
 def view_of(
@@ -156,11 +180,18 @@ def view_of(
 
 
 def builtin_rules(
-    name: str, view: RowBlocks, rules: Rules, time: str | None, known: Mapping[str, pl.LazyFrame]
-) -> list[RowRule | Outcome]:
-    """The built-in rules of the table in their order; an Outcome for one that cannot be computed. `time`: its time column."""
+    name: str,
+    view: RowBlocks,
+    rules: Rules,
+    time: str | None,
+    known: Mapping[str, pl.LazyFrame],
+    earlier: EarlierRows | None = None,
+) -> list[RowRule | Tally | Outcome]:
+    """The built-in rules of the table in their order: those that look at one row at a time; a Tally for a unique key, which
+    is searched here; an Outcome for one that cannot be computed. `time`: its time column.
+    """
     schema, table = view.schema, view.table.collect_schema()
-    found: list[RowRule | Outcome] = [
+    found: list[RowRule | Tally | Outcome] = [
         RowRule(Tally(f"{column} is finite", "finite", (column,), "error"), ~pl.col(column).is_finite())
         for column, kind in table.items()
         if kind.is_float()
@@ -168,7 +199,7 @@ def builtin_rules(
     if time:
         found.append(RowRule(Tally(f"{time} is present", "present", (time,), "error"), pl.col(time).is_null()))
     if rules.unique:
-        found.append(_unique(view, rules.unique))
+        found.append(_unique(view, rules.unique, earlier))
     for column, reference in rules.references.items():
         to, key = reference.to.split(".")
         if _type_mismatch(schema, column, known[to], key, reference.to):
@@ -178,7 +209,7 @@ def builtin_rules(
         where = f"validate.{name}.references.{column}.where"
         subset = _sql(schema, reference.where, where) if reference.where else None
         tally = Tally(f"{column} known in {to}", "reference", (column,), reference.severity)
-        found.append(RowRule(tally, unknown, subset))
+        found.append(RowRule(tally, unknown, subset, keys))
     return found
 
 
@@ -214,12 +245,19 @@ def _sql(rows: pl.DataFrame, text: str, key: str) -> pl.Expr:
     return expression
 
 
-def _unique(view: RowBlocks, columns: tuple[str, ...]) -> RowRule | Outcome:
+def _unique(view: RowBlocks, columns: tuple[str, ...], earlier: EarlierRows | None) -> Tally | Outcome:
     name = f"{' + '.join(columns)} unique"
     if problem := missing_column(view.schema, columns, "the table"):
         return not_computed(name, "unique", columns, "error", problem)
-    repeated = [part.filter(~pl.struct(columns).is_first_distinct())[AT].to_numpy() for part in view.equals(columns)]
-    return RowRule(Tally(name, "unique", columns, "error"), failing_at=np.sort(np.concatenate(repeated)).astype(np.int64))
+    tally = Tally(name, "unique", columns, "error")
+    add_rows(tally, view, later_copies(view, columns, earlier))
+    return tally
+
+
+def add_rows(tally: Tally, view: RowBlocks, rows: np.ndarray) -> None:
+    """Add what was found in all rows at once: the values of ROW of the failing ones, ascending."""
+    first = pl.concat([view.schema, *(view.part(range(row - 1, row)).collect() for row in rows[:EXAMPLES].tolist())])
+    tally.add(range(view.read), tally.found(first, range(view.read), view.height, rows - 1))
 
 
 def not_computed(name: str, kind: str, columns: tuple[str, ...], severity: Severity, problem: str) -> Outcome:
@@ -240,7 +278,7 @@ def split(view: RowBlocks, broken: Sequence[Tally]) -> tuple[pl.LazyFrame, pl.La
     duplicates.
     """
     broken = [each for each in broken if each.failed]
-    marks = {f"__rule{place}": _marks(each, view) for place, each in enumerate(broken)}
+    marks = {f"__rule{place}": each.failing(view.read) for place, each in enumerate(broken)}
     out = pl.zeros(view.read, dtype=pl.Boolean, eager=True)
     for each in marks.values():
         out = out | each
@@ -251,14 +289,6 @@ def split(view: RowBlocks, broken: Sequence[Tally]) -> tuple[pl.LazyFrame, pl.La
     out_or_dropped = out | dropped
     kept = _chosen(view.table, ~out_or_dropped, {}) if out_or_dropped.any() else view.table
     return kept, bad, out
-
-
-def _marks(tally: Tally, view: RowBlocks) -> pl.Series:
-    lengths = (min(view.rows, view.read - start) for start in view.starts(view.rows))
-    found = zip(lengths, tally.marks, strict=True)
-    return pl.concat(
-        pl.zeros(length, dtype=pl.Boolean, eager=True) if marks is None else marks.rename("zeros") for length, marks in found
-    )
 
 
 def _chosen(table: pl.LazyFrame, mask: pl.Series, marks: Mapping[str, pl.Series]) -> pl.LazyFrame:
