@@ -26,6 +26,7 @@ from evergreen.flows.operations import status
 from evergreen.flows.prefect_runtime import artifacts, runs
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params
+from evergreen.tasks.core import memory
 from evergreen.tasks.core.errors import EvergreenError, StepError, UnavailableError
 from evergreen.tasks.core.paths import Layout, make_folder
 
@@ -41,6 +42,8 @@ WORLD = threading.RLock()
 TIMEOUT_SECONDS = {"tune": 12 * 3600}
 """Of the steps that may take more than OTHERWISE_SECONDS."""
 OTHERWISE_SECONDS = 3600
+NO_MEMORY = "memory allocation of"
+"""In the last line of a process that Polars ended."""
 PROGRAM = "evergreen"
 """Module that runs a step."""
 
@@ -147,7 +150,9 @@ def _why(code: int, last: str, step: str, problem: str | None, log_file: Path) -
     if code == -signal.SIGTERM:
         return CrashError(f"{where}: stopped after {_timeout(step)} s, its time limit. {shown} says how far it came.")
     if code == -signal.SIGKILL:
-        return CrashError(f"{where}: killed, perhaps for lack of memory. {shown} says how far it came.")
+        return CrashError(f"{where}: killed, perhaps for lack of memory. {memory.advice(step)} {shown} says how far it came.")
+    if code == -signal.SIGABRT and NO_MEMORY in last:
+        return CrashError(f"{where}: out of memory ({last}). {memory.advice(step)} {shown} says how far it came.")
     return CrashError(f"{where}: ended with code {code}: {last}. {shown} says more.")
 
 

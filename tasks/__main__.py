@@ -55,6 +55,13 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return error.code
+    except MemoryError:
+        if options.debug:
+            raise
+        from evergreen.tasks.core import memory
+
+        print(f"error: out of memory. {memory.advice(options.step)}", file=sys.stderr)
+        return EvergreenError.code
     except OSError as error:
         from evergreen.tasks.core.paths import refusal
 

@@ -55,7 +55,7 @@ def run(params: Params, problem: str, layout: Layout) -> Result:
 def _run(params: Params, problem: str, layout: Layout) -> Result:
     section, kind, seed = params.section(problem), problems.kind(params.kind(problem)), params.project.seed
     clock = time_budget.clock(params, problem, layout, "evaluate")
-    data = kind.load(layout.features(problem), section)
+    data = problems.load_stored(kind, layout.features(problem), section)
     folds = list(kind.splits(data, section).tests)
     model, config = load_evaluated_model(layout.model(problem), problem, folds[-1])
     folds = _affordable_windows(folds, clock, problem)

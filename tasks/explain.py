@@ -67,6 +67,8 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
     fold = kind.splits(data, section).tests[-1]
     model, _ = load_evaluated_model(layout.model(problem), problem, fold)
     found: dict[str, Any] = {"problem": problem, "kind": kind.name, "of": str(fold.test)}
+    if sample := problems.describe_sample(kind, data):
+        found["sample"] = sample
     tables: dict[str, pl.DataFrame] = {}
     if isinstance(kind, RowKind):
         few, many = _test_rows(kind, data, fold, section, params.project.seed)

@@ -58,22 +58,28 @@ def run(params: Params, problem: str, layout: Layout) -> Result:
 def _run(params: Params, problem: str, layout: Layout) -> Result:
     clock = time_budget.clock(params, problem, layout, "train")
     section, kind = params.section(problem), problems.kind(params.kind(problem))
-    data = kind.load(layout.features(problem), section)
-    splits = kind.splits(data, section)
     config = load_best_config(layout.tuning(problem), problem)
+    stored = problems.load_stored(kind, layout.features(problem), section)
+    data = problems.scope(kind, stored, config, section)
+    sample = problems.describe_sample(kind, stored)
+    if sample and data is not stored:
+        log.info("%s: train: %s learns from the sample: it needs its rows in memory", problem, config["model"])
+    splits = kind.splits(data, section)
     limit = _limit(layout.tuning(problem), clock, section.tune.budget_seconds)
     evaluated, model, trained_on = _fit(kind, data, splits, config, section, params.project.seed, problem, limit)
     evaluated, model = _finish(kind, evaluated, model, layout.tuning(problem), section, params.project.seed)
     fold = splits.tests[-1]
     rows = kind.rows(data, splits.refit) if splits.refit and model is not evaluated else trained_on
     card = describe(kind, model, data, fold, rows, config, section) | {"search": summarise_search(layout.tuning(problem))}
+    if sample:
+        card["sample"] = sample | {"learned_from": "all rows before it" if data is stored else "the sample too"}
     folder = layout.model(problem)
     with writing(folder) as scratch:
         scratch.mkdir()
         skops_models.save(model, scratch / MODEL)
         if model is not evaluated:
             skops_models.save(evaluated, scratch / JUDGED)
-        (scratch / LEVELS).write_text(json.dumps(kind.levels(data) if isinstance(kind, RowKind) else {}) + "\n")
+        (scratch / LEVELS).write_text(json.dumps(kind.levels(stored) if isinstance(kind, RowKind) else {}) + "\n")
         (scratch / BACKGROUND).write_text(background_rows(data, fold) + "\n" if isinstance(kind, RowKind) else "[]\n")
         text = json.dumps({"problem": problem, **card}, indent=2, default=str, allow_nan=False)
         (scratch / "model.json").write_text(text + "\n")

@@ -12,9 +12,9 @@ import polars as pl
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Params, Problem, Section, Tune
 from evergreen.tasks.core.paths import HELD_OUT, Layout, locking, writing
-from evergreen.tasks.problems.base import Finishing, Kind, Paired, Portfolio
+from evergreen.tasks.problems.base import Finishing, Kind, OutOfCore, Paired, Portfolio
 from evergreen.tasks.search import time_budget
-from evergreen.tasks.search.ladder import Rung, build_ladder
+from evergreen.tasks.search.ladder import build_ladder
 from evergreen.tasks.search.nested_validation import estimate_optimism, inner_searches, run_inner_search, share_time
 from evergreen.tasks.search.optuna_study import run_search
 from evergreen.tasks.search.out_of_fold import OutOfFoldPredictions, predict_out_of_fold
@@ -73,7 +73,8 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
     nested = estimate_optimism(search, evaluator, best, winners) if winners else None
     finishes = isinstance(kind, Finishing) and kind.finishes(section)
     held_out = predict_out_of_fold(search, best.config, trials, predictions) if finishes else None
-    result = _write(layout.tuning(problem), search, trials, best, nested, held_out, ladder)
+    summary = summarise(search, trials, best, nested, ladder) | _sample(kind, evaluator)
+    result = _write(layout.tuning(problem), search, trials, best, summary, held_out)
     journal.unlink()
     predictions.clear()
     return result
@@ -85,7 +86,8 @@ def _specify(params: Params, problem: str, layout: Layout, kind: Kind) -> tuple[
     metric = problems.metric(kind, section.tune.metric, f"{problem}.tune.metric")
     space, tune = narrow_space(kind, section, problem), resolve_settings(section)
     clock = time_budget.clock(params, problem, layout, "tune")
-    key = fingerprint(params, problem, layout)
+    limit = kind.learning_limit(layout.features(problem), section) if isinstance(kind, OutOfCore) else None
+    key = fingerprint(params, problem, layout, limit)
     journal = layout.var / "tuning" / f"{problem}-{key}.log"
     units = partial(kind.unit_values, metric=metric.name) if isinstance(kind, Paired) else None
     if units is not None:  # every training judges the whole ladder
@@ -137,16 +139,21 @@ def _start(search: Search, evaluator: Evaluator, section: Problem, workers: Work
     return search
 
 
+def _sample(kind: Kind, evaluator: Evaluator) -> dict[str, Any]:
+    """`sample`, where the table is too large for memory."""
+    if not isinstance(kind, OutOfCore) or kind.learning_limit(evaluator.folder, evaluator.section) is None:
+        return {}
+    return {"sample": problems.describe_sample(kind, evaluator.data())}
+
+
 def _write(
     folder: Path,
     search: Search,
     trials: Sequence[FinishedTrial],
     best: FinishedTrial,
-    nested: dict[str, Any] | None,
+    summary: dict[str, Any],
     held_out: pl.DataFrame | None,
-    ladder: Sequence[Rung],
 ) -> Result:
-    summary = summarise(search, trials, best, nested, ladder)
     with writing(folder) as scratch:
         scratch.mkdir()
         (scratch / "best.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")

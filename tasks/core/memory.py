@@ -1,8 +1,9 @@
-"""Memory of this process, and how much of it one part of the data may take."""
+"""Memory of this process and of this machine, and how much of it the data may take."""
 
 import os
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from evergreen.tasks.core.errors import ParamsError
@@ -12,18 +13,65 @@ PER_MB = 2**20 if sys.platform == "darwin" else 2**10
 LIMIT = "EVERGREEN_MEMORY_MB"
 """Environment: megabytes that one part of a table may take."""
 LIMIT_MB = 1000
+LEARNING = "EVERGREEN_LEARNING_MB"
+"""Environment: megabytes that the rows of a learning process may take."""
+LEARNING_STEPS = ("tune", "train", "evaluate", "diagnose", "explain")
+"""Steps that it bounds; the others hold parts of LIMIT."""
+LEARNING_SHARE = 0.5
+"""Of the memory of the machine or the container, where the environment says nothing."""
+CGROUPS = Path("/sys/fs/cgroup")
+UNLIMITED = 2**60
+"""What control groups say where they set no limit, or more."""
 
 
 def limit() -> int:
     """Bytes that one part of a table may take. Raises ParamsError where the environment says no positive number."""
-    text = os.environ.get(LIMIT, "")
+    return _megabytes(LIMIT) or LIMIT_MB * 2**20
+
+
+def learning_limit() -> int:
+    """Bytes that the rows of a learning process may take. Raises ParamsError where the environment says no positive number."""
+    return _megabytes(LEARNING) or int(LEARNING_SHARE * machine())
+
+
+def _megabytes(name: str) -> int | None:
+    """What the environment says under `name`, in bytes; None where it says nothing."""
+    text = os.environ.get(name, "")
+    if not text:
+        return None
     try:
-        most = float(text or LIMIT_MB)
+        most = float(text)
     except ValueError:
         most = 0.0
     if not 1 <= most < float("inf"):
-        raise ParamsError(f"{LIMIT} = {text}: is no number of megabytes from 1 on; for example {LIMIT_MB}, or unset it")
+        raise ParamsError(f"{name} = {text}: is no number of megabytes from 1 on; for example {LIMIT_MB}, or unset it")
     return int(most * 2**20)
+
+
+def machine() -> int:
+    """Bytes of memory of this machine, or of its container where that has fewer."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([whole, *(each for each in _group_limits() if 0 < each < UNLIMITED)])
+
+
+def _group_limits() -> Iterator[int]:
+    """The limits of the control groups that this process is in, of version 2 and of version 1."""
+    own = Path("/proc/self/cgroup")
+    for line in own.read_text().splitlines() if own.exists() else ():
+        _, controllers, group = line.split(":", 2)
+        if controllers in ("", "memory"):
+            root, name = (CGROUPS, "memory.max") if not controllers else (CGROUPS / "memory", "memory.limit_in_bytes")
+            place = root / group.lstrip("/")
+            for folder in (place, *place.parents):
+                if folder.is_relative_to(root) and (folder / name).is_file():
+                    text = (folder / name).read_text().strip()
+                    yield int(text) if text.isdigit() else UNLIMITED
+
+
+def advice(step: str) -> str:
+    """What to do where `step` had too little memory."""
+    name, most = (LEARNING, learning_limit()) if step in LEARNING_STEPS else (LIMIT, limit())
+    return f"Set {name} below {most / 2**20:,.0f}, its value now: less is then held at a time."
 
 
 def peak_mb() -> float:

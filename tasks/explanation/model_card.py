@@ -74,6 +74,11 @@ def _data(params: Params, section: Problem, model: Mapping[str, Any], received: 
     what = f"; target {target}" if isinstance(target, str) else ""
     yield f"{model['rows']:,} rows from {table}, with {len(model['features'])} features{what}."
     yield f"Data up to {params.project.as_of or 'the newest day in the tables'}."
+    if sample := model.get("sample"):
+        yield (
+            f"The table is too large for memory: search, preparation and explanation use {sample['in_memory']:,} of its "
+            f"{sample['stored']:,} rows, a sample of entities; the model learned from {sample['learned_from']}."
+        )
     if received:
         yield f"Rows that servers received, besides those of the exports: {_counted(received)}."
     if not features.by_cutoff and features.entity:

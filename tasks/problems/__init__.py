@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 from evergreen.tasks.config.params import KindName
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.core.suggestions import nearest
-from evergreen.tasks.problems.base import Kind, Metric
+from evergreen.tasks.problems.base import Config, Data, Kind, Metric, OutOfCore
 from evergreen.tasks.problems.prediction_type import PredictionType
 
 
@@ -29,13 +31,29 @@ def metric(of: Kind, name: str | None, key: str) -> Metric:
     return of.metrics[0] if name is None else known[name]
 
 
+def load_stored(of: Kind, folder: Path, section: Any) -> Data:
+    """The data of a problem; where its table is too large for memory, models learn from all of it and predict all of it."""
+    return of.load_stored(folder, section) if isinstance(of, OutOfCore) else of.load(folder, section)
+
+
+def scope(of: Kind, data: Data, config: Config, section: Any) -> Data:
+    """`data` as models of `config` learn from it: all that is stored, or a sample for those that need it in memory."""
+    return of.scope(data, config, section) if isinstance(of, OutOfCore) else data
+
+
+def describe_sample(of: Kind, data: Data) -> dict[str, int]:
+    """`in_memory` and `stored`, numbers of rows, where `data` is a sample; else empty."""
+    found = of.sampled(data) if isinstance(of, OutOfCore) else None
+    return dict(zip(("in_memory", "stored"), found, strict=True)) if found else {}
+
+
 @contextmanager
 def naming(problem: str) -> Iterator[None]:
     """Prefix errors of a kind with the problem's name."""
     try:
         yield
     except ParamsError as error:
-        if str(error).startswith("params.yaml"):
+        if str(error).startswith(("params.yaml", "EVERGREEN_")):
             raise
         raise ParamsError(f"params.yaml: {problem}.{error}") from error
     except DataError as error:

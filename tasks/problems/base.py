@@ -257,6 +257,27 @@ class Finishing(Protocol):
 
 
 @runtime_checkable
+class OutOfCore(Protocol):
+    """A kind whose table may be too large for memory: `load` then gives a sample of its rows."""
+
+    def load_stored(self, folder: Path, section: Any) -> Data:
+        """As `load`; a sample knows the table that it is from, so that models learn from all rows and predict all."""
+        ...
+
+    def scope(self, data: Data, config: Config, section: Any) -> Data:
+        """`data` as models of `config` learn from it: all that is stored, or a sample for those that need it in memory."""
+        ...
+
+    def sampled(self, data: Data) -> tuple[int, int] | None:
+        """Rows in memory and rows of the table; None where all are in memory."""
+        ...
+
+    def learning_limit(self, folder: Path, section: Any) -> int | None:
+        """Bytes that bound the sample of this table; None where the whole table may be in memory."""
+        ...
+
+
+@runtime_checkable
 class Paired(Protocol):
     """A kind whose models are compared unit by unit, such as user by user, so that a few windows tell them apart."""
 

@@ -209,7 +209,7 @@ def run(
     """
     section, kind = params.section(problem), problems.kind(params.kind(problem))
     metric = problems.metric(kind, section.gate.metric, f"{problem}.gate.metric")
-    data = kind.load(layout.features(problem), section)
+    data = problems.load_stored(kind, layout.features(problem), section)
     candidate = last_window(layout, problem, "predictions")
     cutoff = candidate["cutoff"][0]
     if champion is None:

@@ -79,8 +79,10 @@ def stages_of(kind: Kind, section: Problem) -> dict[str, str]:
     return {model: "baseline" if model == kind.baseline else "boosting" for model in kind.space(section)}
 
 
-def fingerprint(params: Params, problem: str, layout: Layout) -> str:
+def fingerprint(params: Params, problem: str, layout: Layout, limit: int | None = None) -> str:
     """A hash of all that trials depend on: features, sections of params.yaml, seed, code and locked versions.
+
+    `limit`: bytes that bound the sample of a table that is too large for memory.
 
     LIMITS are left out, so that an interrupted search can resume with more or fewer trials or workers.
     """
@@ -91,6 +93,8 @@ def fingerprint(params: Params, problem: str, layout: Layout) -> str:
         "rest": section.model_dump(mode="json", include={"features", "pipeline", "train"}),
         "windows": section.evaluate.windows,
     }
+    if limit is not None:
+        settings["limit"] = limit
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     data = sorted(path for path in layout.features(problem).rglob("*") if path.is_file())
     for path in [*_code(), *data, *([layout.lock] if layout.lock.exists() else [])]:

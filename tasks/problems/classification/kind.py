@@ -84,23 +84,23 @@ class Classification(ClassProbabilities, TabularKind):
 
     def fit(self, data: Rows, parts: Sequence[Part], config: Config, section: Tabular, seed: int) -> Model:
         """A classifier with `predict_proba` and, for two classes, a threshold. Raises DataError for a single class."""
-        rows = self.training_rows(data, parts, section, seed)
-        y = classes_of(rows.target)
+        training = self.training(data, parts, config, section, seed)
+        y = classes_of(training.target)
         classes, counts = np.unique(y, return_counts=True)
         if len(classes) < 2:
             raise DataError(
                 f"all {len(y):,} training rows have the target {classes[0]}; two classes are needed. "
                 "Give more history, or look at features.target."
             )
-        model = self.assemble(rows, config, section, "binary" if len(classes) == 2 else "multiclass", seed)
+        model = self.assemble(training.rows, config, section, "binary" if len(classes) == 2 else "multiclass", seed)
         if len(classes) > 2:
-            return model.fit(rows.features, y)
+            return training.fit(model, classes_of)
         positive = _positive(classes, section)
         # a hair above the base rate: a model that knows nothing more says no
         share = counts[list(classes).index(positive)] / len(y)
         threshold: Any = section.evaluate.threshold or float(np.nextafter(share, 1))
         bound = FixedThresholdClassifier(model, threshold=threshold, pos_label=positive, response_method="predict_proba")
-        return bound.fit(rows.features, y)
+        return training.fit(bound, classes_of)
 
     def finishes(self, section: Tabular) -> bool:
         return _calibrates(section) != "none" or section.evaluate.threshold_for is not None
@@ -137,7 +137,9 @@ class Classification(ClassProbabilities, TabularKind):
 
     def predict(self, model: Model, data: Rows, part: Part, section: Tabular) -> pl.DataFrame:
         """`entity`, `label` (may be missing), `probability_<class>` of each class, `threshold` (missing for several)."""
-        rows = data.at([part])
+        return pl.concat(self._predict(model, rows, data, section) for rows in data.blocks([part], f"predicts {part}"))
+
+    def _predict(self, model: Model, rows: Rows, data: Rows, section: Tabular) -> pl.DataFrame:
         chances = model.predict_proba(rows.features) if len(rows) else np.empty((0, len(model.classes_)))
         threshold = section.evaluate.threshold or getattr(model, "threshold", None)
         named, never_seen = _named(model, chances), _never_seen(model, data, section)

@@ -21,6 +21,7 @@ from evergreen.tasks.problems.base import Config, Kind, Model, Part
 from evergreen.tasks.problems.regression.predictions import Quantities, labelled
 from evergreen.tasks.problems.tabular import preprocessing
 from evergreen.tasks.problems.tabular.neural_network import NeuralNetworkRegressor
+from evergreen.tasks.problems.tabular.out_of_core import Lesson
 from evergreen.tasks.problems.tabular.tabular_kind import (
     BLEND,
     BOOSTING,
@@ -65,9 +66,16 @@ class OffsetRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
 
     def fit(self, X: pd.DataFrame, y: np.ndarray) -> "OffsetRegressor":
         base = X[self.offset].fillna(0.0).to_numpy()
-        self.factor_ = float(y.sum() / base.sum()) if base.sum() else 0.0
+        self.factor_ = _factor(y, base)
         rest: Any = clone(self.regressor)
         self.regressor_ = rest.fit(X, y - self.factor_ * base)
+        return self
+
+    def fit_stored(self, lesson: Lesson) -> "OffsetRegressor":
+        base, whole = (np.nan_to_num(each) for each in (lesson.X[self.offset].to_numpy(float), lesson.column(self.offset)))
+        self.factor_ = _factor(lesson.targets, whole)
+        rest = lesson.about(lesson.y - self.factor_ * base, lesson.targets - self.factor_ * whole)
+        self.regressor_ = rest.fit(clone(self.regressor))
         return self
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
@@ -88,11 +96,19 @@ class LogRegressor(MetaEstimatorMixin, RegressorMixin, BaseEstimator):
 
     def fit(self, X: pd.DataFrame, y: np.ndarray) -> "LogRegressor":
         inner: Any = clone(self.regressor)
-        self.regressor_ = inner.fit(X, np.sign(y) * np.log1p(np.abs(y)))
+        self.regressor_ = inner.fit(X, _logs(y))
+        return self._scaled(y, lambda: self.predict(X).sum())
+
+    def fit_stored(self, lesson: Lesson) -> "LogRegressor":
+        self.regressor_ = lesson.about(_logs(lesson.y), _logs(lesson.targets)).fit(clone(self.regressor))
+        return self._scaled(lesson.targets, lambda: sum(self.predict(each.features).sum() for each in lesson.stored.blocks()))
+
+    def _scaled(self, y: np.ndarray, total: Callable[[], Any]) -> "LogRegressor":
+        """With the range of `y`, and the factor that follows from the sum of predictions, `total`."""
         self.low_, self.high_ = (float(each) for each in (min(2 * y.min(), 0.0), max(2 * y.max(), 0.0)))
         self.factor_ = 1.0
-        total = float(self.predict(X).sum())
-        self.factor_ = float(np.clip(y.sum() / total, 0.5, 2.0)) if total else 1.0
+        predicted = float(total())
+        self.factor_ = float(np.clip(y.sum() / predicted, 0.5, 2.0)) if predicted else 1.0
         return self
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
@@ -141,8 +157,8 @@ class Regression(Quantities, TabularKind):
 
     def fit(self, data: Rows, parts: Sequence[Part], config: Config, section: Tabular, seed: int) -> Model:
         """A regressor. The baseline is the offset alone, or the mean without pipeline.offset."""
-        rows = self.training_rows(data, parts, section, seed)
-        return self.assemble(rows, config, section, "continuous", seed).fit(rows.features, rows.target.to_numpy())
+        training = self.training(data, parts, config, section, seed)
+        return training.fit(self.assemble(training.rows, config, section, "continuous", seed), pl.Series.to_numpy)
 
     def assemble(self, rows: Rows, config: Config, section: Tabular, task: preprocessing.Task, seed: int) -> Any:
         """The unfitted model; with an offset, of its residual."""
@@ -161,7 +177,9 @@ class Regression(Quantities, TabularKind):
 
     def predict(self, model: Model, data: Rows, part: Part, section: Tabular) -> pl.DataFrame:
         """`entity`, `label` (missing where unknown), `prediction`."""
-        rows = data.at([part])
+        return pl.concat(self._predict(model, rows) for rows in data.blocks([part], f"predicts {part}"))
+
+    def _predict(self, model: Model, rows: Rows) -> pl.DataFrame:
         answers = model.predict(rows.features) if len(rows) else np.empty(0)
         return pl.DataFrame({"entity": rows.entity, "label": rows.target, "prediction": answers})
 
@@ -185,6 +203,14 @@ class Regression(Quantities, TabularKind):
 
 
 KIND: Kind = Regression()
+
+
+def _factor(y: np.ndarray, base: np.ndarray) -> float:
+    return float(y.sum() / base.sum()) if base.sum() else 0.0
+
+
+def _logs(y: np.ndarray) -> np.ndarray:
+    return np.sign(y) * np.log1p(np.abs(y))
 
 
 def has_long_tail(amounts: np.ndarray) -> bool:

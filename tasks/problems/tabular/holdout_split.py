@@ -11,17 +11,18 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import polars as pl
-from pandas.util import hash_pandas_object
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
 from evergreen.tasks.config.params import Role, Table, Tabular
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.core.suggestions import nearest
 from evergreen.tasks.problems.base import Fold, Part, Splits
+from evergreen.tasks.problems.tabular.row_hashes import hash_rows
 
 log = logging.getLogger(__name__)
 
@@ -159,16 +160,6 @@ def _drawn(rows: pl.DataFrame, found: pl.DataFrame, section: Table, stratified: 
     return np.isin(draws, test)
 
 
-def hash_rows(about: pl.DataFrame) -> np.ndarray:
-    """One number per row, the same for the same content: whole numbers and others alike, days and moments alike."""
-    columns = []
-    for name, kind in about.schema.items():
-        column = pl.col(name).cast(pl.Datetime("us")).cast(pl.Int64) if kind in (pl.Date, pl.Datetime) else pl.col(name)
-        number = kind.is_numeric() or kind.is_temporal() or kind == pl.Boolean
-        columns.append(column.cast(pl.Float64) + 0.0 if number else column.cast(pl.String))
-    return hash_pandas_object(about.select(columns).to_pandas(), index=False).to_numpy()  # pyright: ignore
-
-
 @dataclass(frozen=True)
 class Parts:
     """The splits of a plain table, and which rows each of their parts names."""
@@ -177,6 +168,8 @@ class Parts:
     masks: Mapping[str, np.ndarray] = field(default_factory=dict)
     begins: Mapping[str, date] = field(default_factory=dict)
     """With time: part -> the last day before its rows."""
+    conditions: Mapping[str, pl.Expr] = field(default_factory=dict)
+    """Part -> which rows of the file it names; not for the folds of a cross-validation."""
 
     def rows(self, names: Sequence[str]) -> np.ndarray:
         return np.logical_or.reduce([self.masks[name] for name in names])
@@ -232,7 +225,8 @@ def _crossed(rows: pl.DataFrame, section: Tabular, features: Table, stratified: 
             masks[f"{REST} but {name}"] = ~test & ~masks[name]
             folds.append(Fold((f"{REST} but {name}",), name))
     refit = (ALL,) if section.train.refit else None
-    return Parts(Splits(tuple(folds), (Fold((REST,), ALONE),), refit), masks)
+    conditions = {ALL: pl.col(TEST).is_not_null(), REST: ~pl.col(TEST), ALONE: pl.col(TEST)}
+    return Parts(Splits(tuple(folds), (Fold((REST,), ALONE),), refit), masks, conditions=conditions)
 
 
 def _in_time(rows: pl.DataFrame, section: Tabular, gap_days: int) -> Parts:
@@ -241,17 +235,19 @@ def _in_time(rows: pl.DataFrame, section: Tabular, gap_days: int) -> Parts:
     if missing := time.null_count():
         raise DataError(f"features.time: {missing:,} rows have no time; mend them, or leave them out by a rule under validate.")
     moments = time.to_numpy()
-    edges = [
+    edges: list[Any] = [
         *_edges(moments[~test], section.tune.folds + 1)[1:],
         *_edges(moments[test], section.evaluate.windows),
     ]
-    masks, begins, found = {ALL: np.ones(rows.height, dtype=bool)}, {}, []
+    conditions: dict[str, pl.Expr] = {ALL: pl.col(TEST).is_not_null()}
+    begins, found = {}, []
     for place, first in enumerate(edges):
         name = f"window {place + 1:02}"
         until = edges[place + 1] if place + 1 < len(edges) else None
-        masks[name] = (moments >= first) & (moments < until if until is not None else True)
-        masks[f"before {name}"] = moments < first - np.timedelta64(gap_days, "D")
-        if not masks[name].any() or not masks[f"before {name}"].any():
+        since = pl.col(TIME) >= first
+        conditions[name] = since if until is None else since & (pl.col(TIME) < until)
+        conditions[f"before {name}"] = pl.col(TIME) < first - np.timedelta64(gap_days, "D")
+        if not all(rows.select(conditions[each].any()).item() for each in (name, f"before {name}")):
             raise DataError(
                 f"{rows.height:,} rows from {time.min()} to {time.max()} do not give {len(edges)} windows in time with rows "
                 f"{gap_days} days before each; give fewer tune.folds and evaluate.windows, or a shorter features.gap_days."
@@ -260,7 +256,8 @@ def _in_time(rows: pl.DataFrame, section: Tabular, gap_days: int) -> Parts:
         found.append(Fold((f"before {name}",), name))
     refit = (ALL,) if section.train.refit else None
     tests = section.evaluate.windows
-    return Parts(Splits(tuple(found[:-tests]), tuple(found[-tests:]), refit), masks, begins)
+    masks = {name: rows.select(each).to_series().to_numpy() for name, each in conditions.items()}
+    return Parts(Splits(tuple(found[:-tests]), tuple(found[-tests:]), refit), masks, begins, conditions)
 
 
 def _edges(moments: np.ndarray, count: int) -> list[np.datetime64]:

@@ -18,7 +18,7 @@ class RowPredictions(PredictionType):
     """One prediction per row of features."""
 
     def stored_rows(self, folder: Path, section: Tabular, card: Mapping[str, Any]) -> tuple[pl.DataFrame, pl.DataFrame]:
-        rows = pl.read_parquet(folder / "rows.parquet")
+        rows = _read(folder / "rows.parquet", section)
         found = _of_cases(rows, section) if isinstance(section.features, Table) else _of_cutoffs(rows, section.features, card)
         return found, rows.select(name for name in card["features"] if name in rows.columns)
 
@@ -52,6 +52,19 @@ class LabelledRows(RowPredictions, Labelled):
         rows = pl.scan_parquet(folder / "rows.parquet").filter(pl.col("target").is_not_null(), pl.col("cutoff") > after)
         matured = rows.filter(pl.col("cutoff") <= until - timedelta(days=features.horizon_days))
         return matured.select(pl.len()).collect().item()
+
+
+def case_columns(features: Features | Table) -> tuple[str, str]:
+    """Columns of rows.parquet with the entity and with the target."""
+    return (CASE_ENTITY, CASE_TARGET) if isinstance(features, Table) else (features.entity, "target")
+
+
+def _read(path: Path, section: Tabular) -> pl.DataFrame:
+    """The rows, or those of a sample of entities where the table is too large for memory."""
+    from evergreen.tasks.problems.tabular.stored_table import AT, StoredTable
+
+    stored = StoredTable(path, *case_columns(section.features), by_class=False)
+    return pl.read_parquet(path) if stored.fits() else stored.sample().frame().drop(AT)
 
 
 def _of_cases(rows: pl.DataFrame, section: Tabular) -> pl.DataFrame:

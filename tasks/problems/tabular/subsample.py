@@ -46,6 +46,7 @@ def thin(data: Any, most: int | None, seed: int) -> Any:
     """
     if not isinstance(data, Rows) or data.parts is None or most is None:
         return data
+    data = data.in_memory()
     test = data.parts.masks.get(ALONE, np.zeros(len(data), dtype=bool))
     seen = np.flatnonzero(~test)
     if len(seen) <= most:

@@ -1,9 +1,10 @@
 """Base of classification, regression and clustering: features and a target, one row per entity and cutoff or per case."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +13,8 @@ import pandas as pd
 import polars as pl
 from sklearn.pipeline import Pipeline
 
-from evergreen.tasks.config.params import Range, Role, Table, Tabular
+from evergreen.tasks.config.params import Range, Table, Tabular
+from evergreen.tasks.core import memory
 from evergreen.tasks.core.errors import DataError
 from evergreen.tasks.core.suggestions import require
 from evergreen.tasks.problems import splits as split
@@ -27,11 +29,15 @@ from evergreen.tasks.problems.base import (
     Splits,
     write_frames,
 )
-from evergreen.tasks.problems.tabular import cutoff_files, holdout_split, preprocessing
+from evergreen.tasks.problems.tabular import cutoff_files, holdout_split, out_of_core, preprocessing
 from evergreen.tasks.problems.tabular.point_in_time import point_in_time
-from evergreen.tasks.problems.tabular.predictions import RowPredictions
+from evergreen.tasks.problems.tabular.predictions import RowPredictions, case_columns
+from evergreen.tasks.problems.tabular.rows import Rows, aged, kept_of_older, to_features
+from evergreen.tasks.problems.tabular.stored_table import AT, Selection, StoredTable
 from evergreen.tasks.problems.tabular.transform_cache import once
 from evergreen.tasks.problems.tabular.weighted_ensemble import Blend
+
+log = logging.getLogger(__name__)
 
 LIGHTGBM = {
     "n_jobs": 1,
@@ -260,49 +266,24 @@ class Family:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """One row per entity and cutoff, or per row of a plain table; all columns in the same order."""
+class Training:
+    """Rows to learn from."""
 
-    entity: pl.Series
-    cutoff: pl.Series | None
-    """None for a plain table."""
-    target: pl.Series
-    """Missing where the label is not complete, and everywhere for clustering."""
-    features: pd.DataFrame
-    """float64 numbers, text, and dates (datetime64)."""
-    horizon_days: int = 0
-    parts: holdout_split.Parts | None = None
-    """Of a plain table."""
-    roles: Mapping[str, Role] = field(default_factory=dict)
-    """Of the features of a plain table."""
-    time: pl.Series | None = None
-    """Of each row of a plain table; None where no column holds it."""
+    rows: Rows
+    """In memory; a sample where there is `stored`."""
+    stored: Selection | None = None
+    """All of them."""
 
-    def at(self, parts: Iterable[Part], labelled: bool = False) -> "Rows":
-        """The rows at cutoffs, or of the parts of a plain table; only those with a target if `labelled`."""
-        mask = self._mask(list(parts))
-        mask = mask & self.target.is_not_null() if labelled else mask
-        return replace(self.take(np.flatnonzero(mask.to_numpy())), parts=None)
+    @cached_property
+    def target(self) -> pl.Series:
+        """Of all rows."""
+        return self.rows.target if self.stored is None else self.stored.frame([self.stored.table.target])[:, 1]
 
-    def take(self, places: np.ndarray) -> "Rows":
-        """The rows at `places`, in that order; a place may come more than once. `parts` stay those of all rows."""
-        return replace(
-            self,
-            entity=self.entity[places],
-            cutoff=None if self.cutoff is None else self.cutoff[places],
-            target=self.target[places],
-            features=self.features.iloc[places],
-            time=None if self.time is None else self.time[places],
-        )
-
-    def _mask(self, parts: Sequence[Part]) -> pl.Series:
-        if self.parts is not None:
-            return pl.Series(self.parts.rows([str(each) for each in parts]))
-        assert self.cutoff is not None
-        return self.cutoff.is_in([each for each in parts if isinstance(each, date)])
-
-    def __len__(self) -> int:
-        return len(self.features)
+    def fit(self, model: Any, code: Callable[[pl.Series], np.ndarray]) -> Any:
+        """`model`, fitted on all rows. `code`: targets as the model takes them."""
+        if self.stored is None:
+            return model.fit(self.rows.features, code(self.rows.target))
+        return out_of_core.Lesson(self.rows.features, code(self.rows.target), self.stored, code(self.target)).fit(model)
 
 
 class TabularKind(RowPredictions):
@@ -355,8 +336,51 @@ class TabularKind(RowPredictions):
             cutoff_files.write(tables, times, section.features, as_of, folders)
 
     def load(self, folder: Path, section: Tabular) -> Rows:
-        """Read rows.parquet. Raises DataError where there is no row, no feature or an infinite number."""
-        return self._rows(pl.read_parquet(folder / "rows.parquet"), folder, section)
+        """Read rows.parquet, or a sample of its entities where it is too large for memory.
+
+        Raises DataError where there is no row, no feature or an infinite number, ParamsError for an EVERGREEN_LEARNING_MB that
+        is no number or too small.
+        """
+        return self.load_stored(folder, section).in_memory()
+
+    def load_stored(self, folder: Path, section: Tabular) -> Rows:
+        """As `load`; what comes from a sample knows the table, so that models learn from all rows and predict all."""
+        stored = self._stored(folder, section)
+        if stored.fits():
+            return self._rows(pl.read_parquet(stored.path), folder, section)
+        sample = stored.sample()
+        log.info(
+            "a sample of %s of %s rows is in memory, by entities: all take about %s MB to learn from, and %s allows %s",
+            *(f"{sample.height:,}", f"{stored.height:,}", f"{stored.height * stored.row_bytes / 2**20:,.0f}"),
+            *(memory.LEARNING, f"{memory.learning_limit() / 2**20:,.0f}"),
+        )
+        frame = sample.frame()
+        rows = self._rows(frame.drop(AT), folder, section)
+        rows.features.index = pd.Index(frame[AT].to_numpy())
+        return replace(rows, stored=stored, sampled_from=stored.height)
+
+    def _stored(self, folder: Path, section: Tabular) -> StoredTable:
+        names = case_columns(section.features)
+        return StoredTable(folder / "rows.parquet", *names, by_class=self.supervised and self.target == "class")
+
+    def scope(self, data: Rows, config: Config, section: Tabular) -> Rows:
+        """`data` as models of `config` learn from it: all that is stored, or the sample for those that need it in memory."""
+        if data.stored is None or self._out_of_core(data.stored, config, section):
+            return data
+        return data.in_memory()
+
+    def sampled(self, data: Rows) -> tuple[int, int] | None:
+        return None if data.sampled_from is None else (len(data), data.sampled_from)
+
+    def learning_limit(self, folder: Path, section: Tabular) -> int | None:
+        stored = self._stored(folder, section)
+        return None if stored.fits() else memory.learning_limit()
+
+    def _out_of_core(self, stored: StoredTable, config: Config, section: Tabular) -> bool:
+        estimator = None if config["model"] == BLEND else self.offered(section)[config["model"]].estimator
+        if not self.supervised or estimator is None or not out_of_core.learns(estimator):
+            return False
+        return stored.fits_binned() or not out_of_core.binned(estimator)
 
     def load_at(self, folder: Path, section: Tabular, day: date) -> Rows:
         """As `load`, the rows of one cutoff; the others take no memory."""
@@ -372,7 +396,7 @@ class TabularKind(RowPredictions):
 
     def _rows(self, frame: pl.DataFrame, folder: Path, section: Tabular) -> Rows:
         if isinstance(section.features, Table):
-            features = _features(frame.select(*section.features.columns), folder / "rows.parquet")
+            features = to_features(frame.select(*section.features.columns), folder / "rows.parquet")
             parts = holdout_split.parts(frame, section, self.target == "class")
             return Rows(
                 frame[holdout_split.ENTITY],
@@ -390,7 +414,7 @@ class TabularKind(RowPredictions):
                 f"{folder / 'rows.parquet'}: {frame.height} rows with {len(named)} features; needs at least one of each."
             )
         target = frame["target"] if "target" in frame.columns else pl.Series("target", [None] * frame.height, pl.Float64)
-        features = _features(frame.select(named), folder / "rows.parquet")
+        features = to_features(frame.select(named), folder / "rows.parquet")
         return Rows(frame[entity], frame["cutoff"], target, features, section.features.horizon_days)
 
     def splits(self, data: Rows, section: Tabular) -> Splits:
@@ -435,16 +459,17 @@ class TabularKind(RowPredictions):
         return [{**self.defaults(str(each.get("model", "lightgbm")), section), **each} for each in found]
 
     def rows(self, data: Rows, parts: Sequence[Part]) -> int:
-        return len(data.at(parts, labelled=self.supervised))
+        return data.count(parts, labelled=self.supervised)
 
     def slices(self, data: Rows, part: Part, names: Sequence[str], section: Tabular) -> pl.DataFrame:
         """`_entity` and the features called `names`; raises ParamsError for a name that is no feature."""
-        rows = data.at([part])
         for name in names:
-            require(name, rows.features, "evaluate.slices")
-        return pl.DataFrame(
-            {holdout_split.ENTITY: rows.entity} | {name: pl.Series(rows.features[name]) for name in names}, nan_to_null=True
-        )
+            require(name, data.features, "evaluate.slices")
+        blocks = [
+            {holdout_split.ENTITY: rows.entity} | {name: pl.Series(rows.features[name]) for name in names}
+            for rows in data.blocks([part])
+        ]
+        return pl.concat(pl.DataFrame(each, nan_to_null=True) for each in blocks)
 
     def training_rows(self, data: Rows, parts: Sequence[Part], section: Tabular, seed: int) -> Rows:
         """What there is to learn from, of older rows fewer with train.half_life_days. Raises DataError for nothing."""
@@ -456,6 +481,17 @@ class TabularKind(RowPredictions):
                 "Give more history or an earlier features.cutoffs.first."
             )
         return aged(rows, section.train.half_life_days, seed)
+
+    def training(self, data: Rows, parts: Sequence[Part], config: Config, section: Tabular, seed: int) -> "Training":
+        """What a model of `config` learns from. Raises DataError for nothing."""
+        data = self.scope(data, config, section)
+        rows = self.training_rows(data, parts, section, seed)
+        if data.stored is None:
+            return Training(rows)
+        stored, half_life = data.all_stored(parts, labelled=True), section.train.half_life_days
+        if half_life is not None and data.cutoff is not None:
+            stored = stored.keep(kept_of_older(stored.frame(["cutoff"])["cutoff"], half_life, seed))
+        return Training(rows, stored)
 
     def assemble(self, rows: Rows, config: Config, section: Tabular, task: preprocessing.Task, seed: int) -> Any:
         """The unfitted model: the steps of the pipeline, as the training rows call for them, and the estimator.
@@ -516,7 +552,10 @@ class TabularKind(RowPredictions):
         """Category -> its values, sorted; without free text and columns of more than MAX_LEVELS values."""
         texts = [name for name in data.features if data.roles.get(name) != "text"]
         texts = [name for name in texts if pd.api.types.is_string_dtype(data.features[name])]
-        found = {str(name): sorted(data.features[name].dropna().unique()) for name in texts}
+        if data.stored is not None:
+            found = {str(name): data.stored.values(name) for name in texts}
+        else:
+            found = {str(name): sorted(data.features[name].dropna().unique()) for name in texts}
         return {name: values for name, values in found.items() if len(values) <= MAX_LEVELS}
 
     def find_features(self, data: Rows, rows: pl.DataFrame, section: Tabular) -> tuple[pd.DataFrame, list[str | None]]:
@@ -534,19 +573,6 @@ class TabularKind(RowPredictions):
         places = pl.DataFrame({"row": np.flatnonzero(there), **found})
         predictions = pl.DataFrame({"row": np.arange(len(why))}).join(places, on="row", how="left", maintain_order="left")
         return rows.hstack(predictions.drop("row")).with_columns(pl.Series(NOT_SCORED, why, pl.String))
-
-
-def aged(rows: Rows, half_life_days: float | None, seed: int) -> Rows:
-    """`rows` with a part of the older ones: of those `half_life_days` before the newest cutoff a half, drawn at random.
-
-    So they weigh less in whatever learns, a model that takes no weights too. All of them for None, and without cutoffs.
-    """
-    if half_life_days is None or rows.cutoff is None or not len(rows):
-        return rows
-    newest = rows.cutoff.max()
-    age = pl.DataFrame({"cutoff": rows.cutoff}).select((pl.lit(newest) - pl.col("cutoff")).dt.total_days()).to_series()
-    kept = np.random.default_rng(seed).random(len(rows)) < 0.5 ** (age.to_numpy() / half_life_days)
-    return rows.take(np.flatnonzero(kept))
 
 
 def roles(features: pd.DataFrame, high_cardinality: int) -> tuple[list[str], list[str], list[str]]:
@@ -597,24 +623,6 @@ def _importance_of(blend: Blend) -> dict[str, float]:
             found[name] = found.get(name, 0.0) + weight * share
     total = sum(found.values()) or 1.0
     return {name: share / total for name, share in sorted(found.items(), key=lambda item: -item[1])}
-
-
-def _features(frame: pl.DataFrame, path: Path) -> pd.DataFrame:
-    """Numbers as float64, the rest as text. Raises DataError for an infinite number."""
-    columns = {}
-    for series in frame:
-        if series.dtype.is_numeric() or series.dtype == pl.Boolean:
-            values = series.cast(pl.Float64)
-            if rows := (values.is_infinite().fill_null(False)).sum():
-                raise DataError(
-                    f"{path}: {series.name}: {rows} of {frame.height:,} rows are infinite. Mend the feature's definition."
-                )
-            columns[series.name] = values.to_numpy()
-        elif series.dtype.is_temporal():
-            columns[series.name] = series.to_pandas()
-        else:
-            columns[series.name] = pd.Series(series.cast(pl.String).to_list(), dtype="str")
-    return pd.DataFrame(columns)
 
 
 def _refuse_missing(numbers: pd.DataFrame, model: str) -> None:
