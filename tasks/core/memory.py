@@ -19,7 +19,7 @@ LEARNING_STEPS = ("tune", "train", "evaluate", "diagnose", "explain")
 """Steps that it bounds; the others hold parts of LIMIT."""
 LEARNING_SHARE = 0.5
 """Of the memory of the machine or the container, where the environment says nothing."""
-CGROUPS = Path("/sys/fs/cgroup")
+CGROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 UNLIMITED = 2**60
 """What control groups say where they set no limit, or more."""
 
@@ -56,8 +56,7 @@ def machine() -> int:
 
 def _group_limits() -> Iterator[int]:
     """The limits of the control groups that this process is in, of version 2 and of version 1."""
-    own = Path("/proc/self/cgroup")
-    for line in own.read_text().splitlines() if own.exists() else ():
+    for line in OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.exists() else ():
         _, controllers, group = line.split(":", 2)
         if controllers in ("", "memory"):
             root, name = (CGROUPS, "memory.max") if not controllers else (CGROUPS / "memory", "memory.limit_in_bytes")

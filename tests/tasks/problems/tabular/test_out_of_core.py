@@ -1,16 +1,18 @@
 """Learning from more rows than memory may hold: the sample, the blocks, and models that are those of the usual path."""
 
 from datetime import date, timedelta
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
-from evergreen.tasks import problems
-from evergreen.tasks.config.params import Tabular
+from evergreen.tasks import diagnose, evaluate, explain, problems, train, tune
+from evergreen.tasks.config.params import Params, Tabular
 from evergreen.tasks.core.errors import DataError, ParamsError
+from evergreen.tasks.core.paths import Layout, read_json, refusal
 from evergreen.tasks.model_files import skops_models
-from evergreen.tasks.problems.tabular import stored_table
+from evergreen.tasks.problems.tabular import out_of_core, stored_table
 from evergreen.tasks.problems.tabular.stored_table import StoredTable
 from tests.tasks.problems.tabular import test_tabular_kind
 from tests.tasks.problems.tabular.test_tabular_kind import houses
@@ -304,3 +306,43 @@ def test_training_rows_of_the_sample_keep_the_values_that_do_not_know_their_own_
     config = {**kind.defaults("lightgbm", chosen), "encode_high": "target"}
     usual, stored, data = usual_and_stored(tmp_path, kind, chosen, config, monkeypatch)
     np.testing.assert_array_equal(usual.predict(data.features), stored.predict(data.features))
+
+
+def test_a_full_disk_ends_logistic_regression_with_the_error_that_steps_tell_in_one_line(tmp_path, monkeypatch):
+    kind, chosen = problems.kind("classification"), section("dear")
+    write(tmp_path, houses(HOUSES), kind, chosen)
+    monkeypatch.setenv("EVERGREEN_LEARNING_MB", ROOM_MB)
+    data = kind.load_stored(tmp_path, chosen)
+    monkeypatch.setattr(out_of_core.tempfile, "SpooledTemporaryFile", lambda **_: Path("/dev/full").open("wb", buffering=0))
+    with pytest.raises(OSError, match="No space left") as full:
+        kind.fit(data, ["rest"], kind.defaults("logistic", chosen), chosen, 0)
+    assert "Free space" in str(refusal(full.value))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "learned"), [("lightgbm", "all rows before it"), ("random_forest", "the sample too")])
+def test_all_steps_work_above_memory_and_say_how_many_rows_of_how_many(model, learned, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    kind = problems.kind("classification")
+    tuned = {"models": ["prior", model], "n_trials": 2, "method": "random", "folds": 2, "max_rows": HOUSES}
+    chosen = section("dear", tune=tuned, evaluate={"resamples": 50, "explain_rows": 60, "diagnose_seconds": 1})
+    base = Params.model_validate({"project": {"name": "t"}, "ingest": {}, "problems": {"dear": "classification"}})
+    params, layout = base.model_copy(update={"sections": {"dear": chosen}}), Layout(tmp_path)
+    layout.features("dear").mkdir(parents=True)
+    write(layout.features("dear"), houses(HOUSES), kind, chosen)
+    monkeypatch.setenv("EVERGREEN_LEARNING_MB", ROOM_MB)
+    monkeypatch.setenv("EVERGREEN_WORKERS", "1")
+    for step in (tune, train, evaluate, diagnose, explain):
+        step.run(params, "dear", layout)
+    sample = read_json(layout.tuning("dear") / "best.json")["sample"]
+    assert 1_000 <= sample["in_memory"] < sample["stored"] == HOUSES
+    card, report = read_json(layout.model("dear") / "model.json"), layout.report("dear")
+    assert card["sample"] == {**sample, "learned_from": learned}
+    assert (card["rows"] > HOUSES / 2) == (model == "lightgbm")
+    assert read_json(report / "explanation" / "explanation.json")["sample"] == sample
+    table = pl.read_parquet(layout.features("dear") / "rows.parquet")
+    assert read_json(report / "evaluation" / "evaluation.json")["rows"] == table["_test"].sum()
+    told = f"use {sample['in_memory']:,} of its {HOUSES:,} rows, a sample of entities; the model learned from {learned}."
+    assert told in (report / "explanation" / "card.md").read_text()
+    assert f"a sample of {sample['in_memory']:,} of {HOUSES:,} rows is in memory" in caplog.text
+    assert ("learns from the sample" in caplog.text) == (model == "random_forest")
