@@ -2,10 +2,12 @@
 
     python -m bench.scale 1 3 10 30    these scales; 10 takes about five minutes on two cores
 
+Copies are written HOUSEHOLDS at a time, so that the memory of this process does not grow with the scale.
+
 Households are drawn with replacement from the store and get keys of their own, with all of their lines, campaigns and coupons:
 what is sold to whom, and when, keeps its distributions. Items do not grow. `redeem` is trained with one configuration, then
-scored. Per step: CPU seconds and peak memory, what it wrote, and the exponent between two scales, which is 1 where the cost
-is proportional to the lines. A fixed part, such as imports, makes it smaller.
+scored. Per step: CPU seconds, peak memory, what its process read and wrote (/proc/PID/io), and the exponent between two scales,
+which is 1 where the cost is proportional to the lines. A fixed part, such as imports, makes it smaller.
 """
 
 import argparse
@@ -27,9 +29,10 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 from ruamel.yaml import YAML
 
-from evergreen.tasks.core import memory
+from evergreen.tasks.core import memory, transfers
 from evergreen.tasks.core.paths import Layout, read_json
 from evergreen.tasks.data.readers import PACKAGE
 from evergreen.tasks.release import lineage
@@ -39,7 +42,11 @@ PROBLEM, ENTITY = "redeem", "household_id"
 OWN_KEYS = {"basket_id": 10**12}
 """Keys of a household's own, and the distance between those of its copies."""
 STEPS = ("ingest", "validate", "features", "tune", "train", "evaluate", "explain")
-WRITES = {"ingest": "data/raw", "validate": "data/tables", "features": "data/features", "train": "models"}
+HOUSEHOLDS = 2_500
+"""Copies that are written at a time: about as many as the store has."""
+PASSED_ON = ("EVERGREEN_MEMORY_MB", "EVERGREEN_LEARNING_MB", "EVERGREEN_DASK")
+COSTS = {"cpu_seconds": 1, "peak_mb": 0, "read_mb": 0, "written_mb": 0}
+"""What is measured of a step, and the digits that are shown; the last two where the system counts them."""
 log = logging.getLogger("bench")
 
 
@@ -50,12 +57,13 @@ def project(folder: Path, scale: int, seed: int = 0) -> int:
     lines, drawn = 0, pl.DataFrame()
     for name, given in params["ingest"].items():
         table = pl.read_parquet(resources.files(PACKAGE) / "data" / f"{given.pop('store')}.parquet")
+        path = folder / "data-in" / f"{name}.parquet"
         if ENTITY in table.columns:
             if drawn.is_empty():
                 drawn = _draw(table[ENTITY].unique().sort(), scale, seed)
-            table = _copies(table, drawn)
-        lines = max(lines, table.height)
-        table.write_parquet(folder / "data-in" / f"{name}.parquet")
+            lines = max(lines, _write_copies(table, drawn, path))
+        else:
+            table.write_parquet(path)
         given["parquet"] = f"data-in/{name}.parquet"
     for other in set(params["problems"]) - {PROBLEM}:
         del params["problems"][other], params[other]
@@ -76,6 +84,18 @@ def _draw(households: pl.Series, scale: int, seed: int) -> pl.DataFrame:
     return drawn.with_columns(key=pl.int_range(1, pl.len() + 1), copy=pl.int_range(pl.len()).over(ENTITY))
 
 
+def _write_copies(table: pl.DataFrame, drawn: pl.DataFrame, path: Path) -> int:
+    """Write the lines of all copies, HOUSEHOLDS after HOUSEHOLDS, each in the order of the table. Returns how many."""
+    parts = (_copies(table, drawn.slice(start, HOUSEHOLDS)).to_arrow() for start in range(0, drawn.height, HOUSEHOLDS))
+    first = next(parts)
+    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
+        lines = 0
+        for part in itertools.chain([first], parts):
+            writer.write_table(part)
+            lines += part.num_rows
+    return lines
+
+
 def _copies(table: pl.DataFrame, drawn: pl.DataFrame) -> pl.DataFrame:
     found = table.join(drawn.cast({ENTITY: table.schema[ENTITY]}), on=ENTITY, maintain_order="left")
     apart = [
@@ -87,57 +107,53 @@ def _copies(table: pl.DataFrame, drawn: pl.DataFrame) -> pl.DataFrame:
 
 
 def measure(scale: int) -> dict[str, Any]:
-    """Of one scale: lines, and per step CPU seconds, peak MB and MB written."""
+    """Of one scale: lines, and per step CPU seconds, peak MB, and MB read and written."""
     with tempfile.TemporaryDirectory(prefix="evergreen-scale-") as name:
         folder = Path(name)
         lines = project(folder, scale)
         _run(folder, "train", PROBLEM)
-        used = _run(folder, "score", PROBLEM)
+        used, moved = _run(folder, "score", PROBLEM)
         found = {step: _cost(folder, step) for step in STEPS}
-        written = _megabytes(folder / "data" / "scores")
         cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss / memory.PER_MB
-        found["score"] = {"cpu_seconds": cpu, "peak_mb": peak, "written_mb": written}
+        found["score"] = {"cpu_seconds": cpu, "peak_mb": peak, **moved}
         return {"scale": scale, "lines": lines, "steps": found}
 
 
-def _run(folder: Path, *words: str) -> resource.struct_rusage:
-    """What the command and its processes used."""
+def _run(folder: Path, *words: str) -> tuple[resource.struct_rusage, dict[str, float]]:
+    """What the command and its processes used, and what the command itself read and wrote."""
     with (folder / "output.txt").open("w+") as output:
         command = [str(Path(sys.executable).with_name("evergreen")), *words]
         process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, env=_environment())
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it ended, and can still be asked
+        moved = transfers.megabytes(process.pid)
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             output.seek(0)
             raise SystemExit(f"evergreen {' '.join(words)} failed:\n{output.read()[-2000:]}")
-    return used
+    return used, moved
 
 
 def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("EVERGREEN_", "PREFECT_", "MLFLOW_"))} | {
-        name: os.environ[name] for name in ("EVERGREEN_MEMORY_MB", "EVERGREEN_DASK") if name in os.environ
+        name: os.environ[name] for name in PASSED_ON if name in os.environ
     }
 
 
 def _cost(folder: Path, step: str) -> dict[str, float]:
     layout = Layout(folder)
     cost = read_json(layout.cost(step, None if step in ("ingest", "validate") else PROBLEM))
-    written = _megabytes(folder / WRITES[step]) if step in WRITES else 0.0
-    return {"cpu_seconds": cost["cpu_seconds"], "peak_mb": cost["peak_mb"], "written_mb": written}
-
-
-def _megabytes(folder: Path) -> float:
-    return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file()) / 2**20
+    return {name: cost[name] for name in COSTS if name in cost}
 
 
 def report(results: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The table, in Markdown: one line per step, CPU seconds, peak MB and MB written at each scale, and the exponents."""
+    """The table, in Markdown: one line per step, its COSTS at each scale, and the exponents."""
     scales = [each["scale"] for each in results]
-    yield "| step | " + " | ".join(f"{scale} x: CPU s, peak MB, MB written" for scale in scales) + " | exponents |"
+    yield "| step | " + " | ".join(f"{scale} x: CPU s, peak MB, MB read, MB written" for scale in scales) + " | exponents |"
     yield "| --- |" + " --- |" * (len(scales) + 1)
     for step in (*STEPS, "score"):
         costs = [each["steps"][step] for each in results]
-        cells = [f"{cost['cpu_seconds']:.1f}, {cost['peak_mb']:,.0f}, {cost['written_mb']:,.0f}" for cost in costs]
+        cells = [", ".join(f"{cost[name]:,.{digits}f}" for name, digits in COSTS.items() if name in cost) for cost in costs]
         yield f"| {step} | " + " | ".join(cells) + f" | {', '.join(_exponents(results, step))} |"
     yield "lines: " + ", ".join(f"{each['lines']:,}" for each in results)
 

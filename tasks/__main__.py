@@ -144,13 +144,15 @@ def sharing(place: "Layout", step: str, problem: str | None, known: "Params") ->
 
 
 def usage() -> dict[str, float]:
-    """CPU seconds (user and system) of this process and its children, and peak memory in MB of the largest."""
-    from evergreen.tasks.core import memory
+    """CPU seconds (user and system) of this process and its children, peak memory in MB of the largest, and MB that
+    this one read and wrote."""
+    from evergreen.tasks.core import memory, transfers
 
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {
         "cpu_seconds": round(sum(each.ru_utime + each.ru_stime for each in (own, children)), 3),
         "peak_mb": round(max(memory.peak_mb(), children.ru_maxrss / memory.PER_MB), 1),
+        **transfers.megabytes(),
     }
 
 

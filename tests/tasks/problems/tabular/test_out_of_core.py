@@ -313,9 +313,10 @@ def test_a_full_disk_ends_logistic_regression_with_the_error_that_steps_tell_in_
     write(tmp_path, houses(HOUSES), kind, chosen)
     monkeypatch.setenv("EVERGREEN_LEARNING_MB", ROOM_MB)
     data = kind.load_stored(tmp_path, chosen)
-    monkeypatch.setattr(out_of_core.tempfile, "SpooledTemporaryFile", lambda **_: Path("/dev/full").open("wb", buffering=0))
-    with pytest.raises(OSError, match="No space left") as full:
-        kind.fit(data, ["rest"], kind.defaults("logistic", chosen), chosen, 0)
+    with Path("/dev/full").open("wb", buffering=0) as file:
+        monkeypatch.setattr(out_of_core.tempfile, "SpooledTemporaryFile", lambda **_: file)
+        with pytest.raises(OSError, match="No space left") as full:
+            kind.fit(data, ["rest"], kind.defaults("logistic", chosen), chosen, 0)
     assert "Free space" in str(refusal(full.value))
 
 
