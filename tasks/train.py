@@ -115,13 +115,14 @@ def _fit(
 ) -> tuple[Model, Model, int]:
     """The evaluated model, the served model (the same where there is no refit), and the training rows of the first.
 
-    With a time budget and two cores, both are fitted at the same time. Where time is short, the first is fitted on fewer rows,
-    and there is no refit.
+    With a time budget and two cores, both are fitted at the same time, unless memory is short. Where
+    time is short, the first is fitted on fewer rows, and there is no refit.
     """
     fold, sampled = splits.tests[-1], data
     wanted = kind.rows(data, fold.train)
     limit = limit if config["model"] != kind.baseline else None
-    every = splits.refit if worker_count(section.tune.workers, 2) > 1 else None
+    together = worker_count(section.tune.workers, 2) > 1 and not problems.describe_sample(kind, data)
+    every = splits.refit if together else None
     if limit and every and limit.rows_for(kind.rows(data, every)) is None:
         log.info("%s: train: %s on %s, and on all rows, to serve", problem, config["model"], describe_training_rows(fold))
         with ThreadPoolExecutor(1) as pool:

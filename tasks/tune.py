@@ -100,6 +100,7 @@ def _specify(params: Params, problem: str, layout: Layout, kind: Kind) -> tuple[
         seed=seed,
         key=key,
         max_rows=None if section.features.by_cutoff else tune.max_rows,
+        learning_limit=limit,
         keep_predictions=tune.method == "staged" or units is not None,
     )
     search = Search(

@@ -28,8 +28,9 @@ from evergreen.flows.operations import batch_scoring
 from evergreen.tasks import problems
 from evergreen.tasks.config.loading import load
 from evergreen.tasks.config.params import Params
+from evergreen.tasks.core import memory
 from evergreen.tasks.core.errors import EvergreenError, ModelError
-from evergreen.tasks.core.paths import MODEL, Layout
+from evergreen.tasks.core.paths import MODEL, Layout, read_json
 from evergreen.tasks.model_files import skops_models
 from evergreen.tasks.problems.base import RowKind
 from evergreen.tasks.release import lineage
@@ -183,6 +184,7 @@ def _features(layout: Layout, version: "Version", scratch: Layout) -> Iterator[s
 def _step(scratch: Layout, step: str, problem: str) -> str:
     """Run a step by the commit's own code, where the commit holds it; why it failed, or "" where it did not."""
     environment = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")}
+    environment |= learning_limit(scratch.tuning(problem) / "best.json")
     own = scratch.root / "src"
     code = own if (own / "evergreen" / "__main__.py").is_file() else Path(evergreen.__file__).parents[1]
     done = subprocess.run(
@@ -190,6 +192,12 @@ def _step(scratch: Layout, step: str, problem: str) -> str:
         cwd=scratch.root, env={**environment, "PYTHONPATH": str(code)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1] if done.returncode else ""
+
+
+def learning_limit(best: Path) -> dict[str, str]:
+    """The environment by which a table too large for memory gives the same sample as in the search; empty for other tables."""
+    sample = read_json(best).get("sample") if best.exists() else None
+    return {memory.LEARNING: f"{sample['limit_mb']}"} if sample else {}
 
 
 def _compare(params: Params, problem: str, scratch: Layout, registered: "Model") -> tuple[int, float | None]:

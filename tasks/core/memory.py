@@ -3,7 +3,9 @@
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from evergreen.tasks.core.errors import ParamsError
@@ -29,9 +31,22 @@ def limit() -> int:
     return _megabytes(LIMIT) or LIMIT_MB * 2**20
 
 
+_given: ContextVar[int | None] = ContextVar("learning_limit", default=None)
+
+
+@contextmanager
+def learning_within(most: int | None) -> Generator[None]:
+    """Let rows take `most` bytes in the block, whatever the environment of this process says; None: no change."""
+    token = _given.set(most or _given.get())
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
 def learning_limit() -> int:
     """Bytes that the rows of a learning process may take. Raises ParamsError where the environment says no positive number."""
-    return _megabytes(LEARNING) or int(LEARNING_SHARE * machine())
+    return _given.get() or _megabytes(LEARNING) or int(LEARNING_SHARE * machine())
 
 
 def _megabytes(name: str) -> int | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evergreen.tasks.config.params import KindName
+from evergreen.tasks.core import memory
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.core.suggestions import nearest
 from evergreen.tasks.problems.base import Config, Data, Kind, Metric, OutOfCore
@@ -41,10 +42,12 @@ def scope(of: Kind, data: Data, config: Config, section: Any) -> Data:
     return of.scope(data, config, section) if isinstance(of, OutOfCore) else data
 
 
-def describe_sample(of: Kind, data: Data) -> dict[str, int]:
-    """`in_memory` and `stored`, numbers of rows, where `data` is a sample; else empty."""
+def describe_sample(of: Kind, data: Data) -> dict[str, float]:
+    """`in_memory` and `stored`, numbers of rows, and the `limit_mb` of learning, where `data` is a sample; else empty."""
     found = of.sampled(data) if isinstance(of, OutOfCore) else None
-    return dict(zip(("in_memory", "stored"), found, strict=True)) if found else {}
+    if found is None:
+        return {}
+    return {"in_memory": found[0], "stored": found[1], "limit_mb": memory.learning_limit() / 2**20}
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import polars as pl
 
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import KindName, Problem
+from evergreen.tasks.core import memory
 from evergreen.tasks.core.errors import ParamsError, StorageError
 from evergreen.tasks.core.library_warnings import WarningCounts
 from evergreen.tasks.problems.base import Config, Data, Fold, Metric, RowKind
@@ -86,6 +87,8 @@ class Evaluator:
     """Evaluate the last of the folds alone where time is short: in time, those nearest to the test. None: all."""
     outer_fold: int | None = None
     """Nested cross-validation: the fold whose validation rows are left out. None: none."""
+    learning_limit: int | None = None
+    """Bytes that rows may take in each process, where the table is larger: all of them read the same sample."""
     keep_predictions: bool = False
     """Whether the outcome holds the predictions."""
 
@@ -134,7 +137,8 @@ class Evaluator:
             for other in [each for each in _loaded if each != whole]:
                 del _loaded[other]
             if whole not in _loaded:
-                data = _sampled(kind.load(self.folder, self.section), self.max_rows, self.seed)
+                with memory.learning_within(self.learning_limit):
+                    data = _sampled(kind.load(self.folder, self.section), self.max_rows, self.seed)
                 _loaded[whole] = data, kind.splits(data, self.section).folds
             data, folds = _loaded[whole]
             data = _sampled(data, self.sample_rows, self.seed)

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from evergreen.flows.operations.reproduce import learning_limit
 from evergreen.tasks import diagnose, evaluate, explain, problems, train, tune
 from evergreen.tasks.config.params import Params, Tabular
 from evergreen.tasks.core.errors import DataError, ParamsError
@@ -14,6 +15,7 @@ from evergreen.tasks.core.paths import Layout, read_json, refusal
 from evergreen.tasks.model_files import skops_models
 from evergreen.tasks.problems.tabular import out_of_core, stored_table
 from evergreen.tasks.problems.tabular.stored_table import StoredTable
+from evergreen.tasks.search.trials import Evaluator
 from tests.tasks.problems.tabular import test_tabular_kind
 from tests.tasks.problems.tabular.test_tabular_kind import houses
 
@@ -205,6 +207,17 @@ def test_more_memory_keeps_the_entities_that_less_had(tmp_path, monkeypatch):
     assert seen[0] < seen[1]
 
 
+def test_every_process_of_a_search_reads_the_same_sample_whatever_its_environment_says(tmp_path, monkeypatch):
+    kind, chosen = problems.kind("classification"), of_events(tune={"folds": 1}, evaluate={"windows": 1})
+    write(tmp_path, visits(), kind, chosen)
+    read = []
+    for megabytes in ("2", "3"):
+        monkeypatch.setenv("EVERGREEN_LEARNING_MB", megabytes)
+        given = Evaluator("classification", tmp_path, chosen, kind.metrics[0], 0, megabytes, learning_limit=2 * 2**20)
+        read.append(given.data().entity)
+    assert read[0].equals(read[1])
+
+
 def test_an_entity_with_half_of_all_rows_is_not_in_the_sample(tmp_path, monkeypatch):
     kind, chosen = problems.kind("classification"), of_events()
     frame = visits().with_columns(id=pl.when(pl.int_range(pl.len()) % 2 == 0).then(-1).otherwise("id"))
@@ -337,6 +350,7 @@ def test_all_steps_work_above_memory_and_say_how_many_rows_of_how_many(model, le
         step.run(params, "dear", layout)
     sample = read_json(layout.tuning("dear") / "best.json")["sample"]
     assert 1_000 <= sample["in_memory"] < sample["stored"] == HOUSES
+    assert learning_limit(layout.tuning("dear") / "best.json") == {"EVERGREEN_LEARNING_MB": f"{float(ROOM_MB)}"}
     card, report = read_json(layout.model("dear") / "model.json"), layout.report("dear")
     assert card["sample"] == {**sample, "learned_from": learned}
     assert (card["rows"] > HOUSES / 2) == (model == "lightgbm")
