@@ -33,8 +33,8 @@ FEWEST_PER_CLASS = 30
 """A class has so many rows in the sample, or all that it has."""
 CLASSES = 50
 """A target with more values than this has no classes."""
-BLOCK_VALUES = 2**21
-"""Values of a block that a model gets."""
+BLOCK_VALUES = 2**19
+"""Values of a block that a model gets: with splines and a column per category its matrix has many times as many."""
 AT = "__at"
 """Column with the place of a row in the file."""
 REPORTS = 10

@@ -230,7 +230,8 @@ FOR_NETWORKS = {
 
 CELLS = 30_000_000
 """Large or wide tables bend at fewer points, so that the matrix of numbers stays within so many (of 8 bytes)."""
-
+CELL_BYTES = 48
+"""Of such a number, copies included, while a linear model learns from a sample of a table that is too large for memory."""
 MAX_LEVELS = 10_000
 """Columns with more values have new ones in every file."""
 Stage = Literal["baseline", "linear", "trees", "boosting", "network", "ensemble"]
@@ -514,7 +515,8 @@ class TabularKind(RowPredictions):
             _refuse_missing(rows.features.loc[:, numeric], config["model"])
         if split := preprocessing.native_columns(section.pipeline, config, numeric, low, high, family.native):
             estimator.set_params(categorical_column=split)
-        bent = _bounded(preprocessing.choose(section.pipeline, config)["spline_knots"], len(rows) * len(numeric))
+        cells = CELLS if rows.sampled_from is None else min(CELLS, memory.learning_limit() // CELL_BYTES)
+        bent = _bounded(preprocessing.choose(section.pipeline, config)["spline_knots"], len(rows) * len(numeric), cells)
         steps = preprocessing.preprocess(
             *(section.pipeline, {**config, "spline_knots": bent}, numeric, low, high, task, seed, family.native, dates, texts),
             stratified=task == "continuous" or _smallest_class(rows.target) >= preprocessing.ENCODING_FOLDS,
@@ -583,9 +585,9 @@ def roles(features: pd.DataFrame, high_cardinality: int) -> tuple[list[str], lis
     return numeric, [name for name in text if name not in set(high)], high
 
 
-def _bounded(knots: int, numbers: int) -> int:
-    """Number of `knots` whose columns, for this many `numbers`, stay within CELLS."""
-    return knots if numbers * (1 + knots) <= CELLS else max(CELLS // numbers - 1, 0)
+def _bounded(knots: int, numbers: int, cells: int) -> int:
+    """Number of `knots` whose columns, for this many `numbers`, stay within `cells`."""
+    return knots if numbers * (1 + knots) <= cells else max(cells // numbers - 1, 0)
 
 
 def _smallest_class(target: pl.Series) -> int:
