@@ -121,8 +121,8 @@ def _fit(
     fold, sampled = splits.tests[-1], data
     wanted = kind.rows(data, fold.train)
     limit = limit if config["model"] != kind.baseline else None
-    together = worker_count(section.tune.workers, 2) > 1 and not problems.describe_sample(kind, data)
-    every = splits.refit if together else None
+    in_parallel = worker_count(section.tune.workers, 2) > 1 and not problems.describe_sample(kind, data)
+    every = splits.refit if in_parallel else None
     if limit and every and limit.rows_for(kind.rows(data, every)) is None:
         log.info("%s: train: %s on %s, and on all rows, to serve", problem, config["model"], describe_training_rows(fold))
         with ThreadPoolExecutor(1) as pool:
