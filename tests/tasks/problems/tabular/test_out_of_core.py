@@ -361,3 +361,15 @@ def test_all_steps_work_above_memory_and_say_how_many_rows_of_how_many(model, le
     assert told in (report / "explanation" / "card.md").read_text()
     assert f"a sample of {sample['in_memory']:,} of {HOUSES:,} rows is in memory" in caplog.text
     assert ("learns from the sample" in caplog.text) == (model == "random_forest")
+
+
+def test_clusters_are_made_of_the_sample(tmp_path, monkeypatch):
+    kind, chosen = problems.kind("clustering"), section(None, columns={"size": "number", "colour": "category"})
+    write(tmp_path, houses(HOUSES), kind, chosen)
+    monkeypatch.setenv("EVERGREEN_LEARNING_MB", "2")
+    data = kind.load_stored(tmp_path, chosen)
+    config = next(kind.defaults(model, chosen) for model in kind.space(chosen) if model != kind.baseline)
+    learned = kind.scope(data, config, chosen)
+    assert 1_000 < len(learned) == kind.rows(learned, ["all"]) < HOUSES
+    model = kind.fit(data, ["rest"], config, chosen, 0)
+    assert kind.predict(model, data, "test", chosen).height == len(data.at(["test"]))
