@@ -30,6 +30,8 @@ from evergreen.tasks.problems.base import (
     write_frames,
 )
 from evergreen.tasks.problems.tabular import cutoff_files, holdout_split, out_of_core, preprocessing
+from evergreen.tasks.problems.tabular.asked_features import find_features
+from evergreen.tasks.problems.tabular.feature_importance import importance
 from evergreen.tasks.problems.tabular.point_in_time import point_in_time
 from evergreen.tasks.problems.tabular.predictions import RowPredictions, case_columns
 from evergreen.tasks.problems.tabular.rows import Rows, aged, kept_of_older, to_features
@@ -562,7 +564,7 @@ class TabularKind(RowPredictions):
 
     def find_features(self, data: Rows, rows: pl.DataFrame, section: Tabular) -> tuple[pd.DataFrame, list[str | None]]:
         """The features of each of `rows`, given in it or looked up by its entity, and why a row has none."""
-        return _find_features(data, rows, section.features.entity)
+        return find_features(data, rows, section.features.entity)
 
     def predict_found(
         self, predict: PredictRows, features: pd.DataFrame, why: Sequence[str | None], rows: pl.DataFrame
@@ -594,39 +596,6 @@ def _smallest_class(target: pl.Series) -> int:
     return int(target.value_counts()["count"].min() or 0)  # pyright: ignore[reportArgumentType]
 
 
-def importance(model: Model) -> dict[str, float]:
-    """Each input feature's share, largest first: of the gain for trees, of the weights without sign for lines and networks.
-
-    Categories count with all their columns; a blend has the weighted mean of its members. Empty for a model that has neither.
-    """
-    inner = getattr(model, "estimator_", getattr(model, "regressor_", model))
-    if isinstance(inner, Blend):
-        return _importance_of(inner)
-    if inner is not model and not isinstance(inner, Pipeline):
-        return importance(inner)
-    if not isinstance(inner, Pipeline):
-        return {}
-    last = inner.named_steps["model"]
-    if hasattr(last, "booster_"):
-        weights = last.booster_.feature_importance("gain").astype(float)
-    elif hasattr(last, "feature_importances_"):
-        weights = last.feature_importances_
-    elif hasattr(last, "coef_"):
-        weights = np.abs(np.atleast_2d(last.coef_)).sum(axis=0)
-    else:
-        return {}
-    return preprocessing.fold_back(inner.named_steps["prepare"], weights)
-
-
-def _importance_of(blend: Blend) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for weight, each in zip(blend.weights_, blend.models_, strict=True):
-        for name, share in importance(each).items():
-            found[name] = found.get(name, 0.0) + weight * share
-    total = sum(found.values()) or 1.0
-    return {name: share / total for name, share in sorted(found.items(), key=lambda item: -item[1])}
-
-
 def _refuse_missing(numbers: pd.DataFrame, model: str) -> None:
     missing = numbers.isna().sum()
     if missing.any():
@@ -634,64 +603,3 @@ def _refuse_missing(numbers: pd.DataFrame, model: str) -> None:
             f"{missing.idxmax()}: {missing.max():,} of {len(numbers):,} rows are missing, and with pipeline.impute none "
             f"{model} cannot learn from them. Set pipeline.impute to median, mean or zero, or tune.models to others."
         )
-
-
-def _find_features(data: Rows, asked: pl.DataFrame, entity: str | None) -> tuple[pd.DataFrame, list[str | None]]:
-    """The features of each row of `asked`, given there or found by entity, and the reason where a row has none.
-
-    Raises DataError if `asked` has neither all features nor the entity as columns.
-    """
-    missing = [name for name in data.features if name not in asked.columns]
-    if not missing:
-        return _given(data, asked)
-    if entity in asked.columns and data.cutoff is not None:
-        return _select_entities(data, asked[entity])
-    either = f"{entity}, or " if data.cutoff is not None else ""
-    raise DataError(
-        f"columns {', '.join(asked.columns) or '(none)'}: needs {either}every feature; {len(missing)} "
-        f"{'is' if len(missing) == 1 else 'are'} missing "
-        f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''})"
-    )
-
-
-def _select_entities(data: Rows, wanted: pl.Series) -> tuple[pd.DataFrame, list[str | None]]:
-    """The newest features of each entity."""
-    assert data.cutoff is not None
-    day = data.cutoff.unique().sort()[-1]
-    newest = data.at([day])
-    places = pl.DataFrame({"entity": newest.entity, "place": np.arange(len(newest))})
-    keys = wanted.cast(newest.entity.dtype, strict=False).alias("entity").to_frame()
-    place = keys.join(places, on="entity", how="left", maintain_order="left")["place"]
-    unknown = place.is_null()
-    why = [f"{wanted.name} = {key}: no features at {day}" if lost else None for key, lost in zip(wanted, unknown, strict=True)]
-    return newest.features.iloc[place.fill_null(0).to_numpy()], why
-
-
-def _given(data: Rows, asked: pl.DataFrame) -> tuple[pd.DataFrame, list[str | None]]:
-    """The columns of the features, with the types they have in training."""
-    why: list[str | None] = [None] * asked.height
-    columns = {}
-    for name in data.features:
-        if not pd.api.types.is_numeric_dtype(data.features[name]):
-            columns[name] = _as_trained(data.features[name], asked[name], why)
-            continue
-        numbers = asked[name].cast(pl.Float64, strict=False)
-        wrong = (numbers.is_null() & asked[name].is_not_null()) | numbers.is_infinite().fill_null(False)
-        for row in wrong.arg_true():
-            why[row] = why[row] or f"{name} = {asked[name][row]}: not a finite number"
-        columns[name] = numbers.to_numpy()
-    return pd.DataFrame(columns), why
-
-
-def _as_trained(known: Any, asked: pl.Series, why: list[str | None]) -> pd.Series:
-    """Dates or text, as in training; where a date is none, `why` says so."""
-    if not pd.api.types.is_datetime64_any_dtype(known):
-        return pd.Series(asked.cast(pl.String).to_list(), dtype="str")
-    text = asked.dtype == pl.String
-    try:
-        moments = asked.str.to_datetime(strict=False) if text else asked.cast(pl.Datetime("us"), strict=False)
-    except pl.exceptions.PolarsError:  # not one of them is a date
-        moments = pl.Series(asked.name, [None] * len(asked), dtype=pl.Datetime("us"))
-    for row in (moments.is_null() & asked.is_not_null()).arg_true():
-        why[row] = why[row] or f"{asked.name} = {asked[row]}: not a date"
-    return moments.to_pandas()
