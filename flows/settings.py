@@ -90,13 +90,13 @@ def _opened(store: Callable[..., T], *arguments: Any) -> T:
         return _stores[key]
 
 
-def registry(layout: Layout) -> "Registry":
-    """The registry of models that the settings name."""
+def registry(layout: Layout, patient: bool = True) -> "Registry":
+    """The registry of models that the settings name. `patient`: see Registry."""
     from evergreen.tasks.release.model_registry import Registry
 
     found = read(layout)
     project = load(layout.params).project.shared_name if is_server(found.mlflow_uri) else ""
-    return _opened(Registry, found.mlflow_uri, found.artifacts, layout.root, project)
+    return _opened(Registry, found.mlflow_uri, found.artifacts, layout.root, project, patient)
 
 
 def deployments(layout: Layout) -> "Deployments":

@@ -58,7 +58,8 @@ class Denial:
 class AccessControl:
     """Access control of a server bound to `host`.
 
-    Raises ProjectError if other machines can reach the server and there is no key.
+    While the keys cannot be read, requests that need one get 503. Raises ProjectError if other machines can reach the server
+    and there is no key.
     """
 
     def __init__(self, policy: Serve, host: str, keys: Keys) -> None:
@@ -66,10 +67,11 @@ class AccessControl:
         self._keys = keys
         self._rate = RateLimiter(policy.rate_limit_per_second) if policy.rate_limit_per_second else None
         self._local_hosts = {host}
-        self._active: Mapping[str, HashedKey] = keys.active_keys() if self.requires_key else {}
+        self._active: Mapping[str, HashedKey] | None = self._read() if self.requires_key else {}
+        """By id; None: not read yet."""
         self._stopped = threading.Event()
         self._logged = 0.0
-        if self.requires_key and not self._active:
+        if self.requires_key and self._active is not None and not self._active:
             reason = (
                 f"other machines can reach {host}"
                 if policy.require_api_key != "always"
@@ -123,13 +125,15 @@ class AccessControl:
     def _key(self, headers: Headers) -> Key | None:
         """The valid key of a request."""
         secret = _secret(headers) or ""
-        hashed = self._active.get(key_id(secret))
+        hashed = (self._active or {}).get(key_id(secret))
         return hashed.key if hashed is not None and hashed.matches(secret) else None
 
     def _check_key(self, scope: Scope | None, problem: str | None, headers: Headers, client: str) -> tuple[str, Denial | None]:
         """The id of the key (the client's address without a valid one), and the denial."""
         if _secret(headers) is None:
             return client, _unauthorized("needs an API key: send Authorization: Bearer KEY, or X-API-Key: KEY")
+        if self._active is None:
+            return client, _denial(503, "the API keys cannot be read now; try again", ("retry-after", "1"))
         key = self._key(headers)
         if key is None:
             return client, _unauthorized("the API key is unknown or revoked")
@@ -156,12 +160,18 @@ class AccessControl:
             self._local_hosts.add(host)
         return True
 
+    def _read(self) -> Mapping[str, HashedKey] | None:
+        """None: the database does not answer."""
+        try:
+            return self._keys.active_keys()
+        except ProjectError as error:
+            log.error("keys: %s", error)
+            return None
+
     def _reload(self) -> None:
         while not self._stopped.wait(RELOAD_SECONDS):
-            try:
-                self._active = self._keys.active_keys()
-            except ProjectError as error:  # the keys read last stay active until the database is back
-                log.error("keys: %s", error)
+            found = self._read()
+            self._active = self._active if found is None else found  # those read last stay active until it is back
 
     def _log(self, denial: Denial, client: str, path: str) -> None:
         if (now := time.monotonic()) - self._logged >= LOG_SECONDS:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -100,7 +100,9 @@ class FixedServingSet:
 
     champion: LoadedModel
     errors: Mapping[str, str] = field(default_factory=dict)
+    away: Collection[str] = ()
     read_at: datetime | None = None
+    unread_since: datetime | None = None
 
     def serving_set(self, problem: str) -> "ServingSet[LoadedModel] | None":
         return ServingSet(self.champion) if problem == self.champion.problem else None

@@ -65,8 +65,12 @@ class DeploymentWatcher(Generic[M]):
         """The name of this server in the database."""
         self.errors: dict[str, str] = {}
         """Problem -> why its deployed version does not serve."""
+        self.away: set[str] = set()
+        """Those of them whose version the registry, or the store of its files, does not give at the moment."""
         self.read_at: datetime | None = None
-        """When the decisions were last read, UTC."""
+        """When the decisions were last read that the serving sets follow, UTC; None: never."""
+        self.unread_since: datetime | None = None
+        """Since when they cannot be read, UTC; None: they can."""
         self._journal_failing_since = journal_failing_since
         self.active_rollouts: dict[str, RolloutState] = {}
         """Problem -> its rollout."""
@@ -77,8 +81,8 @@ class DeploymentWatcher(Generic[M]):
         self._handled: dict[str, int] = {}
         self._to_preload: dict[str, int] = {}
         self._unjudged: dict[str, str] = {}
+        self._unaliased = False
         self._due: dict[str, float] = {}
-        self._database_down = False
         self._updating = threading.Lock()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="deployment-watcher", daemon=True)
@@ -106,13 +110,13 @@ class DeploymentWatcher(Generic[M]):
         with self._updating:
             try:
                 self._update()
-                if self._database_down:
+                if self.unread_since:
                     log.info("the deployments database is back")
-                self._database_down = False
+                self.unread_since = None
             except EvergreenError as error:
-                if not self._database_down:
+                if not self.unread_since:
                     log.warning("cannot read the deployments; the serving sets stay as they are: %s", error)
-                self._database_down = True
+                self.unread_since = self.unread_since or datetime.now(UTC)
 
     def _run(self) -> None:
         while not self._stopped.wait(POLL_SECONDS):
@@ -123,13 +127,13 @@ class DeploymentWatcher(Generic[M]):
 
     def _update(self) -> None:
         newest = self._rollouts.deployments.newest()
-        self.read_at = datetime.now(UTC)
-        problems = self._params.problems
+        now, problems = datetime.now(UTC), self._params.problems
         changed = [
             name for name in problems if newest.get(name, 0) != self._handled.get(name, 0) or self._versions.retry_due(name)
         ]
         for problem in changed:
             self._apply_decisions(problem)
+        self.read_at = now
         if self._is_due("count", COUNT_SECONDS):
             self._counts.write(self.active_rollouts.values())
         if self.active_rollouts and self._is_due("judge", JUDGE_SECONDS):
@@ -187,17 +191,23 @@ class DeploymentWatcher(Generic[M]):
         """Let `version` serve as champion, or note why the old one stays."""
         before = self._sets.get(problem)
         if before and before.champion.version == version:
-            self.errors.pop(problem, None)
+            self._forget_error(problem)
             return
         try:
             found = self._versions.get(problem, version, before.champion if before else None)
         except NotLoadedError as reason:
             stays = f"; v{before.champion.version} keeps serving" if before else ""
+            self._forget_error(problem)
             self.errors[problem] = f"v{version} is champion but cannot serve: {reason}{stays}"
+            self.away |= {problem} if reason.away else set[str]()
             return
-        self.errors.pop(problem, None)
+        self._forget_error(problem)
         self._sets[problem] = ServingSet(found)
         log.info("%s: v%d serves%s", problem, version, f", replacing v{before.champion.version}" if before else "")
+
+    def _forget_error(self, problem: str) -> None:
+        self.errors.pop(problem, None)
+        self.away.discard(problem)
 
     def _set_candidate(self, problem: str, serving: ServingSet[M], rollout: RolloutState) -> bool:
         """Add the rollout's candidate to the serving set. False if it cannot serve, which ends the rollout."""
@@ -249,8 +259,15 @@ class DeploymentWatcher(Generic[M]):
 
     def _update_aliases(self) -> None:
         """Move the registry's aliases to the champions: a process was killed before it did, or another tool moved them."""
-        for problem in self._params.problems:
-            self._rollouts.deployments.update_alias(self._registry, problem)
+        try:
+            for problem in self._params.problems:
+                self._rollouts.deployments.update_alias(self._registry, problem)
+        except ModelError as error:  # the decisions are read without it
+            if not self._unaliased:
+                log.warning("the aliases of the registry stay as they are: %s", error)
+            self._unaliased = True
+        else:
+            self._unaliased = False
 
     def _report(self, problem: str) -> None:
         serving, since = self._sets.get(problem), self._journal_failing_since()

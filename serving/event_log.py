@@ -170,11 +170,9 @@ class EventLog:
     """Where the events are: number, problem, id, recorded, changed, withdrawn, and what an event holds."""
 
     def __init__(self, address: str) -> None:
-        self._engine = database.connect(address, "events", METADATA)
+        self._engine = database.connect(address, "events", METADATA, self._forget_other_server)
         self._serial = self._engine.dialect.name != "postgresql"
         """Whether transactions commit in the order of their numbers."""
-        if not self._serial:
-            self._forget_other_server()
 
     def append(self, problem: str, events: Sequence[E], rejected: Sequence[RejectedEvent] = ()) -> list[E]:
         """Insert all or none. Returns the events that were new; of two with the same id the first wins."""
@@ -246,12 +244,13 @@ class EventLog:
         snapshot, end = connection.execute(SNAPSHOT).one()
         return snapshot, position != START and end < int(position.split(":")[1])
 
-    def _forget_other_server(self) -> None:
+    def _forget_other_server(self, connection: sa.Connection) -> None:
         """Mark the rows that a dump brought from another server as old: the numbers of its transactions mean nothing here."""
-        with self._transaction() as connection:
-            _, end = connection.execute(SNAPSHOT).one()
-            if connection.execute(sa.select(self.TABLE.c.id).where(self.TABLE.c.changed >= end).limit(1)).first():
-                connection.execute(sa.update(self.TABLE).where(self.TABLE.c.changed >= end).values(changed=0))
+        if connection.dialect.name != "postgresql":
+            return
+        _, end = connection.execute(SNAPSHOT).one()
+        if connection.execute(sa.select(self.TABLE.c.id).where(self.TABLE.c.changed >= end).limit(1)).first():
+            connection.execute(sa.update(self.TABLE).where(self.TABLE.c.changed >= end).values(changed=0))
 
     def fingerprint(self, problem: str) -> str:
         """A text that changes with each change of the events, and with nothing else."""

@@ -73,6 +73,7 @@ SHARED: Mapping[str, Schema] = {
         ["ready", "problems"],
         {
             "ready": {"type": "boolean"},
+            "database": STRING,
             "journal": STRING,
             "problems": {
                 "type": "object",

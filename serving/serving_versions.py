@@ -1,6 +1,6 @@
 """Lookup of the versions that serve: by problem, by version, or chosen for a request."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,7 +26,13 @@ class Watcher(Protocol):
     def errors(self) -> Mapping[str, str]: ...
 
     @property
+    def away(self) -> Collection[str]: ...
+
+    @property
     def read_at(self) -> datetime | None: ...
+
+    @property
+    def unread_since(self) -> datetime | None: ...
 
     def serving_set(self, problem: str) -> "ServingSet[LoadedModel] | None": ...
 

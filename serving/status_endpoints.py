@@ -23,6 +23,9 @@ PAGE_HEADERS = tuple(
 NOT_SERVING = "the deployed version cannot serve; see evergreen status and the server's log"
 """The reason may hold paths: it goes to the log, not to clients."""
 NOT_DEPLOYED = "no version is deployed"
+AWAY = "the model registry, or the store of its files, does not answer; the server tries again"
+UNKNOWN = "who serves is unknown: the database does not answer; the server tries again"
+NOT_READ = "does not answer"
 NOT_WRITTEN = "predictions wait in memory: the disk takes none"
 EXTENSIONS = ["binary_tensor_data", "classification"]
 """Of the Open Inference Protocol."""
@@ -71,25 +74,35 @@ class StatusEndpoints:
     async def ready(self, request: HttpRequest) -> HttpResponse:
         """GET /ready: 503 if no version serves at all, one of `required` has none, or the server is stopping.
 
-        `decisions_read_at`: when this worker last read who serves. While the database does not answer it grows old, and the
-        loaded versions keep serving. `journal`: predictions are answered and wait in memory, for lack of space.
+        `decisions_read_at`: when this worker last read who serves. While the database does not answer it grows old, `database`
+        says since when, and the loaded versions keep serving. `journal`: predictions are answered and wait in memory, for lack
+        of space.
         `problems` and `errors` hold what the caller's key allows: without a key, where one is required, nothing.
         """
         loaded = {problem: self._versions.loaded(problem) for problem in self._service.params.problems}
         missing = [problem for problem in self._required if not loaded[problem]]
-        is_ready = any(loaded.values()) and not missing and not self.stopping
+        watcher = self._versions.watcher
+        unknown = watcher.read_at is None and watcher.unread_since is not None
+        is_ready = any(loaded.values()) and not missing and not unknown and not self.stopping
         seen = self._visible(request)
         versions = {problem: {variant: model.version for model, variant in loaded[problem]} for problem in seen}
-        watcher = self._versions.watcher
-        failing, read_at = [each for each in watcher.errors if each in versions], watcher.read_at
-        reasons = dict.fromkeys((each for each in missing if each in versions), NOT_DEPLOYED) | dict.fromkeys(
-            failing, NOT_SERVING
-        )
+        reasons = {each: why for each in seen if (why := self._why_not(each, bool(loaded[each])))}
         errors = {"errors": reasons} if reasons else {}
+        read_at, unread, unwritten = watcher.read_at, watcher.unread_since, self._spool_state().failing_since
         heard = {"decisions_read_at": read_at.isoformat(timespec="seconds")} if read_at else {}
-        since = self._spool_state().failing_since
-        journal = {"journal": f"{NOT_WRITTEN} since {since.isoformat(timespec='seconds')}"} if since else {}
-        return json_response({"ready": is_ready, "problems": versions, **heard, **journal, **errors}, 200 if is_ready else 503)
+        database = {"database": f"{NOT_READ} since {unread.isoformat(timespec='seconds')}"} if unread else {}
+        journal = {"journal": f"{NOT_WRITTEN} since {unwritten.isoformat(timespec='seconds')}"} if unwritten else {}
+        found = {"ready": is_ready, "problems": versions, **heard, **database, **journal, **errors}
+        return json_response(found, 200 if is_ready else 503)
+
+    def _why_not(self, problem: str, serves: bool) -> str | None:
+        """Why the deployed version of a problem does not answer, or none is deployed where one must be; None: no reason."""
+        watcher = self._versions.watcher
+        if problem in watcher.errors:
+            return AWAY if problem in watcher.away else NOT_SERVING
+        if not serves and watcher.read_at is None and watcher.unread_since:
+            return UNKNOWN
+        return NOT_DEPLOYED if not serves and problem in self._required else None
 
     async def server(self, request: HttpRequest) -> HttpResponse:
         """GET /v2."""

@@ -8,23 +8,26 @@ from dataclasses import dataclass
 from typing import Any, Generic
 
 from evergreen.serving.serving_set import Loaded, M
-from evergreen.tasks.core.errors import EvergreenError, ModelError
+from evergreen.tasks.core.errors import EvergreenError, ModelError, RegistryError
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 2.0
-"""Time before a failed version is loaded again; doubles each time, up to 32 times."""
+"""Time before a failed version is loaded again; doubles each time, up to 32 times; twice while the registry is away."""
 ATTEMPTS = 3
 """After this many failed loads a candidate is withdrawn: a file server may be down for a moment. A candidate that loads and
 fails its self-check is withdrawn at once."""
 
 
 class NotLoadedError(Exception):
-    """A version cannot serve. `final`: it failed its self-check, or could not be loaded ATTEMPTS times."""
+    """A version cannot serve. `final`: it failed its self-check, or could not be loaded ATTEMPTS times.
 
-    def __init__(self, reason: str, final: bool) -> None:
+    `away`: the registry, or the store of its files, does not answer.
+    """
+
+    def __init__(self, reason: str, final: bool, away: bool = False) -> None:
         super().__init__(reason)
-        self.final = final
+        self.final, self.away = final, away
 
 
 @dataclass
@@ -33,6 +36,7 @@ class _Failure:
     retry_at: float
     """Monotonic seconds."""
     reason: str
+    away: bool
 
 
 class VersionLoader(Generic[M]):
@@ -53,7 +57,7 @@ class VersionLoader(Generic[M]):
             return self._loaded[key]
         failure = self._failures.get(key)
         if failure and failure.retry_at > time.monotonic():
-            raise NotLoadedError(failure.reason, failure.attempts >= ATTEMPTS)
+            raise NotLoadedError(failure.reason, failure.attempts >= ATTEMPTS, failure.away)
         found = None
         try:
             found = self._load(problem, version)
@@ -63,10 +67,12 @@ class VersionLoader(Generic[M]):
             if isinstance(error, ModuleNotFoundError):
                 reason += ". The serving image has no training libraries: serve this problem with the other image"
             attempts = (failure.attempts if failure else 0) + (ATTEMPTS if found else 1)
-            retry_at = time.monotonic() + RETRY_SECONDS * 2 ** min(attempts - 1, 5)
-            self._failures[key] = _Failure(attempts, retry_at, reason)
-            log.error("%s: v%d cannot serve: %s", problem, version, reason)
-            raise NotLoadedError(reason, attempts >= ATTEMPTS) from error
+            away = isinstance(error, RegistryError)
+            retry_at = time.monotonic() + RETRY_SECONDS * 2 ** min(attempts - 1, 1 if away else 5)
+            self._failures[key] = _Failure(attempts, retry_at, reason, away)
+            if failure is None or failure.reason != reason:
+                log.error("%s: v%d cannot serve: %s", problem, version, reason)
+            raise NotLoadedError(reason, attempts >= ATTEMPTS, away) from error
         self._failures.pop(key, None)
         self._loaded[key] = found
         return found

@@ -25,14 +25,14 @@ def serve(
     """Serve every deployed problem over HTTP; follow deployments, rollouts and rollbacks while running."""
     import logging
 
+    from evergreen.flows.operations import waiting_server
     from evergreen.flows.operations.http_server import Supervisor
-    from evergreen.flows.operations.served_project import find_or_fetch
     from evergreen.tasks.core import log_limits
 
-    place = find_or_fetch(root)
+    log_limits.configure(logging.INFO, "%(asctime)s %(levelname)s %(name)s: %(message)s")
+    place, port = waiting_server.find(root, host, port)
     names = tuple(dict.fromkeys(each.strip() for each in only.split(",") if each.strip()))
     params = read_params(place).narrow(names)
-    log_limits.configure(logging.INFO, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     supervisor = Supervisor(place, params, host, port, workers or params.serve.workers, console, names)
     supervisor.run((lambda url: print_json({"url": url})) if as_json else _tell)
 

@@ -80,6 +80,7 @@ class Supervisor:
     ) -> None:
         from evergreen.serving.access_control import AccessControl
 
+        database.expect_answers()
         AccessControl(params.serve, host, settings.keys(layout))  # raises before any worker starts
         self._layout, self._params, self._host, self._count, self._only = layout, params, host, workers, only
         self._socket = bind("serve", host, port) if workers == 1 else reserve("serve", host, port)
@@ -351,7 +352,7 @@ def application(
 
     params = params.narrow(only)
     database.expect_answers()
-    registry, events = settings.registry(layout), settings.events(layout)
+    registry, events = settings.registry(layout, patient=False), settings.events(layout)
     ledger = settings.ledger(layout) if params.serve.ledger else None
     folder = settings.spool_folder(layout)
     spool = spools.Spool(folder, params.serve.durable) if params.serve.ledger else None
@@ -417,6 +418,9 @@ def work(
     config = http_protocol.configure(
         app, params.serve, loop="uvloop", log_config=None, timeout_graceful_shutdown=int(params.serve.timeout_seconds) + 1
     )
+    if fd is None:
+        while watcher.read_at is None and _others_serve(status):
+            time.sleep(POLL_SECONDS)
     bound = share(host, port) if fd is None else socket.socket(fileno=fd)
     try:
         (status / f"{os.getpid()}.ready").touch()
@@ -426,6 +430,11 @@ def work(
         uvicorn.Server(config).run(sockets=[bound])
     finally:
         watcher.stop()
+
+
+def _others_serve(status: Path) -> bool:
+    """Whether another worker serves: one that cannot know who serves, as the database does not answer, leaves it alone."""
+    return any(Path(f"/proc/{each.stem}").exists() for each in status.glob("*.ready"))
 
 
 def _main() -> None:

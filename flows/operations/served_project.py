@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evergreen.flows import settings
 from evergreen.flows.current_project import KEY
-from evergreen.tasks.core.errors import ProjectError
+from evergreen.tasks.core.errors import ProjectError, RegistryError
 from evergreen.tasks.core.paths import Layout, find
 from evergreen.tasks.release import serving_files
 
@@ -18,7 +18,8 @@ def find_or_fetch(root: Path) -> Layout:
 
     That needs EVERGREEN_DATABASE and the address of an MLflow server, and EVERGREEN_PROJECT where the server has several
     projects. The files of each problem follow when its model is loaded (see release.serving_files). A folder that was fetched
-    before gets the newest params again. Raises ProjectError where neither is there, ModelError where MLflow refuses.
+    before gets the newest params again, or keeps what it has while the registry does not answer. Raises ProjectError where
+    neither is there, ModelError where MLflow refuses, RegistryError where it does not answer.
     """
     try:
         found = find(root)
@@ -32,7 +33,10 @@ def find_or_fetch(root: Path) -> Layout:
         _fetch_params(place)
         return place
     if serving_files.is_fetched(found):
-        _fetch_params(found)
+        try:
+            _fetch_params(found)
+        except RegistryError as error:
+            log.warning("serve: the params of the project stay as they were fetched before: %s", error)
     return found
 
 
@@ -41,9 +45,9 @@ def _fetch_params(layout: Layout) -> None:
     from evergreen.tasks.release.model_registry import Registry
 
     found = settings.read(layout)
-    names = Registry(found.mlflow_uri, found.artifacts, layout.root).names()
+    names = Registry(found.mlflow_uri, found.artifacts, layout.root, patient=False).names()
     project = _choose(sorted({name.rpartition(".")[0] for name in names}), os.environ.get(KEY, ""))
-    registry = Registry(found.mlflow_uri, found.artifacts, layout.root, project)
+    registry = Registry(found.mlflow_uri, found.artifacts, layout.root, project, patient=False)
     problems = [name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == project]
     newest = max(
         (each for problem in problems for each in registry.versions(problem)), key=lambda each: each.created, default=None

@@ -4,7 +4,7 @@ import os
 import sqlite3
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -39,19 +39,50 @@ IS_STAND_IN = "because it is a view"
 """What it says of a write to a table that it had no space to make."""
 
 
-def connect(address: str, of: str, tables: sa.MetaData) -> sa.Engine:
+def connect(address: str, of: str, tables: sa.MetaData, first: Callable[[sa.Connection], None] | None = None) -> sa.Engine:
     """The database at the SQLAlchemy `address`; creates missing tables, and the folder of an SQLite file.
 
-    `of`: its content, for errors. Raises ProjectError if it cannot be used, or if another Evergreen wrote its tables.
+    `of`: its content, for errors. `first`: a transaction before all others. Raises ProjectError if it cannot be used, or if
+    another Evergreen wrote its tables. In a server (see expect_answers) a PostgreSQL that does not answer is no error: the
+    tables are made before the first transaction.
     """
     engine = open_engine(address, of)
     try:
         if engine.dialect.name == "sqlite":
             make_file(engine.url.database or "")
-        _make_or_stand_in(engine, tables)
+        _prepare_tables(engine, tables, first)
+    except OperationalError as error:
+        if engine.dialect.name != "postgresql" or not _impatient.is_set():
+            raise unusable(engine, of, error) from error
+        sqlalchemy.event.listen(engine, "engine_connect", _Unprepared(partial(_prepare_tables, engine, tables, first)))
     except (SQLAlchemyError, OSError) as error:
         raise unusable(engine, of, error) from error
     return engine
+
+
+def _prepare_tables(engine: sa.Engine, tables: sa.MetaData, first: Callable[[sa.Connection], None] | None) -> None:
+    _make_or_stand_in(engine, tables)
+    if first:
+        with engine.begin() as link:
+            first(link)
+
+
+class _Unprepared:
+    """Prepares a database on the first connection that succeeds. Other threads wait for that."""
+
+    def __init__(self, prepare: Callable[[], None]) -> None:
+        self._prepare, self._lock, self._begun = prepare, threading.RLock(), False
+
+    def __call__(self, _link: sa.Connection) -> None:
+        with self._lock:
+            if self._begun:  # done, or these are its own connections
+                return
+            self._begun = True
+            try:
+                self._prepare()
+            except BaseException:
+                self._begun = False
+                raise
 
 
 def open_engine(address: str, of: str) -> sa.Engine:
@@ -70,7 +101,8 @@ def open_engine(address: str, of: str) -> sa.Engine:
 
 
 def expect_answers() -> None:
-    """From now on this process gives up a connection to PostgreSQL that is silent for SILENT_SECONDS within a statement.
+    """From now on this process gives up a connection to PostgreSQL that is silent for SILENT_SECONDS within a statement, and
+    `connect` lets it start where PostgreSQL is away.
 
     For servers, whose statements are short: a proxy or a server process that hangs keeps acknowledging packets, so TCP's own
     limits (TIMEOUTS) never end the wait.

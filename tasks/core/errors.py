@@ -11,7 +11,8 @@
     ├── LockedError              another process holds the lock on the same files
     ├── StorageError             a disk is full or a folder is not writable
     ├── ModelError               a model cannot be saved, trusted or loaded
-    │   └── CompileError         a model cannot be exported to ONNX; the scikit-learn pipeline serves it
+    │   ├── CompileError         a model cannot be exported to ONNX; the scikit-learn pipeline serves it
+    │   └── RegistryError        the model registry, or the store of its files, does not answer
     └── ProjectError             the project folder is incomplete or damaged: params.yaml, git, DVC, state
         └── RefusedValueError    a database refuses a value of a row; other rows can be stored
 
@@ -85,6 +86,9 @@ class ModelError(EvergreenError): ...
 
 
 class CompileError(ModelError): ...
+
+
+class RegistryError(ModelError): ...
 
 
 class ProjectError(EvergreenError): ...

@@ -38,7 +38,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from evergreen.tasks.config.params import Params, Section
 from evergreen.tasks.core import new_databases
 from evergreen.tasks.core.database import TIMEOUTS, make_file
-from evergreen.tasks.core.errors import ModelError, StorageError
+from evergreen.tasks.core.errors import ModelError, RegistryError, StorageError
 from evergreen.tasks.core.paths import make_folder, writing
 from evergreen.tasks.logged_model.manifest import MANIFEST, Manifest, Trained
 from evergreen.tasks.release.artifact_locations import Locations, local_path
@@ -56,6 +56,8 @@ WAIT_SECONDS = 20.0
 ANSWER_SECONDS = 5.0
 DATABASES = "postgresql"
 """Scheme of the addresses of databases that stand in the place of a server."""
+IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+"""Limits of MLflow's own client, unless the environment has others: its own are seven attempts, 4 minutes in all."""
 BATCH = 100
 """Most params or tags that MLflow takes at once."""
 Write = Callable[[Path, mlflow.models.Model], Mapping[str, str]]
@@ -99,17 +101,17 @@ def _make_database(file: Path) -> None:
         MlflowClient(tracking_uri=f"sqlite:///{scratch}", registry_uri=f"sqlite:///{scratch}")
 
 
-def _await_server(uri: str) -> None:
+def _await_server(uri: str, seconds: float) -> None:
     """Return once an MLflow server, or a database in its place, responds. MLflow itself would try for minutes, without a word.
 
-    Raises ModelError where it does not within WAIT_SECONDS.
+    Raises RegistryError where it does not within `seconds`.
     """
-    end, said = time.monotonic() + WAIT_SECONDS, False
+    end, said = time.monotonic() + seconds, not seconds
     while (why := _silence(uri)) is not None:
-        if time.monotonic() > end:
-            raise ModelError(f"MLflow at {_without_password(uri)}: {why}. Check the address and the server.")
+        if time.monotonic() >= end:
+            raise RegistryError(f"MLflow at {_without_password(uri)}: {why}. Check the address and the server.")
         if not said:
-            log.warning("MLflow at %s: %s; trying for %.0f s", _without_password(uri), why, WAIT_SECONDS)
+            log.warning("MLflow at %s: %s; trying for %.0f s", _without_password(uri), why, seconds)
             said = True
         time.sleep(1)
 
@@ -161,10 +163,11 @@ class MlflowStore:
 
     `artifacts`: a folder or an address such as s3://BUCKET/PATH for the files of new problems; "" lets a server choose.
     `root`: the project; an SQLite store in it records its files relative to it. `project`: its name, in a store that projects
-    share, with its id: a problem is registered as PROJECT.PROBLEM there.
+    share, with its id: a problem is registered as PROJECT.PROBLEM there. `patient`: wait for a server that does not answer yet;
+    else the store is made without it, and each call asks it first, once.
     """
 
-    def __init__(self, uri: str, artifacts: str, root: Path, project: str = "") -> None:
+    def __init__(self, uri: str, artifacts: str, root: Path, project: str = "", patient: bool = True) -> None:
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # errors arrive as exceptions
         file = Path(uri.removeprefix("sqlite:///"))
@@ -172,11 +175,16 @@ class MlflowStore:
         self._artifacts = artifacts if "://" in artifacts or not artifacts else Path(artifacts).absolute().as_uri()
         self._prefix = f"{project}." if project else ""
         self._locations = Locations.of(uri, artifacts, root)
+        self._patient = patient
+        for name, value in ({} if patient else IMPATIENT).items():
+            os.environ.setdefault(name, value)
+        self._opened: MlflowClient | None = None
         with self.errors():
             if not uri.startswith("sqlite:///"):
-                if uri.startswith(("http", DATABASES)):
-                    _await_server(uri)
-                self._client = MlflowClient(tracking_uri=self._bounded, registry_uri=self._bounded)
+                if patient and uri.startswith(("http", DATABASES)):
+                    _await_server(uri, WAIT_SECONDS)
+                if patient:
+                    _ = self._client  # opens it, with its errors
                 return
             make_folder(file.parent)
             with _alone_in(file.parent):
@@ -184,10 +192,18 @@ class MlflowStore:
                 if not file.exists():
                     log.info("mlflow: creating its database %s, once; this takes a few seconds", file.name)
                     _make_database(file)
-                self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+                _ = self._client
                 self._make_relative()
                 if new:
                     new_databases.keep("mlflow", file)
+
+    @property
+    def _client(self) -> MlflowClient:
+        if not self._patient and self.uri.startswith(("http", DATABASES)):
+            _await_server(self.uri, 0)
+        if self._opened is None:
+            self._opened = MlflowClient(tracking_uri=self._bounded, registry_uri=self._bounded)
+        return self._opened
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -208,7 +224,7 @@ class MlflowStore:
             if not _is_of_s3(error):
                 raise
             text = " ".join(str(error).split())
-            raise ModelError(
+            raise RegistryError(
                 f"MLflow's files: {text[:300]}. Check EVERGREEN_ARTIFACTS, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY."
             ) from error
@@ -269,8 +285,9 @@ class MlflowStore:
             if not isinstance(error, OSError | MlflowException) and not _is_of_s3(error):
                 raise
             text = " ".join(str(error).split())[:200]
+            kind = ModelError if isinstance(error, OSError) else RegistryError
             advice = "Check AWS_ENDPOINT_URL and the keys, roll back" if source.startswith("s3://") else "Roll back"
-            raise ModelError(f"{problem} v{version}: cannot read {source}: {text}. {advice}, or train again.") from error
+            raise kind(f"{problem} v{version}: cannot read {source}: {text}. {advice}, or train again.") from error
 
     def folder(self, problem: str, version: int) -> Path | None:
         """The folder of a version's files; None where they are not in a folder of this machine."""

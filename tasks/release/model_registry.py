@@ -53,12 +53,14 @@ class Registry:
     `artifacts`: a folder or an address such as s3://BUCKET/PATH for the files of new problems; "" lets a server choose.
     `root`: the project, which may be moved: an SQLite store in it records its files relative to it.
     `project`: its name, where projects share the registry: a problem is the registered model PROJECT.PROBLEM there.
-    Raises ModelError, in one line, where MLflow refuses or cannot be reached, and StorageError where files cannot be written.
+    `patient`: wait for a server that does not answer yet; else it may come later (see MlflowStore).
+    Raises ModelError, in one line, where MLflow refuses, RegistryError where it cannot be reached, and StorageError where files
+    cannot be written.
     """
 
-    def __init__(self, uri: str, artifacts: str, root: Path, project: str = "") -> None:
+    def __init__(self, uri: str, artifacts: str, root: Path, project: str = "", patient: bool = True) -> None:
         with _LOCK:
-            self._store = MlflowStore(uri, artifacts, root, project)
+            self._store = MlflowStore(uri, artifacts, root, project, patient)
 
     def open_run(self, params: Params, problem: str) -> str:
         """The id of a run that is RUNNING while the problem trains; `register` or `close_run` ends it."""

@@ -49,6 +49,31 @@ def test_a_server_that_other_machines_reach_does_not_start_without_keys(keys, ho
         AccessControl(Serve(), host, keys)
 
 
+def test_while_the_keys_cannot_be_read_a_server_starts_admits_nobody_and_says_that_it_is_not_the_callers_fault(
+    keys, monkeypatch: pytest.MonkeyPatch
+):
+    secret = keys.add("till", ["predict"])
+    headers = {"x-api-key": secret}
+
+    def unavailable() -> dict[str, object]:
+        raise ProjectError("the database of keys cannot be used")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(keys, "active_keys", unavailable)
+        access = AccessControl(Serve(), "0.0.0.0", keys)
+        denial = access.check("predict", headers, "10.0.0.9", "/")
+        assert status_and_error(denial) == (503, "the API keys cannot be read now; try again")
+        assert access.visible(headers, ["dear"]) == []
+    monkeypatch.setattr(access_control, "RELOAD_SECONDS", 0.01)
+    access.start()
+    for _ in range(3000):
+        if access.check("predict", headers, "10.0.0.9", "/") is None:
+            break
+        time.sleep(0.01)
+    access.stop()
+    assert access.check("predict", headers, "10.0.0.9", "/") is None
+
+
 def test_keys_can_be_required_on_a_loopback_address(keys):
     with pytest.raises(ProjectError, match=r"params.yaml: serve.require_api_key is always, and there is no API key"):
         AccessControl(Serve(require_api_key="always"), "127.0.0.1", keys)

@@ -62,7 +62,9 @@ class Client:
         }
         known = params(default).narrow(only)
         errors = {each: "cannot load" for each in (LISTS, lost) if each in known.problems}
-        watcher: Any = SimpleNamespace(serving_set={**sets, lost: None}.get, errors=errors, read_at=None)
+        watcher: Any = SimpleNamespace(
+            serving_set={**sets, lost: None}.get, errors=errors, away=(), read_at=None, unread_since=None
+        )
         self._app = App(
             PredictionService(known, watcher, None, None, Metrics()), AccessControl(known.serve, "0.0.0.0", keys), required=only
         )

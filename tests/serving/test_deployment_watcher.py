@@ -14,7 +14,7 @@ from evergreen.serving import deployment_watcher, rollout_counts, version_loader
 from evergreen.serving.deployment_watcher import DeploymentWatcher
 from evergreen.serving.serving_set import PROBED_FIRST, PROBED_LATER, LatencyProbes, ServingSet
 from evergreen.tasks.config.operations import Rollout, Serve
-from evergreen.tasks.core.errors import ModelError, ProjectError
+from evergreen.tasks.core.errors import ModelError, ProjectError, RegistryError
 from evergreen.tasks.release.mlflow_store import Version
 from evergreen.tasks.release.model_registry import Registry
 from evergreen.tasks.release.rollouts import Rollouts
@@ -334,6 +334,31 @@ def test_an_unavailable_database_leaves_the_serving_sets_as_they_are(
     enter(rollouts, names, 2)
     watcher.update()
     assert versions(watcher) == (1, 2)
+
+
+def test_a_registry_that_is_away_is_told_once_and_tried_often_and_stops_no_decision(
+    rollouts: Rollouts, names: Names, models: Models, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(deployment_watcher, "ALIAS_SECONDS", 0.0)
+    models.broken[1] = RegistryError("MLflow: nothing listens there")
+
+    def unavailable(*_: object) -> None:
+        raise RegistryError("MLflow: nothing listens there")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rollouts.deployments, "update_alias", unavailable)
+        watcher = updated(rollouts, names, models)
+        for _ in range(5):
+            watcher.update()
+    assert watcher.away == {"redeem"}
+    assert watcher.unread_since is None
+    assert [each.message for each in caplog.records] == [
+        "redeem: v1 cannot serve: MLflow: nothing listens there",
+        "the aliases of the registry stay as they are: MLflow: nothing listens there",
+    ]
+    models.broken.clear()
+    watcher.update()
+    assert (versions(watcher), watcher.errors, watcher.away) == ((1, None), {}, set())
 
 
 def test_a_rollout_that_cannot_be_judged_is_told_once_and_stops_no_other(

@@ -5,8 +5,9 @@ import shutil
 import signal
 import socket
 import sqlite3
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def silent_port() -> Iterator[int]:
 
 def test_a_silent_server_is_an_error_and_no_wait_without_end(silent_port: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(database.TIMEOUTS, "connect_timeout", 2)
+    monkeypatch.setattr(database, "_impatient", threading.Event())
     with pytest.raises(ProjectError, match=r"the database of events cannot be used: .*timeout"):
         database.connect(f"postgresql+psycopg://me@127.0.0.1:{silent_port}/x", "events", sa.MetaData())
 
@@ -58,6 +60,43 @@ def test_a_server_gives_up_a_connection_whose_other_end_hangs(postgres: str, mon
         for each in stopped:
             os.kill(each, signal.SIGCONT)
         engine.dispose()
+
+
+def test_a_server_opens_a_database_that_is_away_and_makes_its_tables_before_the_first_transaction(
+    empty_postgres: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(database, "_impatient", threading.Event())
+    database.expect_answers()
+    tables, calls, url = sa.MetaData(), list[str](), sa.make_url(empty_postgres)
+    some = sa.Table("some", tables, sa.Column("number", sa.Integer))
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        folder = Path(place) / "pg"
+        away = url.update_query_dict({"host": str(folder)})
+        engine = database.connect(away.render_as_string(), "numbers", tables, lambda link: calls.append("first"))
+        _make_late(engine, some, calls, lambda: folder.symlink_to(url.query["host"]))  # type: ignore[arg-type]
+    assert calls == ["first", "0", "0", "0", "0"]
+
+
+def _make_late(engine: sa.Engine, some: sa.Table, calls: list[str], start: Callable[[], None]) -> None:
+    """Fails twice; then the server is there, and four threads count the rows of a table at once."""
+    for _ in range(2):
+        with (
+            pytest.raises(ProjectError, match=r"the database of numbers cannot be used: .*Check the address"),
+            database.transaction(engine, "numbers"),
+        ):
+            pass
+    start()
+
+    def count() -> None:
+        with database.transaction(engine, "numbers") as link:
+            calls.append(str(link.execute(sa.select(sa.func.count()).select_from(some)).scalar_one()))
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(60)
+    engine.dispose()
 
 
 def test_limits_of_the_address_win(silent_port: int):
