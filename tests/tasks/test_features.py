@@ -488,6 +488,22 @@ def test_parts_follow_from_the_memory_that_one_may_take(project, monkeypatch, ca
     assert re.fullmatch(rf"part 1 of {len(parts)}: \d+ rows, peak memory \d+ MB", parts[0])
 
 
+def test_an_entity_with_half_of_the_events_is_named_once_and_the_rows_stay_the_same(monkeypatch, caplog):
+    rows = [(7 if place % 2 else place, place % 16, float(place), f"i{place % 5}") for place in range(12_000)]
+    wanted = {"aggregates": [aggregate("sum"), aggregate("std"), aggregate("n_unique")]}
+    tables = {"sales": sales(*rows)}
+    population = {"population": {"table": "sales", "within_days": 9}}
+    whole = build(tables, **wanted, **population)
+    monkeypatch.setenv("EVERGREEN_MEMORY_MB", "1")
+    with caplog.at_level("INFO"):
+        assert build(tables, **wanted, **population).equals(whole)
+    assert [each.message for each in caplog.records if each.levelname == "WARNING"] == [
+        "person = 7: has 6,000 of 12,000 events, for which its part takes about 1 MB, more than EVERGREEN_MEMORY_MB = 1. An entity "
+        "is in one part: give the process, or the worker, that memory; or leave the entity out if it is none, such as a till or a test"
+    ]
+    assert len([each for each in caplog.records if each.message.startswith("part ")]) == 3
+
+
 @pytest.mark.parametrize("value", ["much", "0", "-5", "nan", "inf"])
 def test_memory_that_is_no_number_of_megabytes_is_refused(value, monkeypatch):
     monkeypatch.setenv("EVERGREEN_MEMORY_MB", value)

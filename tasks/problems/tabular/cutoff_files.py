@@ -99,7 +99,7 @@ def _write(pieces: Iterator[pl.DataFrame], path: Path) -> Labels:
 def _made(known: Known, section: Features, definitions: Definitions, cutoffs: Sequence[date], scratch: Path) -> Rows:
     """The rows at `cutoffs`; those of several parts wait in `scratch`."""
     parts = entity_partitions.each(
-        point_in_time.rows_of, (known, section, definitions, cutoffs), point_in_time.count_events(known)
+        point_in_time.rows_of, (known, section, definitions, cutoffs), known, point_in_time.count_events(known)
     )
     files: list[pl.LazyFrame] = []
     for number, rows in enumerate(parts):

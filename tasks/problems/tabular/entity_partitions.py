@@ -6,12 +6,13 @@ many parts there are follows from the memory that one may take, EVERGREEN_MEMORY
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
 from evergreen.tasks.core import dask_cluster, memory
-from evergreen.tasks.problems.tabular.known_events import Part
+from evergreen.tasks.problems.tabular.known_events import Known, Part
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,19 @@ def split(events: int, bytes_per_event: int = BYTES_PER_EVENT) -> list[Part]:
     return [Part(place, number) for place in range(number)]
 
 
-def each(function: Callable[[Any, Part], pl.DataFrame], shared: Any, events: int) -> Iterator[pl.DataFrame]:
-    """function(shared, part) for each part, in order; several parts on the cluster that the environment names, if any."""
+@dataclass(frozen=True)
+class Largest:
+    """The entity of a part that has most events, and how many these are. A part holds whole entities."""
+
+    entity: Any
+    events: int
+
+
+def each(function: Callable[[Any, Part], pl.DataFrame], shared: Any, known: Known, events: int) -> Iterator[pl.DataFrame]:
+    """function(shared, part) for each part, in order; several parts on the cluster that the environment names, if any.
+
+    `events`: of all entities of `known`. Warns of an entity that alone takes more memory than a part may.
+    """
     parts = split(events)
     number = len(parts)
     if number == 1:
@@ -39,18 +51,42 @@ def each(function: Callable[[Any, Part], pl.DataFrame], shared: Any, events: int
         return
     scheduler = dask_cluster.address()
     log.info("%d events in %d parts, %s", events, number, f"on {scheduler}" if scheduler else "one after the other")
-    given = function, shared
+    given = function, shared, known
     found = (
         dask_cluster.each(scheduler, _measured, given, [(part,) for part in parts])
         if scheduler
         else (_measured(given, part) for part in parts)
     )
-    for part, (rows, peak) in zip(parts, found, strict=True):
+    for part, (rows, peak, largest) in zip(parts, found, strict=True):
         log.info("part %d of %d: %d rows, peak memory %.0f MB", part.place + 1, number, rows.height, peak)
+        if largest and largest.events * BYTES_PER_EVENT > memory.limit():
+            _warn(known.entity, largest, events)
         yield rows
 
 
-def _measured(given: tuple[Callable[[Any, Part], pl.DataFrame], Any], part: Part) -> tuple[pl.DataFrame, float]:
-    """The rows, and the peak memory of the process that made them, in MB."""
-    function, shared = given
-    return function(shared, part), memory.peak_mb()
+def _warn(entity: str, largest: Largest, events: int) -> None:
+    log.warning(
+        "%s = %s: has %s of %s events, for which its part takes about %.0f MB, more than %s = %.0f. An entity is in one part: "
+        "give the process, or the worker, that memory; or leave the entity out if it is none, such as a till or a test",
+        *(entity, largest.entity, f"{largest.events:,}", f"{events:,}", largest.events * BYTES_PER_EVENT / 2**20),
+        *(memory.LIMIT, memory.limit() / 2**20),
+    )
+
+
+def _measured(
+    given: tuple[Callable[[Any, Part], pl.DataFrame], Any, Known], part: Part
+) -> tuple[pl.DataFrame, float, Largest | None]:
+    """The rows, the peak memory in MB of the process that made them, and the largest entity."""
+    function, shared, known = given
+    largest = _largest(replace(known, part=part))
+    return function(shared, part), memory.peak_mb(), largest
+
+
+def _largest(known: Known) -> Largest | None:
+    """None: the part has no events."""
+    counts = [known.own(known.tables[name]).select(known.entity) for name in known.tables if known.is_events(name)]
+    if not counts:
+        return None
+    numbers = pl.concat(counts).drop_nulls().group_by(known.entity).len("events")
+    found = numbers.sort("events", known.entity, descending=[True, False]).head(1).collect(engine="streaming")
+    return Largest(*found.row(0)) if found.height else None

@@ -66,7 +66,7 @@ def point_in_time(
     known = Known(tables, times, section.entity, as_of)
     cutoffs = cutoffs or list_cutoffs(section, as_of)
     refuse_mixed_keys(known.entity, tables)
-    parts = entity_partitions.each(rows_of, (known, section, bind(known, section), cutoffs), count_events(known))
+    parts = entity_partitions.each(rows_of, (known, section, bind(known, section), cutoffs), known, count_events(known))
     rows = pl.concat(parts).sort(CUTOFF, section.entity)
     log.info("%d rows at %d cutoffs from %s to %s", len(rows), len(cutoffs), cutoffs[0], cutoffs[-1])
     refuse_rows(Labels().add(rows.filter(pl.col(CUTOFF) < as_of)), known, section, cutoffs)
