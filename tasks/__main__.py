@@ -110,10 +110,9 @@ def _run(step: str, problem: str | None, root: Path) -> int:
     except Exception as error:
         if isinstance(error, OSError) and paths.refusal(error):
             raise
-        if broken := paths.truncated_parquet(place):
-            raise ProjectError(
-                f"{broken}: is damaged: truncated parquet file. Remove it, then run evergreen train or dvc repro."
-            ) from error
+        if found := _damaged(place, error):
+            path, why = found
+            raise ProjectError(f"{path}: is damaged: {why}. Remove it, then run evergreen train or dvc repro.") from error
         raise
     paths.write_json(
         place.cost(step, problem),
@@ -126,6 +125,19 @@ def _run(step: str, problem: str | None, root: Path) -> int:
     )
     print(result.model_dump_json())
     return 0
+
+
+def _damaged(place: "Layout", error: Exception) -> tuple[Path, str] | None:
+    """The parquet file for which a step failed, and what is wrong with it; None: the error has another cause."""
+    from evergreen.tasks.core import paths
+
+    if half := paths.truncated_parquet(place):
+        return half, "truncated parquet file"
+    if not type(error).__module__.startswith("polars"):
+        return None
+    from evergreen.tasks.core import unreadable_parquet
+
+    return unreadable_parquet.find(place)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from evergreen.tasks.core.errors import DataError
 from evergreen.tasks.core.paths import Layout, write_json, writing
 from evergreen.tasks.data import received_events, received_rows, source_lock
 from evergreen.tasks.data.conversion import CONTRACT, type_of
-from evergreen.tasks.data.readers import ROW_GROUP, Read, describe, read_table
+from evergreen.tasks.data.readers import ROW_GROUP, Read, describe, naming, read_table
 from evergreen.tasks.data.snapshot import choose_as_of, facts_file, file_stats, file_stats_file, raw_folder
 
 log = logging.getLogger(__name__)
@@ -49,14 +49,15 @@ def run(params: Params, problem: str | None, layout: Layout) -> Ingested:
         for each in (new, staging):
             each.mkdir()
         tables = {name: read_table(name, source, layout.root, staging) for name, source in params.ingest.items()}
-        newest = {name: _newest_day(table.rows, params.ingest[name].time) for name, table in tables.items()}
+        newest = {name: _newest_day(name, table, params.ingest[name], staging) for name, table in tables.items()}
         as_of = choose_as_of(params.project.as_of, newest)
         exports = {name: table.rows for name, table in tables.items()}
         received = received_rows.read(params, layout, exports)
         if not params.project.as_of:
             as_of = received_rows.last_day(params, as_of, received, exports)
         facts = {
-            name: _write(name, table, params.ingest[name], as_of, new, received.get(name)) for name, table in tables.items()
+            name: _write(name, table, params.ingest[name], as_of, new, staging, received.get(name))
+            for name, table in tables.items()
         }
         _check_rows_left(params, facts, as_of)
         events = received_events.copy(received_events.snapshots(params, layout), new, params.project.as_of)
@@ -73,12 +74,15 @@ def run(params: Params, problem: str | None, layout: Layout) -> Ingested:
     )
 
 
-def _newest_day(table: pl.LazyFrame, time: str | None) -> date | None:
-    return table.select(pl.col(time).max().cast(pl.Date)).collect().item() if time else None
+def _newest_day(name: str, table: Read, source: Source, staging: Path) -> date | None:
+    if source.time is None:
+        return None
+    with naming(name, source, staging):
+        return table.rows.select(pl.col(source.time).max().cast(pl.Date)).collect().item()
 
 
 def _write(
-    name: str, table: Read, source: Source, as_of: date, to: Path, received: pl.DataFrame | None = None
+    name: str, table: Read, source: Source, as_of: date, to: Path, staging: Path, received: pl.DataFrame | None = None
 ) -> dict[str, Any]:
     """Write the rows known at `as_of`, then those of `received`. Rows without a time are kept; validation judges them."""
     rows = table.rows
@@ -91,7 +95,8 @@ def _write(
     if told is not None:
         rows = pl.concat([rows, told.lazy()])
     path = to / f"{name}.parquet"
-    rows.sink_parquet(path, compression="zstd", row_group_size=ROW_GROUP, maintain_order=True)
+    with naming(name, source, staging):  # a damaged file shows here
+        rows.sink_parquet(path, compression="zstd", row_group_size=ROW_GROUP, maintain_order=True)
     kept = pl.scan_parquet(path, glob=False).select(pl.len()).collect().item() - (0 if told is None else len(told))
     late = f", {read - kept:,} after {as_of} left out" if read > kept else ""
     log.info("ingest: %s: %s rows%s", name, f"{kept:,}", late)

@@ -274,12 +274,14 @@ def read_json(path: Path) -> Any:
 
 
 def truncated_parquet(layout: Layout) -> Path | None:
-    """The first truncated parquet file under data/ or models/; None without one.
+    """The first truncated parquet file under data/ or models/; None without one."""
+    return next(filter(is_truncated, parquet_files(layout)), None)
 
-    What a killed process left beside them is not read by anyone.
-    """
+
+def parquet_files(layout: Layout) -> Iterator[Path]:
+    """Those under data/ and models/, in order. What a killed process left beside them is not read by anyone."""
     every = (path for part in ("data", "models") for path in sorted((layout.root / part).rglob("*.parquet")))
-    return next((path for path in every if not _is_scratch(layout, path) and is_truncated(path)), None)
+    return (path for path in every if not _is_scratch(layout, path))
 
 
 def is_truncated(path: Path) -> bool:

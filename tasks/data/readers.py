@@ -66,7 +66,7 @@ def read_table(name: str, source: Source, root: Path, staging: Path, infer: bool
     server does not respond.
     """
     check_formats(name, source)
-    with _naming(name, source, staging):
+    with naming(name, source, staging):
         log.info("ingest: %s from %s", name, describe(source))
         rows = scan_source(name, source, root, staging)
         changes = changed_columns(name, source, describe(source), rows.collect_schema().names())
@@ -97,7 +97,7 @@ def describe(source: Source) -> str:
 
 
 @contextmanager
-def _naming(name: str, source: Source, staging: Path) -> Iterator[None]:
+def naming(name: str, source: Source, staging: Path) -> Iterator[None]:
     """Turn a library's error on reading into one line with the table's name. Errors on writing to `staging` pass through."""
     try:
         yield

@@ -497,10 +497,10 @@ def test_an_entity_with_half_of_the_events_is_named_once_and_the_rows_stay_the_s
     monkeypatch.setenv("EVERGREEN_MEMORY_MB", "1")
     with caplog.at_level("INFO"):
         assert build(tables, **wanted, **population).equals(whole)
-    assert [each.message for each in caplog.records if each.levelname == "WARNING"] == [
-        "person = 7: has 6,000 of 12,000 events, for which its part takes about 1 MB, more than EVERGREEN_MEMORY_MB = 1. An entity "
-        "is in one part: give the process, or the worker, that memory; or leave the entity out if it is none, such as a till or a test"
-    ]
+    (told,) = [each.message for each in caplog.records if each.levelname == "WARNING"]
+    assert told.startswith(
+        "person = 7: has 6,000 of 12,000 events, for which its part takes about 1 MB, more than EVERGREEN_MEMORY_MB = 1. An "
+    )
     assert len([each for each in caplog.records if each.message.startswith("part ")]) == 3
 
 

@@ -49,12 +49,28 @@ def test_a_part_that_ends_several_workers_is_one_line(cluster: Any, tmp_path: Pa
 
     with Client(cluster, set_as_default=False) as client:
         client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", 1))
-    with pytest.raises(UnavailableError, match=r"a part ended \d workers, perhaps for lack of memory.*EVERGREEN_MEMORY_MB"):
+    with pytest.raises(UnavailableError, match=r"part 1 of 1 ended \d workers, perhaps for lack of memory.*_MEMORY_MB"):
         list(dask_cluster.each(cluster.scheduler_address, squared, tmp_path, [(99,)]))
 
 
+def test_a_cluster_without_workers_is_one_line_at_the_start_and_while_parts_are_made(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(dask_cluster, "WORKER_SECONDS", 0.5)
+    found = dask_cluster.each(cluster.scheduler_address, squared, Path(), [(2,), (4,), (60,)])
+    assert next(found) == 4
+    begun = dask_cluster.each(cluster.scheduler_address, slow, None, [(1,)])
+    threading.Timer(1.0, cluster.scale, [0]).start()
+    for unfinished in (begun, dask_cluster.each(cluster.scheduler_address, squared, Path(), [(2,)])):
+        with pytest.raises(
+            UnavailableError, match=r"EVERGREEN_DASK = .*: has had no worker for 0 s\. Start dask worker tcp://.*, or unset it"
+        ):
+            list(unfinished)
+    assert caplog.text.count("has no worker; waits for one for 0 s") == 2
+
+
 @pytest.mark.parametrize("work", ["parts", "trials"])
-def test_a_lost_scheduler_is_one_line(work: str, cluster: Any):
+def test_a_lost_scheduler_is_one_line(work: str, cluster: Any, caplog: pytest.LogCaptureFixture):
     threading.Timer(1.0, cluster.close).start()
     found = {
         "parts": dask_cluster.each(cluster.scheduler_address, slow, None, [(1,), (2,)]),
@@ -62,6 +78,7 @@ def test_a_lost_scheduler_is_one_line(work: str, cluster: Any):
     }[work]
     with pytest.raises(UnavailableError, match=r"EVERGREEN_DASK = .*: the scheduler was lost .*run the same command again"):
         list(found)
+    assert "Traceback" not in caplog.text
 
 
 def test_the_environment_names_the_scheduler(monkeypatch: pytest.MonkeyPatch):
