@@ -238,10 +238,19 @@ def _make(layout: Layout) -> list[str]:
     root = layout.root
     made = [
         *_file(root / "dvc.yaml", files("evergreen.flows").joinpath("templates/dvc.yaml").read_text(encoding="utf8")),
-        *_lines(root / ".gitignore", IGNORED),
+        *([".gitignore"] if ignore(root) else []),
     ]
     made += lineage.set_up(layout)
     return [*made, *_lines(root / ".dvcignore", ("__pycache__",))]
+
+
+def ignore(root: Path) -> list[str]:
+    """Add the entries of IGNORED to .gitignore that are neither there nor below an entry; returns them."""
+    path = root / ".gitignore"
+    known = [line.strip().strip("/") for line in path.read_text(encoding="utf8").splitlines()] if path.exists() else []
+    lacking = [each for each in IGNORED if not any(f"{each.strip('/')}/".startswith(f"{line}/") for line in known if line)]
+    _lines(path, lacking)
+    return lacking
 
 
 def _file(path: Path, text: str) -> list[str]:

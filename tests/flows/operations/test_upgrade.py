@@ -29,6 +29,7 @@ from evergreen.tasks.release import deployments, server_reports
 from evergreen.tasks.release.deployments import Deployments
 from evergreen.tasks.release.rollout_state import fold
 from evergreen.tasks.release.server_reports import ServerReports
+from tests import store
 
 SCHEMAS = Path(__file__).parent / "schemas"
 NAMES = sorted(each.name.removesuffix(".sqlite.sql") for each in SCHEMAS.glob("*.sqlite.sql"))
@@ -185,9 +186,9 @@ def test_a_command_that_meets_an_earlier_database_says_what_to_do_and_changes_no
     address = f"sqlite:///{tmp_path / 'evergreen.db'}"
     restore(name, address, tmp_path)
     before = described(address)
-    for store in (Deployments, Ledger, DecisionLog, EventLog, Keys, ServerReports):
+    for each in (Deployments, Ledger, DecisionLog, EventLog, Keys, ServerReports):
         with pytest.raises(ProjectError, match=r"evergreen.db: the tables are those of an earlier .* run evergreen upgrade"):
-            store(address)
+            each(address)
     assert described(address) == before
 
 
@@ -327,6 +328,22 @@ def test_the_command_upgrades_the_database_of_the_project(tmp_path: Path, monkey
     done = invoke("upgrade", "--root", str(tmp_path), "--json")
     assert json.loads(done.stdout)["after"] == schema_revision.NEWEST
     assert "nothing to do" in invoke("upgrade", "--root", str(tmp_path)).stderr
+
+
+def test_the_command_adds_what_gitignore_lacks_and_nothing_that_an_entry_covers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("EVERGREEN_DATABASE", raising=False)
+    store.project(tmp_path, households=5, weeks=20)
+    path = tmp_path / ".gitignore"
+    early = ("/data/raw/", "/data/tables", "/data/quarantine/", "/data/features/", "/data/scores/", "models/", "/reports/")
+    path.write_text("\n".join([*early, "/dvc_plots/", "/var/"]))
+    asked = ("upgrade", "--root", str(tmp_path))
+    assert ".gitignore: /data/events/, /data/received/ added" in invoke(*asked).output
+    assert path.read_text().splitlines()[-3:] == ["/var/", "/data/events/", "/data/received/"]
+    assert json.loads(invoke(*asked, "--json").output)["ignored"] == []
+    path.write_text("data/\n/models/\n/reports/\n/dvc_plots/\n/var/\n")
+    assert json.loads(invoke(*asked, "--json").output)["ignored"] == []
 
 
 def test_a_database_that_the_environment_names_is_upgraded_without_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
