@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,21 @@ def test_a_cluster_without_workers_is_one_line_at_the_start_and_while_parts_are_
         ):
             list(unfinished)
     assert caplog.text.count("has no worker; waits for one for 0 s") == 2
+
+
+def told(shared: str, number: int) -> str:
+    time.sleep(0.02)
+    return f"{shared} {number}"
+
+
+def test_two_runs_on_one_cluster_at_once_get_their_own_results(cluster: Any):
+    def run(name: str) -> list[str]:
+        return list(dask_cluster.each(cluster.scheduler_address, told, name, [(number,) for number in range(20)]))
+
+    names = ("north", "south")
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(run, names))
+    assert found == [[f"{name} {number}" for number in range(20)] for name in names]
 
 
 @pytest.mark.parametrize("work", ["parts", "trials"])
