@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 FLUSH_SECONDS = 0.05
 """Interval of writing predictions to the spool, unless serve.durable."""
-REFRESH_SECONDS = 1.0
+REFRESH_SECONDS = 0.5
+"""Interval of reading what other processes received: half of the second within which they all know it."""
+SAVE_SECONDS = 1.0
 
 
 class PredictionService:
@@ -104,6 +106,7 @@ class PredictionService:
         """Start the periodic work, in the running event loop."""
         self._background.repeat(FLUSH_SECONDS, self._writer.flush)
         self._background.repeat(REFRESH_SECONDS, self._refresh)
+        self._background.repeat(SAVE_SECONDS, self._save_metrics)
         self._background.repeat(parity_check.INTERVAL_SECONDS, self._parity.compare)
 
     async def stop(self) -> None:
@@ -116,14 +119,17 @@ class PredictionService:
 
     async def _refresh(self) -> None:
         """Read events and features of other processes."""
-        self._count_batches()
         database = self._background.database
-        await self._background.run(database, self.metrics.saving())
         for model in self.versions.all_loaded():
             if isinstance(model, ListModel):
                 await self._background.run(database, model.recommender.refresh)
             elif isinstance(model, RowModel) and model.online_features:
                 await self._background.run(database, model.online_features.refresh)
+
+    async def _save_metrics(self) -> None:
+        """For the other workers, of which one answers /metrics."""
+        self._count_batches()
+        await self._background.run(self._background.database, self.metrics.saving())
 
     def _count_batches(self) -> None:
         for model in self.versions.all_loaded():

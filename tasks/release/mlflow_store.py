@@ -212,7 +212,8 @@ class MlflowStore:
             yield
         except (MlflowException, SQLAlchemyError) as error:
             text = " ".join(str(error).partition("[SQL:")[0].split())
-            raise ModelError(
+            away = getattr(error, "error_code", "") == "TEMPORARILY_UNAVAILABLE" or text.startswith("API request to ")
+            raise (RegistryError if away else ModelError)(
                 f"MLflow at {_without_password(self.uri)}: {text[:300]}. Check the address and the server."
             ) from error
         except OSError as error:

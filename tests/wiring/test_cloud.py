@@ -4,10 +4,15 @@ import json
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 import yaml
@@ -16,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from evergreen.flows.operations.prometheus_textfile import FAMILIES
 from evergreen.serving.metrics import Metrics, counter, gauge
 from tests import ROOT
+from tests import postgres as postgres_server
 
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
 MANIFESTS = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "deploy" / "kubernetes").glob("*.yaml")}
@@ -210,6 +216,58 @@ def test_a_health_check_fails_when_what_it_watches_fails(name):
         assert check(port) != 0
         server.shutdown()
     assert check(port) != 0
+
+
+@pytest.mark.slow
+@pytest.mark.postgres
+@pytest.mark.parametrize("name", ["prefect", "mlflow"])
+def test_the_health_check_of_a_server_fails_while_its_database_is_away(name, tmp_path):
+    if postgres_server.programs() is None:
+        pytest.skip("PostgreSQL is not installed")
+    with tempfile.TemporaryDirectory(prefix="pg", dir="/tmp") as folder, socket.socket() as free:
+        database = postgres_server.Postgres(Path(folder))
+        database.start()
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+        free.close()
+        words = COMPOSE["services"][name]["healthcheck"]["test"]
+        code = re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{port}", words[3])
+        place = f"postgres?host={folder}"
+        command = {
+            "prefect": ["server", "start", "--host", "127.0.0.1", "--port", port],
+            "mlflow": [
+                "server",
+                "--port",
+                port,
+                "--workers",
+                "1",
+                "--backend-store-uri",
+                f"postgresql+psycopg://evergreen@/{place}",
+            ],
+        }[name]
+        environment = {
+            **os.environ, "PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://evergreen@/{place}",
+            "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }  # fmt: skip
+
+        def healthy() -> bool:
+            return subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, check=False).returncode == 0
+
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name(name), *command], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        try:
+            assert any(healthy() or time.sleep(1) for _ in range(120)), "it starts"
+            database.stop()
+            assert not healthy()
+            database.start()
+            assert any(healthy() or time.sleep(1) for _ in range(60)), "it comes back"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            database.stop()
 
 
 @pytest.mark.parametrize("name", ["serve", "worker", "prefect", "mlflow"])
