@@ -201,6 +201,7 @@ class Branches:
             version, decided = status.standing(self.layout, problem)
         registered: dict[str, int] = {"version": version} if version else {}
         if version and (decided or not self.deploy):
+            steps.unchanged("gate", problem)
             return []
         steps.check()
         began = time.monotonic()

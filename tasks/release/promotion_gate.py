@@ -185,9 +185,10 @@ def _reason(
 ) -> str:
     candidate, other, gain, low, high = (format(number, metric.format) for number in numbers)
     beyond = f" by more than {policy.margin:g}" if policy.margin else ""
+    kept = f"is not worse than {against} {other} (tolerance {policy.tolerance:g})"
     says = {
         "better": f"beats {against} {other}{beyond}",
-        "not worse": f"is not worse than {against} {other} (tolerance {policy.tolerance:g})",
+        "not worse": kept if promote else f"does not beat {against} {other}{beyond}",
         "worse": f"is worse than {against} {other}",
         "cannot tell": f"cannot be told from {against} {other}",
     }[decision]

@@ -226,6 +226,16 @@ def test_a_model_without_its_explanation_is_deployed_all_the_same_and_explained_
     assert "explain@redeem" not in branch.stages.committed
 
 
+def test_a_model_that_was_decided_on_before_is_not_judged_again_and_the_log_says_so(
+    branches: Callable, caplog: pytest.LogCaptureFixture
+):
+    branch, ran = branches(FRESH, standing=(3, True))
+    with caplog.at_level("INFO", logger=steps.log.name):
+        assert branch.train("redeem").done == []
+    assert ran == []
+    assert [record.message for record in caplog.records].count("unchanged") == len(steps.OWN) + 1
+
+
 def test_refresh_reads_the_sources_again_and_nothing_else(branches: Callable):
     branch, ran = branches({"ingest", "validate"}, refresh=True)
     branch.run_shared_steps()

@@ -1,6 +1,7 @@
 """The rule that lets a candidate pass, and what it is judged on."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -126,8 +127,12 @@ def test_the_same_rows_tell_what_rows_drawn_apart_could_not() -> None:
 def test_a_gain_within_the_margin_is_not_worse_and_promotes_only_if_that_is_enough() -> None:
     candidate = NOISE + 0.5
     assert judged(candidate, NOISE, margin=0.6).decision == "not worse"
-    assert not judged(candidate, NOISE, margin=0.6).promote
-    assert judged(candidate, NOISE, margin=0.6, promote="not worse").promote
+    kept = judged(candidate, NOISE, margin=0.6)
+    assert not kept.promote
+    assert re.match(r"not promoted: \w+ \S+ does not beat .* by more than 0\.6: gain 0\.5", kept.reason)
+    promoted = judged(candidate, NOISE, margin=0.6, promote="not worse")
+    assert promoted.promote
+    assert re.match(r"promoted: \w+ \S+ is not worse than .* \(tolerance 0\): gain 0\.5", promoted.reason)
 
 
 def test_a_loss_within_the_tolerance_is_not_worse() -> None:
