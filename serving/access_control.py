@@ -67,6 +67,8 @@ class AccessControl:
         self._keys = keys
         self._rate = RateLimiter(policy.rate_limit_per_second) if policy.rate_limit_per_second else None
         self._local_hosts = {host}
+        self._unread = False
+        """Whether the last reading failed."""
         self._active: Mapping[str, HashedKey] | None = self._read() if self.requires_key else {}
         """By id; None: not read yet."""
         self._stopped = threading.Event()
@@ -163,10 +165,14 @@ class AccessControl:
     def _read(self) -> Mapping[str, HashedKey] | None:
         """None: the database does not answer."""
         try:
-            return self._keys.active_keys()
+            found = self._keys.active_keys()
         except ProjectError as error:
-            log.error("keys: %s", error)
+            if not self._unread:
+                log.error("keys: %s", error)
+            self._unread = True
             return None
+        self._unread = False
+        return found
 
     def _reload(self) -> None:
         while not self._stopped.wait(RELOAD_SECONDS):

@@ -484,13 +484,17 @@ def main(folder: Path, address: str, every_seconds: float = 0.5) -> None:
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: stopped.set())
     ledger: Ledger | None = None
+    told = ""
     while True:
         is_last = stopped.is_set()
         try:
             ledger = ledger or Ledger(address)
             drain(folder, ledger)
+            told = ""
         except (EvergreenError, OSError) as error:
-            log.warning("the spool cannot be drained now: %s", error)
+            if str(error) != told:
+                log.warning("the spool cannot be drained now: %s", error)
+            told = str(error)
             stopped.wait(5)
         if is_last:
             return

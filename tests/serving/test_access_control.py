@@ -50,7 +50,7 @@ def test_a_server_that_other_machines_reach_does_not_start_without_keys(keys, ho
 
 
 def test_while_the_keys_cannot_be_read_a_server_starts_admits_nobody_and_says_that_it_is_not_the_callers_fault(
-    keys, monkeypatch: pytest.MonkeyPatch
+    keys, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     secret = keys.add("till", ["predict"])
     headers = {"x-api-key": secret}
@@ -64,6 +64,9 @@ def test_while_the_keys_cannot_be_read_a_server_starts_admits_nobody_and_says_th
         denial = access.check("predict", headers, "10.0.0.9", "/")
         assert status_and_error(denial) == (503, "the API keys cannot be read now; try again")
         assert access.visible(headers, ["dear"]) == []
+        access._read()
+        told = [record.message for record in caplog.records if record.message.startswith("keys: ")]
+        assert told == ["keys: the database of keys cannot be used"], "once"
     monkeypatch.setattr(access_control, "RELOAD_SECONDS", 0.01)
     access.start()
     for _ in range(3000):

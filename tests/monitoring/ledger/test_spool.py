@@ -411,3 +411,29 @@ def test_the_drainer_process_runs_until_it_is_stopped_and_moves_everything_befor
     finally:
         drainer.kill()
         drainer.wait()
+
+
+def test_an_outage_of_the_database_is_told_once_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    attempts = ["away", "away", "", "away"]
+
+    class Stopped:
+        def is_set(self) -> bool:
+            return not attempts
+
+        def wait(self, _seconds: float) -> None: ...
+
+    def attempt(_folder: Path, _ledger: Ledger) -> int:
+        if attempts and attempts.pop(0):
+            raise ProjectError("the database of predictions cannot be used")
+        return 0
+
+    for name, stand_in in (("drain", attempt), ("threading", type("Threads", (), {"Event": Stopped}))):
+        monkeypatch.setattr(spools, name, stand_in)
+    monkeypatch.setattr(spools.os, "nice", lambda _: 0)
+    monkeypatch.setattr(spools.gc, "set_threshold", lambda _: None)
+    monkeypatch.setattr(spools.signal, "signal", lambda *_: None)
+    spools.main(tmp_path, f"sqlite:///{tmp_path / 'evergreen.db'}")
+    told = "the spool cannot be drained now: the database of predictions cannot be used"
+    assert [each.message for each in caplog.records] == [told, told]
