@@ -339,8 +339,8 @@ def test_the_command_adds_what_gitignore_lacks_and_nothing_that_an_entry_covers(
     early = ("/data/raw/", "/data/tables", "/data/quarantine/", "/data/features/", "/data/scores/", "models/", "/reports/")
     path.write_text("\n".join([*early, "/dvc_plots/", "/var/"]))
     asked = ("upgrade", "--root", str(tmp_path))
-    assert ".gitignore: /data/events/, /data/received/ added" in invoke(*asked).output
-    assert path.read_text().splitlines()[-3:] == ["/var/", "/data/events/", "/data/received/"]
+    assert ".gitignore: /data/newest/, /data/events/, /data/received/ added" in invoke(*asked).output
+    assert path.read_text().splitlines()[-4:] == ["/var/", "/data/newest/", "/data/events/", "/data/received/"]
     assert json.loads(invoke(*asked, "--json").output)["ignored"] == []
     path.write_text("data/\n/models/\n/reports/\n/dvc_plots/\n/var/\n")
     assert json.loads(invoke(*asked, "--json").output)["ignored"] == []
