@@ -9,7 +9,6 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,6 @@ Source = tuple[str, tuple[str, str] | None]
 Keys = Mapping[str, str]
 """Cutoff, and "facts" -> a digest of what its rows follow from."""
 FACTS = "facts"
-BYTES_PER_DIGEST = 60
-"""Of an event: its day, its digest, and its places in groups."""
 Rows = Callable[[date], pl.DataFrame]
 """Those at a cutoff, sorted by entity."""
 
@@ -64,11 +61,12 @@ def write(
     known, cutoffs = Known(tables, times, section.entity, as_of), point_in_time.list_cutoffs(section, as_of)
     refuse_mixed_keys(known.entity, tables)
     definitions, before = point_in_time.bind(known, section), _recorded(folders)
-    keys = _keys(known, section, definitions, cutoffs[:-1])
-    kept = [each for each in cutoffs[:-1] if before.get(str(each)) == keys[str(each)]]
-    made = [each for each in cutoffs if each not in kept]
-    log.info("features at %d cutoffs from %s to %s, %d of them as before", len(cutoffs), cutoffs[0], as_of, len(kept))
     with tempfile.TemporaryDirectory(prefix="parts.", dir=folders.newest) as scratch:
+        known = entity_partitions.lay_apart(known, point_in_time.count_events(known), Path(scratch))
+        keys = _keys(known, section, definitions, cutoffs[:-1])
+        kept = [each for each in cutoffs[:-1] if before.get(str(each)) == keys[str(each)]]
+        made = [each for each in cutoffs if each not in kept]
+        log.info("features at %d cutoffs from %s to %s, %d of them as before", len(cutoffs), cutoffs[0], as_of, len(kept))
         new = _made(known, section, definitions, made, Path(scratch))
         new(as_of).write_parquet(newest)
         if keys == before:
@@ -78,8 +76,7 @@ def write(
         else:
             old = _kept(known, section, earlier) if kept else new
             pieces = ((old if each in kept else new)(each) for each in cutoffs[:-1])
-            found = _write(pieces, learned)
-            point_in_time.refuse_rows(found, known, section, cutoffs)
+            point_in_time.refuse_rows(_write(pieces, learned), known, section, cutoffs)
     write_json(folders.record, {"sha256": sha256(learned), "keys": keys})
 
 
@@ -159,9 +156,9 @@ def _used(known: Known, section: Features, definitions: Definitions) -> dict[Sou
 def _days(known: Known, used: Mapping[Source, Sequence[str]]) -> pl.DataFrame:
     """Day, source, part of the entities, number of events and a digest of them, sorted by day, source and part."""
     found: list[pl.DataFrame] = []
-    for part in entity_partitions.split(point_in_time.count_events(known), BYTES_PER_DIGEST):
+    for part in entity_partitions.split(point_in_time.count_events(known)):
         for number, (source, columns) in enumerate(used.items()):
-            events = replace(known, part=part).events(*source).select(DAY, digest=_digest_rows(columns))
+            events = known.of(part).events(*source).select(DAY, digest=_digest_rows(columns))
             names = pl.lit(number).alias("source"), pl.lit(part.place).alias("part")
             days = events.collect(engine="streaming").group_by(DAY, maintain_order=True)
             found.append(days.agg(*names, pl.len(), _in_order("digest")))

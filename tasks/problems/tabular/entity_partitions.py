@@ -7,12 +7,13 @@ many parts there are follows from the memory that one may take, EVERGREEN_MEMORY
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from evergreen.tasks.core import dask_cluster, memory
-from evergreen.tasks.problems.tabular.known_events import Known, Part
+from evergreen.tasks.problems.tabular.known_events import Known, Part, keyed
 
 log = logging.getLogger(__name__)
 
@@ -20,15 +21,32 @@ BYTES_PER_EVENT = 250
 """While 70 features are made at 22 cutoffs, measured on the worked example; more cutoffs and features take more."""
 
 
-def count(events: int, bytes_per_event: int = BYTES_PER_EVENT) -> int:
+def count(events: int) -> int:
     """Number of parts for so many events. Raises ParamsError where the environment says no positive number."""
-    return max(1, -(-events * bytes_per_event // memory.limit()))
+    return max(1, -(-events * BYTES_PER_EVENT // memory.limit()))
 
 
-def split(events: int, bytes_per_event: int = BYTES_PER_EVENT) -> list[Part]:
+def split(events: int) -> list[Part]:
     """The parts for so many events."""
-    number = count(events, bytes_per_event)
+    number = count(events)
     return [Part(place, number) for place in range(number)]
+
+
+def lay_apart(known: Known, events: int, folder: Path) -> Known:
+    """`known` whose events lie in files of `folder`, those of each part by themselves and in their order: each row is read once
+    and not by every part.
+    """
+    parts = split(events)
+    if len(parts) == 1:
+        return known
+    log.info("%d events are laid apart for %d parts", events, len(parts))
+    apart = {name: folder / name for name, rows in known.tables.items() if known.entity in rows.collect_schema()}
+    for name, place in apart.items():
+        rows = keyed(known.tables[name], known.entity)
+        by_part = {"part": pl.col(known.entity).hash(0) % len(parts)}
+        files = pl.PartitionBy(place, key=by_part, include_key=False, approximate_bytes_per_file=None)
+        rows.filter(pl.col(known.entity).is_not_null()).sink_parquet(files, compression="lz4", mkdir=True)
+    return replace(known, apart=apart)
 
 
 @dataclass(frozen=True)
@@ -78,7 +96,7 @@ def _measured(
 ) -> tuple[pl.DataFrame, float, Largest | None]:
     """The rows, the peak memory in MB of the process that made them, and the largest entity."""
     function, shared, known = given
-    largest = _largest(replace(known, part=part))
+    largest = _largest(known.of(part))
     return function(shared, part), memory.peak_mb(), largest
 
 

@@ -1,8 +1,9 @@
 """Tables as events of one entity: when each row became known, what a joined table adds, and keys that match."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import date
+from pathlib import Path
 
 import polars as pl
 
@@ -34,6 +35,16 @@ class Known:
     as_of: date
     part: Part | None = None
     """Of the entities; None: all of them."""
+    apart: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    """Table -> a folder with the rows of each part by itself; see entity_partitions.lay_apart."""
+
+    def of(self, part: Part | None) -> "Known":
+        """Of the entities of `part`."""
+        if part is None:
+            return self
+        files = {name: folder / f"part={part.place}" for name, folder in self.apart.items()}
+        own = {name: pl.scan_parquet(path) if path.is_dir() else self.tables[name].clear() for name, path in files.items()}
+        return replace(self, tables={**self.tables, **own}, part=part)
 
     def events(self, table: str, join: tuple[str, str] | None = None) -> pl.LazyFrame:
         """One row per event of an entity: the table's columns, those that `join` adds, and the day on which both were known."""

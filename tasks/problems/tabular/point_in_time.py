@@ -8,7 +8,7 @@ entity and day and then per window, so that many cutoffs and windows cost little
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import TypeVar
 
@@ -82,7 +82,7 @@ def count_events(known: Known) -> int:
 def rows_of(shared: tuple[Known, Features, "Definitions", Sequence[date]], part: Part | None = None) -> pl.DataFrame:
     """The rows of the entities of `part` (None: of all) at cutoffs, sorted by cutoff and entity."""
     known, section, definitions, cutoffs = shared
-    known = replace(known, part=part)
+    known = known.of(part)
     rows = _entities(known, section, cutoffs)
     if section.target:
         rows = _targets(known, rows, section.target, section.horizon_days, cutoffs)

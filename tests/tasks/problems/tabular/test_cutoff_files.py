@@ -80,9 +80,9 @@ def made(monkeypatch) -> list[list[date]]:
     found: list[list[date]] = []
     each = entity_partitions.each
 
-    def noting(function, shared, events):
+    def noting(function, shared, *rest):
         found.append(list(shared[-1]))
-        return each(function, shared, events)
+        return each(function, shared, *rest)
 
     monkeypatch.setattr(entity_partitions, "each", noting)
     return found
@@ -202,11 +202,33 @@ def test_other_code_makes_all_rows_anew(project, made, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [1, 2, 5])
-def test_any_number_of_parts_gives_the_same_bytes(project, monkeypatch, number):
-    whole = project.run(tables(until(17)), 17)
-    monkeypatch.setattr(entity_partitions, "count", lambda *given: number)
-    assert Project(fresh(project)).run(tables(until(17)), 17) == whole
-    assert project.run(tables(until(17)), 17) == whole
+def test_any_number_of_parts_gives_the_same_bytes_also_where_one_has_no_entity(project, monkeypatch, number):
+    given = [*until(17), (None, 3, 1.0, "a")]
+    whole = project.run(tables(given), 17)
+    monkeypatch.setattr(entity_partitions, "count", lambda events: number)
+    assert Project(fresh(project)).run(tables(given), 17) == whole
+    assert project.run(tables(given), 17) == whole
+
+
+def test_several_parts_read_their_own_events_alone_and_leave_nothing_behind(project, monkeypatch):
+    read: list[int] = []
+    rows_of = cutoff_files.point_in_time.rows_of
+
+    def noting(shared, part=None):
+        known = shared[0].of(part)
+        read.append(known.tables["sales"].select(pl.len()).collect().item())
+        return rows_of(shared, part)
+
+    monkeypatch.setattr(entity_partitions, "count", lambda events: 5)
+    monkeypatch.setattr(cutoff_files.point_in_time, "rows_of", noting)
+    project.run(tables(until(17)), 17)
+    assert len(read) == 5
+    assert sum(read) == len(until(17))
+    assert sorted(path.name for path in project.root.rglob("*") if path.is_file()) == [
+        "record.json",
+        "rows.parquet",
+        "rows.parquet",
+    ]
 
 
 def test_a_refusal_leaves_the_earlier_rows_and_their_record(project):
