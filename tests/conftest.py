@@ -6,6 +6,7 @@ Each numeric library has one thread, as in a step: two halves of the suite run s
 import fcntl
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests run first, so that the two workers end at about the same time. A worker takes a file at a time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(autouse=True)
+def new_process() -> Iterator[None]:
+    """What a server or a step says to its process once ends with the test that ran it in this one."""
+    yield
+    if database := sys.modules.get("evergreen.tasks.core.database"):
+        database._impatient.clear()
+    if time_budget := sys.modules.get("evergreen.tasks.search.time_budget"):
+        time_budget._begun.clear()
 
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
