@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from evergreen.tasks.core import dask_cluster, memory
-from evergreen.tasks.problems.tabular.known_events import Known, Part, keyed
+from evergreen.tasks.problems.tabular.known_events import PART, Known, Part, keyed
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def lay_apart(known: Known, events: int, folder: Path) -> Known:
     apart = {name: folder / name for name, rows in known.tables.items() if known.entity in rows.collect_schema()}
     for name, place in apart.items():
         rows = keyed(known.tables[name], known.entity)
-        by_part = {"part": pl.col(known.entity).hash(0) % len(parts)}
+        by_part = {PART: pl.col(known.entity).hash(0) % len(parts)}
         files = pl.PartitionBy(place, key=by_part, include_key=False, approximate_bytes_per_file=None)
         rows.filter(pl.col(known.entity).is_not_null()).sink_parquet(files, compression="lz4", mkdir=True)
     return replace(known, apart=apart)

@@ -12,6 +12,8 @@ from evergreen.tasks.core.suggestions import nearest
 
 DAY = "__day"
 """When an event became known."""
+PART = "__part"
+"""The part of an event's entity, in the names of files; no column of a table is called so."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,11 @@ class Known:
         """Of the entities of `part`."""
         if part is None:
             return self
-        files = {name: folder / f"part={part.place}" for name, folder in self.apart.items()}
-        own = {name: pl.scan_parquet(path) if path.is_dir() else self.tables[name].clear() for name, path in files.items()}
+        files = {name: folder / f"{PART}={part.place}" for name, folder in self.apart.items()}
+        own = {
+            name: pl.scan_parquet(path, hive_partitioning=False) if path.is_dir() else self.tables[name].clear()
+            for name, path in files.items()
+        }
         return replace(self, tables={**self.tables, **own}, part=part)
 
     def events(self, table: str, join: tuple[str, str] | None = None) -> pl.LazyFrame:

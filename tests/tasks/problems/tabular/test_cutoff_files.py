@@ -210,6 +210,17 @@ def test_any_number_of_parts_gives_the_same_bytes_also_where_one_has_no_entity(p
     assert project.run(tables(given), 17) == whole
 
 
+@pytest.mark.parametrize("name", ["part", "source", "digest", "len"])
+def test_a_column_may_be_called_like_something_of_ours(project, monkeypatch, name):
+    given = tables(until(17))
+    given["sales"] = given["sales"].with_columns((pl.col("amount") * 2).alias(name))
+    chosen = section(aggregates=[{"name": "own", "table": "sales", "function": "sum", "column": name}])
+    whole = project.run(given, 17, chosen)
+    assert project.rows["own_9d"].sum() > 0
+    monkeypatch.setattr(entity_partitions, "count", lambda events: 5)
+    assert Project(fresh(project)).run(given, 17, chosen) == whole
+
+
 def test_several_parts_read_their_own_events_alone_and_leave_nothing_behind(project, monkeypatch):
     read: list[int] = []
     rows_of = cutoff_files.point_in_time.rows_of
