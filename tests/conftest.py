@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,8 +93,8 @@ def trained(make_once: MakeOnce) -> Layout:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """A PostgreSQL server of this run's own, on a socket in a folder of its own; the address of its database."""
+def database_server() -> Iterator[str]:
+    """A PostgreSQL server of this run's own, on a socket in a folder of its own; the address of its first database."""
     if postgres_server.programs() is None:
         if os.environ.get("CI") == "true":
             pytest.fail("PostgreSQL is not installed; on CI it must be")
@@ -123,14 +124,16 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The address of an empty database: in a file, and on a server."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'evergreen.db'}"
-    return request.getfixturevalue("empty_postgres")
+    return request.getfixturevalue("postgres")
 
 
 @pytest.fixture
-def empty_postgres(postgres: str) -> Iterator[str]:
-    """The address of an empty database on a server."""
-    yield postgres
-    engine, tables = sa.create_engine(postgres), sa.MetaData()
-    tables.reflect(engine)
-    tables.drop_all(engine)
-    engine.dispose()
+def postgres(database_server: str) -> Iterator[str]:
+    """The address of a new PostgreSQL database: what an earlier test left, or left running, does not reach it."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    server = sa.create_engine(database_server, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with server.connect() as link:
+        link.exec_driver_sql(f"CREATE DATABASE {name}")
+    yield database_server.replace("/postgres?", f"/{name}?")
+    with server.connect() as link:
+        link.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")

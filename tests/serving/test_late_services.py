@@ -65,6 +65,7 @@ def test_workers_start_without_the_database_become_ready_once_it_is_there_and_ou
         assert found.json()["database"].startswith("does not answer since ")
         stopped_postgres.start()
         until(lambda: server.client.get("/ready").status_code == 200)
+        until(lambda: "database" not in server.client.get("/ready").json())  # its first update ended
         assert server.client.post("/v1/predict/dear", json=HOUSE).status_code == 200
         stopped_postgres.stop()
         until(lambda: "database" in server.client.get("/ready").json())

@@ -255,9 +255,9 @@ def addresses() -> list[str]:
 
 @pytest.mark.postgres
 def test_every_view_and_action_works_with_the_ledger_on_a_server(
-    tmp_path: Path, empty_postgres: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, postgres: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("EVERGREEN_DATABASE", empty_postgres)
+    monkeypatch.setenv("EVERGREEN_DATABASE", postgres)
     layout = operated.lay(tmp_path, projects.lay_deployed)
     operated.begin_rollout(layout)
     operated.add_lists(layout)

@@ -63,11 +63,11 @@ def test_a_server_gives_up_a_connection_whose_other_end_hangs(postgres: str, mon
 
 
 def test_a_server_opens_a_database_that_is_away_and_makes_its_tables_before_the_first_transaction(
-    empty_postgres: str, monkeypatch: pytest.MonkeyPatch
+    postgres: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(database, "_impatient", threading.Event())
     database.expect_answers()
-    tables, calls, url = sa.MetaData(), list[str](), sa.make_url(empty_postgres)
+    tables, calls, url = sa.MetaData(), list[str](), sa.make_url(postgres)
     some = sa.Table("some", tables, sa.Column("number", sa.Integer))
     with tempfile.TemporaryDirectory(dir="/tmp") as place:
         folder = Path(place) / "pg"

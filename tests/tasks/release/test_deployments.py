@@ -1,7 +1,7 @@
 """Rollout state, beside a registry that is a plain object: what is asked of MLflow itself is in test_registry.py."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -62,14 +62,11 @@ def names() -> Names:
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def deployments(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Deployments]:
+def deployments(request: pytest.FixtureRequest, tmp_path: Path) -> Deployments:
     """An empty table, in a file and on a server."""
     if request.param == "sqlite":
-        yield Deployments(f"sqlite:///{tmp_path / 'my shop' / 'evergreen.db'}")
-        return
-    address = request.getfixturevalue("postgres")
-    yield Deployments(address)
-    TABLE.drop(sa.create_engine(address))
+        return Deployments(f"sqlite:///{tmp_path / 'my shop' / 'evergreen.db'}")
+    return Deployments(request.getfixturevalue("postgres"))
 
 
 @pytest.fixture(autouse=True)

@@ -75,10 +75,10 @@ def test_dvc_keeps_data_in_the_store(s3: str, tmp_path: Path):
 
 @pytest.mark.postgres
 def test_a_server_with_postgresql_and_s3_alone_answers_rows_keys_and_lists(
-    shop: Layout, empty_postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shop: Layout, postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("EVERGREEN_MLFLOW_URI", empty_postgres)
-    monkeypatch.setenv("EVERGREEN_DATABASE", empty_postgres)
+    monkeypatch.setenv("EVERGREEN_MLFLOW_URI", postgres)
+    monkeypatch.setenv("EVERGREEN_DATABASE", postgres)
     for name in ("dear", "redeem", "recommend"):
         projects.deploy(shop, name, projects.MODELS[name])
     key = pl.read_parquet(shop.newest_rows("redeem"))["household_id"][0]
