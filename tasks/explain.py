@@ -27,7 +27,7 @@ from evergreen.tasks.model_files.onnx_runtime import Compiled
 from evergreen.tasks.model_files.trained_model import load_evaluated_model
 from evergreen.tasks.problems.base import ExplainedKind, Fold, Model, RowKind
 from evergreen.tasks.problems.tabular import row_subset
-from evergreen.tasks.problems.tabular.tabular_kind import Rows
+from evergreen.tasks.problems.tabular.rows import Rows
 from evergreen.tasks.search import time_budget
 
 log = logging.getLogger(__name__)

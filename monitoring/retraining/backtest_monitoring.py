@@ -23,7 +23,7 @@ from evergreen.tasks.core import intervals
 from evergreen.tasks.core.paths import JUDGED
 from evergreen.tasks.problems.base import Model, Part
 from evergreen.tasks.problems.prediction_type import Labelled
-from evergreen.tasks.problems.tabular.tabular_kind import Rows
+from evergreen.tasks.problems.tabular.rows import Rows
 
 TIMESTAMP = pl.Datetime("us", "UTC")
 MATURE_WINDOWS = 4

@@ -18,7 +18,7 @@ from evergreen.tasks.core.errors import DataError
 from evergreen.tasks.problems import splits
 from evergreen.tasks.problems.base import Data, Fold, Part, Splits
 from evergreen.tasks.problems.tabular import holdout_split
-from evergreen.tasks.problems.tabular.tabular_kind import Rows
+from evergreen.tasks.problems.tabular.rows import Rows
 
 
 @dataclass(frozen=True, eq=False)

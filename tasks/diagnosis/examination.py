@@ -15,8 +15,9 @@ from evergreen.tasks.core import bootstrap, intervals
 from evergreen.tasks.diagnosis.recommendation import sees_few
 from evergreen.tasks.problems.base import Config, Fold, Kind
 from evergreen.tasks.problems.tabular import row_subset
+from evergreen.tasks.problems.tabular.model_families import BLEND
 from evergreen.tasks.problems.tabular.row_subset import ROWS
-from evergreen.tasks.problems.tabular.tabular_kind import BLEND, Rows
+from evergreen.tasks.problems.tabular.rows import Rows
 
 MAX_FOLDS = 3
 """Most folds of the search that are used."""

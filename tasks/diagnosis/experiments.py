@@ -26,7 +26,7 @@ from evergreen.tasks.diagnosis.validation_curves import validation_curves
 from evergreen.tasks.problems.base import Config, Kind
 from evergreen.tasks.problems.prediction_type import SkillScale
 from evergreen.tasks.problems.tabular.leak_rule import Formula
-from evergreen.tasks.problems.tabular.tabular_kind import Rows
+from evergreen.tasks.problems.tabular.rows import Rows
 
 ERRORS_ABOVE_GUESSING = 2.6
 """The best of a few models beats guessing when its skill is this many standard errors above 0."""

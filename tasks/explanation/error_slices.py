@@ -14,7 +14,7 @@ from evergreen.tasks.core.columns import within_32_bits
 from evergreen.tasks.explanation.column_values import MAX_COLUMNS, is_date
 from evergreen.tasks.problems.base import ExplainedKind, Model
 from evergreen.tasks.problems.tabular.row_subset import ROWS
-from evergreen.tasks.problems.tabular.tabular_kind import Rows
+from evergreen.tasks.problems.tabular.rows import Rows
 
 MAX_SLICES, MIN_SHARE = 3, 0.04
 """Slices that are reported, and the smallest share of the rows of a slice."""

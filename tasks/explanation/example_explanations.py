@@ -14,7 +14,7 @@ from evergreen.tasks.explanation.model_outputs import Predict
 from evergreen.tasks.explanation.shapley import BACKGROUND_ROWS, Mixed, shapley_values, strongest_first
 from evergreen.tasks.model_files.onnx_runtime import Compiled
 from evergreen.tasks.problems.tabular import row_subset
-from evergreen.tasks.problems.tabular.tabular_kind import Rows
+from evergreen.tasks.problems.tabular.rows import Rows
 
 EXPLAINED = 120
 """Most rows that are explained."""

@@ -13,7 +13,7 @@ import polars as pl
 from evergreen.tasks.explanation.column_values import as_number, as_text, is_date
 from evergreen.tasks.explanation.model_outputs import Predict
 from evergreen.tasks.problems.tabular import row_subset
-from evergreen.tasks.problems.tabular.tabular_kind import Rows
+from evergreen.tasks.problems.tabular.rows import Rows
 
 MAX_CURVES, GRID_POINTS, MAX_ROWS = 6, 12, 150
 """Columns with a curve, values of each curve, rows that it is averaged over."""

@@ -15,7 +15,7 @@ from evergreen.tasks.explanation.column_values import MAX_COLUMNS
 from evergreen.tasks.problems.base import Model, RowKind
 from evergreen.tasks.problems.tabular import row_subset
 from evergreen.tasks.problems.tabular.row_subset import ROWS
-from evergreen.tasks.problems.tabular.tabular_kind import Rows
+from evergreen.tasks.problems.tabular.rows import Rows
 
 SHUFFLES = 4
 GROUPS = 30

@@ -19,7 +19,7 @@ from evergreen.tasks.diagnosis.recommendation import Facts, Rival, decide
 from evergreen.tasks.diagnosis.validation_curves import POINTS
 from evergreen.tasks.problems.base import Kind
 from evergreen.tasks.problems.prediction_type import SkillScale
-from evergreen.tasks.problems.tabular.tabular_kind import Rows
+from evergreen.tasks.problems.tabular.rows import Rows
 from evergreen.tasks.search import time_budget
 from tests import plain_kind
 

@@ -16,7 +16,7 @@ from evergreen.tasks.core import received_counts
 from evergreen.tasks.core.paths import Layout, read_json, write_json
 from evergreen.tasks.explanation.example_explanations import CONTRIBUTIONS, Contributions
 from evergreen.tasks.explanation.partial_dependence import partial_dependence
-from evergreen.tasks.problems.tabular.tabular_kind import Rows
+from evergreen.tasks.problems.tabular.rows import Rows
 from evergreen.tasks.search import time_budget
 
 SIZE = 1800

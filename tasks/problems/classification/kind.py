@@ -22,8 +22,7 @@ from evergreen.tasks.problems.classification import plots
 from evergreen.tasks.problems.classification.predictions import ClassProbabilities
 from evergreen.tasks.problems.classification.scores import PREFIX, arrays
 from evergreen.tasks.problems.tabular import calibration
-from evergreen.tasks.problems.tabular.neural_network import NeuralNetworkClassifier
-from evergreen.tasks.problems.tabular.tabular_kind import (
+from evergreen.tasks.problems.tabular.model_families import (
     BOOSTING,
     BOOSTING_OF_CLASSES,
     BOOSTING_SPACE,
@@ -40,9 +39,10 @@ from evergreen.tasks.problems.tabular.tabular_kind import (
     PLAIN_BOOSTING_SPACE,
     PLAIN_LIGHTGBM,
     Family,
-    Rows,
-    TabularKind,
 )
+from evergreen.tasks.problems.tabular.neural_network import NeuralNetworkClassifier
+from evergreen.tasks.problems.tabular.rows import Rows
+from evergreen.tasks.problems.tabular.tabular_kind import TabularKind
 from evergreen.tasks.problems.tabular.weighted_ensemble import BlendClassifier
 
 log = logging.getLogger(__name__)

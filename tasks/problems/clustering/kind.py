@@ -20,7 +20,9 @@ from evergreen.tasks.config.params import Range, Tabular
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.problems.base import Config, Fold, Kind, Model, Part
 from evergreen.tasks.problems.clustering.predictions import COORDINATE, Segments
-from evergreen.tasks.problems.tabular.tabular_kind import Family, Rows, TabularKind
+from evergreen.tasks.problems.tabular.model_families import Family
+from evergreen.tasks.problems.tabular.rows import Rows
+from evergreen.tasks.problems.tabular.tabular_kind import TabularKind
 
 RESAMPLES = 20
 """Bootstrap fits behind `stability`."""

@@ -20,9 +20,7 @@ from evergreen.tasks.core.suggestions import require
 from evergreen.tasks.problems.base import Config, Kind, Model, Part
 from evergreen.tasks.problems.regression.predictions import Quantities, labelled
 from evergreen.tasks.problems.tabular import preprocessing
-from evergreen.tasks.problems.tabular.neural_network import NeuralNetworkRegressor
-from evergreen.tasks.problems.tabular.out_of_core import Lesson
-from evergreen.tasks.problems.tabular.tabular_kind import (
+from evergreen.tasks.problems.tabular.model_families import (
     BLEND,
     BOOSTING,
     BOOSTING_OF_NUMBERS,
@@ -41,9 +39,11 @@ from evergreen.tasks.problems.tabular.tabular_kind import (
     PLAIN_BOOSTING_SPACE,
     PLAIN_LIGHTGBM,
     Family,
-    Rows,
-    TabularKind,
 )
+from evergreen.tasks.problems.tabular.neural_network import NeuralNetworkRegressor
+from evergreen.tasks.problems.tabular.out_of_core import Lesson
+from evergreen.tasks.problems.tabular.rows import Rows
+from evergreen.tasks.problems.tabular.tabular_kind import TabularKind
 from evergreen.tasks.problems.tabular.weighted_ensemble import BlendRegressor
 
 BINS = 10

@@ -9,7 +9,7 @@ from pandas.util import hash_pandas_object
 
 from evergreen.tasks.problems.base import Part, Splits
 from evergreen.tasks.problems.tabular.holdout_split import Parts
-from evergreen.tasks.problems.tabular.tabular_kind import Rows
+from evergreen.tasks.problems.tabular.rows import Rows
 
 ROWS = "rows"
 """The one part of a subset: all of it."""

@@ -10,7 +10,7 @@ import polars as pl
 
 from evergreen.tasks.problems.base import Fold
 from evergreen.tasks.problems.tabular.holdout_split import ALONE, TARGET
-from evergreen.tasks.problems.tabular.tabular_kind import Rows
+from evergreen.tasks.problems.tabular.rows import Rows
 
 FEWEST_PER_CLASS = 30
 """A class keeps so many rows, or all that it has."""

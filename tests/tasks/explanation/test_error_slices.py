@@ -9,7 +9,7 @@ import polars as pl
 from evergreen.tasks.explanation.error_slices import find_error_slices
 from evergreen.tasks.problems.regression.kind import Regression
 from evergreen.tasks.problems.tabular import row_subset
-from evergreen.tasks.problems.tabular.tabular_kind import Rows
+from evergreen.tasks.problems.tabular.rows import Rows
 
 
 def test_there_is_no_error_slice_where_errors_are_alike_everywhere():

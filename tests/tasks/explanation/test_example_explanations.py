@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import LinearRegression
 
 from evergreen.tasks.explanation.example_explanations import Contributions
-from evergreen.tasks.problems.tabular.tabular_kind import Rows
+from evergreen.tasks.problems.tabular.rows import Rows
 
 
 def test_contributions_to_a_line_are_its_weights_times_the_distance_from_the_mean():

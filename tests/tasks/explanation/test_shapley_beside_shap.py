@@ -17,7 +17,7 @@ from evergreen.tasks.explanation.example_explanations import Contributions
 from evergreen.tasks.model_files.onnx_export import compile_model
 from evergreen.tasks.model_files.onnx_runtime import Compiled
 from evergreen.tasks.problems.tabular.preprocessing import Numbers
-from evergreen.tasks.problems.tabular.tabular_kind import Rows
+from evergreen.tasks.problems.tabular.rows import Rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 COLUMNS = [f"c{place}" for place in range(8)]

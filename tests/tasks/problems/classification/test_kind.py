@@ -12,7 +12,7 @@ from sklearn import metrics
 from evergreen.tasks.config.params import Tabular
 from evergreen.tasks.core.errors import DataError
 from evergreen.tasks.problems.classification.kind import KIND, PREFIX
-from evergreen.tasks.problems.tabular.tabular_kind import Rows
+from evergreen.tasks.problems.tabular.rows import Rows
 from tests.contracts import SupervisedContract
 
 DAY = date(2024, 1, 1)

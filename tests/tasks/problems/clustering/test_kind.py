@@ -12,7 +12,7 @@ from evergreen.tasks.problems.base import Fold
 from evergreen.tasks.problems.clustering import kind as clustering
 from evergreen.tasks.problems.clustering.kind import KIND, silhouettes
 from evergreen.tasks.problems.clustering.predictions import davies_bouldin
-from evergreen.tasks.problems.tabular.tabular_kind import Rows
+from evergreen.tasks.problems.tabular.rows import Rows
 from tests.contracts import TabularContract
 
 DAYS = (date(2024, 1, 1), date(2024, 2, 1))

@@ -11,7 +11,7 @@ from sklearn.dummy import DummyRegressor
 from evergreen.tasks.config.params import Tabular
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.problems.regression.kind import KIND, LogRegressor, OffsetRegressor, has_long_tail
-from evergreen.tasks.problems.tabular.tabular_kind import Rows, aged
+from evergreen.tasks.problems.tabular.rows import Rows, aged
 from tests.contracts import SupervisedContract
 
 DAY = date(2024, 1, 1)

@@ -17,7 +17,7 @@ from evergreen.tasks.model_files import skops_models
 from evergreen.tasks.problems.base import Finishing
 from evergreen.tasks.problems.tabular import tabular_kind as tabular
 from evergreen.tasks.problems.tabular.calibration import Calibrated, mapped
-from evergreen.tasks.problems.tabular.tabular_kind import BLEND
+from evergreen.tasks.problems.tabular.model_families import BLEND
 
 COLUMNS = {"size": "number", "empty": "number", "colour": "category", "street": "category", "built": "date", "note": "text"}
 ORDER = ("baseline", "linear", "trees", "boosting", "network", "ensemble")
