@@ -205,7 +205,7 @@ def _check_file(name: str, params: Params, layout: Layout, good: Path, bad: Path
         known[table] = pl.scan_parquet(good / f"{table}.parquet", glob=False)
     table, time, received = pl.scan_parquet(raw, glob=False), params.ingest[name].time, snapshot.received_count(layout, name)
     others = len(results.used)
-    kept, quarantined, found = judge(name, table, rules, time, known, received, earlier)
+    kept, quarantined, found = judge(name, table, rules, time, known, received, earlier, good.parent)
     kept.sink_parquet(good / f"{name}.parquet", row_group_size=GRAIN, maintain_order=True)
     quarantined.sink_parquet(bad / f"{name}.parquet", maintain_order=True)
     return replace(found, parts=tuple(results.used)[others:])
@@ -257,16 +257,17 @@ def judge(
     known: Mapping[str, pl.LazyFrame],
     received: int,
     earlier: EarlierRows | None = None,
+    scratch: Path | None = None,
 ) -> tuple[pl.LazyFrame, pl.LazyFrame, Judgement]:
     """Check `table` against `rules` and the built-in rules: numbers are finite, `time` is present. Its rows to keep, those to
     quarantine with `_rule` (see Checked), and what was found; for blocks of any number of rows, and with `earlier` results,
     the same.
 
     `known`: validated tables that `rules.references` name. `received`: how many rows at the end servers
-    received. Always kept + quarantined + duplicates = read.
+    received; `scratch`: folder of temporary files, None: the system's. Always kept + quarantined + duplicates = read.
     Raises ParamsError for an invalid SQL expression.
     """
-    view, failures, by_block = _blocks(name, table, rules, known, earlier)
+    view, failures, by_block = _blocks(name, table, rules, known, earlier, scratch)
     builtin = builtin_rules(name, view, rules, time, known, earlier)
     expectations = Expectations(name, view, rules, earlier)
     row_rules = [each for each in builtin if isinstance(each, RowRule)]
@@ -274,7 +275,7 @@ def judge(
     context = context_of(name, view, [judged_by, read_now(rules), time, [each.tally.name for each in row_rules]])
     parts, reused = Judge(name, view, row_rules, expectations, context, earlier if by_block else None).parts()
     if expectations.failed and reused:  # a rule that cannot be computed says so of the first block, which may be another one
-        return judge(name, table, rules, time, known, received)
+        return judge(name, table, rules, time, known, received, scratch=scratch)
     for rows, part in parts:
         for each, found in zip(row_rules, part["rules"], strict=True):
             each.tally.add(rows, found)
@@ -300,7 +301,12 @@ def judge(
 
 
 def _blocks(
-    name: str, table: pl.LazyFrame, rules: Rules, known: Mapping[str, pl.LazyFrame], earlier: EarlierRows | None
+    name: str,
+    table: pl.LazyFrame,
+    rules: Rules,
+    known: Mapping[str, pl.LazyFrame],
+    earlier: EarlierRows | None,
+    scratch: Path | None,
 ) -> tuple[RowBlocks, list[Outcome], bool]:
     """The table in blocks, with the columns that rules add; the references that cannot be joined; whether the rules judge the
     rows of a block by themselves.
@@ -308,7 +314,7 @@ def _blocks(
     read = int(table.select(pl.len()).collect().item())
     added = len(rules.derived) + sum(len(each.join_columns) for each in rules.references.values())
     size = rows_per_block(len(table.collect_schema()) + added + len(checked_columns(rules)))
-    view = RowBlocks(table, read, size, grain=row_blocks.GRAIN)
+    view = RowBlocks(table, read, size, grain=row_blocks.GRAIN, scratch=scratch)
     if rules.drop_duplicates:
         view = view.without(later_copies(view, table.collect_schema().names(), earlier))
     view, failures, reader = view_of(name, view, rules, known)

@@ -5,11 +5,13 @@ How many rows a block has follows from the memory that it may take, EVERGREEN_ME
 
 import base64
 import io
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -20,7 +22,7 @@ ROW = "__row"
 """Column with the row number, from 1, in the file of data/raw."""
 AT = "__at"
 """Column with the position, from 0, among the rows that were not dropped as duplicates."""
-_DROPPED = "__dropped"
+_DROPPED, _EQUAL = "__dropped", "__equal"
 GRAIN = 2**17
 """Blocks are multiples of so many rows: a row group of the file."""
 BYTES_PER_VALUE = 25
@@ -48,6 +50,8 @@ class RowBlocks:
     """Rows of one column at a time."""
     grain: int = GRAIN
     """The rows after the last multiple of it are a block by themselves: more follow them when the table grows."""
+    scratch: Path | None = None
+    """The folder of temporary files; None: the system's."""
     dropped: pl.Series | None = field(default=None, compare=False)
     """Per row whether it is a dropped duplicate. None: none is."""
 
@@ -106,15 +110,21 @@ class RowBlocks:
         return self._view(0, self.read, columns).select(names).filter(wanted).collect()
 
     def equals(self, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
-        """ROW, AT and `columns` of all rows, in parts so that rows with equal values are in the same one; in their order."""
+        """ROW, AT and `columns` of all rows, in parts so that rows with equal values are in the same one; in their order.
+
+        Several parts are laid apart in files first, so that each row is read twice, however many parts there are.
+        """
         count = -(-self.read * BYTES_PER_KEY * (1 + len(columns)) // memory.limit())
-        names, whole = [*dict.fromkeys((ROW, AT, *columns))], self._view(0, self.read, columns)
+        rows = self._view(0, self.read, columns).select(*dict.fromkeys((ROW, AT, *columns)))
         if count <= 1:
-            yield whole.select(names).collect()
+            yield rows.collect()
             return
         key = pl.struct(pl.col(each) + 0.0 if self.schema.schema[each].is_float() else pl.col(each) for each in columns)
-        for place in range(count):
-            yield whole.select(names).filter(key.hash(0) % count == place).collect()
+        with tempfile.TemporaryDirectory(prefix="equals-", dir=self.scratch) as name:
+            files = pl.PartitionBy(name, key={_EQUAL: key.hash(0) % count}, include_key=False, approximate_bytes_per_file=None)
+            rows.sink_parquet(files, compression="lz4")
+            for folder in sorted(Path(name).iterdir()):
+                yield pl.read_parquet(folder, hive_partitioning=False).sort(ROW)
 
     def without(self, rows: np.ndarray) -> "RowBlocks":
         """Without these rows, by their values of ROW."""

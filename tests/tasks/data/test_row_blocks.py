@@ -237,3 +237,16 @@ def test_order_statistics_are_those_of_the_sorted_values(kind):
     view = row_blocks.RowBlocks(values.to_frame().lazy(), len(values), 100, scan=70)
     ranks = [0, 1, 57, 58, 150, len(values) - 1]
     assert column_statistics.order_statistics(view, "v", ranks) == [values.sort()[rank] for rank in ranks]
+
+
+def test_equal_rows_come_together_and_in_order_from_files_that_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(row_blocks, "BYTES_PER_KEY", memory.limit() // 100)
+    table = pl.DataFrame({"a": [1.5, -0.0, None, float("nan")] * 75, "b": [*"xyz"] * 100})
+    view = row_blocks.RowBlocks(table.lazy(), 300, 100, scratch=tmp_path)
+    parts = list(view.equals(["a", "b"]))
+    groups = [set(part.select("a", "b").fill_nan(7).rows()) for part in parts]
+    assert len(parts) > 1
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 12
+    assert all(part[row_blocks.ROW].is_sorted() for part in parts)
+    assert pl.concat(parts).sort(row_blocks.ROW).select("a", "b").equals(table)
+    assert list(tmp_path.iterdir()) == []
