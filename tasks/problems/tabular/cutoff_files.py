@@ -94,17 +94,20 @@ def _write(pieces: Iterator[pl.DataFrame], path: Path) -> Labels:
 
 
 def _made(known: Known, section: Features, definitions: Definitions, cutoffs: Sequence[date], scratch: Path) -> Rows:
-    """The rows at `cutoffs`; those of several parts wait in `scratch`."""
+    """The rows at `cutoffs`, which wait in `scratch`, those of each cutoff and part by themselves."""
     parts = entity_partitions.each(
         point_in_time.rows_of, (known, section, definitions, cutoffs), known, point_in_time.count_events(known)
     )
-    files: list[pl.LazyFrame] = []
+    empty, files = pl.DataFrame(), dict[date, list[Path]]()
     for number, rows in enumerate(parts):
-        rows.write_parquet(scratch / f"{number}.parquet")
-        files.append(pl.scan_parquet(scratch / f"{number}.parquet", glob=False))
+        empty = rows.clear()
+        for (cutoff,), own in rows.partition_by(CUTOFF, as_dict=True).items():
+            files.setdefault(cutoff, []).append(scratch / f"{cutoff} {number}.parquet")
+            own.write_parquet(files[cutoff][-1])
 
     def at(cutoff: date) -> pl.DataFrame:
-        return pl.concat(files).filter(pl.col(CUTOFF) == cutoff).collect().sort(section.entity)
+        own = (pl.read_parquet(each, glob=False) for each in files.get(cutoff, []))
+        return pl.concat([empty, *own]).sort(section.entity)
 
     return at
 
