@@ -17,7 +17,7 @@ from prefect import flow
 from prefect.context import FlowRunContext
 from prefect.states import Completed, Failed
 
-from evergreen.flows import current_project, steps
+from evergreen.flows import current_project, fork_server, steps
 from evergreen.flows.operations import event_snapshots, status
 from evergreen.flows.operations.status import Outcome
 from evergreen.flows.prefect_runtime import artifacts, runs, stale_runs
@@ -84,9 +84,10 @@ def train(
     context = FlowRunContext.get()
     if context and context.flow_run:
         stale_runs.note(layout, context.flow_run.id)
-    branch = Branches(layout, refresh, deploy, by)
-    branch.run_shared_steps(read_events)
-    outcomes = _side_by_side(branch.train, problems)
+    with fork_server.running(layout.root):
+        branch = Branches(layout, refresh, deploy, by)
+        branch.run_shared_steps(read_events)
+        outcomes = _side_by_side(branch.train, problems)
     try:
         steps.page.with_options(task_run_name="page")(str(layout.root), wait_for=branch.ends())
     except Exception as error:  # noqa: BLE001  # what was trained stands, and is told
