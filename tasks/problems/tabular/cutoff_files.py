@@ -5,6 +5,7 @@ The bytes are those of a run from nothing, and the rows of one cutoff alone are 
 """
 
 import hashlib
+import itertools
 import logging
 import shutil
 import tempfile
@@ -86,7 +87,7 @@ def _write(pieces: Iterator[pl.DataFrame], path: Path) -> Labels:
     begun: Any = first
     with pq.ParquetWriter(path, begun.to_arrow().schema, compression="zstd") as file:
         writer: Any = file
-        for each in (first, *pieces):
+        for each in itertools.chain([first], pieces):
             if len(each):
                 writer.write_table(each.to_arrow(), row_group_size=len(each))
             found.add(each)

@@ -1,4 +1,5 @@
 import shutil
+import weakref
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -279,3 +280,18 @@ def test_however_a_shop_went_on_the_rows_are_those_of_a_run_from_nothing(tmp_pat
     expected = point_in_time(tables(story[-1][0]), TIMES, section(), at)
     assert kept.rows.equals(expected.filter(pl.col("cutoff") < at))
     assert kept.rows["cutoff"].unique().sort().to_list() == list_cutoffs(section(), at)[:-1]
+
+
+def test_the_rows_of_a_cutoff_are_let_go_before_those_of_the_next_but_one_are_made(tmp_path):
+    made = list[weakref.ref[pl.DataFrame]]()
+
+    def pieces():
+        for day in range(8):
+            assert sum(each() is not None for each in made) <= 3  # the first, which gives the schema, and the last
+            rows = pl.DataFrame({"cutoff": [DAY + timedelta(days=day)], "target": [float(day)]})
+            made.append(weakref.ref(rows))
+            yield rows
+
+    found = cutoff_files._write(pieces(), tmp_path / "rows.parquet")
+    assert (found.rows, found.least, found.most) == (8, 0, 7)
+    assert pq.read_metadata(tmp_path / "rows.parquet").num_row_groups == 8
