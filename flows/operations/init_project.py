@@ -244,12 +244,15 @@ def _make(layout: Layout) -> list[str]:
     return [*made, *_lines(root / ".dvcignore", ("__pycache__",))]
 
 
-def ignore(root: Path) -> list[str]:
-    """Add the entries of IGNORED to .gitignore that are neither there nor below an entry; returns them."""
+def ignore(root: Path, dry_run: bool = False) -> list[str]:
+    """Add the entries of IGNORED to .gitignore that are neither there nor below an entry; returns them.
+
+    `dry_run`: only returns them.
+    """
     path = root / ".gitignore"
     known = [line.strip().strip("/") for line in path.read_text(encoding="utf8").splitlines()] if path.exists() else []
     lacking = [each for each in IGNORED if not any(f"{each.strip('/')}/".startswith(f"{line}/") for line in known if line)]
-    _lines(path, lacking)
+    _lines(path, [] if dry_run else lacking)
     return lacking
 
 

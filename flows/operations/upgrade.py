@@ -30,8 +30,10 @@ class Upgrade(NamedTuple):
     after: str | None
 
 
-def run(address: str) -> Upgrade:
+def run(address: str, dry_run: bool = False) -> Upgrade:
     """Upgrade the database at the SQLAlchemy `address`; nothing is done where its tables are the newest, or where it has none.
+
+    `dry_run`: only tell; `after` is then the revision that an upgrade would reach.
 
     Raises ProjectError where a newer Evergreen wrote it, where a server uses it, or where it cannot be used.
     """
@@ -40,14 +42,14 @@ def run(address: str) -> Upgrade:
     try:
         if engine.dialect.name == "sqlite" and not Path(engine.url.database or "").is_file():
             return Upgrade(shown, None, None)
-        return _upgrade(engine, shown)
+        return _upgrade(engine, shown, dry_run)
     except SQLAlchemyError as error:
         raise database.unusable(engine, OF, error) from error
     finally:
         engine.dispose()
 
 
-def _upgrade(engine: sa.Engine, shown: str) -> Upgrade:
+def _upgrade(engine: sa.Engine, shown: str, dry_run: bool) -> Upgrade:
     with engine.begin() as link:
         database.lock(link, schema_revision.TABLE.name)
         before = schema_revision.read(link)
@@ -55,6 +57,8 @@ def _upgrade(engine: sa.Engine, shown: str) -> Upgrade:
             return Upgrade(shown, before, before)
         if schema_revision.is_newer(before):
             schema_revision.require_newest(before, shown)
+        if dry_run:
+            return Upgrade(shown, before, schema_revision.NEWEST)
         _require_no_server(link, shown)
         _run_steps(link)
         after = schema_revision.read(link)

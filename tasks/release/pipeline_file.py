@@ -11,10 +11,11 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from evergreen.tasks.config.params import Params
-from evergreen.tasks.core.errors import SourceError
+from evergreen.tasks.core.errors import ProjectError, SourceError
 from evergreen.tasks.core.paths import Layout, writing
 from evergreen.tasks.data import s3_files
 from evergreen.tasks.data.readers import source_files
@@ -31,11 +32,10 @@ def name_sources(layout: Layout, params: Params) -> bool:
     folder holds outputs too. Queries and packages are none: DVC cannot see them change. sources.lock stands for addresses in
     S3 and for what servers received.
     """
-    path = layout.root / "dvc.yaml"
-    if not path.is_file():
+    if not (layout.root / "dvc.yaml").is_file():
         return False
-    yaml, whole = _read(path.read_text(encoding="utf8"))
-    stage: Any = (whole.get("stages") or {}).get("ingest") or {}
+    yaml, whole = read(layout)
+    stage: Any = whole["stages"].get("ingest") or {}
     before = list(stage.get("deps", ()))
     wanted = list(dict.fromkeys(_dependencies(layout, params)))
     stale = [each for each in before if str(each).startswith("${ingest.") and each not in wanted]
@@ -49,13 +49,13 @@ def name_sources(layout: Layout, params: Params) -> bool:
         stage["deps"] = _flow(stage["deps"])
     if not deps:
         del stage["deps"]
-    _write(layout, yaml, whole)
+    write(layout, yaml, whole)
     return True
 
 
 def add_plots(layout: Layout, problem: str, names: Sequence[str], templates: Mapping[str, str]) -> None:
     """List the plots of a problem in dvc.yaml, and lay their templates, file name -> JSON, into .dvc/plots."""
-    yaml, whole = _read((layout.root / "dvc.yaml").read_text(encoding="utf8"))
+    yaml, whole = read(layout)
     if "plots" not in whole:
         whole["plots"] = []
         whole.yaml_set_comment_before_after_key("plots", before=ABOUT_PLOTS)
@@ -64,7 +64,7 @@ def add_plots(layout: Layout, problem: str, names: Sequence[str], templates: Map
     for name in names:
         if (path := f"reports/{problem}/plots/{name}.csv") not in listed:
             plots.append(CommentedMap({path: _flow(CommentedMap({"template": name, "title": problem}))}))
-    _write(layout, yaml, whole)
+    write(layout, yaml, whole)
     for name, text in templates.items():
         place = layout.root / ".dvc" / "plots" / name
         if not place.exists():
@@ -99,7 +99,8 @@ def _holds_outputs(path: str) -> bool:
     return path in (".", *OUTPUTS) or set(PurePosixPath(path).parts) == {".."}
 
 
-def _read(text: str) -> tuple[YAML, Any]:
+def parse(text: str) -> tuple[YAML, Any]:
+    """A dvc.yaml for a change that keeps comments and quotes: the writer for `write`, and its content."""
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
@@ -107,7 +108,23 @@ def _read(text: str) -> tuple[YAML, Any]:
     return yaml, yaml.load(text)
 
 
-def _write(layout: Layout, yaml: YAML, whole: Any) -> None:
+def read(layout: Layout) -> tuple[YAML, Any]:
+    """The project's dvc.yaml, as `parse` returns it. Raises ProjectError where it is no YAML with a mapping of stages."""
+    try:
+        yaml, whole = parse((layout.root / "dvc.yaml").read_text(encoding="utf8"))
+    except MarkedYAMLError as error:
+        where = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        fault = str(error.problem).splitlines()[0]
+        raise ProjectError(f"dvc.yaml:{where}: {fault}. A key may occur once; indent with spaces.") from None
+    except UnicodeDecodeError as error:
+        raise ProjectError(f"dvc.yaml: cannot be read: {error}. It must be UTF-8 text.") from None
+    if not isinstance(whole, dict) or not isinstance(whole.get("stages"), dict):
+        raise ProjectError("dvc.yaml: needs a mapping of stages. Restore it from git, or begin again with evergreen init.")
+    return yaml, whole
+
+
+def write(layout: Layout, yaml: YAML, whole: Any) -> None:
+    """Replace dvc.yaml by what `read` returned, as it is now."""
     text = StringIO()
     yaml.dump(whole, text)
     with writing(layout.root / "dvc.yaml") as scratch:

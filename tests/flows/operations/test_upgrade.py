@@ -351,3 +351,11 @@ def test_a_database_that_the_environment_names_is_upgraded_without_a_project(tmp
     restore("4-ids", address, tmp_path)
     monkeypatch.setenv("EVERGREEN_DATABASE", address)
     assert "upgraded, without a revision before" in invoke("upgrade", "--root", str(tmp_path)).stderr
+
+
+def test_a_dry_run_names_the_revision_and_changes_nothing(address: str, tmp_path: Path):
+    restore("4-ids", address, tmp_path)
+    before = described(address)
+    assert upgrade.run(address, dry_run=True)[1:] == ("", schema_revision.NEWEST)
+    assert described(address) == before
+    assert upgrade.run(address)[1:] == ("", schema_revision.NEWEST)
