@@ -90,6 +90,25 @@ def fields(text: str, separator: str) -> list[list[str]]:
     return [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row]
 
 
+def long_row(source: Source, path: Path) -> tuple[int, int, int] | None:
+    """The first row with more fields than the line of column names: its line in the file, its fields, those of the names."""
+    with open_text(path, codecs.lookup(source.encoding).name) as file:
+        rows = csv.reader(_without_others(file, source), delimiter=source.separator)
+        names, line = 0, 1
+        for row in rows:
+            if names and len(row) > names:
+                return line, len(row), names
+            names, line = names or len(row), rows.line_num + 1
+    return None
+
+
+def _without_others(file: Iterable[str], source: Source) -> Iterator[str]:
+    """The lines, blank where they are before the column names or comments."""
+    for place, line in enumerate(_lines(file)):
+        other = place < source.skip_lines or (source.comment and line.startswith(source.comment))
+        yield "\n" if other else line
+
+
 def header_line(path: Path) -> str:
     """The line of column names of a plain file, with its line breaks in quotes."""
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:

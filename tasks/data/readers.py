@@ -28,6 +28,7 @@ from evergreen.tasks.data.csv_files import (
     drop_blank,
     fields,
     header_line,
+    long_row,
     open_bytes,
     plain_csv,
     read_options,
@@ -111,8 +112,6 @@ def naming(name: str, source: Source, staging: Path) -> Iterator[None]:
 def _advice(name: str, message: str) -> str:
     if "utf-8" in message.lower():
         return f". Set ingest.{name}.encoding to the encoding of the file, for example latin-1"
-    if "more fields" in message:
-        return f". A line has more fields than the header; check ingest.{name}.separator, and quote fields that contain it"
     return ". Fix the file or name another one"
 
 
@@ -179,7 +178,16 @@ def _scan_csv(name: str, source: Source, root: Path, staging: Path) -> pl.LazyFr
     names = _check_header(name, source, path)
     rows = pl.scan_csv(path, **read_options(source), glob=False)
     rows = rename_quoted(rows, header_line(path), source.separator)
-    return _stage(drop_blank(_without_last(rows, names)), staging / f"{name}.parquet")
+    try:
+        return _stage(drop_blank(_without_last(rows, names)), staging / f"{name}.parquet")
+    except pl.exceptions.ComputeError as error:
+        found = long_row(source, original) if "more fields" in str(error) else None
+        if found is None:
+            raise
+        raise SourceError(
+            f"ingest.{name}: csv {original.name}: line {found[0]:,} has {found[1]} fields, the header {found[2]}. Check "
+            f"ingest.{name}.separator, and quote fields that contain it."
+        ) from None
 
 
 def _without_last(rows: pl.LazyFrame, names: Sequence[str]) -> pl.LazyFrame:

@@ -1,9 +1,11 @@
-"""Values that may stand for a missing one: -999 in a column of ages, 9999-12-31 in a column of dates."""
+"""Values that may stand for a missing one: -999 in a column of ages, 9999-12-31 in a column of dates; and a footer."""
 
 from collections.abc import Iterator
 from datetime import date
+from math import isclose
 
 import polars as pl
+import polars.selectors as cs
 
 SENTINELS = {sign * value for value in (9, 99, 999, 9999, 99999, 999999) for sign in (-1, 1)} | {-1}
 FEWEST = 3
@@ -13,13 +15,33 @@ SAMPLE_ROWS = 50_000
 
 
 def find_odd_values(name: str, table: pl.LazyFrame) -> Iterator[str]:
-    """One line per column of `table`, called `name` under ingest, with such a value and the line that makes it missing."""
+    """One line per column of `table`, called `name` under ingest, with such a value and the line that makes it missing.
+
+    And one about the last row, where it holds sums.
+    """
+    yield from _footer(table)
     rows = table.head(SAMPLE_ROWS).collect(engine="streaming")
     for column in rows:
         if column.dtype.is_numeric():
             yield from _sentinels(name, column.drop_nulls())
         elif column.dtype in (pl.Date, pl.Datetime):
             yield from _far_dates(name, column.drop_nulls().cast(pl.Date))
+
+
+def _footer(table: pl.LazyFrame) -> Iterator[str]:
+    """The last row, if each of its numbers is the sum of the rows before it."""
+    numbers = table.select(cs.numeric().cast(pl.Float64).fill_nan(None))
+    if not (names := numbers.collect_schema().names()):
+        return
+    count, sums, last = pl.collect_all([table.select(pl.len()), numbers.sum(), numbers.last()], engine="streaming")
+    given = [name for name in names if last[name][0] is not None]
+    if count.item() > FEWEST and given and all(_is_sum(last[name][0], sums[name][0]) for name in given):
+        columns = ", ".join(given[:3])
+        yield f"the last row holds the sum of the rows before it in {columns}; if it is a footer, remove that line"
+
+
+def _is_sum(last: float, whole: float) -> bool:
+    return last != 0 and isclose(whole - last, last, rel_tol=1e-9)
 
 
 def _sentinels(name: str, column: pl.Series) -> Iterator[str]:

@@ -212,7 +212,8 @@ def test_postgres_says_what_is_wrong_with_a_query(tmp_path, postgres):
         ("a;b\n1;2\n", "has one column, 'a;b'; its separator seems to be a semicolon. Set ingest.t.separator: \";\""),
         ("a\tb\n1\t2\n", r'its separator seems to be a tab. Set ingest.t.separator: "\\t"'),
         ("a,b,a\n1,2,3\n", "two columns named a"),
-        ("a,b\n1,2,3\n", "more fields than"),
+        ("a,b\n1,2,3\n", "line 2 has 3 fields, the header 2. Check ingest.t.separator, and quote fields that contain it."),
+        ('a,b\n"1\n\n0",2\n\n3,4,5,6\n', "line 6 has 4 fields, the header 2"),
         (b"a,b\n1,\xe9\n", "Set ingest.t.encoding to the encoding of the file, for example latin-1"),
     ],
 )
@@ -225,6 +226,13 @@ def test_a_wrong_csv_file_gets_one_clear_line(tmp_path, text, says):
 
 def test_one_column_without_another_separator_is_fine(tmp_path):
     assert read(tmp_path, csv=csv(tmp_path, "a\n1\n")).shape == (1, 1)
+
+
+def test_the_line_of_a_row_that_is_too_long_is_that_of_the_file_before_it_is_made_plain(tmp_path):
+    text = "A title;\r# why\ra;b\r1;é\r# more;;;\r1;2;3\r"
+    file = csv(tmp_path, text.encode("latin-1"))
+    with pytest.raises(SourceError, match=r"csv t.csv: line 6 has 3 fields, the header 2"):
+        read(tmp_path, csv=file, encoding="latin-1", skip_lines=1, comment="#", separator=";")
 
 
 def test_a_wrong_encoding_is_named(tmp_path):
