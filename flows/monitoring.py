@@ -248,7 +248,7 @@ def to_cells(result: MonitoringResult) -> tuple[str, ...]:
     alarms = [each.column for each in window.drift.alarms]
     significant = sum(each.significant for each in window.drift.changes)
     drift = window.drift.skipped or (f"ALARM: {', '.join(alarms[:3])}" if alarms else f"{significant} columns, no alarm")
-    span = f"{window.since:%m-%d} to {window.until:%Y-%m-%d}"
+    span = f"{window.since:%Y-%m-%d} to {window.until:%Y-%m-%d}"
     found = window.performance
     score, expected = (_format_score(found, each) for each in (found.newest, found.expected)) if found else ("", "")
     return (result.problem, f"v{window.version}", span, f"{window.rows:,}", drift, score, expected, decision.reason)

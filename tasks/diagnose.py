@@ -50,7 +50,7 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
     elif not section.evaluate.diagnose_seconds:
         found = _no_diagnosis("evaluate.diagnose_seconds is 0.")
     elif (seconds := allowed_seconds(params, problem, layout)) < MIN_SECONDS:
-        found = _no_diagnosis("The time budget left no time for it; a longer tune.budget_seconds does.")
+        found = _no_diagnosis("The time budget left no time for it; a longer tune.budget_seconds leaves some.")
     else:
         found, tables = _diagnose(params, problem, section, layout, seconds)
     folder = layout.report(problem) / "diagnosis"

@@ -75,7 +75,7 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
         share = affordable_share(kind, model, few, _seconds_left(params, problem, layout))
         compiled = compile_for_explanation(model, data.features)
         if share < MIN_AFFORDABLE:
-            found["note"] = "The time budget left no time for an explanation; a longer tune.budget_seconds does."
+            found["note"] = "The time budget left no time for an explanation; a longer tune.budget_seconds leaves some."
         else:
             given = few, many, section, params.project.seed, problem, compiled, share
             explanation, tables = explain(kind, model, *given)
@@ -87,7 +87,8 @@ def _run(params: Params, problem: str, layout: Layout) -> Result:
     folder = layout.report(problem) / "explanation"
     _write(folder, found, tables)
     top = [str(each["column"]) for each in found.get("importance", [])[:3] if (each["importance"] or 0) > 0]
-    log.info("%s: explain: the most important columns are %s", problem, ", ".join(top) or "none")
+    most = f"the most important columns are {', '.join(top)}" if top else "no column is important"
+    log.info("%s: explain: %s", problem, found.get("note") or most)
     return Result(explanation=str(folder / "explanation.json"), card=str(folder / "card.md"), top_features=top)
 
 

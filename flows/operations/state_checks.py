@@ -1,6 +1,7 @@
 """Checks of a project's state: what cannot be read, is missing or belongs to another user, and the command that mends it."""
 
 import os
+import re
 import shlex
 import sqlite3
 import tempfile
@@ -257,4 +258,5 @@ def _listed(paths: list[str], what: str, otherwise: str) -> str:
     if not paths:
         return otherwise
     more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
-    return f"{', '.join(paths[:SHOWN])}{more} {what}"
+    verb = what if len(paths) == 1 else re.sub("^is ", "are ", what)
+    return f"{', '.join(paths[:SHOWN])}{more} {verb}"

@@ -388,7 +388,7 @@ def _search(layout: Layout, name: str, evaluation: Mapping[str, Any] | None) -> 
     places = max(formatting.digits(*known), 3 if _small(known) else 1)
     counts = dict(trials.group_by("model").len().iter_rows()) if trials.height else {}
     models = sorted(
-        (best.get("models") or {}).items(),
+        {**dict.fromkeys(counts), **(best.get("models") or {})}.items(),
         key=lambda item: (formatting.absent(item[1]), -(item[1] or 0) if greater else item[1] or 0),
     )
     gain = (

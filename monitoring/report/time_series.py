@@ -10,7 +10,7 @@ import polars as pl
 from evergreen.monitoring.ledger.records import Decision
 from evergreen.monitoring.report import formatting, vega
 from evergreen.monitoring.report.charts import Chart
-from evergreen.monitoring.report.marks import DASHED, STROKES, across, band, constant, number, palette
+from evergreen.monitoring.report.marks import DASHED, STROKES, across, band, constant, interval, number, on, palette
 from evergreen.monitoring.report.vega import BASELINE, BROAD, INK, MODEL, PAPER, SECOND, SERIES, Spec
 
 HIGH = 260
@@ -82,7 +82,8 @@ def timeline(runs: Sequence[Decision], retrained: Sequence[date]) -> Chart | Non
     events = [*alarms, *({"what": "retraining", "day": day.isoformat()} for day in retrained)]
     table = pl.DataFrame([*scores, *events], {"what": pl.String, **SCORES}).unique(["what", "day"], keep="last").sort("day")
     drawn = {name: colour for name, colour in COLOURS.items() if name in table["what"]}
-    svg = vega.render(title, TIMELINE | {"encoding": _timeline_axes(metric, drawn)}, table, HIGH, BROAD)
+    layers = TIMELINE if sum(bool(_scored(each)) for each in runs) > 1 else [*ONE_RUN, *TIMELINE]
+    svg = vega.render(title, {"layer": layers, "encoding": _timeline_axes(metric, drawn)}, table, HIGH, BROAD)
     return Chart("timeline", title, caption, svg)
 
 
@@ -93,16 +94,20 @@ def _only(what: str, mark: Spec, **encoding: Spec) -> Spec:
     return {"transform": [{"filter": f"datum.what == '{what}'"}], "mark": mark, "encoding": encoding}
 
 
-TIMELINE: Spec = {
-    "layer": [
-        {"transform": [{"filter": "isValid(datum.low) && datum.what != 'expected'"}], **band(0.15)},
-        _only("expected", {"type": "line", "interpolate": "step-after", **DASHED}),
-        _only("estimated", {"type": "line", "point": {"size": 20}, "strokeWidth": 1.6}),
-        _only("realised", {"type": "line", "point": {"size": 30}}),
-        _only("alarm", {"type": "point", "shape": "triangle-up", "size": 60, "yOffset": -8}, y=constant("height")),
-        {**across("x", DAY, INK, strokeDash=[1, 2]), "transform": [{"filter": "datum.what == 'retraining'"}]},
-    ]
-}
+BOUNDED: Spec = {"transform": [{"filter": "isValid(datum.low) && datum.what != 'expected'"}]}
+TIMELINE: list[Spec] = [
+    {**BOUNDED, **band(0.15)},
+    _only("expected", {"type": "line", "interpolate": "step-after", **DASHED}),
+    _only("estimated", {"type": "line", "point": {"size": 20}, "strokeWidth": 1.6}),
+    _only("realised", {"type": "line", "point": {"size": 30}}),
+    _only("alarm", {"type": "point", "shape": "triangle-up", "size": 60, "yOffset": -8}, y=constant("height")),
+    {**across("x", DAY, INK, strokeDash=[1, 2]), "transform": [{"filter": "datum.what == 'retraining'"}]},
+]
+ONE_RUN: list[Spec] = [
+    {**BOUNDED, **interval(strokeWidth=5, opacity=0.3)},
+    {**across("y", on("score"), BASELINE), "transform": [{"filter": "datum.what == 'expected'"}]},
+]
+"""A single run draws no band and no line."""
 
 
 def _timeline_axes(metric: str, colours: Mapping[str, str]) -> Spec:

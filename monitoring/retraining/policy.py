@@ -88,7 +88,7 @@ def decide(
     conditions = list(_evaluate(policy, same_version, past, last, trained, now))
     met = [each for each in conditions if each.is_met]
     if not conditions:
-        return _decision(window, False, None, "no retraining: the params name no condition for one")
+        return _decision(window, False, None, "no retraining: the params name no condition for a retraining")
     if not met:
         return _decision(window, False, None, f"no retraining: {_join(conditions)}")
     trigger, why = met[0].trigger, _join(met)

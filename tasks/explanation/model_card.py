@@ -156,7 +156,7 @@ def _cost(
     found = best.get("search_gain") or {}
     gain = (
         f"; it gained {_number(found['gain'])} {best['metric']} over the {found['over']} for "
-        f"{found['cpu_seconds'] / 60:.1f} minutes of CPU"
+        f"{found['cpu_seconds']:,.1f} s of CPU"
         if found.get("gain", 0) > 0
         else ""
     )

@@ -1,5 +1,6 @@
 """The image, compose, Kubernetes and the dashboard match the code."""
 
+import contextlib
 import json
 import os
 import re
@@ -268,6 +269,38 @@ def test_the_health_check_of_a_server_fails_while_its_database_is_away(name, tmp
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             database.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.postgres
+def test_the_health_check_of_the_database_fails_while_it_hangs_and_once_it_ends():
+    programs = postgres_server.programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed")
+    check = COMPOSE["services"]["postgres"]["healthcheck"]
+    _, program, *words = check["test"]
+    with tempfile.TemporaryDirectory(prefix="pg", dir="/tmp") as folder:
+
+        def healthy() -> bool:
+            command = [programs / program, *(folder if word == "127.0.0.1" else word for word in words)]
+            with contextlib.suppress(subprocess.TimeoutExpired):  # as the container's engine, which counts it as a failure
+                return subprocess.run(command, capture_output=True, timeout=float(check["timeout"][:-1])).returncode == 0
+            return False
+
+        database = postgres_server.Postgres(Path(folder))
+        database.start()
+        try:
+            assert healthy()
+            server = int((Path(folder) / "data" / "postmaster.pid").read_text().splitlines()[0])
+            os.kill(server, signal.SIGSTOP)
+            try:
+                assert not healthy()
+            finally:
+                os.kill(server, signal.SIGCONT)
+            assert any(healthy() for _ in range(5)), "it comes back"
+        finally:
+            database.stop()
+        assert not healthy()
 
 
 @pytest.mark.parametrize("name", ["serve", "worker", "prefect", "mlflow"])

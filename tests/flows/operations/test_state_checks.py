@@ -138,6 +138,8 @@ def test_tables_of_an_earlier_version_are_one_finding(shop: Layout):
 def test_an_output_that_is_recorded_and_missing_is_found(shop: Layout):
     (shop.root / "dvc.lock").write_text("stages:\n  ingest:\n    outs:\n    - {path: data/raw, md5: a}\n")
     assert wrong(shop)["outputs"] == ("data/raw is missing or cut short", "evergreen train")
+    (shop.root / "dvc.lock").write_text("stages:\n  ingest:\n    outs: [{path: data/raw}, {path: data/tables}]\n")
+    assert wrong(shop)["outputs"][0] == "data/raw, data/tables are missing or cut short"
 
 
 def test_files_of_another_user_are_named_with_the_command_that_takes_them(shop: Layout, monkeypatch: pytest.MonkeyPatch):
@@ -215,7 +217,7 @@ def test_damaged_numbers_of_the_journal_are_rebuilt_and_no_prediction_is_lost(sh
     for name, content in (("lost", b"\0\0"), ("refused", b""), (segment.with_suffix(".done").name, b"9x"), ("1-1.count", b"")):
         (folder / name).write_bytes(content)
     (folder / "refused.ndjson").write_bytes(b"{}\n{}\n")
-    assert wrong(shop)["journal counts"][0].endswith(" and 1 more is damaged")
+    assert wrong(shop)["journal counts"][0].endswith(" and 1 more are damaged")
     assert len(doctor.repair(state_checks.examine(shop, load(shop.params)))) == 1
     assert wrong(shop)["journal"][0] == "2 predictions were refused"
     assert "journal counts" not in wrong(shop)

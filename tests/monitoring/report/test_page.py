@@ -52,6 +52,7 @@ def test_health_names_the_worst_first(whole: Path):
 
 def test_costs_search_slices_importance_and_lineage_are_on_the_page(whole: Path):
     said = read(whole).said
+    assert re.search(r"\d+ configurations, of which \d+ failed or were stopped, in [\d.]+ \w+.*? \(method: \w+\)", said)
     for text in ("1 min 04 s", "1.0 GB", "Tuning gained", "75K and more", "spend 7d", "0123abc", "24,210", "and 11 features"):
         assert text in said, text
 

@@ -107,6 +107,9 @@ def test_further_realised_figures_stand_below_the_score_of_a_week(one):
 def test_scores_of_monitoring_runs_become_a_timeline_with_alarms_and_retrainings(one):
     chart = production_section.build("redeem", ProductionRecords(RUNS, [begun(RUNS[1], None)]), None).timeline
     assert all(name in chart.svg for name in ("expected", "estimated", "realised", "alarm", "ROC AUC"))
+    alone = production_section.build("redeem", ProductionRecords(RUNS[-1:]), None).timeline
+    assert ['stroke-width="5"' in each.svg for each in (chart, alone)] == [False, True]
+    assert 'stroke-dasharray="4,3"' in alone.svg
     bare = [each.model_copy(update={"window": each.window.model_copy(update={"performance": None})}) for each in RUNS]
     assert production_section.build("redeem", ProductionRecords(bare), None).timeline is None
     assert "it has not finished" in drawn(one, ProductionRecords(RUNS, [begun(RUNS[1], None)]))

@@ -77,7 +77,7 @@ def after(
 def test_without_a_condition_nothing_retrains() -> None:
     found = after([window(700, alarm=True, score=0.1, labels=10**6)])
     assert (found.retrain, found.trigger) == (False, None)
-    assert found.reason == "no retraining: the params name no condition for one"
+    assert found.reason == "no retraining: the params name no condition for a retraining"
 
 
 def test_two_bad_windows_of_three_and_the_latest_retrain_and_the_reason_names_the_column() -> None:
