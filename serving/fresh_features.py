@@ -22,7 +22,7 @@ from evergreen.serving.row_validation import RowValidator
 from evergreen.tasks.config.params import Features, Params
 from evergreen.tasks.core.errors import EvergreenError, ModelError, RequestError
 from evergreen.tasks.core.paths import Layout, truncated_parquet
-from evergreen.tasks.data import received_rows
+from evergreen.tasks.data import received_rows, table_parts
 from evergreen.tasks.data.snapshot import resolve_as_of
 from evergreen.tasks.problems.tabular import newest_rows, point_in_time
 from evergreen.tasks.problems.tabular.known_events import Known
@@ -134,7 +134,7 @@ class FreshFeatures:
                 self._follow_log()
 
     def _open_tables(self, written: Mapping[str, int]) -> None:
-        tables = {name: pl.scan_parquet(self._layout.table(name), glob=False) for name in self._times}
+        tables = {name: table_parts.scan(self._layout.table(name)) for name in self._times}
         as_of = resolve_as_of(self._params, self._layout)
         definitions = point_in_time.define(tables, self._times, self._section, as_of)
         events = self._section.event_tables
@@ -223,9 +223,9 @@ class FreshFeatures:
         return self._params.project.as_of or self._clock().astimezone(self._zone).date()
 
     def _write_times(self) -> dict[str, int]:
-        """Table -> when its file was written, in nanoseconds, of the files that are there."""
+        """Table -> when it was written, in nanoseconds, of the tables that are there."""
         paths = {name: self._layout.table(name) for name in self._times}
-        return {name: path.stat().st_mtime_ns for name, path in paths.items() if path.is_file()}
+        return {name: path.stat().st_mtime_ns for name, path in paths.items() if path.exists()}
 
 
 def business_zone(params: Params, tables: Iterable[str]) -> tzinfo:

@@ -17,6 +17,7 @@ from evergreen.tasks import problems
 from evergreen.tasks.config.params import Params, Recommend
 from evergreen.tasks.core.errors import ModelError, ParamsError
 from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.data import table_parts
 from evergreen.tasks.problems.base import Model
 from evergreen.tasks.problems.recommender import item_catalogue
 from evergreen.tasks.problems.recommender.interactions import InteractionData
@@ -178,7 +179,7 @@ class OnlineRecommender:
             self._add(changes.lines)
             self._position = changes.position
             if (written := self._stock_time()) != self._stock_read:
-                table = pl.scan_parquet(self._layout.table(str(self._section.features.stock_table)))
+                table = table_parts.scan(self._layout.table(str(self._section.features.stock_table)))
                 stock = item_catalogue.stock(table, self._section.features)
                 self._builder, self._without_events = self._builder.restocked(stock), self._without_events.restocked(stock)
                 self._stock_read = written

@@ -13,7 +13,7 @@ from evergreen.tasks.config.params import Params, Section
 from evergreen.tasks.core import received_counts
 from evergreen.tasks.core.errors import DataError, ParamsError, SourceError
 from evergreen.tasks.core.paths import Layout, writing
-from evergreen.tasks.data import received_events
+from evergreen.tasks.data import received_events, table_parts
 from evergreen.tasks.data.snapshot import resolve_as_of
 from evergreen.tasks.problems import kind
 from evergreen.tasks.problems.base import FeatureFolders
@@ -74,6 +74,6 @@ def _result(layout: Layout, problem: str, as_of: date) -> Result:
 
 def _scan(layout: Layout, table: str) -> pl.LazyFrame:
     path = layout.table(table)
-    if not path.is_file():
+    if not table_parts.is_there(path):
         raise SourceError(f"data/tables/{table}.parquet: is missing. Run the steps before this one: dvc repro validate")
-    return pl.scan_parquet(path)
+    return table_parts.scan(path)

@@ -1,12 +1,12 @@
 """The validate stage: data/raw -> data/tables and data/quarantine. Later stages read only rows that meet every rule.
 
 Each row is kept, quarantined with the names of the rules that it breaks, or dropped as a duplicate. Row numbers count from 1 in
-the file of data/raw.
+the table of data/raw.
 """
 
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,13 @@ from evergreen.tasks.config.params import Params, Rules, Section
 from evergreen.tasks.core import received_counts
 from evergreen.tasks.core.errors import DataError, ParamsError, ProjectError
 from evergreen.tasks.core.paths import Layout, sha256, write_json, writing
-from evergreen.tasks.data import received_events, row_blocks, snapshot
+from evergreen.tasks.data import received_events, snapshot, table_parts
 from evergreen.tasks.data.earlier_results import EarlierResults, as_json, code, digest
 from evergreen.tasks.data.great_expectations import Expectations, check_expectations, checked_columns, render_page, silence
 from evergreen.tasks.data.judged_blocks import Judge, context_of, read_now
 from evergreen.tasks.data.repeated_rows import EarlierRows, later_copies
-from evergreen.tasks.data.row_blocks import GRAIN, RowBlocks, rows_per_block
-from evergreen.tasks.data.row_groups import digests
-from evergreen.tasks.data.rules import Outcome, RowRule, Tally, builtin_rules, split, view_of
+from evergreen.tasks.data.row_blocks import RowBlocks, packed, rows_per_block
+from evergreen.tasks.data.rules import Outcome, RowRule, Tally, builtin_rules, chosen, split, view_of
 
 log = logging.getLogger(__name__)
 
@@ -132,13 +131,13 @@ def _check_expectations(params: Params, results: EarlierResults) -> None:
 def _key(name: str, params: Params, layout: Layout, good: Path) -> str:
     """Of all that the results of a table follow from: its file, its rules, and the tables that it refers to."""
     raw = layout.raw(name)
-    if not raw.is_file():
+    if not table_parts.is_there(raw):
         raise ProjectError(f"{raw.relative_to(layout.root)}: not there. Run ingest first: python -P -m evergreen ingest")
     rules = params.validate_.get(name, Rules())
     to = [reference.to.split(".")[0] for reference in rules.references.values()]
-    others = [sha256(good / f"{other}.parquet") for other in to]
+    others = [table_parts.digests(good / f"{other}.parquet") for other in to]
     given = [rules.model_dump(mode="json"), read_now(rules), params.ingest[name].time, snapshot.received_count(layout, name)]
-    return digest("table", code(), name, sha256(raw), others, given)
+    return digest("table", code(), name, table_parts.digests(raw), others, given)
 
 
 def _kept(name: str, judgement: Judgement, page: str | None, good: Path, bad: Path) -> dict[str, Any]:
@@ -149,7 +148,7 @@ def _kept(name: str, judgement: Judgement, page: str | None, good: Path, bad: Pa
         "problems": judgement.problems,
         "page": page,
         "parts": judgement.parts,
-        "files": [sha256(folder / f"{name}.parquet") for folder in (good, bad)],
+        "files": [table_parts.digests(folder / f"{name}.parquet") for folder in (good, bad)],
     }
 
 
@@ -158,13 +157,11 @@ def _as_before(name: str, layout: Layout, good: Path, bad: Path, results: Earlie
     kept = results.get(key)
     if kept is None:
         return None
-    files = {layout.table(name): good / f"{name}.parquet", layout.quarantine(name): bad / f"{name}.parquet"}
-    for (old, new), expected in zip(files.items(), kept["files"], strict=True):
-        if not old.is_file():
-            return None
-        shutil.copyfile(old, new)
-        if sha256(new) != expected:
-            return None
+    tables = {layout.table(name): good / f"{name}.parquet", layout.quarantine(name): bad / f"{name}.parquet"}
+    if [table_parts.digests(old) for old in tables] != kept["files"]:
+        return None
+    for old, new in tables.items():
+        table_parts.keep_all(old, new)
     log.info("validate: %s: as before", name)
     results.keep(kept["parts"])
     return Judgement(
@@ -197,18 +194,37 @@ def _in_order_of_references(params: Params) -> list[str]:
 def _check_file(name: str, params: Params, layout: Layout, good: Path, bad: Path, results: EarlierResults) -> Judgement:
     """Check one table, and write its rows to these folders."""
     raw, rules = layout.raw(name), params.validate_.get(name, Rules())
-    groups = digests(raw, row_blocks.GRAIN)
-    earlier = EarlierRows(results, groups, row_blocks.GRAIN) if groups else None
+    parts = table_parts.digests(raw)
+    earlier = EarlierRows(results, parts, table_parts.PART_ROWS) if raw.is_dir() else None
     known: dict[str, pl.LazyFrame] = {}
     for reference in rules.references.values():
         table = reference.to.split(".")[0]
-        known[table] = pl.scan_parquet(good / f"{table}.parquet", glob=False)
-    table, time, received = pl.scan_parquet(raw, glob=False), params.ingest[name].time, snapshot.received_count(layout, name)
+        known[table] = table_parts.scan(good / f"{table}.parquet")
+    table, time, received = table_parts.scan(raw), params.ingest[name].time, snapshot.received_count(layout, name)
     others = len(results.used)
-    kept, quarantined, found = judge(name, table, rules, time, known, received, earlier, good.parent)
-    kept.sink_parquet(good / f"{name}.parquet", row_group_size=GRAIN, maintain_order=True)
+    files = tuple(table_parts.files(raw)) if raw.is_dir() else ()
+    kept, quarantined, found = judge(name, table, rules, time, known, received, earlier, good.parent, files)
+    _write_kept(raw, kept, parts, layout.table(name), good / f"{name}.parquet", results)
     quarantined.sink_parquet(bad / f"{name}.parquet", maintain_order=True)
     return replace(found, parts=tuple(results.used)[others:])
+
+
+def _write_kept(raw: Path, kept: pl.Series, parts: Sequence[str], earlier: Path, to: Path, results: EarlierResults) -> None:
+    """Write the rows of each part of `raw` that are kept (one value per row) as a part of the same number. Those of the run
+    before stay the same files.
+    """
+    to.mkdir()
+    for number, (part, mask) in enumerate(table_parts.masked(raw, kept)):
+        old, new = earlier / table_parts.name(number), to / table_parts.name(number)
+        key = digest("kept", parts[number], packed(mask.to_numpy()))
+        if old.is_file() and results.get(key) == sha256(old):
+            table_parts.keep(old, new)
+            continue
+        if mask.all():
+            shutil.copyfile(part, new)
+        else:
+            chosen(table_parts.scan(part), mask).sink_parquet(new, compression="zstd", maintain_order=True)
+        results.put(key, sha256(new))
 
 
 def _log_counts(name: str, checked: Judgement) -> None:
@@ -240,7 +256,7 @@ def check(
     others = {other: frame.lazy() for other, frame in (known or {}).items()}
     kept, quarantined, found = judge(name, table.lazy(), rules, time, others, received)
     return Checked(
-        kept=kept.collect(),
+        kept=table.filter(kept),
         quarantined=quarantined.collect(),
         counts=found.counts,
         outcomes=found.outcomes,
@@ -258,16 +274,18 @@ def judge(
     received: int,
     earlier: EarlierRows | None = None,
     scratch: Path | None = None,
-) -> tuple[pl.LazyFrame, pl.LazyFrame, Judgement]:
-    """Check `table` against `rules` and the built-in rules: numbers are finite, `time` is present. Its rows to keep, those to
-    quarantine with `_rule` (see Checked), and what was found; for blocks of any number of rows, and with `earlier` results,
-    the same.
+    files: tuple[Path, ...] = (),
+) -> tuple[pl.Series, pl.LazyFrame, Judgement]:
+    """Check `table` against `rules` and the built-in rules: numbers are finite, `time` is present. Per row whether it is kept,
+    the rows to quarantine with `_rule` (see Checked), and what was found; the same for blocks of any number of rows, and with
+    `earlier` results.
 
-    `known`: validated tables that `rules.references` name. `received`: how many rows at the end servers
-    received; `scratch`: folder of temporary files, None: the system's. Always kept + quarantined + duplicates = read.
+    `known`: validated tables that `rules.references` name. `received`: how many rows at the end servers received. `scratch`:
+    folder of temporary files, None: the system's. `files`: the parts of the table, if it has any.
+    Always kept + quarantined + duplicates = read.
     Raises ParamsError for an invalid SQL expression.
     """
-    view, failures, by_block = _blocks(name, table, rules, known, earlier, scratch)
+    view, failures, by_block = _blocks(name, table, rules, known, earlier, scratch, files)
     builtin = builtin_rules(name, view, rules, time, known, earlier)
     expectations = Expectations(name, view, rules, earlier)
     row_rules = [each for each in builtin if isinstance(each, RowRule)]
@@ -275,7 +293,7 @@ def judge(
     context = context_of(name, view, [judged_by, read_now(rules), time, [each.tally.name for each in row_rules]])
     parts, reused = Judge(name, view, row_rules, expectations, context, earlier if by_block else None).parts()
     if expectations.failed and reused:  # a rule that cannot be computed says so of the first block, which may be another one
-        return judge(name, table, rules, time, known, received, scratch=scratch)
+        return judge(name, table, rules, time, known, received, scratch=scratch, files=files)
     for rows, part in parts:
         for each, found in zip(row_rules, part["rules"], strict=True):
             each.tally.add(rows, found)
@@ -307,6 +325,7 @@ def _blocks(
     known: Mapping[str, pl.LazyFrame],
     earlier: EarlierRows | None,
     scratch: Path | None,
+    files: tuple[Path, ...],
 ) -> tuple[RowBlocks, list[Outcome], bool]:
     """The table in blocks, with the columns that rules add; the references that cannot be joined; whether the rules judge the
     rows of a block by themselves.
@@ -314,7 +333,7 @@ def _blocks(
     read = int(table.select(pl.len()).collect().item())
     added = len(rules.derived) + sum(len(each.join_columns) for each in rules.references.values())
     size = rows_per_block(len(table.collect_schema()) + added + len(checked_columns(rules)))
-    view = RowBlocks(table, read, size, grain=row_blocks.GRAIN, scratch=scratch)
+    view = RowBlocks(table, read, size, grain=table_parts.PART_ROWS, scratch=scratch, parts=files)
     if rules.drop_duplicates:
         view = view.without(later_copies(view, table.collect_schema().names(), earlier))
     view, failures, reader = view_of(name, view, rules, known)

@@ -19,7 +19,7 @@ from evergreen.tasks import problems
 from evergreen.tasks.config.params import Features, Params, Recommend, Table, Tabular
 from evergreen.tasks.core.errors import ParamsError, StepError
 from evergreen.tasks.core.paths import Layout, sha256, writing
-from evergreen.tasks.data import snapshot
+from evergreen.tasks.data import snapshot, table_parts
 from evergreen.tasks.problems.tabular import point_in_time
 
 log = logging.getLogger(__name__)
@@ -104,15 +104,15 @@ def build_window_rows(
     step, end = section.monitor.window_days, snapshot.resolve_as_of(params, layout)
     paths = {name: layout.table(name) for name in section.features.tables}
     for path in paths.values():
-        if not path.is_file():
+        if not table_parts.is_there(path):
             raise StepError(f"{path}: is not there. Train first: evergreen train {problem}")
-    contents = [sha256(path) for path in paths.values()]
+    contents = [table_parts.digests(path) for path in paths.values()]
     cutoffs = sorted({*windows(features.cutoffs.first, last, step), *training_cutoffs(params, problem, last)})
     key = digest(features.model_dump(mode="json"), str(end), list(map(str, cutoffs)), contents)
     folder = layout.var / "backtest" / problem / f"features-{key}"
     if not (folder / "rows.parquet").exists():
         say(f"{problem}: features of every {step} days up to {last}")
-        tables = {name: pl.scan_parquet(path) for name, path in paths.items()}
+        tables = {name: table_parts.scan(path) for name, path in paths.items()}
         times = {name: params.ingest[name].time for name in tables}
         rows = point_in_time.point_in_time(tables, times, features, end, cutoffs)
         with writing(folder) as scratch:

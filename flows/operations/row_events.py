@@ -15,7 +15,7 @@ from evergreen.tasks.config.params import Params, Problem
 from evergreen.tasks.core.errors import ModelError, ParamsError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.core.suggestions import nearest
-from evergreen.tasks.data import received_rows
+from evergreen.tasks.data import received_rows, table_parts
 from evergreen.tasks.scoring import chunks
 
 ID = "event_id"
@@ -31,11 +31,11 @@ def record(layout: Layout, params: Params, problem: str, data: Path, table: str 
     features = _section(params, problem).features
     name = _table(params, problem, features.event_tables, table)
     path = layout.table(name)
-    if not path.is_file():
+    if not table_parts.is_there(path):
         raise ModelError(
             f"{problem}: data/tables/{name}.parquet is missing, by which rows are read; run evergreen train {problem}"
         )
-    schema = pl.read_parquet_schema(path)
+    schema = table_parts.scan(path).collect_schema()
     validator = RowValidator(
         params, features.event_entity, {name: pl.Schema(schema)}, business_zone(params, features.event_tables)
     )

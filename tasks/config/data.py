@@ -17,6 +17,13 @@ NOUNS: dict[ColumnType, str] = {
 }
 """What a value of each type is, for messages."""
 FILES = ("csv", "parquet", "jsonl", "excel")
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "csv": (".csv", ".csv.gz"),
+    "parquet": (".parquet",),
+    "jsonl": (".jsonl", ".jsonl.gz"),
+    "excel": (".xlsx", ".xlsb", ".xls", ".ods"),
+}
+"""Of the files that a folder stands for."""
 SOURCES = ("store", *FILES, "sql")
 """Keys of a source, one of which it has."""
 DateFormat = Annotated[str, Field(min_length=2)]
@@ -30,13 +37,14 @@ class Source(Section):
     store: str | None = None
     """Table of the worked example's package."""
     csv: str | None = None
-    """Path of a CSV file, relative to params.yaml; compressed if it ends in .gz. Files may lie in S3: s3://BUCKET/KEY."""
+    """Path, folder or glob of CSV files, relative to params.yaml; compressed if they end in .gz. Several files are one
+    table, in the order of their names. Files may lie in S3: s3://BUCKET/KEY."""
     parquet: str | None = None
-    """Path or glob of Parquet files, relative to params.yaml."""
+    """The same, of Parquet files."""
     jsonl: str | None = None
-    """Path of a file with one JSON object per line, relative to params.yaml; compressed if it ends in .gz."""
+    """The same, of files with one JSON object per line."""
     excel: str | None = None
-    """Path of a workbook (.xlsx, .xlsb, .xls or .ods), relative to params.yaml. Needs the extra excel."""
+    """The same, of workbooks (.xlsx, .xlsb, .xls or .ods). Needs the extra excel."""
     sheet: str | None = None
     """Excel: name of the sheet. null: the first one."""
     sql: str | None = None

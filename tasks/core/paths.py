@@ -71,9 +71,11 @@ class Layout:
         return self.root / "data" / "received" / f"{table}.parquet"
 
     def raw(self, table: str) -> Path:
+        """A folder of parts; see tasks.data.table_parts."""
         return self.root / "data" / "raw" / f"{table}.parquet"
 
     def table(self, table: str) -> Path:
+        """The same, of the rows that met every rule."""
         return self.root / "data" / "tables" / f"{table}.parquet"
 
     def quarantine(self, table: str) -> Path:
@@ -223,8 +225,8 @@ def is_alive(pid: int) -> bool:
 
 
 def _replace(new: Path, path: Path) -> None:
-    """Move `new` onto `path`; an existing folder is set aside first, because a rename does not replace folders."""
-    if new.is_dir() and path.exists():
+    """Move `new` onto `path`; what is there is set aside first where one is a folder: a rename does not replace folders."""
+    if path.exists() and (new.is_dir() or path.is_dir()):
         path.rename(new.parent / "old")
     new.replace(path)
 
@@ -281,7 +283,7 @@ def truncated_parquet(layout: Layout) -> Path | None:
 def parquet_files(layout: Layout) -> Iterator[Path]:
     """Those under data/ and models/, in order. What a killed process left beside them is not read by anyone."""
     every = (path for part in ("data", "models") for path in sorted((layout.root / part).rglob("*.parquet")))
-    return (path for path in every if not _is_scratch(layout, path))
+    return (path for path in every if path.is_file() and not _is_scratch(layout, path))
 
 
 def is_truncated(path: Path) -> bool:

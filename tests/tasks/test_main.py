@@ -13,6 +13,7 @@ import pytest
 from evergreen.tasks import ingest
 from evergreen.tasks.__main__ import STEPS, main
 from evergreen.tasks.core.paths import Layout
+from evergreen.tasks.data import table_parts
 from tests import store
 
 SPENDING = """
@@ -75,7 +76,8 @@ def test_damaged_bytes_in_the_middle_of_a_file_are_one_line_and_leave_the_last_t
     project: Path, capsys: pytest.CaptureFixture
 ):
     assert main(["ingest", "--root", str(project)]) == 0
-    raw, given = Layout(project).raw("transactions"), project / "data-in" / "transactions.parquet"
+    given = project / "data-in" / "transactions.parquet"
+    (raw,) = table_parts.files(Layout(project).raw("transactions"))
     before, whole = raw.read_bytes(), given.read_bytes()
     damage(given)
     assert main(["ingest", "--root", str(project)]) == 1

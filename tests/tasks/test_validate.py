@@ -1,6 +1,7 @@
 """Nothing learns from a row that breaks a rule, nothing is lost, and every stop says where, which value, what to do."""
 
 import logging
+import shutil
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -314,7 +315,7 @@ def test_a_run_that_stops_writes_its_report_and_leaves_the_good_tables(tmp_path)
 
 def test_without_ingest_the_step_says_what_comes_first(tmp_path):
     params = project(tmp_path, {"t": pl.DataFrame({"a": [1]})})
-    Layout(tmp_path).raw("t").unlink()
+    shutil.rmtree(Layout(tmp_path).raw("t"))
     with pytest.raises(ProjectError, match=r"data/raw/t.parquet: not there. Run ingest first: python -P -m evergreen ingest"):
         validate.run(params, None, Layout(tmp_path))
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -324,7 +325,7 @@ def test_a_table_that_takes_no_rows_is_named(
     layout, params = project(tmp_path / "shop")
     layout.params.write_text(layout.params.read_text().replace(*change).replace("features: fresh", "features: batch"))
     if error is ModelError:
-        layout.table("sales").unlink()
+        shutil.rmtree(layout.table("sales"))
     params = loading.load(layout.params)
     with pytest.raises(error) as raised:
         row_events.record(layout, params, "buys", layout.root / "sales.parquet", table)

@@ -183,6 +183,7 @@ def test_later_data_change_no_earlier_decision(shop, report, tmp_path):
         rows = pl.read_parquet(moved.table(table))
         later = pl.col(column).cast(pl.Date) > last
         kept = pl.concat([rows.filter(~later), rows.filter(later).sample(fraction=0.3, seed=1)])
+        shutil.rmtree(moved.table(table))
         kept.write_parquet(moved.table(table))
     changed = operation.run(moved, loading.load(moved.params), PROBLEM, POLICIES)
     before, after = steps(report), steps(changed)

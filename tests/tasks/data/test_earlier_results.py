@@ -16,10 +16,10 @@ from evergreen.tasks import ingest, validate
 from evergreen.tasks.config.params import Params
 from evergreen.tasks.core.errors import DataError, StorageError
 from evergreen.tasks.core.paths import Layout, read_json, write_json
-from evergreen.tasks.data import earlier_results, row_blocks
+from evergreen.tasks.data import earlier_results, table_parts
 
 GROUP = 4
-"""Rows of a row group here."""
+"""Rows of a part here."""
 SCHEMA = {"id": pl.Int64, "day": pl.Date, "item": pl.String, "count": pl.Int64, "price": pl.Float64, "paid": pl.Float64}
 RULES: dict[str, Any] = {
     "max_bad_share": 1,
@@ -47,10 +47,8 @@ RULES: dict[str, Any] = {
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Row groups of four rows, blocks of twelve."""
-    monkeypatch.setattr(row_blocks, "GRAIN", GROUP)
-    monkeypatch.setattr(validate, "GRAIN", GROUP)
-    monkeypatch.setattr(ingest, "ROW_GROUP", GROUP)
+    """Parts of four rows, blocks of twelve."""
+    monkeypatch.setattr(table_parts, "PART_ROWS", GROUP)
     monkeypatch.setattr(validate, "rows_per_block", lambda _: 3 * GROUP)
     return monkeypatch
 
@@ -217,7 +215,7 @@ def test_tables_that_were_changed_since_they_were_written_are_written_again(smal
     shop = Shop()
     before = shop.run(tmp_path)
     layout = Layout(tmp_path)
-    layout.table("sales").write_bytes(layout.table("items").read_bytes())
+    shutil.copyfile(table_parts.files(layout.table("items"))[0], table_parts.files(layout.table("sales"))[1])
     layout.quarantine("items").unlink()
     assert shop.run(tmp_path) == before
 
@@ -244,7 +242,7 @@ def test_a_full_disk_stops_no_run_and_is_said_once(small, tmp_path, caplog):
 
     small.setattr(earlier_results, "writing", refused)
     log = judged(shop, tmp_path, caplog)
-    assert log.count("the next run will compute again what this one has found") == 1
+    assert log.count("validation: the next run will compute again what this one has found") == 1
     assert written(Layout(tmp_path)) == shop.run(tmp_path / "new")
 
 
