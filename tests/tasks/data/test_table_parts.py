@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from evergreen.tasks.core.errors import DataError
 from evergreen.tasks.data import table_parts
 
 PART = 5
@@ -63,7 +64,16 @@ def test_a_table_that_grew_keeps_its_full_parts(small, tmp_path, rows):
     assert list(after) == [table_parts.name(number) for number in range(len(after))]
     assert [before[name] == after[name] for name in list(before)[: rows // PART]] == [True, True]
     table_parts.write(pl.scan_parquet(tmp_path / "after.parquet").slice(10), tmp_path / "rest", first=2)
-    assert content(tmp_path / "rest") == {name: each for name, each in after.items() if name >= table_parts.name(2)}
+    rest = {path.name: path.read_bytes() for path in (tmp_path / "rest").iterdir()}
+    assert rest == {name: each for name, each in after.items() if name >= table_parts.name(2)}
+
+
+def test_a_part_that_is_missing_before_another_one_is_named(small, tmp_path):
+    table_parts.write(table(13).lazy(), tmp_path / "t.parquet")
+    (tmp_path / "t.parquet" / table_parts.name(1)).unlink()
+    assert table_parts.digests(tmp_path / "t.parquet") == []
+    with pytest.raises(DataError, match=r"t\.parquet/000001\.parquet: is missing\. Read the tables again"):
+        table_parts.scan(tmp_path / "t.parquet")
 
 
 def test_a_table_of_an_earlier_version_is_one_file(small, tmp_path):
