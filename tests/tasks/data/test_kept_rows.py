@@ -215,7 +215,7 @@ def test_why_every_file_is_read_again_is_said(tmp_path, caplog, types, change, w
         ("csv", b"id,price\n1,2\n", r"ingest\.t: in/002\.csv has no column name"),
         ("csv", b"id,name,price,day,more\n1,a,2,2024-01-01,x\n", r"in/002\.csv has a column more, which in/001\.csv has not"),
         ("csv", b"", r"in/002\.csv is empty"),
-        ("csv", b"id,name,price,day\n1,a,2,2024-01-01,9,9\n", r"002\.csv: .*more fields"),
+        ("csv", b"id,name,price,day\n1,a,2,2024-01-01,9,9\n", r"002\.csv: line 2 has 6 fields, the header 4"),
         ("parquet", b"PAR1 nothing", r"002\.parquet: "),
         ("jsonl", b'{"id": 1}\n{"id"\n', r"002\.jsonl: "),
     ],
