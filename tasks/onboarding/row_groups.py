@@ -18,7 +18,7 @@ import polars as pl
 
 from evergreen.tasks.config.params import Role
 from evergreen.tasks.onboarding.column_inference import as_numbers
-from evergreen.tasks.problems.tabular.holdout_split import hash_rows
+from evergreen.tasks.problems.tabular.row_hashes import hash_rows
 
 ROWS = 2_500
 """Rows that are looked at, in whole groups."""

@@ -23,7 +23,7 @@ from evergreen.tasks.onboarding.options import InitOptions
 from evergreen.tasks.onboarding.shop_shape import ShopShape, count_windows, find_shape
 from evergreen.tasks.problems.base import NOT_SCORED
 from evergreen.tasks.problems.classification.scores import PREFIX
-from evergreen.tasks.problems.tabular.holdout_split import distinguishing
+from evergreen.tasks.problems.tabular.row_draws import distinguishing
 
 SAMPLE_ROWS = 50_000
 FEWEST_ROWS = 10

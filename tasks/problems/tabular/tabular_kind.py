@@ -27,9 +27,8 @@ from evergreen.tasks.problems.base import (
     Part,
     PredictRows,
     Splits,
-    write_frames,
 )
-from evergreen.tasks.problems.tabular import cutoff_files, holdout_split, out_of_core, preprocessing
+from evergreen.tasks.problems.tabular import cutoff_files, holdout_split, out_of_core, plain_rows, preprocessing
 from evergreen.tasks.problems.tabular.asked_features import find_features
 from evergreen.tasks.problems.tabular.feature_importance import importance
 from evergreen.tasks.problems.tabular.model_families import (
@@ -112,10 +111,10 @@ class TabularKind(RowPredictions):
     ) -> dict[str, pl.DataFrame]:
         """`rows`: one row per entity and cutoff, known at the cutoff; `newest`: those at `as_of`, with a missing target.
 
-        Of a plain table its rows, see table.plain.
+        Of a plain table its rows, see plain_rows.plain.
         """
         if isinstance(section.features, Table):
-            return {"rows": holdout_split.plain(tables[section.features.table], section.features, self.target == "class")}
+            return {"rows": plain_rows.plain(tables[section.features.table], section.features, self.target == "class")}
         rows = point_in_time(tables, times, section.features, as_of)
         return {"rows": rows.filter(pl.col("cutoff") < as_of), "newest": rows.filter(pl.col("cutoff") == as_of)}
 
@@ -128,7 +127,8 @@ class TabularKind(RowPredictions):
         folders: FeatureFolders,
     ) -> None:
         if isinstance(section.features, Table):
-            write_frames(self.build(tables, times, section, as_of), folders.learned)
+            table, path = tables[section.features.table], folders.learned / "rows.parquet"
+            plain_rows.write(table, section.features, self.target == "class", path)
         else:
             cutoff_files.write(tables, times, section.features, as_of, folders)
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from evergreen.tasks.config.params import Tabular
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.problems.tabular import holdout_split
-from evergreen.tasks.problems.tabular.holdout_split import ENTITY, FEWEST, TARGET, TEST, parts, plain
+from evergreen.tasks.problems.tabular.holdout_split import ENTITY, FEWEST, TARGET, TEST, parts
+from evergreen.tasks.problems.tabular.plain_rows import plain
 
 FIRST = datetime(2024, 1, 1)
 MANY = settings(max_examples=25, deadline=None)
