@@ -196,6 +196,10 @@ class RowKind(Kind, Protocol):
         """Read the rows of one cutoff of `days` alone."""
         ...
 
+    def load_types(self, folder: Path, section: Any) -> Data:
+        """Of a plain table what names, types and `levels` of its features need, in memory that does not grow with its rows."""
+        ...
+
     def days(self, folder: Path) -> list[date]:
         """The cutoffs that there are rows of, ascending; none for a plain table."""
         ...

@@ -99,6 +99,8 @@ class Scorer:
         """The project's features, at `cutoff` if there is one, else the newest. Raises ModelError where they are not built."""
         if self.cutoff is not None:
             return self.update(self.kind.load_at(self.cutoffs[self.cutoff], self.section, self.cutoff))
+        if self.table is not None:  # its rows are given with every feature
+            return self.update(self.kind.load_types(self.folders[-1], self.section))
         return self.update(self.kind.load(self.folders[-1], self.section))
 
     @property

@@ -93,10 +93,14 @@ class StoredTable:
             piece = piece.with_row_index(AT, start)
             yield piece if mask is None else piece.filter(pl.Series(mask))
 
-    def values(self, name: str) -> list[str]:
-        """The distinct texts of a column, sorted."""
-        column = self._scan().select(pl.col(name).cast(pl.String).drop_nulls().unique().sort())
-        return column.collect(engine="streaming").to_series().to_list()
+    def values(self, name: str, most: int) -> list[str] | None:
+        """The distinct texts of a column, sorted; None for more than `most`."""
+        found = pl.Series(name, dtype=pl.String)
+        for piece in self.pieces([name]):
+            found = pl.concat([found, piece[name].cast(pl.String).drop_nulls()]).unique()
+            if len(found) > most:
+                return None
+        return found.sort().to_list()
 
     def where(self, condition: pl.Expr) -> "Selection":
         """The rows that `condition` holds for."""

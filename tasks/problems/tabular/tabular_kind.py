@@ -179,6 +179,13 @@ class TabularKind(RowPredictions):
             return False
         return stored.fits_binned() or not out_of_core.binned(estimator)
 
+    def load_types(self, folder: Path, section: Tabular) -> Rows:
+        """One row of a plain table, which knows all that are stored: enough for the names, types and `levels` of features."""
+        stored = self._stored(folder, section)
+        frame, columns = pl.scan_parquet(stored.path, glob=False).head(1).collect(), section.features.roles
+        features = to_features(frame.select(list(columns)), stored.path)
+        return Rows(frame[stored.entity], None, frame[stored.target], features, roles=columns, stored=stored)
+
     def load_at(self, folder: Path, section: Tabular, day: date) -> Rows:
         """As `load`, the rows of one cutoff; the others take no memory."""
         rows = pl.scan_parquet(folder / "rows.parquet", glob=False).filter(pl.col("cutoff") == day)
@@ -351,9 +358,9 @@ class TabularKind(RowPredictions):
         texts = [name for name in data.features if data.roles.get(name) != "text"]
         texts = [name for name in texts if pd.api.types.is_string_dtype(data.features[name])]
         if data.stored is not None:
-            found = {str(name): data.stored.values(name) for name in texts}
-        else:
-            found = {str(name): sorted(data.features[name].dropna().unique()) for name in texts}
+            stored = {str(name): data.stored.values(str(name), MAX_LEVELS) for name in texts}
+            return {name: values for name, values in stored.items() if values is not None}
+        found = {str(name): sorted(data.features[name].dropna().unique()) for name in texts}
         return {name: values for name, values in found.items() if len(values) <= MAX_LEVELS}
 
     def find_features(self, data: Rows, rows: pl.DataFrame, section: Tabular) -> tuple[pd.DataFrame, list[str | None]]:

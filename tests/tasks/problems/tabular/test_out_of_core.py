@@ -13,7 +13,7 @@ from evergreen.tasks.config.params import Params, Tabular
 from evergreen.tasks.core.errors import DataError, ParamsError
 from evergreen.tasks.core.paths import Layout, read_json, refusal
 from evergreen.tasks.model_files import skops_models
-from evergreen.tasks.problems.tabular import out_of_core, stored_table
+from evergreen.tasks.problems.tabular import out_of_core, stored_table, tabular_kind
 from evergreen.tasks.problems.tabular.stored_table import StoredTable
 from evergreen.tasks.search.trials import Evaluator
 from tests.tasks.problems.tabular import test_tabular_kind
@@ -373,3 +373,16 @@ def test_clusters_are_made_of_the_sample(tmp_path, monkeypatch):
     assert 1_000 < len(learned) == kind.rows(learned, ["all"]) < HOUSES
     model = kind.fit(data, ["rest"], config, chosen, 0)
     assert kind.predict(model, data, "test", chosen).height == len(data.at(["test"]))
+
+
+@pytest.mark.parametrize("most", [10_000, 2])
+def test_for_scoring_one_row_tells_the_names_types_and_levels_of_all(most, tmp_path, monkeypatch):
+    kind, chosen = problems.kind("classification"), section("dear")
+    write(tmp_path, houses(1_500), kind, chosen)
+    monkeypatch.setattr(tabular_kind, "MAX_LEVELS", most)
+    monkeypatch.setenv("EVERGREEN_MEMORY_MB", "1")
+    whole, known = kind.load(tmp_path, chosen), kind.load_types(tmp_path, chosen)
+    assert len(known) == 1
+    assert known.features.dtypes.equals(whole.features.dtypes)
+    assert kind.levels(known) == kind.levels(whole)
+    assert bool(kind.levels(known)) == (most > 2)
