@@ -20,9 +20,10 @@ from evergreen.serving.online_features import FeatureRow
 from evergreen.serving.row_log import ReceivedRow, RowLog
 from evergreen.serving.row_validation import RowValidator
 from evergreen.tasks.config.params import Features, Params
+from evergreen.tasks.core import table_parts
 from evergreen.tasks.core.errors import EvergreenError, ModelError, RequestError
 from evergreen.tasks.core.paths import Layout, truncated_parquet
-from evergreen.tasks.data import received_rows, table_parts
+from evergreen.tasks.data import received_rows
 from evergreen.tasks.data.snapshot import resolve_as_of
 from evergreen.tasks.problems.tabular import newest_rows, point_in_time
 from evergreen.tasks.problems.tabular.known_events import Known

@@ -15,9 +15,9 @@ from evergreen.serving.event_log import START, EventCounts, EventLog, Withdrawal
 from evergreen.serving.event_validation import EventValidator
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Params, Recommend
+from evergreen.tasks.core import table_parts
 from evergreen.tasks.core.errors import ModelError, ParamsError
 from evergreen.tasks.core.paths import Layout
-from evergreen.tasks.data import table_parts
 from evergreen.tasks.problems.base import Model
 from evergreen.tasks.problems.recommender import item_catalogue
 from evergreen.tasks.problems.recommender.interactions import InteractionData

@@ -10,10 +10,10 @@ from datetime import date
 import polars as pl
 
 from evergreen.tasks.config.params import Params, Section
-from evergreen.tasks.core import received_counts
+from evergreen.tasks.core import received_counts, table_parts
 from evergreen.tasks.core.errors import DataError, ParamsError, SourceError
 from evergreen.tasks.core.paths import Layout, writing
-from evergreen.tasks.data import received_events, table_parts
+from evergreen.tasks.data import received_events
 from evergreen.tasks.data.snapshot import resolve_as_of
 from evergreen.tasks.problems import kind
 from evergreen.tasks.problems.base import FeatureFolders

@@ -13,9 +13,10 @@ from typing import Any
 import polars as pl
 
 from evergreen.tasks.config.params import Params, Section, Source
+from evergreen.tasks.core import table_parts
 from evergreen.tasks.core.errors import DataError
 from evergreen.tasks.core.paths import Layout, locking, write_json, writing
-from evergreen.tasks.data import kept_rows, received_events, received_rows, source_lock, table_parts
+from evergreen.tasks.data import kept_rows, received_events, received_rows, source_lock
 from evergreen.tasks.data.conversion import CONTRACT, type_of
 from evergreen.tasks.data.earlier_results import EarlierResults
 from evergreen.tasks.data.kept_rows import Table

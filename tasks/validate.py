@@ -14,10 +14,10 @@ from typing import Any
 import polars as pl
 
 from evergreen.tasks.config.params import Params, Rules, Section
-from evergreen.tasks.core import received_counts
+from evergreen.tasks.core import received_counts, table_parts
 from evergreen.tasks.core.errors import DataError, ParamsError, ProjectError
 from evergreen.tasks.core.paths import Layout, sha256, write_json, writing
-from evergreen.tasks.data import received_events, snapshot, table_parts
+from evergreen.tasks.data import received_events, snapshot
 from evergreen.tasks.data.earlier_results import EarlierResults, as_json, code, digest
 from evergreen.tasks.data.great_expectations import Expectations, check_expectations, checked_columns, render_page, silence
 from evergreen.tasks.data.judged_blocks import Judge, context_of, read_now

@@ -17,9 +17,10 @@ from evergreen.monitoring.retraining.backtest_lists import PurchaseWindows
 from evergreen.monitoring.retraining.backtest_windows import EventWindows, PastWindows, TableWindows, row_days, windows
 from evergreen.tasks import problems
 from evergreen.tasks.config.params import Features, Params, Recommend, Table, Tabular
+from evergreen.tasks.core import table_parts
 from evergreen.tasks.core.errors import ParamsError, StepError
 from evergreen.tasks.core.paths import Layout, sha256, writing
-from evergreen.tasks.data import snapshot, table_parts
+from evergreen.tasks.data import snapshot
 from evergreen.tasks.problems.tabular import point_in_time
 
 log = logging.getLogger(__name__)

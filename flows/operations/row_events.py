@@ -12,10 +12,11 @@ from evergreen.serving.event_log import EventCounts, Withdrawal
 from evergreen.serving.fresh_features import business_zone
 from evergreen.serving.row_validation import RowValidator
 from evergreen.tasks.config.params import Params, Problem
+from evergreen.tasks.core import table_parts
 from evergreen.tasks.core.errors import ModelError, ParamsError
 from evergreen.tasks.core.paths import Layout
 from evergreen.tasks.core.suggestions import nearest
-from evergreen.tasks.data import received_rows, table_parts
+from evergreen.tasks.data import received_rows
 from evergreen.tasks.scoring import chunks
 
 ID = "event_id"

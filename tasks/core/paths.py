@@ -71,7 +71,7 @@ class Layout:
         return self.root / "data" / "received" / f"{table}.parquet"
 
     def raw(self, table: str) -> Path:
-        """A folder of parts; see tasks.data.table_parts."""
+        """A folder of parts; see tasks.core.table_parts."""
         return self.root / "data" / "raw" / f"{table}.parquet"
 
     def table(self, table: str) -> Path:

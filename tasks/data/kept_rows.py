@@ -16,8 +16,8 @@ from typing import NamedTuple
 import polars as pl
 
 from evergreen.tasks.config.data import Source
+from evergreen.tasks.core import table_parts
 from evergreen.tasks.core.paths import Layout, sha256
-from evergreen.tasks.data import table_parts
 from evergreen.tasks.data.conversion import check_formats, conversions, select_columns, unreadable
 from evergreen.tasks.data.earlier_results import EarlierResults, as_json, code, digest
 from evergreen.tasks.data.readers import Read, convert, describe, joined, naming, no_rows, scan_files, scan_source

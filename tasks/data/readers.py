@@ -21,6 +21,7 @@ from evergreen.tasks.config.data import Source
 from evergreen.tasks.core.errors import SourceError, UnavailableError
 from evergreen.tasks.core.paths import shortage
 from evergreen.tasks.core.suggestions import nearest
+from evergreen.tasks.core.table_parts import PART_ROWS
 from evergreen.tasks.data.conversion import changed_columns, check_formats, convert_times, convert_types, select_columns
 from evergreen.tasks.data.csv_files import (
     SEPARATORS,
@@ -34,7 +35,6 @@ from evergreen.tasks.data.csv_files import (
     rename_quoted,
 )
 from evergreen.tasks.data.source_files import SourceFile, fetched, listed, similar_files
-from evergreen.tasks.data.table_parts import PART_ROWS
 from evergreen.tasks.data.type_inference import Contract, infer_contract
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from evergreen.tasks.core import memory
-from evergreen.tasks.data import table_parts
+from evergreen.tasks.core import memory, table_parts
 
 ROW = "__row"
 """Column with the row number, from 1, in the file of data/raw."""

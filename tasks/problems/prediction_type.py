@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 
 from evergreen.tasks.config.params import KindName
+from evergreen.tasks.core import table_parts
 from evergreen.tasks.core.columns import texts
 from evergreen.tasks.core.errors import SourceError
 from evergreen.tasks.problems.base import Metric
@@ -236,10 +237,10 @@ class Labelled(PredictionType):
 
 
 def scan(path: Path) -> pl.LazyFrame:
-    """Raises SourceError where the file is missing."""
-    if not path.is_file():
+    """A table, or a file. Raises SourceError where it is missing."""
+    if not table_parts.is_there(path):
         raise SourceError(f"{path}: is missing, so no label can be read. Build the features first: evergreen train")
-    return pl.scan_parquet(path)
+    return table_parts.scan(path)
 
 
 def realised_metric(kind: Any, section: Any) -> Metric:

@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from evergreen.tasks.config.params import Params
+from evergreen.tasks.core import table_parts
 from evergreen.tasks.core.paths import Layout, locking, make_folder, read_json, sha256, write_json, writing
-from evergreen.tasks.data import table_parts
 from evergreen.tasks.data.snapshot import facts_file
 
 if TYPE_CHECKING:

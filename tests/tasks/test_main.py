@@ -12,8 +12,8 @@ import pytest
 
 from evergreen.tasks import ingest
 from evergreen.tasks.__main__ import STEPS, main
+from evergreen.tasks.core import table_parts
 from evergreen.tasks.core.paths import Layout
-from evergreen.tasks.data import table_parts
 from tests import store
 
 SPENDING = """

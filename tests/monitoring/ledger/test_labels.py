@@ -23,6 +23,7 @@ from evergreen.monitoring.ledger.predictions import Ledger, Prediction
 from evergreen.tasks import problems
 from evergreen.tasks.config import loading
 from evergreen.tasks.config.params import Params, Tabular
+from evergreen.tasks.core import table_parts
 from evergreen.tasks.core.errors import DataError, ParamsError, SourceError
 from evergreen.tasks.core.paths import Layout
 from tests.contracts import World, build, keep, localised
@@ -50,7 +51,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     layout.table("t").parent.mkdir(parents=True)
     for name in known.ingest:
         rows = localised(pl.scan_parquet(made.folder / "data-in" / f"{name}.parquet"), known, name)
-        rows.collect().write_parquet(layout.table(name))
+        table_parts.write(rows, layout.table(name))
     return made
 
 

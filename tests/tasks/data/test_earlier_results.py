@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from evergreen.tasks import ingest, validate
 from evergreen.tasks.config.params import Params
+from evergreen.tasks.core import table_parts
 from evergreen.tasks.core.errors import DataError, StorageError
 from evergreen.tasks.core.paths import Layout, read_json, write_json
-from evergreen.tasks.data import earlier_results, table_parts
+from evergreen.tasks.data import earlier_results
 
 GROUP = 4
 """Rows of a part here."""

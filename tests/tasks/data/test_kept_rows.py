@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from evergreen.tasks import ingest
 from evergreen.tasks.config.params import Params
+from evergreen.tasks.core import table_parts
 from evergreen.tasks.core.errors import SourceError, StorageError
 from evergreen.tasks.core.paths import Layout
-from evergreen.tasks.data import earlier_results, kept_rows, source_files, table_parts
+from evergreen.tasks.data import earlier_results, kept_rows, source_files
 
 TYPES = {"id": "integer", "name": "text", "price": "number", "day": "date"}
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from evergreen.tasks.core import table_parts
 from evergreen.tasks.core.errors import DataError
-from evergreen.tasks.data import table_parts
 
 PART = 5
 
