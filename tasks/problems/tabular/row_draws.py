@@ -72,8 +72,8 @@ class Numbers:
             counts = np.zeros(2**16, dtype=np.int64)
             for chunk in self.chunks():
                 digits = chunk >> np.uint64(shift)
-                alike = digits[digits >> np.uint64(16) == found]
-                counts += np.bincount((alike & np.uint64(0xFFFF)).astype(np.int64), minlength=2**16)
+                same = digits[digits >> np.uint64(16) == found]
+                counts += np.bincount((same & np.uint64(0xFFFF)).astype(np.int64), minlength=2**16)
             below = np.cumsum(counts)
             digit = int(np.searchsorted(below, place, side="right"))
             place -= int(below[digit] - counts[digit])
