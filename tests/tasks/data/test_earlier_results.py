@@ -156,7 +156,7 @@ CHANGES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], phases=[Phase.generate])
+@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], phases=[Phase.generate])
 @given(st.integers(0, 99), st.lists(st.lists(CHANGES, min_size=1, max_size=2), min_size=2, max_size=3), st.data())
 def test_after_any_changes_a_run_writes_the_bytes_of_a_run_from_nothing(small, tmp_path, seed, days, data):
     shop, root = Shop(seed), tmp_path / "kept"
@@ -221,17 +221,17 @@ def test_tables_that_were_changed_since_they_were_written_are_written_again(smal
     assert shop.run(tmp_path) == before
 
 
-@pytest.mark.parametrize("harm", ["cut", "flip", "empty", "gone"])
-def test_damaged_results_are_computed_again(small, tmp_path, harm):
+def test_damaged_results_are_computed_again(small, tmp_path):
     shop, folder = Shop(), tmp_path / "var" / "validation"
     shop.run(tmp_path)
     shop.more()
-    for path in sorted(folder.iterdir()):
+    for number, path in enumerate(sorted(folder.iterdir())):
         content = path.read_bytes()
         flipped = content[:40] + bytes([content[40] ^ 1]) + content[41:]
-        path.write_bytes({"cut": content[:-3], "flip": flipped, "empty": b"", "gone": b""}[harm])
-        if harm == "gone":
-            path.unlink()
+        path.unlink()
+        if number % 4:
+            path.write_bytes((content[:-3], flipped, b"")[number % 4 - 1])
+    assert number > 8
     assert shop.run(tmp_path) == shop.run(tmp_path / "new")
 
 
