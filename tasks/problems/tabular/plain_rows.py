@@ -191,7 +191,7 @@ class _Cases:
         )
         with Scratch(self.folder) as scratch:
             hashed = (block[TEST].to_numpy() for block in self._blocks(content.hash(0).alias(TEST)))
-            return row_draws.count_distinct(scratch.numbers(hashed))
+            return row_draws.count_distinct(scratch.numbers(hashed), scratch)
 
     def _targets(self, draws: Numbers) -> Iterator[np.ndarray]:
         """A number for each target, the same for the same."""

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -111,9 +110,9 @@ def complete_key(names: Sequence[str], distinct: Callable[[Sequence[str]], int])
     return list(names)
 
 
-def count_distinct(numbers: Numbers) -> int:
+def count_distinct(numbers: Numbers, scratch: Scratch) -> int:
     count = 0
-    for same in _by_range(numbers, numbers):
+    for same in _by_range(numbers, numbers, scratch):
         found = np.empty(0, np.uint64)
         for batch in same:
             found = np.union1d(found, batch["draw"].to_numpy())
@@ -129,7 +128,7 @@ def _ranges(rows: int) -> int:
 def in_lots(keys: Numbers, targets: Numbers, scratch: Scratch) -> Numbers:
     """The draws of rows, by hashes of their `keys` and of their `targets`: LOT equal ones share a draw, in their order."""
     draws = scratch.numbers(keys.chunks())
-    for same in _by_range(keys, targets):
+    for same in _by_range(keys, targets, scratch):
         known: pl.DataFrame | None = None
         for batch in same:
             counted = batch.with_columns(before=pl.int_range(pl.len()).over("draw", "mark"))
@@ -145,31 +144,30 @@ def in_lots(keys: Numbers, targets: Numbers, scratch: Scratch) -> Numbers:
     return draws
 
 
-def _by_range(draws: Numbers, marks: Numbers) -> Iterator[Iterator[pl.DataFrame]]:
+def _by_range(draws: Numbers, marks: Numbers, scratch: Scratch) -> Iterator[Iterator[pl.DataFrame]]:
     """Of each range of draws, ascending, the rows in frames that fit into memory: place, draw, mark; in their order.
 
-    One frame unless many rows share a draw.
+    One frame unless many rows share a draw. Each range is laid apart in a file first, so that each row is read twice, however
+    many ranges there are.
     """
-    count = _ranges(draws.count)
-    edges = [place * 2**64 // count for place in range(count + 1)]
-    most = max(AT_A_TIME, memory.limit() // ROW_BYTES)
-    return (_in_range(draws, marks, first, last - 1, most) for first, last in pairwise(edges))
+    count, most = _ranges(draws.count), max(AT_A_TIME, memory.limit() // ROW_BYTES)
+    edges = np.array([place * 2**64 // count for place in range(1, count)], dtype=np.uint64)
+    with Scratch(scratch.folder) as own:
+        apart = [own.numbers() for _ in range(count)]
+        for start in range(0, draws.count, AT_A_TIME):
+            draw, mark = draws.read(start, AT_A_TIME), marks.read(start, AT_A_TIME)
+            rows = np.stack([np.arange(start, start + len(draw), dtype=np.uint64), draw, mark], axis=1)
+            held = np.searchsorted(edges, draw, side="right")
+            for number in map(int, np.unique(held)):
+                apart[number].append(rows[held == number].ravel())
+        yield from (_frames(each, most) for each in apart)
 
 
-def _in_range(draws: Numbers, marks: Numbers, first: int, last: int, most: int) -> Iterator[pl.DataFrame]:
-    found: list[pl.DataFrame] = []
-    held = 0
-    for start in range(0, draws.count, AT_A_TIME):
-        here = draws.read(start, AT_A_TIME)
-        there = np.flatnonzero((here >= np.uint64(first)) & (here <= np.uint64(last)))
-        mark = marks.read(start, AT_A_TIME)
-        found.append(pl.DataFrame({"place": there + start, "draw": here[there], "mark": mark[there]}))
-        held += len(there)
-        if held > most:
-            yield pl.concat(found)
-            found, held = [], 0
-    if held:
-        yield pl.concat(found)
+def _frames(rows: Numbers, most: int) -> Iterator[pl.DataFrame]:
+    """Place, draw and mark of `most` rows at a time."""
+    for start in range(0, rows.count, 3 * most):
+        place, draw, mark = rows.read(start, 3 * most).reshape(-1, 3).T
+        yield pl.DataFrame({"place": place.astype(np.int64), "draw": draw, "mark": mark})
 
 
 # Which draws are those of test rows
@@ -229,7 +227,7 @@ class _Pairs:
     @classmethod
     def of(cls, draws: Numbers, classes: Numbers, scratch: Scratch) -> "_Pairs":
         pairs = cls(scratch.numbers(), scratch.numbers())
-        for same in _by_range(draws, classes):
+        for same in _by_range(draws, classes, scratch):
             found: list[pl.DataFrame] = []
             for batch in same:
                 found = [pl.concat([*found, batch.select("draw", "mark").unique()]).unique()]

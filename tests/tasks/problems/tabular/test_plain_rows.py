@@ -159,7 +159,7 @@ def test_rows_that_share_a_draw_take_no_more_memory_than_others(monkeypatch):
     in_small_pieces(monkeypatch, 128, 32, 2**20 // 64)
     with row_draws.Scratch(None) as scratch:
         draws = scratch.numbers([np.zeros(1_000), np.arange(200)])
-        frames = [frame.height for same in row_draws._by_range(draws, draws) for frame in same]
+        frames = [frame.height for same in row_draws._by_range(draws, draws, scratch) for frame in same]
     assert sum(frames) == 1_200
     assert max(frames) <= 64 + 32
 
