@@ -14,6 +14,7 @@ import polars as pl
 from evergreen.tasks import features, ingest, problems, validate
 from evergreen.tasks.config.data import Expectation, Rules
 from evergreen.tasks.config.params import Params
+from evergreen.tasks.core import table_parts
 from evergreen.tasks.core.errors import DataError, EvergreenError
 from evergreen.tasks.core.paths import Layout
 
@@ -38,7 +39,7 @@ def prove(params: Params, problem: str, written: pl.LazyFrame, folder: Path) -> 
     with _refusing(problem, folder):
         ingest.run(alone, None, layout)
         rules = params.validate_.get(problem, Rules())
-        checked = _check(problem, pl.read_parquet(layout.raw(problem)), rules, source.time)
+        checked = _check(problem, table_parts.scan(layout.raw(problem)).collect(), rules, source.time)
         layout.table(problem).parent.mkdir(parents=True)
         checked.write_parquet(layout.table(problem))
         features.run(alone, problem, layout)
